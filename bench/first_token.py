@@ -1,0 +1,152 @@
+"""What durability costs until the first token: from the client's Submit to the first delta it reads, in milliseconds.
+
+The simulated engine makes its first token at once, so that all of the time is the suite's: Submit, workflow, task
+queue, worker, live feed, stream. Jobs come one after the other, in a stack that does little else.
+
+In the same run, on the same Temporal server, the peer: a bare workflow with one remote activity in a process of its
+own, from its client's start_workflow to the activity's first line. The floors: a gRPC health check of the gateway, and
+one call of Temporal's that changes nothing.
+
+With `--engine vllm` (in the environment of `make test-vllm` or `make test-gpu`) the model is real, and its own time to
+the first token, asked of a bare AsyncLLM in the same run, is taken off; the further peer is `vllm serve`, over HTTP
+with server-sent events.
+
+    python -m bench.first_token
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from temporalio.client import Client
+
+from bench import script
+from bench.bare_workflow import QUEUE, BareWorkflow
+from bench.report import Report, quantiles
+from bench.stacks import beside, new_stack, simulated
+from bench.vllm_peers import BareVllm, VllmServe, worker_environment
+from bench.watched_job import finish, submit
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the command line chooses."""
+
+    rounds: int = 5
+    jobs: int = 30
+    engine: str = "simulated"
+    model_path: str = "models/docstrings"
+
+
+Way = Callable[[], Awaitable[float]]
+"""Runs one job; returns its milliseconds."""
+PROMPT = "Return the"
+
+
+async def measure(sizes: Sizes) -> Report:
+    """Return the report."""
+    report = Report(
+        "What does durability cost me until the first token?",
+        "ms from Submit to the first token at the client, one job at a time, loopback, no TLS.",
+    )
+    case = f"{sizes.engine} engine"
+    async with all_ways(sizes) as ways:
+        for way in ways.values():
+            # The first jobs of a process pay for its caches.
+            for _ in range(min(sizes.jobs, 5)):
+                await way()
+        for _ in range(sizes.rounds):
+            for who, way in ways.items():
+                report.add(case, who, quantiles([await way() for _ in range(sizes.jobs)]))
+    if sizes.engine == "simulated":
+        report.ratio(case, "p50", "peer_bare_workflow", at_most=1.3)
+    else:
+        bare = report.rounds(case, "floor_bare_async_llm", "p50")
+        added = [all_ - own for all_, own in zip(report.rounds(case, "suite", "p50"), bare, strict=True)]
+        workflow = report.rounds(case, "peer_bare_workflow", "p50")
+        what = "(suite - bare AsyncLLM) / peer_bare_workflow, p50, vllm engine"
+        report.judge(what, [ours / theirs for ours, theirs in zip(added, workflow, strict=True)], at_most=1.3)
+        report.ratio(case, "p50", "peer_vllm_serve")
+    return report
+
+
+@asynccontextmanager
+async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
+    """Run everything, and yield the ways by name."""
+    real = sizes.engine == "vllm"
+    worker = worker_environment(sizes.model_path) if real else simulated(tokens_per_second=1000)
+    async with AsyncExitStack() as opened:
+        stack = opened.enter_context(new_stack({"gpu-worker": worker}, engine=sizes.engine))
+        await opened.enter_async_context(stack)
+        await opened.enter_async_context(beside("bench.bare_workflow", stack.address("temporal")))
+        channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
+        temporal = await Client.connect(stack.address("temporal"))
+        ways = {"suite": suite(LlmServiceStub(channel)), "peer_bare_workflow": bare_workflow(temporal)}
+        if real:
+            serve = await opened.enter_async_context(VllmServe.running(sizes.model_path))
+            bare = await opened.enter_async_context(BareVllm.running(sizes.model_path))
+            ways["peer_vllm_serve"] = lambda: serve.first_token_ms(PROMPT)
+            ways["floor_bare_async_llm"] = lambda: bare.first_token_ms(PROMPT)
+        yield ways | {"floor_temporal_call": temporal_call(temporal), "floor_health_check": health_check(channel)}
+
+
+def suite(stub: LlmServiceStub) -> Way:
+    """Return the way through the whole suite."""
+
+    async def run() -> float:
+        begin = time.monotonic()
+        id_ = await submit(stub, tokens=2, prompt=PROMPT)
+        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
+            if message.HasField("delta"):
+                break
+        took = time.monotonic() - begin
+        await finish(stub, id_)
+        return took * 1000
+
+    return run
+
+
+def bare_workflow(client: Client) -> Way:
+    """Return the peer's way."""
+    ids = count(1)
+
+    async def run() -> float:
+        begin = time.monotonic_ns()
+        id_ = f"bench-bare-{next(ids)}"
+        reached = await client.execute_workflow(BareWorkflow.run, 1, id=id_, task_queue=QUEUE)
+        return (reached - begin) / 1e6
+
+    return run
+
+
+def temporal_call(client: Client) -> Way:
+    """Return the floor: Temporal answers without doing anything."""
+
+    async def run() -> float:
+        begin = time.monotonic()
+        await client.service_client.check_health()
+        return (time.monotonic() - begin) * 1000
+
+    return run
+
+
+def health_check(channel: grpc.aio.Channel) -> Way:
+    """Return the floor: the gateway answers without doing anything."""
+    stub = health_pb2_grpc.HealthStub(channel)
+
+    async def run() -> float:
+        begin = time.monotonic()
+        await stub.Check(health_pb2.HealthCheckRequest())
+        return (time.monotonic() - begin) * 1000
+
+    return run
+
+
+if __name__ == "__main__":
+    script.run(measure, Sizes(), Sizes(rounds=2, jobs=2), __doc__)

@@ -1,0 +1,57 @@
+"""What Temporal counts itself: calls of its API, and writes of workflows to its database."""
+
+import asyncio
+import re
+from collections import Counter
+from typing import Final
+
+import aiohttp
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+
+_LINE: Final = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+_LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
+_WRITES: Final = ("CreateWorkflowExecution", "UpdateWorkflowExecution")
+_MARK: Final = "CountWorkflowExecutions"
+"""A call that nobody else makes."""
+_REPORTS_SECONDS: Final = 1.0
+_PASSES: Final = 3
+"""Once a second Temporal reports its counters, one after the other in any order. What was counted before a mark may be
+missing from the pass that reports the mark, and still to come in the next; a third mark shows that that one is over."""
+
+
+class TemporalCounts:
+    """The counts of a stack's Temporal."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._url = stack.metrics_url("temporal")
+
+    async def settled(self, client: Client) -> tuple[Counter[str], int]:
+        """Return the calls by operation, and the writes of workflows, until now."""
+        for _ in range(_PASSES):
+            counts = await self._marked(client)
+        del counts[0][_MARK]
+        return counts
+
+    async def _marked(self, client: Client) -> tuple[Counter[str], int]:
+        """Make a call and return what Temporal reports together with it."""
+        marked = (await self._read())[0][_MARK]
+        await client.count_workflows()
+        async with asyncio.timeout(20 * _REPORTS_SECONDS):
+            while (counts := await self._read())[0][_MARK] == marked:  # noqa: ASYNC110  # it is another process's
+                await asyncio.sleep(_REPORTS_SECONDS / 20)
+        return counts
+
+    async def _read(self) -> tuple[Counter[str], int]:
+        async with aiohttp.ClientSession() as session, session.get(self._url) as answer:
+            text = await answer.text()
+        calls, writes = Counter[str](), 0
+        for line in _LINE.finditer(text):
+            labels = dict(_LABEL.findall(line["labels"]))
+            if line["name"] == "service_requests":
+                if labels["service_name"] == "frontend" and labels["namespace"] == "default":
+                    calls[labels["operation"]] += int(line["value"])
+            elif line["name"] == "persistence_requests" and labels["operation"] in _WRITES:
+                writes += int(line["value"])
+        return calls, writes

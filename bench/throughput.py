@@ -1,0 +1,117 @@
+"""Whether the suite keeps the GPU busy: output tokens a second of vLLM through the whole stack.
+
+All jobs are submitted at once, each on its own and each watched to its end, with the same prompts, greedy, up to the
+same number of tokens. In the same run, each with the same engine options in processes of its own: the limit, a bare
+AsyncLLM that is given all prompts at once; and the peer, `vllm serve`, driven by its own client, `vllm bench serve`.
+One of them works at a time.
+
+Needs vLLM: run it in the environment of `make test-vllm` (CPU) or of `make test-gpu`. On a GPU give it a real model:
+
+    python -m bench.throughput --model-path Qwen/Qwen3-0.6B --tokens 256
+"""
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import grpc
+
+from bench import script, vllm_peers
+from bench.report import Report
+from bench.stacks import new_stack
+from bench.vllm_peers import BareVllm, VllmServe, worker_environment
+from bench.watched_job import finish, submit
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the command line chooses."""
+
+    rounds: int = 3
+    jobs: tuple[int, ...] = (64, 256)
+    tokens: int = 128
+    max_concurrent: int = 256
+    model_path: str = "models/docstrings"
+    engine_options: str = "{}"
+
+
+Way = Callable[[list[str], int], Awaitable[dict[str, float]]]
+"""Generates for prompts, up to so many tokens each."""
+_PROMPT_CHARACTERS: Final = 200
+_CLIENT_SECONDS: Final = 600
+
+
+async def measure(sizes: Sizes) -> Report:
+    """Return the report."""
+    report = Report(
+        "Does the suite keep the GPU busy?",
+        "Output tokens a second, all jobs at once, from the first submission to the last end."
+        f" vLLM's {'CPU' if vllm_peers.on_cpu() else 'GPU'} build, model {sizes.model_path},"
+        f" a batch of {sizes.max_concurrent}.",
+    )
+    async with all_ways(sizes) as ways:
+        for way in ways.values():
+            await way(prompts(min(sizes.jobs)), sizes.tokens)
+        for _ in range(sizes.rounds):
+            for jobs in sizes.jobs:
+                for who, way in ways.items():
+                    report.add(f"{jobs} jobs", who, await way(prompts(jobs), sizes.tokens))
+    for jobs in sizes.jobs:
+        aim = 0.85 if vllm_peers.on_cpu() else 0.95
+        report.ratio(f"{jobs} jobs", "tokens_per_second", "limit_bare_async_llm", at_least=aim)
+        report.ratio(f"{jobs} jobs", "tokens_per_second", "peer_vllm_serve", at_least=1)
+    return report
+
+
+def prompts(count: int) -> list[str]:
+    """Return so many different prompts: pieces of the documentation of Python's own types."""
+    texts = [
+        text
+        for kind in (str, bytes, list, dict, set, int, float)
+        for name in sorted(vars(kind))
+        if len(text := inspect.getdoc(getattr(kind, name)) or "") > _PROMPT_CHARACTERS / 4
+    ]
+    return [f"{number}. {texts[number % len(texts)][:_PROMPT_CHARACTERS]}" for number in range(count)]
+
+
+@asynccontextmanager
+async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
+    """Run everything, and yield the ways by name."""
+    options = (sizes.model_path, sizes.max_concurrent, json.loads(sizes.engine_options))
+    async with AsyncExitStack() as opened:
+        stack = opened.enter_context(new_stack({"gpu-worker": worker_environment(*options)}, engine="vllm"))
+        await opened.enter_async_context(stack)
+        channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
+        bare = await opened.enter_async_context(BareVllm.running(*options))
+        serve = await opened.enter_async_context(VllmServe.running(*options))
+        yield {
+            "suite": partial(suite, LlmServiceStub(channel)),
+            "limit_bare_async_llm": bare.run,
+            "peer_vllm_serve": serve.bench,
+        }
+
+
+async def suite(stub: LlmServiceStub, prompts: list[str], tokens: int) -> dict[str, float]:
+    """Run a job for each prompt."""
+    params = llm_pb2.SamplingParams(max_tokens=tokens, temperature=0)
+
+    async def run(prompt: str) -> int:
+        ended = await finish(stub, await submit(stub, prompt=prompt, params=params))
+        return ended.result.metadata.output_tokens
+
+    begin = time.monotonic()
+    async with asyncio.timeout(_CLIENT_SECONDS):
+        made = sum(await asyncio.gather(*map(run, prompts)))
+    return {"tokens_per_second": made / (time.monotonic() - begin), "output_tokens": made}
+
+
+if __name__ == "__main__":
+    script.run(measure, Sizes(), Sizes(rounds=1, jobs=(4,), tokens=8, max_concurrent=4), __doc__)

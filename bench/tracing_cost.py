@@ -1,0 +1,142 @@
+"""What tracing costs: jobs a second, token latency and processor time, with spans exported, only made, and not made.
+
+Three stacks run side by side and are measured in turns, so that whatever else the machine does falls on all of them:
+
+- suite_exported: every span goes by OTLP to a receiver that drops it, in the SDK's default batches;
+- suite_not_exported: the default, spans are made and go nowhere;
+- peer_off: OTEL_SDK_DISABLED=true.
+
+`jobs_per_second` is from the first Submit to the last stream's end, `latency_ms_p50` from the engine's yield to the
+client as bench.token_latency has it. `cpu_ms_a_job`, of gateway, worker and notifier together, sending spans included,
+says what tracing costs on a machine whose other work makes the figures above a matter of luck.
+
+Left out: what the collector does with the spans, the network, vLLM's own tracing.
+
+    python -m bench.tracing_cost
+"""
+
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from bench import script
+from bench.report import Report
+from bench.stacks import new_stack, simulated
+from bench.token_latency import measure as token_ages
+from bench.token_latency import suite
+from bench.usage import cpu_of
+from bench.watched_job import together
+from deploy.local.stack import Stack
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the command line chooses."""
+
+    rounds: int = 7
+    jobs: int = 60
+    at_once: int = 30
+    streams: int = 8
+    tokens: int = 90
+
+
+EXPORTED: Final = "suite_exported"
+NOT_EXPORTED: Final = "suite_not_exported"
+OFF: Final = "peer_off"
+TOKENS_OF_JOB: Final = 3
+PER_SECOND: Final = 30
+SERVICES: Final = ("gateway", "gpu-worker", "notifier")
+_EXPORT: Final = ("opentelemetry.proto.collector.trace.v1.TraceService", "Export")
+
+
+async def measure(sizes: Sizes) -> Report:
+    """Return the report."""
+    report = Report("What does tracing cost?", "Jobs a second; ms from the engine's yield to the client; processor ms.")
+    async with AsyncExitStack() as running:
+        endpoint = await running.enter_async_context(receiver())
+        ways = {
+            OFF: {"OTEL_SDK_DISABLED": "true"},
+            NOT_EXPORTED: {},
+            EXPORTED: {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
+        }
+        turns = {who: await running.enter_async_context(running_turn(way, sizes)) for who, way in ways.items()}
+        for turn in turns.values():
+            # The first jobs of a process pay for its caches.
+            await turn.run_jobs()
+        for number in range(sizes.rounds):
+            # Whoever comes first in a round may find a calmer machine: that changes, too.
+            first = number % len(turns)
+            for who in [*turns, *turns][first : first + len(turns)]:
+                report.add("jobs", who, await turns[who].jobs())
+                report.add("tokens", who, await turns[who].tokens())
+    for who in (EXPORTED, NOT_EXPORTED):
+        report.ratio("jobs", "jobs_per_second", OFF, who=who, at_least=0.95)
+        report.ratio("tokens", "latency_ms_p50", OFF, who=who, at_most=1.05)
+        report.ratio("jobs", "cpu_ms_a_job", OFF, who=who)
+    return report
+
+
+@asynccontextmanager
+async def receiver() -> AsyncIterator[str]:
+    """Yield the address of an OTLP receiver that drops what it gets."""
+
+    async def drop(request: bytes, context: Any) -> bytes:
+        return b""
+
+    server = grpc.aio.server()
+    service, method = _EXPORT
+    server.add_registered_method_handlers(service, {method: grpc.unary_unary_rpc_method_handler(drop)})
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"http://127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@asynccontextmanager
+async def running_turn(tracing: dict[str, str], sizes: Sizes) -> AsyncIterator["Turn"]:
+    """Run a stack with these variables in every service."""
+    worker = {"GPU_WORKER_MAX_CONCURRENT": str(sizes.at_once), **simulated(tokens_per_second=PER_SECOND)}
+    with new_stack({"gateway": tracing, "notifier": tracing, "gpu-worker": {**tracing, **worker}}) as stack:
+        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.stamping_worker")
+        async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+            yield Turn(stack, LlmServiceStub(channel), sizes)
+
+
+class Turn:
+    """A stack to be measured."""
+
+    def __init__(self, stack: Stack, stub: LlmServiceStub, sizes: Sizes) -> None:
+        self._stack = stack
+        self._read = suite(stub)
+        self._sizes = sizes
+
+    async def jobs(self) -> dict[str, float]:
+        """Run jobs to their ends; return the figures."""
+        begin, before = time.perf_counter(), self._cpu_seconds()
+        await self.run_jobs()
+        return {
+            "jobs_per_second": self._sizes.jobs / (time.perf_counter() - begin),
+            "cpu_ms_a_job": 1000 * (self._cpu_seconds() - before) / self._sizes.jobs,
+        }
+
+    async def tokens(self) -> dict[str, float]:
+        """Watch tokens as they are made; return the figures."""
+        ages = await token_ages(self._read, self._sizes.streams, self._sizes.tokens)
+        return {f"latency_ms_{name}": value for name, value in ages.items()}
+
+    async def run_jobs(self) -> None:
+        """Run jobs to their ends."""
+        await together(self._sizes.jobs, lambda: self._read(TOKENS_OF_JOB), self._sizes.at_once)
+
+    def _cpu_seconds(self) -> float:
+        return sum(cpu_of(self._stack, SERVICES).values())
+
+
+if __name__ == "__main__":
+    script.run(measure, Sizes(), Sizes(rounds=1, jobs=4, at_once=2, streams=1, tokens=25), __doc__)

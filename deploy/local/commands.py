@@ -1,0 +1,56 @@
+"""The commands `up` and `demo`: what is done with a running stack, and how a signal ends it."""
+
+import asyncio
+import signal
+from typing import Final
+
+from deploy.local.client import first_model, gateway_client
+from deploy.local.demo import demo
+from deploy.local.hints import hints
+from deploy.local.ports import require_free
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+from deploy.local.supervisor import supervise
+
+
+async def up(stack: Stack) -> None:
+    """Say where everything is; never returns."""
+    async with gateway_client(stack) as client:
+        print(hints(stack, await first_model(client)))
+    print("Ctrl-C stops everything.", flush=True)
+    await asyncio.Event().wait()
+
+
+COMMANDS: Final = {"up": up, "demo": demo}
+
+
+async def run(command: str, settings: StackSettings) -> int:
+    """Start the stack, run a command on it, stop the stack; return the exit status. Raises StackError.
+
+    SIGINT, SIGTERM and SIGHUP stop everything in order; a second one kills what has not stopped yet.
+    """
+    stack = Stack(settings, report=_report)
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        if task.cancelling():
+            stack.hurry()
+        else:
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    if command == "demo":
+        require_free(stack.ports.demo_webhook, "demo_webhook")
+    try:
+        async with stack:
+            await supervise(stack, COMMANDS[command](stack), _report)
+    except asyncio.CancelledError:
+        # For `up` this is the way to end; a demo that was stopped has not shown what it should.
+        return 0 if command == "up" else 130
+    return 0
+
+
+def _report(name: str, words: str) -> None:
+    print(f"  {name:<12} {words}", flush=True)

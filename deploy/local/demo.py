@@ -1,0 +1,117 @@
+"""One real job from Submit to its webhook, shown as it happens."""
+
+import asyncio
+import json
+import uuid
+from typing import Any, Final
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from deploy.local.client import first_model, gateway_client
+from deploy.local.errors import DemoFailed
+from deploy.local.hints import hints
+from deploy.local.receiver import Receiver
+from deploy.local.stack import Stack
+from deploy.local.view import LiveView
+from llm_pb import llm_pb2, llm_pb2_grpc
+
+_PROMPT: Final = "Return the "
+_MAX_TOKENS: Final = 400
+_DELIVERY_SECONDS: Final = 30
+_SHOWN_CHARACTERS: Final = 100
+
+
+async def demo(stack: Stack) -> None:
+    """Submit a job, show its tokens, its outcome and the webhook; raises DemoFailed when anything is amiss."""
+    try:
+        await _demo(stack)
+    except grpc.aio.AioRpcError as error:
+        raise DemoFailed(f"The gateway answered {error.code().name}: {error.details()}") from error
+
+
+async def _demo(stack: Stack) -> None:
+    async with Receiver(stack.ports.demo_webhook) as receiver, gateway_client(stack) as client:
+        job = llm_pb2.JobRequest(
+            user_id="demo",
+            request_id=uuid.uuid4().hex[:8],
+            model=await first_model(client),
+            prompt=_PROMPT,
+            params=llm_pb2.SamplingParams(max_tokens=_MAX_TOKENS, temperature=0.3),
+            notify=[llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=receiver.url))],
+        )
+        _heading(f"Submit: model {job.model}, prompt {job.prompt!r}, at most {_MAX_TOKENS} tokens")
+        submitted = await client.Submit(llm_pb2.SubmitRequest(job=job))
+        print(f"  {submitted.workflow_id} is durable from here on")
+
+        _heading("StreamStatus: the tokens as they are made")
+        last, streamed = await _watch(client, submitted.workflow_id)
+        if last.result.output != streamed:
+            raise DemoFailed("The streamed text and the result differ.")
+
+        _heading("How it ended")
+        print(_summary(last))
+        if last.status.state != llm_pb2.JOB_STATE_SUCCEEDED:
+            raise DemoFailed(
+                f"The job ended as {llm_pb2.JobState.Name(last.status.state)}: {last.status.error.message}"
+            )
+
+        _heading(f"The webhook that {receiver.url} received")
+        try:
+            async with asyncio.timeout(_DELIVERY_SECONDS):
+                event = await receiver.events.get()
+        except TimeoutError as error:
+            raise DemoFailed(f"No webhook came within {_DELIVERY_SECONDS} s.") from error
+        for line in json.dumps(_shortened(event), indent=2, ensure_ascii=False).splitlines():
+            print(f"  {line}")
+
+    _heading("Where to look next: `make up` starts all this again and keeps it, this job included")
+    print(hints(stack, job.model))
+    print(f"  This job    {stack.web_ui}/namespaces/default/workflows/{submitted.workflow_id}\n")
+
+
+async def _watch(client: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> tuple[llm_pb2.StreamStatusResponse, str]:
+    """Show the job until it has ended; return the last message and the text that the deltas add up to."""
+    view = LiveView()
+    output = b""
+    status = llm_pb2.JobStatus()
+    message = llm_pb2.StreamStatusResponse()
+    async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id)):
+        if message.HasField("status"):
+            status = message.status
+        if message.HasField("delta"):
+            output = output[: message.delta.offset] + message.delta.text.encode()
+        state = llm_pb2.JobState.Name(status.state).removeprefix("JOB_STATE_")
+        view.update(message.delta.text, status.progress.percent, f"{state} {status.progress.stage} {len(output)} bytes")
+    view.close()
+    return message, output.decode()
+
+
+def _heading(words: str) -> None:
+    print(f"\n== {words}")
+
+
+def _summary(last: llm_pb2.StreamStatusResponse) -> str:
+    """Return the final status and the result's metadata, a line for each thing that a user asks first."""
+    status, metadata = last.status, last.result.metadata
+    lines = {
+        "state": llm_pb2.JobState.Name(status.state),
+        "error": status.error.message,
+        "finish reason": llm_pb2.FinishReason.Name(last.result.finish_reason),
+        "tokens": f"{metadata.prompt_tokens} of the prompt, {metadata.output_tokens} of output",
+        "waited": f"{_seconds(metadata.queue_time)} in the queue, {_seconds(metadata.time_to_first_token)} for a token",
+        "took": f"{_seconds(metadata.latency)} in all, {metadata.attempts} attempt(s)",
+        "ran on": f"{metadata.engine}, {metadata.gpu.name}, worker {metadata.worker}",
+    }
+    return "\n".join(f"  {name:<14} {value}" for name, value in lines.items() if value)
+
+
+def _seconds(duration: Duration) -> str:
+    return f"{duration.ToTimedelta().total_seconds():.3f} s"
+
+
+def _shortened(value: Any) -> Any:
+    """Return JSON with its long texts cut, to be looked at."""
+    if isinstance(value, dict):
+        return {name: _shortened(item) for name, item in value.items()}
+    return f"{value[:_SHOWN_CHARACTERS]}..." if isinstance(value, str) and len(value) > _SHOWN_CHARACTERS else value

@@ -1,0 +1,57 @@
+"""What can keep the stack from running, in one tree.
+
+    StackError
+    ├── ProgramMissing   a program is neither in the environment nor on PATH
+    ├── PortTaken        something else listens on a port
+    ├── StateBusy        another supervisor works in the state folder
+    ├── ProcessFailed    a process ended, or was not ready in time
+    └── DemoFailed       the demo's job did not go as it should
+
+Every message is for a person at a terminal and says what to do.
+"""
+
+from pathlib import Path
+
+
+class StackError(Exception):
+    """The stack cannot start or cannot go on."""
+
+
+class ProgramMissing(StackError):
+    """A program that the stack runs is not installed."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(f"{program} is not installed: `make env` installs it.")
+
+
+class PortTaken(StackError):
+    """Something else listens on a port that the stack needs."""
+
+    def __init__(self, port: int, setting: str) -> None:
+        super().__init__(
+            f"Port {port} is taken, maybe by another `make up`. Stop what listens there, or set {setting} to another"
+            " port (0 takes any free one)."
+        )
+
+
+class StateBusy(StackError):
+    """Another supervisor works in the state folder; two servers on one database would ruin it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        super().__init__(
+            f"Another stack runs in {state_dir}. Stop it, or set STACK_STATE_DIR to another folder and the ports"
+            " (STACK_*_PORT) to others."
+        )
+
+
+class ProcessFailed(StackError):
+    """A process ended when it should run, or was not ready in time. The message ends with its last log lines."""
+
+    def __init__(self, name: str, reason: str, log_path: Path, last_lines: list[str]) -> None:
+        self.name = name
+        shown = "".join(f"\n  | {line}" for line in last_lines) or "\n  (it wrote nothing)"
+        super().__init__(f"{name} {reason}. The end of {log_path}:{shown}")
+
+
+class DemoFailed(StackError):
+    """The demo's job did not go as it should."""

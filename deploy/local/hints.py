@@ -1,0 +1,49 @@
+"""What to try against a running stack: lines that work as they stand."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from deploy.local.ports import HOST
+from deploy.local.stack import Stack
+
+
+def hints(stack: Stack, model: str) -> str:
+    """Return, for a terminal, where the stack can be looked at and how it can be called."""
+    gateway = stack.address("gateway")
+    rpc = "llm.v1.LlmService"
+    user, request, prompt = "alice", "first", "Return the "
+    job = {"user_id": user, "request_id": request, "model": model, "prompt": prompt, "params": {"max_tokens": 64}}
+    workflow_id = f"llmjob-{user}-{request}"
+    submit = shlex.quote(json.dumps({"job": job}))
+    watch = shlex.quote(json.dumps({"workflow_id": workflow_id}))
+    buf_curl = f"{_tool('buf')} curl --protocol grpc --http2-prior-knowledge"
+    return f"""
+  Web UI      {stack.web_ui}
+  gateway     {gateway}
+  logs        {_short(stack.state_dir / "logs")}
+  metrics     {stack.metrics_url("gateway")} and more: see docs/observe.md
+
+Submit a job and watch it, with grpcurl or with buf:
+
+  grpcurl -plaintext -d {submit} {gateway} {rpc}/Submit
+  grpcurl -plaintext -d {watch} {gateway} {rpc}/StreamStatus
+
+  {buf_curl} --data {submit} http://{gateway}/{rpc}/Submit
+  {buf_curl} --data {watch} http://{gateway}/{rpc}/StreamStatus
+
+Look at it from Temporal's side:
+
+  {_tool("temporal")} workflow show --address {stack.address("temporal")} \
+--codec-endpoint http://{HOST}:{stack.ports.codec} --workflow-id {workflow_id}
+"""
+
+
+def _tool(name: str) -> str:
+    return _short(Path(sys.executable).with_name(name))
+
+
+def _short(path: Path) -> str:
+    """Return the path as a person in the current folder would write it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

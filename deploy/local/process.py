@@ -1,0 +1,166 @@
+"""One process of the stack: start it, wait until it is ready, stop it, kill it, start it again."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from deploy.local.errors import ProcessFailed
+
+Probe = Callable[["Process"], Awaitable[bool]]
+"""Looks once, within about a second, whether the process does its work."""
+
+_EXEC_TIED: Final = str(Path(__file__).with_name("exec_tied.py"))
+_PROBE_INTERVAL: Final = 0.05
+
+
+class Process:
+    """A program in a process group of its own, whose output is appended to a log file.
+
+    It dies with the process that started it (see exec_tied), provided that start() is called on a thread that lives on.
+    The whole group goes when the program ends, so that its own children never outlive it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        log_path: Path,
+        probe: Probe,
+        working_dir: Path,
+        start_timeout: float,
+        stop_grace: float,
+    ) -> None:
+        self.name = name
+        self.command = tuple(command)
+        self.environment = dict(environment)
+        """What start() passes; may be changed between two starts."""
+        self.log_path = log_path
+        self._probe = probe
+        self._working_dir = working_dir
+        self._start_timeout = start_timeout
+        self._stop_grace = stop_grace
+        self._pid = 0
+        self._end: asyncio.Task[int] | None = None
+        self._log_start = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, also its group's id; None unless it runs."""
+        return self._pid if self.running else None
+
+    @property
+    def returncode(self) -> int | None:
+        """How the last run ended, -N for signal N; None while it runs and before the first start."""
+        return self._end.result() if self._end is not None and self._end.done() else None
+
+    @property
+    def ending(self) -> str:
+        """How the last run ended, in words."""
+        if self.returncode is not None and self.returncode < 0:
+            return f"was ended by {signal.Signals(-self.returncode).name}"
+        return f"ended with status {self.returncode}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._end is not None and not self._end.done()
+
+    @property
+    def log(self) -> str:
+        """What this run has written so far."""
+        with self.log_path.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
+
+    async def start(self) -> None:
+        """Start it; returns at once, see wait_ready(). Raises RuntimeError when it runs already."""
+        if self.running:
+            raise RuntimeError(f"{self.name} runs already")
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            started = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                _EXEC_TIED,
+                str(os.getpid()),
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                cwd=self._working_dir,
+                # Ctrl-C at the terminal is for the supervisor alone, which stops the rest in order.
+                process_group=0,
+            )
+        self._pid = started.pid
+        self._end = asyncio.create_task(_end_of_group(started), name=f"end of {self.name}")
+
+    async def wait_ready(self) -> None:
+        """Return once the probe succeeds; raises ProcessFailed when the process ends first or takes too long."""
+        since = time.monotonic()
+        while True:
+            if not self.running:
+                raise self.failure(f"{self.ending} before it was ready")
+            if await self._probe(self):
+                return
+            if time.monotonic() - since > self._start_timeout:
+                raise self.failure(f"was not ready within {self._start_timeout:g} s (STACK_START_TIMEOUT)")
+            await asyncio.sleep(_PROBE_INTERVAL)
+
+    async def wait(self) -> int:
+        """Return the status with which it ended, once its whole group is gone. Raises RuntimeError before start()."""
+        if self._end is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return await asyncio.shield(self._end)
+
+    async def terminate(self) -> None:
+        """Ask it to stop with SIGTERM and wait; kill it after the grace. Nothing happens when it does not run."""
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._stop_grace):
+                await self._wait_if_running()
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it and its children with SIGKILL and wait. Nothing happens when it does not run."""
+        if self.running:
+            _kill_group(self._pid)
+            await self._wait_if_running()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, not to its children. Nothing happens when it does not run."""
+        if self.running:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def failure(self, reason: str) -> ProcessFailed:
+        """Return the error that says why, with the end of the log."""
+        return ProcessFailed(self.name, reason, self.log_path, self.log.splitlines()[-15:])
+
+    async def _wait_if_running(self) -> None:
+        if self.running:
+            await self.wait()
+
+
+async def _end_of_group(process: asyncio.subprocess.Process) -> int:
+    status = await process.wait()
+    # At once, before the id of the group can belong to somebody else.
+    _kill_group(process.pid)
+    return status
+
+
+def _kill_group(pid: int) -> None:
+    # macOS answers EPERM for a group that holds only zombies.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,54 @@
+"""Keeps a running stack running: a process that ends is started again, a bounded number of times."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Final, NoReturn
+
+from deploy.local.errors import ProcessFailed
+from deploy.local.process import Process
+from deploy.local.stack import Report, Stack
+
+_PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new start; when they are used up the process is given up."""
+_STEADY: Final = 60.0
+"""A process that ran for so many seconds has its restarts back."""
+
+
+async def supervise(stack: Stack, work: Awaitable[None], report: Report) -> None:
+    """Do the work, and meanwhile start again what ends.
+
+    Returns when the work is done, or raises what it raises; raises the ProcessFailed of a process that keeps ending.
+    """
+    tasks = [asyncio.ensure_future(work)]
+    tasks += [asyncio.create_task(_keep_running(process, report)) for process in stack.processes.values()]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _keep_running(process: Process, report: Report) -> NoReturn:
+    pauses = iter(_PAUSES)
+    while True:
+        since = time.monotonic()
+        await process.wait()
+        if time.monotonic() - since > _STEADY:
+            pauses = iter(_PAUSES)
+        pause = next(pauses, None)
+        if pause is None:
+            raise process.failure(f"{process.ending} again, after {len(_PAUSES)} restarts")
+        report(process.name, f"{process.ending}; starts again in {pause:g} s (log: {process.log_path})")
+        await asyncio.sleep(pause)
+        await process.start()
+        try:
+            await process.wait_ready()
+        except ProcessFailed:
+            # The next turn counts it as one more end.
+            await process.kill()
+        else:
+            report(process.name, "ready again")

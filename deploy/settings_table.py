@@ -1,0 +1,67 @@
+"""`make settings`: writes the table of all settings into the README, from the settings classes themselves."""
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr, TypeAdapter
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from deploy.local.settings import StackSettings
+from jobs.feed import FeedSettings
+from payload_converter.settings import CodecSettings
+from runtime.log import LogSettings
+from services.gateway.settings import GatewaySettings
+from services.gpu_worker.settings import GpuWorkerSettings
+from services.notifier.settings import NotifierSettings
+
+CLASSES: Final[tuple[type[BaseSettings], ...]] = (
+    GatewaySettings,
+    GpuWorkerSettings,
+    NotifierSettings,
+    FeedSettings,
+    LogSettings,
+    CodecSettings,
+    StackSettings,
+)
+README: Final = Path(__file__).parents[1] / "README.md"
+BEGIN: Final = "<!-- settings: written by `make settings` -->\n"
+END: Final = "<!-- settings end -->\n"
+
+
+def table() -> str:
+    """Return the table in Markdown: a section for each class, a row for each variable."""
+    lines: list[str] = []
+    for settings in CLASSES:
+        lines += ["", f"**{(settings.__doc__ or '').splitlines()[0]}**", ""]
+        lines += ["| variable | default | meaning |", "|---|---|---|"]
+        prefix = settings.model_config.get("env_prefix", "")
+        for name, field in settings.model_fields.items():
+            meaning = " ".join((field.description or "").split())
+            lines.append(f"| `{prefix}{name.upper()}` | {_default(field)} | {meaning} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def with_table(readme: str) -> str:
+    """Return the text with its table replaced."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    text = TypeAdapter(type(value)).dump_python(value, mode="json")
+    if text is None or text in ("", []):
+        return ""
+    if isinstance(text, list) and text and isinstance(text[0], dict):
+        return f"the model `{text[0]['name']}`"
+    if isinstance(text, list):
+        text = ",".join(map(str, text))
+    return f"`{text}`"
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text()))

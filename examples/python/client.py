@@ -1,0 +1,102 @@
+"""A client of LlmService: submits a job, watches it across broken connections, cancels it.
+
+python -m examples.python.client submit '{"user_id": "u", "request_id": "r", "model": "docstrings", "prompt": "def f("}'
+python -m examples.python.client watch llmjob-u-r [--offset N]
+python -m examples.python.client cancel llmjob-u-r [--reason WHY]
+
+The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import grpc
+from google.protobuf import json_format
+
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+
+RETRY_SECONDS = 1
+PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+"""Both pass by themselves: a gateway that restarts or is cut off, and one that serves its limit of streams."""
+
+
+async def watch(stub: LlmServiceStub, workflow_id: str, offset: int = 0) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
+    """Yield a job's messages to its end.
+
+    A stream that breaks is opened again where it broke, so that every byte of the output comes once.
+    """
+    while True:
+        request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id, output_offset=offset)
+        try:
+            async for message in stub.StreamStatus(request):
+                offset = message.next_offset
+                yield message
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in PASSING:
+                raise
+            print(f"{error.details()}; going on at byte {offset}", file=sys.stderr)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def show(message: llm_pb2.StreamStatusResponse) -> None:
+    """Print what a message brings."""
+    if message.delta.rewind:
+        where = message.delta.offset
+        print(f"the job started over: what follows replaces the output from byte {where}", file=sys.stderr)
+    print(message.delta.text, end="", flush=True)
+    if message.HasField("status"):
+        status = message.status
+        print(llm_pb2.JobState.Name(status.state), f"{status.progress.percent:.0f} %", file=sys.stderr)
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line asks for; return the exit status."""
+    options = [("grpc.keepalive_time_ms", 30_000)]
+    async with grpc.aio.insecure_channel(os.environ.get("LLM_ADDRESS", "127.0.0.1:50051"), options) as channel:
+        stub = LlmServiceStub(channel)
+        match arguments.command:
+            case "submit":
+                job = json_format.Parse(arguments.job, llm_pb2.JobRequest())
+                print((await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id)
+            case "cancel":
+                request = llm_pb2.CancelRequest(workflow_id=arguments.workflow_id, reason=arguments.reason)
+                status = (await stub.Cancel(request)).status
+                print("cancel requested" if status.cancel_requested else llm_pb2.JobState.Name(status.state))
+            case "watch":
+                status = llm_pb2.JobStatus()
+                async for message in watch(stub, arguments.workflow_id, arguments.offset):
+                    show(message)
+                    status = message.status
+                if status.HasField("error"):
+                    print(status.error.message, file=sys.stderr)
+                return 0 if status.state == llm_pb2.JOB_STATE_SUCCEEDED else 1
+    return 0
+
+
+def main() -> int:
+    """Parse the command line and run it."""
+    parser = argparse.ArgumentParser(prog="client")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("submit").add_argument("job", help="a JobRequest as JSON")
+    watching = commands.add_parser("watch")
+    watching.add_argument("workflow_id")
+    watching.add_argument("--offset", type=int, default=0)
+    cancelling = commands.add_parser("cancel")
+    cancelling.add_argument("workflow_id")
+    cancelling.add_argument("--reason", default="")
+    try:
+        return asyncio.run(run(parser.parse_args()))
+    except json_format.ParseError as error:
+        print(error, file=sys.stderr)
+    except grpc.aio.AioRpcError as error:
+        print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

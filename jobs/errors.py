@@ -1,0 +1,210 @@
+"""What can go wrong with a job, in one tree and one table.
+
+    JobError
+    ├── InvalidJob            the job breaks a rule of llm.proto
+    ├── UnknownModel          this worker does not serve the model
+    ├── PromptTooLong         prompt and one token do not fit the context
+    ├── UnsupportedParams     the engine cannot do what params ask for
+    ├── ResultTooLarge        the output does not fit a Temporal payload
+    ├── EngineFailed          the engine failed on this job; it lives on
+    ├── OutOfMemory           the device had no memory for this job
+    ├── EngineDead            the engine is gone for good, the worker's process ends
+    ├── WorkerShutdown        the worker was told to stop
+    ├── WorkerLost            the worker fell silent
+    ├── QueueTimeout          no worker took the job in time
+    ├── RunTimeout            every attempt took too long
+    ├── TotalTimeout          the job's whole time was spent
+    ├── Cancelled             somebody asked for it
+    ├── Terminated            an operator ended the workflow
+    ├── DeliveryFailed        a receiver could not be told, this time
+    └── DeliveryRefused       a receiver will never take it
+
+`RULES` says of each whether another attempt may help and which canonical code it has. In Temporal an error travels as
+an ApplicationError whose type is the reason; to clients it is a google.rpc.Status with an ErrorInfo.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from temporalio.exceptions import ApplicationError
+
+from jobs.names import ERROR_DOMAIN
+
+
+class JobError(Exception):
+    """Something that ends an attempt or a job. The message is for the client: no secrets, no prompt."""
+
+    reason: str
+
+
+class InvalidJob(JobError):
+    """The job breaks a rule of llm.proto."""
+
+    reason = "INVALID_JOB"
+
+
+class UnknownModel(JobError):
+    """The worker that took the job does not serve its model."""
+
+    reason = "UNKNOWN_MODEL"
+
+
+class PromptTooLong(JobError):
+    """The prompt leaves no room for a token in the model's context."""
+
+    reason = "PROMPT_TOO_LONG"
+
+
+class UnsupportedParams(JobError):
+    """The engine cannot do what the sampling parameters ask for."""
+
+    reason = "UNSUPPORTED_PARAMS"
+
+
+class ResultTooLarge(JobError):
+    """The result does not fit a Temporal payload (2 MiB); Temporal would retry it for ever."""
+
+    reason = "RESULT_TOO_LARGE"
+
+
+class EngineFailed(JobError):
+    """The engine failed on this job and can go on with others."""
+
+    reason = "ENGINE_FAILED"
+
+
+class OutOfMemory(JobError):
+    """The device had no memory left for this job."""
+
+    reason = "OUT_OF_MEMORY"
+
+
+class EngineDead(JobError):
+    """The engine is gone for good; the worker's process ends after this."""
+
+    reason = "ENGINE_DEAD"
+
+
+class WorkerShutdown(JobError):
+    """The worker was told to stop before the job was done."""
+
+    reason = "WORKER_SHUTDOWN"
+
+
+class WorkerLost(JobError):
+    """The worker fell silent: killed, cut off, or its engine hangs."""
+
+    reason = "WORKER_LOST"
+
+
+class QueueTimeout(JobError):
+    """No worker took the job within JobTimeouts.queue."""
+
+    reason = "QUEUE_TIMEOUT"
+
+
+class RunTimeout(JobError):
+    """Every attempt took longer than JobTimeouts.run."""
+
+    reason = "RUN_TIMEOUT"
+
+
+class TotalTimeout(JobError):
+    """JobTimeouts.total was spent."""
+
+    reason = "TOTAL_TIMEOUT"
+
+
+class Cancelled(JobError):
+    """Somebody asked for the job to stop."""
+
+    reason = "CANCELLED"
+
+
+class Terminated(JobError):
+    """An operator terminated the workflow."""
+
+    reason = "TERMINATED"
+
+
+class DeliveryFailed(JobError):
+    """A receiver could not be told, this time."""
+
+    reason = "DELIVERY_FAILED"
+
+
+class DeliveryRefused(JobError):
+    """A receiver will never take this delivery."""
+
+    reason = "DELIVERY_REFUSED"
+
+
+class Rule(NamedTuple):
+    """What follows from an error."""
+
+    code: int
+    """A google.rpc.Code."""
+    retryable: bool
+    """Whether another attempt, maybe on another worker, can succeed."""
+
+
+RULES: Final[dict[type[JobError], Rule]] = {
+    InvalidJob: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
+    UnknownModel: Rule(code_pb2.NOT_FOUND, retryable=False),
+    PromptTooLong: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
+    UnsupportedParams: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
+    ResultTooLarge: Rule(code_pb2.OUT_OF_RANGE, retryable=False),
+    EngineFailed: Rule(code_pb2.UNAVAILABLE, retryable=True),
+    OutOfMemory: Rule(code_pb2.RESOURCE_EXHAUSTED, retryable=True),
+    EngineDead: Rule(code_pb2.UNAVAILABLE, retryable=True),
+    WorkerShutdown: Rule(code_pb2.UNAVAILABLE, retryable=True),
+    WorkerLost: Rule(code_pb2.UNAVAILABLE, retryable=True),
+    QueueTimeout: Rule(code_pb2.DEADLINE_EXCEEDED, retryable=False),
+    RunTimeout: Rule(code_pb2.DEADLINE_EXCEEDED, retryable=True),
+    TotalTimeout: Rule(code_pb2.DEADLINE_EXCEEDED, retryable=False),
+    Cancelled: Rule(code_pb2.CANCELLED, retryable=False),
+    Terminated: Rule(code_pb2.ABORTED, retryable=False),
+    DeliveryFailed: Rule(code_pb2.UNAVAILABLE, retryable=True),
+    DeliveryRefused: Rule(code_pb2.FAILED_PRECONDITION, retryable=False),
+}
+
+_PAYLOAD_ERROR: Final = "PayloadValidationError"
+"""The type that the payload converter gives to an input that cannot be read."""
+
+BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in RULES}
+
+
+def to_application_error(error: JobError, *details: Any) -> ApplicationError:
+    """Return what an activity raises so that Temporal retries the error, or does not, by the table."""
+    return ApplicationError(str(error), *details, type=error.reason, non_retryable=not RULES[type(error)].retryable)
+
+
+def from_application_error(error: ApplicationError, otherwise: type[JobError]) -> JobError:
+    """Return the error that travelled; `otherwise` for one that is none of ours, an exception in an activity, say."""
+    if error.type == _PAYLOAD_ERROR:
+        return InvalidJob(error.message)
+    return BY_REASON.get(error.type or "", otherwise)(error.message)
+
+
+def to_status(error: JobError) -> status_pb2.Status:
+    """Return the error as clients see it: code, message and an ErrorInfo with the reason."""
+    return make_status(RULES[type(error)].code, str(error), error_info(error.reason))
+
+
+def error_type(error: BaseException) -> str:
+    """Return the name of an error for a metric or a span: a reason of ours, else the name of its class."""
+    return error.reason if isinstance(error, JobError) else type(error).__name__
+
+
+def error_info(reason: str) -> error_details_pb2.ErrorInfo:
+    """Return the detail that every error of the API carries."""
+    return error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN)
+
+
+def make_status(code: int, message: str, *details: Message) -> status_pb2.Status:
+    """Return a google.rpc.Status with its details packed."""
+    status = status_pb2.Status(code=code, message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status

@@ -1,0 +1,88 @@
+"""The live feed of a job: an ordered log of FeedRecords, fast, resumable and disposable.
+
+Nothing durable depends on it. Records may be lost with the broker; they are never reordered, and TokensMade carries the
+offset of its text, so a reader sees a gap and asks Temporal instead.
+"""
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from typing import Protocol
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llm_pb import llm_pb2
+
+
+class Feed(Protocol):
+    """Where the records of jobs go. A job's key is the run id of its workflow."""
+
+    @property
+    def outages(self) -> int:
+        """How often so far the feed took records again after some may have been lost.
+
+        A writer that sees it change, after an append, repeats what its readers must not miss.
+        """
+        ...
+
+    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+        """Hand a record over without waiting until it is stored. Never raises, never blocks.
+
+        A feed that is away, or has more under way than it keeps in memory, loses it.
+        """
+        ...
+
+    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+        """Append a record and wait, a bounded time, until it and all before it are stored; False when that failed."""
+        ...
+
+    def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
+        """Yield the job's records from the first one kept, then each as it comes, until closed.
+
+        Waits while the feed is away, and goes on by itself. Each record comes once, in order.
+        """
+        ...
+
+    async def remove(self, key: str) -> None:
+        """Forget the job's records. Never raises: what stays is forgotten at the end of its retention."""
+        ...
+
+    async def close(self) -> None:
+        """Hand over what is buffered, within a bounded time, and disconnect."""
+        ...
+
+
+class Fence:
+    """Tells the records that count: those of the attempt that has taken the feed over last."""
+
+    def __init__(self) -> None:
+        self._writer = ""
+        self._attempt = 0
+
+    def admits(self, record: llm_pb2.FeedRecord) -> bool:
+        """Return whether the record counts; to be asked of each one, in order."""
+        if record.HasField("attempt_started"):
+            if record.attempt_started.attempt < self._attempt:
+                # Temporal has given that attempt up before it came so far: a newer one is at work.
+                return False
+            self._writer, self._attempt = record.writer, record.attempt_started.attempt
+        return record.writer == self._writer
+
+
+class FeedSettings(BaseSettings):
+    """The live feed, the same for gateway and worker."""
+
+    model_config = SettingsConfigDict(env_prefix="FEED_", frozen=True, use_attribute_docstrings=True)
+
+    url: SecretStr = SecretStr("nats://127.0.0.1:4222")
+    """The NATS server, with JetStream; may hold a user and password."""
+    stream: str = "LLM_FEED"
+    """Name of the JetStream stream that holds the records."""
+    subject_prefix: str = "llm.feed"
+    """Subjects are this, a dot and the job's run id."""
+    max_age: timedelta = timedelta(hours=24)
+    """How long records are kept."""
+    max_bytes: int = Field(1 << 30, gt=0)
+    """How much disk the records may take; the oldest go first."""
+    timeout: timedelta = timedelta(seconds=2)
+    """Longest wait for the broker's answer."""

@@ -1,0 +1,50 @@
+"""The live feed inside one process: for tests, and for a gateway and worker that run in one."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+
+from llm_pb import llm_pb2
+
+
+class MemoryFeed:
+    """A Feed whose records live as long as the process."""
+
+    outages = 0
+    """See Feed: it never loses a record."""
+
+    def __init__(self) -> None:
+        self._logs: defaultdict[str, list[llm_pb2.FeedRecord]] = defaultdict(list)
+        self._grown = asyncio.Condition()
+
+    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+        """See Feed."""
+        copy = llm_pb2.FeedRecord()
+        copy.CopyFrom(record)
+        async with self._grown:
+            self._logs[key].append(copy)
+            self._grown.notify_all()
+
+    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+        """See Feed."""
+        await self.append(key, record)
+        return True
+
+    async def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
+        """See Feed."""
+        position = 0
+        while True:
+            async with self._grown:
+                while len(self._logs[key]) <= position:
+                    await self._grown.wait()
+                records = self._logs[key][position:]
+            position += len(records)
+            for record in records:
+                yield record
+
+    async def remove(self, key: str) -> None:
+        """See Feed."""
+        self._logs[key].clear()
+
+    async def close(self) -> None:
+        """See Feed."""

@@ -1,0 +1,266 @@
+"""The live feed on NATS JetStream; the only module that imports nats.
+
+One subject for each job gives one order. Output is published without an acknowledgement: JetStream stores what one
+connection sends in the order it was sent, so the acknowledgement of the last record (`sync`) covers all before it.
+
+A reader is a push consumer of its own. nats-py has an ordered one, too, but it looks for its server only every ten
+seconds, and goes on by sequence number, which a broker that lost the end of its log gives away a second time.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Final, TypeVar
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, StorageType, StreamConfig
+from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
+
+from jobs.feed import FeedSettings
+from llm_pb import llm_pb2
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_PENDING_BYTES: Final = 4 * 1024 * 1024
+"""What may be under way to the broker. Beyond it, and while the broker is away, records are lost."""
+_RETRY_SECONDS: Final = 1
+_PING_SECONDS: Final = 5
+"""How often the broker must answer; a connection on which it does not is given up after three times this."""
+_HEARTBEAT_SECONDS: Final = 1
+_SILENCE_SECONDS: Final = 2.5 * _HEARTBEAT_SECONDS
+"""A consumer that sent neither a record nor a heartbeat for so long is gone."""
+_SUBSCRIBING: Final = 64
+"""How many readers subscribe at once: after a restart of the broker all of them want to."""
+_OTHER_CONFIG: Final = 10058
+"""JetStream's error for a stream that exists with other settings."""
+
+
+class NatsFeed:
+    """A Feed on a JetStream stream, which it creates when there is none."""
+
+    def __init__(self, settings: FeedSettings) -> None:
+        self._settings = settings
+        self._client = Client()
+        self._stream = self._client.jetstream(timeout=settings.timeout.total_seconds())
+        self._ready = asyncio.Event()
+        self._stream_unsure = asyncio.Event()
+        self._staying_ready: asyncio.Task[None] | None = None
+        self._readers: set[asyncio.Queue[Msg | None]] = set()
+        self._subscribing = asyncio.Semaphore(_SUBSCRIBING)
+        self._losing = False
+        self._outages = 0
+
+    @property
+    def outages(self) -> int:
+        """See Feed."""
+        return self._outages
+
+    def start(self) -> None:
+        """Begin to connect, and go on trying: a service starts without its feed."""
+        self._staying_ready = asyncio.create_task(self._stay_ready())
+
+    async def wait_ready(self) -> None:
+        """Return once the stream is there."""
+        await self._ready.wait()
+
+    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+        """See Feed."""
+        if not self._ready.is_set() or self._client.pending_data_size > _PENDING_BYTES:
+            self._losing = True
+            return
+        if self._losing:
+            self._losing = False
+            self._outages += 1
+        try:
+            await self._client.publish(self._subject(key), record.SerializeToString())
+        except (NatsError, OSError) as error:
+            self._losing = True
+            _log.warning("feed lost a record: %r", error)
+
+    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+        """See Feed."""
+        if not self._ready.is_set():
+            return False
+        try:
+            await _answer(self._stream.publish(self._subject(key), record.SerializeToString()))
+        except (NatsError, OSError, TimeoutError) as error:
+            _log.warning("feed did not store a record: %r", error)
+            self._note_failure(error)
+            return False
+        return True
+
+    async def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
+        """See Feed."""
+        last: tuple[datetime, int] | None = None
+        while True:
+            await self._ready.wait()
+            try:
+                async with aclosing(self._deliver(self._subject(key), last and last[0])) as messages:
+                    async for message in messages:
+                        metadata = message.metadata
+                        place = (metadata.timestamp, metadata.sequence.stream)
+                        if last is None or place > last:
+                            last = place
+                            yield llm_pb2.FeedRecord.FromString(message.data)
+            except (NatsError, OSError, TimeoutError) as error:
+                _log.warning("feed cannot be read now: %r", error)
+                self._note_failure(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def remove(self, key: str) -> None:
+        """See Feed."""
+        if not self._ready.is_set():
+            return
+        try:
+            await _answer(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
+        except (NatsError, OSError, TimeoutError) as error:
+            _log.warning("feed did not forget a job: %r", error)
+
+    async def close(self) -> None:
+        """See Feed."""
+        if self._client.is_connected:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await self._client.flush(timeout=int(max(1, self._settings.timeout.total_seconds())))
+        if self._staying_ready is not None:
+            self._staying_ready.cancel()
+            await asyncio.gather(self._staying_ready, return_exceptions=True)
+
+    def _subject(self, key: str) -> str:
+        return f"{self._settings.subject_prefix}.{key}"
+
+    async def _deliver(self, subject: str, since: datetime | None) -> AsyncGenerator[Msg, None]:
+        """Yield the records stored from a moment on, or all, until some may be missing: then a new consumer must go on.
+
+        By time, not by sequence number: those of a stream that was lost, or lost its end, are given away again. What
+        was stored in that same moment comes a second time.
+        """
+        inbox = self._client.new_inbox()
+        messages: asyncio.Queue[Msg | None] = asyncio.Queue()
+        subscription = await self._client.subscribe(inbox, cb=messages.put)
+        self._readers.add(messages)
+        try:
+            async with self._subscribing:
+                config = ConsumerConfig(
+                    filter_subject=subject,
+                    deliver_subject=inbox,
+                    deliver_policy=DeliverPolicy.ALL if since is None else DeliverPolicy.BY_START_TIME,
+                    # Times are rounded on their way here.
+                    opt_start_time=since and since - timedelta(milliseconds=1),
+                    ack_policy=AckPolicy.NONE,
+                    max_deliver=1,
+                    num_replicas=1,
+                    mem_storage=True,
+                    flow_control=True,
+                    idle_heartbeat=_HEARTBEAT_SECONDS,
+                )
+                await _answer(self._stream.add_consumer(self._settings.stream, config))
+            delivered = 0
+            while (message := await _next(messages)) is not None:
+                if message.headers is None:
+                    delivered += 1
+                    if message.metadata.sequence.consumer != delivered:
+                        return
+                    yield message
+                # A heartbeat or a request to say how far the reader is. Records have no headers.
+                elif reply := message.reply or message.headers.get(Header.CONSUMER_STALLED):
+                    await self._client.publish(reply)
+                elif message.headers.get(Header.LAST_CONSUMER) != str(delivered):
+                    return
+        finally:
+            self._readers.discard(messages)
+            # The broker drops a consumer that nobody listens to.
+            with contextlib.suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+
+    async def _stay_ready(self) -> None:
+        try:
+            await _answer(self._connect())
+            while True:
+                self._stream_unsure.clear()
+                try:
+                    await self._make_stream()
+                except (NatsError, OSError, TimeoutError) as error:
+                    _log.warning("feed's stream cannot be made now: %r", error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                self._ready.set()
+                await self._stream_unsure.wait()
+        finally:
+            await self._client.close()
+
+    async def _connect(self) -> None:
+        await self._client.connect(
+            servers=self._settings.url.get_secret_value(),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RETRY_SECONDS,
+            connect_timeout=max(1, round(self._settings.timeout.total_seconds())),
+            ping_interval=_PING_SECONDS,
+            # Past this nats-py makes a publisher wait; append stays below it.
+            pending_size=2 * _PENDING_BYTES,
+            error_cb=_log_error,
+            disconnected_cb=self._note_disconnect,
+            reconnected_cb=self._note_reconnect,
+        )
+
+    async def _make_stream(self) -> None:
+        """Make the stream, or give one that is there the limits of the settings."""
+        config = StreamConfig(
+            name=self._settings.stream,
+            subjects=[f"{self._settings.subject_prefix}.*"],
+            storage=StorageType.FILE,
+            max_age=self._settings.max_age.total_seconds(),
+            max_bytes=self._settings.max_bytes,
+        )
+        try:
+            await _answer(self._stream.add_stream(config))
+        except BadRequestError as error:
+            if error.err_code != _OTHER_CONFIG:
+                raise
+            await _answer(self._stream.update_stream(config))
+
+    async def _note_disconnect(self) -> None:
+        self._ready.clear()
+        self._losing = True
+        for messages in self._readers:
+            messages.put_nowait(None)
+
+    async def _note_reconnect(self) -> None:
+        self._stream_unsure.set()
+
+    def _note_failure(self, error: Exception) -> None:
+        if isinstance(error, (NoStreamResponseError, NotFoundError)):
+            # Somebody deleted the stream, and what it held and was sent since.
+            self._losing = True
+            self._stream_unsure.set()
+
+
+async def _answer(asked: Awaitable[T]) -> T:
+    """Return the broker's answer; raises CancelledError when the task was cancelled meanwhile.
+
+    nats-py waits by asyncio.wait_for, which on Python 3.11 forgets a cancel that comes together with the answer.
+    """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    answer = await asked
+    if task and task.cancelling() > cancels:
+        raise asyncio.CancelledError
+    return answer
+
+
+async def _next(messages: "asyncio.Queue[Msg | None]") -> Msg | None:
+    """Return the next message, None when it does not come because the consumer or the connection is gone."""
+    try:
+        async with asyncio.timeout(_SILENCE_SECONDS):
+            return await messages.get()
+    except TimeoutError:
+        return None
+
+
+async def _log_error(error: Exception) -> None:
+    _log.info("feed: %r", error)

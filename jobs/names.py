@@ -1,0 +1,46 @@
+"""Every name that two sides of the suite share, once."""
+
+from typing import Final
+
+from temporalio.common import SearchAttributeKey
+
+WORKFLOW_TYPE: Final = "LLMJobWorkflow"
+QUERY_GET_STATUS: Final = "GetStatus"
+SIGNAL_CANCEL: Final = "Cancel"
+QUERY_GET_DELIVERIES: Final = "GetDeliveries"
+
+# Goes on with the deliveries of a job's outcome once the job has closed.
+DELIVERY_WORKFLOW_TYPE: Final = "LLMDeliveryWorkflow"
+SIGNAL_REDELIVER: Final = "Redeliver"
+
+ACTIVITY_RUN: Final = "RunLLMOnGPU"
+ACTIVITY_NOTIFY: Final = "NotifyUI"
+# Tells the targets of a running job that asked for it how it gets on.
+ACTIVITY_NOTIFY_PROGRESS: Final = "NotifyProgress"
+# Asks Temporal to cancel the workflow that runs it: see jobs.workflow.
+ACTIVITY_REQUEST_CANCEL: Final = "RequestCancel"
+# Forgets the live feed of the job that runs it, whose outcome is durable by then.
+ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
+
+WORKFLOW_QUEUE: Final = "gateway-workflows"
+GPU_QUEUE: Final = "llm-gpu-activities"
+NOTIFY_QUEUE: Final = "notifications-activities"
+# Appended to the notifiers' queue: NotifyProgress lasts as long as its job, and must not take the room of NotifyUI.
+PROGRESS_QUEUE_SUFFIX: Final = ".progress"
+
+USER_ID: Final = SearchAttributeKey.for_keyword("UserID")
+REQUEST_ID: Final = SearchAttributeKey.for_keyword("RequestID")
+MODEL: Final = SearchAttributeKey.for_keyword("Model")
+PROJECT_ID: Final = SearchAttributeKey.for_keyword("ProjectId")
+LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
+# The final JobState by name: Temporal closes a job that ran out of time in an activity as Failed.
+JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
+SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE)
+
+# Memo of a job's workflow: the JobOptions its gateway chose, a digest of the JobRequest that tells a repeated Submit
+# from another job under the same key, and the W3C traceparent of the Submit that started it.
+MEMO_OPTIONS: Final = "options"
+MEMO_DIGEST: Final = "request_sha256"
+MEMO_TRACEPARENT: Final = "traceparent"
+
+ERROR_DOMAIN: Final = "llm.v1"

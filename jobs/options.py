@@ -1,0 +1,78 @@
+"""The settings of one job: chosen by its gateway, carried in the workflow's memo, complete by default.
+
+They travel with the job because a workflow must not read the settings of the process that happens to run it: those may
+differ between two workers, and between a run and its replay.
+"""
+
+from datetime import timedelta
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.common import RetryPolicy
+
+from jobs import names
+from llm_pb import llm_pb2
+
+
+def duration(value: timedelta) -> Duration:
+    """Return the protobuf form of a time span."""
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+DEFAULT_QUEUE_TIMEOUT: Final = timedelta(minutes=5)
+DEFAULT_RUN_TIMEOUT: Final = timedelta(hours=2)
+DEFAULT_TOTAL_TIMEOUT: Final = timedelta(hours=8)
+
+# After 5 s, 15 s, 45 s, 2 min, 7 min, 20 min, 1 h, 3 h, 9 h, then every 12 h: about what Standard Webhooks recommends.
+DEFAULT_NOTIFY_INTERVAL: Final = timedelta(seconds=5)
+DEFAULT_NOTIFY_BACKOFF: Final = 3.0
+DEFAULT_NOTIFY_MAX_INTERVAL: Final = timedelta(hours=12)
+DEFAULT_NOTIFY_ATTEMPTS: Final = 50
+DEFAULT_NOTIFY_WITHIN: Final = timedelta(hours=72)
+# A receiver has 30 s; the rest is for the way to the notifier and back.
+DEFAULT_NOTIFY_TIMEOUT: Final = timedelta(seconds=40)
+DEFAULT_NOTIFY_HOLD: Final = timedelta(seconds=10)
+
+DEFAULTS: Final = llm_pb2.JobOptions(
+    gpu_task_queue=names.GPU_QUEUE,
+    notify_task_queue=names.NOTIFY_QUEUE,
+    timeouts=llm_pb2.JobTimeouts(
+        total=duration(DEFAULT_TOTAL_TIMEOUT),
+        queue=duration(DEFAULT_QUEUE_TIMEOUT),
+        run=duration(DEFAULT_RUN_TIMEOUT),
+    ),
+    heartbeat_timeout=duration(timedelta(seconds=30)),
+    gpu_retry=llm_pb2.RetryOptions(
+        initial_interval=duration(timedelta(seconds=10)), backoff_coefficient=2.0, maximum_attempts=3
+    ),
+    notify_retry=llm_pb2.RetryOptions(
+        initial_interval=duration(DEFAULT_NOTIFY_INTERVAL),
+        backoff_coefficient=DEFAULT_NOTIFY_BACKOFF,
+        maximum_interval=duration(DEFAULT_NOTIFY_MAX_INTERVAL),
+        maximum_attempts=DEFAULT_NOTIFY_ATTEMPTS,
+        within=duration(DEFAULT_NOTIFY_WITHIN),
+    ),
+    notify_timeout=duration(DEFAULT_NOTIFY_TIMEOUT),
+    notify_hold=duration(DEFAULT_NOTIFY_HOLD),
+)
+
+
+def complete(chosen: llm_pb2.JobOptions | None, job: llm_pb2.JobRequest) -> llm_pb2.JobOptions:
+    """Return what the gateway chose, or the defaults without a gateway, with the job's own timeouts in place."""
+    options = llm_pb2.JobOptions()
+    options.CopyFrom(DEFAULTS if chosen is None else chosen)
+    for descriptor, value in job.timeouts.ListFields():
+        # MergeFrom would merge two durations field by field: 2 s over 0.5 s would make 2.5 s.
+        getattr(options.timeouts, descriptor.name).CopyFrom(value)
+    return options
+
+
+def retry_policy(options: llm_pb2.RetryOptions) -> RetryPolicy:
+    """Return Temporal's form of the retry options."""
+    return RetryPolicy(
+        initial_interval=options.initial_interval.ToTimedelta(),
+        backoff_coefficient=options.backoff_coefficient,
+        maximum_attempts=options.maximum_attempts,
+    )

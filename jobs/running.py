@@ -1,0 +1,34 @@
+"""What Temporal knows of an open job's attempt: it describes the pending activity RunLLMOnGPU."""
+
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import WorkflowExecutionDescription
+from temporalio.converter import DataConverter
+
+from jobs import errors, names
+from llm_pb import llm_pb2
+
+
+def pending_run(description: WorkflowExecutionDescription) -> PendingActivityInfo | None:
+    """Return the job's attempt, waiting or running; None when it has none, not yet or no more."""
+    pending = description.raw_description.pending_activities
+    return next((item for item in pending if item.activity_type.name == names.ACTIVITY_RUN), None)
+
+
+async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter: DataConverter) -> None:
+    """Put into the status what is known of the attempt: QUEUED while it waits, or RUNNING with its progress."""
+    waiting = run.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+    status.state = llm_pb2.JOB_STATE_QUEUED if waiting else llm_pb2.JOB_STATE_RUNNING
+    status.attempt = run.attempt - 1 if waiting else run.attempt
+    status.cancel_requested = run.state == PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
+    if run.HasField("last_started_time"):
+        status.start_time.CopyFrom(run.last_started_time)
+    if run.HasField("last_failure"):
+        failure = run.last_failure
+        kind = errors.BY_REASON.get(failure.application_failure_info.type, errors.EngineFailed)
+        if failure.HasField("timeout_failure_info"):
+            kind = errors.WorkerLost
+        status.error.CopyFrom(errors.to_status(kind(failure.message)))
+    if not waiting and run.heartbeat_details.payloads:
+        (report,) = await converter.decode(run.heartbeat_details.payloads[:1], [llm_pb2.JobProgress])
+        status.progress.CopyFrom(report)

@@ -1,0 +1,299 @@
+"""LLMJobWorkflow: one job from its acceptance to its end.
+
+    run the model (RunLLMOnGPU) ──▶ settle the outcome ──▶ tell it (NotifyUI, one for each target) ──▶ close
+    tell how it gets on, if asked to (NotifyProgress)  │        └─ what is not taken soon ──▶ LLMDeliveryWorkflow
+                                                       └──▶ forget the live feed (ForgetFeed)
+
+Every wait in here goes through `_until`, so that a cancel, whether it comes as the signal Cancel or from Temporal
+itself (Web UI, `temporal workflow cancel`), is noted wherever the job is and acted upon in one place.
+
+How it closes:
+
+| outcome   | native status | how                                                                             |
+|-----------|---------------|---------------------------------------------------------------------------------|
+| SUCCEEDED | Completed     | the JobResult is the workflow's result                                          |
+| CANCELLED | Canceled      | only a workflow that Temporal was asked to cancel can close so: after a signal  |
+|           |               | the workflow has that asked for itself (RequestCancel)                          |
+| FAILED    | Failed        | an ApplicationError; its type is the reason, its detail the partial JobResult   |
+| TIMED_OUT | Timed out     | when the job's total time is spent; after the limits of queue and run: Failed,  |
+|           |               | for Temporal gives a workflow no way to close itself as timed out               |
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy, SearchAttributeUpdate
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import errors, ids, names, options
+    from jobs.outcome_metrics import record_outcome
+    from llm_pb import llm_pb2
+
+from jobs import delivery
+
+_NOTIFY_RESERVE: Final = timedelta(minutes=1)
+"""How much of the job's total time is kept back to tell that the rest was spent; at most a tenth of it."""
+
+_MAX_HANDOVERS: Final = 100
+"""A job that was handed over so often is not the workers' problem any more."""
+
+_TIMEOUT_ERRORS: Final[dict[TimeoutType, errors.JobError]] = {
+    TimeoutType.SCHEDULE_TO_START: errors.QueueTimeout("no worker took the job in time; raise timeouts.queue or retry"),
+    TimeoutType.START_TO_CLOSE: errors.RunTimeout("no attempt finished in time; raise timeouts.run or ask for less"),
+    TimeoutType.SCHEDULE_TO_CLOSE: errors.TotalTimeout("the job's total time was spent; raise timeouts.total"),
+    TimeoutType.HEARTBEAT: errors.WorkerLost("the workers that ran the job fell silent"),
+}
+_TIMED_OUT: Final = (errors.QueueTimeout, errors.RunTimeout, errors.TotalTimeout)
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class LLMJobWorkflow:
+    """Runs one JobRequest and returns its JobResult."""
+
+    @workflow.init
+    def __init__(self, job: llm_pb2.JobRequest) -> None:
+        """Take the options from the memo; without one (a workflow started by hand) the defaults hold."""
+        info = workflow.info()
+        self._job = job
+        self._options = options.complete(
+            workflow.memo_value(names.MEMO_OPTIONS, None, type_hint=llm_pb2.JobOptions), job
+        )
+        self._cancel: errors.Cancelled | None = None
+        self._cancelled_at: datetime | None = None
+        self._error: errors.JobError | None = None
+        self._result: llm_pb2.JobResult | None = None
+        self._deliveries = delivery.Deliveries(llm_pb2.DeliveryState())
+        self._telling: workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None = None
+        self._status = llm_pb2.JobStatus(
+            workflow_id=info.workflow_id,
+            run_id=info.run_id,
+            state=llm_pb2.JOB_STATE_QUEUED,
+            trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "", type_hint=str)),
+        )
+        self._status.create_time.FromDatetime(info.workflow_start_time)
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+        """Return the result of a job that succeeded; otherwise close the way the module's table says."""
+        self._telling = delivery.start_telling(self._job, self._status, self._options, self._time_to_run())
+        final = await self._run_model()
+        self._settle_outcome(final)
+        forgetting = workflow.start_local_activity(
+            names.ACTIVITY_FORGET_FEED,
+            start_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+        await self._notify(final)
+        await self._until(forgetting.done)
+        # A feed that was away forgets by its retention.
+        forgetting.exception()
+        self._status.state = final
+        workflow.logger.info("job ended", extra={"state": llm_pb2.JobState.Name(final)})
+        return await self._close(final)
+
+    @workflow.signal(name=names.SIGNAL_CANCEL)
+    def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
+        """Ask the job to stop. Once its outcome is settled this changes nothing."""
+        self._note_cancel(request.reason if request else "")
+
+    @workflow.query(name=names.QUERY_GET_STATUS)
+    def get_status(self) -> llm_pb2.GetStatusResponse:
+        """Return the status as the workflow knows it: without progress, and QUEUED until the outcome is settled.
+
+        The gateway adds what Temporal knows of a running activity.
+        """
+        response = llm_pb2.GetStatusResponse(status=self._status, result=self._result)
+        response.status.notifications.extend(map(delivery.notification, self._deliveries.state.deliveries))
+        return response
+
+    @workflow.query(name=names.QUERY_GET_DELIVERIES)
+    def get_deliveries(self) -> llm_pb2.DeliveryState:
+        """Return how the deliveries stood when the job closed, or stand."""
+        return self._deliveries.state
+
+    def _note_cancel(self, reason: str) -> None:
+        if self._cancel is None:
+            self._cancel = errors.Cancelled(reason or "cancelled on request")
+            self._cancelled_at = workflow.now()
+            self._status.cancel_requested = True
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for the condition; a cancel from Temporal meanwhile is noted like one from the signal."""
+        while not condition():
+            try:
+                await workflow.wait_condition(condition)
+            except asyncio.CancelledError:
+                self._note_cancel(workflow.cancellation_reason() or "")
+
+    async def _run_model(self) -> "llm_pb2.JobState.ValueType":
+        """Run the model to its end; return the final state, leaving result and error in their fields.
+
+        A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
+        """
+        earlier_attempts = 0
+        for handovers in range(_MAX_HANDOVERS):
+            await self._run_activity(handovers, earlier_attempts)
+            if not isinstance(self._error, errors.WorkerShutdown):
+                break
+            if self._result is not None:
+                earlier_attempts = max(0, self._result.metadata.attempts - 1)
+        if self._error is None:
+            return llm_pb2.JOB_STATE_SUCCEEDED
+        if isinstance(self._error, errors.Cancelled):
+            return llm_pb2.JOB_STATE_CANCELLED
+        return llm_pb2.JOB_STATE_TIMED_OUT if isinstance(self._error, _TIMED_OUT) else llm_pb2.JOB_STATE_FAILED
+
+    async def _run_activity(self, handovers: int, earlier_attempts: int) -> None:
+        timeouts = self._options.timeouts
+        retry = llm_pb2.RetryOptions()
+        retry.CopyFrom(self._options.gpu_retry)
+        retry.maximum_attempts -= earlier_attempts
+        run = workflow.start_activity(
+            names.ACTIVITY_RUN,
+            llm_pb2.RunRequest(
+                job=self._job,
+                create_time=self._status.create_time,
+                default_max_tokens=self._options.default_max_tokens,
+                handovers=handovers,
+                earlier_attempts=earlier_attempts,
+            ),
+            result_type=llm_pb2.JobResult,
+            task_queue=self._options.gpu_task_queue,
+            schedule_to_start_timeout=timeouts.queue.ToTimedelta(),
+            start_to_close_timeout=timeouts.run.ToTimedelta(),
+            schedule_to_close_timeout=self._time_to_run(),
+            heartbeat_timeout=self._options.heartbeat_timeout.ToTimedelta(),
+            retry_policy=options.retry_policy(retry),
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=self._job.model,
+        )
+        await self._until(lambda: run.done() or self._cancel is not None)
+        if not run.done():
+            run.cancel()
+            await self._until(run.done)
+        self._error = None
+        try:
+            self._result = run.result()
+        except asyncio.CancelledError:
+            # Cancelled before Temporal knew of the activity.
+            self._error = self._cancel
+        except ActivityError as failure:
+            self._error, self._result = _understand(failure.cause)
+            if self._cancel is not None:
+                # No attempt follows a cancel, so whatever ended the last one, the cancel ended the job.
+                self._error = self._cancel
+        else:
+            if self._result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED:
+                self._error = self._cancel or errors.Cancelled("cancelled on request")
+
+    def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
+        """Write the outcome into status and search attributes: from here on it is durable."""
+        status, result = self._status, self._result
+        status.state = llm_pb2.JOB_STATE_NOTIFYING
+        status.end_time.FromDatetime(workflow.now())
+        if self._error is not None:
+            status.error.CopyFrom(errors.to_status(self._error))
+        if result is not None:
+            status.attempt = result.metadata.attempts
+            status.progress.CopyFrom(
+                llm_pb2.JobProgress(
+                    percent=100 if final == llm_pb2.JOB_STATE_SUCCEEDED else 0,
+                    stage="done",
+                    output_tokens=result.metadata.output_tokens,
+                    output_bytes=len(result.output.encode()),
+                    worker=result.metadata.worker,
+                    updated_at=status.end_time,
+                )
+            )
+            for field in ("start_time", "first_token_time"):
+                if result.metadata.HasField(field):
+                    getattr(status, field).CopyFrom(getattr(result.metadata, field))
+        latency = workflow.now() - workflow.info().workflow_start_time
+        record_outcome(self._job, final, self._error, self._cancelled_at)
+        updates: list[SearchAttributeUpdate[Any]] = [
+            names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
+            names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
+        ]
+        if workflow.info().typed_search_attributes.get(names.USER_ID) is None:
+            # Started past the gateway.
+            updates += [
+                key.value_set(value)
+                for key, value in (
+                    (names.USER_ID, self._job.user_id),
+                    (names.REQUEST_ID, self._job.request_id),
+                    (names.MODEL, self._job.model),
+                    (names.PROJECT_ID, self._job.project_id),
+                )
+                if value
+            ]
+        workflow.upsert_search_attributes(updates)
+
+    async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
+        """Tell the outcome. What its receivers do not take soon is left to a workflow of its own."""
+        outcome = llm_pb2.JobStatus()
+        outcome.CopyFrom(self._status)
+        outcome.state = final
+        if (telling := self._telling) is not None:
+            telling.cancel()
+        now = workflow.now()
+        state = delivery.new_state(self._job, outcome, self._result, self._options, now)
+        self._deliveries = delivery.Deliveries(state)
+        self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._end() - now) / 2))
+        await self._until(self._deliveries.idle)
+        if telling is not None:
+            await self._until(telling.done)
+            if not telling.cancelled() and telling.exception() is None:
+                state.earlier.extend(telling.result().deliveries)
+        if any(item.state == llm_pb2.NOTIFY_STATE_PENDING for item in state.deliveries):
+            leaving = asyncio.create_task(self._deliveries.leave())
+            await self._until(leaving.done)
+            leaving.result()
+
+    def _time_to_run(self) -> timedelta:
+        """Return what is left of the job's total time, without what it takes to tell that it was spent."""
+        end = self._end()
+        reserve = min(_NOTIFY_RESERVE, (end - workflow.info().workflow_start_time) / 10)
+        return max(end - reserve - workflow.now(), timedelta(milliseconds=1))
+
+    def _end(self) -> datetime:
+        """Return when Temporal ends the workflow, or would."""
+        info = workflow.info()
+        return info.workflow_start_time + (info.execution_timeout or self._options.timeouts.total.ToTimedelta())
+
+    async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
+        if self._error is None:
+            return self._result or llm_pb2.JobResult()
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            if not _asked_to_cancel():
+                request = workflow.start_local_activity(
+                    names.ACTIVITY_REQUEST_CANCEL, start_to_close_timeout=timedelta(seconds=10)
+                )
+                await self._until(request.done)
+                await self._until(_asked_to_cancel)
+            raise CancelledError(str(self._error))
+        if isinstance(self._error, errors.TotalTimeout) and workflow.info().execution_timeout is not None:
+            await self._until(lambda: False)
+        raise errors.to_application_error(self._error, *([] if self._result is None else [self._result]))
+
+
+def _asked_to_cancel() -> bool:
+    return workflow.cancellation_reason() is not None
+
+
+def _understand(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.JobResult | None]:
+    """Return what ended the last attempt, and the output it had made."""
+    match cause:
+        case CancelledError():
+            return errors.Cancelled("cancelled on request"), None
+        case TemporalTimeoutError(type=TimeoutType() as kind):
+            return _TIMEOUT_ERRORS[kind], None
+        case ApplicationError():
+            error = errors.from_application_error(cause, otherwise=errors.EngineFailed)
+            result = next((detail for detail in cause.details if isinstance(detail, llm_pb2.JobResult)), None)
+            return error, result
+    return errors.EngineFailed(str(cause)), None

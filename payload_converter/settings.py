@@ -1,0 +1,28 @@
+"""What an operator can set about the codec server."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class CodecSettings(BaseSettings):
+    """The codec server: shows payloads as JSON in Temporal's Web UI and CLI."""
+
+    model_config = SettingsConfigDict(env_prefix="CODEC_", frozen=True, use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """The address to listen on. Loopback by default: the server knows no users, so what it is shown is for all."""
+    port: int = Field(default=8234, ge=0, le=65535)
+    """The port to listen on; 0 takes a free one and logs it."""
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ("http://localhost:8233", "http://127.0.0.1:8233")
+    """The Web UIs whose pages may call the server, as scheme://host[:port], separated by commas."""
+    max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
+    """The largest body taken. A page of history has 4 MB at most, a third more in base64."""
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return (
+            tuple(origin.strip() for origin in value.split(",") if origin.strip()) if isinstance(value, str) else value
+        )

@@ -1,0 +1,61 @@
+"""The plugin that `buf generate` calls: writes the package `llm_pb` from `proto/llm.proto`.
+
+The compiler names a Python module after the path of its proto file, and `proto/llm.proto` lies at the root of buf's
+module, so the stock plugins would write a top-level `llm_pb2` that no package contains. This one gives the file the
+virtual path `llm_pb/llm.proto` and then lets `grpc_tools.protoc` and mypy-protobuf write what they always write:
+messages, gRPC stubs, and type stubs for both.
+
+Plugin protocol: a CodeGeneratorRequest on stdin, a CodeGeneratorResponse on stdout.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from google.protobuf.compiler import plugin_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_tools import protoc
+
+PACKAGE = "llm_pb"
+_INIT = '"""Generated from proto/llm.proto by `make generate`: never edited by hand."""\n'
+
+
+def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGeneratorResponse:
+    """Return the files of the package; `error` is set when the compiler failed (its own words go to stderr)."""
+    virtual = {name: f"{PACKAGE}/{name}" for name in request.file_to_generate}
+    files = FileDescriptorSet(file=request.proto_file)
+    for file in files.file:
+        file.name = virtual.get(file.name, file.name)
+    response = plugin_pb2.CodeGeneratorResponse(
+        supported_features=plugin_pb2.CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        descriptors = Path(directory, "files.binpb")
+        out = Path(directory, "out")
+        out.mkdir()
+        descriptors.write_bytes(files.SerializeToString())
+        status = protoc.main(
+            [
+                "protoc",
+                f"--descriptor_set_in={descriptors}",
+                f"--python_out={out}",
+                f"--grpc_python_out={out}",
+                f"--mypy_out=quiet:{out}",
+                f"--mypy_grpc_out=quiet,only_async:{out}",
+                *virtual.values(),
+            ]
+        )
+        if status != 0:
+            response.error = f"grpc_tools.protoc ended with status {status}"
+            return response
+        response.file.add(name=f"{PACKAGE}/__init__.py", content=_INIT)
+        response.file.add(name=f"{PACKAGE}/py.typed", content="")
+        for path in sorted(out.rglob("*.py*")):
+            response.file.add(name=str(path.relative_to(out)), content=path.read_text())
+    return response
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(
+        generate(plugin_pb2.CodeGeneratorRequest.FromString(sys.stdin.buffer.read())).SerializeToString()
+    )

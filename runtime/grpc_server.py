@@ -1,0 +1,86 @@
+"""A gRPC server as every service of the suite runs one: health, reflection, keepalive, graceful shutdown."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+_log = logging.getLogger(__name__)
+_MAX_PENDING_CALLS: Final = 20_000
+_CHECK_INTERVAL: Final = timedelta(seconds=1)
+_CHECK_TIMEOUT: Final = timedelta(seconds=2)
+
+
+def keepalive_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Return channel arguments that long, quiet streams survive."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        # Without these the server answers a client that pings more often than every 5 minutes with GOAWAY.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Finds out about clients that went away without a word.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # Calls that come faster than they are taken up wait here, after a restart those of every watcher. By default
+        # some beyond 1,000 are cancelled, which clients do not take for a reason to call again.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # A port that is taken is an error, not shared.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+class GrpcServer:
+    """A server whose health follows what it depends on."""
+
+    def __init__(
+        self,
+        service: str,
+        host: str,
+        port: int,
+        max_message_bytes: int,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self.server = grpc.aio.server(interceptors=interceptors, options=keepalive_options(max_message_bytes))
+        self._service = service
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self.server)
+        self._address = f"{host}:{port}"
+
+    async def start(self) -> None:
+        """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken."""
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self.server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise RuntimeError(f"cannot listen on {self._address}: is it taken? ({error})") from error
+        await self.server.start()
+        _log.info("listening on %s:%d", self._address.rpartition(":")[0], port)
+
+    async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
+        """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""
+        while True:
+            serving = await healthy(_CHECK_TIMEOUT)
+            status = health_pb2.HealthCheckResponse
+            await self._set(status.SERVING if serving else status.NOT_SERVING)
+            await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING from now on, whatever follow finds."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: timedelta) -> None:
+        """Take no more calls, and end those that run after the grace."""
+        await self.server.stop(grace.total_seconds())
+
+    async def _set(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
+        for name in (health.OVERALL_HEALTH, self._service):
+            await self._health.set(name, status)

@@ -1,0 +1,95 @@
+"""The log of a process: one line on stderr for each event, with the trace and the job that it belongs to.
+
+What is logged anywhere, by `logging`, comes out here; what is passed as `extra` becomes fields. A line says of itself
+in which trace it was written and, inside a workflow or an activity, for which job and in which attempt. No line of the
+suite's holds a prompt, an output or a secret.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from opentelemetry import trace
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from temporalio import activity, workflow
+from temporalio.runtime import LogForwardingConfig, LoggingConfig
+
+_NO_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "temporal_log"})
+"""Attributes of every record, and the one by which Temporal's core says its message once more."""
+
+
+class LogSettings(BaseSettings):
+    """The log of gateway, GPU worker and notifier, on stderr."""
+
+    model_config = SettingsConfigDict(env_prefix="LOG_", frozen=True, use_attribute_docstrings=True)
+
+    format: Literal["auto", "json", "text"] = "auto"
+    """One JSON object a line, or text for people; `auto` is text on a terminal and JSON anywhere else."""
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is logged."""
+
+
+def configure(settings: LogSettings) -> None:
+    """Send everything that this process logs, Python's warnings included, to stderr in the form of the settings."""
+    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    logging.basicConfig(level=settings.level, handlers=[handler])
+    logging.captureWarnings(True)
+    # What they would add to the message is in the fields.
+    workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
+    activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
+
+
+def core_logging() -> LoggingConfig:
+    """Return what has Temporal's core log here: it is not Python, and writes to stderr by itself otherwise."""
+    forwarding = LogForwardingConfig(logging.getLogger("temporalio.core"), prepend_target_on_message=False)
+    return LoggingConfig(filter=LoggingConfig.default.filter, forwarding=forwarding)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: time, level, logger, message, the fields, and the traceback of an exception as one text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        line = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """The same for people: the fields after the message, tracebacks on lines of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        fields["trace_id"] = trace.format_trace_id(span.trace_id)
+    if activity.in_activity():
+        run = activity.info()
+        fields |= {"workflow_id": run.workflow_id, "run_id": run.workflow_run_id, "attempt": run.attempt}
+    elif workflow.in_workflow():
+        info = workflow.info()
+        fields |= {"workflow_id": info.workflow_id, "run_id": info.run_id}
+    given = {name: value for name, value in vars(record).items() if name not in _NO_FIELDS and name[0] != "_"}
+    return fields | given

@@ -1,0 +1,147 @@
+"""The metrics of a process: made with OpenTelemetry's instruments, served to Prometheus on one port.
+
+Temporal's SDK could serve its own metrics only on a second port. It hands them over in a buffer instead, from which
+they are moved into instruments of the same names; what workflow code measures comes the same way. What a library keeps
+in prometheus_client's own registry is served along: the process's memory and CPU, and all of vLLM's metrics.
+
+`OTEL_SDK_DISABLED` is honoured by the SDK: what is served then is what libraries keep.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import Meter
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from prometheus_client import start_http_server
+from temporalio.runtime import (
+    BUFFERED_METRIC_KIND_COUNTER,
+    BUFFERED_METRIC_KIND_GAUGE,
+    BufferedMetric,
+    MetricBuffer,
+    MetricBufferDurationFormat,
+    Runtime,
+    TelemetryConfig,
+)
+
+from runtime.log import core_logging
+
+_log = logging.getLogger(__name__)
+
+SHORT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Boundaries for what a person waits for; those of the semantic conventions for RPC."""
+LONG_SECONDS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    *(60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0),
+)
+"""Boundaries for what may take milliseconds or a job's whole life."""
+
+_BUFFERED: Final = 20_000
+"""Updates that the SDK keeps until they are fetched; it makes about 60 for a job and drops what does not fit. It takes
+memory for all of them at once: 100 bytes each."""
+_COMMAND_QUEUES: Final = "temporal-sys/worker-commands"
+_FETCH_INTERVAL: Final = timedelta(seconds=0.5)
+"""Short, so that fetching what has come meanwhile never holds the event loop for long."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a process measures with."""
+
+    provider: MeterProvider
+    """Makes meters whose instruments are served."""
+    temporal: Runtime
+    """For Client.connect: the SDK's metrics, and those of workflows, are served too."""
+
+    def meter(self, name: str) -> Meter:
+        """Return the meter of a package."""
+        return self.provider.get_meter(name)
+
+
+@asynccontextmanager
+async def serving_metrics(host: str, port: int, prefix: str) -> AsyncIterator[Metrics]:
+    """Serve metrics over HTTP while the context is open; port 0 takes a free one and logs it.
+
+    A thread serves, so that metrics can be read while the event loop is busy. Raises RuntimeError when the address is
+    taken, naming the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`.
+    """
+    try:
+        server, thread = start_http_server(port, host)
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot serve metrics on {host}:{port}: is it taken? ({error});"
+            f" {prefix}METRICS_HOST and {prefix}METRICS_PORT choose another address"
+        ) from error
+    _log.info("metrics on http://%s:%d/metrics", host, server.server_port)
+    reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
+    # Prometheus's text format has no place for exemplars.
+    provider = MeterProvider([reader], exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False)
+    buffered = BufferedMetrics(provider.get_meter("temporalio"))
+    fetching = asyncio.create_task(buffered.keep_fetching())
+    try:
+        yield Metrics(provider, buffered.runtime)
+    finally:
+        fetching.cancel()
+        provider.shutdown()
+        # shutdown() waits for the thread to look up, half a second at most.
+        await asyncio.to_thread(server.shutdown)
+        server.server_close()
+        thread.join()
+
+
+class BufferedMetrics:
+    """Moves what Temporal's SDK measures into OpenTelemetry's instruments."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._buffer = MetricBuffer(_BUFFERED, MetricBufferDurationFormat.SECONDS)
+        self._instruments: dict[str, Callable[[Any, Any], None]] = {}
+        self.runtime = Runtime(
+            telemetry=TelemetryConfig(logging=core_logging(), metrics=self._buffer, attach_service_name=False)
+        )
+        """The runtime whose metrics these are."""
+
+    async def keep_fetching(self) -> None:
+        """Fetch again and again, until cancelled."""
+        while True:
+            self.fetch()
+            await asyncio.sleep(_FETCH_INTERVAL.total_seconds())
+
+    def fetch(self) -> None:
+        """Record all that has been measured since the last time."""
+        gauges: dict[tuple[str, frozenset[Any]], tuple[BufferedMetric, Any, Mapping[str, Any]]] = {}
+        for update in self._buffer.retrieve_updates():
+            labels = _bounded(update.attributes)
+            if update.metric.kind == BUFFERED_METRIC_KIND_GAUGE:
+                # Half of all updates, and only the last of each can be seen.
+                gauges[update.metric.name, frozenset(labels.items())] = (update.metric, update.value, labels)
+            else:
+                self._record(update.metric, update.value, labels)
+        for gauge in gauges.values():
+            self._record(*gauge)
+
+    def _record(self, metric: BufferedMetric, value: Any, labels: Mapping[str, Any]) -> None:
+        record = self._instruments.get(metric.name)
+        if record is None:
+            record = self._instruments[metric.name] = self._instrument(metric)
+        record(value, labels)
+
+    def _instrument(self, metric: BufferedMetric) -> Callable[[Any, Any], None]:
+        about = {"name": metric.name, "unit": metric.unit or "", "description": metric.description or ""}
+        if metric.kind == BUFFERED_METRIC_KIND_COUNTER:
+            return self._meter.create_counter(**about).add
+        if metric.kind == BUFFERED_METRIC_KIND_GAUGE:
+            return self._meter.create_gauge(**about).set
+        return self._meter.create_histogram(**about, explicit_bucket_boundaries_advisory=LONG_SECONDS).record
+
+
+def _bounded(labels: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the labels without the name that a process makes up for the queue of Temporal's commands to it."""
+    if str(labels.get("task_queue", "")).startswith(_COMMAND_QUEUES):
+        return {**labels, "task_queue": _COMMAND_QUEUES}
+    return labels

@@ -1,0 +1,61 @@
+"""The life of a service process: logging and tracing on, run until told to stop, unwind, send the last spans, exit."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import uvloop
+
+from runtime import log, telemetry
+
+_log = logging.getLogger(__name__)
+
+
+def run(service: str, main: Callable[[], Awaitable[None]]) -> NoReturn:
+    """Run `main()` and exit the process; `service` is its name in traces.
+
+    SIGTERM and SIGINT cancel it, once: what it holds in `async with` ends in reverse order, each with its own grace.
+    Exits with 0 after that or when main returns, with 1 and a traceback in the log when it raises.
+    """
+    status = 0
+    try:
+        log.configure(log.LogSettings())
+        with telemetry.tracing(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(main))
+    except Exception:  # noqa: BLE001  # the process ends here: it belongs in the log, then in the exit status
+        _log.exception("ended by an error")
+        status = 1
+    # Threads of gRPC's and of Temporal's outlive the interpreter now and then, and abort the process when they meet its
+    # ruins. All that is ours has been ended by now, so the process goes without tearing the interpreter down.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+async def _run(main: Callable[[], Awaitable[None]]) -> None:
+    task = asyncio.ensure_future(main())
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+
+
+async def forever() -> None:
+    """Wait until cancelled."""
+    await asyncio.Event().wait()

@@ -1,0 +1,94 @@
+"""Traces of this process, by OpenTelemetry: set up here, and the W3C form in which their context travels.
+
+Where spans go, which are kept and how they are sent is OpenTelemetry's own environment configuration (`OTEL_…`), read
+by its SDK alone. Without `OTEL_TRACES_EXPORTER` nothing is exported; spans are made all the same, so that logs,
+statuses and the next process name the same trace. `OTEL_SDK_DISABLED=true` makes none.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+# The part of the SDK that reads OTEL_TRACES_EXPORTER. It has no public name, and what has one (its configurator) sets a
+# global provider that Temporal's plugin refuses.
+from opentelemetry.sdk._configuration import _get_exporter_names, _import_exporters
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.semconv.attributes.service_attributes import SERVICE_INSTANCE_ID, SERVICE_NAME
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import Attributes
+from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider, create_tracer_provider
+
+_FLUSH_TIMEOUT: Final = timedelta(seconds=5)
+"""What spans not yet sent get at the end of the process. A collector that is away must not hold it up."""
+_W3C: Final = TraceContextTextMapPropagator()
+
+
+@contextmanager
+def tracing(service: str) -> Iterator[None]:
+    """Have spans made and exported while the context is open, then send those that are left, within a bounded time.
+
+    `service` names the process unless OTEL_SERVICE_NAME does. To be entered once in a process, before anything takes a
+    tracer. Raises RuntimeError for an OTEL_TRACES_EXPORTER that is not installed.
+    """
+    provider = create_tracer_provider(resource=_resource(service), shutdown_on_exit=False)
+    try:
+        exporters, _, _ = _import_exporters(_get_exporter_names("traces"), [], [])
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"OTEL_TRACES_EXPORTER names what is not installed; otlp, console and none are: {error}"
+        ) from error
+    for make_exporter in exporters.values():
+        provider.add_span_processor(BatchSpanProcessor(make_exporter()))
+    trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        _shut_down(provider)
+
+
+def current_headers() -> Mapping[str, str]:
+    """Return the current span's W3C context as headers for whoever is called next; none without a span."""
+    headers: dict[str, str] = {}
+    _W3C.inject(headers)
+    return headers
+
+
+def current_traceparent() -> str:
+    """Return the current span's W3C `traceparent`; empty without a span."""
+    return current_headers().get("traceparent", "")
+
+
+def context_of(headers: Mapping[str, str]) -> Context:
+    """Return the caller's W3C context; an empty one when there is none, or nonsense.
+
+    Without the caller's baggage, which would go on into workflow histories and to whomever is called next.
+    """
+    return _W3C.extract(headers, Context())
+
+
+def link_to(traceparent: str, attributes: Attributes = None) -> None:
+    """Link the current span to another one, of this trace or another; to none when that is not known."""
+    span = trace.get_current_span(context_of({"traceparent": traceparent})).get_span_context()
+    if span.is_valid:
+        trace.get_current_span().add_link(span, attributes)
+
+
+def _resource(service: str) -> Resource:
+    ours = {SERVICE_NAME: service, SERVICE_INSTANCE_ID: f"{socket.gethostname()}-{os.getpid()}"}
+    # What is passed to create() would go before what the operator set.
+    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+
+
+def _shut_down(provider: ReplaySafeTracerProvider) -> None:
+    # Neither the SDK's shutdown nor its flush takes a time limit that holds.
+    flushing = threading.Thread(target=provider.shutdown, name="flush of spans", daemon=True)
+    flushing.start()
+    flushing.join(_FLUSH_TIMEOUT.total_seconds())

@@ -1,0 +1,69 @@
+"""The connection to Temporal, the same for every service.
+
+Where Temporal is comes from its own environment configuration (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
+`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`.
+"""
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import cast
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs import names
+from payload_converter import data_converter
+
+_log = logging.getLogger(__name__)
+_RETRY = timedelta(seconds=1)
+RPC_TIMEOUT = timedelta(seconds=10)
+"""Longest wait for one answer of Temporal's, long polls apart."""
+
+
+async def connect(runtime: Runtime) -> Client:
+    """Return a client that is connected and speaks protobuf payloads; waits for a Temporal that is away.
+
+    It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
+    `runtime` is the process's, which has its metrics and logs: see runtime.metrics.
+
+    Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help.
+    """
+    options = ClientConfig.load_client_connect_config()
+    tracing = OpenTelemetryPlugin(add_temporal_spans=True)
+    while True:
+        try:
+            return await Client.connect(**options, data_converter=data_converter, plugins=[tracing], runtime=runtime)
+        except RuntimeError as error:
+            # The SDK reports a failed connection as a plain RuntimeError.
+            _log.warning("Temporal cannot be reached yet: %s", error)
+            await asyncio.sleep(_RETRY.total_seconds())
+
+
+async def register_search_attributes(client: Client) -> None:
+    """Make the search attributes of jobs known to the namespace; those that are there stay.
+
+    Temporal Cloud refuses this to clients: there an operator registers them, and a log line says so.
+    """
+    try:
+        known = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
+        )
+        missing = {
+            key.name: key.indexed_value_type
+            for key in names.SEARCH_ATTRIBUTES
+            if key.name not in known.custom_attributes
+        }
+        if missing:
+            request = AddSearchAttributesRequest(namespace=client.namespace)
+            for name, kind in missing.items():
+                request.search_attributes[name] = cast("IndexedValueType.ValueType", kind.value)
+            await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
+    except RPCError as error:
+        if error.status != RPCStatusCode.ALREADY_EXISTS:
+            _log.warning("search attributes could not be registered, an operator has to: %s", error)

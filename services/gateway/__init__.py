@@ -1,0 +1,1 @@
+"""The gRPC API of the suite, and the worker that runs its workflows."""

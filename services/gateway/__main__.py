@@ -1,0 +1,35 @@
+"""`python -m services.gateway`: serve the API and run the workflows until told to stop."""
+
+import logging
+from contextlib import AsyncExitStack
+
+from jobs.feed import FeedSettings
+from jobs.feed_nats import NatsFeed
+from runtime import process, temporal
+from runtime.metrics import serving_metrics
+from services.gateway.api import serving_api
+from services.gateway.settings import GatewaySettings, Role
+from services.gateway.workflows import workflow_worker
+
+
+async def main() -> None:
+    """Run the halves that the role asks for."""
+    settings = GatewaySettings()
+    async with AsyncExitStack() as stack:
+        serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_")
+        metrics = await stack.enter_async_context(serving)
+        client = await temporal.connect(metrics.temporal)
+        await temporal.register_search_attributes(client)
+        feed = NatsFeed(FeedSettings())
+        feed.start()
+        stack.push_async_callback(feed.close)
+        if settings.role != Role.API:
+            await stack.enter_async_context(workflow_worker(client, feed, settings))
+        if settings.role != Role.WORKFLOWS:
+            await stack.enter_async_context(serving_api(client, feed, settings, metrics.meter(__package__)))
+        logging.getLogger("services.gateway").info("ready")
+        await process.forever()
+
+
+if __name__ == "__main__":
+    process.run("gateway", main)

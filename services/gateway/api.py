@@ -1,0 +1,69 @@
+"""The half of the gateway that serves the API: its parts joined, from listening to the last call's end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from opentelemetry import trace
+from opentelemetry.metrics import Meter
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from jobs.feed import Feed
+from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime.grpc_calls import Calls
+from runtime.grpc_server import GrpcServer
+from services.gateway import page_token
+from services.gateway.boundary import Boundary
+from services.gateway.deliveries import Deliveries, DeliveryReader
+from services.gateway.jobs_api import Jobs
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.models import Models
+from services.gateway.service import LlmServicer
+from services.gateway.settings import GatewaySettings
+from services.gateway.status import JobReader
+from services.gateway.stream import Streams
+
+
+@asynccontextmanager
+async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, meter: Meter) -> AsyncIterator[None]:
+    """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace."""
+    models = Models(settings.models)
+    delivery_reader = DeliveryReader(client)
+    reader = JobReader(client, models, delivery_reader)
+    metrics = GatewayMetrics(meter)
+    streams = Streams(reader, feed, settings, metrics)
+    jobs = Jobs(client, models, reader, settings, metrics)
+    deliveries = Deliveries(client, delivery_reader, settings.workflow_queue)
+    service = LlmServicer(client, jobs, deliveries, models, reader, streams)
+    server = GrpcServer(
+        llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
+        settings.host,
+        settings.port,
+        settings.max_message_bytes,
+        [
+            Calls(trace.get_tracer(__package__), meter),
+            Boundary({"Submit": jobs.check_bounds, "List": page_token.check}),
+        ],
+    )
+    llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
+
+    async def temporal_answers(within: timedelta) -> bool:
+        try:
+            return await client.service_client.check_health(timeout=within)
+        except RPCError:
+            return False
+
+    try:
+        await server.start()
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; GATEWAY_HOST and GATEWAY_PORT choose another address") from error
+    following = asyncio.create_task(server.follow(temporal_answers))
+    try:
+        yield
+    finally:
+        following.cancel()
+        await server.drain()
+        streams.close()
+        await server.stop(settings.shutdown_grace)

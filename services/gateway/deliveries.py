@@ -1,0 +1,121 @@
+"""ListDeliveries and Redeliver: how a job's deliveries stand, and sending them again.
+
+While the job is open its own workflow knows; afterwards its LLMDeliveryWorkflow, if there ever was one.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs import names
+from jobs.delivery import notification
+from jobs.ids import delivery_workflow_id
+from jobs.rules import Violation
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.errors import invalid, job_not_ended, not_found
+
+_log = logging.getLogger(__name__)
+_SETTLED: Final = (llm_pb2.NOTIFY_STATE_DELIVERED, llm_pb2.NOTIFY_STATE_SKIPPED)
+
+
+class DeliveryReader:
+    """Reads from Temporal how the deliveries of jobs stand."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def refresh(self, status: llm_pb2.JobStatus) -> None:
+        """Bring the notifications of an ended job's status up to date. Raises RPCError when Temporal is away."""
+        if all(shown.state in _SETTLED for shown in status.notifications):
+            return
+        state = await self.ask(delivery_workflow_id(status.workflow_id))
+        if state is not None and state.event.status.run_id == status.run_id:
+            del status.notifications[:]
+            status.notifications.extend(map(notification, state.deliveries))
+
+    async def state(self, workflow_id: str) -> llm_pb2.DeliveryState:
+        """Return how a job's deliveries stand. Raises ApiError NOT_FOUND, RPCError when Temporal is away."""
+        state = await self.ask(delivery_workflow_id(workflow_id)) or await self.ask(workflow_id)
+        if state is None:
+            raise not_found(workflow_id)
+        return state
+
+    async def ask(self, workflow_id: str) -> llm_pb2.DeliveryState | None:
+        """Return what the workflow answers, None when there is no such workflow or it is none of ours."""
+        try:
+            state: llm_pb2.DeliveryState = await self._client.get_workflow_handle(workflow_id).query(
+                names.QUERY_GET_DELIVERIES, result_type=llm_pb2.DeliveryState, rpc_timeout=RPC_TIMEOUT
+            )
+        except RPCError as error:
+            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                return None
+            raise
+        except WorkflowQueryFailedError as error:
+            _log.warning("%s does not say how its deliveries stand: %s", workflow_id, error)
+            return None
+        return state
+
+
+class Deliveries:
+    """The two methods of the API."""
+
+    def __init__(self, client: Client, reader: DeliveryReader, workflow_queue: str) -> None:
+        self._client = client
+        self._reader = reader
+        self._workflow_queue = workflow_queue
+
+    async def list_all(self, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
+        """Return the log. Raises ApiError NOT_FOUND, RPCError."""
+        state = await self._reader.state(request.workflow_id)
+        return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
+
+    async def redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
+        """Send again, from where the deliveries stand.
+
+        Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery; RPCError.
+        """
+        state = await self._reader.state(request.workflow_id)
+        await self._check_ended(request.workflow_id)
+        chosen = _choose(state.deliveries, request.delivery_ids)
+        await self._client.start_workflow(
+            names.DELIVERY_WORKFLOW_TYPE,
+            state,
+            id=delivery_workflow_id(request.workflow_id),
+            task_queue=self._workflow_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            start_signal=names.SIGNAL_REDELIVER,
+            start_signal_args=[request],
+            rpc_timeout=RPC_TIMEOUT,
+        )
+        return llm_pb2.RedeliverResponse(deliveries=chosen)
+
+    async def _check_ended(self, workflow_id: str) -> None:
+        try:
+            description = await self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            # Past its retention, yet its deliveries are known.
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return
+            raise
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            raise job_not_ended(workflow_id)
+
+
+def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[llm_pb2.Delivery]:
+    known = {delivery.id for delivery in deliveries}
+    violations = [
+        Violation(f"delivery_ids[{index}]", "is no delivery of the job's outcome: see ListDeliveries")
+        for index, id_ in enumerate(ids)
+        if id_ not in known
+    ]
+    if not deliveries:
+        violations = [Violation("workflow_id", "names a job whose outcome was to be told to nobody")]
+    if violations:
+        raise invalid(violations)
+    return [delivery for delivery in deliveries if not ids or delivery.id in ids]

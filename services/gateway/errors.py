@@ -1,0 +1,85 @@
+"""What the gateway answers when it cannot do what it was asked: one exception, made here for every case."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs.errors import error_info, make_status
+from jobs.rules import Violation
+
+_RETRY: Final = timedelta(seconds=1)
+_MAX_DETAILS_BYTES: Final = 4096
+"""Many clients take 8 KiB of trailers, in which bytes count a third more."""
+_MAX_FIELDS_IN_MESSAGE: Final = 8
+
+
+class ApiError(Exception):
+    """A call that ends with this status."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+def invalid(violations: Sequence[Violation]) -> ApiError:
+    """INVALID_ARGUMENT that names every bad field; past what fits the trailers of a call, how many more there are."""
+    details = error_details_pb2.BadRequest()
+    for index, violation in enumerate(violations):
+        if details.ByteSize() > _MAX_DETAILS_BYTES:
+            details.field_violations.add(description=f"and {len(violations) - index} more")
+            break
+        details.field_violations.add(field=violation.field, description=violation.description)
+    first = violations[0]
+    message = f"{first.field} {first.description}".strip()
+    if others := [violation.field for violation in violations[1:]]:
+        # Not every client shows details.
+        named = ", ".join(others[:_MAX_FIELDS_IN_MESSAGE])
+        message += f"; also wrong: {named}{' and more' if len(others) > _MAX_FIELDS_IN_MESSAGE else ''}"
+    return ApiError(make_status(code_pb2.INVALID_ARGUMENT, message, details, error_info("INVALID_REQUEST")))
+
+
+def not_found(workflow_id: str) -> ApiError:
+    """NOT_FOUND for a job."""
+    message = f"there is no job {workflow_id}, or it is past its retention"
+    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
+
+
+def job_not_ended(workflow_id: str) -> ApiError:
+    """FAILED_PRECONDITION: the job's outcome is not there yet, or is being delivered for the first time."""
+    message = f"job {workflow_id} has not ended; call again when it has"
+    return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("JOB_NOT_ENDED")))
+
+
+def key_reused(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the idempotency key belongs to another job."""
+    message = f"request_id {request_id!r} of user {user_id!r} was used for a different job; choose another request_id"
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
+
+
+def exhausted(message: str) -> ApiError:
+    """RESOURCE_EXHAUSTED with the time after which it is worth trying again."""
+    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info()))
+
+
+def shutting_down() -> ApiError:
+    """UNAVAILABLE: this gateway is about to stop; another one, or this one in a moment, can go on."""
+    message = "the gateway is shutting down; call again"
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("GATEWAY_SHUTDOWN"), _retry_info()))
+
+
+def from_temporal(error: RPCError) -> ApiError:
+    """Return what a call to Temporal that failed means to a client: it is never the client's fault."""
+    if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
+        return exhausted("Temporal is at its rate limit; call again")
+    message = f"Temporal cannot be reached ({error.status.name}); call again"
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
+
+
+def _retry_info() -> error_details_pb2.RetryInfo:
+    delay = Duration()
+    delay.FromTimedelta(_RETRY)
+    return error_details_pb2.RetryInfo(retry_delay=delay)

@@ -1,0 +1,249 @@
+"""Submit, Cancel and List: what the API does to jobs, as calls to Temporal."""
+
+import asyncio
+import hashlib
+import logging
+from typing import Final
+
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.common import (
+    Priority,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs import names, options
+from jobs.ids import job_digest, trace_id, workflow_id
+from jobs.rules import Violation
+from llm_pb import llm_pb2
+from runtime.telemetry import current_traceparent
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway import page_token
+from services.gateway.errors import ApiError, invalid, key_reused
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.models import Models
+from services.gateway.settings import GatewaySettings
+from services.gateway.status import FINAL_STATES, JobReader, base_status
+
+_log = logging.getLogger(__name__)
+_DEFAULT_PRIORITY: Final = 3
+_DEFAULT_PAGE_SIZE: Final = 20
+_MAX_FAIRNESS_KEY: Final = 64
+"""Bytes that Temporal takes of a fairness key."""
+_DESCRIBES: Final = 8
+"""Open jobs of a page that are looked at side by side."""
+
+_STATE_QUERIES: Final = {
+    llm_pb2.JOB_STATE_QUEUED: "ExecutionStatus = 'Running'",
+    llm_pb2.JOB_STATE_RUNNING: "ExecutionStatus = 'Running'",
+    llm_pb2.JOB_STATE_NOTIFYING: "ExecutionStatus = 'Running'",
+    llm_pb2.JOB_STATE_SUCCEEDED: "ExecutionStatus = 'Completed'",
+    llm_pb2.JOB_STATE_FAILED: "(ExecutionStatus = 'Failed' AND JobState != 'JOB_STATE_TIMED_OUT')",
+    llm_pb2.JOB_STATE_CANCELLED: "ExecutionStatus IN ('Canceled', 'Terminated')",
+    llm_pb2.JOB_STATE_TIMED_OUT: "(ExecutionStatus = 'TimedOut' OR JobState = 'JOB_STATE_TIMED_OUT')",
+}
+
+
+class Jobs:
+    """Starts, cancels and lists jobs."""
+
+    def __init__(
+        self, client: Client, models: Models, reader: JobReader, settings: GatewaySettings, metrics: GatewayMetrics
+    ) -> None:
+        self._metrics = metrics
+        self._client = client
+        self._models = models
+        self._reader = reader
+        self._settings = settings
+
+    async def submit(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
+        """Start the job, or find the equal one already started under its key. It has passed the rules and bounds.
+
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is away.
+        """
+        job = request.job
+        id_ = workflow_id(job.user_id, job.request_id)
+        digest = job_digest(job)
+        chosen = self._options(job)
+        memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: digest}
+        if traceparent := current_traceparent():
+            memo[names.MEMO_TRACEPARENT] = traceparent
+        try:
+            handle = await self._client.start_workflow(
+                names.WORKFLOW_TYPE,
+                job,
+                id=id_,
+                task_queue=self._settings.workflow_queue,
+                execution_timeout=options.complete(chosen, job).timeouts.total.ToTimedelta(),
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                memo=memo,
+                search_attributes=_search_attributes(job),
+                priority=Priority(
+                    priority_key=job.priority or _DEFAULT_PRIORITY, fairness_key=_fairness_key(job.user_id)
+                ),
+                request_eager_start=True,
+                rpc_timeout=RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError as error:
+            return await self._found(id_, digest, job, error)
+        # A model of the catalogue: any other name was refused.
+        self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
+        run_id = handle.first_execution_run_id or ""
+        status = llm_pb2.JobStatus(
+            workflow_id=id_, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
+        )
+        status.create_time.GetCurrentTime()
+        _log.info("job accepted", extra={"workflow_id": id_, "run_id": run_id, "model": job.model})
+        return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
+
+    async def _found(
+        self, id_: str, digest: str, job: llm_pb2.JobRequest, error: WorkflowAlreadyStartedError
+    ) -> llm_pb2.SubmitResponse:
+        description = await self._reader.describe(id_)
+        await self._reader.link_call(description)
+        if await description.memo_value(names.MEMO_DIGEST, None) != digest:
+            raise key_reused(job.user_id, job.request_id) from error
+        status = (await self._reader.look(description)).status
+        return llm_pb2.SubmitResponse(workflow_id=id_, run_id=status.run_id, status=status)
+
+    async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
+        """Ask the job to stop; on a job that has ended, return how. Raises ApiError NOT_FOUND, RPCError."""
+        handle = self._client.get_workflow_handle(request.workflow_id)
+        await self._reader.link_call(await self._reader.describe(request.workflow_id))
+        try:
+            await handle.signal(names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            # Temporal says NOT_FOUND for a workflow that has ended, too.
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+        _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
+        status = (await self._reader.read(request.workflow_id)).status
+        if status.state not in FINAL_STATES:
+            status.cancel_requested = True
+        return llm_pb2.CancelResponse(status=status)
+
+    async def list_page(self, request: llm_pb2.ListRequest) -> llm_pb2.ListResponse:
+        """Return a page of jobs. Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, RPCError."""
+        token = page_token.unseal(request)
+        page = self._client.list_workflows(
+            _query(request), page_size=request.page_size or _DEFAULT_PAGE_SIZE, next_page_token=token
+        )
+        try:
+            await page.fetch_next_page()
+        except RPCError as error:
+            # A token of an older Temporal's, say: its SQL store answers UNKNOWN to one that it cannot read.
+            if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
+                raise invalid([page_token.REFUSED]) from error
+            raise
+        at_once = asyncio.Semaphore(_DESCRIBES)
+        summaries = await asyncio.gather(*(self._summary(item, at_once) for item in page.current_page or ()))
+        jobs = [job for job in summaries if not request.states or job.status.state in request.states]
+        return llm_pb2.ListResponse(jobs=jobs, next_page_token=page_token.seal(request, page.next_page_token))
+
+    async def _summary(self, execution: WorkflowExecution, at_once: asyncio.Semaphore) -> llm_pb2.JobSummary:
+        status = await base_status(execution)
+        if execution.status == WorkflowExecutionStatus.RUNNING:
+            async with at_once:
+                status = await self._open_status(execution, status)
+        attributes = execution.typed_search_attributes
+        return llm_pb2.JobSummary(
+            status=status,
+            user_id=attributes.get(names.USER_ID) or "",
+            request_id=attributes.get(names.REQUEST_ID) or "",
+            model=attributes.get(names.MODEL) or "",
+            project_id=attributes.get(names.PROJECT_ID) or "",
+        )
+
+    async def _open_status(self, execution: WorkflowExecution, listed: llm_pb2.JobStatus) -> llm_pb2.JobStatus:
+        try:
+            status = (await self._reader.read(execution.id)).status
+        except ApiError:
+            # Past its retention since it was listed.
+            return listed
+        status.ClearField("progress")
+        status.ClearField("notifications")
+        return status
+
+    async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
+        """Return what the operator's models and bounds forbid."""
+        job, settings = request.job, self._settings
+        violations = await self._models.check(job)
+        if job.ByteSize() > settings.max_job_bytes:
+            rule = f"is {job.ByteSize()} bytes; at most {settings.max_job_bytes} fit"
+            violations.append(Violation("job", rule))
+        most = {
+            "total": settings.max_total_timeout,
+            "queue": settings.max_queue_timeout,
+            "run": settings.max_run_timeout,
+        }
+        for name, limit in most.items():
+            asked = getattr(job.timeouts, name)
+            if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
+                violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
+        return violations
+
+    def _options(self, job: llm_pb2.JobRequest) -> llm_pb2.JobOptions:
+        settings, span = self._settings, options.duration
+        model = self._models.get(job.model)
+
+        return llm_pb2.JobOptions(
+            gpu_task_queue=model.queue if model else names.GPU_QUEUE,
+            notify_task_queue=settings.notify_queue,
+            timeouts=llm_pb2.JobTimeouts(
+                total=span(settings.total_timeout),
+                queue=span(settings.queue_timeout),
+                run=span(settings.run_timeout),
+            ),
+            heartbeat_timeout=span(settings.heartbeat_timeout),
+            gpu_retry=llm_pb2.RetryOptions(
+                initial_interval=span(settings.retry_interval),
+                backoff_coefficient=settings.retry_backoff,
+                maximum_attempts=settings.retry_attempts,
+            ),
+            notify_retry=llm_pb2.RetryOptions(
+                initial_interval=span(settings.notify_interval),
+                backoff_coefficient=settings.notify_backoff,
+                maximum_interval=span(settings.notify_max_interval),
+                maximum_attempts=settings.notify_attempts,
+                within=span(settings.notify_within),
+            ),
+            notify_timeout=span(settings.notify_timeout),
+            notify_hold=span(settings.notify_hold),
+            default_max_tokens=model.default_max_tokens if model else 0,
+        )
+
+
+def _search_attributes(job: llm_pb2.JobRequest) -> TypedSearchAttributes:
+    values = (
+        (names.USER_ID, job.user_id),
+        (names.REQUEST_ID, job.request_id),
+        (names.MODEL, job.model),
+        (names.PROJECT_ID, job.project_id),
+    )
+    return TypedSearchAttributes([SearchAttributePair(key, value) for key, value in values if value])
+
+
+def _fairness_key(user_id: str) -> str:
+    if len(user_id) <= _MAX_FAIRNESS_KEY:
+        return user_id
+    return hashlib.sha256(user_id.encode()).hexdigest()[:_MAX_FAIRNESS_KEY]
+
+
+def _query(request: llm_pb2.ListRequest) -> str:
+    """Return the visibility query; every value has passed a rule that keeps quotes out."""
+    terms = [f"WorkflowType = '{names.WORKFLOW_TYPE}'"]
+    for key, value in (
+        (names.USER_ID, request.user_id),
+        (names.MODEL, request.model),
+        (names.PROJECT_ID, request.project_id),
+    ):
+        if value:
+            terms.append(f"{key.name} = '{value}'")
+    if request.states:
+        terms.append(f"({' OR '.join(sorted({_STATE_QUERIES[state] for state in request.states}))})")
+    return " AND ".join(terms)

@@ -1,0 +1,29 @@
+"""What a gateway measures of its API: jobs taken in, watchers, and how far their feed is behind."""
+
+from opentelemetry.metrics import Meter
+
+from runtime.metrics import SHORT_SECONDS
+
+
+class GatewayMetrics:
+    """The instruments of one gateway."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.submitted = meter.create_counter(
+            "llm.job.submitted", unit="{job}", description="Jobs that Submit started; repeats of a Submit not counted."
+        )
+        self.watchers = meter.create_up_down_counter(
+            "llm.gateway.watchers", unit="{call}", description="StreamStatus calls that are open."
+        )
+        self.watches = meter.create_up_down_counter(
+            "llm.gateway.watches", unit="{job}", description="Jobs that somebody watches."
+        )
+        self.feed_lag = meter.create_histogram(
+            "llm.gateway.feed.lag",
+            unit="s",
+            description="From a progress report, made by a worker several times a second, to the gateway that has it.",
+            explicit_bucket_boundaries_advisory=SHORT_SECONDS,
+        )
+        # So that they are there before the first watcher comes.
+        self.watchers.add(0)
+        self.watches.add(0)

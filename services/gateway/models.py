@@ -1,0 +1,130 @@
+"""The models that jobs may name: what the operator configured, and what Temporal knows of their queues."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+from tokenizers import Tokenizer
+
+from jobs.options import duration
+from jobs.rules import MODEL_PATTERN, Violation
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.settings import Model
+
+_POLLER_FRESH: Final = timedelta(minutes=1)
+_CACHE_SECONDS: Final = 1.0
+
+
+class QueueState(NamedTuple):
+    """What Temporal knows of a model's task queue."""
+
+    available: bool
+    backlog: int
+    dispatch_rate: float
+    """Jobs taken from the queue each second, lately."""
+
+
+class Models:
+    """The catalogue of models."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        """Load the tokenizers that are configured; raises whatever a missing or broken one raises."""
+        self._models = {model.name: model for model in models}
+        self._tokenizers = {
+            name: Tokenizer.from_file(str(model.tokenizer))
+            for name, model in self._models.items()
+            if model.tokenizer is not None
+        }
+        self._states: dict[str, tuple[float, QueueState]] = {}
+
+    def get(self, name: str) -> Model | None:
+        """Return the model of that name."""
+        return self._models.get(name)
+
+    async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
+        """Return what is wrong with the job for its model."""
+        model = self._models.get(job.model)
+        if model is None:
+            # A name that cannot be one was refused by the rules.
+            if MODEL_PATTERN.fullmatch(job.model) is None:
+                return []
+            return [Violation("job.model", f"is not served here; choose one of: {', '.join(self._models)}")]
+        violations = []
+        if job.params.max_tokens > model.max_output_tokens:
+            violations.append(Violation("job.params.max_tokens", f"must be at most {model.max_output_tokens}"))
+        elif not job.params.HasField("max_tokens") and job.params.min_tokens > model.default_max_tokens:
+            violations.append(Violation("job.params.min_tokens", f"must be at most {model.default_max_tokens}"))
+        form = job.params.WhichOneof("structured_output")
+        if form is not None and not model.structured_output:
+            violations.append(Violation(f"job.params.{form}", f"is not supported by the model {model.name}"))
+        texts = [job.prompt] if job.prompt else [message.content for message in job.messages]
+        # A token stands for at least a byte and a character is at most four: most prompts fit without counting.
+        if sum(len(text) for text in texts) >= model.context_tokens // 4 and model.name in self._tokenizers:
+            tokens = await asyncio.to_thread(self._count, model.name, texts)
+            if tokens >= model.context_tokens:
+                field = "job.prompt" if job.prompt else "job.messages"
+                rule = f"is {tokens} tokens; at most {model.context_tokens - 1} leave room for an answer"
+                violations.append(Violation(field, rule))
+        return violations
+
+    async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
+        """Return every model with the state of its queue. Raises RPCError when Temporal is away."""
+        states = await asyncio.gather(*(self.queue_state(client, model.queue) for model in self._models.values()))
+        return [
+            llm_pb2.ModelInfo(
+                name=model.name,
+                context_tokens=model.context_tokens,
+                max_output_tokens=model.max_output_tokens,
+                default_max_tokens=model.default_max_tokens,
+                structured_output=model.structured_output,
+                available=state.available,
+                backlog=state.backlog,
+            )
+            for model, state in zip(self._models.values(), states, strict=True)
+        ]
+
+    async def queue_info(self, client: Client, queue: str) -> llm_pb2.QueueInfo | None:
+        """Return what a waiting job may be told of its queue; None when Temporal does not say."""
+        try:
+            state = await self.queue_state(client, queue)
+        except RPCError:
+            return None
+        info = llm_pb2.QueueInfo(backlog=state.backlog)
+        if state.dispatch_rate > 0:
+            info.estimated_wait.CopyFrom(duration(timedelta(seconds=state.backlog / state.dispatch_rate)))
+        return info
+
+    async def queue_state(self, client: Client, queue: str) -> QueueState:
+        """Return the queue's state, at most a second old. Raises RPCError when Temporal is away."""
+        read_at, state = self._states.get(queue, (0.0, None))
+        if state is not None and time.monotonic() - read_at < _CACHE_SECONDS:
+            return state
+        response = await client.workflow_service.describe_task_queue(
+            DescribeTaskQueueRequest(
+                namespace=client.namespace,
+                task_queue=TaskQueue(name=queue),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+                report_stats=True,
+            ),
+            timeout=RPC_TIMEOUT,
+        )
+        oldest = datetime.now(UTC) - _POLLER_FRESH
+        state = QueueState(
+            available=any(poller.last_access_time.ToDatetime(UTC) > oldest for poller in response.pollers),
+            backlog=response.stats.approximate_backlog_count,
+            dispatch_rate=response.stats.tasks_dispatch_rate,
+        )
+        self._states[queue] = (time.monotonic(), state)
+        return state
+
+    def _count(self, model: str, texts: list[str]) -> int:
+        tokenizer = self._tokenizers[model]
+        return sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)

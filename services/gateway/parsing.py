@@ -1,0 +1,85 @@
+"""Bytes to request messages, so that no client's bytes make an INTERNAL.
+
+gRPC's own deserializer answers INTERNAL to bytes that do not parse. Most such requests hold a text that is not UTF-8;
+to name the field, they are parsed once more by a schema of the same shape in which every text is bytes.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+from typing import Final, TypeVar
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor, FileDescriptor
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.message import DecodeError, Message
+
+from jobs.rules import Violation
+from llm_pb import llm_pb2
+from services.gateway.errors import invalid
+
+M = TypeVar("M", bound=Message)
+_MAX_BAD_TEXTS: Final = 1000
+"""A request with more is hostile, and time spent on it is time that every other call waits."""
+
+
+def parse(data: bytes, kind: type[M]) -> tuple[M, list[Violation]]:
+    """Return the message and which of its texts are not UTF-8: they have been mended, so that the rest can be checked.
+
+    Raises ApiError INVALID_ARGUMENT, naming the message type, when the bytes are no such message at all.
+    """
+    try:
+        return kind.FromString(data), []
+    except DecodeError:
+        pass
+    name = kind.DESCRIPTOR.full_name
+    try:
+        lenient = _lenient(name).FromString(data)
+        violations = list(islice(_mend_texts(lenient), _MAX_BAD_TEXTS))
+        if len(violations) == _MAX_BAD_TEXTS:
+            raise invalid(violations)
+        return kind.FromString(lenient.SerializeToString()), violations
+    except DecodeError:
+        rule = f"the request is not a {name}: truncated, or made from another proto file"
+        raise invalid([Violation("", rule)]) from None
+
+
+def _mend_texts(message: Message, path: str = "") -> Iterator[Violation]:
+    for field, value in message.ListFields():
+        items = value if field.is_repeated else [value]
+        for index, item in enumerate(items):
+            name = f"{path}{field.name}[{index}]" if field.is_repeated else f"{path}{field.name}"
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                yield from _mend_texts(item, f"{name}.")
+            elif isinstance(item, bytes):
+                try:
+                    item.decode()
+                except UnicodeDecodeError as error:
+                    mended = item.decode(errors="replace").replace("\N{REPLACEMENT CHARACTER}", "?").encode()
+                    if field.is_repeated:
+                        value[index] = mended
+                    else:
+                        setattr(message, field.name, mended)
+                    yield Violation(name, f"must be UTF-8: the byte at {error.start} is not")
+
+
+@cache
+def _lenient(name: str) -> type[Message]:
+    pool = descriptor_pool.DescriptorPool()
+    _add_with_bytes(pool, llm_pb2.DESCRIPTOR, set())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+
+
+def _add_with_bytes(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, added: set[str]) -> None:
+    if file.name in added:
+        return
+    added.add(file.name)
+    for dependency in file.dependencies:
+        _add_with_bytes(pool, dependency, added)
+    proto = FileDescriptorProto()
+    file.CopyToProto(proto)
+    for message in proto.message_type:
+        for field in message.field:
+            if field.type == FieldDescriptorProto.TYPE_STRING:
+                field.type = FieldDescriptorProto.TYPE_BYTES
+    pool.Add(proto)

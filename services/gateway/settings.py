@@ -1,0 +1,129 @@
+"""Settings of the gateway."""
+
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs import limits, names
+from jobs.options import (
+    DEFAULT_NOTIFY_ATTEMPTS,
+    DEFAULT_NOTIFY_BACKOFF,
+    DEFAULT_NOTIFY_HOLD,
+    DEFAULT_NOTIFY_INTERVAL,
+    DEFAULT_NOTIFY_MAX_INTERVAL,
+    DEFAULT_NOTIFY_TIMEOUT,
+    DEFAULT_NOTIFY_WITHIN,
+    DEFAULT_QUEUE_TIMEOUT,
+    DEFAULT_RUN_TIMEOUT,
+    DEFAULT_TOTAL_TIMEOUT,
+)
+
+
+class Role(StrEnum):
+    """Which halves of the gateway a process runs."""
+
+    ALL = "all"
+    API = "api"
+    WORKFLOWS = "workflows"
+
+
+class Model(BaseModel):
+    """A model that jobs may name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    context_tokens: int = Field(gt=0)
+    max_output_tokens: int = Field(gt=0)
+    default_max_tokens: int = Field(gt=0)
+    queue: str = names.GPU_QUEUE
+    """Task queue of its workers: one of its own when several models are served."""
+    tokenizer: Path | None = None
+    """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit. Without, the worker does."""
+    structured_output: bool = False
+
+
+EMBEDDED_MODEL = Model(
+    name="docstrings",
+    context_tokens=2048,
+    max_output_tokens=2048,
+    default_max_tokens=256,
+    tokenizer=Path("models/docstrings/tokenizer.json"),
+)
+
+
+class GatewaySettings(BaseSettings):
+    """The gateway: the gRPC API, and the worker that runs the workflows."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, use_attribute_docstrings=True)
+
+    role: Role = Role.ALL
+    """`all`, or `api` or `workflows` to scale the halves apart."""
+    host: str = "127.0.0.1"
+    """Address to listen on; loopback unless set."""
+    port: int = Field(50051, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
+    metrics_host: str = "127.0.0.1"
+    """Address to serve Prometheus metrics on; loopback unless set."""
+    metrics_port: int = Field(9464, ge=0, le=65535)
+    """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+    models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
+    """The models as JSON: name, context_tokens, max_output_tokens, default_max_tokens; queue, tokenizer (a path),
+    structured_output."""
+    workflow_queue: str = names.WORKFLOW_QUEUE
+    """Task queue of the workflows."""
+    notify_queue: str = names.NOTIFY_QUEUE
+    """Task queue of the notifiers."""
+    max_message_bytes: int = Field(4 * 1024 * 1024, gt=0)
+    """Largest gRPC message taken or sent."""
+    max_job_bytes: int = Field(limits.MAX_JOB_BYTES, gt=0, le=limits.MAX_JOB_BYTES)
+    """Largest job; Temporal's payload limit bounds it."""
+    total_timeout: timedelta = DEFAULT_TOTAL_TIMEOUT
+    """A job's whole life, when it does not say."""
+    queue_timeout: timedelta = DEFAULT_QUEUE_TIMEOUT
+    """Wait for a worker, when the job does not say."""
+    run_timeout: timedelta = DEFAULT_RUN_TIMEOUT
+    """Run of one attempt, when the job does not say."""
+    max_total_timeout: timedelta = timedelta(hours=24)
+    """Most that a job may ask for."""
+    max_queue_timeout: timedelta = timedelta(hours=12)
+    """Most that a job may ask for."""
+    max_run_timeout: timedelta = timedelta(hours=12)
+    """Most that a job may ask for."""
+    heartbeat_timeout: timedelta = timedelta(seconds=30)
+    """Silence after which a worker is lost."""
+    retry_interval: timedelta = timedelta(seconds=10)
+    """Wait before an activity's second attempt."""
+    retry_backoff: float = Field(2.0, ge=1)
+    """Each further wait is this many times longer."""
+    retry_attempts: int = Field(3, ge=1)
+    """Attempts of RunLLMOnGPU in all."""
+    notify_hold: timedelta = DEFAULT_NOTIFY_HOLD
+    """How long an ended job stays open for its deliveries; after that they go on without it."""
+    notify_interval: timedelta = Field(DEFAULT_NOTIFY_INTERVAL, gt=timedelta(0))
+    """Wait before a delivery's second attempt."""
+    notify_backoff: float = Field(DEFAULT_NOTIFY_BACKOFF, ge=1, le=10)
+    """Each further wait is this many times longer."""
+    notify_max_interval: timedelta = DEFAULT_NOTIFY_MAX_INTERVAL
+    """Longest wait between two attempts of a delivery, also when the receiver asks for a longer one."""
+    notify_within: timedelta = DEFAULT_NOTIFY_WITHIN
+    """How long a delivery is tried."""
+    notify_attempts: int = Field(DEFAULT_NOTIFY_ATTEMPTS, ge=1, le=50)
+    """Attempts of a delivery in all, at most."""
+    notify_timeout: timedelta = Field(DEFAULT_NOTIFY_TIMEOUT, gt=timedelta(0))
+    """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
+    max_watchers: int = Field(5000, gt=0)
+    """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
+    max_watchers_per_user: int = Field(1000, gt=0)
+    """StreamStatus calls at once for the jobs of one user; more get RESOURCE_EXHAUSTED."""
+    keepalive: timedelta = timedelta(seconds=15)
+    """A quiet stream sends a message this often."""
+    poll: timedelta = timedelta(seconds=1)
+    """How often Temporal is asked about a watched job whose feed is silent."""
+    max_concurrent_workflow_tasks: int = Field(100, gt=1)
+    """Workflow tasks processed at once."""
+    shutdown_grace: timedelta = timedelta(seconds=10)
+    """What running calls get to end on SIGTERM."""

@@ -1,0 +1,191 @@
+"""What Temporal knows of a job, as the API says it.
+
+Of an open job, one DescribeWorkflowExecution tells everything: which activity is pending, whether a worker has it,
+which attempt it is and what it reported last. Of a closed one, the workflow itself answers the query GetStatus.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHistoryEventFilterType,
+    WorkflowQueryFailedError,
+)
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs import errors, ids, names
+from jobs.errors import EngineFailed, to_status
+from jobs.running import add_run, pending_run
+from llm_pb import llm_pb2
+from runtime.telemetry import link_to
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.deliveries import DeliveryReader
+from services.gateway.errors import not_found
+from services.gateway.models import Models
+
+_log = logging.getLogger(__name__)
+FINAL_STATES: Final = frozenset(
+    {
+        llm_pb2.JOB_STATE_SUCCEEDED,
+        llm_pb2.JOB_STATE_FAILED,
+        llm_pb2.JOB_STATE_CANCELLED,
+        llm_pb2.JOB_STATE_TIMED_OUT,
+    }
+)
+_CLOSED: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] = {
+    WorkflowExecutionStatus.COMPLETED: llm_pb2.JOB_STATE_SUCCEEDED,
+    WorkflowExecutionStatus.FAILED: llm_pb2.JOB_STATE_FAILED,
+    WorkflowExecutionStatus.CANCELED: llm_pb2.JOB_STATE_CANCELLED,
+    WorkflowExecutionStatus.TERMINATED: llm_pb2.JOB_STATE_CANCELLED,
+    WorkflowExecutionStatus.TIMED_OUT: llm_pb2.JOB_STATE_TIMED_OUT,
+}
+_WORKFLOW_ID: Final = "temporalWorkflowID"
+"""The attribute that Temporal's own spans have, too."""
+_TASK_STARTED_EVENTS: Final = 4
+"""Events of a workflow that has not yet scheduled its activity."""
+
+
+class JobReader:
+    """Reads jobs from Temporal."""
+
+    def __init__(self, client: Client, models: Models, deliveries: DeliveryReader) -> None:
+        self._client = client
+        self._models = models
+        self._deliveries = deliveries
+
+    async def read(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
+        """Return the job's status, and its result once that is settled.
+
+        Raises ApiError NOT_FOUND when there is no such job; RPCError when Temporal or its workflow worker is away.
+        """
+        return await self.look(await self.describe(workflow_id))
+
+    async def look(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
+        """Return what read does, of a job that was just described."""
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            return await self._open(description)
+        return await self._closed(description)
+
+    async def link_call(self, description: WorkflowExecutionDescription) -> None:
+        """Link the current call's span to the job's trace, where its own is another one."""
+        link_to(await _traceparent(description), {_WORKFLOW_ID: description.id})
+
+    async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
+        """Return what Temporal says of the job's workflow. Raises like read."""
+        try:
+            description = await self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                raise not_found(workflow_id) from error
+            raise
+        if description.workflow_type != names.WORKFLOW_TYPE:
+            raise not_found(workflow_id)
+        return description
+
+    async def wait_closed(self, workflow_id: str, run_id: str) -> None:
+        """Return once the job has ended: one long poll at a time. Raises RPCError when Temporal is away."""
+        events = self._client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history_events(
+            wait_new_event=True, event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
+        )
+        async for _ in events:
+            return
+
+    async def _open(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
+        status = await base_status(description)
+        run = pending_run(description)
+        outcome = description.typed_search_attributes.get(names.JOB_STATE)
+        if run is not None:
+            await self._add_run(status, run)
+        elif outcome is not None:
+            response = await self._ask_workflow(description)
+            # Settled, but final only once Temporal has closed the workflow.
+            response.status.state = llm_pb2.JOB_STATE_NOTIFYING
+            return response
+        elif description.history_length > _TASK_STARTED_EVENTS:
+            # The activity has just ended, the workflow has not yet said how.
+            status.state = llm_pb2.JOB_STATE_RUNNING
+        else:
+            status.state = llm_pb2.JOB_STATE_QUEUED
+        return llm_pb2.GetStatusResponse(status=status)
+
+    async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
+        await add_run(status, run, self._client.data_converter)
+        if status.state == llm_pb2.JOB_STATE_QUEUED:
+            info = await self._models.queue_info(self._client, run.activity_options.task_queue.name)
+            if info is not None:
+                status.queue.CopyFrom(info)
+
+    async def _ask_workflow(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
+        """Return the workflow's own answer; without one, what its record tells."""
+        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        try:
+            response: llm_pb2.GetStatusResponse = await handle.query(
+                names.QUERY_GET_STATUS, result_type=llm_pb2.GetStatusResponse, rpc_timeout=RPC_TIMEOUT
+            )
+        except WorkflowQueryFailedError as error:
+            _log.warning("%s does not answer, its code or its input is at fault: %s", description.id, error)
+            response = llm_pb2.GetStatusResponse(status=await base_status(description))
+            if description.status == WorkflowExecutionStatus.FAILED:
+                response.status.error.CopyFrom(to_status(await self._failure(description)))
+        return response
+
+    async def _failure(self, description: WorkflowExecutionDescription) -> errors.JobError:
+        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        try:
+            await handle.result(follow_runs=False, rpc_timeout=RPC_TIMEOUT)
+        except WorkflowFailureError as error:
+            if isinstance(error.cause, ApplicationError):
+                return errors.from_application_error(error.cause, otherwise=EngineFailed)
+        return EngineFailed("the workflow failed")
+
+    async def _closed(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
+        response = await self._ask_workflow(description)
+        status = response.status
+        await self._deliveries.refresh(status)
+        _set_times(status, description)
+        if description.status is not None and status.state not in FINAL_STATES:
+            status.state = _CLOSED[description.status]
+        if description.status == WorkflowExecutionStatus.TERMINATED:
+            status.state = llm_pb2.JOB_STATE_CANCELLED
+            status.error.CopyFrom(to_status(errors.Terminated("the workflow was terminated by an operator")))
+        if description.status == WorkflowExecutionStatus.TIMED_OUT and not status.HasField("error"):
+            status.error.CopyFrom(to_status(errors.TotalTimeout("the job's total time was spent")))
+        return response
+
+
+async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
+    """Return what a description or a listing of a workflow tells without its activities.
+
+    For an open job the state is RUNNING: neither tells whether a worker has it.
+    """
+    state = (
+        llm_pb2.JOB_STATE_RUNNING
+        if execution.status is None
+        else _CLOSED.get(execution.status, llm_pb2.JOB_STATE_RUNNING)
+    )
+    outcome = execution.typed_search_attributes.get(names.JOB_STATE)
+    if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
+        state = llm_pb2.JOB_STATE_TIMED_OUT
+    trace_id = ids.trace_id(await _traceparent(execution))
+    status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
+    _set_times(status, execution)
+    return status
+
+
+async def _traceparent(execution: WorkflowExecution) -> str:
+    traceparent: str = await execution.memo_value(names.MEMO_TRACEPARENT, "", type_hint=str)
+    return traceparent
+
+
+def _set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
+    status.create_time.FromDatetime(execution.start_time)
+    if execution.close_time is not None and not status.HasField("end_time"):
+        status.end_time.FromDatetime(execution.close_time)

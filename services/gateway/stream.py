@@ -1,0 +1,94 @@
+"""StreamStatus: the watchers of this gateway, and the one Watch that those of one job share."""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+
+from jobs.feed import Feed
+from llm_pb import llm_pb2
+from services.gateway.errors import exhausted, shutting_down
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.settings import GatewaySettings
+from services.gateway.status import JobReader
+from services.gateway.watch import Watch
+
+
+class Limit:
+    """Lets in at most so many at once under each key."""
+
+    def __init__(self, most: int, message: str) -> None:
+        """`message` is for those who are refused."""
+        self._most = most
+        self._message = message
+        self._inside: Counter[str] = Counter()
+
+    @contextmanager
+    def entered(self, key: str = "") -> Iterator[None]:
+        """Be one of them while the context is open. Raises ApiError RESOURCE_EXHAUSTED when there is no room."""
+        if self._inside[key] >= self._most:
+            raise exhausted(self._message)
+        self._inside[key] += 1
+        try:
+            yield
+        finally:
+            self._inside[key] -= 1
+            if not self._inside[key]:
+                del self._inside[key]
+
+
+class Streams:
+    """The StreamStatus calls that this gateway serves."""
+
+    def __init__(self, reader: JobReader, feed: Feed, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+        self._reader = reader
+        self._feed = feed
+        self._settings = settings
+        self._watches: dict[str, Watch] = {}
+        most, most_of_user = settings.max_watchers, settings.max_watchers_per_user
+        self._all = Limit(most, f"this gateway serves {most} streams, its limit; call again or call another")
+        self._of_user = Limit(most_of_user, f"{most_of_user} streams watch this user's jobs, the limit; end one first")
+
+    async def stream(self, request: llm_pb2.StreamStatusRequest) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+        """Yield what StreamStatus promises: see llm.proto.
+
+        Raises ApiError NOT_FOUND, RESOURCE_EXHAUSTED above a limit of watchers, UNAVAILABLE when the gateway stops;
+        RPCError when Temporal is away at the start.
+        """
+        with self._all.entered():
+            async with self._joined(request.workflow_id) as watch:
+                with self._of_user.entered(watch.user_id):
+                    async with aclosing(watch.messages(request.output_offset)) as messages:
+                        async for message in messages:
+                            yield message
+
+    def expect_end(self, workflow_id: str) -> None:
+        """Be told that a job is about to end: its watchers here hear of it at once."""
+        if (watch := self._watches.get(workflow_id)) is not None:
+            watch.expect_end()
+
+    def close(self) -> None:
+        """End every stream with UNAVAILABLE: its client goes on with another gateway, or with this one in a moment."""
+        for watch in self._watches.values():
+            watch.stop(shutting_down())
+
+    @asynccontextmanager
+    async def _joined(self, workflow_id: str) -> AsyncIterator[Watch]:
+        watch = self._watches.get(workflow_id)
+        if watch is None or watch.over:
+            watch = Watch(workflow_id, self._reader, self._feed, self._settings, self._metrics.feed_lag)
+            self._watches[workflow_id] = watch
+            self._metrics.watches.add(1)
+        watch.watchers += 1
+        self._metrics.watchers.add(1)
+        try:
+            await watch.known()
+            yield watch
+        finally:
+            watch.watchers -= 1
+            self._metrics.watchers.add(-1)
+            if watch.watchers == 0:
+                self._metrics.watches.add(-1)
+                if self._watches.get(workflow_id) is watch:
+                    del self._watches[workflow_id]
+                await watch.close()

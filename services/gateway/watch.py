@@ -1,0 +1,244 @@
+"""One Watch for each watched job, however many clients watch it.
+
+A Watch holds the job's status and output so far, fed by the live feed and, whenever that is silent, by Temporal. Each
+client has only a place in the output, so that a slow one is simply further behind: it costs no queue, gets what it
+missed as one delta, and never holds up another.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from contextvars import Context
+from typing import Final
+
+from opentelemetry.metrics import Histogram
+from temporalio.client import WorkflowExecutionDescription
+from temporalio.service import RPCError
+
+from jobs import names
+from jobs.feed import Feed, Fence
+from llm_pb import llm_pb2
+from services.gateway.errors import ApiError
+from services.gateway.settings import GatewaySettings
+from services.gateway.status import FINAL_STATES, JobReader
+from services.gateway.transcript import Cursor, Transcript
+
+_log = logging.getLogger(__name__)
+_CLOSE_SECONDS: Final = 0.25
+"""Most jobs close this soon after the model's part. After that each wait is twice the one before."""
+_SLOWEST: Final = 5
+"""While its outcome is delivered a job is asked about every so many poll intervals: a long poll tells its end."""
+
+
+class Watch:
+    """One job as its watchers see it. Begins to follow the job at once; must be closed."""
+
+    def __init__(
+        self, workflow_id: str, reader: JobReader, feed: Feed, settings: GatewaySettings, feed_lag: Histogram
+    ) -> None:
+        self.watchers = 0
+        """How many clients watch. Kept by whoever has them."""
+        self.user_id = ""
+        """Whose job it is, once it is known."""
+        self._workflow_id = workflow_id
+        self._reader = reader
+        self._feed = feed
+        self._settings = settings
+        self._feed_lag = feed_lag
+        self._began = time.time()
+        self._status = llm_pb2.JobStatus()
+        self._result: llm_pb2.JobResult | None = None
+        self._transcript = Transcript()
+        self._fence = Fence()
+        self._status_version = 0
+        self._changed = asyncio.Event()
+        self._heard_at = 0.0
+        self._end_expected = asyncio.Event()
+        self._patience = _CLOSE_SECONDS
+        self._stopped: ApiError | None = None
+        self._description: WorkflowExecutionDescription | None = None
+        self._known = asyncio.create_task(self._ask())
+        # What follows is done for all watchers: it must not go on in the trace of the first one.
+        self._following = asyncio.create_task(self._follow(), context=Context())
+        self._following.add_done_callback(lambda _: self._wake())
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to follow: the outcome is durable, or following it failed."""
+        return self._following.done()
+
+    async def known(self) -> None:
+        """Return once the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is away."""
+        await asyncio.shield(self._known)
+        if self._description is not None:
+            await self._reader.link_call(self._description)
+
+    def expect_end(self) -> None:
+        """Be told that the job is about to end, which the feed of a job that is not running will not say."""
+        self._end_expected.set()
+        self._patience = _CLOSE_SECONDS
+
+    def stop(self, error: ApiError) -> None:
+        """End every stream of this watch with an error."""
+        self._stopped = error
+        self._wake()
+
+    async def close(self) -> None:
+        """Stop following the job."""
+        self._known.cancel()
+        self._following.cancel()
+        await asyncio.gather(self._known, self._following, return_exceptions=True)
+
+    async def messages(self, offset: int) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+        """Yield what a watcher is promised in llm.proto, from `offset` of the output to the durable outcome.
+
+        Raises the error that the watch was stopped with.
+        """
+        cursor, told = Cursor(self._transcript, offset), -1
+        keepalive, now = self._settings.keepalive.total_seconds(), asyncio.get_running_loop().time
+        spoken = now()
+        while True:
+            changed = self._changed
+            if self._stopped is not None:
+                raise self._stopped
+            final = self._status.state in FINAL_STATES
+            if self._following.done() and not final:
+                self._following.result()
+            message = llm_pb2.StreamStatusResponse()
+            delta = cursor.take(final=final)
+            if delta is not None:
+                message.delta.CopyFrom(delta)
+            elif final:
+                yield llm_pb2.StreamStatusResponse(status=self._status, result=self._result, next_offset=cursor.offset)
+                return
+            if told != self._status_version and not final:
+                message.status.CopyFrom(self._status)
+                told = self._status_version
+            message.next_offset = cursor.offset
+            if delta is not None or message.HasField("status") or now() >= spoken + keepalive:
+                yield message
+                spoken = now()
+            if delta is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(spoken + keepalive):
+                        await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _follow(self) -> None:
+        await asyncio.shield(self._known)
+        if self._status.state in FINAL_STATES:
+            return
+        reading = asyncio.create_task(self._read_feed())
+        reading.add_done_callback(self._note_feed_end)
+        try:
+            while self._status.state not in FINAL_STATES:
+                await self._until_worth_asking()
+                try:
+                    await self._ask()
+                except RPCError as error:
+                    _log.warning("cannot ask Temporal about %s: %s", self._workflow_id, error)
+                    await asyncio.sleep(self._pause())
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _until_worth_asking(self) -> None:
+        """Return when Temporal may know what the feed does not say: the job has ended, or the feed is silent."""
+        notifying = self._status.state == llm_pb2.JOB_STATE_NOTIFYING
+        if not notifying:
+            await self._silence()
+            if not self._end_expected.is_set():
+                return
+        pause, patience = self._pause(), self._patience
+        self._patience = min(2 * patience, _SLOWEST * pause)
+        if patience > pause:
+            # Unless it is notifying it goes on, whatever was expected.
+            self._end_expected.clear()
+        with contextlib.suppress(TimeoutError, RPCError):
+            async with asyncio.timeout(patience):
+                await self._reader.wait_closed(self._workflow_id, self._status.run_id)
+
+    async def _silence(self) -> None:
+        """Return when the feed has been silent for long enough to ask, or the job is about to end."""
+        now = asyncio.get_running_loop().time
+        since = now()
+        while (until := max(since, self._heard_at) + self._pause()) > now():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._end_expected.wait()
+                    return
+
+    def _pause(self) -> float:
+        """Return the poll interval in seconds, with jitter: a gateway's watches must not ask in step."""
+        return self._settings.poll.total_seconds() * random.uniform(0.75, 1.25)  # noqa: S311  # no secret
+
+    async def _ask(self) -> None:
+        """Read the job from Temporal, which is the truth; keep what only the feed knows of an open job."""
+        description = self._description = await self._reader.describe(self._workflow_id)
+        self.user_id = description.typed_search_attributes.get(names.USER_ID) or ""
+        response = await self._reader.look(description)
+        fresh, old = response.status, self._status
+        if response.HasField("result"):
+            self._result = response.result
+            self._transcript.settle(response.result.output)
+            self._wake()
+        if fresh.state not in FINAL_STATES:
+            if old.progress.updated_at.ToNanoseconds() > fresh.progress.updated_at.ToNanoseconds():
+                fresh.progress.CopyFrom(old.progress)
+            if old.attempt >= fresh.attempt:
+                fresh.attempt = old.attempt
+                for field in ("start_time", "first_token_time"):
+                    if old.HasField(field):
+                        getattr(fresh, field).CopyFrom(getattr(old, field))
+        if fresh != old:
+            self._status = fresh
+            self._status_version += 1
+            self._wake()
+
+    async def _read_feed(self) -> None:
+        async with aclosing(self._feed.read(self._status.run_id)) as records:
+            async for record in records:
+                self._apply(record)
+
+    def _note_feed_end(self, reading: asyncio.Task[None]) -> None:
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            _log.error("the feed of %s broke, Temporal is asked instead", self._workflow_id, exc_info=error)
+
+    def _apply(self, record: llm_pb2.FeedRecord) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        event = record.WhichOneof("event")
+        if event == "job_ending":
+            self.expect_end()
+        if not self._fence.admits(record):
+            return
+        if event == "attempt_started":
+            self._end_expected.clear()
+            started = record.attempt_started
+            if started.attempt >= self._status.attempt:
+                self._status.attempt = started.attempt
+                self._status.start_time.CopyFrom(started.start_time)
+                self._status.state = llm_pb2.JOB_STATE_RUNNING
+                self._status.ClearField("queue")
+                self._status_version += 1
+        elif event == "tokens_made" and self._result is None:
+            self._transcript.put(record.tokens_made.offset, record.tokens_made.text)
+            if not self._status.HasField("first_token_time") and record.tokens_made.HasField("made_at"):
+                self._status.first_token_time.CopyFrom(record.tokens_made.made_at)
+                self._status_version += 1
+        elif event == "progress":
+            self._status.progress.CopyFrom(record.progress)
+            self._status_version += 1
+            made_at = record.progress.updated_at.ToNanoseconds() / 1e9
+            # What was in the feed before does not lag: nobody waited for it.
+            if made_at >= self._began:
+                self._feed_lag.record(max(time.time() - made_at, 0.0))
+        elif event == "attempt_ended":
+            self.expect_end()
+        self._wake()

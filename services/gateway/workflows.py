@@ -1,0 +1,57 @@
+"""The half of the gateway that runs the workflows."""
+
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from jobs import names
+from jobs.delivery_workflow import LLMDeliveryWorkflow
+from jobs.feed import Feed
+from jobs.workflow import LLMJobWorkflow
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.settings import GatewaySettings
+
+
+class LocalActivities:
+    """What a job's workflow has done for itself in this process: see jobs.workflow."""
+
+    def __init__(self, client: Client, feed: Feed) -> None:
+        self._client = client
+        self._feed = feed
+
+    @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
+    async def request_cancel(self) -> None:
+        """Have Temporal asked to cancel the workflow."""
+        info = activity.info()
+        if info.workflow_id is not None:
+            handle = self._client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+            await handle.cancel(rpc_timeout=RPC_TIMEOUT)
+
+    @activity.defn(name=names.ACTIVITY_FORGET_FEED)
+    async def forget_feed(self) -> None:
+        """Tell the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it."""
+        if run_id := activity.info().workflow_run_id:
+            await self._feed.sync(run_id, llm_pb2.FeedRecord(job_ending=llm_pb2.JobEnding()))
+            await self._feed.remove(run_id)
+
+
+def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:
+    """Return the worker for the queue of workflows."""
+    local = LocalActivities(client, feed)
+    return Worker(
+        client,
+        task_queue=settings.workflow_queue,
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
+        activities=[local.request_cancel, local.forget_feed],
+        # The sandbox imports the workflow's module anew for each job: half of this worker's time. It finds code
+        # that is not deterministic, and does so in tests/test_replay.py.
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        no_remote_activities=True,
+        # How long a job's next step waits for a gateway that is gone, before another one takes it.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+        max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )

@@ -1,0 +1,58 @@
+"""`python -m services.gpu_worker`: load the model, take jobs and run them until told to stop or the engine dies."""
+
+import asyncio
+import logging
+import os
+import socket
+
+from opentelemetry import trace
+from temporalio.worker import Worker
+
+from jobs.errors import EngineDead
+from jobs.feed import FeedSettings
+from jobs.feed_nats import NatsFeed
+from runtime import process, temporal
+from runtime.metrics import serving_metrics
+from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.engine import EngineConfig, create_engine
+from services.gpu_worker.settings import GpuWorkerSettings
+
+_log = logging.getLogger("services.gpu_worker")
+
+
+async def main() -> None:
+    """Poll from the start, also while the model loads. Raises EngineDead: the process then ends with status 1."""
+    settings = GpuWorkerSettings()
+    config = EngineConfig(settings.model_path, settings.max_concurrent, settings.engine_options)
+    engine = create_engine(settings.engine, config)
+    feed = NatsFeed(FeedSettings())
+    feed.start()
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    loading = asyncio.create_task(engine.start())
+    try:
+        async with serving_metrics(settings.metrics_host, settings.metrics_port, "GPU_WORKER_") as metrics:
+            client = await temporal.connect(metrics.temporal)
+            telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
+            activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry)
+            async with Worker(
+                client,
+                task_queue=settings.task_queue,
+                activities=[activity.__call__],
+                identity=name,
+                max_concurrent_activities=settings.max_concurrent,
+                # A cancel reaches a running activity with the answer to a heartbeat: 22 s late by default.
+                max_heartbeat_throttle_interval=settings.heartbeat_interval,
+                graceful_shutdown_timeout=settings.shutdown_grace,
+            ):
+                await asyncio.shield(loading)
+                _log.info("%s on %s: ready", settings.model, engine.gpu.name)
+                await engine.dead.wait()
+                raise EngineDead("the engine died")
+    finally:
+        loading.cancel()
+        await engine.close()
+        await feed.close()
+
+
+if __name__ == "__main__":
+    process.run("gpu-worker", main)

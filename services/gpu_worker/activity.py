@@ -1,0 +1,166 @@
+"""RunLLMOnGPU: one attempt at one job, from Temporal's task to the engine and back.
+
+Three ways to be cancelled are three outcomes: the user asked, then the partial output is the result; the worker stops,
+then the workflow hands the job over to another; Temporal gave the attempt up, then nobody listens any more.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+from opentelemetry.metrics import Meter
+from opentelemetry.trace import Tracer
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from jobs import names
+from jobs.errors import RULES, EngineDead, EngineFailed, InvalidJob, JobError, UnknownModel, WorkerShutdown
+from jobs.feed import Feed
+from jobs.rules import check_job
+from llm_pb import llm_pb2
+from services.gpu_worker import spans
+from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
+from services.gpu_worker.engine import CannotContinue, Engine
+from services.gpu_worker.metrics import WorkerMetrics
+from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.spans import generation_span
+
+_log = logging.getLogger(__name__)
+_AT_ONCE: Final = timedelta(milliseconds=100)
+
+
+class RunLLMOnGPU:
+    """The activity, bound to this process's engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loaded: "asyncio.Task[None]",
+        feed: Feed,
+        settings: GpuWorkerSettings,
+        worker: str,
+        meter: Meter,
+        tracer: Tracer,
+    ) -> None:
+        """`loaded` is the task that starts the engine; jobs taken before it is done wait for it."""
+        self._metrics = WorkerMetrics(meter, engine, settings.model, settings.max_concurrent)
+        self._tracer = tracer
+        self._engine = engine
+        self._loaded = loaded
+        self._feed = feed
+        self._settings = settings
+        self._worker = worker
+
+    @activity.defn(name=names.ACTIVITY_RUN)
+    async def __call__(self, request: llm_pb2.RunRequest) -> llm_pb2.JobResult:
+        """Run the model and return the job's result, a partial one when the user cancelled.
+
+        Raises ApplicationError of jobs.errors, its detail the partial JobResult.
+        """
+        info = activity.info()
+        key = info.workflow_run_id or info.activity_id
+        number = request.earlier_attempts + info.attempt
+        spans.describe_attempt(number, request.handovers, self._worker)
+        _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
+        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings)
+        if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
+            attempt.continue_from(carried[1].queue_time)
+        reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
+        try:
+            async with self._beating(attempt):
+                reason = await self._generate(attempt, first=info.attempt == 1 and request.handovers == 0)
+        except asyncio.CancelledError:
+            details = activity.cancellation_details()
+            if details is not None and details.cancel_requested:
+                reason = llm_pb2.FINISH_REASON_CANCELLED
+            elif details is not None and details.worker_shutdown:
+                raise self._failure(WorkerShutdown("the worker was told to stop"), attempt) from None
+            else:
+                spans.describe_giving_up()
+                raise
+        except JobError as error:
+            raise self._failure(error, attempt) from error
+        finally:
+            spans.describe_end(reason)
+            _log.info("attempt ended", extra={"attempt": number, **attempt.figures(reason)})
+            await attempt.end(reason)
+        return attempt.result(self._engine, reason)
+
+    async def _generate(self, attempt: Attempt, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
+        job = attempt.job
+        if violations := check_job(job):
+            raise InvalidJob("; ".join(f"{field} {description}" for field, description in violations))
+        if job.model != self._settings.model:
+            raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
+        if first:
+            self._metrics.started(attempt.queue_time.ToTimedelta())
+        continues = await attempt.start(first=first)
+        if not self._loaded.done():
+            await attempt.enter(LOADING)
+        await asyncio.shield(self._loaded)
+        await attempt.enter(PREFILL)
+        if continues:
+            try:
+                reason = await self._run_engine(attempt)
+            except CannotContinue as why:
+                _log.info("the output so far cannot be continued: %s", why)
+                attempt.start_over()
+            else:
+                self._metrics.continued()
+                return reason
+        if not first:
+            self._metrics.rewound()
+        return await self._run_engine(attempt)
+
+    async def _run_engine(self, attempt: Attempt) -> "llm_pb2.FinishReason.ValueType":
+        engine, capture = self._engine, self._settings.capture_content
+        with (
+            generation_span(self._tracer, engine.name, attempt.job, capture) as span,
+            self._metrics.generation(attempt.job) as saw,
+        ):
+            async with aclosing(engine.generate(attempt.generation())) as outputs:
+                async for output in outputs:
+                    span.add(output)
+                    saw(output)
+                    await attempt.add(output)
+                    if output.finish_reason is not None:
+                        await attempt.enter(DONE)
+                        return output.finish_reason
+            raise EngineFailed("the engine ended the output without saying why")
+
+    @asynccontextmanager
+    async def _beating(self, attempt: Attempt) -> AsyncIterator[None]:
+        """Heartbeat while the context is open and the engine moves: a hung engine must look dead to Temporal."""
+
+        interval = self._settings.heartbeat_interval.total_seconds()
+
+        async def beat() -> None:
+            # The start told Temporal as much as a first heartbeat would: a short job needs none.
+            await asyncio.sleep(interval)
+            while not attempt.hangs:
+                activity.heartbeat(attempt.progress(), llm_pb2.ResultMetadata(queue_time=attempt.queue_time))
+                await asyncio.sleep(interval)
+            _log.error("the engine hangs: no more heartbeats")
+
+        beating = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
+        """Return the error for Temporal, with what the attempt had made."""
+        spans.describe_error(error)
+        return ApplicationError(
+            str(error),
+            attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR),
+            type=error.reason,
+            # A job of a worker that stops goes on as a new activity, which costs it no attempt: see jobs.workflow.
+            non_retryable=not RULES[type(error)].retryable or isinstance(error, WorkerShutdown),
+            # An engine that died says nothing about the job: no need to wait.
+            next_retry_delay=_AT_ONCE if isinstance(error, EngineDead) else None,
+        )

@@ -1,0 +1,253 @@
+"""One attempt at one job: what it has made so far, and everybody who is told of it as it is made.
+
+Output goes to the live feed at once, progress to the feed a few times a second and to Temporal with each heartbeat.
+"""
+
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobs.errors import ResultTooLarge
+from jobs.feed import Feed
+from jobs.limits import MAX_RESULT_BYTES
+from jobs.options import duration
+from llm_pb import llm_pb2
+from runtime.telemetry import current_headers, current_traceparent, link_to
+from services.gpu_worker.engine import Engine, Generation, Output
+from services.gpu_worker.made_output import MadeOutput, read_made_output
+from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
+
+LOADING: Final = "loading"
+PREFILL: Final = "prefill"
+DECODE: Final = "decode"
+DONE: Final = "done"
+_MAX_MADE_BYTES: Final = MAX_RESULT_BYTES - 4096
+"""Output and logprobs that fit a result beside its metadata."""
+_REPEATED_AT_ONCE: Final = 100_000
+"""Characters and tokens in one record of what is repeated: less than the megabyte that a broker takes."""
+
+
+class Attempt:
+    """The record of one attempt."""
+
+    def __init__(
+        self, request: llm_pb2.RunRequest, number: int, key: str, worker: str, feed: Feed, settings: GpuWorkerSettings
+    ) -> None:
+        """`number` counts from 1; `key` is the job's in the feed; `worker` is this worker's name."""
+        self.job = llm_pb2.JobRequest()
+        self.job.CopyFrom(request.job)
+        if not self.job.params.HasField("max_tokens"):
+            self.job.params.max_tokens = request.default_max_tokens or settings.default_max_tokens
+        self.writer = uuid.uuid4().hex
+        self._traceparent = current_traceparent()
+        self._number = number
+        self._key = key
+        self._worker = worker
+        self._feed = feed
+        self._outages = feed.outages
+        self._settings = settings
+        self._created = request.create_time.ToDatetime(UTC)
+        self._started = datetime.now(UTC)
+        self._first_token: datetime | None = None
+        self._last_token: datetime | None = None
+        self._queue_time = duration(max(self._started - self._created, timedelta()))
+        self._stage = LOADING
+        self._texts: list[str] = []
+        self._output_bytes = 0
+        self._token_ids: list[int] = []
+        self._prompt_tokens = 0
+        self._logprobs: list[llm_pb2.TokenLogprobs] = []
+        self._logprobs_bytes = 0
+        self._advanced_at = time.monotonic()
+        self._progress_at = 0.0
+
+    @property
+    def queue_time(self) -> Duration:
+        """From Submit to the first attempt's start."""
+        return self._queue_time
+
+    def continue_from(self, queue_time: Duration) -> None:
+        """Take over what an earlier attempt knew."""
+        self._queue_time = queue_time
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the engine has not moved for longer than it may in this stage."""
+        limit = {
+            LOADING: self._settings.load_timeout,
+            PREFILL: self._settings.prefill_timeout,
+            DECODE: self._settings.decode_timeout,
+        }.get(self._stage)
+        return limit is not None and time.monotonic() - self._advanced_at > limit.total_seconds()
+
+    async def start(self, *, first: bool) -> bool:
+        """Take the feed over from earlier attempts and, unless this is the `first`, what they made: True if so.
+
+        From here on every reader ignores what an earlier attempt may still write.
+        """
+        record = self._takeover()
+        if first:
+            await self._tell(record)
+        elif await self._feed.sync(self._key, record):
+            made = await read_made_output(self._feed, self._key, self.writer)
+            # The feed keeps no logprobs, so with those the job starts over.
+            continues = made.can_continue and not self.job.params.HasField("logprobs")
+            last, tokens = made.last_attempt, len(made.token_ids) if continues else 0
+            link_to(last.traceparent, {ATTEMPT: last.attempt, CONTINUED_TOKENS: tokens})
+            if continues:
+                self._take_over(made)
+                return True
+        return False
+
+    def generation(self) -> Generation:
+        """Return what the engine is asked for: the job, or what is left of it, as a part of the current span."""
+        return Generation(
+            request_id=self.writer,
+            job=self.job,
+            resume_token_ids=tuple(self._token_ids),
+            resume_text="".join(self._texts),
+            trace_headers=current_headers(),
+        )
+
+    def start_over(self) -> None:
+        """Forget what earlier attempts made."""
+        self._take_over(MadeOutput())
+
+    def _take_over(self, made: MadeOutput) -> None:
+        self._texts = [made.text.decode()]
+        self._output_bytes = len(made.text)
+        self._token_ids = made.token_ids
+        self._first_token = self._last_token = made.first_token
+
+    async def enter(self, stage: str) -> None:
+        """Move on to a stage."""
+        self._stage = stage
+        self._advanced_at = time.monotonic()
+        await self._tell_progress()
+
+    async def add(self, output: Output) -> None:
+        """Take what the engine made. Raises ResultTooLarge when no more would fit into the job's result."""
+        self._advanced_at = time.monotonic()
+        self._prompt_tokens = output.prompt_tokens
+        made = llm_pb2.TokensMade(
+            offset=self._output_bytes,
+            text=output.text,
+            token_offset=len(self._token_ids),
+            token_ids=output.token_ids,
+        )
+        if output.token_ids:
+            self._stage = DECODE
+            self._last_token = datetime.now(UTC)
+            if self._first_token is None:
+                self._first_token = self._last_token
+                self._progress_at = 0.0
+                made.made_at.CopyFrom(_timestamp(self._first_token))
+        self._texts.append(output.text)
+        self._output_bytes += len(output.text.encode())
+        self._token_ids += output.token_ids
+        self._logprobs += output.logprobs
+        self._logprobs_bytes += sum(logprobs.ByteSize() + 4 for logprobs in output.logprobs)
+        if self._output_bytes + self._logprobs_bytes > _MAX_MADE_BYTES:
+            raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
+        if made.text or made.token_ids:
+            await self._tell(llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
+        if time.monotonic() - self._progress_at >= self._settings.progress_interval.total_seconds():
+            await self._tell_progress()
+
+    async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
+        """Say in the feed that the attempt is over."""
+        event = llm_pb2.AttemptEnded(finish_reason=reason)
+        await self._tell(llm_pb2.FeedRecord(writer=self.writer, attempt_ended=event))
+
+    def progress(self) -> llm_pb2.JobProgress:
+        """Return how far the attempt is."""
+        share = 1.0 if self._stage == DONE else len(self._token_ids) / self.job.params.max_tokens
+        report = llm_pb2.JobProgress(
+            percent=round(100 * min(share, 1.0), 1),
+            stage=self._stage,
+            output_tokens=len(self._token_ids),
+            output_bytes=self._output_bytes,
+            worker=self._worker,
+        )
+        report.updated_at.GetCurrentTime()
+        return report
+
+    def result(self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType") -> llm_pb2.JobResult:
+        """Return the job's result as far as this attempt made it; without logprobs when they are too large."""
+        metadata = llm_pb2.ResultMetadata(
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=len(self._token_ids),
+            queue_time=self._queue_time,
+            engine=engine.name,
+            model=self.job.model,
+            worker=self._worker,
+            attempts=self._number,
+            start_time=_timestamp(self._started),
+        )
+        if self._stage != LOADING:
+            metadata.gpu.CopyFrom(engine.gpu)
+        if self._first_token is not None and self._last_token is not None:
+            metadata.first_token_time.CopyFrom(_timestamp(self._first_token))
+            metadata.time_to_first_token.CopyFrom(duration(self._first_token - self._created))
+            metadata.latency.CopyFrom(duration(self._last_token - self._created))
+        fits = self._output_bytes + self._logprobs_bytes <= _MAX_MADE_BYTES
+        output = "".join(self._texts)
+        if self._output_bytes > _MAX_MADE_BYTES:
+            output = output.encode()[:_MAX_MADE_BYTES].decode(errors="ignore")
+        return llm_pb2.JobResult(
+            output=output, finish_reason=reason, metadata=metadata, logprobs=self._logprobs if fits else ()
+        )
+
+    def figures(self, reason: "llm_pb2.FinishReason.ValueType") -> dict[str, object]:
+        """Return what a log line says of the attempt."""
+        return {
+            "finish_reason": llm_pb2.FinishReason.Name(reason),
+            "output_tokens": len(self._token_ids),
+            "seconds": round((datetime.now(UTC) - self._started).total_seconds(), 3),
+        }
+
+    async def _tell_progress(self) -> None:
+        self._progress_at = time.monotonic()
+        await self._tell(llm_pb2.FeedRecord(writer=self.writer, progress=self.progress()))
+
+    async def _tell(self, record: llm_pb2.FeedRecord) -> None:
+        await self._feed.append(self._key, record)
+        if self._feed.outages != self._outages:
+            self._outages = self._feed.outages
+            await self._repeat()
+
+    async def _repeat(self) -> None:
+        """Write all output into the feed again, which has lost a part of it: so that readers need not wait for the end.
+
+        Those that have it already pass over it. Waits for each piece, lest many jobs at once overrun the feed again.
+        """
+        text, ids, offset = "".join(self._texts), self._token_ids, 0
+        stored = await self._feed.sync(self._key, self._takeover())
+        for start in range(0, max(len(text), len(ids)), _REPEATED_AT_ONCE):
+            if not stored:
+                return
+            end = start + _REPEATED_AT_ONCE
+            made = llm_pb2.TokensMade(
+                offset=offset, text=text[start:end], token_offset=min(start, len(ids)), token_ids=ids[start:end]
+            )
+            if start == 0 and self._first_token is not None:
+                made.made_at.CopyFrom(_timestamp(self._first_token))
+            stored = await self._feed.sync(self._key, llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
+            offset += len(made.text.encode())
+
+    def _takeover(self) -> llm_pb2.FeedRecord:
+        event = llm_pb2.AttemptStarted(
+            attempt=self._number, start_time=_timestamp(self._started), traceparent=self._traceparent
+        )
+        return llm_pb2.FeedRecord(writer=self.writer, attempt_started=event)
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message

@@ -1,0 +1,157 @@
+"""What a GPU worker measures: how long jobs waited for it, how fast its engine is, and how full.
+
+Names and labels follow OpenTelemetry's semantic conventions for generative AI where those have them
+(https://github.com/open-telemetry/semantic-conventions-genai). A token costs a look at the clock and two additions: all
+else is recorded once for each generation, or read from the engine when somebody scrapes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+
+from jobs.errors import error_type
+from llm_pb import llm_pb2
+from runtime.metrics import LONG_SECONDS
+from services.gpu_worker.engine import Engine, Output
+from services.gpu_worker.spans import operation_name
+
+_TOKENS: Final = tuple(4**power for power in range(11))
+_FIRST_TOKEN_SECONDS: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(30.0, 60.0, 300.0),
+)
+_TOKEN_SECONDS: Final = (
+    *(0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)
+
+
+class WorkerMetrics:
+    """The instruments of one worker."""
+
+    def __init__(self, meter: Meter, engine: Engine, model: str, capacity: int) -> None:
+        """`capacity` is how many jobs the engine runs at once."""
+        self._engine = engine
+        self._model = {"gen_ai.request.model": model}
+        self._capacity = capacity
+        self._tokens_read = 0
+        self._tokens_made = 0
+        self._continuations = meter.create_counter(
+            "llm.job.continuations", "{attempt}", "Attempts that went on where an earlier one stopped."
+        )
+        self._rewinds = meter.create_counter(
+            "llm.job.rewinds", "{attempt}", "Attempts that had to start over what an earlier one had begun."
+        )
+        self._queue = _seconds(meter, "llm.job.queue.duration", "From Submit to the first attempt.", LONG_SECONDS)
+        self._first_token = _seconds(
+            meter,
+            "gen_ai.server.time_to_first_token",
+            "From the engine's start on a job to its first token.",
+            _FIRST_TOKEN_SECONDS,
+        )
+        self._per_token = _seconds(
+            meter,
+            "gen_ai.server.time_per_output_token",
+            "Mean time of a generation's tokens after the first.",
+            _TOKEN_SECONDS,
+        )
+        self._duration = _seconds(
+            meter, "gen_ai.server.request.duration", "From the engine's start on a job to its end.", LONG_SECONDS
+        )
+        self._usage = meter.create_histogram(
+            "gen_ai.client.token.usage",
+            "{token}",
+            "Tokens of a generation, counted at its end.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
+        )
+        meter.create_observable_counter(
+            "llm.engine.tokens", [self._observe_tokens], "{token}", "Tokens read and made, counted as they are."
+        )
+        meter.create_observable_gauge(
+            "llm.engine.requests", [self._observe_requests], "{request}", "Generations that run or wait in the engine."
+        )
+        meter.create_observable_gauge(
+            "llm.engine.capacity", [self._observe_capacity], "{request}", "Generations that the engine runs at once."
+        )
+        meter.create_observable_gauge(
+            "llm.engine.kv_cache.usage_ratio",
+            [self._observe_kv_cache],
+            "1",
+            "Share of the engine's KV cache that is in use.",
+        )
+        for counter in (self._continuations, self._rewinds):
+            counter.add(0, self._model)
+
+    def started(self, waited: timedelta) -> None:
+        """A job's first attempt begins."""
+        self._queue.record(waited.total_seconds(), self._model)
+
+    def continued(self) -> None:
+        """An attempt went on where an earlier one stopped."""
+        self._continuations.add(1, self._model)
+
+    def rewound(self) -> None:
+        """An attempt starts over."""
+        self._rewinds.add(1, self._model)
+
+    @contextmanager
+    def generation(self, job: llm_pb2.JobRequest) -> Iterator[Callable[[Output], None]]:
+        """Measure one generation while the context is open: yields what is to be called with each output."""
+        labels = {
+            "gen_ai.operation.name": operation_name(job),
+            "gen_ai.provider.name": self._engine.name,
+            **self._model,
+        }
+        started = time.perf_counter()
+        first = last = 0.0
+        read = made = 0
+
+        def saw(output: Output) -> None:
+            nonlocal first, last, read, made
+            if not read:
+                read = output.prompt_tokens
+                self._tokens_read += read
+            if output.token_ids:
+                last = time.perf_counter()
+                if not made:
+                    first = last
+                    self._first_token.record(first - started, labels)
+                made += len(output.token_ids)
+                self._tokens_made += len(output.token_ids)
+
+        failure = {}
+        try:
+            yield saw
+        except BaseException as error:
+            failure = {"error.type": error_type(error)}
+            raise
+        finally:
+            self._duration.record(time.perf_counter() - started, {**labels, **failure})
+            if made > 1:
+                self._per_token.record((last - first) / (made - 1), labels)
+            if read:
+                self._usage.record(read, {**labels, "gen_ai.token.type": "input"})
+                self._usage.record(made, {**labels, "gen_ai.token.type": "output"})
+
+    def _observe_tokens(self, _: CallbackOptions) -> Iterable[Observation]:
+        for kind, tokens in (("input", self._tokens_read), ("output", self._tokens_made)):
+            yield Observation(tokens, {**self._model, "gen_ai.token.type": kind})
+
+    def _observe_requests(self, _: CallbackOptions) -> Iterable[Observation]:
+        load = self._engine.load()
+        for state, requests in (("running", load.running), ("waiting", load.waiting)):
+            yield Observation(requests, {**self._model, "llm.engine.request.state": state})
+
+    def _observe_capacity(self, _: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(self._capacity, self._model)
+
+    def _observe_kv_cache(self, _: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(self._engine.load().kv_cache_usage, self._model)
+
+
+def _seconds(meter: Meter, name: str, description: str, boundaries: Sequence[float]) -> Histogram:
+    return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=boundaries)

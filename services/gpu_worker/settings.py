@@ -1,0 +1,48 @@
+"""Settings of the GPU worker."""
+
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs import names
+
+
+class GpuWorkerSettings(BaseSettings):
+    """The GPU worker: takes jobs of one model from its queue and runs them."""
+
+    model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
+
+    engine: Literal["torch", "vllm", "simulated"] = "torch"
+    """What runs the model."""
+    model: str = "docstrings"
+    """The name that jobs ask for."""
+    model_path: str = "models/docstrings"
+    """A folder in Hugging Face format, or a hub name."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs."""
+    task_queue: str = names.GPU_QUEUE
+    """The queue to take jobs from."""
+    max_concurrent: int = Field(16, gt=0)
+    """Jobs run at once: the size of the engine's batch."""
+    default_max_tokens: int = Field(256, gt=0)
+    """max_tokens of a job that came past the gateway without."""
+    capture_content: bool = False
+    """Write prompts and outputs into the spans of generations. They go wherever spans go."""
+    heartbeat_interval: timedelta = timedelta(seconds=1)
+    """How often progress goes to Temporal, and how soon a cancel is seen at latest."""
+    progress_interval: timedelta = timedelta(milliseconds=250)
+    """How often watchers see progress."""
+    load_timeout: timedelta = timedelta(minutes=30)
+    """An engine that loads for longer is hung: heartbeats stop."""
+    prefill_timeout: timedelta = timedelta(minutes=5)
+    """An engine without a first token for longer is hung: heartbeats stop."""
+    decode_timeout: timedelta = timedelta(minutes=1)
+    """An engine without a next token for longer is hung: heartbeats stop."""
+    shutdown_grace: timedelta = timedelta(seconds=10)
+    """What running jobs get to finish on SIGTERM."""
+    metrics_host: str = "127.0.0.1"
+    """Address to serve Prometheus metrics on; loopback unless set."""
+    metrics_port: int = Field(9465, ge=0, le=65535)
+    """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""

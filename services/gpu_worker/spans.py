@@ -1,0 +1,158 @@
+"""What traces say of attempts and generations.
+
+Names follow OpenTelemetry's conventions for generative AI (`gen_ai.…`); where those have none they are ours
+(`llm.job.…`). An attempt's span is made by Temporal's plugin and described here; it has one generation below it, or two
+when the first could not be continued.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from opentelemetry import trace
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.trace import Span, Status, StatusCode, Tracer
+
+from jobs.errors import JobError, error_type
+from llm_pb import llm_pb2
+from services.gpu_worker.chat import ROLE_NAMES
+from services.gpu_worker.engine import CannotContinue, Output
+
+ATTEMPT: Final = "llm.job.attempt"
+HANDOVERS: Final = "llm.job.handovers"
+CONTINUED_TOKENS: Final = "llm.job.continued_tokens"
+FINISH_REASON: Final = "llm.job.finish_reason"
+WORKER: Final = "llm.job.worker"
+
+_PARAMS: Final = {
+    "temperature": gen_ai.GEN_AI_REQUEST_TEMPERATURE,
+    "top_p": gen_ai.GEN_AI_REQUEST_TOP_P,
+    "top_k": gen_ai.GEN_AI_REQUEST_TOP_K,
+    "max_tokens": gen_ai.GEN_AI_REQUEST_MAX_TOKENS,
+    "seed": gen_ai.GEN_AI_REQUEST_SEED,
+    "presence_penalty": gen_ai.GEN_AI_REQUEST_PRESENCE_PENALTY,
+    "frequency_penalty": gen_ai.GEN_AI_REQUEST_FREQUENCY_PENALTY,
+}
+"""Fields of SamplingParams that the conventions know. Stop texts are left out: they are words of the user's."""
+
+
+def operation_name(job: llm_pb2.JobRequest) -> str:
+    """Return what the conventions call the generation that the job asks for."""
+    names = gen_ai.GenAiOperationNameValues
+    name: str = (names.CHAT if job.messages else names.TEXT_COMPLETION).value
+    return name
+
+
+def describe_attempt(number: int, handovers: int, worker: str) -> None:
+    """Say on the current span which attempt it is."""
+    trace.get_current_span().set_attributes({ATTEMPT: number, HANDOVERS: handovers, WORKER: worker})
+
+
+def describe_end(reason: "llm_pb2.FinishReason.ValueType") -> None:
+    """Say on the current span how the attempt ended."""
+    trace.get_current_span().set_attribute(FINISH_REASON, _reason_name(reason))
+
+
+def describe_error(error: JobError) -> None:
+    """Say on the current span what the attempt failed of."""
+    trace.get_current_span().set_attribute(ERROR_TYPE, error.reason)
+
+
+def describe_giving_up() -> None:
+    """Say on the current span that Temporal does not want the attempt any more: it took too long, say."""
+    span = trace.get_current_span()
+    span.set_attribute(ERROR_TYPE, asyncio.CancelledError.__name__)
+    span.set_status(Status(StatusCode.ERROR, "Temporal has given the attempt up"))
+
+
+class GenerationSpan:
+    """The span of a generation that runs; it costs a token next to nothing."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._began = time.monotonic()
+        self._tokens = 0
+        self._last: Output | None = None
+        self.texts: list[str] | None = None
+        """The output so far, where it is to be captured."""
+
+    def add(self, output: Output) -> None:
+        """Take what the engine made."""
+        if not self._tokens and output.token_ids:
+            waited = time.monotonic() - self._began
+            self._span.set_attribute(gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, waited)
+        self._tokens += len(output.token_ids)
+        self._last = output
+        if self.texts is not None:
+            self.texts.append(output.text)
+
+    def end(self, *, cancelled: bool) -> None:
+        """Say what was used and made."""
+        reason: llm_pb2.FinishReason.ValueType | None = llm_pb2.FINISH_REASON_CANCELLED if cancelled else None
+        if self._last is not None:
+            reason = self._last.finish_reason or reason
+            self._span.set_attribute(gen_ai.GEN_AI_USAGE_INPUT_TOKENS, self._last.prompt_tokens)
+        self._span.set_attribute(gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, self._tokens)
+        finish_reasons = [] if reason is None else [_reason_name(reason)]
+        self._span.set_attribute(gen_ai.GEN_AI_RESPONSE_FINISH_REASONS, finish_reasons)
+        if self.texts is not None:
+            message = _message("assistant", "".join(self.texts))
+            self._span.set_attribute(gen_ai.GEN_AI_OUTPUT_MESSAGES, json.dumps([message]))
+
+
+@contextmanager
+def generation_span(
+    tracer: Tracer, engine: str, job: llm_pb2.JobRequest, capture_content: bool
+) -> Iterator[GenerationSpan]:
+    """Make the span of one generation, current while the context is open."""
+    operation = operation_name(job)
+    output_type = gen_ai.GenAiOutputTypeValues.JSON if job.params.json_schema else gen_ai.GenAiOutputTypeValues.TEXT
+    attributes: dict[str, Any] = {
+        gen_ai.GEN_AI_OPERATION_NAME: operation,
+        gen_ai.GEN_AI_PROVIDER_NAME: engine,
+        gen_ai.GEN_AI_REQUEST_MODEL: job.model,
+        gen_ai.GEN_AI_RESPONSE_MODEL: job.model,
+        gen_ai.GEN_AI_OUTPUT_TYPE: output_type.value,
+        **{_PARAMS[field.name]: value for field, value in job.params.ListFields() if field.name in _PARAMS},
+    }
+    with tracer.start_as_current_span(
+        f"{operation} {job.model}", attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as span:
+        recording = GenerationSpan(span)
+        if capture_content:
+            recording.texts = []
+            span.set_attribute(gen_ai.GEN_AI_INPUT_MESSAGES, json.dumps(_input_messages(job)))
+        cancelled = False
+        try:
+            yield recording
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        except CannotContinue:
+            # Not an error: the next generation starts over.
+            span.set_attribute(ERROR_TYPE, CannotContinue.__name__)
+            raise
+        except Exception as error:
+            span.set_attribute(ERROR_TYPE, error_type(error))
+            span.set_status(Status(StatusCode.ERROR, str(error)))
+            raise
+        finally:
+            recording.end(cancelled=cancelled)
+
+
+def _reason_name(reason: "llm_pb2.FinishReason.ValueType") -> str:
+    return llm_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+
+
+def _input_messages(job: llm_pb2.JobRequest) -> list[dict[str, Any]]:
+    if job.messages:
+        return [_message(ROLE_NAMES[message.role], message.content) for message in job.messages]
+    return [_message("user", job.prompt)]
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "parts": [{"type": "text", "content": text}]}

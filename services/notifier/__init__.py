@@ -1,0 +1,1 @@
+"""The worker that tells the outside world how jobs ended."""

@@ -1,0 +1,55 @@
+"""`python -m services.notifier`: deliver events until told to stop."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+from temporalio.worker import Worker
+
+from jobs import names
+from runtime import process, temporal
+from runtime.metrics import serving_metrics
+from services.notifier.activity import NotifyUI
+from services.notifier.courier import Courier
+from services.notifier.metrics import NotifierMetrics
+from services.notifier.progress import NotifyProgress
+from services.notifier.settings import NotifierSettings
+from services.notifier.sinks import open_sinks
+
+_LOOKUPS = 64
+"""Names looked up at once: a name server that hangs must not hold up the others."""
+
+
+async def main() -> None:
+    """Run one worker for outcomes and one for progress."""
+    settings = NotifierSettings()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOKUPS))
+    async with (
+        serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_") as metrics,
+        open_sinks(settings) as sinks,
+    ):
+        client = await temporal.connect(metrics.temporal)
+        courier = Courier(sinks, settings, NotifierMetrics(metrics.meter(__package__)))
+        outcomes = Worker(
+            client,
+            task_queue=settings.task_queue,
+            activities=[NotifyUI(courier).__call__],
+            max_concurrent_activities=settings.max_concurrent,
+            graceful_shutdown_timeout=settings.shutdown_grace,
+        )
+        progress = Worker(
+            client,
+            task_queue=settings.task_queue + names.PROGRESS_QUEUE_SUFFIX,
+            activities=[NotifyProgress(client, courier).__call__],
+            max_concurrent_activities=settings.max_progress,
+            # Heartbeats carry the log, and bring word of a job's end: none may be kept back for long.
+            max_heartbeat_throttle_interval=timedelta(seconds=1),
+        )
+        async with outcomes, progress:
+            logging.getLogger("services.notifier").info("ready")
+            await process.forever()
+
+
+if __name__ == "__main__":
+    process.run("notifier", main)

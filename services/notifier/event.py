@@ -1,0 +1,43 @@
+"""What is told of a job as a CloudEvent (CloudEvents 1.0.2, JSON event format)."""
+
+from typing import Any
+
+from google.protobuf import json_format
+
+from jobs.delivery import event_type
+from llm_pb import llm_pb2
+
+CloudEvent = dict[str, Any]
+
+
+def to_event(request: llm_pb2.NotifyRequest, source: str, job_url: str = "") -> CloudEvent:
+    """Return the event: type `llm.v1.job.<what>`, subject the workflow id, data the job in proto3 JSON.
+
+    Its id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats. `job_url` is the
+    link to the job, with {workflow_id} in it; none when empty.
+    """
+    status = request.status
+    about = llm_pb2.NotifyRequest()
+    about.CopyFrom(request)
+    for field in ("notification_id", "target", "event"):
+        about.ClearField(field)
+    data = json_format.MessageToDict(about)
+    if job_url:
+        data["links"] = {"job": job_url.replace("{workflow_id}", status.workflow_id)}
+    match request.event:
+        case llm_pb2.NOTIFY_EVENT_STARTED:
+            time = status.start_time
+        case llm_pb2.NOTIFY_EVENT_PROGRESS:
+            time = status.progress.updated_at
+        case _:
+            time = status.end_time
+    return {
+        "specversion": "1.0",
+        "id": request.notification_id,
+        "source": source,
+        "type": event_type(request),
+        "subject": status.workflow_id,
+        "time": time.ToJsonString(),
+        "datacontenttype": "application/json",
+        "data": data,
+    }

@@ -1,0 +1,208 @@
+"""NotifyProgress: tells the targets of a running job how it gets on, for as long as it runs.
+
+It asks Temporal, which knows of every attempt and its last heartbeat, and so costs the worker that generates nothing.
+What cannot be delivered is not repeated for long: the next progress says more.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from jobs import names
+from jobs.delivery import event_type
+from jobs.errors import DeliveryFailed, to_status
+from jobs.running import add_run, pending_run
+from jobs.targets import describe
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.notifier.courier import Courier
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS: Final = 1.0
+_DEFAULT_INTERVAL: Final = timedelta(seconds=10)
+_ATTEMPT: Final = timedelta(seconds=30)
+_TRIES: Final = 3
+"""For the one event `started`."""
+_KEPT_ATTEMPTS: Final = 10
+
+
+class NotifyProgress:
+    """The activity, bound to this process's client and sinks."""
+
+    def __init__(self, client: Client, courier: Courier) -> None:
+        self._client = client
+        self._courier = courier
+
+    @activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
+    async def __call__(self, request: llm_pb2.NotifyProgressRequest) -> llm_pb2.NotifyProgressResponse:
+        """Tell until cancelled, or until there is nothing more to tell; return how the deliveries went."""
+        log = _Log(next(iter(activity.info().heartbeat_details), llm_pb2.NotifyProgressResponse()))
+        running = _Running(self._client, request)
+        try:
+            async with _beating(log), asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(running.follow())
+                telling = [
+                    tasks.create_task(self._tell(request, index, running, log)) for index in range(len(request.targets))
+                ]
+                await asyncio.wait(telling)
+                following.cancel()
+        except asyncio.CancelledError:
+            details = activity.cancellation_details()
+            if details is None or not details.cancel_requested:
+                # This notifier stops, another one goes on.
+                raise
+        return log.ended()
+
+    async def _tell(self, request: llm_pb2.NotifyProgressRequest, index: int, running: "_Running", log: "_Log") -> None:
+        """Tell one target: a receiver that hangs delays no other."""
+        options = request.options
+        interval = options.progress_interval.ToTimedelta() or _DEFAULT_INTERVAL
+        await running.started()
+        if llm_pb2.NOTIFY_EVENT_STARTED in options.events:
+            started = self._event(request, index, llm_pb2.NOTIFY_EVENT_STARTED, running.status)
+            for _ in range(_TRIES):
+                if not log.open(started):
+                    break
+                log.note(started, await self._courier.deliver(started, _ATTEMPT))
+                await asyncio.sleep(_POLL_SECONDS if log.open(started) else 0)
+        told = 0
+        while llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
+            told = await running.further(told)
+            event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
+            log.note(event, await self._courier.deliver(event, _ATTEMPT))
+            await asyncio.sleep(interval.total_seconds())
+
+    def _event(
+        self,
+        request: llm_pb2.NotifyProgressRequest,
+        index: int,
+        kind: "llm_pb2.NotifyEvent.ValueType",
+        status: llm_pb2.JobStatus,
+    ) -> llm_pb2.NotifyRequest:
+        event = llm_pb2.NotifyRequest()
+        event.CopyFrom(request.event)
+        event.event = kind
+        event.status.MergeFrom(status)
+        event.target.CopyFrom(request.targets[index])
+        if kind == llm_pb2.NOTIFY_EVENT_STARTED:
+            event.status.ClearField("progress")
+            event.notification_id = f"{event.status.run_id}-started-{index}"
+        else:
+            when = status.progress.updated_at.ToMilliseconds()
+            event.notification_id = f"{event.status.run_id}-progress-{when}-{index}"
+        return event
+
+
+class _Running:
+    """The job's running attempt, as Temporal knows it."""
+
+    def __init__(self, client: Client, request: llm_pb2.NotifyProgressRequest) -> None:
+        job = request.event.status
+        self._handle = client.get_workflow_handle(job.workflow_id, run_id=job.run_id)
+        self._converter = client.data_converter
+        self._news = asyncio.Event()
+        self.status = llm_pb2.JobStatus()
+        """The last one of a worker that had the job; empty before there was one."""
+
+    async def follow(self) -> None:
+        """Keep the status up to date until cancelled."""
+        while True:
+            try:
+                await self._look()
+            except RPCError as error:
+                _log.warning("cannot ask Temporal about %s: %s", self._handle.id, error)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def started(self) -> None:
+        """Return once a worker has the job."""
+        while not self.status.HasField("start_time"):
+            await self._change()
+
+    async def further(self, told: int) -> int:
+        """Return once there is another report than that of this time, in nanoseconds since 1970; return its time."""
+        while (when := self.status.progress.updated_at.ToNanoseconds()) == told:
+            await self._change()
+        return when
+
+    async def _change(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def _look(self) -> None:
+        run = pending_run(await self._handle.describe(rpc_timeout=RPC_TIMEOUT))
+        if run is None:
+            return
+        status = llm_pb2.JobStatus()
+        await add_run(status, run, self._converter)
+        if status.state == llm_pb2.JOB_STATE_RUNNING:
+            self.status = status
+            self._news.set()
+
+
+class _Log:
+    """How the deliveries went: of each event and target the last, kept in heartbeats for the next attempt."""
+
+    def __init__(self, so_far: llm_pb2.NotifyProgressResponse) -> None:
+        self._by_target = {(item.type, _place(item.id)): item for item in so_far.deliveries}
+
+    @property
+    def response(self) -> llm_pb2.NotifyProgressResponse:
+        """All of it."""
+        return llm_pb2.NotifyProgressResponse(deliveries=self._by_target.values())
+
+    def open(self, event: llm_pb2.NotifyRequest) -> bool:
+        """Return whether the event is still to be delivered."""
+        known = self._by_target.get((event_type(event), _place(event.notification_id)))
+        return known is None or known.state == llm_pb2.NOTIFY_STATE_PENDING
+
+    def note(self, event: llm_pb2.NotifyRequest, response: llm_pb2.NotifyResponse) -> None:
+        """Add an attempt."""
+        key = (event_type(event), _place(event.notification_id))
+        known = self._by_target.setdefault(key, llm_pb2.Delivery(type=key[0], target=describe(event.target)))
+        known.id = event.notification_id
+        known.target = response.target or known.target
+        known.state = response.state
+        if response.HasField("attempt"):
+            known.attempts.append(response.attempt)
+            del known.attempts[:-_KEPT_ATTEMPTS]
+
+    def ended(self) -> llm_pb2.NotifyProgressResponse:
+        """Return all of it, with nothing pending any more."""
+        response = self.response
+        for item in response.deliveries:
+            if item.state == llm_pb2.NOTIFY_STATE_PENDING:
+                item.state = llm_pb2.NOTIFY_STATE_FAILED
+                if not item.attempts:
+                    item.attempts.add(error=to_status(DeliveryFailed("the job ended first")))
+        return response
+
+
+def _place(id_: str) -> str:
+    """Return the target's number, with which a delivery's id ends."""
+    return id_.rpartition("-")[2]
+
+
+@asynccontextmanager
+async def _beating(log: _Log) -> AsyncIterator[None]:
+    """Tell Temporal that this goes on, and how far it is."""
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat(log.response)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating

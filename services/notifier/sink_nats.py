@@ -1,0 +1,89 @@
+"""Events on a subject of NATS JetStream; beside jobs.feed_nats the only module that imports nats.
+
+An event counts as taken when JetStream has acknowledged it: it is in a stream, which the operator has made. JetStream
+drops repeats by Nats-Msg-Id within the stream's window.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from typing import Final
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.api import Header
+from nats.js.errors import NoStreamResponseError
+
+from jobs.errors import DeliveryFailed
+from llm_pb import llm_pb2
+from runtime.telemetry import current_headers
+from services.notifier.event import CloudEvent
+from services.notifier.settings import NotifierSettings
+from services.notifier.sink import CONTENT_TYPE, Answer
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS: Final = 1
+_CONNECT_SECONDS: Final = 5
+_PING_SECONDS: Final = 5
+"""How often the server must answer; a connection on which it does not is given up after three times this."""
+
+
+class NatsSink:
+    """A Sink for NotifyTarget.nats. Connects with the first delivery, and again after every loss."""
+
+    def __init__(self, settings: NotifierSettings) -> None:
+        """`settings.nats_url` must be set."""
+        self._url = settings.nats_url.get_secret_value() if settings.nats_url else ""
+        self._prefix = settings.nats_subject_prefix
+        self._timeout = settings.broker_timeout.total_seconds()
+        self._connecting: asyncio.Task[Client] | None = None
+
+    def destination(self, target: llm_pb2.NotifyTarget) -> str:
+        """See Sink. The server: one subject is as fast as the other."""
+        return "nats"
+
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
+        """Publish the event in structured mode, and wait until JetStream has it."""
+        subject = f"{self._prefix}.{target.nats.subject}"
+        headers = {"content-type": CONTENT_TYPE, Header.MSG_ID.value: event["id"], **current_headers()}
+        try:
+            async with asyncio.timeout(self._timeout):
+                client = await self._connected()
+                stream = client.jetstream(timeout=self._timeout)
+                await stream.publish(subject, json.dumps(event, ensure_ascii=False).encode(), headers=headers)
+        except NoStreamResponseError as error:
+            raise DeliveryFailed(f"no JetStream stream takes the subject {subject}") from error
+        except (NatsError, OSError, TimeoutError) as error:
+            raise DeliveryFailed(f"NATS did not acknowledge the event: {type(error).__name__}") from error
+        return Answer()
+
+    async def close(self) -> None:
+        """See Sink."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, NatsError, OSError):
+                await (await self._connecting).close()
+
+    async def _connected(self) -> Client:
+        """Return the one client, which looks for its server by itself once it has found it a first time."""
+        if self._connecting is None or (self._connecting.done() and self._connecting.exception() is not None):
+            self._connecting = asyncio.create_task(self._connect())
+        # Shared: a delivery that is cancelled must not cancel it.
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> Client:
+        client = Client()
+        await client.connect(
+            servers=self._url,
+            connect_timeout=_CONNECT_SECONDS,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RETRY_SECONDS,
+            ping_interval=_PING_SECONDS,
+            error_cb=_log_error,
+        )
+        return client
+
+
+async def _log_error(error: Exception) -> None:
+    _log.info("NATS: %r", error)

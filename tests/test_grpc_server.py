@@ -1,0 +1,199 @@
+"""A gateway as a gRPC server: reflection, health, where it listens, how it ends, its halves as two processes."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from jobs import names
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.conftest import FAST, Seen, details_of, new_job, stack_settings, watch
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def reflect(
+    address: str, request: reflection_pb2.ServerReflectionRequest
+) -> reflection_pb2.ServerReflectionResponse:
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        return await call.read()
+
+
+async def test_reflection_lists_the_services(stack: Stack) -> None:
+    """What a client can find without a proto file."""
+    answer = await reflect(stack.address("gateway"), reflection_pb2.ServerReflectionRequest(list_services=""))
+    assert {service.name for service in answer.list_services_response.service} == {
+        "llm.v1.LlmService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+async def test_reflection_gives_the_whole_contract(stack: Stack) -> None:
+    """llm.proto comes with all that it imports, so that it can be built from the answer alone."""
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="llm.v1.LlmService")
+    answer = await reflect(stack.address("gateway"), request)
+    files = [FileDescriptorProto.FromString(data) for data in answer.file_descriptor_response.file_descriptor_proto]
+    assert "google/rpc/status.proto" in {file.name for file in files}
+    pool = DescriptorPool()
+    while files:
+        known = [file for file in files if all(_in(pool, name) for name in file.dependency)]
+        assert known, f"imports are missing of {[file.name for file in files]}"
+        for file in known:
+            pool.Add(file)
+            files.remove(file)
+    methods = pool.FindServiceByName("llm.v1.LlmService").methods_by_name
+    assert methods.keys() == llm_pb2.DESCRIPTOR.services_by_name["LlmService"].methods_by_name.keys()
+    error = pool.FindMessageTypeByName("llm.v1.JobStatus").fields_by_name["error"]
+    assert error.message_type == pool.FindMessageTypeByName("google.rpc.Status")
+
+
+async def test_health_is_told_for_the_server_and_the_service(stack: Stack) -> None:
+    """grpc.health.v1 knows both names, and no other."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        for service in ("", "llm.v1.LlmService"):
+            assert (await check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await check(health_pb2.HealthCheckRequest(service="other"))
+        assert error.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
+    """As of all watchers when a gateway comes back; by default gRPC cancels some of those that wait, beyond 1,000."""
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(stack.address("gateway"), options=own) for _ in range(30)]
+    calls = [
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        for channel in channels
+        for _ in range(100)
+    ]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [answer for answer in answers if isinstance(answer, BaseException)] == []
+    for channel in channels:
+        await channel.close()
+
+
+async def test_only_this_machine_can_call_unless_told_otherwise(stack: Stack) -> None:
+    """Without GATEWAY_HOST the gateway listens on the loopback address alone."""
+    gateway = stack.add("gateway")
+    del gateway.environment["GATEWAY_HOST"]
+    await gateway.start()
+    await gateway.wait_ready()
+    port = int(gateway.environment["GATEWAY_PORT"])
+    assert f"listening on 127.0.0.1:{port}" in gateway.log
+    with pytest.raises(OSError, match=str(port)):
+        await asyncio.open_connection("127.0.0.2", port)
+    await gateway.terminate()
+    assert gateway.returncode == 0
+
+
+async def test_a_port_that_is_taken_ends_the_gateway(stack: Stack) -> None:
+    """It says which address, and which setting changes it."""
+    taken = stack.address("gateway")
+    gateway = stack.add("gateway", {"GATEWAY_PORT": taken.rpartition(":")[2]})
+    await gateway.start()
+    assert await gateway.wait() == 1
+    assert f"cannot listen on {taken}" in gateway.log
+    assert "GATEWAY_PORT" in gateway.log
+
+
+async def test_sigterm_hands_the_watchers_over(stack: Stack, stub: LlmServiceStub) -> None:
+    """Health says NOT_SERVING, streams end with UNAVAILABLE, the process ends with 0; another gateway goes on.
+
+    The client loses nothing: it continues there with the next_offset that it had.
+    """
+    gateway = stack.add("gateway")
+    await gateway.start()
+    await gateway.wait_ready()
+    seen = Seen()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        leaving = LlmServiceStub(channel)
+        response = await leaving.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 400})))
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="llm.v1.LlmService"))
+        assert (await health.read()).status == SERVING
+        request = llm_pb2.StreamStatusRequest(workflow_id=response.workflow_id)
+        messages: AsyncIterator[llm_pb2.StreamStatusResponse] = aiter(leaving.StreamStatus(request))
+        while not seen.output:
+            seen.add(await anext(messages))
+        asked = time.monotonic()
+        gateway.signal(signal.SIGTERM)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await _read_on(messages, seen)
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+        details = details_of(error.value)
+        assert details["ErrorInfo"].reason == "GATEWAY_SHUTDOWN"
+        assert details["RetryInfo"].retry_delay.seconds > 0
+        assert (await health.read()).status == NOT_SERVING
+        assert await gateway.wait() == 0
+        # The open call of the health service takes all of GATEWAY_SHUTDOWN_GRACE, 2 s; the rest is the process's end.
+        assert time.monotonic() - asked < 8
+
+    request = llm_pb2.StreamStatusRequest(workflow_id=response.workflow_id, output_offset=seen.next_offset)
+    async for message in stub.StreamStatus(request, timeout=60):
+        seen.add(message)
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.output == seen.final.result.output.encode()
+
+
+async def test_the_two_halves_run_as_two_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """GATEWAY_ROLE=api serves calls and runs no workflow; GATEWAY_ROLE=workflows runs them and does not listen."""
+    environment = {**FAST, "gateway": {**FAST["gateway"], "GATEWAY_ROLE": "api"}}
+    only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    settings = stack_settings(tmp_path_factory.mktemp("halves"))
+    async with (
+        Stack(settings, only=only, environment=environment) as stack,
+        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+    ):
+        stub = LlmServiceStub(channel)
+        response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5})))
+        assert await _workflow_pollers(stack) == 0
+        workflows = stack.add("gateway", {"GATEWAY_ROLE": "workflows"})
+        await workflows.start()
+        seen = await watch(stub, response.workflow_id)
+        assert seen.states[-1] == "SUCCEEDED"
+        assert await _workflow_pollers(stack) == 1
+        with pytest.raises(OSError, match="Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", int(workflows.environment["GATEWAY_PORT"]))
+        await workflows.terminate()
+        assert workflows.returncode == 0
+
+
+async def _read_on(messages: AsyncIterator[llm_pb2.StreamStatusResponse], seen: Seen) -> None:
+    async for message in messages:
+        seen.add(message)
+
+
+async def _workflow_pollers(stack: Stack) -> int:
+    temporal = await Client.connect(stack.address("temporal"))
+    queue = await temporal.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=temporal.namespace,
+            task_queue=TaskQueue(name=names.WORKFLOW_QUEUE),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+    )
+    return len({poller.identity for poller in queue.pollers})
+
+
+def _in(pool: DescriptorPool, name: str) -> bool:
+    try:
+        pool.FindFileByName(name)
+    except KeyError:
+        return False
+    return True

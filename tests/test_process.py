@@ -1,0 +1,136 @@
+"""A service's process as runtime.process runs it: which spans leave it, what its log looks like, how it ends."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from tests.otlp import Collector
+from tests.test_polyglot import ROOT
+
+NOWHERE = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+MAIN = """
+import logging, warnings
+from opentelemetry import trace
+from runtime import process
+
+async def main():
+    with trace.get_tracer("test").start_as_current_span("work"):
+        logging.getLogger("test").info("some %s", "words", extra={"answer": 42})
+    THEN
+
+process.run("worker", main)
+"""
+
+
+async def run(then: str, environment: dict[str, str], stop: bool = False) -> tuple[int, str]:
+    """Run a process to its end, with SIGTERM once it has logged if it is to be stopped: its status and its log."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MAIN.replace("THEN", then)),
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+    assert process.stderr is not None
+    log = await process.stderr.readline()
+    if stop:
+        process.send_signal(signal.SIGTERM)
+    log += await process.stderr.read()
+    return await process.wait(), log.decode()
+
+
+async def spans(**environment: str) -> list[tuple[str, str]]:
+    """Return names and services of the spans that arrive."""
+    async with Collector() as collector:
+        status, _ = await run("pass", {**collector.environment, **environment})
+    assert status == 0
+    return [(span.name, span.service) for span in collector.spans.all]
+
+
+async def test_the_last_spans_are_sent_before_the_end() -> None:
+    assert await spans(OTEL_BSP_SCHEDULE_DELAY="600000") == [("work", "worker")]
+
+
+async def test_a_stopped_process_sends_its_spans() -> None:
+    async with Collector() as collector:
+        environment = {**collector.environment, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+        status, _ = await run("await process.forever()", environment, stop=True)
+    assert status == 0
+    assert [span.name for span in collector.spans.all] == ["work"]
+
+
+async def test_the_operators_name_for_the_service_counts() -> None:
+    assert await spans(OTEL_SERVICE_NAME="mine") == [("work", "mine")]
+    assert await spans(OTEL_RESOURCE_ATTRIBUTES="service.name=ours") == [("work", "ours")]
+
+
+async def test_nothing_is_exported_unless_asked_for() -> None:
+    """An address alone does not ask."""
+    assert await spans(OTEL_TRACES_EXPORTER="") == []
+    assert await spans(OTEL_TRACES_EXPORTER="none") == []
+
+
+async def test_the_sdk_can_be_turned_off() -> None:
+    assert await spans(OTEL_SDK_DISABLED="true") == []
+
+
+async def test_the_standard_sampler_counts() -> None:
+    assert await spans(OTEL_TRACES_SAMPLER="always_off") == []
+
+
+async def test_an_unknown_exporter_is_an_error_that_says_so() -> None:
+    status, log = await run("pass", {"OTEL_TRACES_EXPORTER": "nonsense"})
+    assert status == 1
+    assert "OTEL_TRACES_EXPORTER" in log
+    assert "nonsense" in log
+
+
+async def test_a_collector_that_is_away_does_not_hold_up_the_end() -> None:
+    begin = time.monotonic()
+    status, _ = await run("await process.forever()", NOWHERE, stop=True)
+    assert status == 0
+    assert time.monotonic() - begin < 15
+
+
+async def lines(then: str = "pass", **environment: str) -> list[Any]:
+    _, log = await run(then, environment)
+    return [json.loads(line) for line in log.splitlines()]
+
+
+async def test_a_line_is_json_where_no_person_looks() -> None:
+    (line,) = await lines()
+    assert line | {"level": "INFO", "logger": "test", "message": "some words", "answer": 42} == line
+    assert len(line["trace_id"]) == 32
+
+
+async def test_a_line_of_a_process_without_traces_has_no_trace() -> None:
+    (line,) = await lines(OTEL_SDK_DISABLED="true")
+    assert "trace_id" not in line
+
+
+async def test_an_error_is_one_line() -> None:
+    """Also the one that ends the process; a warning of Python's too."""
+    _, warning, end = await lines("warnings.warn('look out'); 1 / 0")
+    assert "look out" in warning["message"]
+    assert end["message"] == "ended by an error"
+    assert "ZeroDivisionError" in end["exception"]
+
+
+async def test_a_level_can_be_set() -> None:
+    (line,) = await lines("1 / 0", LOG_LEVEL="ERROR")
+    assert line["level"] == "ERROR"
+
+
+async def test_text_is_for_people() -> None:
+    _, log = await run("pass", {"LOG_FORMAT": "text"})
+    assert " INFO test: some words trace_id=" in log
+    assert log.endswith(" answer=42\n")
+
+
+async def test_a_wrong_setting_is_an_error_that_says_so() -> None:
+    status, log = await run("pass", {"LOG_FORMAT": "xml"})
+    assert status == 1
+    assert "'json' or 'text'" in log

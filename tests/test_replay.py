@@ -1,0 +1,112 @@
+"""Jobs that run while the workflow's code changes must go on: every recorded history replays.
+
+In Temporal's sandbox, which refuses what is not deterministic: the gateway, for speed, runs the same code without it.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from temporalio import workflow
+from temporalio.client import WorkflowHistory
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
+from temporalio.worker import Replayer
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.workflow import NondeterminismError
+
+from jobs import names
+from jobs.delivery_workflow import LLMDeliveryWorkflow
+from jobs.workflow import LLMJobWorkflow
+from llm_pb import llm_pb2
+from payload_converter import data_converter
+from tests.outcomes import OUTCOMES
+from tests.record_histories import HISTORIES
+
+# The generated types register themselves once for each process, so that a sandbox has to share them.
+SANDBOX = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_passthrough_modules(
+        "google",
+        "jobs.errors",
+        "jobs.ids",
+        "jobs.limits",
+        "jobs.names",
+        "jobs.options",
+        "jobs.outcome_metrics",
+        "jobs.targets",
+        "llm_pb",
+        "payload_converter",
+    )
+)
+RECORDED = sorted(HISTORIES.glob("*.json"))
+
+
+def read(path: Path) -> WorkflowHistory:
+    text = path.read_text()
+    started = json.loads(text)["events"][0]["workflowExecutionStartedEventAttributes"]
+    return WorkflowHistory.from_json(started["workflowId"], text)
+
+
+def replayer(*workflows: type, runtime: Runtime | None = None) -> Replayer:
+    return Replayer(workflows=workflows, data_converter=data_converter, workflow_runner=SANDBOX, runtime=runtime)
+
+
+def test_every_outcome_is_recorded() -> None:
+    assert {path.name.partition(".")[0] for path in RECORDED} >= set(OUTCOMES)
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+async def test_a_recorded_history_replays(path: Path) -> None:
+    await replayer(LLMJobWorkflow, LLMDeliveryWorkflow).replay_workflow(read(path))
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class Counts(LLMJobWorkflow):
+    """A workflow that counts without regard to replay."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+        workflow.metric_meter()._underlying.create_counter("llm.unsafe").add(1)  # type: ignore[attr-defined]
+        return await super().run(job)
+
+
+@pytest.mark.parametrize(("workflow_class", "counted"), [(LLMJobWorkflow, set()), (Counts, {"llm.unsafe"})])
+async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[str]) -> None:
+    """Whatever the outcome; a workflow that counted in another way would be found."""
+    buffer = MetricBuffer(10_000)
+    replaying = replayer(
+        workflow_class, LLMDeliveryWorkflow, runtime=Runtime(telemetry=TelemetryConfig(metrics=buffer))
+    )
+    for path in RECORDED:
+        await replaying.replay_workflow(read(path))
+    assert {update.metric.name for update in buffer.retrieve_updates()} == counted
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class NotifiesFirst(LLMJobWorkflow):
+    """A change that would break running jobs."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+        await self._notify(llm_pb2.JOB_STATE_SUCCEEDED)
+        return await super().run(job)
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class AsksTheClock(LLMJobWorkflow):
+    """Code that would not do the same when it is replayed."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+        time.time()
+        return await super().run(job)
+
+
+async def test_code_that_is_not_deterministic_is_found() -> None:
+    with pytest.raises(RuntimeError, match="Cannot access time"):
+        await replayer(AsksTheClock).replay_workflow(read(HISTORIES / "succeeded.v1.json"))
+
+
+async def test_a_change_that_breaks_running_jobs_is_found() -> None:
+    with pytest.raises(NondeterminismError):
+        await replayer(NotifiesFirst).replay_workflow(read(HISTORIES / "succeeded.v1.json"))

@@ -1,0 +1,35 @@
+"""Settings: documented, in the README, and safe by default."""
+
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from deploy.settings_table import CLASSES, README, with_table
+
+
+@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+def test_every_setting_is_described(settings: type[BaseSettings]) -> None:
+    assert all(field.description for field in settings.model_fields.values())
+    assert settings.model_config["frozen"], "settings do not change"
+
+
+def test_the_readme_holds_the_table() -> None:
+    """`make settings` writes it."""
+    text = README.read_text()
+    assert text == with_table(text)
+
+
+@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+def test_listeners_bind_to_loopback(settings: type[BaseSettings]) -> None:
+    hosts = [field for name, field in settings.model_fields.items() if name == "host" or name.endswith("_host")]
+    assert all(field.default == "127.0.0.1" for field in hosts)
+
+
+@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+def test_a_setting_comes_from_the_environment(settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {name: field.annotation for name, field in settings.model_fields.items()}
+    name, kind = next((n, kind) for n, kind in texts.items() if kind is str or get_origin(kind) is Literal)
+    changed = "changed" if kind is str else get_args(kind)[-1]
+    monkeypatch.setenv(f"{settings.model_config['env_prefix']}{name}".upper(), changed)
+    assert getattr(settings(), name) == changed

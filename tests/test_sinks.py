@@ -1,0 +1,417 @@
+"""What every sink promises, tried on each with a real receiver; then what is each one's own."""
+
+import asyncio
+import base64
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from ipaddress import ip_network
+from typing import Any, NamedTuple, Protocol
+
+import nats
+import pytest
+from aiohttp import web
+from opentelemetry.metrics import NoOpMeter
+from pydantic import SecretStr, ValidationError
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from deploy.local.stack import Stack
+from jobs.errors import DeliveryFailed, DeliveryRefused
+from llm_pb import llm_pb2
+from services.notifier.courier import Courier
+from services.notifier.event import CloudEvent
+from services.notifier.metrics import NotifierMetrics
+from services.notifier.settings import NotifierSettings, UserEndpoint
+from services.notifier.sink import Sink
+from services.notifier.sinks import open_sinks
+from tests.conftest import stack_settings, webhook
+from tests.receivers import Receiver, hang, receiving, status
+
+SHORT = timedelta(seconds=1)
+METRICS = NotifierMetrics(NoOpMeter("test"))
+LOOPBACK: dict[str, Any] = {
+    "webhook_networks": (ip_network("127.0.0.0/8"),),
+    "webhook_schemes": ("http",),
+    "webhook_ports": (),
+    "webhook_timeout": SHORT,
+    "broker_timeout": SHORT,
+}
+
+
+class Taken(NamedTuple):
+    """An event as it came to a receiver."""
+
+    id: str
+    content_type: str
+    event: CloudEvent
+    key: str = ""
+
+
+class Peer(Protocol):
+    """A receiver of one kind."""
+
+    kind: str
+    settings: NotifierSettings
+    drops_repeats: bool
+
+    def target(self, name: str) -> llm_pb2.NotifyTarget:
+        """Return a target here."""
+        ...
+
+    def refused(self) -> llm_pb2.NotifyTarget:
+        """Return a target that the operator does not allow."""
+        ...
+
+    async def taken(self, name: str, count: int) -> list[Taken]:
+        """Return what came to the target, once there is so much."""
+        ...
+
+    def fall_silent(self) -> None:
+        """Answer nothing from now on."""
+        ...
+
+    def resume(self) -> None:
+        """Answer again."""
+        ...
+
+
+class WebhookPeer:
+    """An HTTP server."""
+
+    kind = "webhook"
+    drops_repeats = False
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self.settings = NotifierSettings(**LOOPBACK)
+        self._silent = False
+
+    def target(self, name: str) -> llm_pb2.NotifyTarget:
+        (target,) = webhook(self._receiver.on(f"/{name}", hang if self._silent else status(200)))
+        return target
+
+    def refused(self) -> llm_pb2.NotifyTarget:
+        (target,) = webhook("http://10.0.0.1/")
+        return target
+
+    async def taken(self, name: str, count: int) -> list[Taken]:
+        requests = await self._receiver.received(f"/{name}", count)
+        return [Taken(r.headers["webhook-id"], r.headers["content-type"], r.event) for r in requests]
+
+    def fall_silent(self) -> None:
+        self._silent = True
+
+    def resume(self) -> None:
+        self._silent = False
+
+
+class NatsPeer:
+    """A NATS server with a stream."""
+
+    kind = "nats"
+    drops_repeats = True
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._url = f"nats://{stack.address('nats')}"
+        self.settings = NotifierSettings(nats_url=SecretStr(self._url), **LOOPBACK)
+
+    async def start(self) -> None:
+        client = await nats.connect(self._url)
+        await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.taken.>"])
+        await client.close()
+
+    def target(self, name: str) -> llm_pb2.NotifyTarget:
+        return llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject=f"taken.{name}"))
+
+    def refused(self) -> llm_pb2.NotifyTarget:
+        return llm_pb2.NotifyTarget()
+
+    async def taken(self, name: str, count: int) -> list[Taken]:
+        client = await nats.connect(self._url)
+        subscription = await client.jetstream().subscribe(f"llm.events.taken.{name}", ordered_consumer=True)
+        messages = [await subscription.next_msg(timeout=10) for _ in range(count)]
+        await client.close()
+        return [Taken(m.headers["Nats-Msg-Id"], m.headers["content-type"], json.loads(m.data)) for m in messages]
+
+    def fall_silent(self) -> None:
+        self._stack.processes["nats"].signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._stack.processes["nats"].signal(signal.SIGCONT)
+
+
+class KafkaPeer:
+    """A Kafka broker."""
+
+    kind = "kafka"
+    drops_repeats = False
+    topics = ("whole", "repeat", "many", "silent", "cancelled")
+
+    def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
+        self._process = process
+        self._address = address
+        self.settings = NotifierSettings(kafka_servers=address, kafka_topics=self.topics, **LOOPBACK)
+
+    def target(self, name: str) -> llm_pb2.NotifyTarget:
+        return llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic=name))
+
+    def refused(self) -> llm_pb2.NotifyTarget:
+        return self.target("other")
+
+    async def taken(self, name: str, count: int) -> list[Taken]:
+        return await asyncio.to_thread(self._consume, name, count)
+
+    def _consume(self, topic: str, count: int) -> list[Taken]:
+        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+        consumer = Consumer({"bootstrap.servers": self._address, "group.id": "test"})
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        taken = []
+        for message in consumer.consume(count, timeout=20):
+            assert message.error() is None
+            event = json.loads(message.value())
+            headers = dict(message.headers())
+            taken.append(Taken(event["id"], headers["content-type"].decode(), event, message.key().decode()))
+        consumer.close()
+        return taken
+
+    def fall_silent(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def kafka_peer() -> AsyncIterator[KafkaPeer]:
+    pytest.importorskip("aiokafka")
+    pytest.importorskip("confluent_kafka")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.kafka_cluster"), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        yield KafkaPeer(process, (await process.stdout.readline()).decode().strip())
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.fixture(scope="module", params=["webhook", "nats", "kafka"])
+async def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Peer]:
+    if request.param == "webhook":
+        async with receiving() as receiver:
+            yield WebhookPeer(receiver)
+    elif request.param == "nats":
+        async with Stack(stack_settings(tmp_path_factory.mktemp("nats")), only=("nats",)) as stack:
+            nats_peer = NatsPeer(stack)
+            await nats_peer.start()
+            yield nats_peer
+    else:
+        async with kafka_peer() as kafka:
+            yield kafka
+
+
+@pytest.fixture
+async def sink(peer: Peer) -> AsyncIterator[Sink]:
+    async with open_sinks(peer.settings) as sinks:
+        yield sinks[peer.kind]
+
+
+def event(id_: str = "1") -> CloudEvent:
+    return {"specversion": "1.0", "id": id_, "type": "t", "source": "/s", "subject": "llmjob-u-r", "data": {"é": "€"}}
+
+
+async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
+    """As a CloudEvent in structured mode, and once."""
+    answer = await sink.deliver(peer.target("whole"), event(), "user")
+    assert answer.error is None
+    (taken,) = await peer.taken("whole", 1)
+    assert taken.event == event()
+    assert taken.id == "1"
+    assert taken.content_type == "application/cloudevents+json; charset=UTF-8"
+    assert taken.key in ("", "llmjob-u-r"), "where there are keys, the job's id"
+
+
+async def test_a_repeat_is_the_same(peer: Peer, sink: Sink) -> None:
+    """Byte for byte, id for id, so that it can be dropped; NATS does that by itself."""
+    for _ in range(2):
+        assert (await sink.deliver(peer.target("repeat"), event("7"), "user")).error is None
+    assert (await sink.deliver(peer.target("repeat"), event("8"), "user")).error is None
+    *taken, last = await peer.taken("repeat", 2 if peer.drops_repeats else 3)
+    assert last.id == "8"
+    assert {(item.id, json.dumps(item.event)) for item in taken} == {("7", json.dumps(event("7")))}
+
+
+async def test_many_at_once_all_arrive(peer: Peer, sink: Sink) -> None:
+    target = peer.target("many")
+    ids = {f"many-{number}" for number in range(50)}
+    await asyncio.gather(*(sink.deliver(target, event(id_), "user") for id_ in ids))
+    assert {item.id for item in await peer.taken("many", 50)} == ids
+
+
+async def test_silence_is_a_failure_and_passes(peer: Peer, sink: Sink) -> None:
+    """Within the time that the settings give; the same sink delivers again when the receiver is back."""
+    name = "silent"
+    peer.fall_silent()
+    try:
+        async with asyncio.timeout(5 * SHORT.total_seconds()):
+            with pytest.raises(DeliveryFailed):
+                await sink.deliver(peer.target(name), event("lost"), "user")
+    finally:
+        peer.resume()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await sink.deliver(peer.target(name), event("found"), "user")
+                break
+            except DeliveryFailed:
+                continue
+    await sink.deliver(peer.target(name), event("next"), "user")
+    # What was sent into the silence may have come, too.
+    assert "found" in {item.id for item in await peer.taken(name, 2)}
+
+
+async def test_a_cancelled_delivery_leaves_the_sink_whole(peer: Peer, sink: Sink) -> None:
+    """A notifier that stops, or an attempt whose time is over."""
+    for _ in range(20):
+        task = asyncio.create_task(sink.deliver(peer.target("cancelled"), event("cut"), "user"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert (await sink.deliver(peer.target("cancelled"), event("after"), "user")).error is None
+
+
+async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
+    """For good, and by a notifier that has no such sink, too."""
+    request = llm_pb2.NotifyRequest(notification_id="1", target=peer.refused())
+    if peer.kind != "nats":
+        async with open_sinks(peer.settings) as sinks:
+            response = await Courier(sinks, peer.settings, METRICS).deliver(request, SHORT)
+        assert response.state == llm_pb2.NOTIFY_STATE_FAILED
+    request.target.CopyFrom(peer.target("whole"))
+    response = await Courier({}, peer.settings, METRICS).deliver(request, SHORT)
+    assert response.state == llm_pb2.NOTIFY_STATE_FAILED
+    assert peer.kind in response.attempt.error.message
+
+
+async def test_nats_without_a_stream_is_a_failure(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nobody keeps the event, so it does not count as taken."""
+    async with Stack(stack_settings(tmp_path_factory.mktemp("nats")), only=("nats",)) as stack:
+        settings = NotifierSettings(nats_url=SecretStr(f"nats://{stack.address('nats')}"), **LOOPBACK)
+        target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="nowhere"))
+        async with open_sinks(settings) as sinks:
+            with pytest.raises(DeliveryFailed, match=r"no JetStream stream takes the subject llm\.events\.nowhere"):
+                await sinks["nats"].deliver(target, event(), "user")
+
+
+def secret(text: str) -> SecretStr:
+    return SecretStr("whsec_" + base64.b64encode(text.ljust(24, ".").encode()).decode())
+
+
+async def test_webhooks_are_signed_by_every_active_secret() -> None:
+    """Of the user where there are some, else the operator's; what was changed on the way does not verify."""
+    new, old, own = secret("new"), secret("old"), secret("own")
+    settings = NotifierSettings(webhook_secrets=(new, old), users={"mine": UserEndpoint(secrets=(own,))}, **LOOPBACK)
+    async with receiving() as receiver, open_sinks(settings) as sinks:
+        (target,) = webhook(receiver.on("/signed", status(200)))
+        await sinks["webhook"].deliver(target, event(), "anybody")
+        await sinks["webhook"].deliver(target, event(), "mine")
+        first, second = await receiver.received("/signed", 2)
+    for verifies in (new, old):
+        Webhook(verifies.get_secret_value()).verify(first.body, first.headers)
+    Webhook(own.get_secret_value()).verify(second.body, second.headers)
+    for request, wrong in ((first, own), (second, new), (second, old)):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(wrong.get_secret_value()).verify(request.body, request.headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(new.get_secret_value()).verify(first.body + b" ", first.headers)
+    assert len(first.headers["webhook-signature"].split()) == 2
+
+
+@pytest.mark.parametrize(
+    "bad", ["secret", "whsec_", "whsec_!!", secret("x").get_secret_value()[:20], "whsec_" + "A" * 100]
+)
+def test_a_weak_secret_is_refused_at_the_start(bad: str) -> None:
+    """Without being shown."""
+    with pytest.raises(ValidationError, match="24 to 64 random bytes") as error:
+        NotifierSettings(webhook_secrets=(SecretStr(bad),))
+    assert bad not in str(error.value) or bad in ("secret", "whsec_")
+
+
+async def test_a_slow_destination_delays_no_other() -> None:
+    """At most so many at once go to one, a few wait, and more are put off: none of them holds up another's."""
+    settings = NotifierSettings(max_per_destination=3, max_waiting_per_destination=2, **LOOPBACK)
+    async with receiving() as slow, receiving() as good, open_sinks(settings) as sinks:
+        courier = Courier(sinks, settings, METRICS)
+        (slow_target,) = webhook(slow.on("/slow", hang))
+        (good_target,) = webhook(good.on("/good", status(200)))
+        begun = [
+            asyncio.create_task(courier.deliver(llm_pb2.NotifyRequest(target=slow_target), 10 * SHORT))
+            for _ in range(20)
+        ]
+        await slow.received("/slow", 3)
+        response = await courier.deliver(llm_pb2.NotifyRequest(target=good_target), SHORT)
+        assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
+        assert sum(not task.done() for task in begun) == 5
+        assert len(slow.so_far("/slow")) == 3
+        responses = await asyncio.gather(*begun)
+        assert {response.state for response in responses} == {llm_pb2.NOTIFY_STATE_PENDING}
+        assert sum("too slow" in response.attempt.error.message for response in responses) == 15
+
+
+async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default() -> None:
+    """The answer does not show its path, which is the operator's secret."""
+    async with receiving() as receiver:
+        settings = NotifierSettings(
+            default_webhook_url=SecretStr(f"{receiver.url}/default"),
+            users={"mine": UserEndpoint(url=SecretStr(f"{receiver.url}/mine"))},
+            **LOOPBACK,
+        )
+        async with open_sinks(settings) as sinks:
+            courier = Courier(sinks, settings, METRICS)
+            for user, path in (("mine", "/mine"), ("other", "/default")):
+                response = await courier.deliver(llm_pb2.NotifyRequest(user_id=user), SHORT)
+                assert response.target == receiver.url
+                assert len(receiver.so_far(path)) == 1
+        async with open_sinks(NotifierSettings(**LOOPBACK)) as sinks:
+            response = await Courier(sinks, settings.model_copy(update={"default_webhook_url": None}), METRICS).deliver(
+                llm_pb2.NotifyRequest(user_id="other"), SHORT
+            )
+            assert response.state == llm_pb2.NOTIFY_STATE_SKIPPED
+
+
+async def test_webhooks_go_through_the_proxy() -> None:
+    """And only there: it looks the name up, and its address needs no leave. What the URL itself says is checked."""
+    asked: list[str] = []
+
+    async def forward(request: web.BaseRequest) -> web.Response:
+        asked.append(str(request.url))
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(forward))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    proxy = SecretStr(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    settings = NotifierSettings(webhook_proxy=proxy, webhook_schemes=("http",), webhook_ports=(80,))
+    async with open_sinks(settings) as sinks:
+        (target,) = webhook("http://hooks.example.com/path?token=1")
+        assert (await sinks["webhook"].deliver(target, event(), "user")).http_status == 200
+        assert asked == ["http://hooks.example.com/path?token=1"]
+        for url in (
+            "http://127.0.0.1/",
+            "http://0x7f.1/",
+            "http://localhost/",
+            "http://[::1]/",
+            "https://example.com/",
+        ):
+            (target,) = webhook(url)
+            with pytest.raises(DeliveryRefused):
+                await sinks["webhook"].deliver(target, event(), "user")
+    await runner.cleanup()
+    assert len(asked) == 1

@@ -1,0 +1,73 @@
+"""What an operator does with Temporal's own CLI: start, look, signal."""
+
+import asyncio
+import json
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.conftest import new_job, run_job, temporal_cli, unpack, until_output, watch
+
+SPECIFIED = {
+    "user_id": "user-123",
+    "request_id": "req-456",
+    "model": "docstrings",
+    "prompt": "Return the",
+    "params": {"temperature": "0.1"},
+}
+"""The job of the original specification."""
+
+
+async def start(stack: Stack, id_: str, job: object) -> None:
+    queue = ("--task-queue", "gateway-workflows", "--workflow-id", id_)
+    await temporal_cli(stack, "workflow", "start", "--type", "LLMJobWorkflow", *queue, "--input", json.dumps(job))
+
+
+async def test_a_job_in_json_runs(stack: Stack, stub: LlmServiceStub) -> None:
+    """Started past the gateway, it is watched through the gateway like any other, and List finds it."""
+    await start(stack, "by-cli", SPECIFIED)
+    seen = await watch(stub, "by-cli")
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.output == seen.final.result.output.encode() != b""
+    async with asyncio.timeout(20):
+        # Temporal's visibility follows after a moment and tells nobody.
+        while not (await stub.List(llm_pb2.ListRequest(user_id="user-123"))).jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_a_bad_job_in_json_fails_with_the_reason(stack: Stack, stub: LlmServiceStub) -> None:
+    """The worker checks what the gateway would have; nothing is retried for ever."""
+    await start(stack, "by-cli-bad", {**SPECIFIED, "model": "", "params": {"temperature": 9}})
+    seen = await watch(stub, "by-cli-bad")
+    assert seen.states[-1] == "FAILED"
+    assert unpack(seen.final.status.error)["ErrorInfo"].reason == "INVALID_JOB"
+    assert "temperature" in seen.final.status.error.message
+
+
+async def test_json_that_is_no_job_fails_the_workflow(stack: Stack, stub: LlmServiceStub) -> None:
+    """A field that llm.proto does not have ends the workflow at once, and the API says so."""
+    await start(stack, "by-cli-foreign", {"promt": "a typo"})
+    seen = await watch(stub, "by-cli-foreign")
+    assert seen.states[-1] == "FAILED"
+    assert "promt" in seen.final.status.error.message
+
+
+async def test_the_signal_cancels(stack: Stack, stub: LlmServiceStub) -> None:
+    """With a reason as JSON, or with none."""
+    for name, more in (("with", ("--input", '{"reason": "by hand"}')), ("without", ())):
+        await start(stack, f"by-cli-{name}", {**SPECIFIED, "params": {"max_tokens": 4000}})
+        await until_output(stub, f"by-cli-{name}")
+        await temporal_cli(stack, "workflow", "signal", "--name", "Cancel", "-w", f"by-cli-{name}", *more)
+        seen = await watch(stub, f"by-cli-{name}")
+        assert seen.states[-1] == "CANCELLED"
+        assert seen.final.status.error.message == ("by hand" if more else "cancelled on request")
+
+
+async def test_the_cli_shows_payloads_as_json(stack: Stack, stub: LlmServiceStub) -> None:
+    """Through the codec server that `make up` starts."""
+    seen = await run_job(stub, new_job("A prompt to look for.", params={"max_tokens": 2}))
+    codec = ("--codec-endpoint", f"http://{stack.address('codec')}")
+    shown = await temporal_cli(stack, "workflow", "show", "-w", seen.final.status.workflow_id, "--detailed", *codec)
+    assert "A prompt to look for." in shown
+    asked = ("workflow", "query", "--type", "GetStatus", "-w", seen.final.status.workflow_id, *codec)
+    assert "JOB_STATE_SUCCEEDED" in await temporal_cli(stack, *asked)

@@ -1,0 +1,93 @@
+"""The GPU worker as a process: it loads, and it dies with its engine."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.conftest import FAST, new_job, stack_settings, unpack, until_output, watch
+
+HEARTBEAT_SECONDS = 1.5
+
+
+@pytest.fixture(scope="module")
+async def stack_without_workers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": f"PT{HEARTBEAT_SECONDS}S"}
+    settings = stack_settings(tmp_path_factory.mktemp("worker"))
+    only = ("temporal", "nats", "gateway", "notifier")
+    async with Stack(settings, only=only, environment={**FAST, "gateway": gateway}) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+async def client(stack_without_workers: Stack) -> AsyncIterator[LlmServiceStub]:
+    async with grpc.aio.insecure_channel(stack_without_workers.address("gateway")) as channel:
+        yield LlmServiceStub(channel)
+
+
+def options(**values: Any) -> dict[str, str]:
+    """Return the worker's environment for these options of the simulated engine."""
+    return {"GPU_WORKER_ENGINE_OPTIONS": json.dumps({"tokens_per_second": 200, **values})}
+
+
+async def test_a_loading_worker_heartbeats(stack_without_workers: Stack, client: LlmServiceStub) -> None:
+    """A job taken while the model loads, for longer than a heartbeat may be late, succeeds in its first attempt."""
+    load_seconds = 2 * HEARTBEAT_SECONDS
+    worker = stack_without_workers.add("gpu-worker", options(load_seconds=load_seconds))
+    response = await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5})))
+    await worker.start()
+    seen = await watch(client, response.workflow_id)
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.final.status.attempt == 1
+    assert "loading" in {m.status.progress.stage for m in seen.messages if m.HasField("status")}
+    waited = seen.final.result.metadata.time_to_first_token.ToTimedelta()
+    assert waited.total_seconds() > load_seconds - 0.5
+    await worker.terminate()
+    assert worker.returncode == 0
+
+
+async def test_a_worker_that_cannot_load_ends(stack_without_workers: Stack) -> None:
+    """With status 1 and the reason in its log."""
+    worker = stack_without_workers.add("gpu-worker", options(load_error="no such weights"))
+    await worker.start()
+    assert await worker.wait() == 1
+    assert "no such weights" in worker.log
+
+
+async def test_a_dead_engine_ends_its_worker(stack_without_workers: Stack, client: LlmServiceStub) -> None:
+    """With status 1; its jobs continue on another worker."""
+    first = stack_without_workers.add("gpu-worker", options())
+    await first.start()
+    await first.wait_ready()
+    bystander = new_job(params={"max_tokens": 600})
+    id_ = (await client.Submit(llm_pb2.SubmitRequest(job=bystander))).workflow_id
+    watching = asyncio.create_task(watch(client, id_))
+    await until_output(client, id_)
+    deadly = new_job("[[fault:die@5:once]]", params={"max_tokens": 10})
+    deadly_id = (await client.Submit(llm_pb2.SubmitRequest(job=deadly))).workflow_id
+    watching_deadly = asyncio.create_task(watch(client, deadly_id))
+    assert await first.wait() == 1
+    second = stack_without_workers.add("gpu-worker", options())
+    await second.start()
+    for seen in (await watching, await watching_deadly):
+        assert seen.states[-1] == "SUCCEEDED"
+        assert seen.rewinds == 0
+        assert seen.final.status.attempt == 2
+        assert "ENGINE_DEAD" in {
+            unpack(m.status.error)["ErrorInfo"].reason for m in seen.messages if m.status.HasField("error")
+        }
+    await second.terminate()
+
+
+async def test_an_engine_that_does_not_exist_is_refused(stack_without_workers: Stack) -> None:
+    """At the start, naming the setting."""
+    worker = stack_without_workers.add("gpu-worker", {"GPU_WORKER_ENGINE": "tensorflow"})
+    await worker.start()
+    assert await worker.wait() == 1
+    assert "engine" in worker.log
