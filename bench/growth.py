@@ -78,14 +78,14 @@ async def measure(sizes: Sizes) -> Report:
         f" {AT_ONCE} jobs at once.",
     )
     for number in range(sizes.rounds):
+        # The longest queue takes minutes to fill: once is enough.
+        lengths = [length for length in sizes.waiting if number == 0 or length < max(sizes.waiting)]
         for workers in sizes.workers:
             async with running(workers, sizes) as stack:
                 report.add(f"{workers} workers", "suite", await stack.cost(sizes.jobs))
-        # The longest queue takes minutes to fill: once is enough.
-        lengths = [length for length in sizes.waiting if number == 0 or length < max(sizes.waiting)]
-        async with running(1, sizes) as stack:
-            await measure_tokens(report, sizes, stack)
-            await measure_queues(report, sizes, stack, lengths)
+                if workers == min(sizes.workers):
+                    await measure_tokens(report, sizes, stack)
+                    await measure_queues(report, sizes, stack, lengths)
     flat(report, [f"{workers} workers" for workers in sizes.workers], "cpu_ms")
     flat(report, [f"{waiting} waiting" for waiting in sizes.waiting], "cpu_ms")
     flat(report, [f"{waiting} waiting" for waiting in sizes.waiting], "drain_cpu_ms")

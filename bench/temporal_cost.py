@@ -148,4 +148,4 @@ async def per_job(
 
 
 if __name__ == "__main__":
-    script.run(measure, Sizes(), Sizes(rounds=1, jobs=1, tokens=(5, 20), watchers=(1,)), __doc__)
+    script.run(measure, Sizes(), Sizes(rounds=1, jobs=1, tokens=(5,), watchers=(1,)), __doc__)

@@ -10,7 +10,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 
-_LINE: Final = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+_LINE: Final = re.compile(r"^(?P<name>service|persistence)_requests\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 _WRITES: Final = ("CreateWorkflowExecution", "UpdateWorkflowExecution")
 _MARK: Final = "CountWorkflowExecutions"
@@ -40,7 +40,7 @@ class TemporalCounts:
         await client.count_workflows()
         async with asyncio.timeout(20 * _REPORTS_SECONDS):
             while (counts := await self._read())[0][_MARK] == marked:  # noqa: ASYNC110  # it is another process's
-                await asyncio.sleep(_REPORTS_SECONDS / 20)
+                await asyncio.sleep(_REPORTS_SECONDS / 4)
         return counts
 
     async def _read(self) -> tuple[Counter[str], int]:
@@ -49,9 +49,9 @@ class TemporalCounts:
         calls, writes = Counter[str](), 0
         for line in _LINE.finditer(text):
             labels = dict(_LABEL.findall(line["labels"]))
-            if line["name"] == "service_requests":
+            if line["name"] == "service":
                 if labels["service_name"] == "frontend" and labels["namespace"] == "default":
                     calls[labels["operation"]] += int(line["value"])
-            elif line["name"] == "persistence_requests" and labels["operation"] in _WRITES:
+            elif labels["operation"] in _WRITES:
                 writes += int(line["value"])
         return calls, writes

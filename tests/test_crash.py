@@ -38,6 +38,20 @@ class Crashing(NamedTuple):
         (process,) = [process for process in self.stack.processes.values() if process.pid == pid]
         return process
 
+    async def start_workers(self) -> None:
+        """Start those that earlier rounds have ended; they get ready meanwhile."""
+        for process in self._workers:
+            if not process.running:
+                await process.start()
+
+    async def workers_ready(self) -> None:
+        for process in self._workers:
+            await process.wait_ready()
+
+    @property
+    def _workers(self) -> list[Process]:
+        return [process for name, process in self.stack.processes.items() if name.startswith("gpu-worker")]
+
 
 @pytest.fixture(scope="module", params=["simulated", "torch", pytest.param("vllm", marks=pytest.mark.vllm)])
 async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crashing]:
@@ -60,7 +74,9 @@ async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 async def interrupted(crashing: Crashing, prompt: str, how: signal.Signals, chance: random.Random) -> list[Seen]:
     """Run a job, interrupt its worker at a random place, and return what its three watchers saw."""
     stub = crashing.stub
+    await crashing.start_workers()
     expected = (await run_job(stub, new_job(prompt, params=PARAMS))).output
+    await crashing.workers_ready()
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(prompt, params=PARAMS)))).workflow_id
     early = asyncio.create_task(watch(stub, id_))
     pieces = asyncio.create_task(watch_in_pieces(stub, id_, chance))
@@ -70,7 +86,6 @@ async def interrupted(crashing: Crashing, prompt: str, how: signal.Signals, chan
     late = asyncio.create_task(watch(stub, id_))
     watchers = [await early, await late, await pieces]
     await worker.wait()
-    await worker.start()
     for seen in watchers:
         assert seen.states[-1] == "SUCCEEDED"
         assert seen.output == expected
@@ -78,7 +93,6 @@ async def interrupted(crashing: Crashing, prompt: str, how: signal.Signals, chan
         assert seen.rewinds == 0
         assert seen.final.result.metadata.output_tokens == TOKENS
         assert seen.final.status.first_token_time == status.first_token_time
-    await worker.wait_ready()
     return watchers
 
 

@@ -11,7 +11,7 @@ import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
-from temporalio.worker import Replayer
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import NondeterminismError
 
@@ -47,8 +47,8 @@ def read(path: Path) -> WorkflowHistory:
     return WorkflowHistory.from_json(started["workflowId"], text)
 
 
-def replayer(*workflows: type, runtime: Runtime | None = None) -> Replayer:
-    return Replayer(workflows=workflows, data_converter=data_converter, workflow_runner=SANDBOX, runtime=runtime)
+def replayer(*workflows: type, runner: WorkflowRunner = SANDBOX, runtime: Runtime | None = None) -> Replayer:
+    return Replayer(workflows=workflows, data_converter=data_converter, workflow_runner=runner, runtime=runtime)
 
 
 def test_every_outcome_is_recorded() -> None:
@@ -72,11 +72,10 @@ class Counts(LLMJobWorkflow):
 
 @pytest.mark.parametrize(("workflow_class", "counted"), [(LLMJobWorkflow, set()), (Counts, {"llm.unsafe"})])
 async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[str]) -> None:
-    """Whatever the outcome; a workflow that counted in another way would be found."""
+    """Whatever the outcome; a workflow that counted in another way would be found. Run as the gateway runs it."""
     buffer = MetricBuffer(10_000)
-    replaying = replayer(
-        workflow_class, LLMDeliveryWorkflow, runtime=Runtime(telemetry=TelemetryConfig(metrics=buffer))
-    )
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
+    replaying = replayer(workflow_class, LLMDeliveryWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime)
     for path in RECORDED:
         await replaying.replay_workflow(read(path))
     assert {update.metric.name for update in buffer.retrieve_updates()} == counted
