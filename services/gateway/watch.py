@@ -28,10 +28,9 @@ from services.gateway.status import FINAL_STATES, JobReader
 from services.gateway.transcript import Cursor, Transcript
 
 _log = logging.getLogger(__name__)
-_CLOSE_SECONDS: Final = 0.25
-"""Most jobs close this soon after the model's part. After that each wait is twice the one before."""
 _SLOWEST: Final = 5
-"""While its outcome is delivered a job is asked about every so many poll intervals: a long poll tells its end."""
+"""A job that waits for a worker, or whose outcome is delivered, is asked about less and less often, at last every so
+many poll intervals: the feed tells when it starts, a long poll when it ends."""
 
 
 class Watch:
@@ -58,7 +57,7 @@ class Watch:
         self._changed = asyncio.Event()
         self._heard_at = 0.0
         self._end_expected = asyncio.Event()
-        self._patience = _CLOSE_SECONDS
+        self._patience = 1
         self._stopped: ApiError | None = None
         self._description: WorkflowExecutionDescription | None = None
         self._known = asyncio.create_task(self._ask())
@@ -80,7 +79,7 @@ class Watch:
     def expect_end(self) -> None:
         """Be told that the job is about to end, which the feed of a job that is not running will not say."""
         self._end_expected.set()
-        self._patience = _CLOSE_SECONDS
+        self._patience = 1
 
     def stop(self, error: ApiError) -> None:
         """End every stream of this watch with an error."""
@@ -156,11 +155,9 @@ class Watch:
             await self._silence()
             if not self._end_expected.is_set():
                 return
-        pause, patience = self._pause(), self._patience
-        self._patience = min(2 * patience, _SLOWEST * pause)
-        if patience > pause:
-            # Unless it is notifying it goes on, whatever was expected.
-            self._end_expected.clear()
+        patience = self._longer_pause()
+        # Unless it is notifying it goes on, whatever was expected.
+        self._end_expected.clear()
         with contextlib.suppress(TimeoutError, RPCError):
             async with asyncio.timeout(patience):
                 await self._reader.wait_closed(self._workflow_id, self._status.run_id)
@@ -169,7 +166,8 @@ class Watch:
         """Return when the feed has been silent for long enough to ask, or the job is about to end."""
         now = asyncio.get_running_loop().time
         since = now()
-        while (until := max(since, self._heard_at) + self._pause()) > now():
+        pause = self._longer_pause() if self._status.state == llm_pb2.JOB_STATE_QUEUED else self._pause()
+        while (until := max(since, self._heard_at) + pause) > now():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._end_expected.wait()
@@ -178,6 +176,12 @@ class Watch:
     def _pause(self) -> float:
         """Return the poll interval in seconds, with jitter: a gateway's watches must not ask in step."""
         return self._settings.poll.total_seconds() * random.uniform(0.75, 1.25)  # noqa: S311  # no secret
+
+    def _longer_pause(self) -> float:
+        """Return a pause twice as long as the last one, up to a limit; short again once there was news."""
+        patience = self._patience
+        self._patience = min(2 * patience, _SLOWEST)
+        return patience * self._pause()
 
     async def _ask(self) -> None:
         """Read the job from Temporal, which is the truth; keep what only the feed knows of an open job."""
@@ -197,6 +201,8 @@ class Watch:
                 for field in ("start_time", "first_token_time"):
                     if old.HasField(field):
                         getattr(fresh, field).CopyFrom(getattr(old, field))
+        if fresh.state != old.state:
+            self._patience = 1
         if fresh != old:
             self._status = fresh
             self._status_version += 1
