@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,12 @@ class CeleryPeer:
     """Celery, ready to take jobs."""
 
     app: Celery
+    thread: Executor
+    """The one that every call comes from: threads that share Celery's connection for results lose some of them."""
 
     async def seconds_for(self, jobs: int) -> float:
         """Return how long so many jobs take, from the first one's submission to the last one's end."""
-        return await asyncio.to_thread(_run, self.app, jobs)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, _run, self.app, jobs)
 
 
 def application(redis: str) -> Celery:
@@ -67,9 +70,10 @@ async def running_celery() -> AsyncIterator[CeleryPeer]:
         try:
             await _answers(url)
             worker = await _quiet(sys.executable, "-m", "bench.celery_peer", "worker", url)
-            peer = CeleryPeer(application(url))
-            await peer.seconds_for(1)
-            yield peer
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                peer = CeleryPeer(application(url), thread)
+                await peer.seconds_for(1)
+                yield peer
         finally:
             for process in (worker, redis):
                 if process is not None and process.returncode is None:

@@ -30,6 +30,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from temporalio.exceptions import ApplicationError
 
 from jobs.names import ERROR_DOMAIN
+from llm_pb import llm_pb2
 
 
 class JobError(Exception):
@@ -169,6 +170,8 @@ RULES: Final[dict[type[JobError], Rule]] = {
     DeliveryRefused: Rule(code_pb2.FAILED_PRECONDITION, retryable=False),
 }
 
+_MAX_MESSAGE: Final = 2000
+"""Characters: an engine's own words may be pages, which neither Temporal's memo nor gRPC's trailers have room for."""
 _PAYLOAD_ERROR: Final = "PayloadValidationError"
 """The type that the payload converter gives to an input that cannot be read."""
 
@@ -177,7 +180,8 @@ BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in 
 
 def to_application_error(error: JobError, *details: Any) -> ApplicationError:
     """Return what an activity raises so that Temporal retries the error, or does not, by the table."""
-    return ApplicationError(str(error), *details, type=error.reason, non_retryable=not RULES[type(error)].retryable)
+    rule = RULES[type(error)]
+    return ApplicationError(_message(error), *details, type=error.reason, non_retryable=not rule.retryable)
 
 
 def from_application_error(error: ApplicationError, otherwise: type[JobError]) -> JobError:
@@ -187,9 +191,14 @@ def from_application_error(error: ApplicationError, otherwise: type[JobError]) -
     return BY_REASON.get(error.type or "", otherwise)(error.message)
 
 
+def partial_result(error: ApplicationError) -> llm_pb2.JobResult | None:
+    """Return the output that travelled with the error, of an attempt or of a job that did not get to its end."""
+    return next((detail for detail in error.details if isinstance(detail, llm_pb2.JobResult)), None)
+
+
 def to_status(error: JobError) -> status_pb2.Status:
     """Return the error as clients see it: code, message and an ErrorInfo with the reason."""
-    return make_status(RULES[type(error)].code, str(error), error_info(error.reason))
+    return make_status(RULES[type(error)].code, _message(error), error_info(error.reason))
 
 
 def error_type(error: BaseException) -> str:
@@ -208,3 +217,8 @@ def make_status(code: int, message: str, *details: Message) -> status_pb2.Status
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def _message(error: JobError) -> str:
+    text = str(error)
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"

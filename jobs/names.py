@@ -38,9 +38,11 @@ JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
 SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE)
 
 # Memo of a job's workflow: the JobOptions its gateway chose, a digest of the JobRequest that tells a repeated Submit
-# from another job under the same key, and the W3C traceparent of the Submit that started it.
+# from another job under the same key, and the W3C traceparent of the Submit that started it. As it closes the workflow
+# adds the final JobStatus, so that a closed job is read without a query, for which a worker may have to replay it.
 MEMO_OPTIONS: Final = "options"
 MEMO_DIGEST: Final = "request_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
+MEMO_STATUS: Final = "status"
 
 ERROR_DOMAIN: Final = "llm.v1"

@@ -21,7 +21,7 @@ How it closes:
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from temporalio import workflow
@@ -107,14 +107,18 @@ class LLMJobWorkflow:
 
         The gateway adds what Temporal knows of a running activity.
         """
-        response = llm_pb2.GetStatusResponse(status=self._status, result=self._result)
-        response.status.notifications.extend(map(delivery.notification, self._deliveries.state.deliveries))
-        return response
+        return llm_pb2.GetStatusResponse(status=self._told_status(), result=self._result)
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
     def get_deliveries(self) -> llm_pb2.DeliveryState:
         """Return how the deliveries stood when the job closed, or stand."""
         return self._deliveries.state
+
+    def _told_status(self) -> llm_pb2.JobStatus:
+        status = llm_pb2.JobStatus()
+        status.CopyFrom(self._status)
+        status.notifications.extend(map(delivery.notification, self._deliveries.state.deliveries))
+        return status
 
     def _note_cancel(self, reason: str) -> None:
         if self._cancel is None:
@@ -192,7 +196,7 @@ class LLMJobWorkflow:
                 self._error = self._cancel or errors.Cancelled("cancelled on request")
 
     def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
-        """Write the outcome into status and search attributes: from here on it is durable."""
+        """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
         status, result = self._status, self._result
         status.state = llm_pb2.JOB_STATE_NOTIFYING
         status.end_time.FromDatetime(workflow.now())
@@ -213,25 +217,7 @@ class LLMJobWorkflow:
             for field in ("start_time", "first_token_time"):
                 if result.metadata.HasField(field):
                     getattr(status, field).CopyFrom(getattr(result.metadata, field))
-        latency = workflow.now() - workflow.info().workflow_start_time
         record_outcome(self._job, final, self._error, self._cancelled_at)
-        updates: list[SearchAttributeUpdate[Any]] = [
-            names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
-            names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
-        ]
-        if workflow.info().typed_search_attributes.get(names.USER_ID) is None:
-            # Started past the gateway.
-            updates += [
-                key.value_set(value)
-                for key, value in (
-                    (names.USER_ID, self._job.user_id),
-                    (names.REQUEST_ID, self._job.request_id),
-                    (names.MODEL, self._job.model),
-                    (names.PROJECT_ID, self._job.project_id),
-                )
-                if value
-            ]
-        workflow.upsert_search_attributes(updates)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Tell the outcome. What its receivers do not take soon is left to a workflow of its own."""
@@ -265,16 +251,42 @@ class LLMJobWorkflow:
         info = workflow.info()
         return info.workflow_start_time + (info.execution_timeout or self._options.timeouts.total.ToTimedelta())
 
+    def _publish(self, final: "llm_pb2.JobState.ValueType") -> None:
+        """Write the outcome where it is read once the workflow has closed.
+
+        Together with the close: an update of its own would cost Temporal a third of what a whole job does.
+        """
+        latency = self._status.end_time.ToDatetime(UTC) - workflow.info().workflow_start_time
+        updates: list[SearchAttributeUpdate[Any]] = [
+            names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
+            names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
+        ]
+        if workflow.info().typed_search_attributes.get(names.USER_ID) is None:
+            # Started past the gateway.
+            updates += [
+                key.value_set(value)
+                for key, value in (
+                    (names.USER_ID, self._job.user_id),
+                    (names.REQUEST_ID, self._job.request_id),
+                    (names.MODEL, self._job.model),
+                    (names.PROJECT_ID, self._job.project_id),
+                )
+                if value
+            ]
+        workflow.upsert_search_attributes(updates)
+        workflow.upsert_memo({names.MEMO_STATUS: self._told_status()})
+
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
+        if final == llm_pb2.JOB_STATE_CANCELLED and not _asked_to_cancel():
+            request = workflow.start_local_activity(
+                names.ACTIVITY_REQUEST_CANCEL, start_to_close_timeout=timedelta(seconds=10)
+            )
+            await self._until(request.done)
+            await self._until(_asked_to_cancel)
+        self._publish(final)
         if self._error is None:
             return self._result or llm_pb2.JobResult()
         if final == llm_pb2.JOB_STATE_CANCELLED:
-            if not _asked_to_cancel():
-                request = workflow.start_local_activity(
-                    names.ACTIVITY_REQUEST_CANCEL, start_to_close_timeout=timedelta(seconds=10)
-                )
-                await self._until(request.done)
-                await self._until(_asked_to_cancel)
             raise CancelledError(str(self._error))
         if isinstance(self._error, errors.TotalTimeout) and workflow.info().execution_timeout is not None:
             await self._until(lambda: False)
@@ -294,6 +306,5 @@ def _understand(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.J
             return _TIMEOUT_ERRORS[kind], None
         case ApplicationError():
             error = errors.from_application_error(cause, otherwise=errors.EngineFailed)
-            result = next((detail for detail in cause.details if isinstance(detail, llm_pb2.JobResult)), None)
-            return error, result
+            return error, errors.partial_result(cause)
     return errors.EngineFailed(str(cause)), None

@@ -39,3 +39,11 @@ def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
     assert code_pb2.Code.Name(status.code) != "OK"
     assert status.message == "why"
     assert unpack(status)["ErrorInfo"].reason == kind.reason
+
+
+def test_an_engines_pages_of_words_are_cut() -> None:
+    """A status has to fit Temporal's memo and gRPC's trailers."""
+    error = errors.EngineFailed("why " * 100_000)
+    for message in (errors.to_status(error).message, errors.to_application_error(error).message):
+        assert message.startswith("why why")
+        assert len(message) <= 2000

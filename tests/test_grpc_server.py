@@ -172,6 +172,9 @@ async def test_the_two_halves_run_as_two_processes(tmp_path_factory: pytest.Temp
             await asyncio.open_connection("127.0.0.1", int(workflows.environment["GATEWAY_PORT"]))
         await workflows.terminate()
         assert workflows.returncode == 0
+        # How the job ended is known without its workflow.
+        told = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=response.workflow_id), timeout=5)
+        assert (told.status, told.result) == (seen.final.status, seen.final.result)
 
 
 async def _read_on(messages: AsyncIterator[llm_pb2.StreamStatusResponse], seen: Seen) -> None:

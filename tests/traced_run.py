@@ -133,7 +133,7 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20}) for _ in range(MANY)))
-            again = await later_calls(client, jobs["succeeded"])
+            again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
             history = await temporal.get_workflow_handle(jobs["retried"].id).fetch_history()
             webhooks = await receiver.received("/traced")
@@ -175,13 +175,14 @@ async def all_kinds(client: CallingClient, receiver: Receiver) -> dict[str, Job]
     return dict(zip(kinds, await asyncio.gather(*kinds.values()), strict=True))
 
 
-async def later_calls(client: CallingClient, job: Job) -> Job:
+async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
     """Make calls that are not a part of the job; return the answer to the same Submit, made again."""
     stub = client.stub
     stream = llm_pb2.StreamStatusRequest(workflow_id=job.id)
     async for _ in stub.StreamStatus(stream, metadata=client.calling("stream")):
         pass
     await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=job.id), metadata=client.calling("status"))
+    await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cancelled.id), metadata=client.calling("partial"))
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id="llmjob-no-1"), metadata=client.calling("not found"))
     first = new_job(MARKER, params={"max_tokens": 2})

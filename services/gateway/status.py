@@ -1,7 +1,10 @@
 """What Temporal knows of a job, as the API says it.
 
-Of an open job, one DescribeWorkflowExecution tells everything: which activity is pending, whether a worker has it,
-which attempt it is and what it reported last. Of a closed one, the workflow itself answers the query GetStatus.
+One DescribeWorkflowExecution tells almost everything. Of an open job, which activity is pending, whether a worker has
+it, which attempt it is and what it reported last; of a closed one its final status, which the workflow has left in its
+memo, while the result is in the event that closed it. What neither tells the workflow itself is asked for, by the query
+GetStatus: how the outcome of an open job is being delivered, and the partial output of a job that was cancelled or
+ran out of its total time, for which Temporal's closing event has no room.
 """
 
 import logging
@@ -101,16 +104,15 @@ class JobReader:
     async def _open(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
         status = await base_status(description)
         run = pending_run(description)
-        outcome = description.typed_search_attributes.get(names.JOB_STATE)
         if run is not None:
             await self._add_run(status, run)
-        elif outcome is not None:
-            response = await self._ask_workflow(description)
-            # Settled, but final only once Temporal has closed the workflow.
-            response.status.state = llm_pb2.JOB_STATE_NOTIFYING
-            return response
         elif description.history_length > _TASK_STARTED_EVENTS:
-            # The activity has just ended, the workflow has not yet said how.
+            response = await self._ask_workflow(description)
+            if response.status.state != llm_pb2.JOB_STATE_QUEUED:
+                # Settled, but final only once Temporal has closed the workflow.
+                response.status.state = llm_pb2.JOB_STATE_NOTIFYING
+                return response
+            # An attempt has just ended, the workflow has not yet begun the next.
             status.state = llm_pb2.JOB_STATE_RUNNING
         else:
             status.state = llm_pb2.JOB_STATE_QUEUED
@@ -138,16 +140,38 @@ class JobReader:
         return response
 
     async def _failure(self, description: WorkflowExecutionDescription) -> errors.JobError:
-        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        _, failure = await self._ending(description)
+        if failure is None:
+            return EngineFailed("the workflow failed")
+        return errors.from_application_error(failure, otherwise=EngineFailed)
+
+    async def _ending(
+        self, description: WorkflowExecutionDescription
+    ) -> tuple[llm_pb2.JobResult | None, ApplicationError | None]:
+        """Return what the event that closed the workflow tells: the result, partial after a failure, and that."""
+        handle = self._client.get_workflow_handle(
+            description.id, run_id=description.run_id, result_type=llm_pb2.JobResult
+        )
         try:
-            await handle.result(follow_runs=False, rpc_timeout=RPC_TIMEOUT)
+            return await handle.result(follow_runs=False, rpc_timeout=RPC_TIMEOUT), None
         except WorkflowFailureError as error:
-            if isinstance(error.cause, ApplicationError):
-                return errors.from_application_error(error.cause, otherwise=EngineFailed)
-        return EngineFailed("the workflow failed")
+            failure = error.cause
+        if not isinstance(failure, ApplicationError):
+            return None, None
+        return errors.partial_result(failure), failure
+
+    async def _recorded(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
+        """Return what is to be read without asking a closed workflow; None where that is not all."""
+        if description.status not in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED):
+            return None
+        status = await description.memo_value(names.MEMO_STATUS, None, type_hint=llm_pb2.JobStatus)
+        if status is None:
+            return None
+        result, _ = await self._ending(description)
+        return llm_pb2.GetStatusResponse(status=status, result=result)
 
     async def _closed(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
-        response = await self._ask_workflow(description)
+        response = await self._recorded(description) or await self._ask_workflow(description)
         status = response.status
         await self._deliveries.refresh(status)
         _set_times(status, description)
