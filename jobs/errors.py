@@ -181,7 +181,7 @@ BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in 
 def to_application_error(error: JobError, *details: Any) -> ApplicationError:
     """Return what an activity raises so that Temporal retries the error, or does not, by the table."""
     rule = RULES[type(error)]
-    return ApplicationError(_message(error), *details, type=error.reason, non_retryable=not rule.retryable)
+    return ApplicationError(message_of(error), *details, type=error.reason, non_retryable=not rule.retryable)
 
 
 def from_application_error(error: ApplicationError, otherwise: type[JobError]) -> JobError:
@@ -198,7 +198,7 @@ def partial_result(error: ApplicationError) -> llm_pb2.JobResult | None:
 
 def to_status(error: JobError) -> status_pb2.Status:
     """Return the error as clients see it: code, message and an ErrorInfo with the reason."""
-    return make_status(RULES[type(error)].code, _message(error), error_info(error.reason))
+    return make_status(RULES[type(error)].code, message_of(error), error_info(error.reason))
 
 
 def error_type(error: BaseException) -> str:
@@ -219,6 +219,7 @@ def make_status(code: int, message: str, *details: Message) -> status_pb2.Status
     return status
 
 
-def _message(error: JobError) -> str:
+def message_of(error: JobError) -> str:
+    """Return the error's message, cut to what has room wherever it travels."""
     text = str(error)
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"

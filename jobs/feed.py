@@ -25,6 +25,11 @@ class Feed(Protocol):
         """
         ...
 
+    @property
+    def available(self) -> bool:
+        """Whether records are taken and delivered now, as far as is known."""
+        ...
+
     async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
         """Hand a record over without waiting until it is stored. Never raises, never blocks.
 
@@ -53,14 +58,20 @@ class Feed(Protocol):
 
 
 class Fence:
-    """Tells the records that count: those of the attempt that has taken the feed over last."""
+    """Tells the records that count: those of the attempt that has taken the feed over last, until the job ends."""
 
     def __init__(self) -> None:
         self._writer = ""
         self._attempt = 0
+        self._over = False
 
     def admits(self, record: llm_pb2.FeedRecord) -> bool:
         """Return whether the record counts; to be asked of each one, in order."""
+        if record.HasField("job_ending"):
+            self._over = True
+        if self._over:
+            # An attempt that Temporal has given up may write on.
+            return False
         if record.HasField("attempt_started"):
             if record.attempt_started.attempt < self._attempt:
                 # Temporal has given that attempt up before it came so far: a newer one is at work.

@@ -12,6 +12,8 @@ class MemoryFeed:
 
     outages = 0
     """See Feed: it never loses a record."""
+    available = True
+    """See Feed."""
 
     def __init__(self) -> None:
         self._logs: defaultdict[str, list[llm_pb2.FeedRecord]] = defaultdict(list)

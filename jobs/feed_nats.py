@@ -61,6 +61,11 @@ class NatsFeed:
         """See Feed."""
         return self._outages
 
+    @property
+    def available(self) -> bool:
+        """See Feed."""
+        return self._ready.is_set()
+
     def start(self) -> None:
         """Begin to connect, and go on trying: a service starts without its feed."""
         self._staying_ready = asyncio.create_task(self._stay_ready())
@@ -179,9 +184,19 @@ class NatsFeed:
                 await subscription.unsubscribe()
 
     async def _stay_ready(self) -> None:
+        while True:
+            await self._stay_connected()
+            # nats-py closes a client for good when the broker refuses it: its credentials were changed, say.
+            _log.warning("the feed's broker has ended the connection")
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._client = Client()
+            self._stream = self._client.jetstream(timeout=self._settings.timeout.total_seconds())
+
+    async def _stay_connected(self) -> None:
+        """Connect, and keep the stream in place until the client is closed."""
         try:
             await _answer(self._connect())
-            while True:
+            while not self._client.is_closed:
                 self._stream_unsure.clear()
                 try:
                     await self._make_stream()
@@ -205,7 +220,8 @@ class NatsFeed:
             pending_size=2 * _PENDING_BYTES,
             error_cb=_log_error,
             disconnected_cb=self._note_disconnect,
-            reconnected_cb=self._note_reconnect,
+            reconnected_cb=self._note_change,
+            closed_cb=self._note_change,
         )
 
     async def _make_stream(self) -> None:
@@ -230,7 +246,7 @@ class NatsFeed:
         for messages in self._readers:
             messages.put_nowait(None)
 
-    async def _note_reconnect(self) -> None:
+    async def _note_change(self) -> None:
         self._stream_unsure.set()
 
     def _note_failure(self, error: Exception) -> None:

@@ -14,5 +14,8 @@ MAX_JOB_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
 MAX_RESULT_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
 """Largest JobResult."""
 
+MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 4096
+"""Output and logprobs that fit a result beside its metadata."""
+
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Largest JobResult that NotifyUI is given whole: a job's deliveries are scheduled in one message."""

@@ -19,6 +19,8 @@ ACTIVITY_NOTIFY: Final = "NotifyUI"
 ACTIVITY_NOTIFY_PROGRESS: Final = "NotifyProgress"
 # Asks Temporal to cancel the workflow that runs it: see jobs.workflow.
 ACTIVITY_REQUEST_CANCEL: Final = "RequestCancel"
+# Reads back from the feed what the job that runs it had made, when its last attempt could not say so.
+ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"
 # Forgets the live feed of the job that runs it, whose outcome is durable by then.
 ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
 

@@ -1,7 +1,7 @@
 """The rules that llm.proto writes at the fields of a request, as code.
 
-Pure functions from a message to its violations: the gateway refuses a request with all of them at once, and the worker
-checks again, because a workflow can be started past the gateway.
+Pure functions from a message to its violations: the gateway refuses a request with all of them at once; workflow and
+worker check again, because a workflow can be started past the gateway.
 """
 
 import json
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 
+from jobs.errors import InvalidJob
 from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN
 from llm_pb import llm_pb2
 
@@ -59,6 +60,12 @@ def check_submit(request: llm_pb2.SubmitRequest) -> list[Violation]:
 def check_job(job: llm_pb2.JobRequest, path: str = "") -> list[Violation]:
     """Return what is wrong with a JobRequest."""
     return list(_job(job, path))
+
+
+def require_valid(job: llm_pb2.JobRequest) -> None:
+    """Raise InvalidJob, naming every violation, unless the job keeps the rules: it may have come past the gateway."""
+    if violations := check_job(job):
+        raise InvalidJob("; ".join(f"{field} {description}" for field, description in violations))
 
 
 def check_workflow_id(request: llm_pb2.GetStatusRequest | llm_pb2.ListDeliveriesRequest) -> list[Violation]:

@@ -1,6 +1,6 @@
 """What Temporal knows of an open job's attempt: it describes the pending activity RunLLMOnGPU."""
 
-from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.enums.v1 import PendingActivityState, TimeoutType
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.converter import DataConverter
@@ -27,7 +27,8 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
         failure = run.last_failure
         kind = errors.BY_REASON.get(failure.application_failure_info.type, errors.EngineFailed)
         if failure.HasField("timeout_failure_info"):
-            kind = errors.WorkerLost
+            late = failure.timeout_failure_info.timeout_type == TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
+            kind = errors.RunTimeout if late else errors.WorkerLost
         status.error.CopyFrom(errors.to_status(kind(failure.message)))
     if not waiting and run.heartbeat_details.payloads:
         (report,) = await converter.decode(run.heartbeat_details.payloads[:1], [llm_pb2.JobProgress])

@@ -4,6 +4,9 @@
     tell how it gets on, if asked to (NotifyProgress)  │        └─ what is not taken soon ──▶ LLMDeliveryWorkflow
                                                        └──▶ forget the live feed (ForgetFeed)
 
+What the job has made comes with the end of its last attempt. An attempt that could not say how it ended has written
+it to the live feed, from where it is read back (RecoverOutput) before the outcome is settled.
+
 Every wait in here goes through `_until`, so that a cancel, whether it comes as the signal Cancel or from Temporal
 itself (Web UI, `temporal workflow cancel`), is noted wherever the job is and acted upon in one place.
 
@@ -26,11 +29,11 @@ from typing import Any, Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy, SearchAttributeUpdate
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
-from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.exceptions import ActivityError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import errors, ids, names, options
+    from jobs import errors, ids, names, options, rules
+    from jobs.ending import final_state, understand
     from jobs.outcome_metrics import record_outcome
     from llm_pb import llm_pb2
 
@@ -42,14 +45,6 @@ _NOTIFY_RESERVE: Final = timedelta(minutes=1)
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
 
-_TIMEOUT_ERRORS: Final[dict[TimeoutType, errors.JobError]] = {
-    TimeoutType.SCHEDULE_TO_START: errors.QueueTimeout("no worker took the job in time; raise timeouts.queue or retry"),
-    TimeoutType.START_TO_CLOSE: errors.RunTimeout("no attempt finished in time; raise timeouts.run or ask for less"),
-    TimeoutType.SCHEDULE_TO_CLOSE: errors.TotalTimeout("the job's total time was spent; raise timeouts.total"),
-    TimeoutType.HEARTBEAT: errors.WorkerLost("the workers that ran the job fell silent"),
-}
-_TIMED_OUT: Final = (errors.QueueTimeout, errors.RunTimeout, errors.TotalTimeout)
-
 
 @workflow.defn(name=names.WORKFLOW_TYPE)
 class LLMJobWorkflow:
@@ -60,9 +55,9 @@ class LLMJobWorkflow:
         """Take the options from the memo; without one (a workflow started by hand) the defaults hold."""
         info = workflow.info()
         self._job = job
-        self._options = options.complete(
-            workflow.memo_value(names.MEMO_OPTIONS, None, type_hint=llm_pb2.JobOptions), job
-        )
+        chosen = workflow.memo_value(names.MEMO_OPTIONS, None, type_hint=llm_pb2.JobOptions)
+        self._by_hand = chosen is None
+        self._options = options.complete(chosen, job)
         self._cancel: errors.Cancelled | None = None
         self._cancelled_at: datetime | None = None
         self._error: errors.JobError | None = None
@@ -80,8 +75,7 @@ class LLMJobWorkflow:
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
         """Return the result of a job that succeeded; otherwise close the way the module's table says."""
-        self._telling = delivery.start_telling(self._job, self._status, self._options, self._time_to_run())
-        final = await self._run_model()
+        final = await self._run_model() if self._is_valid() else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         forgetting = workflow.start_local_activity(
             names.ACTIVITY_FORGET_FEED,
@@ -126,6 +120,19 @@ class LLMJobWorkflow:
             self._cancelled_at = workflow.now()
             self._status.cancel_requested = True
 
+    def _is_valid(self) -> bool:
+        """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
+        if self._by_hand:
+            try:
+                rules.require_valid(self._job)
+            except errors.InvalidJob as error:
+                self._error = error
+                # Nothing that it asks for counts: who is told of its end is the operator's choice.
+                self._job = llm_pb2.JobRequest()
+                self._options = options.complete(None, self._job)
+                return False
+        return True
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for the condition; a cancel from Temporal meanwhile is noted like one from the signal."""
         while not condition():
@@ -139,6 +146,7 @@ class LLMJobWorkflow:
 
         A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
         """
+        self._telling = delivery.start_telling(self._job, self._status, self._options, self._time_to_run())
         earlier_attempts = 0
         for handovers in range(_MAX_HANDOVERS):
             await self._run_activity(handovers, earlier_attempts)
@@ -146,11 +154,7 @@ class LLMJobWorkflow:
                 break
             if self._result is not None:
                 earlier_attempts = max(0, self._result.metadata.attempts - 1)
-        if self._error is None:
-            return llm_pb2.JOB_STATE_SUCCEEDED
-        if isinstance(self._error, errors.Cancelled):
-            return llm_pb2.JOB_STATE_CANCELLED
-        return llm_pb2.JOB_STATE_TIMED_OUT if isinstance(self._error, _TIMED_OUT) else llm_pb2.JOB_STATE_FAILED
+        return final_state(self._error)
 
     async def _run_activity(self, handovers: int, earlier_attempts: int) -> None:
         timeouts = self._options.timeouts
@@ -187,13 +191,29 @@ class LLMJobWorkflow:
             # Cancelled before Temporal knew of the activity.
             self._error = self._cancel
         except ActivityError as failure:
-            self._error, self._result = _understand(failure.cause)
+            self._error, partial = understand(failure.cause)
+            self._result = partial or await self._recover_output() or self._result
             if self._cancel is not None:
                 # No attempt follows a cancel, so whatever ended the last one, the cancel ended the job.
                 self._error = self._cancel
         else:
             if self._result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED:
                 self._error = self._cancel or errors.Cancelled("cancelled on request")
+
+    async def _recover_output(self) -> llm_pb2.JobResult | None:
+        """Return what the live feed holds of the job's output; None when no attempt began, or the feed is away."""
+        recovering = workflow.start_local_activity(
+            names.ACTIVITY_RECOVER_OUTPUT,
+            result_type=llm_pb2.JobResult,
+            start_to_close_timeout=timedelta(seconds=30),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+        await self._until(recovering.done)
+        if recovering.exception() is not None:
+            return None
+        result: llm_pb2.JobResult = recovering.result()
+        result.metadata.model = self._job.model
+        return result if result.metadata.attempts else None
 
     def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
@@ -261,8 +281,7 @@ class LLMJobWorkflow:
             names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
             names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
         ]
-        if workflow.info().typed_search_attributes.get(names.USER_ID) is None:
-            # Started past the gateway.
+        if self._by_hand:
             updates += [
                 key.value_set(value)
                 for key, value in (
@@ -295,16 +314,3 @@ class LLMJobWorkflow:
 
 def _asked_to_cancel() -> bool:
     return workflow.cancellation_reason() is not None
-
-
-def _understand(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.JobResult | None]:
-    """Return what ended the last attempt, and the output it had made."""
-    match cause:
-        case CancelledError():
-            return errors.Cancelled("cancelled on request"), None
-        case TemporalTimeoutError(type=TimeoutType() as kind):
-            return _TIMEOUT_ERRORS[kind], None
-        case ApplicationError():
-            error = errors.from_application_error(cause, otherwise=errors.EngineFailed)
-            return error, errors.partial_result(cause)
-    return errors.EngineFailed(str(cause)), None

@@ -2059,7 +2059,7 @@ Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
 @_typing.final
 class FeedRecord(_message.Message):
     """One record of a job's live feed. Internal. The records of one job have one order; only those whose writer is that of
-    the last AttemptStarted before them count, and JobEnding.
+    the last AttemptStarted before them count, and JobEnding, after which none do.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2071,7 +2071,9 @@ class FeedRecord(_message.Message):
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
-    """The attempt's unguessable name: a new one for each attempt. Empty in JobEnding, which no attempt writes."""
+    """The attempt's unguessable name: a new one for each attempt. In JobEnding, which no attempt writes, empty or the name of
+    whoever reads back what is before it.
+    """
     @_builtins.property
     def attempt_started(self) -> Global___AttemptStarted:
         """A new attempt takes over: later records of earlier writers are void."""
@@ -2155,12 +2157,15 @@ class TokensMade(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MADE_AT_FIELD_NUMBER: _builtins.int
     TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes. Smaller than the bytes so far: the output is cut there first."""
     text: _builtins.str
     """The text: whole characters. May be empty while a character is incomplete."""
     token_offset: _builtins.int
     """How many tokens of the output come before these. Smaller than the tokens so far: the attempt started over."""
+    prompt_tokens: _builtins.int
+    """How many tokens the prompt has. Set with the first token only."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens' ids, so that another attempt can continue."""
@@ -2177,10 +2182,11 @@ class TokensMade(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         made_at: _timestamp_pb2.Timestamp | None = ...,
         token_offset: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at", "offset", b"offset", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2210,7 +2216,7 @@ Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
 
 @_typing.final
 class JobEnding(_message.Message):
-    """The job's outcome is settled and its workflow is about to close: whoever follows the job may ask for it. Internal."""
+    """No attempt follows and the job's workflow is about to close: whoever follows the job may ask how it ended. Internal."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -22,6 +22,8 @@ from payload_converter import data_converter
 
 _log = logging.getLogger(__name__)
 _RETRY = timedelta(seconds=1)
+_REGISTER_TRIES = 30
+_TRANSIENT = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED)
 RPC_TIMEOUT = timedelta(seconds=10)
 """Longest wait for one answer of Temporal's, long polls apart."""
 
@@ -50,6 +52,19 @@ async def register_search_attributes(client: Client) -> None:
 
     Temporal Cloud refuses this to clients: there an operator registers them, and a log line says so.
     """
+    for _ in range(_REGISTER_TRIES):
+        try:
+            await _register_search_attributes(client)
+        except RPCError as error:
+            _log.warning("search attributes could not be registered: %s", error)
+            if error.status in _TRANSIENT:
+                await asyncio.sleep(_RETRY.total_seconds())
+                continue
+            _log.warning("an operator has to register the search attributes that are missing")
+        return
+
+
+async def _register_search_attributes(client: Client) -> None:
     try:
         known = await client.operator_service.list_search_attributes(
             ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
@@ -66,4 +81,4 @@ async def register_search_attributes(client: Client) -> None:
             await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
     except RPCError as error:
         if error.status != RPCStatusCode.ALREADY_EXISTS:
-            _log.warning("search attributes could not be registered, an operator has to: %s", error)
+            raise

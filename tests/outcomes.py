@@ -65,8 +65,11 @@ async def _started_by_hand(stub: LlmServiceStub, temporal: Client) -> str:
 
 
 async def _by_hand_and_invalid(stub: LlmServiceStub, temporal: Client) -> str:
+    """With times and ids that Temporal itself would choke on."""
+    timeouts = llm_pb2.JobTimeouts(total=Duration(seconds=315_576_000_000), run=Duration(seconds=-5))
+    job = llm_pb2.JobRequest(user_id="u" * 10_000, timeouts=timeouts)
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
-        names.WORKFLOW_TYPE, llm_pb2.JobRequest(), id="by-hand-invalid", task_queue=names.WORKFLOW_QUEUE
+        names.WORKFLOW_TYPE, job, id="by-hand-invalid", task_queue=names.WORKFLOW_QUEUE
     )
     await watch(stub, handle.id)
     return handle.id

@@ -211,6 +211,33 @@ async def test_a_store_that_is_lost_is_made_anew(own_broker: Stack, own_feed: Na
     await follower.close()
 
 
+# nats-py leaves it to the collector of garbage to close the sockets of connections that were refused.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_broker_that_ends_the_connection_is_tried_again(own_broker: Stack, tmp_path: Path) -> None:
+    """Its credentials are changed, and changed back: nats-py closes its client for good then."""
+    broker, config = own_broker.processes["nats"], tmp_path / "nats.conf"
+    config.write_text("")
+    broker.command = (*broker.command, "-c", str(config))
+    await broker.kill()
+    await broker.start()
+    await broker.wait_ready()
+    feed = await nats_feed(own_broker)
+    follower = Follower(feed, "job")
+    await until_stored(feed, "job", 0)
+    await follower.until(0)
+    config.write_text("authorization { user: another, password: word }")
+    broker.signal(signal.SIGHUP)
+    async with asyncio.timeout(20):
+        while "authentication error" not in broker.log:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    config.write_text("")
+    broker.signal(signal.SIGHUP)
+    await until_stored(feed, "job", 1)
+    assert await follower.until(1) == [0, 1]
+    await follower.close()
+    await feed.close()
+
+
 async def test_a_stream_that_an_operator_deletes_is_made_anew(own_broker: Stack, own_feed: NatsFeed) -> None:
     follower = Follower(own_feed, "job")
     assert await own_feed.sync("job", record(0))

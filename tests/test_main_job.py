@@ -6,9 +6,10 @@ import grpc
 import nats
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from deploy.local.stack import Stack
+from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import Receiver, Seen, details_of, new_job, run_job, unpack, until_output, watch, webhook
@@ -87,6 +88,7 @@ async def test_a_finished_job_is_streamed_from_any_offset(stub: LlmServiceStub) 
         assert b"".join(m.delta.text.encode() for m in messages) == seen.output[offset:]
         assert messages[-1].result == seen.final.result
         assert messages[-1].next_offset == size
+        assert messages[0].status == seen.final.status
 
 
 async def test_two_watchers_and_a_status_look_agree(stub: LlmServiceStub) -> None:
@@ -230,6 +232,18 @@ async def test_temporals_terminate_is_told_as_it_is(stub: LlmServiceStub, tempor
     assert reason(seen.final.status) == "TERMINATED"
 
 
+async def test_a_job_that_ends_before_its_first_step_is_told_as_it_is(stub: LlmServiceStub, temporal: Client) -> None:
+    """Nobody runs its workflow, which cannot be asked anything."""
+    handle: WorkflowHandle[None, None] = await temporal.start_workflow(
+        names.WORKFLOW_TYPE, new_job(), id="llmjob-nobody-1", task_queue="nobody"
+    )
+    watching = asyncio.create_task(watch(stub, handle.id))
+    status = (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=handle.id))).status
+    assert status.state == llm_pb2.JOB_STATE_QUEUED
+    await handle.terminate()
+    assert reason((await watching).final.status) == "TERMINATED"
+
+
 async def test_a_fault_of_the_engine_is_tried_again(stub: LlmServiceStub) -> None:
     """The second attempt succeeds; watchers end with the right text and see the attempt's number."""
     seen = await run_job(stub, new_job("[[fault:failed@20:once]] go", params={"max_tokens": 40}))
@@ -280,11 +294,39 @@ async def test_a_job_that_nobody_takes_times_out(stub: LlmServiceStub, receiver:
 
 
 async def test_attempts_that_take_too_long_time_out(stub: LlmServiceStub) -> None:
-    """The limit of one attempt, three attempts over."""
+    """The limit of one attempt, three attempts over. Each goes on after the one before, and what they made is kept."""
     timeouts = llm_pb2.JobTimeouts(run=Duration(seconds=1))
     seen = await run_job(stub, new_job(params=LONG, timeouts=timeouts))
     assert seen.states[-1] == "TIMED_OUT"
     assert reason(seen.final.status) == "RUN_TIMEOUT"
+    assert seen.final.status.attempt == 3
+    assert_kept(seen)
+
+
+async def test_a_cancel_between_attempts_keeps_the_output(stack: Stack) -> None:
+    gateway = stack.add("gateway", {"GATEWAY_RETRY_INTERVAL": "PT60S"})
+    await gateway.start()
+    await gateway.wait_ready()
+    seen = Seen()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        stub = LlmServiceStub(channel)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job("[[fault:failed@20]]", params=LONG)))).workflow_id
+        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=30):
+            seen.add(message)
+            if message.status.error.message and not message.status.cancel_requested:
+                await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    await gateway.terminate()
+    assert seen.states[-1] == "CANCELLED"
+    assert seen.final.result.metadata.output_tokens == 20
+    assert_kept(seen)
+
+
+def assert_kept(seen: Seen) -> None:
+    """Assert that the result holds exactly what the watcher has, which was never told to drop any."""
+    assert seen.final.result.output.encode() == seen.output != b""
+    assert seen.rewinds == 0
+    assert seen.final.result.metadata.prompt_tokens > 0
+    assert seen.final.result.metadata.start_time == seen.final.status.start_time
 
 
 async def test_the_total_time_ends_the_workflow_as_timed_out(
@@ -296,6 +338,7 @@ async def test_the_total_time_ends_the_workflow_as_timed_out(
     seen = await run_job(stub, job)
     assert seen.states[-1] == "TIMED_OUT"
     assert reason(seen.final.status) == "TOTAL_TIMEOUT"
+    assert_kept(seen)
     assert await native_status(temporal, seen.final.status.workflow_id) == WorkflowExecutionStatus.TIMED_OUT
     await receiver.received("/total")
 
@@ -324,6 +367,8 @@ async def test_list_finds_jobs_by_what_they_are(stub: LlmServiceStub) -> None:
     first = await stub.List(llm_pb2.ListRequest(user_id=user, page_size=3))
     second = await stub.List(llm_pb2.ListRequest(user_id=user, page_size=3, page_token=first.next_page_token))
     assert [*first.jobs, *second.jobs] == [*everything.jobs]
+    (ended,) = [job.status for job in everything.jobs if job.request_id == jobs[0].request_id]
+    assert (ended.attempt, ended.HasField("first_token_time"), ended.HasField("progress")) == (1, True, False)
     await stub.Cancel(llm_pb2.CancelRequest(workflow_id=waiting.workflow_id))
 
 

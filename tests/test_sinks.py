@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any, NamedTuple, Protocol
@@ -363,6 +363,29 @@ async def test_a_slow_destination_delays_no_other() -> None:
         responses = await asyncio.gather(*begun)
         assert {response.state for response in responses} == {llm_pb2.NOTIFY_STATE_PENDING}
         assert sum("too slow" in response.attempt.error.message for response in responses) == 15
+
+
+async def test_a_users_slow_receivers_leave_room_for_others() -> None:
+    """However many destinations they are."""
+    settings = NotifierSettings(max_per_user=3, **LOOPBACK)
+    async with AsyncExitStack() as opened:
+        receivers = [await opened.enter_async_context(receiving()) for _ in range(5)]
+        sinks = await opened.enter_async_context(open_sinks(settings))
+        courier = Courier(sinks, settings, METRICS)
+        targets = [target for receiver in receivers for target in webhook(receiver.on("/slow", hang))]
+        responses = await asyncio.gather(
+            *(courier.deliver(llm_pb2.NotifyRequest(target=target, user_id="one"), SHORT) for target in targets)
+        )
+        assert sum("of the same user" in response.attempt.error.message for response in responses) == 2
+        begun = [
+            asyncio.create_task(courier.deliver(llm_pb2.NotifyRequest(target=target, user_id="one"), 2 * SHORT))
+            for target in targets[:3]
+        ]
+        await asyncio.gather(*(receiver.received("/slow", 2) for receiver in receivers[:3]))
+        (good,) = webhook(receivers[4].on("/good", status(200)))
+        response = await courier.deliver(llm_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
+        assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
+        await asyncio.gather(*begun)
 
 
 async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default() -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jobs.made_output import MadeOutput
 from llm_pb import llm_pb2
 from services.gateway.transcript import Cursor, Transcript
 from services.gpu_worker.engine import Output
-from services.gpu_worker.made_output import MadeOutput
 from services.gpu_worker.output_text import OutputWriter
 
 END = 0

@@ -20,6 +20,12 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import invalid, job_not_ended, not_found
 
 _log = logging.getLogger(__name__)
+_NO_ANSWER: Final = (
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.INVALID_ARGUMENT,
+    # It ended before its first step.
+    RPCStatusCode.FAILED_PRECONDITION,
+)
 _SETTLED: Final = (llm_pb2.NOTIFY_STATE_DELIVERED, llm_pb2.NOTIFY_STATE_SKIPPED)
 
 
@@ -33,17 +39,28 @@ class DeliveryReader:
         """Bring the notifications of an ended job's status up to date. Raises RPCError when Temporal is away."""
         if all(shown.state in _SETTLED for shown in status.notifications):
             return
-        state = await self.ask(delivery_workflow_id(status.workflow_id))
-        if state is not None and state.event.status.run_id == status.run_id:
+        state = await self._later(status.workflow_id, status.run_id)
+        if state is not None:
             del status.notifications[:]
             status.notifications.extend(map(notification, state.deliveries))
 
     async def state(self, workflow_id: str) -> llm_pb2.DeliveryState:
         """Return how a job's deliveries stand. Raises ApiError NOT_FOUND, RPCError when Temporal is away."""
-        state = await self.ask(delivery_workflow_id(workflow_id)) or await self.ask(workflow_id)
+        own = await self.ask(workflow_id)
+        run_id = own.event.status.run_id if own else None
+        state = await self._later(workflow_id, run_id) or own
         if state is None:
             raise not_found(workflow_id)
         return state
+
+    async def _later(self, workflow_id: str, run_id: str | None) -> llm_pb2.DeliveryState | None:
+        """Return how the deliveries stood after the job had closed, None when it left none.
+
+        They may outlive the record of their job, whose id may by then belong to another one: `run_id` says which job is
+        meant, None the one whose record is gone.
+        """
+        state = await self.ask(delivery_workflow_id(workflow_id))
+        return state if state and run_id in (None, state.event.status.run_id) else None
 
     async def ask(self, workflow_id: str) -> llm_pb2.DeliveryState | None:
         """Return what the workflow answers, None when there is no such workflow or it is none of ours."""
@@ -52,7 +69,7 @@ class DeliveryReader:
                 names.QUERY_GET_DELIVERIES, result_type=llm_pb2.DeliveryState, rpc_timeout=RPC_TIMEOUT
             )
         except RPCError as error:
-            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+            if error.status in _NO_ANSWER:
                 return None
             raise
         except WorkflowQueryFailedError as error:
@@ -79,8 +96,8 @@ class Deliveries:
 
         Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery; RPCError.
         """
-        state = await self._reader.state(request.workflow_id)
         await self._check_ended(request.workflow_id)
+        state = await self._reader.state(request.workflow_id)
         chosen = _choose(state.deliveries, request.delivery_ids)
         await self._client.start_workflow(
             names.DELIVERY_WORKFLOW_TYPE,

@@ -42,7 +42,10 @@ _STATE_QUERIES: Final = {
     llm_pb2.JOB_STATE_RUNNING: "ExecutionStatus = 'Running'",
     llm_pb2.JOB_STATE_NOTIFYING: "ExecutionStatus = 'Running'",
     llm_pb2.JOB_STATE_SUCCEEDED: "ExecutionStatus = 'Completed'",
-    llm_pb2.JOB_STATE_FAILED: "(ExecutionStatus = 'Failed' AND JobState != 'JOB_STATE_TIMED_OUT')",
+    # Without JobState: its input could not be read.
+    llm_pb2.JOB_STATE_FAILED: (
+        "(ExecutionStatus = 'Failed' AND (JobState IS NULL OR JobState != 'JOB_STATE_TIMED_OUT'))"
+    ),
     llm_pb2.JOB_STATE_CANCELLED: "ExecutionStatus IN ('Canceled', 'Terminated')",
     llm_pb2.JOB_STATE_TIMED_OUT: "(ExecutionStatus = 'TimedOut' OR JobState = 'JOB_STATE_TIMED_OUT')",
 }
@@ -150,6 +153,8 @@ class Jobs:
         if execution.status == WorkflowExecutionStatus.RUNNING:
             async with at_once:
                 status = await self._open_status(execution, status)
+        status.ClearField("progress")
+        status.ClearField("notifications")
         attributes = execution.typed_search_attributes
         return llm_pb2.JobSummary(
             status=status,
@@ -161,13 +166,11 @@ class Jobs:
 
     async def _open_status(self, execution: WorkflowExecution, listed: llm_pb2.JobStatus) -> llm_pb2.JobStatus:
         try:
-            status = (await self._reader.read(execution.id)).status
-        except ApiError:
-            # Past its retention since it was listed.
+            return (await self._reader.read(execution.id)).status
+        except (ApiError, RPCError) as error:
+            # Past its retention since it was listed; or nobody runs workflows now, which must not cost the whole page.
+            _log.info("%s cannot be looked at: %s", execution.id, error)
             return listed
-        status.ClearField("progress")
-        status.ClearField("notifications")
-        return status
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
         """Return what the operator's models and bounds forbid."""

@@ -107,16 +107,29 @@ class JobReader:
         if run is not None:
             await self._add_run(status, run)
         elif description.history_length > _TASK_STARTED_EVENTS:
-            response = await self._ask_workflow(description)
-            if response.status.state != llm_pb2.JOB_STATE_QUEUED:
-                # Settled, but final only once Temporal has closed the workflow.
-                response.status.state = llm_pb2.JOB_STATE_NOTIFYING
+            response = await self._settled(description)
+            if response is not None:
                 return response
-            # An attempt has just ended, the workflow has not yet begun the next.
+            # An attempt has just ended, and the workflow has not gone on yet.
             status.state = llm_pb2.JOB_STATE_RUNNING
         else:
             status.state = llm_pb2.JOB_STATE_QUEUED
         return llm_pb2.GetStatusResponse(status=status)
+
+    async def _settled(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
+        """Return what the workflow says of its outcome, None when it has none yet."""
+        try:
+            response = await self._ask_workflow(description)
+        except RPCError:
+            if description.raw_description.HasField("pending_workflow_task"):
+                # Nobody runs workflows now: what has happened last it does not know itself.
+                return None
+            raise
+        if response.status.state in (llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING):
+            return None
+        # Final only once Temporal has closed the workflow.
+        response.status.state = llm_pb2.JOB_STATE_NOTIFYING
+        return response
 
     async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
         await add_run(status, run, self._client.data_converter)
@@ -126,13 +139,19 @@ class JobReader:
                 status.queue.CopyFrom(info)
 
     async def _ask_workflow(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
-        """Return the workflow's own answer; without one, what its record tells."""
+        """Return the workflow's own answer; when it has none, what its record tells.
+
+        Raises RPCError when Temporal or the workflow worker is away.
+        """
         handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
         try:
             response: llm_pb2.GetStatusResponse = await handle.query(
                 names.QUERY_GET_STATUS, result_type=llm_pb2.GetStatusResponse, rpc_timeout=RPC_TIMEOUT
             )
-        except WorkflowQueryFailedError as error:
+        except (WorkflowQueryFailedError, RPCError) as error:
+            if isinstance(error, RPCError) and error.status != RPCStatusCode.FAILED_PRECONDITION:
+                raise
+            # FAILED_PRECONDITION: it has not come through its first step, or does not come through the next one.
             _log.warning("%s does not answer, its code or its input is at fault: %s", description.id, error)
             response = llm_pb2.GetStatusResponse(status=await base_status(description))
             if description.status == WorkflowExecutionStatus.FAILED:
@@ -162,10 +181,9 @@ class JobReader:
 
     async def _recorded(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
         """Return what is to be read without asking a closed workflow; None where that is not all."""
-        if description.status not in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED):
-            return None
-        status = await description.memo_value(names.MEMO_STATUS, None, type_hint=llm_pb2.JobStatus)
-        if status is None:
+        status = await _final_status(description)
+        has_result = description.status in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED)
+        if status is None or not has_result:
             return None
         result, _ = await self._ending(description)
         return llm_pb2.GetStatusResponse(status=status, result=result)
@@ -190,6 +208,9 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
 
     For an open job the state is RUNNING: neither tells whether a worker has it.
     """
+    final = await _final_status(execution)
+    if final is not None:
+        return final
     state = (
         llm_pb2.JOB_STATE_RUNNING
         if execution.status is None
@@ -201,6 +222,14 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     trace_id = ids.trace_id(await _traceparent(execution))
     status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
     _set_times(status, execution)
+    return status
+
+
+async def _final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | None:
+    """Return what the workflow has left as it closed; None of one that is open, or did not get so far."""
+    if execution.status in (None, WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
+        return None
+    status: llm_pb2.JobStatus | None = await execution.memo_value(names.MEMO_STATUS, None, type_hint=llm_pb2.JobStatus)
     return status
 
 

@@ -53,6 +53,7 @@ class Watch:
         self._result: llm_pb2.JobResult | None = None
         self._transcript = Transcript()
         self._fence = Fence()
+        self._starts = 0
         self._status_version = 0
         self._changed = asyncio.Event()
         self._heard_at = 0.0
@@ -114,7 +115,7 @@ class Watch:
             elif final:
                 yield llm_pb2.StreamStatusResponse(status=self._status, result=self._result, next_offset=cursor.offset)
                 return
-            if told != self._status_version and not final:
+            if told != self._status_version and (told < 0 or not final):
                 message.status.CopyFrom(self._status)
                 told = self._status_version
             message.next_offset = cursor.offset
@@ -165,13 +166,21 @@ class Watch:
     async def _silence(self) -> None:
         """Return when the feed has been silent for long enough to ask, or the job is about to end."""
         now = asyncio.get_running_loop().time
-        since = now()
-        pause = self._longer_pause() if self._status.state == llm_pb2.JOB_STATE_QUEUED else self._pause()
-        while (until := max(since, self._heard_at) + pause) > now():
+        since, pause = now(), self._pause()
+        longer = self._longer_pause() if self._waits_for_worker else pause
+        while True:
+            until = max(since, self._heard_at) + (longer if self._waits_for_worker else pause)
+            if until <= now():
+                return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(min(until, now() + pause)):
                     await self._end_expected.wait()
                     return
+
+    @property
+    def _waits_for_worker(self) -> bool:
+        """Whether the feed is silent because there is nothing to tell, and will tell when there is."""
+        return self._status.state == llm_pb2.JOB_STATE_QUEUED and self._feed.available
 
     def _pause(self) -> float:
         """Return the poll interval in seconds, with jitter: a gateway's watches must not ask in step."""
@@ -185,6 +194,7 @@ class Watch:
 
     async def _ask(self) -> None:
         """Read the job from Temporal, which is the truth; keep what only the feed knows of an open job."""
+        starts = self._starts
         description = self._description = await self._reader.describe(self._workflow_id)
         self.user_id = description.typed_search_attributes.get(names.USER_ID) or ""
         response = await self._reader.look(description)
@@ -194,6 +204,10 @@ class Watch:
             self._transcript.settle(response.result.output)
             self._wake()
         if fresh.state not in FINAL_STATES:
+            if starts != self._starts and fresh.state == llm_pb2.JOB_STATE_QUEUED:
+                # Started while Temporal was asked.
+                fresh.state = old.state
+                fresh.ClearField("queue")
             if old.progress.updated_at.ToNanoseconds() > fresh.progress.updated_at.ToNanoseconds():
                 fresh.progress.CopyFrom(old.progress)
             if old.attempt >= fresh.attempt:
@@ -218,14 +232,16 @@ class Watch:
             _log.error("the feed of %s broke, Temporal is asked instead", self._workflow_id, exc_info=error)
 
     def _apply(self, record: llm_pb2.FeedRecord) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
         event = record.WhichOneof("event")
         if event == "job_ending":
             self.expect_end()
         if not self._fence.admits(record):
+            # Nor is it a sign that the feed tells what there is to know: the beginning of its log may be lost.
             return
+        self._heard_at = asyncio.get_running_loop().time()
         if event == "attempt_started":
             self._end_expected.clear()
+            self._starts += 1
             started = record.attempt_started
             if started.attempt >= self._status.attempt:
                 self._status.attempt = started.attempt

@@ -1,5 +1,6 @@
 """The half of the gateway that runs the workflows."""
 
+import uuid
 from datetime import timedelta
 
 from temporalio import activity
@@ -9,6 +10,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from jobs import names
 from jobs.delivery_workflow import LLMDeliveryWorkflow
 from jobs.feed import Feed
+from jobs.made_output import read_made_output
 from jobs.workflow import LLMJobWorkflow
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
@@ -30,6 +32,15 @@ class LocalActivities:
             handle = self._client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
 
+    @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
+    async def recover_output(self) -> llm_pb2.JobResult:
+        """Return what the job's feed holds of its output. What an attempt still writes from here on counts no more."""
+        run_id, writer = activity.info().workflow_run_id, uuid.uuid4().hex
+        ending = llm_pb2.FeedRecord(writer=writer, job_ending=llm_pb2.JobEnding())
+        if run_id is None or not await self._feed.sync(run_id, ending):
+            return llm_pb2.JobResult()
+        return (await read_made_output(self._feed, run_id, writer)).result()
+
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
     async def forget_feed(self) -> None:
         """Tell the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it."""
@@ -45,7 +56,7 @@ def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Wo
         client,
         task_queue=settings.workflow_queue,
         workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
-        activities=[local.request_cancel, local.forget_feed],
+        activities=[local.request_cancel, local.recover_output, local.forget_feed],
         # The sandbox imports the workflow's module anew for each job: half of this worker's time. It finds code
         # that is not deterministic, and does so in tests/test_replay.py.
         workflow_runner=UnsandboxedWorkflowRunner(),

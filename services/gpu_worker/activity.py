@@ -17,9 +17,17 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from jobs import names
-from jobs.errors import RULES, EngineDead, EngineFailed, InvalidJob, JobError, UnknownModel, WorkerShutdown
+from jobs.errors import (
+    RULES,
+    EngineDead,
+    EngineFailed,
+    JobError,
+    UnknownModel,
+    WorkerShutdown,
+    message_of,
+)
 from jobs.feed import Feed
-from jobs.rules import check_job
+from jobs.rules import require_valid
 from llm_pb import llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
@@ -91,8 +99,7 @@ class RunLLMOnGPU:
 
     async def _generate(self, attempt: Attempt, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
         job = attempt.job
-        if violations := check_job(job):
-            raise InvalidJob("; ".join(f"{field} {description}" for field, description in violations))
+        require_valid(job)
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
         if first:
@@ -156,7 +163,7 @@ class RunLLMOnGPU:
         """Return the error for Temporal, with what the attempt had made."""
         spans.describe_error(error)
         return ApplicationError(
-            str(error),
+            message_of(error),
             attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR),
             type=error.reason,
             # A job of a worker that stops goes on as a new activity, which costs it no attempt: see jobs.workflow.

@@ -3,6 +3,7 @@
 Output goes to the live feed at once, progress to the feed a few times a second and to Temporal with each heartbeat.
 """
 
+import asyncio
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -13,12 +14,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobs.errors import ResultTooLarge
 from jobs.feed import Feed
-from jobs.limits import MAX_RESULT_BYTES
+from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
+from jobs.made_output import MadeOutput, read_made_output
 from jobs.options import duration
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.engine import Engine, Generation, Output
-from services.gpu_worker.made_output import MadeOutput, read_made_output
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
 
@@ -26,8 +27,10 @@ LOADING: Final = "loading"
 PREFILL: Final = "prefill"
 DECODE: Final = "decode"
 DONE: Final = "done"
-_MAX_MADE_BYTES: Final = MAX_RESULT_BYTES - 4096
-"""Output and logprobs that fit a result beside its metadata."""
+_TAKEOVER_PAUSES: Final = (0, 1, 2)
+"""Seconds before each try to take the feed over: a broker that restarts is back by then."""
+_REPEAT_SECONDS: Final = 5
+"""Least time between two tries to repeat: a broker that does not answer must not slow the job."""
 _REPEATED_AT_ONCE: Final = 100_000
 """Characters and tokens in one record of what is repeated: less than the megabyte that a broker takes."""
 
@@ -65,6 +68,7 @@ class Attempt:
         self._logprobs_bytes = 0
         self._advanced_at = time.monotonic()
         self._progress_at = 0.0
+        self._repeat_at = 0.0
 
     @property
     def queue_time(self) -> Duration:
@@ -93,7 +97,7 @@ class Attempt:
         record = self._takeover()
         if first:
             await self._tell(record)
-        elif await self._feed.sync(self._key, record):
+        elif await self._take_feed_over(record):
             made = await read_made_output(self._feed, self._key, self.writer)
             # The feed keeps no logprobs, so with those the job starts over.
             continues = made.can_continue and not self.job.params.HasField("logprobs")
@@ -101,6 +105,14 @@ class Attempt:
             link_to(last.traceparent, {ATTEMPT: last.attempt, CONTINUED_TOKENS: tokens})
             if continues:
                 self._take_over(made)
+                return True
+        return False
+
+    async def _take_feed_over(self, record: llm_pb2.FeedRecord) -> bool:
+        """Return whether the feed has stored the record: tried for a while, for without it the job starts over."""
+        for pause in _TAKEOVER_PAUSES:
+            await asyncio.sleep(pause)
+            if await self._feed.sync(self._key, record):
                 return True
         return False
 
@@ -122,6 +134,7 @@ class Attempt:
         self._texts = [made.text.decode()]
         self._output_bytes = len(made.text)
         self._token_ids = made.token_ids
+        self._prompt_tokens = made.prompt_tokens
         self._first_token = self._last_token = made.first_token
 
     async def enter(self, stage: str) -> None:
@@ -146,13 +159,13 @@ class Attempt:
             if self._first_token is None:
                 self._first_token = self._last_token
                 self._progress_at = 0.0
-                made.made_at.CopyFrom(_timestamp(self._first_token))
+                self._describe_first(made)
         self._texts.append(output.text)
         self._output_bytes += len(output.text.encode())
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs
         self._logprobs_bytes += sum(logprobs.ByteSize() + 4 for logprobs in output.logprobs)
-        if self._output_bytes + self._logprobs_bytes > _MAX_MADE_BYTES:
+        if self._output_bytes + self._logprobs_bytes > MAX_OUTPUT_BYTES:
             raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
         if made.text or made.token_ids:
             await self._tell(llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
@@ -195,10 +208,10 @@ class Attempt:
             metadata.first_token_time.CopyFrom(_timestamp(self._first_token))
             metadata.time_to_first_token.CopyFrom(duration(self._first_token - self._created))
             metadata.latency.CopyFrom(duration(self._last_token - self._created))
-        fits = self._output_bytes + self._logprobs_bytes <= _MAX_MADE_BYTES
+        fits = self._output_bytes + self._logprobs_bytes <= MAX_OUTPUT_BYTES
         output = "".join(self._texts)
-        if self._output_bytes > _MAX_MADE_BYTES:
-            output = output.encode()[:_MAX_MADE_BYTES].decode(errors="ignore")
+        if self._output_bytes > MAX_OUTPUT_BYTES:
+            output = output.encode()[:MAX_OUTPUT_BYTES].decode(errors="ignore")
         return llm_pb2.JobResult(
             output=output, finish_reason=reason, metadata=metadata, logprobs=self._logprobs if fits else ()
         )
@@ -217,28 +230,38 @@ class Attempt:
 
     async def _tell(self, record: llm_pb2.FeedRecord) -> None:
         await self._feed.append(self._key, record)
-        if self._feed.outages != self._outages:
-            self._outages = self._feed.outages
-            await self._repeat()
+        outages, now = self._feed.outages, time.monotonic()
+        if outages != self._outages and now >= self._repeat_at:
+            self._repeat_at = now + _REPEAT_SECONDS
+            if await self._repeat():
+                self._outages, self._repeat_at = outages, 0.0
 
-    async def _repeat(self) -> None:
+    async def _repeat(self) -> bool:
         """Write all output into the feed again, which has lost a part of it: so that readers need not wait for the end.
 
         Those that have it already pass over it. Waits for each piece, lest many jobs at once overrun the feed again.
+        Returns whether all of it is stored; if not, it is to be tried again.
         """
         text, ids, offset = "".join(self._texts), self._token_ids, 0
         stored = await self._feed.sync(self._key, self._takeover())
         for start in range(0, max(len(text), len(ids)), _REPEATED_AT_ONCE):
             if not stored:
-                return
+                return False
             end = start + _REPEATED_AT_ONCE
             made = llm_pb2.TokensMade(
                 offset=offset, text=text[start:end], token_offset=min(start, len(ids)), token_ids=ids[start:end]
             )
-            if start == 0 and self._first_token is not None:
-                made.made_at.CopyFrom(_timestamp(self._first_token))
+            if start == 0:
+                self._describe_first(made)
             stored = await self._feed.sync(self._key, llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
             offset += len(made.text.encode())
+        return stored
+
+    def _describe_first(self, made: llm_pb2.TokensMade) -> None:
+        """Say with the first token what is not known before it, and does not change after it."""
+        made.prompt_tokens = self._prompt_tokens
+        if self._first_token is not None:
+            made.made_at.CopyFrom(_timestamp(self._first_token))
 
     def _takeover(self) -> llm_pb2.FeedRecord:
         event = llm_pb2.AttemptStarted(

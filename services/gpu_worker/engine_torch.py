@@ -26,6 +26,7 @@ from services.gpu_worker.torch_sampling import Place, Sampling, choose, sampling
 log = logging.getLogger(__name__)
 
 CLOSED: Final = "the engine was closed"
+_CLOSE_SECONDS: Final = 10
 
 
 class Running:
@@ -133,7 +134,8 @@ class TorchEngine:
             self._closing = True
             self._changed.notify()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            # A step that hangs does not end; the thread is a daemon, which does not keep the process.
+            await asyncio.to_thread(self._thread.join, _CLOSE_SECONDS)
         self._loaded = None
         self.dead.set()
 

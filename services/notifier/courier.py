@@ -31,7 +31,10 @@ class Courier:
         self._sinks = sinks
         self._settings = settings
         self._metrics = metrics
-        self._turns = _Turns(settings.max_per_destination, settings.max_waiting_per_destination)
+        self._users = _Turns("of the same user", settings.max_per_user, 0)
+        self._destinations = _Turns(
+            "to the same destination", settings.max_per_destination, settings.max_waiting_per_destination
+        )
 
     async def deliver(self, request: llm_pb2.NotifyRequest, within: timedelta) -> llm_pb2.NotifyResponse:
         """Return how it went; SKIPPED when neither the job nor the operator names a target."""
@@ -44,6 +47,7 @@ class Courier:
             target = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=url))
             # The path of an endpoint of the operator's is not for the job's user to see.
             shown = "/".join(describe(target).split("/")[:3])
+        about = {"delivery_id": request.notification_id, "target": shown}
         attempt = llm_pb2.DeliveryAttempt()
         attempt.time.GetCurrentTime()
         began = time.perf_counter()
@@ -58,9 +62,9 @@ class Courier:
             span = trace.get_current_span()
             span.set_attribute(ERROR_TYPE, answer.error.reason)
             span.set_status(trace.Status(trace.StatusCode.ERROR, str(answer.error)))
-            _log.warning("not delivered: %s", answer.error, extra={"error": answer.error.reason})
+            _log.warning("not delivered: %s", answer.error, extra={"error": answer.error.reason, **about})
         else:
-            _log.info("delivered")
+            _log.info("delivered", extra=about)
         response = llm_pb2.NotifyResponse(target=shown, state=state, attempt=attempt)
         if answer.retry_after:
             response.retry_after.CopyFrom(duration(answer.retry_after))
@@ -73,7 +77,11 @@ class Courier:
                 raise DeliveryRefused(f"this notifier does not deliver to targets of the kind {kind}")
             sink = self._sinks[kind]
             event = to_event(request, self._settings.event_source, self._settings.job_url)
-            async with asyncio.timeout(within.total_seconds()), self._turns.turn(sink.destination(target)):
+            async with (
+                asyncio.timeout(within.total_seconds()),
+                self._users.turn(request.user_id),
+                self._destinations.turn(sink.destination(target)),
+            ):
                 return await sink.deliver(target, event, request.user_id)
         except TimeoutError:
             return Answer(error=DeliveryFailed(f"the receiver did not take it within {within.total_seconds():g} s"))
@@ -89,7 +97,8 @@ class Courier:
 class _Turns:
     """Lets so many at once in for each key, and so many wait."""
 
-    def __init__(self, at_once: int, waiting: int) -> None:
+    def __init__(self, whose: str, at_once: int, waiting: int) -> None:
+        self._whose = whose
         self._most = at_once + waiting
         self._count: Counter[str] = Counter()
         self._free: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(at_once))
@@ -98,7 +107,7 @@ class _Turns:
     async def turn(self, key: str) -> AsyncIterator[None]:
         """Be let in while the context is open. Raises DeliveryFailed at once when too many wait."""
         if self._count[key] >= self._most:
-            raise DeliveryFailed(f"{self._most} deliveries to the same destination are under way; it is too slow")
+            raise DeliveryFailed(f"{self._most} deliveries {self._whose} are under way already: too slow")
         self._count[key] += 1
         try:
             async with self._free[key]:

@@ -85,6 +85,8 @@ class NotifierSettings(BaseSettings):
     """Longest wait for NATS or Kafka to acknowledge an event."""
     max_concurrent: int = Field(1000, gt=0)
     """Deliveries at once, those that wait for their turn included."""
+    max_per_user: int = Field(250, gt=0)
+    """Deliveries at once of one user's jobs; more are put off, so that slow receivers of one leave room for others."""
     max_per_destination: int = Field(16, gt=0)
     """Deliveries at once to one destination: scheme, host and port of a webhook, a topic, a subject."""
     max_waiting_per_destination: int = Field(64, ge=0)

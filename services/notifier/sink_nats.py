@@ -67,7 +67,7 @@ class NatsSink:
 
     async def _connected(self) -> Client:
         """Return the one client, which looks for its server by itself once it has found it a first time."""
-        if self._connecting is None or (self._connecting.done() and self._connecting.exception() is not None):
+        if self._connecting is None or _is_over(self._connecting):
             self._connecting = asyncio.create_task(self._connect())
         # Shared: a delivery that is cancelled must not cancel it.
         return await asyncio.shield(self._connecting)
@@ -87,3 +87,10 @@ class NatsSink:
 
 async def _log_error(error: Exception) -> None:
     _log.info("NATS: %r", error)
+
+
+def _is_over(connecting: "asyncio.Task[Client]") -> bool:
+    """Return whether it has failed, or the server has ended what it made: nats-py then closes the client for good."""
+    return connecting.done() and (
+        connecting.cancelled() or connecting.exception() is not None or connecting.result().is_closed
+    )
