@@ -11,7 +11,7 @@ that job's own start_time, so it holds the hand-over through Temporal, too. The 
   nothing: `stream_ended` counts from the receiver's answer instead;
 - finished: a cancel changes nothing.
 
-Jobs are cancelled one after the other, in a stack that does little else. p50, p99 and max are over all rounds.
+Jobs are cancelled one after the other, in a stack that does little else. p50, p99 and max are those of a round.
 
 In the same run the peer, a workflow with one activity on the same server, cancelled by Temporal's own client: when its
 call was `answered`, its `activity_told` and the workflow `closed`. The floor is a gRPC health check of the gateway.
@@ -48,7 +48,7 @@ class Sizes:
     """What the command line chooses; jobs are those of a round in each phase."""
 
     rounds: int = 3
-    jobs: int = 17
+    jobs: int = 50
 
 
 AIM_P99_MS: Final = 250

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -130,8 +131,8 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
-    """Yield a receiver that listens."""
+async def receiving(*, everywhere: bool = False) -> AsyncIterator[Receiver]:
+    """Yield a receiver that listens: on 127.0.0.1, or at all addresses of this machine that there are."""
     receiver = Receiver()
     serving: set[asyncio.Task[None]] = set()
 
@@ -140,7 +141,13 @@ async def receiving() -> AsyncIterator[Receiver]:
         serving.add(task)
         task.add_done_callback(serving.discard)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=_MAX_HEAD)
+    if not everywhere:
+        listener = socket.create_server(("127.0.0.1", 0))
+    elif socket.has_dualstack_ipv6():
+        listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        listener = socket.create_server(("", 0))
+    server = await asyncio.start_server(serve, sock=listener, limit=_MAX_HEAD)
     receiver.port = server.sockets[0].getsockname()[1]
     receiver.url = f"http://127.0.0.1:{receiver.port}"
     try:

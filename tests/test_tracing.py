@@ -171,6 +171,9 @@ def test_a_hundred_jobs_at_once_do_not_mix(traced: Traced) -> None:
         assert set(traced.spans.tree(job.submit, lambda _: "")) == set(expected)
         spans = traced.spans.of(job.submit.trace_id)
         assert {span.attributes.get("temporalWorkflowID", job.id) for span in spans} == {job.id}
+        for generation in traced.spans.named(job.submit.trace_id, "text_completion docstrings"):
+            made = job.seen.final.result.metadata.output_tokens
+            assert generation.attributes["gen_ai.request.max_tokens"] == made, "each job asked for another number"
     assert len({job.submit.trace_id for job in traced.many}) == MANY
 
 

@@ -132,7 +132,7 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             client, jobs = CallingClient(LlmServiceStub(channel)), {}
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
-            many = await asyncio.gather(*(client.run(params={"max_tokens": 20}) for _ in range(MANY)))
+            many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
             again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
             history = await temporal.get_workflow_handle(jobs["retried"].id).fetch_history()
