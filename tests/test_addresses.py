@@ -141,7 +141,7 @@ class Strict(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def strict(stack: Stack) -> AsyncIterator[Strict]:
-    async with receiving() as listener:
+    async with receiving(everywhere=True) as listener:
         notifier = stack.add(
             "notifier",
             {
