@@ -18,7 +18,7 @@ from llm_pb import llm_pb2
 from services.notifier.event import to_event
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import Answer, Sink
+from services.notifier.sink import OPERATORS, Answer, Sink
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Courier:
     """Takes events to the sinks of this process."""
 
     def __init__(self, sinks: Mapping[str, Sink], settings: NotifierSettings, metrics: NotifierMetrics) -> None:
-        """`sinks` by the name of their target's field in NotifyTarget."""
+        """`sinks` by the name of their target's field in NotifyTarget, and OPERATORS."""
         self._sinks = sinks
         self._settings = settings
         self._metrics = metrics
@@ -39,8 +39,11 @@ class Courier:
     async def deliver(self, request: llm_pb2.NotifyRequest, within: timedelta) -> llm_pb2.NotifyResponse:
         """Return how it went; SKIPPED when neither the job nor the operator names a target."""
         target = request.target
+        kind = target.WhichOneof("target") or "webhook"
+        sink: str = kind
         shown = describe(target)
         if target.WhichOneof("target") is None:
+            sink = OPERATORS
             url = self._default_url(request.user_id)
             if url is None:
                 return llm_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_SKIPPED)
@@ -51,8 +54,8 @@ class Courier:
         attempt = llm_pb2.DeliveryAttempt()
         attempt.time.GetCurrentTime()
         began = time.perf_counter()
-        answer = await self._try(request, target, within)
-        self._metrics.attempted(target.WhichOneof("target") or "", time.perf_counter() - began, answer.error)
+        answer = await self._try(request, sink, target, within)
+        self._metrics.attempted(kind, time.perf_counter() - began, answer.error)
         attempt.http_status = answer.http_status
         state = llm_pb2.NOTIFY_STATE_DELIVERED
         if answer.error is not None:
@@ -70,12 +73,13 @@ class Courier:
             response.retry_after.CopyFrom(duration(answer.retry_after))
         return response
 
-    async def _try(self, request: llm_pb2.NotifyRequest, target: llm_pb2.NotifyTarget, within: timedelta) -> Answer:
-        kind = target.WhichOneof("target") or ""
+    async def _try(
+        self, request: llm_pb2.NotifyRequest, name: str, target: llm_pb2.NotifyTarget, within: timedelta
+    ) -> Answer:
         try:
-            if kind not in self._sinks:
-                raise DeliveryRefused(f"this notifier does not deliver to targets of the kind {kind}")
-            sink = self._sinks[kind]
+            if name not in self._sinks:
+                raise DeliveryRefused(f"this notifier does not deliver to targets of the kind {name}")
+            sink = self._sinks[name]
             event = to_event(request, self._settings.event_source, self._settings.job_url)
             async with (
                 asyncio.timeout(within.total_seconds()),

@@ -10,6 +10,8 @@ from services.notifier.event import CloudEvent
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
 """Of an event in structured mode, the same by HTTP, NATS and Kafka."""
+OPERATORS: Final = "operator's webhook"
+"""The sink for the endpoints of the settings, which may be where no client's URL may lead."""
 
 
 @dataclass(frozen=True)

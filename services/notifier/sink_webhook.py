@@ -26,10 +26,15 @@ _MAX_HEADER_BYTES: Final = 8190
 class WebhookSink:
     """A Sink for NotifyTarget.webhook."""
 
-    def __init__(self, settings: NotifierSettings, resolver: AbstractResolver | None = None) -> None:
-        """Must be made inside an event loop. `resolver` finds the addresses of names; default: the system's."""
+    def __init__(
+        self, settings: NotifierSettings, resolver: AbstractResolver | None = None, guard: Guard | None = None
+    ) -> None:
+        """Must be made inside an event loop. `resolver` finds the addresses of names; default: the system's.
+
+        `guard` decides where the webhooks may go; default: that of the settings, for URLs that clients choose.
+        """
         self._settings = settings
-        self._guard = Guard(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
+        self._guard = guard or Guard(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
         proxy = settings.webhook_proxy
         self._proxy = proxy.get_secret_value() if proxy else None
         self._session = aiohttp.ClientSession(

@@ -4,8 +4,9 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from services.notifier.addresses import unguarded
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import Sink
+from services.notifier.sink import OPERATORS, Sink
 from services.notifier.sink_webhook import WebhookSink
 
 _log = logging.getLogger(__name__)
@@ -13,11 +14,11 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, Sink]]:
-    """Yield the sinks by the name of their target's field in NotifyTarget; close them at the end.
+    """Yield the sinks by the name of their target's field in NotifyTarget, and OPERATORS; close them at the end.
 
     Raises ImportError when the extra that a setting asks for is not installed.
     """
-    sinks: dict[str, Sink] = {"webhook": WebhookSink(settings)}
+    sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, guard=unguarded())}
     if not settings.webhook_secrets:
         _log.warning("webhooks are not signed, apart from those of users with secrets: set NOTIFIER_WEBHOOK_SECRETS")
     if settings.nats_url is not None:
