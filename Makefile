@@ -87,7 +87,7 @@ histories: $(DEV)/.installed ## Record workflow histories for the replay tests (
 	$(DEV)/bin/python -m tests.record_histories $(VERSION)
 
 .PHONY: bench
-bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and write bench/RESULTS.md (about 40 minutes)
+bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and write bench/RESULTS.md (over an hour)
 	$(DEV)/bin/python -m bench --vllm-python $(VLLM)/bin/python
 
 .PHONY: bench-gpu
