@@ -23,7 +23,7 @@ class StampingEngine(SimulatedEngine):
         """See services.gpu_worker.engine.Engine."""
         async with aclosing(super().generate(generation)) as outputs:
             async for output in outputs:
-                yield replace(output, text=stamp())
+                yield replace(output, text=stamp()) if output.token_ids else output
 
 
 def create(config: EngineConfig) -> StampingEngine:

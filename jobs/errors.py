@@ -82,19 +82,19 @@ class OutOfMemory(JobError):
 
 
 class EngineDead(JobError):
-    """The engine is gone for good; the worker's process ends after this."""
+    """The engine is gone for good, or hangs; the worker's process ends after this."""
 
     reason = "ENGINE_DEAD"
 
 
 class WorkerShutdown(JobError):
-    """The worker was told to stop before the job was done."""
+    """The worker was told to stop before the job was done, or could not load its model."""
 
     reason = "WORKER_SHUTDOWN"
 
 
 class WorkerLost(JobError):
-    """The worker fell silent: killed, cut off, or its engine hangs."""
+    """The worker fell silent about the job: killed, cut off, or the job hangs in its engine."""
 
     reason = "WORKER_LOST"
 

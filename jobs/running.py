@@ -31,5 +31,10 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
             kind = errors.RunTimeout if late else errors.WorkerLost
         status.error.CopyFrom(errors.to_status(kind(failure.message)))
     if not waiting and run.heartbeat_details.payloads:
-        (report,) = await converter.decode(run.heartbeat_details.payloads[:1], [llm_pb2.JobProgress])
+        report, *carried = await converter.decode(
+            run.heartbeat_details.payloads, [llm_pb2.JobProgress, llm_pb2.ResultMetadata]
+        )
         status.progress.CopyFrom(report)
+        if carried:
+            # Temporal counts anew after a handover.
+            status.attempt = carried[0].attempts

@@ -147,29 +147,27 @@ class LLMJobWorkflow:
         A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
         """
         self._telling = delivery.start_telling(self._job, self._status, self._options, self._time_to_run())
-        earlier_attempts = 0
-        for handovers in range(_MAX_HANDOVERS):
-            await self._run_activity(handovers, earlier_attempts)
+        request = llm_pb2.RunRequest(
+            job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
+        )
+        while request.handovers < _MAX_HANDOVERS:
+            await self._run_activity(request)
             if not isinstance(self._error, errors.WorkerShutdown):
                 break
+            request.handovers += 1
             if self._result is not None:
-                earlier_attempts = max(0, self._result.metadata.attempts - 1)
+                request.earlier_attempts = max(0, self._result.metadata.attempts - 1)
+                request.queue_time.CopyFrom(self._result.metadata.queue_time)
         return final_state(self._error)
 
-    async def _run_activity(self, handovers: int, earlier_attempts: int) -> None:
+    async def _run_activity(self, request: llm_pb2.RunRequest) -> None:
         timeouts = self._options.timeouts
         retry = llm_pb2.RetryOptions()
         retry.CopyFrom(self._options.gpu_retry)
-        retry.maximum_attempts -= earlier_attempts
+        retry.maximum_attempts -= request.earlier_attempts
         run = workflow.start_activity(
             names.ACTIVITY_RUN,
-            llm_pb2.RunRequest(
-                job=self._job,
-                create_time=self._status.create_time,
-                default_max_tokens=self._options.default_max_tokens,
-                handovers=handovers,
-                earlier_attempts=earlier_attempts,
-            ),
+            request,
             result_type=llm_pb2.JobResult,
             task_queue=self._options.gpu_task_queue,
             schedule_to_start_timeout=timeouts.queue.ToTimedelta(),

@@ -1813,6 +1813,7 @@ class RunRequest(_message.Message):
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     HANDOVERS_FIELD_NUMBER: _builtins.int
     EARLIER_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    QUEUE_TIME_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens if the job sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -1827,6 +1828,10 @@ class RunRequest(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the job was accepted; the times of ResultMetadata count from here."""
 
+    @_builtins.property
+    def queue_time(self) -> _duration_pb2.Duration:
+        """From the acceptance to the job's first attempt. Unset while there was none."""
+
     def __init__(
         self,
         *,
@@ -1835,10 +1840,11 @@ class RunRequest(_message.Message):
         default_max_tokens: _builtins.int = ...,
         handovers: _builtins.int = ...,
         earlier_attempts: _builtins.int = ...,
+        queue_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "handovers", b"handovers", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "handovers", b"handovers", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

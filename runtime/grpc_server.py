@@ -16,13 +16,17 @@ _CHECK_INTERVAL: Final = timedelta(seconds=1)
 _CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 
-def keepalive_options(max_message_bytes: int) -> list[tuple[str, int]]:
+PING_INTERVAL: Final = timedelta(seconds=10)
+"""A client may ping so often: as often as gRPC's clients for Go and Java let their users ask for."""
+
+
+def keepalive_options(max_message_bytes: int, ping_interval: timedelta = PING_INTERVAL) -> list[tuple[str, int]]:
     """Return channel arguments that long, quiet streams survive."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         # Without these the server answers a client that pings more often than every 5 minutes with GOAWAY.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", ping_interval // timedelta(milliseconds=1)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Finds out about clients that went away without a word.
         ("grpc.keepalive_time_ms", 60_000),
@@ -46,8 +50,11 @@ class GrpcServer:
         port: int,
         max_message_bytes: int,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        ping_interval: timedelta = PING_INTERVAL,
     ) -> None:
-        self.server = grpc.aio.server(interceptors=interceptors, options=keepalive_options(max_message_bytes))
+        """`ping_interval`: a client that pings more often, again and again, is cut off."""
+        options = keepalive_options(max_message_bytes, ping_interval)
+        self.server = grpc.aio.server(interceptors=interceptors, options=options)
         self._service = service
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

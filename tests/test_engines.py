@@ -90,8 +90,9 @@ def ids_of(made: list[Output]) -> tuple[int, ...]:
 async def endless(engine: Engine, started: asyncio.Event, text: str = "Return") -> None:
     """Generate to the end of the context, saying when the first output came."""
     async with aclosing(generate(engine, prompt(text, max_tokens=CONTEXT, min_tokens=CONTEXT))) as stream:
-        async for _ in stream:
-            started.set()
+        async for output in stream:
+            if output.token_ids:
+                started.set()
 
 
 async def test_output_comes_in_steps_and_only_the_last_says_why_it_ended(engine: Engine) -> None:
@@ -102,6 +103,14 @@ async def test_output_comes_in_steps_and_only_the_last_says_why_it_ended(engine:
     assert len(ids_of(made)) == 40
     assert len({output.prompt_tokens for output in made}) == 1
     assert made[0].prompt_tokens > 0
+
+
+async def test_the_length_of_the_prompt_is_known_before_it_is_read(engine: Engine) -> None:
+    """What a job is charged for that is cancelled before its first token."""
+    first, second, *_ = await outputs(engine, prompt())
+    assert (first.text, first.token_ids) == ("", ())
+    assert second.token_ids
+    assert first.prompt_tokens == second.prompt_tokens > 0
 
 
 async def test_the_load_is_what_runs_and_waits(engine: Engine) -> None:
@@ -185,7 +194,8 @@ async def test_cancelling_a_generation_gives_its_place_to_the_next(engine: Engin
 async def test_closing_the_generator_gives_its_place_to_the_next(engine: Engine) -> None:
     for _ in range(PLACES + 1):
         async with aclosing(generate(engine, prompt(max_tokens=CONTEXT, min_tokens=CONTEXT))) as stream:
-            await anext(stream)
+            while not (await anext(stream)).token_ids:
+                pass
     assert ids_of(await outputs(engine, prompt()))
 
 

@@ -89,6 +89,54 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
         await channel.close()
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS, PING, GOAWAY = 4, 6, 7
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """Return an HTTP/2 frame (RFC 9113, section 4.1) without flags, of the whole connection."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, 0)) + bytes(4) + payload
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
+    """Return the next frame's type, flags and payload."""
+    header = await reader.readexactly(9)
+    return header[3], header[4], await reader.readexactly(int.from_bytes(header[:3], "big"))
+
+
+async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
+    """Send pings without any call, so many seconds apart; return the answers, the reason of a GOAWAY as the last."""
+    reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
+    writer.write(PREFACE + frame(SETTINGS))
+    answers: list[bytes] = []
+    for number in range(pings):
+        writer.write(frame(PING, number.to_bytes(8, "big")))
+        while True:
+            kind, flags, payload = await read_frame(reader)
+            if kind == GOAWAY:
+                writer.close()
+                return [*answers, payload[8:]]
+            if kind == PING and flags == 1:
+                answers.append(payload)
+                break
+        await asyncio.sleep(pause)
+    writer.close()
+    return answers
+
+
+async def test_a_client_may_ping_a_quiet_connection(stack: Stack) -> None:
+    """As often as GATEWAY_PING_INTERVAL allows, for as long as it likes; more often, and it is sent away."""
+    gateway = stack.add("gateway", {"GATEWAY_PING_INTERVAL": "PT0.2S"})
+    await gateway.start()
+    await gateway.wait_ready()
+    address = stack.address(gateway.name)
+    async with asyncio.timeout(20):
+        # Pauses are what is tested here. By gRPC's own rule the third one too soon is too many.
+        assert await pinged(address, 8, 0.22) == [number.to_bytes(8, "big") for number in range(8)]
+        assert (await pinged(address, 8, 0))[-1] == b"too_many_pings"
+    await gateway.terminate()
+
+
 async def test_only_this_machine_can_call_unless_told_otherwise(stack: Stack) -> None:
     """Without GATEWAY_HOST the gateway listens on the loopback address alone."""
     gateway = stack.add("gateway")

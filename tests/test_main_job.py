@@ -275,13 +275,6 @@ async def test_a_job_for_another_model_is_not_tried_again(stub: LlmServiceStub) 
     assert seen.final.status.attempt == 1
 
 
-async def test_a_hung_engine_looks_dead(stub: LlmServiceStub) -> None:
-    """No token for too long: heartbeats stop, Temporal gives the attempt up, the next one succeeds."""
-    seen = await run_job(stub, new_job("[[fault:hang@10:once]]", params={"max_tokens": 20}))
-    assert seen.states[-1] == "SUCCEEDED"
-    assert seen.final.status.attempt == 2
-
-
 async def test_a_job_that_nobody_takes_times_out(stub: LlmServiceStub, receiver: Receiver) -> None:
     """The limit of the queue: TIMED_OUT with its reason, and a webhook."""
     timeouts = llm_pb2.JobTimeouts(queue=Duration(seconds=1))

@@ -1,4 +1,4 @@
-"""The GPU worker as a process: it loads, and it dies with its engine."""
+"""The GPU worker as a process: it loads, and it dies with its engine, or when that hangs."""
 
 import asyncio
 import json
@@ -50,6 +50,100 @@ async def test_a_loading_worker_heartbeats(stack_without_workers: Stack, client:
     assert waited.total_seconds() > load_seconds - 0.5
     await worker.terminate()
     assert worker.returncode == 0
+
+
+async def until_stage(client: LlmServiceStub, workflow_id: str, stage: str) -> None:
+    """Return once an attempt is so far."""
+    async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
+        if message.status.progress.stage == stage:
+            return
+
+
+@pytest.mark.parametrize(
+    ("stage", "hangs", "attempts"),
+    [
+        # A worker that never loaded has not tried the job.
+        ("loading", {"load_seconds": 3600}, 1),
+        ("prefill", {"prefill_seconds": 3600}, 2),
+        ("decode", {"fault": "hang@5"}, 2),
+    ],
+)
+async def test_an_engine_that_hangs_ends_its_worker(
+    stack_without_workers: Stack, client: LlmServiceStub, stage: str, hangs: dict[str, Any], attempts: int
+) -> None:
+    """Once a stage has taken too long; the job goes on at another worker."""
+    limits = {f"GPU_WORKER_{name}_TIMEOUT": "PT1S" for name in ("LOAD", "PREFILL", "DECODE")}
+    # Sooner than Temporal would miss the heartbeats: the outcome must not hang on who is first.
+    limits["GPU_WORKER_SHUTDOWN_GRACE"] = "PT0.2S"
+    hung = stack_without_workers.add("gpu-worker", {**options(**hangs), **limits})
+    await hung.start()
+    id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 20})))).workflow_id
+    await until_stage(client, id_, stage)
+    assert await hung.wait() == 1
+    healthy = stack_without_workers.add("gpu-worker", options())
+    await healthy.start()
+    seen = await watch(client, id_)
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.rewinds == 0
+    assert seen.final.status.attempt == attempts
+    await healthy.terminate()
+
+
+async def test_a_job_that_hangs_in_an_engine_that_moves_looks_dead(
+    stack_without_workers: Stack, client: LlmServiceStub
+) -> None:
+    """Its heartbeats stop and it is tried again; its worker goes on with the others."""
+    worker = stack_without_workers.add("gpu-worker", options())
+    await worker.start()
+    bystander = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id
+    await until_output(client, bystander)
+    hanging = new_job("[[fault:hang@5:once]]", params={"max_tokens": 20})
+    id_ = (await client.Submit(llm_pb2.SubmitRequest(job=hanging))).workflow_id
+    seen = await watch(client, id_)
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.final.status.attempt == 2
+    assert "WORKER_LOST" in {
+        unpack(m.status.error)["ErrorInfo"].reason for m in seen.messages if m.status.HasField("error")
+    }
+    other = await client.GetStatus(llm_pb2.GetStatusRequest(workflow_id=bystander))
+    assert (other.status.state, other.status.attempt) == (llm_pb2.JOB_STATE_RUNNING, 1)
+    await client.Cancel(llm_pb2.CancelRequest(workflow_id=bystander))
+    assert (await watch(client, bystander)).states[-1] == "CANCELLED"
+    await worker.terminate()
+
+
+async def test_a_cancel_in_prefill_tells_what_the_prompt_used(
+    stack_without_workers: Stack, client: LlmServiceStub
+) -> None:
+    """No token was made, and the prompt is counted all the same."""
+    worker = stack_without_workers.add("gpu-worker", options(prefill_seconds=3600))
+    await worker.start()
+    id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job("Twelve bytes")))).workflow_id
+    await until_stage(client, id_, "prefill")
+    await client.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    seen = await watch(client, id_)
+    assert seen.states[-1] == "CANCELLED"
+    assert seen.final.result.metadata.prompt_tokens == 12
+    assert seen.final.result.metadata.output_tokens == 0
+    await worker.terminate()
+
+
+async def test_a_worker_that_cannot_load_costs_its_jobs_no_attempt(
+    stack_without_workers: Stack, client: LlmServiceStub
+) -> None:
+    """They go on at another one, as if it had not been there; more often than they have attempts."""
+    id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5})))).workflow_id
+    for _ in range(4):
+        worker = stack_without_workers.add("gpu-worker", options(load_seconds=1, load_error="no such weights"))
+        await worker.start()
+        assert await worker.wait() == 1
+        assert "attempt started" in worker.log
+    healthy = stack_without_workers.add("gpu-worker", options())
+    await healthy.start()
+    seen = await watch(client, id_)
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.final.status.attempt == seen.final.result.metadata.attempts == 1
+    await healthy.terminate()
 
 
 async def test_a_worker_that_cannot_load_ends(stack_without_workers: Stack) -> None:

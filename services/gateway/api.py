@@ -46,6 +46,7 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
             Calls(trace.get_tracer(__package__), meter),
             Boundary({"Submit": jobs.check_bounds, "List": page_token.check}),
         ],
+        settings.ping_interval,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 

@@ -20,6 +20,7 @@ from jobs.options import (
     DEFAULT_RUN_TIMEOUT,
     DEFAULT_TOTAL_TIMEOUT,
 )
+from runtime.grpc_server import PING_INTERVAL
 
 
 class Role(StrEnum):
@@ -121,6 +122,8 @@ class GatewaySettings(BaseSettings):
     """StreamStatus calls at once for the jobs of one user; more get RESOURCE_EXHAUSTED."""
     keepalive: timedelta = timedelta(seconds=15)
     """A quiet stream sends a message this often."""
+    ping_interval: timedelta = PING_INTERVAL
+    """How often a client may send HTTP/2 pings, with calls or without; one that pings more often is cut off."""
     poll: timedelta = timedelta(seconds=1)
     """How often Temporal is asked about a watched job whose feed is silent."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)

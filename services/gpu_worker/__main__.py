@@ -1,14 +1,12 @@
 """`python -m services.gpu_worker`: load the model, take jobs and run them until told to stop or the engine dies."""
 
 import asyncio
-import logging
 import os
 import socket
 
 from opentelemetry import trace
 from temporalio.worker import Worker
 
-from jobs.errors import EngineDead
 from jobs.feed import FeedSettings
 from jobs.feed_nats import NatsFeed
 from runtime import process, temporal
@@ -16,8 +14,6 @@ from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engine import EngineConfig, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
-
-_log = logging.getLogger("services.gpu_worker")
 
 
 async def main() -> None:
@@ -44,10 +40,7 @@ async def main() -> None:
                 max_heartbeat_throttle_interval=settings.heartbeat_interval,
                 graceful_shutdown_timeout=settings.shutdown_grace,
             ):
-                await asyncio.shield(loading)
-                _log.info("%s on %s: ready", settings.model, engine.gpu.name)
-                await engine.dead.wait()
-                raise EngineDead("the engine died")
+                await activity.outlive_engine()
     finally:
         loading.cancel()
         await engine.close()

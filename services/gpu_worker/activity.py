@@ -2,14 +2,18 @@
 
 Three ways to be cancelled are three outcomes: the user asked, then the partial output is the result; the worker stops,
 then the workflow hands the job over to another; Temporal gave the attempt up, then nobody listens any more.
+
+A hung engine must look dead. An attempt in which nothing moves for too long sends no more heartbeats; and when no other
+has moved meanwhile it is the engine that hangs, and its worker must end.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Final, NoReturn
 
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
@@ -61,6 +65,25 @@ class RunLLMOnGPU:
         self._feed = feed
         self._settings = settings
         self._worker = worker
+        self._moved_at = 0.0
+        self._hung = asyncio.Event()
+
+    async def outlive_engine(self) -> NoReturn:
+        """Wait until the engine makes no more tokens: it cannot load, died or hangs. Raises EngineDead then."""
+        limit = self._settings.load_timeout
+        try:
+            async with asyncio.timeout(limit.total_seconds()):
+                await asyncio.shield(self._loaded)
+        except TimeoutError:
+            raise EngineDead(f"the model has not loaded within {limit} (GPU_WORKER_LOAD_TIMEOUT)") from None
+        _log.info("%s on %s: ready", self._settings.model, self._engine.gpu.name)
+        ends = [asyncio.create_task(event.wait()) for event in (self._engine.dead, self._hung)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        raise EngineDead("the engine hangs" if self._hung.is_set() else "the engine died")
 
     @activity.defn(name=names.ACTIVITY_RUN)
     async def __call__(self, request: llm_pb2.RunRequest) -> llm_pb2.JobResult:
@@ -76,6 +99,8 @@ class RunLLMOnGPU:
         attempt = Attempt(request, number, key, self._worker, self._feed, self._settings)
         if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
             attempt.continue_from(carried[1].queue_time)
+        elif request.HasField("queue_time"):
+            attempt.continue_from(request.queue_time)
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
             async with self._beating(attempt):
@@ -85,7 +110,10 @@ class RunLLMOnGPU:
             if details is not None and details.cancel_requested:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
             elif details is not None and details.worker_shutdown:
-                raise self._failure(WorkerShutdown("the worker was told to stop"), attempt) from None
+                # A job that the engine hung on has been tried: it may be what hangs each engine.
+                hung = self._hung.is_set() and attempt.hangs
+                why = EngineDead("the engine hangs") if hung else WorkerShutdown("the worker was told to stop")
+                raise self._failure(why, attempt) from None
             else:
                 spans.describe_giving_up()
                 raise
@@ -107,7 +135,11 @@ class RunLLMOnGPU:
         continues = await attempt.start(first=first)
         if not self._loaded.done():
             await attempt.enter(LOADING)
-        await asyncio.shield(self._loaded)
+        try:
+            await asyncio.shield(self._loaded)
+        except EngineDead as error:
+            # Of this worker's: the job has not been tried.
+            raise WorkerShutdown(f"the worker cannot load its model: {error}") from error
         await attempt.enter(PREFILL)
         if continues:
             try:
@@ -132,6 +164,7 @@ class RunLLMOnGPU:
                 async for output in outputs:
                     span.add(output)
                     saw(output)
+                    self._moved_at = time.monotonic()
                     await attempt.add(output)
                     if output.finish_reason is not None:
                         await attempt.enter(DONE)
@@ -140,7 +173,7 @@ class RunLLMOnGPU:
 
     @asynccontextmanager
     async def _beating(self, attempt: Attempt) -> AsyncIterator[None]:
-        """Heartbeat while the context is open and the engine moves: a hung engine must look dead to Temporal."""
+        """Heartbeat while the context is open and the attempt moves."""
 
         interval = self._settings.heartbeat_interval.total_seconds()
 
@@ -148,9 +181,11 @@ class RunLLMOnGPU:
             # The start told Temporal as much as a first heartbeat would: a short job needs none.
             await asyncio.sleep(interval)
             while not attempt.hangs:
-                activity.heartbeat(attempt.progress(), llm_pb2.ResultMetadata(queue_time=attempt.queue_time))
+                activity.heartbeat(attempt.progress(), attempt.carried())
                 await asyncio.sleep(interval)
-            _log.error("the engine hangs: no more heartbeats")
+            _log.error("nothing moves in %s for too long: no more heartbeats", attempt.stage)
+            if self._moved_at <= attempt.moved_at:
+                self._hung.set()
 
         beating = asyncio.create_task(beat())
         try:

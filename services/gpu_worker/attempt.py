@@ -59,14 +59,16 @@ class Attempt:
         self._first_token: datetime | None = None
         self._last_token: datetime | None = None
         self._queue_time = duration(max(self._started - self._created, timedelta()))
-        self._stage = LOADING
+        self.stage = LOADING
+        """LOADING, PREFILL, DECODE or DONE."""
         self._texts: list[str] = []
         self._output_bytes = 0
         self._token_ids: list[int] = []
         self._prompt_tokens = 0
         self._logprobs: list[llm_pb2.TokenLogprobs] = []
         self._logprobs_bytes = 0
-        self._advanced_at = time.monotonic()
+        self.moved_at = time.monotonic()
+        """When it last went on, by the monotonic clock."""
         self._progress_at = 0.0
         self._repeat_at = 0.0
 
@@ -75,19 +77,22 @@ class Attempt:
         """From Submit to the first attempt's start."""
         return self._queue_time
 
+    def carried(self) -> llm_pb2.ResultMetadata:
+        """Return what a heartbeat carries beside progress: for the next attempt, and for those who ask Temporal."""
+        return llm_pb2.ResultMetadata(queue_time=self._queue_time, attempts=self._number)
+
     def continue_from(self, queue_time: Duration) -> None:
         """Take over what an earlier attempt knew."""
         self._queue_time = queue_time
 
     @property
     def hangs(self) -> bool:
-        """Whether the engine has not moved for longer than it may in this stage."""
+        """Whether nothing has moved for longer than it may in this stage. A load has its limit elsewhere."""
         limit = {
-            LOADING: self._settings.load_timeout,
             PREFILL: self._settings.prefill_timeout,
             DECODE: self._settings.decode_timeout,
-        }.get(self._stage)
-        return limit is not None and time.monotonic() - self._advanced_at > limit.total_seconds()
+        }.get(self.stage)
+        return limit is not None and time.monotonic() - self.moved_at > limit.total_seconds()
 
     async def start(self, *, first: bool) -> bool:
         """Take the feed over from earlier attempts and, unless this is the `first`, what they made: True if so.
@@ -139,13 +144,13 @@ class Attempt:
 
     async def enter(self, stage: str) -> None:
         """Move on to a stage."""
-        self._stage = stage
-        self._advanced_at = time.monotonic()
+        self.stage = stage
+        self.moved_at = time.monotonic()
         await self._tell_progress()
 
     async def add(self, output: Output) -> None:
         """Take what the engine made. Raises ResultTooLarge when no more would fit into the job's result."""
-        self._advanced_at = time.monotonic()
+        self.moved_at = time.monotonic()
         self._prompt_tokens = output.prompt_tokens
         made = llm_pb2.TokensMade(
             offset=self._output_bytes,
@@ -154,7 +159,7 @@ class Attempt:
             token_ids=output.token_ids,
         )
         if output.token_ids:
-            self._stage = DECODE
+            self.stage = DECODE
             self._last_token = datetime.now(UTC)
             if self._first_token is None:
                 self._first_token = self._last_token
@@ -179,10 +184,10 @@ class Attempt:
 
     def progress(self) -> llm_pb2.JobProgress:
         """Return how far the attempt is."""
-        share = 1.0 if self._stage == DONE else len(self._token_ids) / self.job.params.max_tokens
+        share = 1.0 if self.stage == DONE else len(self._token_ids) / self.job.params.max_tokens
         report = llm_pb2.JobProgress(
             percent=round(100 * min(share, 1.0), 1),
-            stage=self._stage,
+            stage=self.stage,
             output_tokens=len(self._token_ids),
             output_bytes=self._output_bytes,
             worker=self._worker,
@@ -202,7 +207,7 @@ class Attempt:
             attempts=self._number,
             start_time=_timestamp(self._started),
         )
-        if self._stage != LOADING:
+        if self.stage != LOADING:
             metadata.gpu.CopyFrom(engine.gpu)
         if self._first_token is not None and self._last_token is not None:
             metadata.first_token_time.CopyFrom(_timestamp(self._first_token))

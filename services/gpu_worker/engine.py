@@ -57,7 +57,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Output:
-    """One step's output. The texts of all outputs, joined, are the job's output."""
+    """One step's output. The texts of all outputs, joined, are the job's output.
+
+    Before the model has read the prompt comes one without output, which tells how long the prompt is.
+    """
 
     text: str
     """New text: whole characters; may be empty while a character or a stop text is undecided."""
@@ -102,7 +105,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
-        """Yield the output as it is made; the last Output has a finish_reason.
+        """Yield an Output without output, then output as it is made; the last Output has a finish_reason.
 
         Closing the generator, or cancelling the task that iterates it, frees the generation's place in the batch
         within one step, in prefill too.

@@ -127,6 +127,7 @@ class SimulatedEngine:
         if ended is not None:
             yield ended
             return
+        yield writer.opening()
         fault = self._fault_of(prompt, generation)
         async with self._place(Begun(len(prompt_ids), writer)):
             due = asyncio.get_running_loop().time() + self._options.prefill_seconds

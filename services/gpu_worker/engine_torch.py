@@ -100,6 +100,7 @@ class TorchEngine:
         if ended is not None:
             yield ended
             return
+        yield running.writer.opening()
         with self._changed:
             if self._closing or self.dead.is_set():
                 raise EngineDead(CLOSED)

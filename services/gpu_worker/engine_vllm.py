@@ -105,6 +105,7 @@ class VllmEngine:
         if ended is not None:
             yield ended
             return
+        yield writer.opening()
         stream = llm.generate(
             TokensPrompt(prompt_token_ids=[*prompt, *resumed], cache_salt=job.user_id or None),
             self._sampling(job.params, writer.limit - writer.count, writer.count),
@@ -185,8 +186,7 @@ class VllmEngine:
         tokenizer = llm.get_tokenizer()
 
         def decode(ids: Any) -> str:
-            text: str = tokenizer.decode(ids, skip_special_tokens=True)
-            return text
+            return str(tokenizer.decode(ids, skip_special_tokens=True))
 
         prompt = prompt_ids(tokenizer, job, self.context_tokens)
         writer = OutputWriter(decode, prompt, job.params, self._end_ids, self.context_tokens)

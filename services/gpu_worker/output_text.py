@@ -113,6 +113,10 @@ class OutputWriter:
         self.count = 0
         """Tokens of output so far."""
 
+    def opening(self) -> Output:
+        """Return the first Output, which has nothing but the length of the prompt."""
+        return Output("", (), self._prompt_tokens)
+
     def write(
         self,
         token_ids: Sequence[int],

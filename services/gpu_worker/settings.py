@@ -35,11 +35,11 @@ class GpuWorkerSettings(BaseSettings):
     progress_interval: timedelta = timedelta(milliseconds=250)
     """How often watchers see progress."""
     load_timeout: timedelta = timedelta(minutes=30)
-    """An engine that loads for longer is hung: heartbeats stop."""
+    """An engine that loads for longer hangs: its worker ends."""
     prefill_timeout: timedelta = timedelta(minutes=5)
-    """An engine without a first token for longer is hung: heartbeats stop."""
+    """A job without a first token for longer is lost and tried again; if none has moved meanwhile, the worker ends."""
     decode_timeout: timedelta = timedelta(minutes=1)
-    """An engine without a next token for longer is hung: heartbeats stop."""
+    """A job without a next token for longer is lost and tried again; if none has moved meanwhile, the worker ends."""
     shutdown_grace: timedelta = timedelta(seconds=10)
     """What running jobs get to finish on SIGTERM."""
     metrics_host: str = "127.0.0.1"
