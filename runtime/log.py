@@ -21,7 +21,7 @@ _NO_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asc
 
 
 class LogSettings(BaseSettings):
-    """The log of gateway, GPU worker and notifier, on stderr."""
+    """The log of every process of the suite, on stderr."""
 
     model_config = SettingsConfigDict(env_prefix="LOG_", frozen=True, use_attribute_docstrings=True)
 
