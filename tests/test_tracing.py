@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Receiver
-from tests.otlp import Span
+from tests.otlp import Caller, Span
 from tests.test_docs import Block, blocks
 from tests.test_polyglot import ROOT
 from tests.traced_run import MANY, MARKER, SECRET, SERVICES, Traced, run_everything
@@ -152,6 +152,46 @@ def test_a_worker_that_stops_hands_the_job_over(traced: Traced) -> None:
     before, after = attempts(traced, "stopped")
     assert after.links == [(before.trace_id, before.id)]
     assert (before.attributes["llm.job.handovers"], after.attributes["llm.job.handovers"]) == (0, 1)
+
+
+def test_a_webhook_that_is_taken_at_the_second_try(traced: Traced) -> None:
+    """Each try is an activity of its own: the workflow decides when to try again."""
+    assert traced.tree("notified again") == [
+        "llm.v1.LlmService/Submit (OK)",
+        "  StartWorkflow:LLMJobWorkflow",
+        "    RunWorkflow:LLMJobWorkflow",
+        "      StartActivity:RunLLMOnGPU",
+        "        RunActivity:RunLLMOnGPU (attempt 1, length)",
+        "          text_completion docstrings (length)",
+        "      StartActivity:ForgetFeed",
+        "        RunActivity:ForgetFeed",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI (ERROR DELIVERY_FAILED)",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI",
+    ]
+    assert traceparents(traced, "/again") == tries(traced, traced.jobs["notified again"].submit)
+
+
+def test_a_delivery_that_outlives_its_job(traced: Traced) -> None:
+    """The receiver asks for a longer wait than the job stays open for: another workflow tries again."""
+    assert traced.tree("left") == [
+        "llm.v1.LlmService/Submit (OK)",
+        "  StartWorkflow:LLMJobWorkflow",
+        "    RunWorkflow:LLMJobWorkflow",
+        "      StartActivity:RunLLMOnGPU",
+        "        RunActivity:RunLLMOnGPU (attempt 1, length)",
+        "          text_completion docstrings (length)",
+        "      StartActivity:ForgetFeed",
+        "        RunActivity:ForgetFeed",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI (ERROR DELIVERY_FAILED)",
+        "      StartChildWorkflow:LLMDeliveryWorkflow",
+        "        RunWorkflow:LLMDeliveryWorkflow",
+        "          StartActivity:NotifyUI",
+        "            RunActivity:NotifyUI",
+    ]
+    assert traceparents(traced, "/left") == tries(traced, traced.jobs["left"].submit)
 
 
 def test_a_webhook_that_refuses(traced: Traced) -> None:
@@ -385,6 +425,17 @@ async def test_a_replay_adds_no_span(traced: Traced, tmp_path: Path) -> None:
 
 def attempts(traced: Traced, name: str) -> list[Span]:
     return traced.spans.named(traced.jobs[name].submit.trace_id, "RunActivity:RunLLMOnGPU")
+
+
+def tries(traced: Traced, caller: Caller) -> list[str]:
+    """Return the context that each try to deliver in a trace has for its receiver."""
+    spans = traced.spans.named(caller.trace_id, "RunActivity:NotifyUI")
+    return [f"00-{span.trace_id}-{span.id}-01" for span in spans]
+
+
+def traceparents(traced: Traced, path: str) -> list[str]:
+    """Return the contexts that the receiver got."""
+    return [request.headers["traceparent"] for request in traced.requests[path]]
 
 
 def assert_linked_to_job(traced: Traced, call: str, job: str, method: str) -> None:

@@ -16,6 +16,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.conftest import FAST, Receiver, Seen, new_job, stack_settings, until_output, watch, webhook
 from tests.otlp import Caller, Collector, Span, Spans
+from tests.receivers import Request, receiving, status
 
 MANY = 100
 MARKER = "xyzzy"
@@ -27,7 +28,10 @@ CAPTURING = {
     "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
     "GPU_WORKER_CAPTURE_CONTENT": "true",
 }
-SERVICES = ("gateway", "gpu-worker", "gpu-worker-2", "notifier")
+SERVICES = ("gateway", "gateway-2", "gpu-worker", "gpu-worker-2", "notifier")
+IMPATIENT = {"GATEWAY_ROLE": "api", "GATEWAY_NOTIFY_HOLD": "PT6S", "GATEWAY_NOTIFY_WITHIN": "PT60S"}
+"""Of a second gateway, whose jobs do not wait for a receiver that asks for more than three quarters of that."""
+FEW = {"max_tokens": 2}
 LONG = {"max_tokens": 4000}
 
 
@@ -79,6 +83,8 @@ class Traced:
     many: list[Job]
     calls: dict[str, Caller]
     webhooks: list[tuple[dict[str, str], dict[str, object]]]
+    requests: dict[str, list[Request]]
+    """What the receiver that is unavailable at first was sent, by path."""
     history: str
     again: Job
     logs: dict[str, str]
@@ -126,19 +132,31 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
         environment["gateway"] |= {"GATEWAY_NOTIFY_HOLD": "PT60S", "GATEWAY_NOTIFY_TIMEOUT": "PT30S"}
         stack = Stack(stack_settings(folder), only=kinds, environment=environment)
         stack.add("gpu-worker", CAPTURING)
+        stack.add("gateway", IMPATIENT)
         for process in stack.processes.values():
             process.environment["FEED_URL"] = f"nats://someone:{SECRET}@{stack.address('nats')}"
-        async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        async with (
+            stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+            grpc.aio.insecure_channel(stack.address("gateway-2")) as impatient_channel,
+            receiving() as unavailable,
+        ):
             client, jobs = CallingClient(LlmServiceStub(channel)), {}
+            impatient = CallingClient(LlmServiceStub(impatient_channel))
+            targets = webhook(unavailable.on("/left", status(503, retry_after="5"), status(200)))
+            jobs["left"] = await impatient.run(params=FEW, notify=targets)
+            targets = webhook(unavailable.on("/again", status(503), status(200)))
+            jobs["notified again"] = await client.run(params=FEW, notify=targets)
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
             again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+            requests = {path: await unavailable.received(path, count) for path, count in (("/left", 2), ("/again", 2))}
             history = await temporal.get_workflow_handle(jobs["retried"].id).fetch_history()
             webhooks = await receiver.received("/traced")
         logs = {name: process.log_path.read_text() for name, process in stack.processes.items()}
-        return Traced(collector.spans, jobs, many, client.calls, webhooks, history.to_json(), again, logs)
+        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, history.to_json(), again, logs)
 
 
 async def interrupted(stack: Stack, client: CallingClient, *ways: str) -> list[Job]:
