@@ -191,7 +191,7 @@ def test_a_delivery_that_outlives_its_job(traced: Traced) -> None:
         "          StartActivity:NotifyUI",
         "            RunActivity:NotifyUI",
     ]
-    assert traceparents(traced, "/left") == tries(traced, traced.jobs["left"].submit)
+    assert traceparents(traced, "/left")[:2] == tries(traced, traced.jobs["left"].submit)
 
 
 def test_a_webhook_that_refuses(traced: Traced) -> None:
@@ -298,6 +298,40 @@ def test_a_later_call_that_asks_the_workflow(traced: Traced) -> None:
         "    HandleQuery:GetStatus",
     ]
     assert_linked_to_job(traced, "partial", "cancelled", "llm.v1.LlmService/GetStatus")
+
+
+def test_deliveries_sent_again_are_a_trace_of_their_own(traced: Traced) -> None:
+    """Linked to the job's; the webhook carries on that of the call."""
+    assert traced.call("redeliver") == [
+        "llm.v1.LlmService/Redeliver (OK, linked)",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+        "  SignalWithStartWorkflow:LLMDeliveryWorkflow",
+        "    HandleSignal:Redeliver",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI",
+        "    RunWorkflow:LLMDeliveryWorkflow",
+    ]
+    assert_linked_to_job(traced, "redeliver", "left", "llm.v1.LlmService/Redeliver")
+    assert traceparents(traced, "/left")[2:] == tries(traced, traced.calls["redeliver"])
+
+
+def test_the_log_of_deliveries_is_linked_to_the_job(traced: Traced) -> None:
+    """Asked of the job's own workflow, and of the one that went on with them."""
+    assert traced.call("deliveries") == [
+        "llm.v1.LlmService/ListDeliveries (OK, linked)",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+    ]
+    assert_linked_to_job(traced, "deliveries", "left", "llm.v1.LlmService/ListDeliveries")
+
+
+def test_a_list_belongs_to_no_job(traced: Traced) -> None:
+    assert traced.call("list") == ["llm.v1.LlmService/List (OK)"]
 
 
 def test_a_call_for_no_job(traced: Traced) -> None:

@@ -11,6 +11,7 @@ import pytest
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
+from jobs.ids import delivery_workflow_id
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
@@ -152,7 +153,8 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
             again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
-            requests = {path: await unavailable.received(path, count) for path, count in (("/left", 2), ("/again", 2))}
+            await redelivered(client, temporal, jobs["left"])
+            requests = {path: await unavailable.received(path, count) for path, count in (("/left", 3), ("/again", 2))}
             history = await temporal.get_workflow_handle(jobs["retried"].id).fetch_history()
             webhooks = await receiver.received("/traced")
         logs = {name: process.log_path.read_text() for name, process in stack.processes.items()}
@@ -193,6 +195,17 @@ async def all_kinds(client: CallingClient, receiver: Receiver) -> dict[str, Job]
     return dict(zip(kinds, await asyncio.gather(*kinds.values()), strict=True))
 
 
+async def redelivered(client: CallingClient, temporal: Client, job: Job) -> None:
+    """Have the outcome of a job sent again, whose deliveries went on without it."""
+    delivering = temporal.get_workflow_handle(delivery_workflow_id(job.id))
+    await delivering.result()
+    again = llm_pb2.RedeliverRequest(workflow_id=job.id)
+    await client.stub.Redeliver(again, metadata=client.calling("redeliver"))
+    await delivering.result()
+    log = llm_pb2.ListDeliveriesRequest(workflow_id=job.id)
+    await client.stub.ListDeliveries(log, metadata=client.calling("deliveries"))
+
+
 async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
     """Make calls that are not a part of the job; return the answer to the same Submit, made again."""
     stub = client.stub
@@ -203,6 +216,8 @@ async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
     await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cancelled.id), metadata=client.calling("partial"))
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id="llmjob-no-1"), metadata=client.calling("not found"))
+    listing = llm_pb2.ListRequest(model="docstrings", page_size=5)
+    await stub.List(listing, metadata=client.calling("list"))
     first = new_job(MARKER, params={"max_tokens": 2})
     await client.submit(first)
     return await client.submit(first)
