@@ -33,14 +33,24 @@ class LogSettings(BaseSettings):
 
 def configure(settings: LogSettings) -> None:
     """Send everything that this process logs, Python's warnings included, to stderr in the form of the settings."""
-    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
-    logging.basicConfig(level=settings.level, handlers=[handler])
+    logging.basicConfig(level=settings.level, handlers=[new_handler(settings)])
     logging.captureWarnings(True)
     # What they would add to the message is in the fields.
     workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
     activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
+
+
+def new_handler(settings: LogSettings | None = None) -> logging.Handler:
+    """Return what writes to stderr in the form of the settings, by default those of the environment.
+
+    For libraries that log in processes of their own: see services/gpu_worker/vllm_logging.json.
+    """
+    settings = settings or LogSettings()
+    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(settings.level)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    return handler
 
 
 def core_logging() -> LoggingConfig:
