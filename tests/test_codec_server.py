@@ -226,6 +226,16 @@ async def test_its_answers_are_measured() -> None:
     }
 
 
+async def test_opentelemetrys_own_variable_turns_metrics_off() -> None:
+    """But for those that are not OpenTelemetry's."""
+    async with running(OTEL_SDK_DISABLED="true") as server, aiohttp.ClientSession() as session:
+        async with session.post(f"{server.url}/decode", data="{}") as response:
+            assert response.status == 200
+        names = {family.name for family in Scrape([await get(server.metrics_url)]).families}
+    assert "process_resident_memory_bytes" in names
+    assert "http_server_request_duration_seconds" not in names
+
+
 async def test_every_line_of_its_log_is_json_and_holds_no_payload() -> None:
     async with running(LOG_LEVEL="DEBUG") as server, aiohttp.ClientSession() as session:
         for body in (json_format.MessageToJson(Payloads(payloads=CONVERTER.to_payloads(["xyzzy"]))), "xyzzy"):

@@ -406,6 +406,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+from jobs.delivery_workflow import LLMDeliveryWorkflow
 from jobs.workflow import LLMJobWorkflow
 from payload_converter import data_converter
 from runtime import telemetry
@@ -417,7 +418,7 @@ class Counter(SpanProcessor):
 
 async def main():
     await Replayer(
-        workflows=[LLMJobWorkflow],
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
         data_converter=data_converter,
         workflow_runner=UnsandboxedWorkflowRunner(),
         plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
@@ -438,10 +439,11 @@ def test_the_documentation_shows_real_traces(traced: Traced, block: Block) -> No
     assert traced.tree(block.of) == block.text.splitlines()
 
 
-async def test_a_replay_adds_no_span(traced: Traced, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "begun"), [("LLMJobWorkflow", "4"), ("LLMDeliveryWorkflow", "3")])
+async def test_a_replay_adds_no_span(traced: Traced, kind: str, begun: str, tmp_path: Path) -> None:
     """Its spans begin, so that what is new would have a parent, and none of them ends."""
     path = tmp_path / "history.json"
-    path.write_text(traced.history)
+    path.write_text(traced.histories[kind])
     with path.open() as history:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", REPLAY),
@@ -452,7 +454,7 @@ async def test_a_replay_adds_no_span(traced: Traced, tmp_path: Path) -> None:
         )
         output, _ = await process.communicate()
     assert process.returncode == 0
-    assert output.decode().split() == ["4", "0"]
+    assert output.decode().split() == [begun, "0"]
 
 
 def attempts(traced: Traced, name: str) -> list[Span]:

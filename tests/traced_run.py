@@ -12,6 +12,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs.ids import delivery_workflow_id
+from jobs.names import DELIVERY_WORKFLOW_TYPE, WORKFLOW_TYPE
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
@@ -86,7 +87,8 @@ class Traced:
     webhooks: list[tuple[dict[str, str], dict[str, object]]]
     requests: dict[str, list[Request]]
     """What the receiver that is unavailable at first was sent, by path."""
-    history: str
+    histories: dict[str, str]
+    """Of a job's workflow and of one that went on with its deliveries, by type."""
     again: Job
     logs: dict[str, str]
     """All that each process has written, by its name."""
@@ -155,10 +157,16 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
             await redelivered(client, temporal, jobs["left"])
             requests = {path: await unavailable.received(path, count) for path, count in (("/left", 3), ("/again", 2))}
-            history = await temporal.get_workflow_handle(jobs["retried"].id).fetch_history()
+            histories = {
+                kind: (await temporal.get_workflow_handle(id_).fetch_history()).to_json()
+                for kind, id_ in (
+                    (WORKFLOW_TYPE, jobs["retried"].id),
+                    (DELIVERY_WORKFLOW_TYPE, delivery_workflow_id(jobs["left"].id)),
+                )
+            }
             webhooks = await receiver.received("/traced")
         logs = {name: process.log_path.read_text() for name, process in stack.processes.items()}
-        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, history.to_json(), again, logs)
+        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, histories, again, logs)
 
 
 async def interrupted(stack: Stack, client: CallingClient, *ways: str) -> list[Job]:
