@@ -27,8 +27,9 @@ class LogSettings(BaseSettings):
 
     format: Literal["auto", "json", "text"] = "auto"
     """One JSON object a line, or text for people; `auto` is text on a terminal and JSON anywhere else."""
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """The least that is logged."""
+    level: Literal["INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is logged: INFO, WARNING or ERROR. DEBUG is none, for libraries log there what they send: outputs,
+    passwords."""
 
 
 def configure(settings: LogSettings) -> None:

@@ -237,7 +237,7 @@ async def test_opentelemetrys_own_variable_turns_metrics_off() -> None:
 
 
 async def test_every_line_of_its_log_is_json_and_holds_no_payload() -> None:
-    async with running(LOG_LEVEL="DEBUG") as server, aiohttp.ClientSession() as session:
+    async with running() as server, aiohttp.ClientSession() as session:
         for body in (json_format.MessageToJson(Payloads(payloads=CONVERTER.to_payloads(["xyzzy"]))), "xyzzy"):
             async with session.post(f"{server.url}/decode", data=body):
                 pass

@@ -161,7 +161,12 @@ async def test_text_is_for_people() -> None:
     assert log.endswith(" answer=42\n")
 
 
-async def test_a_wrong_setting_is_an_error_that_says_so() -> None:
-    status, log = await run("pass", {"LOG_FORMAT": "xml"})
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [("LOG_FORMAT", "xml", "'json' or 'text'"), ("LOG_LEVEL", "DEBUG", "'INFO', 'WARNING' or 'ERROR'")],
+)
+async def test_a_wrong_setting_is_an_error_that_says_so(variable: str, value: str, told: str) -> None:
+    """At DEBUG Temporal's SDK logs what activities return, the output among it."""
+    status, log = await run("pass", {variable: value})
     assert status == 1
-    assert "'json' or 'text'" in log
+    assert told in log
