@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from temporalio.api.workflowservice.v1 import CountWorkflowExecutionsRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -54,7 +55,10 @@ class OpenJobs:
     async def _count(self, model: Model) -> None:
         jobs = f"WorkflowType = '{names.WORKFLOW_TYPE}' AND Model = '{model.name}' AND ExecutionStatus = 'Running'"
         try:
-            found = await self._client.count_workflows(jobs, rpc_timeout=_TIMEOUT)
+            # Not the client's count_workflows: that tries again for ten seconds.
+            found = await self._client.workflow_service.count_workflow_executions(
+                CountWorkflowExecutionsRequest(namespace=self._client.namespace, query=jobs), timeout=_TIMEOUT
+            )
             queue = await self._models.queue_state(self._client, model.queue)
         except RPCError as error:
             if self._counted.pop(model.name, None) is not None:
