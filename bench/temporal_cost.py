@@ -92,7 +92,8 @@ def name(tokens: int, watchers: int) -> str:
 async def running() -> AsyncIterator[tuple[dict[str, Way], TemporalCounts, Client]]:
     """Run everything; yield the ways by name, Temporal's counts and a client of Temporal's."""
     environment = {
-        "gateway": models((MODEL, GPU_QUEUE), tokens=CONTEXT),
+        # What a gateway asks every few seconds for its metrics is no job's.
+        "gateway": {**models((MODEL, GPU_QUEUE), tokens=CONTEXT), "GATEWAY_OPEN_JOBS_INTERVAL": "PT0S"},
         "gpu-worker": simulated(tokens_per_second=PER_SECOND, context_tokens=CONTEXT),
     }
     async with AsyncExitStack() as opened:

@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings
 
 from deploy.local.settings import StackSettings
 from jobs.feed import FeedSettings
-from payload_converter.settings import CodecSettings
 from runtime.log import LogSettings
+from services.codec.settings import CodecSettings
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings

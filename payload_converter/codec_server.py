@@ -3,23 +3,31 @@
 `POST /decode` and `POST /encode` take and return a `temporal.api.common.v1.Payloads` as proto3 JSON. Decoding turns
 `binary/protobuf` of a known type into JSON, encoding turns that JSON back; what neither can handle passes through
 untouched, byte for byte, so one odd payload never hides a whole page. The server keeps nothing, calls nobody and knows
-no secret: it returns to callers only what they sent. The only module that imports aiohttp.
+no secret: it returns to callers only what they sent. services.codec is the process around it.
 """
 
-import asyncio
 import json
 import logging
-import signal
-from collections.abc import Awaitable, Callable, Collection
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
+from opentelemetry.metrics import Histogram
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.http_attributes import (
+    HTTP_REQUEST_METHOD,
+    HTTP_RESPONSE_STATUS_CODE,
+    HTTP_ROUTE,
+)
+from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
 from temporalio.api.common.v1 import Payload, Payloads
 
 from payload_converter._types import MessageType, known
-from payload_converter.settings import CodecSettings
 
 # What the Web UI sends; the last two only when it passes its user's token on.
 _REQUEST_HEADERS = "content-type, x-namespace, authorization, authorization-extras"
@@ -65,13 +73,14 @@ def encode_payload(payload: Payload) -> Payload:
     return _with_data(payload, "binary/protobuf", message.SerializeToString())
 
 
-def make_app(*, allowed_origins: Collection[str], max_request_bytes: int) -> web.Application:
+def make_app(allowed_origins: Collection[str], max_request_bytes: int, duration: Histogram) -> web.Application:
     """Return the server's application.
 
     `allowed_origins` are the Web UIs that a browser may let read answers, each as scheme://host[:port]. The CLI and
     other programs need none. A larger body than `max_request_bytes` is a 413, a body that is no Payloads a 400.
+    `duration` takes how long each answer took, in seconds.
     """
-    app = web.Application(client_max_size=max_request_bytes)
+    app = web.Application(client_max_size=max_request_bytes, middlewares=[_measured(duration)])
 
     async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
         # A signal and not a handler's business, so that errors carry the headers too: without them a browser
@@ -89,21 +98,53 @@ def make_app(*, allowed_origins: Collection[str], max_request_bytes: int) -> web
     return app
 
 
-async def serve(settings: CodecSettings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in hand. Raises OSError when the port is taken."""
-    app = make_app(allowed_origins=settings.allowed_origins, max_request_bytes=settings.max_request_bytes)
+@asynccontextmanager
+async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[None]:
+    """Serve while the context is open, then finish the requests in hand; port 0 takes a free one and logs it.
+
+    Raises RuntimeError naming the address when it is taken.
+    """
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
-        logger.info("codec server listens on http://%s:%d", *runner.addresses[0][:2])
-        await stop.wait()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise RuntimeError(
+                f"cannot listen on {host}:{port}: is it taken? ({error}); CODEC_HOST and CODEC_PORT choose another"
+            ) from error
+        logger.info("listening on http://%s:%d", *runner.addresses[0][:2])
+        yield
     finally:
         await runner.cleanup()
+
+
+def _measured(duration: Histogram) -> Middleware:
+    """Return the middleware that measures, by OpenTelemetry's conventions for HTTP."""
+
+    @web.middleware
+    async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.perf_counter()
+        # A method or a path that a caller made up is no label.
+        method = request.method if request.method in hdrs.METH_ALL else "_OTHER"
+        labels: dict[str, str | int] = {HTTP_REQUEST_METHOD: method, URL_SCHEME: request.scheme}
+        if (resource := request.match_info.route.resource) is not None:
+            labels[HTTP_ROUTE] = resource.canonical
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+        except web.HTTPException as error:
+            status = error.status
+            raise
+        finally:
+            labels[HTTP_RESPONSE_STATUS_CODE] = status
+            if status >= 500:
+                labels[ERROR_TYPE] = str(status)
+            duration.record(time.perf_counter() - began, labels)
+        return response
+
+    return measure
 
 
 def _handler(convert: Callable[[Payload], Payload]) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -21,26 +21,37 @@ _NO_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asc
 
 
 class LogSettings(BaseSettings):
-    """The log of gateway, GPU worker and notifier, on stderr."""
+    """The log of every process of the suite, on stderr."""
 
     model_config = SettingsConfigDict(env_prefix="LOG_", frozen=True, use_attribute_docstrings=True)
 
     format: Literal["auto", "json", "text"] = "auto"
     """One JSON object a line, or text for people; `auto` is text on a terminal and JSON anywhere else."""
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """The least that is logged."""
+    level: Literal["INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is logged: INFO, WARNING or ERROR. DEBUG is none, for libraries log there what they send: outputs,
+    passwords."""
 
 
 def configure(settings: LogSettings) -> None:
     """Send everything that this process logs, Python's warnings included, to stderr in the form of the settings."""
-    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
-    logging.basicConfig(level=settings.level, handlers=[handler])
+    logging.basicConfig(level=settings.level, handlers=[new_handler(settings)])
     logging.captureWarnings(True)
     # What they would add to the message is in the fields.
     workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
     activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
+
+
+def new_handler(settings: LogSettings | None = None) -> logging.Handler:
+    """Return what writes to stderr in the form of the settings, by default those of the environment.
+
+    For libraries that log in processes of their own: see services/gpu_worker/vllm_logging.json.
+    """
+    settings = settings or LogSettings()
+    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(settings.level)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    return handler
 
 
 def core_logging() -> LoggingConfig:

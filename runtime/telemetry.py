@@ -8,7 +8,7 @@ statuses and the next process name the same trace. `OTEL_SDK_DISABLED=true` make
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 # global provider that Temporal's plugin refuses.
 from opentelemetry.sdk._configuration import _get_exporter_names, _import_exporters
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.semconv.attributes.service_attributes import SERVICE_INSTANCE_ID, SERVICE_NAME
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
@@ -36,16 +36,10 @@ def tracing(service: str) -> Iterator[None]:
     """Have spans made and exported while the context is open, then send those that are left, within a bounded time.
 
     `service` names the process unless OTEL_SERVICE_NAME does. To be entered once in a process, before anything takes a
-    tracer. Raises RuntimeError for an OTEL_TRACES_EXPORTER that is not installed.
+    tracer. Raises RuntimeError for an exporter or a protocol that there is not, naming the variable that chooses it.
     """
     provider = create_tracer_provider(resource=_resource(service), shutdown_on_exit=False)
-    try:
-        exporters, _, _ = _import_exporters(_get_exporter_names("traces"), [], [])
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"OTEL_TRACES_EXPORTER names what is not installed; otlp, console and none are: {error}"
-        ) from error
-    for make_exporter in exporters.values():
+    for make_exporter in _exporters():
         provider.add_span_processor(BatchSpanProcessor(make_exporter()))
     trace.set_tracer_provider(provider)
     try:
@@ -79,6 +73,22 @@ def link_to(traceparent: str, attributes: Attributes = None) -> None:
     span = trace.get_current_span(context_of({"traceparent": traceparent})).get_span_context()
     if span.is_valid:
         trace.get_current_span().add_link(span, attributes)
+
+
+def _exporters() -> Iterable[Callable[[], SpanExporter]]:
+    """Return what makes the exporters that the environment names. Raises RuntimeError."""
+    try:
+        names = _get_exporter_names("traces")
+    except RuntimeError as error:
+        raise RuntimeError(
+            "OTEL_EXPORTER_OTLP_PROTOCOL, or OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, has to be grpc (the default) or"
+            f" http/protobuf: {error}"
+        ) from error
+    try:
+        exporters, _, _ = _import_exporters(names, [], [])
+    except RuntimeError as error:
+        raise RuntimeError(f"OTEL_TRACES_EXPORTER has to be otlp, console or none: {error}") from error
+    return exporters.values()
 
 
 def _resource(service: str) -> Resource:

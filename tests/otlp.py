@@ -1,10 +1,11 @@
-"""A receiver of spans, as a collector is one: OTLP by gRPC, in the process of the test."""
+"""Receivers of spans, as a collector is one: OTLP by gRPC or by HTTP, in the process of the test."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
+from aiohttp import web
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
@@ -44,6 +45,13 @@ class Spans:
 
     def __init__(self) -> None:
         self.all: list[Span] = []
+
+    def take(self, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
+        """Keep what a process has sent."""
+        for resource in request.resource_spans:
+            names = {item.key: _value(item.value) for item in resource.resource.attributes}
+            for scope in resource.scope_spans:
+                self.all += [Span(span, names["service.name"]) for span in scope.spans]
 
     def of(self, trace_id: str) -> list[Span]:
         """Return a trace's spans as they started.
@@ -94,10 +102,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         }
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  the service's name for it
-        for resource in request.resource_spans:
-            names = {item.key: _value(item.value) for item in resource.resource.attributes}
-            for scope in resource.scope_spans:
-                self.spans.all += [Span(span, names["service.name"]) for span in scope.spans]
+        self.spans.take(request)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def __aenter__(self) -> Self:
@@ -108,6 +113,42 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.stop(None)
+
+
+class HttpCollector:
+    """The same by HTTP, `http/protobuf` in OpenTelemetry's words."""
+
+    def __init__(self) -> None:
+        self.spans = Spans()
+        self.address = ""
+        app = web.Application()
+        app.router.add_post("/v1/traces", self._export)
+        self._runner = web.AppRunner(app)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What has a process send its spans here."""
+        return {
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.address}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+
+    async def _export(self, request: web.Request) -> web.Response:
+        assert request.content_type == "application/x-protobuf"
+        self.spans.take(trace_service_pb2.ExportTraceServiceRequest.FromString(await request.read()))
+        answer = trace_service_pb2.ExportTraceServiceResponse().SerializeToString()
+        return web.Response(body=answer, content_type=request.content_type)
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.address = f"127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
 
 
 def _value(value: AnyValue) -> Any:

@@ -18,8 +18,10 @@ from payload_converter import data_converter
 from tests.conftest import FAST, stack_settings
 from tests.outcomes import OUTCOMES
 
-SERVICES = ("gateway", "gpu-worker", "notifier")
-OURS = ("llm_", "gen_ai_", "rpc_")
+TEMPORALS = ("gateway", "gpu-worker", "notifier")
+"""The services that call Temporal."""
+SERVICES = (*TEMPORALS, "codec")
+OURS = ("llm_", "gen_ai_", "rpc_", "http_")
 """How the names of the suite's own metrics begin."""
 
 
@@ -65,12 +67,13 @@ async def measured_stack(folder: Path) -> AsyncIterator[Stack]:
         chosen = [run for name, run in OUTCOMES.items() if name != "timed-out-in-all"]
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             await asyncio.gather(*(run(LlmServiceStub(channel), temporal) for run in chosen))
+        await get(f"http://{stack.address('codec')}/decode", b"{}")
         yield stack
 
 
-async def get(url: str) -> str:
-    """Return what a URL serves."""
-    return await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+async def get(url: str, body: bytes | None = None) -> str:
+    """Return what a URL serves, or answers to a body."""
+    return await asyncio.to_thread(lambda: urllib.request.urlopen(url, body, timeout=5).read().decode())
 
 
 async def scrape(stack: Stack, *names: str) -> Scrape:

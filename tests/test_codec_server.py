@@ -1,6 +1,7 @@
 """The codec server as its users meet it: the real process, over HTTP, and behind the Temporal CLI."""
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -25,30 +26,38 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from payload_converter import data_converter
 from payload_converter.codec_server import decode_payload, encode_payload
-from payload_converter.settings import CodecSettings
+from services.codec.settings import CodecSettings
 from tests import payload_converter_workflow as flow
 from tests.conftest import temporal_cli
+from tests.scrapes import Scrape, get
 
 ROOT = Path(__file__).parent.parent
 CONVERTER = data_converter.payload_converter
 UI = "http://localhost:8233"
 
 
+class Running(NamedTuple):
+    """A codec server."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    metrics_url: str
+
+
 @asynccontextmanager
-async def running(**settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run `python -m payload_converter` and yield the process and the URL that it logs once it listens."""
+async def running(**settings: str) -> AsyncIterator[Running]:
+    """Run `python -m services.codec` until it ends, or the context does."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "payload_converter"),
+        *(sys.executable, "-m", "services.codec"),
         cwd=ROOT,
-        env={**os.environ, "CODEC_PORT": "0", **settings},
+        env={**os.environ, "CODEC_PORT": "0", "CODEC_METRICS_PORT": "0", **settings},
         stderr=subprocess.PIPE,
     )
     assert process.stderr
     try:
-        line = (await process.stderr.readline()).decode()
-        listening = re.search(r"http://\S+", line)
-        assert listening, line + (await process.stderr.read()).decode()
-        yield process, listening[0]
+        lines = [json.loads(await process.stderr.readline()) for _ in range(2)]
+        urls = {line["logger"]: re.findall(r"http://\S+", line["message"])[0] for line in lines}
+        yield Running(process, urls["payload_converter.codec_server"], urls["runtime.metrics"])
     finally:
         if process.returncode is None:
             process.terminate()
@@ -58,8 +67,8 @@ async def running(**settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
 @pytest.fixture(scope="module")
 async def codec() -> AsyncIterator[str]:
     """The URL of a codec server with a small limit."""
-    async with running(CODEC_MAX_REQUEST_BYTES="100000") as (_, url):
-        yield url
+    async with running(CODEC_MAX_REQUEST_BYTES="100000") as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -178,18 +187,81 @@ async def test_a_bad_body_is_the_callers_error_and_readable_by_the_web_ui(
 
 
 async def test_sigterm_ends_it_cleanly_though_a_client_keeps_its_connection() -> None:
-    async with running() as (process, url), aiohttp.ClientSession() as session:
-        async with session.post(f"{url}/decode", data="{}") as response:
+    async with running() as server, aiohttp.ClientSession() as session:
+        async with session.post(f"{server.url}/decode", data="{}") as response:
             assert await response.json() == {}
-        process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(4):
-            assert await process.wait() == 0
+            assert await server.process.wait() == 0
 
 
 def test_settings_come_from_the_environment_and_are_safe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (CodecSettings().host, CodecSettings().port) == ("127.0.0.1", 8234)
     monkeypatch.setenv("CODEC_ALLOWED_ORIGINS", "https://ui.example, http://localhost:1")
     assert CodecSettings().allowed_origins == ("https://ui.example", "http://localhost:1")
+
+
+async def test_its_answers_are_measured() -> None:
+    """By the conventions, and so that no caller can make up a label."""
+    async with running(CODEC_MAX_REQUEST_BYTES="10") as server, aiohttp.ClientSession() as session:
+        for method, path, body in (
+            ("POST", "decode", "{}"),
+            ("POST", "decode", "[1"),
+            ("POST", "encode", "x" * 11),
+            ("POST", "made-up", "{}"),
+            ("PUT", "decode", "{}"),
+            ("PROPFIND", "decode", "{}"),
+        ):
+            async with session.request(method, f"{server.url}/{path}", data=body):
+                pass
+        found = Scrape([await get(server.metrics_url)])
+    labels = ("http_request_method", "http_route", "http_response_status_code", "error_type")
+    assert found.by("http_server_request_duration_seconds_count", *labels) == {
+        ("POST", "/decode", "200", ""): 1,
+        ("POST", "/decode", "400", ""): 1,
+        ("POST", "/encode", "413", ""): 1,
+        ("POST", "", "404", ""): 1,
+        ("PUT", "", "405", ""): 1,
+        ("_OTHER", "", "405", ""): 1,
+    }
+
+
+async def test_opentelemetrys_own_variable_turns_metrics_off() -> None:
+    """But for those that are not OpenTelemetry's."""
+    async with running(OTEL_SDK_DISABLED="true") as server, aiohttp.ClientSession() as session:
+        async with session.post(f"{server.url}/decode", data="{}") as response:
+            assert response.status == 200
+        names = {family.name for family in Scrape([await get(server.metrics_url)]).families}
+    assert "process_resident_memory_bytes" in names
+    assert "http_server_request_duration_seconds" not in names
+
+
+async def test_every_line_of_its_log_is_json_and_holds_no_payload() -> None:
+    async with running() as server, aiohttp.ClientSession() as session:
+        for body in (json_format.MessageToJson(Payloads(payloads=CONVERTER.to_payloads(["xyzzy"]))), "xyzzy"):
+            async with session.post(f"{server.url}/decode", data=body):
+                pass
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.stderr is not None
+        log = (await server.process.stderr.read()).decode()
+    assert [line for line in log.splitlines() if not line.startswith('{"time": "')] == []
+    assert "xyzzy" not in log
+    assert base64.b64encode(b"xyzzy").decode() not in log
+
+
+async def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
+    async with running() as server:
+        port = server.url.rpartition(":")[2]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.codec"),
+            cwd=ROOT,
+            env={**os.environ, "CODEC_PORT": port, "CODEC_METRICS_PORT": "0"},
+            stderr=subprocess.PIPE,
+        )
+        _, log = await process.communicate()
+    assert process.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}".encode() in log
+    assert b"CODEC_PORT" in log
 
 
 # The CLI

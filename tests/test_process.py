@@ -8,7 +8,9 @@ import sys
 import time
 from typing import Any
 
-from tests.otlp import Collector
+import pytest
+
+from tests.otlp import Collector, HttpCollector
 from tests.test_polyglot import ROOT
 
 NOWHERE = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
@@ -42,9 +44,9 @@ async def run(then: str, environment: dict[str, str], stop: bool = False) -> tup
     return await process.wait(), log.decode()
 
 
-async def spans(**environment: str) -> list[tuple[str, str]]:
+async def spans(receive: type[Collector | HttpCollector] = Collector, **environment: str) -> list[tuple[str, str]]:
     """Return names and services of the spans that arrive."""
-    async with Collector() as collector:
+    async with receive() as collector:
         status, _ = await run("pass", {**collector.environment, **environment})
     assert status == 0
     return [(span.name, span.service) for span in collector.spans.all]
@@ -52,6 +54,21 @@ async def spans(**environment: str) -> list[tuple[str, str]]:
 
 async def test_the_last_spans_are_sent_before_the_end() -> None:
     assert await spans(OTEL_BSP_SCHEDULE_DELAY="600000") == [("work", "worker")]
+
+
+async def test_spans_are_sent_by_http_where_the_standard_variable_says_so() -> None:
+    """For traces alone, too, and then to the whole address that is given for them."""
+    assert await spans(HttpCollector) == [("work", "worker")]
+    async with HttpCollector() as collector:
+        environment = {
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://{collector.address}/v1/traces",
+        }
+        status, _ = await run("pass", environment)
+    assert status == 0
+    assert [span.name for span in collector.spans.all] == ["work"]
 
 
 async def test_a_stopped_process_sends_its_spans() -> None:
@@ -88,9 +105,23 @@ async def test_an_unknown_exporter_is_an_error_that_says_so() -> None:
     assert "nonsense" in log
 
 
-async def test_a_collector_that_is_away_does_not_hold_up_the_end() -> None:
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
+@pytest.mark.parametrize("protocol", ["http/json", "carrier-pigeon"])
+async def test_an_unknown_protocol_is_an_error_that_says_so(variable: str, protocol: str) -> None:
+    """It ends the process at its start, names the variables and what they may be."""
+    status, log = await run("pass", {"OTEL_TRACES_EXPORTER": "otlp", variable: protocol})
+    assert status == 1
+    end = json.loads(log.splitlines()[-1])["exception"].splitlines()[-1]
+    assert variable in end
+    assert "has to be grpc (the default) or http/protobuf" in end
+    assert repr(protocol) in end
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+async def test_a_collector_that_is_away_does_not_hold_up_the_end(protocol: str) -> None:
     begin = time.monotonic()
-    status, _ = await run("await process.forever()", NOWHERE, stop=True)
+    environment = {**NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+    status, _ = await run("await process.forever()", environment, stop=True)
     assert status == 0
     assert time.monotonic() - begin < 15
 
@@ -130,7 +161,12 @@ async def test_text_is_for_people() -> None:
     assert log.endswith(" answer=42\n")
 
 
-async def test_a_wrong_setting_is_an_error_that_says_so() -> None:
-    status, log = await run("pass", {"LOG_FORMAT": "xml"})
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [("LOG_FORMAT", "xml", "'json' or 'text'"), ("LOG_LEVEL", "DEBUG", "'INFO', 'WARNING' or 'ERROR'")],
+)
+async def test_a_wrong_setting_is_an_error_that_says_so(variable: str, value: str, told: str) -> None:
+    """At DEBUG Temporal's SDK logs what activities return, the output among it."""
+    status, log = await run("pass", {variable: value})
     assert status == 1
-    assert "'json' or 'text'" in log
+    assert told in log

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from services.gpu_worker.engine_simulated import EARLY_SECONDS
 from tests.conftest import Receiver
-from tests.otlp import Span
+from tests.otlp import Caller, Span
 from tests.test_docs import Block, blocks
 from tests.test_polyglot import ROOT
 from tests.traced_run import MANY, MARKER, SECRET, SERVICES, Traced, run_everything
@@ -154,6 +155,46 @@ def test_a_worker_that_stops_hands_the_job_over(traced: Traced) -> None:
     assert (before.attributes["llm.job.handovers"], after.attributes["llm.job.handovers"]) == (0, 1)
 
 
+def test_a_webhook_that_is_taken_at_the_second_try(traced: Traced) -> None:
+    """Each try is an activity of its own: the workflow decides when to try again."""
+    assert traced.tree("notified again") == [
+        "llm.v1.LlmService/Submit (OK)",
+        "  StartWorkflow:LLMJobWorkflow",
+        "    RunWorkflow:LLMJobWorkflow",
+        "      StartActivity:RunLLMOnGPU",
+        "        RunActivity:RunLLMOnGPU (attempt 1, length)",
+        "          text_completion docstrings (length)",
+        "      StartActivity:ForgetFeed",
+        "        RunActivity:ForgetFeed",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI (ERROR DELIVERY_FAILED)",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI",
+    ]
+    assert traceparents(traced, "/again") == tries(traced, traced.jobs["notified again"].submit)
+
+
+def test_a_delivery_that_outlives_its_job(traced: Traced) -> None:
+    """The receiver asks for a longer wait than the job stays open for: another workflow tries again."""
+    assert traced.tree("left") == [
+        "llm.v1.LlmService/Submit (OK)",
+        "  StartWorkflow:LLMJobWorkflow",
+        "    RunWorkflow:LLMJobWorkflow",
+        "      StartActivity:RunLLMOnGPU",
+        "        RunActivity:RunLLMOnGPU (attempt 1, length)",
+        "          text_completion docstrings (length)",
+        "      StartActivity:ForgetFeed",
+        "        RunActivity:ForgetFeed",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI (ERROR DELIVERY_FAILED)",
+        "      StartChildWorkflow:LLMDeliveryWorkflow",
+        "        RunWorkflow:LLMDeliveryWorkflow",
+        "          StartActivity:NotifyUI",
+        "            RunActivity:NotifyUI",
+    ]
+    assert traceparents(traced, "/left")[:2] == tries(traced, traced.jobs["left"].submit)
+
+
 def test_a_webhook_that_refuses(traced: Traced) -> None:
     (delivery,) = traced.spans.named(traced.jobs["refused"].submit.trace_id, "RunActivity:NotifyUI")
     assert delivery.failed
@@ -178,15 +219,12 @@ def test_a_hundred_jobs_at_once_do_not_mix(traced: Traced) -> None:
 
 
 def test_spans_last_as_long_as_what_they_stand_for(traced: Traced) -> None:
-    """The workflow's, too: it holds its activities.
-
-    The engine's clock may start before its span does: some tokens are due by then.
-    """
+    """The workflow's, too: it holds its activities. The engine makes the first of 20 tokens at once."""
     trace = traced.jobs["succeeded"].submit.trace_id
     (workflow,) = traced.spans.named(trace, "RunWorkflow:LLMJobWorkflow")
     (attempt,) = attempts(traced, "succeeded")
     (generation,) = traced.spans.named(trace, "text_completion docstrings")
-    assert workflow.seconds > attempt.seconds > generation.seconds > 10 / 200
+    assert workflow.seconds > attempt.seconds > generation.seconds > 19 / 200 - EARLY_SECONDS
     waited = generation.attributes["gen_ai.response.time_to_first_chunk"]
     assert 0 < waited < generation.seconds
 
@@ -258,6 +296,40 @@ def test_a_later_call_that_asks_the_workflow(traced: Traced) -> None:
         "    HandleQuery:GetStatus",
     ]
     assert_linked_to_job(traced, "partial", "cancelled", "llm.v1.LlmService/GetStatus")
+
+
+def test_deliveries_sent_again_are_a_trace_of_their_own(traced: Traced) -> None:
+    """Linked to the job's; the webhook carries on that of the call."""
+    assert traced.call("redeliver") == [
+        "llm.v1.LlmService/Redeliver (OK, linked)",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+        "  SignalWithStartWorkflow:LLMDeliveryWorkflow",
+        "    HandleSignal:Redeliver",
+        "      StartActivity:NotifyUI",
+        "        RunActivity:NotifyUI",
+        "    RunWorkflow:LLMDeliveryWorkflow",
+    ]
+    assert_linked_to_job(traced, "redeliver", "left", "llm.v1.LlmService/Redeliver")
+    assert traceparents(traced, "/left")[2:] == tries(traced, traced.calls["redeliver"])
+
+
+def test_the_log_of_deliveries_is_linked_to_the_job(traced: Traced) -> None:
+    """Asked of the job's own workflow, and of the one that went on with them."""
+    assert traced.call("deliveries") == [
+        "llm.v1.LlmService/ListDeliveries (OK, linked)",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+        "  QueryWorkflow:GetDeliveries",
+        "    HandleQuery:GetDeliveries",
+    ]
+    assert_linked_to_job(traced, "deliveries", "left", "llm.v1.LlmService/ListDeliveries")
+
+
+def test_a_list_belongs_to_no_job(traced: Traced) -> None:
+    assert traced.call("list") == ["llm.v1.LlmService/List (OK)"]
 
 
 def test_a_call_for_no_job(traced: Traced) -> None:
@@ -334,6 +406,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+from jobs.delivery_workflow import LLMDeliveryWorkflow
 from jobs.workflow import LLMJobWorkflow
 from payload_converter import data_converter
 from runtime import telemetry
@@ -345,7 +418,7 @@ class Counter(SpanProcessor):
 
 async def main():
     await Replayer(
-        workflows=[LLMJobWorkflow],
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
         data_converter=data_converter,
         workflow_runner=UnsandboxedWorkflowRunner(),
         plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
@@ -366,10 +439,11 @@ def test_the_documentation_shows_real_traces(traced: Traced, block: Block) -> No
     assert traced.tree(block.of) == block.text.splitlines()
 
 
-async def test_a_replay_adds_no_span(traced: Traced, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "begun"), [("LLMJobWorkflow", "4"), ("LLMDeliveryWorkflow", "3")])
+async def test_a_replay_adds_no_span(traced: Traced, kind: str, begun: str, tmp_path: Path) -> None:
     """Its spans begin, so that what is new would have a parent, and none of them ends."""
     path = tmp_path / "history.json"
-    path.write_text(traced.history)
+    path.write_text(traced.histories[kind])
     with path.open() as history:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", REPLAY),
@@ -380,11 +454,22 @@ async def test_a_replay_adds_no_span(traced: Traced, tmp_path: Path) -> None:
         )
         output, _ = await process.communicate()
     assert process.returncode == 0
-    assert output.decode().split() == ["4", "0"]
+    assert output.decode().split() == [begun, "0"]
 
 
 def attempts(traced: Traced, name: str) -> list[Span]:
     return traced.spans.named(traced.jobs[name].submit.trace_id, "RunActivity:RunLLMOnGPU")
+
+
+def tries(traced: Traced, caller: Caller) -> list[str]:
+    """Return the context that each try to deliver in a trace has for its receiver."""
+    spans = traced.spans.named(caller.trace_id, "RunActivity:NotifyUI")
+    return [f"00-{span.trace_id}-{span.id}-01" for span in spans]
+
+
+def traceparents(traced: Traced, path: str) -> list[str]:
+    """Return the contexts that the receiver got."""
+    return [request.headers["traceparent"] for request in traced.requests[path]]
 
 
 def assert_linked_to_job(traced: Traced, call: str, job: str, method: str) -> None:

@@ -11,11 +11,14 @@ import pytest
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
+from jobs.ids import delivery_workflow_id
+from jobs.names import DELIVERY_WORKFLOW_TYPE, WORKFLOW_TYPE
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.conftest import FAST, Receiver, Seen, new_job, stack_settings, until_output, watch, webhook
 from tests.otlp import Caller, Collector, Span, Spans
+from tests.receivers import Request, receiving, status
 
 MANY = 100
 MARKER = "xyzzy"
@@ -27,7 +30,10 @@ CAPTURING = {
     "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
     "GPU_WORKER_CAPTURE_CONTENT": "true",
 }
-SERVICES = ("gateway", "gpu-worker", "gpu-worker-2", "notifier")
+SERVICES = ("gateway", "gateway-2", "gpu-worker", "gpu-worker-2", "notifier")
+IMPATIENT = {"GATEWAY_ROLE": "api", "GATEWAY_NOTIFY_HOLD": "PT6S", "GATEWAY_NOTIFY_WITHIN": "PT60S"}
+"""Of a second gateway, whose jobs do not wait for a receiver that asks for more than three quarters of that."""
+FEW = {"max_tokens": 2}
 LONG = {"max_tokens": 4000}
 
 
@@ -79,7 +85,10 @@ class Traced:
     many: list[Job]
     calls: dict[str, Caller]
     webhooks: list[tuple[dict[str, str], dict[str, object]]]
-    history: str
+    requests: dict[str, list[Request]]
+    """What the receiver that is unavailable at first was sent, by path."""
+    histories: dict[str, str]
+    """Of a job's workflow and of one that went on with its deliveries, by type."""
     again: Job
     logs: dict[str, str]
     """All that each process has written, by its name."""
@@ -126,19 +135,38 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
         environment["gateway"] |= {"GATEWAY_NOTIFY_HOLD": "PT60S", "GATEWAY_NOTIFY_TIMEOUT": "PT30S"}
         stack = Stack(stack_settings(folder), only=kinds, environment=environment)
         stack.add("gpu-worker", CAPTURING)
+        stack.add("gateway", IMPATIENT)
         for process in stack.processes.values():
             process.environment["FEED_URL"] = f"nats://someone:{SECRET}@{stack.address('nats')}"
-        async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        async with (
+            stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+            grpc.aio.insecure_channel(stack.address("gateway-2")) as impatient_channel,
+            receiving() as unavailable,
+        ):
             client, jobs = CallingClient(LlmServiceStub(channel)), {}
+            impatient = CallingClient(LlmServiceStub(impatient_channel))
+            targets = webhook(unavailable.on("/left", status(503, retry_after="5"), status(200)))
+            jobs["left"] = await impatient.run(params=FEW, notify=targets)
+            targets = webhook(unavailable.on("/again", status(503), status(200)))
+            jobs["notified again"] = await client.run(params=FEW, notify=targets)
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
             again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
-            history = await temporal.get_workflow_handle(jobs["retried"].id).fetch_history()
+            await redelivered(client, temporal, jobs["left"])
+            requests = {path: await unavailable.received(path, count) for path, count in (("/left", 3), ("/again", 2))}
+            histories = {
+                kind: (await temporal.get_workflow_handle(id_).fetch_history()).to_json()
+                for kind, id_ in (
+                    (WORKFLOW_TYPE, jobs["retried"].id),
+                    (DELIVERY_WORKFLOW_TYPE, delivery_workflow_id(jobs["left"].id)),
+                )
+            }
             webhooks = await receiver.received("/traced")
         logs = {name: process.log_path.read_text() for name, process in stack.processes.items()}
-        return Traced(collector.spans, jobs, many, client.calls, webhooks, history.to_json(), again, logs)
+        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, histories, again, logs)
 
 
 async def interrupted(stack: Stack, client: CallingClient, *ways: str) -> list[Job]:
@@ -175,6 +203,17 @@ async def all_kinds(client: CallingClient, receiver: Receiver) -> dict[str, Job]
     return dict(zip(kinds, await asyncio.gather(*kinds.values()), strict=True))
 
 
+async def redelivered(client: CallingClient, temporal: Client, job: Job) -> None:
+    """Have the outcome of a job sent again, whose deliveries went on without it."""
+    delivering = temporal.get_workflow_handle(delivery_workflow_id(job.id))
+    await delivering.result()
+    again = llm_pb2.RedeliverRequest(workflow_id=job.id)
+    await client.stub.Redeliver(again, metadata=client.calling("redeliver"))
+    await delivering.result()
+    log = llm_pb2.ListDeliveriesRequest(workflow_id=job.id)
+    await client.stub.ListDeliveries(log, metadata=client.calling("deliveries"))
+
+
 async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
     """Make calls that are not a part of the job; return the answer to the same Submit, made again."""
     stub = client.stub
@@ -185,6 +224,8 @@ async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
     await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cancelled.id), metadata=client.calling("partial"))
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id="llmjob-no-1"), metadata=client.calling("not found"))
+    listing = llm_pb2.ListRequest(model="docstrings", page_size=5)
+    await stub.List(listing, metadata=client.calling("list"))
     first = new_job(MARKER, params={"max_tokens": 2})
     await client.submit(first)
     return await client.submit(first)

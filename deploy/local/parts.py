@@ -100,10 +100,12 @@ def _nats(wiring: Wiring) -> Part:
 
 def _codec(wiring: Wiring) -> Part:
     return Part(
-        command=(sys.executable, "-m", "payload_converter"),
+        command=(sys.executable, "-m", "services.codec"),
         environment={
             "CODEC_HOST": HOST,
             "CODEC_PORT": str(wiring.ports.codec),
+            "CODEC_METRICS_HOST": HOST,
+            "CODEC_METRICS_PORT": str(wiring.ports.codec_metrics),
             # The browser calls from the Web UI's page, under whichever name it was opened.
             "CODEC_ALLOWED_ORIGINS": ",".join(
                 f"http://{host}:{wiring.ports.temporal_ui}" for host in (HOST, "localhost")
@@ -178,6 +180,7 @@ LISTENERS: Final = {
 
 METRICS: Final = {
     "temporal": "temporal_metrics",
+    "codec": "codec_metrics",
     "gateway": "gateway_metrics",
     "gpu-worker": "gpu_worker_metrics",
     "notifier": "notifier_metrics",

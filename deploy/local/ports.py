@@ -22,6 +22,7 @@ class Ports:
     temporal_metrics: int
     nats: int
     codec: int
+    codec_metrics: int
     gateway: int
     gateway_metrics: int
     gpu_worker_metrics: int

@@ -31,6 +31,8 @@ class StackSettings(BaseSettings):
     """The port of the feed's broker."""
     codec_port: Port = 8234
     """The port of the codec server."""
+    codec_metrics_port: Port = 9468
+    """Where the codec server serves its metrics."""
     gateway_port: Port = 50051
     """The port of the gateway."""
     gateway_metrics_port: Port = 9464

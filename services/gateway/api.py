@@ -20,6 +20,7 @@ from services.gateway.deliveries import Deliveries, DeliveryReader
 from services.gateway.jobs_api import Jobs
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
+from services.gateway.open_jobs import OpenJobs
 from services.gateway.service import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.status import JobReader
@@ -61,10 +62,12 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     except RuntimeError as error:
         raise RuntimeError(f"{error}; GATEWAY_HOST and GATEWAY_PORT choose another address") from error
     following = asyncio.create_task(server.follow(temporal_answers))
+    counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval))
     try:
         yield
     finally:
         following.cancel()
+        counting.cancel()
         await server.drain()
         streams.close()
         await server.stop(settings.shutdown_grace)

@@ -7,7 +7,12 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -18,6 +23,7 @@ from jobs.rules import Violation
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import invalid, job_not_ended, not_found
+from services.gateway.job_traces import link_call
 
 _log = logging.getLogger(__name__)
 _NO_ANSWER: Final = (
@@ -88,6 +94,7 @@ class Deliveries:
 
     async def list_all(self, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
         """Return the log. Raises ApiError NOT_FOUND, RPCError."""
+        await self._found(request.workflow_id)
         state = await self._reader.state(request.workflow_id)
         return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
 
@@ -96,7 +103,9 @@ class Deliveries:
 
         Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery; RPCError.
         """
-        await self._check_ended(request.workflow_id)
+        description = await self._found(request.workflow_id)
+        if description is not None and description.status == WorkflowExecutionStatus.RUNNING:
+            raise job_not_ended(request.workflow_id)
         state = await self._reader.state(request.workflow_id)
         chosen = _choose(state.deliveries, request.delivery_ids)
         await self._client.start_workflow(
@@ -112,16 +121,17 @@ class Deliveries:
         )
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
-    async def _check_ended(self, workflow_id: str) -> None:
+    async def _found(self, workflow_id: str) -> WorkflowExecutionDescription | None:
+        """Return the job, with the call linked to its trace; None when it is past its retention or never was."""
         try:
             description = await self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
-            # Past its retention, yet its deliveries are known.
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return
+            # Its deliveries may be known even so.
+            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                return None
             raise
-        if description.status == WorkflowExecutionStatus.RUNNING:
-            raise job_not_ended(workflow_id)
+        await link_call(description)
+        return description
 
 
 def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[llm_pb2.Delivery]:

@@ -24,6 +24,7 @@ from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway import page_token
 from services.gateway.errors import ApiError, invalid, key_reused
+from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.settings import GatewaySettings
@@ -108,7 +109,7 @@ class Jobs:
         self, id_: str, digest: str, job: llm_pb2.JobRequest, error: WorkflowAlreadyStartedError
     ) -> llm_pb2.SubmitResponse:
         description = await self._reader.describe(id_)
-        await self._reader.link_call(description)
+        await link_call(description)
         if await description.memo_value(names.MEMO_DIGEST, None) != digest:
             raise key_reused(job.user_id, job.request_id) from error
         status = (await self._reader.look(description)).status
@@ -117,7 +118,7 @@ class Jobs:
     async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Ask the job to stop; on a job that has ended, return how. Raises ApiError NOT_FOUND, RPCError."""
         handle = self._client.get_workflow_handle(request.workflow_id)
-        await self._reader.link_call(await self._reader.describe(request.workflow_id))
+        await link_call(await self._reader.describe(request.workflow_id))
         try:
             await handle.signal(names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -48,6 +49,11 @@ class Models:
     def get(self, name: str) -> Model | None:
         """Return the model of that name."""
         return self._models.get(name)
+
+    def with_own_queue(self) -> list[Model]:
+        """Return the models whose queue no other one shares."""
+        queues = Counter(model.queue for model in self._models.values())
+        return [model for model in self._models.values() if queues[model.queue] == 1]
 
     async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
         """Return what is wrong with the job for its model."""

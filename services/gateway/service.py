@@ -11,6 +11,7 @@ from temporalio.client import Client
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 from services.gateway.deliveries import Deliveries
+from services.gateway.job_traces import link_call
 from services.gateway.jobs_api import Jobs
 from services.gateway.models import Models
 from services.gateway.status import JobReader
@@ -44,7 +45,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def GetStatus(self, request: llm_pb2.GetStatusRequest, context: _Context) -> llm_pb2.GetStatusResponse:
         """See llm.proto."""
         description = await self._reader.describe(request.workflow_id)
-        await self._reader.link_call(description)
+        await link_call(description)
         return await self._reader.look(description)
 
     def StreamStatus(

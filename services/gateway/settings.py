@@ -126,6 +126,9 @@ class GatewaySettings(BaseSettings):
     """How often a client may send HTTP/2 pings, with calls or without; one that pings more often is cut off."""
     poll: timedelta = timedelta(seconds=1)
     """How often Temporal is asked about a watched job whose feed is silent."""
+    open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
+    """How often the jobs that have not ended are counted, for metrics: one request to Temporal's visibility for each
+    model, one a second at most. PT0S: never."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)
     """Workflow tasks processed at once."""
     shutdown_grace: timedelta = timedelta(seconds=10)

@@ -28,10 +28,10 @@ from jobs import errors, ids, names
 from jobs.errors import EngineFailed, to_status
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
-from runtime.telemetry import link_to
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.deliveries import DeliveryReader
 from services.gateway.errors import not_found
+from services.gateway.job_traces import traceparent_of
 from services.gateway.models import Models
 
 _log = logging.getLogger(__name__)
@@ -50,8 +50,6 @@ _CLOSED: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] =
     WorkflowExecutionStatus.TERMINATED: llm_pb2.JOB_STATE_CANCELLED,
     WorkflowExecutionStatus.TIMED_OUT: llm_pb2.JOB_STATE_TIMED_OUT,
 }
-_WORKFLOW_ID: Final = "temporalWorkflowID"
-"""The attribute that Temporal's own spans have, too."""
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
 
@@ -76,10 +74,6 @@ class JobReader:
         if description.status == WorkflowExecutionStatus.RUNNING:
             return await self._open(description)
         return await self._closed(description)
-
-    async def link_call(self, description: WorkflowExecutionDescription) -> None:
-        """Link the current call's span to the job's trace, where its own is another one."""
-        link_to(await _traceparent(description), {_WORKFLOW_ID: description.id})
 
     async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
         """Return what Temporal says of the job's workflow. Raises like read."""
@@ -219,7 +213,7 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     outcome = execution.typed_search_attributes.get(names.JOB_STATE)
     if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
         state = llm_pb2.JOB_STATE_TIMED_OUT
-    trace_id = ids.trace_id(await _traceparent(execution))
+    trace_id = ids.trace_id(await traceparent_of(execution))
     status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
     _set_times(status, execution)
     return status
@@ -231,11 +225,6 @@ async def _final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | Non
         return None
     status: llm_pb2.JobStatus | None = await execution.memo_value(names.MEMO_STATUS, None, type_hint=llm_pb2.JobStatus)
     return status
-
-
-async def _traceparent(execution: WorkflowExecution) -> str:
-    traceparent: str = await execution.memo_value(names.MEMO_TRACEPARENT, "", type_hint=str)
-    return traceparent
 
 
 def _set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:

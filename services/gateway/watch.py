@@ -23,6 +23,7 @@ from jobs import names
 from jobs.feed import Feed, Fence
 from llm_pb import llm_pb2
 from services.gateway.errors import ApiError
+from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
 from services.gateway.status import FINAL_STATES, JobReader
 from services.gateway.transcript import Cursor, Transcript
@@ -75,7 +76,7 @@ class Watch:
         """Return once the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is away."""
         await asyncio.shield(self._known)
         if self._description is not None:
-            await self._reader.link_call(self._description)
+            await link_call(self._description)
 
     def expect_end(self) -> None:
         """Be told that the job is about to end, which the feed of a job that is not running will not say."""

@@ -53,6 +53,9 @@ PIECES: Final = sorted({piece for word in WORDS for piece in word})
 VOCABULARY: Final = FIRST_PIECE + len(PIECES)
 WORD_IDS: Final = [[FIRST_PIECE + PIECES.index(piece) for piece in word] for word in WORDS]
 
+EARLY_SECONDS: Final = 0.002
+"""A token comes no earlier than it is due, but for this: uvloop's clock and its timers count in whole milliseconds."""
+
 FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang)@(?P<at>\d+)(?P<once>:once)?")
 FAULT_IN_PROMPT: Final = re.compile(rf"\[\[fault:({FAULT.pattern})\]\]")
 

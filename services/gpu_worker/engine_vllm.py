@@ -20,6 +20,7 @@ from typing import Any, Final
 # Read when vllm is imported. Whatever the operator has set stands.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(os.path.dirname(__file__), "vllm_logging.json"))
 
 from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
 from vllm.exceptions import VLLMClientError
@@ -236,8 +237,7 @@ class VllmEngine:
                 token_logprobs(place, token, params.logprobs, decode)
                 for place, token in zip(made.logprobs, tokens, strict=True)
             ]
-        ended = {"stop": STOP, "length": LENGTH}.get(made.finish_reason or "")
-        return writer.write(tokens, logprobs, ended)
+        return writer.write(tokens, logprobs, {"stop": STOP, "length": LENGTH}.get(made.finish_reason or ""))
 
 
 class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there when types are checked

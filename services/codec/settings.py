@@ -15,6 +15,10 @@ class CodecSettings(BaseSettings):
     """The address to listen on. Loopback by default: the server knows no users, so what it is shown is for all."""
     port: int = Field(default=8234, ge=0, le=65535)
     """The port to listen on; 0 takes a free one and logs it."""
+    metrics_host: str = "127.0.0.1"
+    """Address to serve Prometheus metrics on; loopback unless set."""
+    metrics_port: int = Field(default=9468, ge=0, le=65535)
+    """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ("http://localhost:8233", "http://127.0.0.1:8233")
     """The Web UIs whose pages may call the server, as scheme://host[:port], separated by commas."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1)

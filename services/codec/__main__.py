@@ -1,0 +1,27 @@
+"""`python -m services.codec`: show payloads as JSON until told to stop."""
+
+from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURATION
+
+from payload_converter.codec_server import make_app, serving
+from runtime import process
+from runtime.metrics import SHORT_SECONDS, serving_metrics
+from services.codec.settings import CodecSettings
+
+
+async def main() -> None:
+    """Serve the codec protocol. Raises RuntimeError for an address that is taken."""
+    settings = CodecSettings()
+    async with serving_metrics(settings.metrics_host, settings.metrics_port, "CODEC_") as metrics:
+        duration = metrics.meter(__package__).create_histogram(
+            HTTP_SERVER_REQUEST_DURATION,
+            unit="s",
+            description="How long the codec server took to answer.",
+            explicit_bucket_boundaries_advisory=SHORT_SECONDS,
+        )
+        app = make_app(settings.allowed_origins, settings.max_request_bytes, duration)
+        async with serving(app, settings.host, settings.port):
+            await process.forever()
+
+
+if __name__ == "__main__":
+    process.run("codec", main)
