@@ -28,6 +28,7 @@ from services.notifier.settings import NotifierSettings, UserEndpoint
 from services.notifier.sink import Sink
 from services.notifier.sinks import open_sinks
 from tests.conftest import stack_settings, webhook
+from tests.name_servers import name_server
 from tests.receivers import Receiver, hang, receiving, status
 
 SHORT = timedelta(seconds=1)
@@ -386,6 +387,36 @@ async def test_a_users_slow_receivers_leave_room_for_others() -> None:
         response = await courier.deliver(llm_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
         assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
         await asyncio.gather(*begun)
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
+    """However many of one user's there are: looking a name up takes nothing that others need."""
+    async with receiving() as receiver, name_server() as names:
+        names.say("good.example.com", ["127.0.0.1"])
+        many = [f"hangs-{number}.example.com" for number in range(200)]
+        for name in many:
+            names.say(name)
+        changes = {"dns_servers": (names.address,), "webhook_timeout": 5 * SHORT}
+        settings = NotifierSettings(**{**LOOPBACK, **changes})
+        async with open_sinks(settings) as sinks:
+            courier = Courier(sinks, settings, METRICS)
+            begun = [
+                asyncio.create_task(
+                    courier.deliver(llm_pb2.NotifyRequest(target=target, user_id="one"), 10 * SHORT), name=name
+                )
+                for name in many
+                for target in webhook(f"http://{name}:{receiver.port}/")
+            ]
+            async with asyncio.timeout(5):
+                while any(not names.asked[name, 4] for name in many):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            (good,) = webhook(receiver.on("/good", status(200)).replace("127.0.0.1", "good.example.com"))
+            response = await courier.deliver(llm_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
+            assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
+            assert not any(task.done() for task in begun), "all still ask"
+            for response in await asyncio.gather(*begun):
+                assert response.state == llm_pb2.NOTIFY_STATE_PENDING
+                assert "did not answer within 5 s" in response.attempt.error.message
 
 
 async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default() -> None:

@@ -1,8 +1,6 @@
 """`python -m services.notifier`: deliver events until told to stop."""
 
-import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from temporalio.worker import Worker
@@ -17,14 +15,10 @@ from services.notifier.progress import NotifyProgress
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks import open_sinks
 
-_LOOKUPS = 64
-"""Names looked up at once: a name server that hangs must not hold up the others."""
-
 
 async def main() -> None:
     """Run one worker for outcomes and one for progress."""
     settings = NotifierSettings()
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOKUPS))
     async with (
         serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_") as metrics,
         open_sinks(settings) as sinks,

@@ -65,6 +65,8 @@ class NotifierSettings(BaseSettings):
     """The ports that webhooks may go to, as JSON. Empty: any."""
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that webhooks may go to although they are not public, as JSON; the local stack allows loopback."""
+    dns_servers: tuple[str, ...] = ()
+    """The name servers to ask where webhooks lead, as JSON: addresses, or address:port. Empty: the system's."""
     webhook_proxy: SecretStr | None = None
     """The HTTP proxy that webhooks go through. It looks names up itself, so it must refuse private addresses."""
     nats_url: SecretStr | None = None
