@@ -363,7 +363,7 @@ async def test_a_slow_destination_delays_no_other() -> None:
         assert len(slow.so_far("/slow")) == 3
         responses = await asyncio.gather(*begun)
         assert {response.state for response in responses} == {llm_pb2.NOTIFY_STATE_PENDING}
-        assert sum("too slow" in response.attempt.error.message for response in responses) == 15
+        assert sum("under way already" in response.attempt.error.message for response in responses) == 15
 
 
 async def test_a_users_slow_receivers_leave_room_for_others() -> None:

@@ -35,7 +35,7 @@ async def main() -> None:
         progress = Worker(
             client,
             task_queue=settings.task_queue + names.PROGRESS_QUEUE_SUFFIX,
-            activities=[NotifyProgress(client, courier).__call__],
+            activities=[NotifyProgress(client, courier, settings.max_progress_per_user).__call__],
             max_concurrent_activities=settings.max_progress,
             # Heartbeats carry the log, and bring word of a job's end: none may be kept back for long.
             max_heartbeat_throttle_interval=timedelta(seconds=1),

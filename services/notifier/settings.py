@@ -94,7 +94,9 @@ class NotifierSettings(BaseSettings):
     max_waiting_per_destination: int = Field(64, ge=0)
     """Deliveries that wait for their turn at one destination; more are put off, so that they do not block others."""
     max_progress: int = Field(500, gt=0)
-    """Running jobs at once whose progress is told."""
+    """Jobs at once whose progress is told, those that still wait for a worker included."""
+    max_progress_per_user: int = Field(125, gt=0)
+    """Of one user; the progress of more is told once others of the user's have ended, up to 100 s later."""
     shutdown_grace: timedelta = timedelta(seconds=10)
     """What running deliveries get on SIGTERM."""
     metrics_host: str = "127.0.0.1"
