@@ -57,6 +57,7 @@ class Peer(Protocol):
     kind: str
     settings: NotifierSettings
     drops_repeats: bool
+    keyed: bool
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
         """Return a target here."""
@@ -84,6 +85,7 @@ class WebhookPeer:
 
     kind = "webhook"
     drops_repeats = False
+    keyed = False
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -114,6 +116,7 @@ class NatsPeer:
 
     kind = "nats"
     drops_repeats = True
+    keyed = False
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -150,7 +153,8 @@ class KafkaPeer:
 
     kind = "kafka"
     drops_repeats = False
-    topics = ("whole", "repeat", "many", "silent", "cancelled")
+    keyed = True
+    topics = ("whole", "repeat", "many", "silent", "cancelled", "large", "numbered", "jobs")
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self._process = process
@@ -165,6 +169,25 @@ class KafkaPeer:
 
     async def taken(self, name: str, count: int) -> list[Taken]:
         return await asyncio.to_thread(self._consume, name, count)
+
+    async def batches(self, topic: str, count: int) -> list[Any]:
+        """Return so many record batches of one job's as the broker keeps them: the bytes that came over the wire."""
+        from aiokafka.client import AIOKafkaClient
+        from aiokafka.protocol.fetch import FetchRequest
+        from aiokafka.record.memory_records import MemoryRecords
+
+        client = AIOKafkaClient(bootstrap_servers=self._address)
+        await client.bootstrap()
+        (broker,) = client.cluster.brokers()
+        await client.add_topic(topic)
+        batches = []
+        for offset in range(count):
+            partitions = [(number, offset, 2**20) for number in client.cluster.partitions_for_topic(topic)]
+            answer = await client.send(broker.nodeId, FetchRequest(100, 1, 2**20, 0, [(topic, partitions)]))
+            for _, answers in answer.topics:
+                batches += [MemoryRecords(data).next_batch() for *_, data in answers if data]
+        await client.close()
+        return batches
 
     def _consume(self, topic: str, count: int) -> list[Taken]:
         from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
@@ -236,7 +259,7 @@ async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
     assert taken.event == event()
     assert taken.id == "1"
     assert taken.content_type == "application/cloudevents+json; charset=UTF-8"
-    assert taken.key in ("", "llmjob-u-r"), "where there are keys, the job's id"
+    assert taken.key == ("llmjob-u-r" if peer.keyed else ""), "where there are keys, the job's id"
 
 
 async def test_a_repeat_is_the_same(peer: Peer, sink: Sink) -> None:
@@ -278,6 +301,18 @@ async def test_silence_is_a_failure_and_passes(peer: Peer, sink: Sink) -> None:
     assert "found" in {item.id for item in await peer.taken(name, 2)}
 
 
+async def test_an_event_that_is_too_large_for_the_broker_is_refused(peer: Peer, sink: Sink) -> None:
+    """For good, since it never gets smaller; the next one passes. HTTP knows no such limit."""
+    large = {**event("large"), "data": "€" * 400_000}
+    if peer.kind == "webhook":
+        assert (await sink.deliver(peer.target("large"), large, "user")).error is None
+        return
+    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ takes"):
+        await sink.deliver(peer.target("large"), large, "user")
+    assert (await sink.deliver(peer.target("large"), event("small"), "user")).error is None
+    assert [item.id for item in await peer.taken("large", 1)] == ["small"]
+
+
 async def test_a_cancelled_delivery_leaves_the_sink_whole(peer: Peer, sink: Sink) -> None:
     """A notifier that stops, or an attempt whose time is over."""
     for _ in range(20):
@@ -299,6 +334,53 @@ async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
     response = await Courier({}, peer.settings, METRICS).deliver(request, SHORT)
     assert response.state == llm_pb2.NOTIFY_STATE_FAILED
     assert peer.kind in response.attempt.error.message
+
+
+async def test_kafka_events_come_from_an_idempotent_producer() -> None:
+    """What the broker keeps has the producer's number and a sequence without a gap, by which it drops repeats."""
+    async with kafka_peer() as peer:
+        async with open_sinks(peer.settings) as sinks:
+            for number in range(3):
+                await sinks["kafka"].deliver(peer.target("numbered"), event(str(number)), "user")
+        batches = await peer.batches("numbered", 3)
+    assert [batch.base_sequence for batch in batches] == [0, 1, 2]
+    ((producer, epoch),) = {(batch.producer_id, batch.producer_epoch) for batch in batches}
+    assert producer is not None
+    assert producer >= 0
+    assert epoch >= 0
+
+
+def test_kafkas_own_word_on_a_size_is_understood() -> None:
+    """MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE of the broker are the errors that the sink refuses for good."""
+    errors = pytest.importorskip("aiokafka.errors")
+    assert [errors.for_code(code) for code in (10, 18)] == [
+        errors.MessageSizeTooLargeError,
+        errors.RecordListTooLargeError,
+    ]
+
+
+@pytest.mark.parametrize("limit", ["server's", "server's, with headers", "stream's"])
+async def test_nats_limits_are_kept(tmp_path_factory: pytest.TempPathFactory, limit: str) -> None:
+    """Those of the server, headers included, and of the stream."""
+    async with Stack(stack_settings(tmp_path_factory.mktemp("nats")), only=("nats",)) as stack:
+        url = f"nats://{stack.address('nats')}"
+        client = await nats.connect(url)
+        most = 1000 if limit == "stream's" else -1
+        await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.>"], max_msg_size=most)
+        size = {"server's": client.max_payload + 1, "server's, with headers": client.max_payload, "stream's": 1001}[
+            limit
+        ]
+        large = {**event(), "data": ""}
+        large["data"] = "x" * (size - len(json.dumps(large)))
+        settings = NotifierSettings(nats_url=SecretStr(url), **LOOPBACK)
+        target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="large"))
+        async with open_sinks(settings) as sinks:
+            with pytest.raises(DeliveryRefused, match=f"the event of {size} bytes is larger than NATS takes"):
+                await sinks["nats"].deliver(target, large, "user")
+            assert (await sinks["nats"].deliver(target, event(), "user")).error is None
+        info = await client.jetstream().stream_info("EVENTS")
+        assert info.state.messages == 1
+        await client.close()
 
 
 async def test_nats_without_a_stream_is_a_failure(tmp_path_factory: pytest.TempPathFactory) -> None:

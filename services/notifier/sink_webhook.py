@@ -1,5 +1,6 @@
 """Webhooks by the Standard Webhooks specification; the only module that speaks HTTP outwards."""
 
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -69,7 +70,7 @@ class WebhookSink:
         try:
             async with self._session.post(
                 url,
-                data=body.encode(),
+                data=io.BytesIO(body.encode()),
                 headers={**self._signed(event["id"], body, user_id), **current_headers()},
                 allow_redirects=False,
                 proxy=self._proxy,
