@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import grpc
 import pytest
@@ -80,6 +81,32 @@ async def test_an_event_is_small_by_default(stub: LlmServiceStub, sink: Receiver
     (request,) = await sink.received("/whole")
     assert request.event["data"]["result"]["output"] == seen.final.result.output
     assert "outputOmitted" not in request.event["data"]
+
+
+async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sink: Receiver) -> None:
+    """Of 256 KiB. Beyond it the event says that output and logprobs were left out, and GetStatus has them."""
+
+    async def told(path: str, tokens: int) -> tuple[llm_pb2.JobResult, dict[str, Any]]:
+        job = new_job(
+            params={"max_tokens": tokens, "logprobs": 20},
+            notify=webhook(sink.on(path, status(200))),
+            notify_options={"include_output": True},
+        )
+        seen = await run_job(stub, job)
+        (request,) = await sink.received(path)
+        return seen.final.result, request.event["data"]
+
+    (below, whole), (above, cut) = await asyncio.gather(told("/below", 700), told("/above", 1400))
+    assert below.ByteSize() < 256 * 1024 < above.ByteSize()
+    assert "outputOmitted" not in whole
+    assert whole["result"]["output"] == below.output
+    assert len(whole["result"]["logprobs"]) == 700
+    assert cut["outputOmitted"]
+    assert cut["result"].keys() == {"finishReason", "metadata"}
+    assert cut["result"]["metadata"]["outputTokens"] == "1400"
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cut["status"]["workflowId"]))
+    assert look.result == above
+    assert len(above.logprobs) == 1400
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,11 @@ class NatsPeer:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._url = f"nats://{stack.address('nats')}"
-        self.settings = NotifierSettings(nats_url=SecretStr(self._url), **LOOPBACK)
+        self.url = f"nats://{stack.address('nats')}"
+        self.settings = NotifierSettings(nats_url=SecretStr(self.url), **LOOPBACK)
 
     async def start(self) -> None:
-        client = await nats.connect(self._url)
+        client = await nats.connect(self.url)
         await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.taken.>"])
         await client.close()
 
@@ -135,7 +135,7 @@ class NatsPeer:
         return llm_pb2.NotifyTarget()
 
     async def taken(self, name: str, count: int) -> list[Taken]:
-        client = await nats.connect(self._url)
+        client = await nats.connect(self.url)
         subscription = await client.jetstream().subscribe(f"llm.events.taken.{name}", ordered_consumer=True)
         messages = [await subscription.next_msg(timeout=10) for _ in range(count)]
         await client.close()
@@ -158,7 +158,7 @@ class KafkaPeer:
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self._process = process
-        self._address = address
+        self.address = address
         self.settings = NotifierSettings(kafka_servers=address, kafka_topics=self.topics, **LOOPBACK)
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
@@ -176,7 +176,7 @@ class KafkaPeer:
         from aiokafka.protocol.fetch import FetchRequest
         from aiokafka.record.memory_records import MemoryRecords
 
-        client = AIOKafkaClient(bootstrap_servers=self._address)
+        client = AIOKafkaClient(bootstrap_servers=self.address)
         await client.bootstrap()
         (broker,) = client.cluster.brokers()
         await client.add_topic(topic)
@@ -192,7 +192,7 @@ class KafkaPeer:
     def _consume(self, topic: str, count: int) -> list[Taken]:
         from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-        consumer = Consumer({"bootstrap.servers": self._address, "group.id": "test"})
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": "test"})
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         taken = []
