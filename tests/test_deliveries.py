@@ -371,14 +371,19 @@ async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, tempora
     asked=st.timedeltas(timedelta(0), timedelta(days=1000)),
     chance=st.floats(0, 1),
     spent=st.timedeltas(timedelta(0), timedelta(hours=80)),
+    took=st.timedeltas(timedelta(0), timedelta(hours=10)),
 )
-def test_the_schedule_is_bounded(tries: int, asked: timedelta, chance: float, spent: timedelta) -> None:
-    """Whatever a receiver asks for: never before the wait is over, never after the end, and given up in the end."""
+def test_the_schedule_is_bounded(
+    tries: int, asked: timedelta, chance: float, spent: timedelta, took: timedelta
+) -> None:
+    """Whatever a receiver asks for: never before the wait is over but at the end, and given up after that."""
     retry, start = DEFAULTS.notify_retry, datetime(2026, 1, 1, tzinfo=UTC)
-    end, now = start + timedelta(hours=72), start + spent
-    due = next_attempt(retry, tries, now, end, asked, chance)
-    if spent >= timedelta(hours=72) or tries >= 50:
+    end, began, now = start + timedelta(hours=72), start + spent, start + spent + took
+    due = next_attempt(retry, tries, began, now, end, asked, chance)
+    if began >= end or tries >= 50:
         assert due is None
+    elif now >= end:
+        assert due == now
     else:
         assert due is not None
         wait = timedelta(seconds=min(5 * 3.0 ** (tries - 1), 12 * 3600))
@@ -392,7 +397,7 @@ def test_the_default_schedule_takes_three_days() -> None:
     now = start = datetime(2026, 1, 1, tzinfo=UTC)
     retry, end = DEFAULTS.notify_retry, start + timedelta(hours=72)
     waits: list[float] = []
-    while due := next_attempt(retry, len(waits) + 1, now, end, timedelta(0), 0.5):
+    while due := next_attempt(retry, len(waits) + 1, now, now, end, timedelta(0), 0.5):
         waits.append((due - now).total_seconds())
         now = due
     assert waits[:9] == [5, 15, 45, 135, 405, 1215, 3645, 10935, 32805]
