@@ -187,16 +187,16 @@ async def test_a_delivery_is_given_up_in_the_end(stub: LlmServiceStub, temporal:
     assert "503" in look.status.notifications[0].error.message
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_a_receiver_says_when_to_come_back(stub: LlmServiceStub, sink: Receiver, form: str) -> None:
-    """Retry-After of 429 is kept, far above the schedule's own wait."""
+@pytest.mark.parametrize(("code", "form"), [(429, "seconds"), (429, "date"), (503, "seconds")])
+async def test_a_receiver_says_when_to_come_back(stub: LlmServiceStub, sink: Receiver, code: int, form: str) -> None:
+    """Retry-After of 429 and 503 is kept, far above the schedule's own wait."""
     until_then = datetime.now(UTC) + timedelta(seconds=3)
     value = "2" if form == "seconds" else format_datetime(until_then, usegmt=True)
-    url = sink.on(f"/busy/{form}", status(429, retry_after=value), status(200))
+    url = sink.on(f"/busy/{code}/{form}", status(code, retry_after=value), status(200))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     (entry,) = await until(stub, seen.final.status.workflow_id, settled)
     first, second = entry.attempts
-    assert (first.http_status, second.http_status) == (429, 200)
+    assert (first.http_status, second.http_status) == (code, 200)
     if form == "seconds":
         assert second.time.ToDatetime() - first.time.ToDatetime() >= timedelta(seconds=2)
     else:

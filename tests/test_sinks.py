@@ -550,3 +550,16 @@ async def test_webhooks_go_through_the_proxy() -> None:
                 await sinks["webhook"].deliver(target, event(), "user")
     await runner.cleanup()
     assert len(asked) == 1
+
+
+async def test_an_https_webhook_goes_through_a_tunnel_of_the_proxy() -> None:
+    """The proxy is told the server alone: neither path nor event. One that opens no tunnel is a failure."""
+    async with receiving() as proxy:
+        proxy.on("hooks.example.com:443", status(503))
+        async with open_sinks(NotifierSettings(webhook_proxy=SecretStr(proxy.url))) as sinks:
+            (target,) = webhook("https://hooks.example.com/path?token=1")
+            with pytest.raises(DeliveryFailed, match="could not be reached"):
+                await sinks["webhook"].deliver(target, event(), "user")
+        (request,) = proxy.so_far("hooks.example.com:443")
+        assert request.body == b""
+        assert not [name for name in request.headers if name.startswith("webhook-")]

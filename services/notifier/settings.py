@@ -90,7 +90,7 @@ class NotifierSettings(BaseSettings):
     max_per_user: int = Field(250, gt=0)
     """Deliveries at once of one user's jobs; more are put off, so that slow receivers of one leave room for others."""
     max_per_destination: int = Field(16, gt=0)
-    """Deliveries at once to one destination: scheme, host and port of a webhook, a topic, a subject."""
+    """Deliveries at once to one destination: scheme, host and port of a webhook, a topic, the NATS server."""
     max_waiting_per_destination: int = Field(64, ge=0)
     """Deliveries that wait for their turn at one destination; more are put off, so that they do not block others."""
     max_progress: int = Field(500, gt=0)

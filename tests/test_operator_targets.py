@@ -1,28 +1,37 @@
-"""Jobs whose outcome goes to brokers: submitted by gRPC, told to a real NATS server and a peer of Kafka's protocol."""
+"""Jobs whose outcome goes where only an operator's settings can say: brokers, and endpoints for jobs that name none.
 
+NATS is a real server, Kafka a peer that speaks its protocol.
+"""
+
+import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import grpc
 import nats
 import pytest
+from standardwebhooks import Webhook
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.event import CloudEvent
-from tests.conftest import new_job, run_job, unpack
-from tests.test_sinks import KafkaPeer, NatsPeer, kafka_peer
+from tests.conftest import FAST, new_job, run_job, unpack
+from tests.receivers import Receiver, receiving
+from tests.test_sinks import KafkaPeer, NatsPeer, kafka_peer, secret
 
-QUEUE = "notifications-brokers"
+QUEUE = "notifications-operator"
+USER = "user-with-an-endpoint"
+OWN = secret("own").get_secret_value()
 
 
 class Brokers(NamedTuple):
-    """A gateway whose notifier knows both."""
+    """A gateway whose notifier knows both, and endpoints for jobs that name no target."""
 
     stub: LlmServiceStub
     nats: NatsPeer
     kafka: KafkaPeer
+    receiver: Receiver
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
     client = await nats.connect(nats_peer.url)
     await client.jetstream().add_stream(name="SMALL", subjects=["llm.events.small"], max_msg_size=100)
     await client.close()
-    async with kafka_peer() as kafka:
+    async with kafka_peer() as kafka, receiving() as receiver:
         notifier = stack.add(
             "notifier",
             {
@@ -40,6 +49,9 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
                 "NOTIFIER_NATS_URL": nats_peer.url,
                 "NOTIFIER_KAFKA_SERVERS": kafka.address,
                 "NOTIFIER_KAFKA_TOPICS": '["jobs"]',
+                "NOTIFIER_DEFAULT_WEBHOOK_URL": f"{receiver.url}/default",
+                "NOTIFIER_USERS": json.dumps({USER: {"url": f"{receiver.url}/own", "secrets": [OWN]}}),
+                "NOTIFIER_JOB_URL": "https://llm.example.com/jobs/{workflow_id}",
             },
         )
         gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
@@ -47,7 +59,7 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
             await process.start()
             await process.wait_ready()
         async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
-            yield Brokers(LlmServiceStub(channel), nats_peer, kafka)
+            yield Brokers(LlmServiceStub(channel), nats_peer, kafka, receiver)
         for process in (gateway, notifier):
             await process.terminate()
 
@@ -75,6 +87,29 @@ async def test_a_jobs_end_arrives_at_both_brokers(brokers: Brokers) -> None:
     expect(produced.event, seen.final, 1)
     assert produced.key == seen.final.status.workflow_id
     assert {**published.event, "id": produced.id} == produced.event
+
+
+@pytest.mark.parametrize(
+    ("user", "path", "secrets"),
+    [
+        (USER, "/own", [OWN]),
+        ("user-without", "/default", json.loads(FAST["notifier"]["NOTIFIER_WEBHOOK_SECRETS"])),
+    ],
+    ids=["the user's", "the default"],
+)
+async def test_a_job_that_names_no_target_is_told_to_an_endpoint_of_the_settings(
+    brokers: Brokers, user: str, path: str, secrets: list[str]
+) -> None:
+    """Signed by each of its secrets, with a link to the job. The endpoint's path is not shown to the job's user."""
+    seen = await run_job(brokers.stub, new_job(user_id=user, params={"max_tokens": 5}))
+    (request,) = await brokers.receiver.received(path)
+    expect(request.event, seen.final, 0)
+    id_ = seen.final.status.workflow_id
+    assert request.event["data"]["links"] == {"job": f"https://llm.example.com/jobs/{id_}"}
+    assert len(request.headers["webhook-signature"].split()) == len(secrets)
+    for one in secrets:
+        Webhook(one).verify(request.body, request.headers)
+    assert [shown.target for shown in seen.final.status.notifications] == [brokers.receiver.url]
 
 
 @pytest.mark.parametrize(
