@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -17,7 +17,7 @@ from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
-from tests.conftest import new_job, until_output, webhook
+from tests.conftest import new_job, run_job, until_output, webhook
 from tests.receivers import Receiver, hang, receiving, status
 
 QUEUE = "notifications-progress"
@@ -53,28 +53,36 @@ async def narrow(stack: Stack) -> AsyncIterator[Narrow]:
         await process.terminate()
 
 
-async def submit(narrow: Narrow, path: str, seconds: int = 1, **changes: str) -> str:
+def told_job(narrow: Narrow, path: str, seconds: int = 1, **changes: Any) -> llm_pb2.JobRequest:
     options = llm_pb2.NotifyOptions(
         events=[llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS],
         progress_interval=Duration(seconds=seconds),
     )
-    job = new_job(params=LONG, notify=webhook(f"{narrow.receiver.url}{path}"), notify_options=options, **changes)
+    values = {"params": LONG, "notify": webhook(f"{narrow.receiver.url}{path}"), "notify_options": options}
+    return new_job(**{**values, **changes})
+
+
+async def submit(narrow: Narrow, job: llm_pb2.JobRequest) -> str:
     return (await narrow.stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
 
 
 async def test_a_users_slow_receivers_leave_room_for_the_progress_of_others(narrow: Narrow) -> None:
-    """What is too much of one user's is told later, once there is room."""
+    """What is too much of one user's is told later, once there is room; its jobs do not wait for that."""
     paths = [f"/greedy/{number}" for number in range(3)]
     for path in paths:
         narrow.receiver.on(path, hang)
-    jobs = {path: await submit(narrow, path, user_id="greedy") for path in paths}
+    jobs = {path: await submit(narrow, told_job(narrow, path, user_id="greedy")) for path in paths}
     for id_ in jobs.values():
         await until_output(narrow.stub, id_)
-    modest = await submit(narrow, "/modest", user_id="modest")
+    modest = await submit(narrow, told_job(narrow, "/modest", user_id="modest"))
     await narrow.receiver.received("/modest", 3)
     told = [path for path in paths if narrow.receiver.so_far(path)]
     assert len(told) == 2
     (waits,) = set(paths) - set(told)
+    async with asyncio.timeout(10):
+        short = await run_job(narrow.stub, told_job(narrow, "/short", user_id="greedy", params={"max_tokens": 100}))
+    assert short.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+    assert not narrow.receiver.so_far("/short")
     await narrow.stub.Cancel(llm_pb2.CancelRequest(workflow_id=jobs[told[0]]))
     await narrow.receiver.received(waits)
     for id_ in (modest, *jobs.values()):
@@ -85,7 +93,7 @@ async def test_a_notifier_that_takes_over_keeps_the_interval(narrow: Narrow, tem
     """The one before it stopped a moment after it had told."""
     interval = timedelta(seconds=6)
     narrow.receiver.on("/over", status(200))
-    id_ = await submit(narrow, "/over", seconds=6)
+    id_ = await submit(narrow, told_job(narrow, "/over", seconds=6))
     await narrow.receiver.received("/over", 2)
     async with asyncio.timeout(10):
         while "llm.v1.job.progress" not in [item.type for item in await heartbeat(temporal, id_)]:  # noqa: ASYNC110
