@@ -126,19 +126,26 @@ def notification(delivery: llm_pb2.Delivery) -> llm_pb2.NotifyStatus:
 
 
 def next_attempt(
-    retry: llm_pb2.RetryOptions, tries: int, now: datetime, end: datetime, asked: timedelta, chance: float
+    retry: llm_pb2.RetryOptions,
+    tries: int,
+    began: datetime,
+    now: datetime,
+    end: datetime,
+    asked: timedelta,
+    chance: float,
 ) -> datetime | None:
     """Return when to try again after so many tries, None to give up.
 
-    `asked` is what the receiver asked for, `end` the last moment, `chance` a number from 0 to 1 that spreads the waits.
+    `began` is when the last one did: whoever was away since, there is always one more at the `end` or after it.
+    `asked` is what the receiver asked for, `chance` a number from 0 to 1 that spreads the waits.
     """
-    if tries >= retry.maximum_attempts or now >= end:
+    if tries >= retry.maximum_attempts or began >= end:
         return None
     longest = retry.maximum_interval.ToTimedelta()
     factor = retry.backoff_coefficient ** min(tries - 1, _MAX_EXPONENT)
     seconds = min(retry.initial_interval.ToTimedelta().total_seconds() * factor, longest.total_seconds())
     wait = timedelta(seconds=seconds * (1 - _JITTER + 2 * _JITTER * chance))
-    return min(now + max(wait, min(asked, longest)), end)
+    return max(min(now + max(wait, min(asked, longest)), end), now)
 
 
 class Deliveries:
@@ -216,6 +223,7 @@ class Deliveries:
                 if self._pausing or self._too_late(workflow.now()):
                     return
             self._again.discard(index)
+            began = workflow.now()
             response = await self._attempt(index)
             delivery.target = response.target or delivery.target
             delivery.ClearField("next_attempt_time")
@@ -225,7 +233,7 @@ class Deliveries:
                 continue
             delivery.state = response.state
             if response.state == llm_pb2.NOTIFY_STATE_PENDING:
-                self._schedule(delivery, response.retry_after.ToTimedelta())
+                self._schedule(delivery, began, response.retry_after.ToTimedelta())
 
     def _too_late(self, when: datetime) -> bool:
         return when > self._no_more_after
@@ -237,11 +245,11 @@ class Deliveries:
         except TimeoutError:
             return
 
-    def _schedule(self, delivery: llm_pb2.Delivery, asked: timedelta) -> None:
+    def _schedule(self, delivery: llm_pb2.Delivery, began: datetime, asked: timedelta) -> None:
         retry, end = self.state.options.notify_retry, delivery.give_up_time.ToDatetime(UTC)
         since = end - retry.within.ToTimedelta()
         tries = sum(attempt.time.ToDatetime(UTC) >= since for attempt in delivery.attempts)
-        due = next_attempt(retry, max(tries, 1), workflow.now(), end, asked, workflow.random().random())
+        due = next_attempt(retry, max(tries, 1), began, workflow.now(), end, asked, workflow.random().random())
         if due is None:
             delivery.state = llm_pb2.NOTIFY_STATE_FAILED
         else:

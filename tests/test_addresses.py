@@ -5,14 +5,12 @@ listener on this machine, at all its addresses, counts connections: there is nev
 """
 
 import re
-import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 import grpc
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -24,8 +22,10 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.addresses import why_not_public
 from services.notifier.settings import NotifierSettings
 from services.notifier.sink_webhook import WebhookSink
-from tests.conftest import details_of, new_job, unpack, watch, webhook
+from tests.conftest import details_of, new_job, run_job, unpack, watch, webhook
+from tests.name_servers import NameServer, name_server
 from tests.receivers import Receiver, receiving
+from tests.test_deliveries import settled, until
 
 QUEUE = "notifications-strict"
 
@@ -132,22 +132,28 @@ MALFORMED = {
 """URLs that no gateway takes; a job that is started past it may still hold them."""
 
 
+NOBODY = "192.0.2.7"
+"""Stands for a public address, by a setting of the strict notifier: there is no such host."""
+
+
 class Strict(NamedTuple):
     """A gateway whose notifier has strict settings."""
 
     stub: LlmServiceStub
     listener: Receiver
+    name_server: NameServer
 
 
 @pytest.fixture(scope="module")
 async def strict(stack: Stack) -> AsyncIterator[Strict]:
-    async with receiving(everywhere=True) as listener:
+    async with receiving(everywhere=True) as listener, name_server() as asked:
         notifier = stack.add(
             "notifier",
             {
                 "NOTIFIER_TASK_QUEUE": QUEUE,
-                "NOTIFIER_WEBHOOK_NETWORKS": "[]",
+                "NOTIFIER_WEBHOOK_NETWORKS": f'["{NOBODY}/32"]',
                 "NOTIFIER_WEBHOOK_PORTS": "[]",
+                "NOTIFIER_DNS_SERVERS": f'["{asked.address}"]',
             },
         )
         gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
@@ -155,7 +161,7 @@ async def strict(stack: Stack) -> AsyncIterator[Strict]:
             await process.start()
             await process.wait_ready()
         async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
-            yield Strict(LlmServiceStub(channel), listener)
+            yield Strict(LlmServiceStub(channel), listener, asked)
         for process in (gateway, notifier):
             await process.terminate()
 
@@ -211,32 +217,33 @@ async def test_what_is_no_url_is_refused_by_the_gateway_and_the_notifier(strict:
     assert strict.listener.connections == 0
 
 
-class Changing(AbstractResolver):
-    """A name server of the attacker's: each question gets the next answer."""
-
-    def __init__(self, *answers: list[str]) -> None:
-        self._answers = list(answers)
-        self.asked = 0
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        addresses = self._answers[min(self.asked, len(self._answers) - 1)]
-        self.asked += 1
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-        ]
-
-    async def close(self) -> None:
-        pass
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ([["127.0.0.1"]], "a loopback address"),
+        ([["::1"]], "a loopback address"),
+        ([["::ffff:127.0.0.1"]], "an IPv4 address inside IPv6"),
+        ([["169.254.169.254"]], "a link-local or metadata address"),
+        ([[NOBODY], ["127.0.0.1"]], "a loopback address"),
+        ([[NOBODY, "127.0.0.1"]], "a loopback address"),
+    ],
+    ids=["private", "IPv6", "mapped", "metadata", "public, then private", "both"],
+)
+async def test_a_job_says_why_its_webhooks_name_was_refused(
+    strict: Strict, answers: list[list[str]], says: str
+) -> None:
+    """By its status and its log, whenever the name server says what; nobody is connected to."""
+    name = f"hooks-{len(strict.name_server.asked)}.example.com"
+    strict.name_server.say(name, *answers)
+    job = new_job(params={"max_tokens": 1}, notify=webhook(f"http://{name}:{strict.listener.port}/"))
+    id_ = (await run_job(strict.stub, job)).final.status.workflow_id
+    (entry,) = await until(strict.stub, id_, settled)
+    reasons = [unpack(attempt.error)["ErrorInfo"].reason for attempt in entry.attempts]
+    assert reasons == ["DELIVERY_FAILED"] * (len(answers) - 1) + ["DELIVERY_REFUSED"]
+    look = await strict.stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))
+    (shown,) = look.status.notifications
+    assert refusal(shown) == f"the webhook leads to {says}; only public addresses are allowed"
+    assert strict.listener.connections == 0
 
 
 PUBLIC = "127.0.0.2"
@@ -269,12 +276,15 @@ PUBLIC = "127.0.0.2"
 async def test_a_name_that_changes_its_address_gains_nothing(answers: list[list[str]]) -> None:
     """What is checked is what is connected to, at every delivery anew: there is no time between the two."""
     event = {"id": "a", "type": "b"}
-    async with receiving() as listener:
+    async with receiving() as listener, name_server() as names_:
+        names_.say("hooks.example.com", *answers)
         settings = NotifierSettings(
-            webhook_schemes=("http",), webhook_ports=(), webhook_networks=(ip_network(f"{PUBLIC}/32"),)
+            webhook_schemes=("http",),
+            webhook_ports=(),
+            webhook_networks=(ip_network(f"{PUBLIC}/32"),),
+            dns_servers=(names_.address,),
         )
-        resolver = Changing(*answers)
-        sink = WebhookSink(settings, resolver)
+        sink = WebhookSink(settings)
         (target,) = webhook(f"http://hooks.example.com:{listener.port}/")
         reasons = []
         for _ in range(3):
@@ -285,7 +295,8 @@ async def test_a_name_that_changes_its_address_gains_nothing(answers: list[list[
         refused = [str(reason) for reason in reasons if isinstance(reason, DeliveryRefused)]
         assert refused
         assert all("leads to" in reason for reason in refused)
-        assert resolver.asked == 3, "one question for each delivery: the answer that was checked is the one that counts"
+        asked = max(names_.asked.values())
+        assert asked == 3, "one question for each delivery: the answer that was checked is the one that counts"
         assert listener.connections == 0
 
 
@@ -297,9 +308,8 @@ def test_a_public_address_is_allowed(address: str) -> None:
 async def test_the_operator_opens_a_network() -> None:
     """And only that."""
     async with receiving() as listener:
-        settings = NotifierSettings(
-            webhook_schemes=("http",), webhook_ports=(), webhook_networks=(ip_network("127.0.0.0/8"),)
-        )
+        networks = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+        settings = NotifierSettings(webhook_schemes=("http",), webhook_ports=(), webhook_networks=networks)
         sink = WebhookSink(settings)
         (target,) = webhook(f"http://localhost:{listener.port}/")
         assert (await sink.deliver(target, {"id": "a"}, "user")).http_status == 200

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import grpc
 import pytest
@@ -80,6 +81,32 @@ async def test_an_event_is_small_by_default(stub: LlmServiceStub, sink: Receiver
     (request,) = await sink.received("/whole")
     assert request.event["data"]["result"]["output"] == seen.final.result.output
     assert "outputOmitted" not in request.event["data"]
+
+
+async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sink: Receiver) -> None:
+    """Of 256 KiB. Beyond it the event says that output and logprobs were left out, and GetStatus has them."""
+
+    async def told(path: str, tokens: int) -> tuple[llm_pb2.JobResult, dict[str, Any]]:
+        job = new_job(
+            params={"max_tokens": tokens, "logprobs": 20},
+            notify=webhook(sink.on(path, status(200))),
+            notify_options={"include_output": True},
+        )
+        seen = await run_job(stub, job)
+        (request,) = await sink.received(path)
+        return seen.final.result, request.event["data"]
+
+    (below, whole), (above, cut) = await asyncio.gather(told("/below", 700), told("/above", 1400))
+    assert below.ByteSize() < 256 * 1024 < above.ByteSize()
+    assert "outputOmitted" not in whole
+    assert whole["result"]["output"] == below.output
+    assert len(whole["result"]["logprobs"]) == 700
+    assert cut["outputOmitted"]
+    assert cut["result"].keys() == {"finishReason", "metadata"}
+    assert cut["result"]["metadata"]["outputTokens"] == "1400"
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cut["status"]["workflowId"]))
+    assert look.result == above
+    assert len(above.logprobs) == 1400
 
 
 @pytest.mark.parametrize(
@@ -160,16 +187,16 @@ async def test_a_delivery_is_given_up_in_the_end(stub: LlmServiceStub, temporal:
     assert "503" in look.status.notifications[0].error.message
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_a_receiver_says_when_to_come_back(stub: LlmServiceStub, sink: Receiver, form: str) -> None:
-    """Retry-After of 429 is kept, far above the schedule's own wait."""
+@pytest.mark.parametrize(("code", "form"), [(429, "seconds"), (429, "date"), (503, "seconds")])
+async def test_a_receiver_says_when_to_come_back(stub: LlmServiceStub, sink: Receiver, code: int, form: str) -> None:
+    """Retry-After of 429 and 503 is kept, far above the schedule's own wait."""
     until_then = datetime.now(UTC) + timedelta(seconds=3)
     value = "2" if form == "seconds" else format_datetime(until_then, usegmt=True)
-    url = sink.on(f"/busy/{form}", status(429, retry_after=value), status(200))
+    url = sink.on(f"/busy/{code}/{form}", status(code, retry_after=value), status(200))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     (entry,) = await until(stub, seen.final.status.workflow_id, settled)
     first, second = entry.attempts
-    assert (first.http_status, second.http_status) == (429, 200)
+    assert (first.http_status, second.http_status) == (code, 200)
     if form == "seconds":
         assert second.time.ToDatetime() - first.time.ToDatetime() >= timedelta(seconds=2)
     else:
@@ -344,14 +371,19 @@ async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, tempora
     asked=st.timedeltas(timedelta(0), timedelta(days=1000)),
     chance=st.floats(0, 1),
     spent=st.timedeltas(timedelta(0), timedelta(hours=80)),
+    took=st.timedeltas(timedelta(0), timedelta(hours=10)),
 )
-def test_the_schedule_is_bounded(tries: int, asked: timedelta, chance: float, spent: timedelta) -> None:
-    """Whatever a receiver asks for: never before the wait is over, never after the end, and given up in the end."""
+def test_the_schedule_is_bounded(
+    tries: int, asked: timedelta, chance: float, spent: timedelta, took: timedelta
+) -> None:
+    """Whatever a receiver asks for: never before the wait is over but at the end, and given up after that."""
     retry, start = DEFAULTS.notify_retry, datetime(2026, 1, 1, tzinfo=UTC)
-    end, now = start + timedelta(hours=72), start + spent
-    due = next_attempt(retry, tries, now, end, asked, chance)
-    if spent >= timedelta(hours=72) or tries >= 50:
+    end, began, now = start + timedelta(hours=72), start + spent, start + spent + took
+    due = next_attempt(retry, tries, began, now, end, asked, chance)
+    if began >= end or tries >= 50:
         assert due is None
+    elif now >= end:
+        assert due == now
     else:
         assert due is not None
         wait = timedelta(seconds=min(5 * 3.0 ** (tries - 1), 12 * 3600))
@@ -365,7 +397,7 @@ def test_the_default_schedule_takes_three_days() -> None:
     now = start = datetime(2026, 1, 1, tzinfo=UTC)
     retry, end = DEFAULTS.notify_retry, start + timedelta(hours=72)
     waits: list[float] = []
-    while due := next_attempt(retry, len(waits) + 1, now, end, timedelta(0), 0.5):
+    while due := next_attempt(retry, len(waits) + 1, now, now, end, timedelta(0), 0.5):
         waits.append((due - now).total_seconds())
         now = due
     assert waits[:9] == [5, 15, 45, 135, 405, 1215, 3645, 10935, 32805]

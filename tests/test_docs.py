@@ -20,7 +20,7 @@ from llm_pb import llm_pb2
 from services.gateway import errors
 from services.notifier.event import to_event
 from tests.conftest import unpack
-from tests.test_polyglot import ROOT, run
+from tests.test_polyglot import ROOT, missing, run
 
 FENCE = re.compile(r"^```(?P<language>\w+) ?(?P<of>[\w.]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -56,7 +56,7 @@ def of_language(*languages: str) -> pytest.MarkDecorator:
 async def test_the_commands_work(block: Block, stack: Stack) -> None:
     """As they stand, in the repository's root, but for the addresses."""
     if re.search(r"^(node|npm) ", block.text, re.MULTILINE) and shutil.which("npm") is None:
-        pytest.skip("node or npm is not installed")
+        missing("npm")
     text = block.text.replace("127.0.0.1:50051", stack.address("gateway"))
     text = text.replace("127.0.0.1:7233", stack.address("temporal"))
     command = (sys.executable, "-c") if block.language == "python" else ("bash", "-euo", "pipefail", "-c")

@@ -28,6 +28,7 @@ from services.notifier.settings import NotifierSettings, UserEndpoint
 from services.notifier.sink import Sink
 from services.notifier.sinks import open_sinks
 from tests.conftest import stack_settings, webhook
+from tests.name_servers import name_server
 from tests.receivers import Receiver, hang, receiving, status
 
 SHORT = timedelta(seconds=1)
@@ -56,6 +57,7 @@ class Peer(Protocol):
     kind: str
     settings: NotifierSettings
     drops_repeats: bool
+    keyed: bool
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
         """Return a target here."""
@@ -83,6 +85,7 @@ class WebhookPeer:
 
     kind = "webhook"
     drops_repeats = False
+    keyed = False
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -113,14 +116,15 @@ class NatsPeer:
 
     kind = "nats"
     drops_repeats = True
+    keyed = False
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._url = f"nats://{stack.address('nats')}"
-        self.settings = NotifierSettings(nats_url=SecretStr(self._url), **LOOPBACK)
+        self.url = f"nats://{stack.address('nats')}"
+        self.settings = NotifierSettings(nats_url=SecretStr(self.url), **LOOPBACK)
 
     async def start(self) -> None:
-        client = await nats.connect(self._url)
+        client = await nats.connect(self.url)
         await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.taken.>"])
         await client.close()
 
@@ -131,7 +135,7 @@ class NatsPeer:
         return llm_pb2.NotifyTarget()
 
     async def taken(self, name: str, count: int) -> list[Taken]:
-        client = await nats.connect(self._url)
+        client = await nats.connect(self.url)
         subscription = await client.jetstream().subscribe(f"llm.events.taken.{name}", ordered_consumer=True)
         messages = [await subscription.next_msg(timeout=10) for _ in range(count)]
         await client.close()
@@ -149,11 +153,12 @@ class KafkaPeer:
 
     kind = "kafka"
     drops_repeats = False
-    topics = ("whole", "repeat", "many", "silent", "cancelled")
+    keyed = True
+    topics = ("whole", "repeat", "many", "silent", "cancelled", "large", "numbered", "jobs")
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self._process = process
-        self._address = address
+        self.address = address
         self.settings = NotifierSettings(kafka_servers=address, kafka_topics=self.topics, **LOOPBACK)
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
@@ -165,10 +170,29 @@ class KafkaPeer:
     async def taken(self, name: str, count: int) -> list[Taken]:
         return await asyncio.to_thread(self._consume, name, count)
 
+    async def batches(self, topic: str, count: int) -> list[Any]:
+        """Return so many record batches of one job's as the broker keeps them: the bytes that came over the wire."""
+        from aiokafka.client import AIOKafkaClient
+        from aiokafka.protocol.fetch import FetchRequest
+        from aiokafka.record.memory_records import MemoryRecords
+
+        client = AIOKafkaClient(bootstrap_servers=self.address)
+        await client.bootstrap()
+        (broker,) = client.cluster.brokers()
+        await client.add_topic(topic)
+        batches = []
+        for offset in range(count):
+            partitions = [(number, offset, 2**20) for number in client.cluster.partitions_for_topic(topic)]
+            answer = await client.send(broker.nodeId, FetchRequest(100, 1, 2**20, 0, [(topic, partitions)]))
+            for _, answers in answer.topics:
+                batches += [MemoryRecords(data).next_batch() for *_, data in answers if data]
+        await client.close()
+        return batches
+
     def _consume(self, topic: str, count: int) -> list[Taken]:
         from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-        consumer = Consumer({"bootstrap.servers": self._address, "group.id": "test"})
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": "test"})
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         taken = []
@@ -235,7 +259,7 @@ async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
     assert taken.event == event()
     assert taken.id == "1"
     assert taken.content_type == "application/cloudevents+json; charset=UTF-8"
-    assert taken.key in ("", "llmjob-u-r"), "where there are keys, the job's id"
+    assert taken.key == ("llmjob-u-r" if peer.keyed else ""), "where there are keys, the job's id"
 
 
 async def test_a_repeat_is_the_same(peer: Peer, sink: Sink) -> None:
@@ -277,6 +301,18 @@ async def test_silence_is_a_failure_and_passes(peer: Peer, sink: Sink) -> None:
     assert "found" in {item.id for item in await peer.taken(name, 2)}
 
 
+async def test_an_event_that_is_too_large_for_the_broker_is_refused(peer: Peer, sink: Sink) -> None:
+    """For good, since it never gets smaller; the next one passes. HTTP knows no such limit."""
+    large = {**event("large"), "data": "€" * 400_000}
+    if peer.kind == "webhook":
+        assert (await sink.deliver(peer.target("large"), large, "user")).error is None
+        return
+    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ takes"):
+        await sink.deliver(peer.target("large"), large, "user")
+    assert (await sink.deliver(peer.target("large"), event("small"), "user")).error is None
+    assert [item.id for item in await peer.taken("large", 1)] == ["small"]
+
+
 async def test_a_cancelled_delivery_leaves_the_sink_whole(peer: Peer, sink: Sink) -> None:
     """A notifier that stops, or an attempt whose time is over."""
     for _ in range(20):
@@ -298,6 +334,53 @@ async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
     response = await Courier({}, peer.settings, METRICS).deliver(request, SHORT)
     assert response.state == llm_pb2.NOTIFY_STATE_FAILED
     assert peer.kind in response.attempt.error.message
+
+
+async def test_kafka_events_come_from_an_idempotent_producer() -> None:
+    """What the broker keeps has the producer's number and a sequence without a gap, by which it drops repeats."""
+    async with kafka_peer() as peer:
+        async with open_sinks(peer.settings) as sinks:
+            for number in range(3):
+                await sinks["kafka"].deliver(peer.target("numbered"), event(str(number)), "user")
+        batches = await peer.batches("numbered", 3)
+    assert [batch.base_sequence for batch in batches] == [0, 1, 2]
+    ((producer, epoch),) = {(batch.producer_id, batch.producer_epoch) for batch in batches}
+    assert producer is not None
+    assert producer >= 0
+    assert epoch >= 0
+
+
+def test_kafkas_own_word_on_a_size_is_understood() -> None:
+    """MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE of the broker are the errors that the sink refuses for good."""
+    errors = pytest.importorskip("aiokafka.errors")
+    assert [errors.for_code(code) for code in (10, 18)] == [
+        errors.MessageSizeTooLargeError,
+        errors.RecordListTooLargeError,
+    ]
+
+
+@pytest.mark.parametrize("limit", ["server's", "server's, with headers", "stream's"])
+async def test_nats_limits_are_kept(tmp_path_factory: pytest.TempPathFactory, limit: str) -> None:
+    """Those of the server, headers included, and of the stream."""
+    async with Stack(stack_settings(tmp_path_factory.mktemp("nats")), only=("nats",)) as stack:
+        url = f"nats://{stack.address('nats')}"
+        client = await nats.connect(url)
+        most = 1000 if limit == "stream's" else -1
+        await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.>"], max_msg_size=most)
+        size = {"server's": client.max_payload + 1, "server's, with headers": client.max_payload, "stream's": 1001}[
+            limit
+        ]
+        large = {**event(), "data": ""}
+        large["data"] = "x" * (size - len(json.dumps(large)))
+        settings = NotifierSettings(nats_url=SecretStr(url), **LOOPBACK)
+        target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="large"))
+        async with open_sinks(settings) as sinks:
+            with pytest.raises(DeliveryRefused, match=f"the event of {size} bytes is larger than NATS takes"):
+                await sinks["nats"].deliver(target, large, "user")
+            assert (await sinks["nats"].deliver(target, event(), "user")).error is None
+        info = await client.jetstream().stream_info("EVENTS")
+        assert info.state.messages == 1
+        await client.close()
 
 
 async def test_nats_without_a_stream_is_a_failure(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -362,7 +445,7 @@ async def test_a_slow_destination_delays_no_other() -> None:
         assert len(slow.so_far("/slow")) == 3
         responses = await asyncio.gather(*begun)
         assert {response.state for response in responses} == {llm_pb2.NOTIFY_STATE_PENDING}
-        assert sum("too slow" in response.attempt.error.message for response in responses) == 15
+        assert sum("under way already" in response.attempt.error.message for response in responses) == 15
 
 
 async def test_a_users_slow_receivers_leave_room_for_others() -> None:
@@ -386,6 +469,36 @@ async def test_a_users_slow_receivers_leave_room_for_others() -> None:
         response = await courier.deliver(llm_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
         assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
         await asyncio.gather(*begun)
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
+    """However many of one user's there are: looking a name up takes nothing that others need."""
+    async with receiving() as receiver, name_server() as names:
+        names.say("good.example.com", ["127.0.0.1"])
+        many = [f"hangs-{number}.example.com" for number in range(200)]
+        for name in many:
+            names.say(name)
+        changes = {"dns_servers": (names.address,), "webhook_timeout": 5 * SHORT}
+        settings = NotifierSettings(**{**LOOPBACK, **changes})
+        async with open_sinks(settings) as sinks:
+            courier = Courier(sinks, settings, METRICS)
+            begun = [
+                asyncio.create_task(
+                    courier.deliver(llm_pb2.NotifyRequest(target=target, user_id="one"), 10 * SHORT), name=name
+                )
+                for name in many
+                for target in webhook(f"http://{name}:{receiver.port}/")
+            ]
+            async with asyncio.timeout(5):
+                while any(not names.asked[name, 4] for name in many):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            (good,) = webhook(receiver.on("/good", status(200)).replace("127.0.0.1", "good.example.com"))
+            response = await courier.deliver(llm_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
+            assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
+            assert not any(task.done() for task in begun), "all still ask"
+            for response in await asyncio.gather(*begun):
+                assert response.state == llm_pb2.NOTIFY_STATE_PENDING
+                assert "did not answer within 5 s" in response.attempt.error.message
 
 
 async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default() -> None:
@@ -437,3 +550,16 @@ async def test_webhooks_go_through_the_proxy() -> None:
                 await sinks["webhook"].deliver(target, event(), "user")
     await runner.cleanup()
     assert len(asked) == 1
+
+
+async def test_an_https_webhook_goes_through_a_tunnel_of_the_proxy() -> None:
+    """The proxy is told the server alone: neither path nor event. One that opens no tunnel is a failure."""
+    async with receiving() as proxy:
+        proxy.on("hooks.example.com:443", status(503))
+        async with open_sinks(NotifierSettings(webhook_proxy=SecretStr(proxy.url))) as sinks:
+            (target,) = webhook("https://hooks.example.com/path?token=1")
+            with pytest.raises(DeliveryFailed, match="could not be reached"):
+                await sinks["webhook"].deliver(target, event(), "user")
+        (request,) = proxy.so_far("hooks.example.com:443")
+        assert request.body == b""
+        assert not [name for name in request.headers if name.startswith("webhook-")]

@@ -1,8 +1,6 @@
 """`python -m services.notifier`: deliver events until told to stop."""
 
-import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from temporalio.worker import Worker
@@ -17,14 +15,10 @@ from services.notifier.progress import NotifyProgress
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks import open_sinks
 
-_LOOKUPS = 64
-"""Names looked up at once: a name server that hangs must not hold up the others."""
-
 
 async def main() -> None:
     """Run one worker for outcomes and one for progress."""
     settings = NotifierSettings()
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOKUPS))
     async with (
         serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_") as metrics,
         open_sinks(settings) as sinks,
@@ -41,7 +35,7 @@ async def main() -> None:
         progress = Worker(
             client,
             task_queue=settings.task_queue + names.PROGRESS_QUEUE_SUFFIX,
-            activities=[NotifyProgress(client, courier).__call__],
+            activities=[NotifyProgress(client, courier, settings.max_progress_per_user).__call__],
             max_concurrent_activities=settings.max_progress,
             # Heartbeats carry the log, and bring word of a job's end: none may be kept back for long.
             max_heartbeat_throttle_interval=timedelta(seconds=1),

@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 
 from opentelemetry import trace
@@ -19,6 +17,7 @@ from services.notifier.event import to_event
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.settings import NotifierSettings
 from services.notifier.sink import OPERATORS, Answer, Sink
+from services.notifier.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +30,9 @@ class Courier:
         self._sinks = sinks
         self._settings = settings
         self._metrics = metrics
-        self._users = _Turns("of the same user", settings.max_per_user, 0)
-        self._destinations = _Turns(
-            "to the same destination", settings.max_per_destination, settings.max_waiting_per_destination
+        self._users = Turns("deliveries of the same user", settings.max_per_user)
+        self._destinations = Turns(
+            "deliveries to the same destination", settings.max_per_destination, settings.max_waiting_per_destination
         )
 
     async def deliver(self, request: llm_pb2.NotifyRequest, within: timedelta) -> llm_pb2.NotifyResponse:
@@ -96,27 +95,3 @@ class Courier:
         user = self._settings.users.get(user_id)
         url = (user and user.url) or self._settings.default_webhook_url
         return url.get_secret_value() if url else None
-
-
-class _Turns:
-    """Lets so many at once in for each key, and so many wait."""
-
-    def __init__(self, whose: str, at_once: int, waiting: int) -> None:
-        self._whose = whose
-        self._most = at_once + waiting
-        self._count: Counter[str] = Counter()
-        self._free: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(at_once))
-
-    @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
-        """Be let in while the context is open. Raises DeliveryFailed at once when too many wait."""
-        if self._count[key] >= self._most:
-            raise DeliveryFailed(f"{self._most} deliveries {self._whose} are under way already: too slow")
-        self._count[key] += 1
-        try:
-            async with self._free[key]:
-                yield
-        finally:
-            self._count[key] -= 1
-            if not self._count[key]:
-                del self._count[key], self._free[key]

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from jobs import names
@@ -24,6 +25,7 @@ from jobs.targets import describe
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.notifier.courier import Courier
+from services.notifier.turns import Turns
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
@@ -37,13 +39,26 @@ _KEPT_ATTEMPTS: Final = 10
 class NotifyProgress:
     """The activity, bound to this process's client and sinks."""
 
-    def __init__(self, client: Client, courier: Courier) -> None:
+    def __init__(self, client: Client, courier: Courier, max_per_user: int) -> None:
         self._client = client
         self._courier = courier
+        self._users = Turns("running jobs of the same user whose progress is told", max_per_user)
 
     @activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
     async def __call__(self, request: llm_pb2.NotifyProgressRequest) -> llm_pb2.NotifyProgressResponse:
-        """Tell until cancelled, or until there is nothing more to tell; return how the deliveries went."""
+        """Tell until cancelled, or until there is nothing more to tell; return how the deliveries went.
+
+        Raises ApplicationError, to be called again later, when the user has too many jobs here already.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._users.turn(request.event.user_id))
+            except DeliveryFailed as error:
+                benign = ApplicationErrorCategory.BENIGN
+                raise ApplicationError(str(error), type=error.reason, category=benign) from error
+            return await self._tell_all(request)
+
+    async def _tell_all(self, request: llm_pb2.NotifyProgressRequest) -> llm_pb2.NotifyProgressResponse:
         log = _Log(next(iter(activity.info().heartbeat_details), llm_pb2.NotifyProgressResponse()))
         running = _Running(self._client, request)
         try:
@@ -74,6 +89,10 @@ class NotifyProgress:
                 log.note(started, await self._courier.deliver(started, _ATTEMPT))
                 await asyncio.sleep(_POLL_SECONDS if log.open(started) else 0)
         told = 0
+        if llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
+            # The notifier before this one may have told a moment ago.
+            event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
+            await asyncio.sleep(log.rest(event, interval))
         while llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
             told = await running.further(told)
             event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
@@ -162,6 +181,13 @@ class _Log:
         """Return whether the event is still to be delivered."""
         known = self._by_target.get((event_type(event), _place(event.notification_id)))
         return known is None or known.state == llm_pb2.NOTIFY_STATE_PENDING
+
+    def rest(self, event: llm_pb2.NotifyRequest, interval: timedelta) -> float:
+        """Return how many seconds are left of the interval since an event like this was last tried."""
+        known = self._by_target.get((event_type(event), _place(event.notification_id)))
+        if known is None or not known.attempts:
+            return 0
+        return (known.attempts[-1].time.ToDatetime(UTC) + interval - datetime.now(UTC)).total_seconds()
 
     def note(self, event: llm_pb2.NotifyRequest, response: llm_pb2.NotifyResponse) -> None:
         """Add an attempt."""

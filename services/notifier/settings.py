@@ -65,6 +65,8 @@ class NotifierSettings(BaseSettings):
     """The ports that webhooks may go to, as JSON. Empty: any."""
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks that webhooks may go to although they are not public, as JSON; the local stack allows loopback."""
+    dns_servers: tuple[str, ...] = ()
+    """The name servers to ask where webhooks lead, as JSON: addresses, or address:port. Empty: the system's."""
     webhook_proxy: SecretStr | None = None
     """The HTTP proxy that webhooks go through. It looks names up itself, so it must refuse private addresses."""
     nats_url: SecretStr | None = None
@@ -88,11 +90,13 @@ class NotifierSettings(BaseSettings):
     max_per_user: int = Field(250, gt=0)
     """Deliveries at once of one user's jobs; more are put off, so that slow receivers of one leave room for others."""
     max_per_destination: int = Field(16, gt=0)
-    """Deliveries at once to one destination: scheme, host and port of a webhook, a topic, a subject."""
+    """Deliveries at once to one destination: scheme, host and port of a webhook, a topic, the NATS server."""
     max_waiting_per_destination: int = Field(64, ge=0)
     """Deliveries that wait for their turn at one destination; more are put off, so that they do not block others."""
     max_progress: int = Field(500, gt=0)
-    """Running jobs at once whose progress is told."""
+    """Jobs at once whose progress is told, those that still wait for a worker included."""
+    max_progress_per_user: int = Field(125, gt=0)
+    """Of one user; the progress of more is told once others of the user's have ended, up to 100 s later."""
     shutdown_grace: timedelta = timedelta(seconds=10)
     """What running deliveries get on SIGTERM."""
     metrics_host: str = "127.0.0.1"

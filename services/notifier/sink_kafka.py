@@ -7,7 +7,7 @@ import ssl
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
@@ -45,18 +45,21 @@ class KafkaSink:
         starting = self._producers.get(topic)
         if starting is None:
             starting = self._producers[topic] = asyncio.create_task(self._start())
+        body = json.dumps(event, ensure_ascii=False).encode()
         headers = {"content-type": CONTENT_TYPE, **current_headers()}
         try:
             async with asyncio.timeout(self._timeout):
                 producer = await asyncio.shield(starting)
                 await producer.send_and_wait(
                     topic,
-                    json.dumps(event, ensure_ascii=False).encode(),
+                    body,
                     key=event["subject"].encode(),
                     headers=[(name, value.encode()) for name, value in headers.items()],
                 )
         except (KafkaError, OSError, TimeoutError) as error:
             self._drop(topic, starting)
+            if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
+                raise DeliveryRefused(f"the event of {len(body)} bytes is larger than Kafka takes") from error
             raise DeliveryFailed(f"Kafka did not acknowledge the event: {type(error).__name__}") from error
         return Answer()
 

@@ -8,14 +8,15 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import Header
-from nats.js.errors import NoStreamResponseError
+from nats.js.errors import APIError, NoStreamResponseError
 
-from jobs.errors import DeliveryFailed
+from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
@@ -27,6 +28,9 @@ _RETRY_SECONDS: Final = 1
 _CONNECT_SECONDS: Final = 5
 _PING_SECONDS: Final = 5
 """How often the server must answer; a connection on which it does not is given up after three times this."""
+
+_OVER_STREAMS_LIMIT: Final = 10054
+"""JetStream's error code for a message that is over the stream's max_msg_size."""
 
 
 class NatsSink:
@@ -46,12 +50,18 @@ class NatsSink:
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
         """Publish the event in structured mode, and wait until JetStream has it."""
         subject = f"{self._prefix}.{target.nats.subject}"
+        body = json.dumps(event, ensure_ascii=False).encode()
         headers = {"content-type": CONTENT_TYPE, Header.MSG_ID.value: event["id"], **current_headers()}
         try:
             async with asyncio.timeout(self._timeout):
                 client = await self._connected()
-                stream = client.jetstream(timeout=self._timeout)
-                await stream.publish(subject, json.dumps(event, ensure_ascii=False).encode(), headers=headers)
+                if len(body) + _header_bytes(headers) > client.max_payload:
+                    raise _too_large(body)
+                await client.jetstream(timeout=self._timeout).publish(subject, body, headers=headers)
+        except APIError as error:
+            if error.err_code == _OVER_STREAMS_LIMIT:
+                raise _too_large(body) from error
+            raise DeliveryFailed(f"JetStream did not take the event: {error.description}") from error
         except NoStreamResponseError as error:
             raise DeliveryFailed(f"no JetStream stream takes the subject {subject}") from error
         except (NatsError, OSError, TimeoutError) as error:
@@ -83,6 +93,15 @@ class NatsSink:
             error_cb=_log_error,
         )
         return client
+
+
+def _header_bytes(headers: Mapping[str, str]) -> int:
+    """Return what headers take on the wire: the server closes the connection of who sends more than it takes."""
+    return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+
+
+def _too_large(body: bytes) -> DeliveryRefused:
+    return DeliveryRefused(f"the event of {len(body)} bytes is larger than NATS takes")
 
 
 async def _log_error(error: Exception) -> None:

@@ -1,12 +1,12 @@
 """Webhooks by the Standard Webhooks specification; the only module that speaks HTTP outwards."""
 
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from standardwebhooks import Webhook
 
 from jobs.errors import DeliveryFailed, DeliveryRefused
@@ -21,15 +21,15 @@ _GONE: Final = 410
 _SAY_WHEN: Final = (429, 503)
 """What Retry-After belongs to."""
 _MAX_HEADER_BYTES: Final = 8190
+_LOOKUP_TRIES: Final = 5
+"""Questions to a name server that does not answer, over 8 to 21 s, each a longer wait than the one before."""
 
 
 class WebhookSink:
     """A Sink for NotifyTarget.webhook."""
 
-    def __init__(
-        self, settings: NotifierSettings, resolver: AbstractResolver | None = None, guard: Guard | None = None
-    ) -> None:
-        """Must be made inside an event loop. `resolver` finds the addresses of names; default: the system's.
+    def __init__(self, settings: NotifierSettings, guard: Guard | None = None) -> None:
+        """Must be made inside an event loop.
 
         `guard` decides where the webhooks may go; default: that of the settings, for URLs that clients choose.
         """
@@ -37,9 +37,13 @@ class WebhookSink:
         self._guard = guard or Guard(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
         proxy = settings.webhook_proxy
         self._proxy = proxy.get_secret_value() if proxy else None
+        # The names of an operator's own servers may be known to the system's name servers alone.
+        servers = settings.dns_servers if guard is None and proxy is None else ()
+        # Without threads: names that nobody answers for, however many, take nothing that others need.
+        self._resolver = aiohttp.AsyncResolver(nameservers=servers, tries=_LOOKUP_TRIES)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=resolver,
+                resolver=self._resolver,
                 # Through a proxy the connection goes to the operator's own address.
                 socket_factory=None if proxy else self._guard.socket,
                 # One address after the other, so that the first that is refused refuses the webhook.
@@ -66,7 +70,7 @@ class WebhookSink:
         try:
             async with self._session.post(
                 url,
-                data=body.encode(),
+                data=io.BytesIO(body.encode()),
                 headers={**self._signed(event["id"], body, user_id), **current_headers()},
                 allow_redirects=False,
                 proxy=self._proxy,
@@ -82,6 +86,7 @@ class WebhookSink:
     async def close(self) -> None:
         """See Sink."""
         await self._session.close()
+        await self._resolver.close()
 
     def _signed(self, id_: str, body: str, user_id: str) -> dict[str, str]:
         """Return the headers of Standard Webhooks: one signature for each secret that is active."""
