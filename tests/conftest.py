@@ -50,7 +50,6 @@ FAST = {
     "gpu-worker": {
         "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 200}',
         "GPU_WORKER_HEARTBEAT_INTERVAL": "PT0.3S",
-        "GPU_WORKER_DECODE_TIMEOUT": "PT1S",
         "GPU_WORKER_MAX_CONCURRENT": "64",
         "GPU_WORKER_SHUTDOWN_GRACE": "PT1S",
     },

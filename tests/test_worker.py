@@ -93,7 +93,7 @@ async def test_a_job_that_hangs_in_an_engine_that_moves_looks_dead(
     stack_without_workers: Stack, client: LlmServiceStub
 ) -> None:
     """Its heartbeats stop and it is tried again; its worker goes on with the others."""
-    worker = stack_without_workers.add("gpu-worker", options())
+    worker = stack_without_workers.add("gpu-worker", {**options(), "GPU_WORKER_DECODE_TIMEOUT": "PT1S"})
     await worker.start()
     bystander = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id
     await until_output(client, bystander)

@@ -180,7 +180,10 @@ class RunLLMOnGPU:
         async def beat() -> None:
             # The start told Temporal as much as a first heartbeat would: a short job needs none.
             await asyncio.sleep(interval)
-            while not attempt.hangs:
+            hung = False
+            # Twice in a row, lest a process that has stood still takes that for the engine.
+            while not (hung and attempt.hangs):
+                hung = attempt.hangs
                 activity.heartbeat(attempt.progress(), attempt.carried())
                 await asyncio.sleep(interval)
             _log.error("nothing moves in %s for too long: no more heartbeats", attempt.stage)
