@@ -58,7 +58,7 @@ async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     engine = request.param
     if engine != "simulated":
         pytest.importorskip(engine)
-    worker = {**FAST["gpu-worker"], "GPU_WORKER_DECODE_TIMEOUT": "PT20S", "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"}
+    worker = {**FAST["gpu-worker"], "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"}
     if engine != "simulated":
         worker["GPU_WORKER_ENGINE_OPTIONS"] = '{"threads": 1}' if engine == "torch" else "{}"
     gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S"}
