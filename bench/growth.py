@@ -37,7 +37,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 class Sizes:
     """What the command line chooses."""
 
-    rounds: int = 3
+    rounds: int = 2
     jobs: int = 100
     workers: tuple[int, ...] = (1, 2, 4)
     waiting: tuple[int, ...] = (10, 100, 1000, 10_000)

@@ -37,7 +37,7 @@ class Sizes:
     """What the command line chooses."""
 
     rounds: int = 3
-    jobs: int = 5
+    jobs: int = 3
     tokens: tuple[int, ...] = (10, 1000, 10_000)
     watchers: tuple[int, ...] = (0, 1, 10)
 

@@ -7,7 +7,7 @@ One of them works at a time.
 
 Needs vLLM: run it in the environment of `make test-vllm` (CPU) or of `make test-gpu`. On a GPU give it a real model:
 
-    python -m bench.throughput --model-path Qwen/Qwen3-0.6B --tokens 256
+    python -m bench.throughput --model-path Qwen/Qwen3-0.6B
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Sizes:
 
     rounds: int = 3
     jobs: tuple[int, ...] = (64, 256)
-    tokens: int = 128
+    tokens: int = 512
     max_concurrent: int = 256
     model_path: str = "models/docstrings"
     engine_options: str = "{}"
