@@ -36,22 +36,24 @@ from tests.conftest import temporal_cli, tool
 
 ROOT = Path(__file__).parent.parent
 CONVERTER = data_converter.payload_converter
+BETTERPROTO_WORKFLOW = "tests.payload_converter_betterproto_workflow"
 
 
-@pytest.fixture(scope="module")
-def betterproto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The module of betterproto2 classes made from proto/llm.proto, in a package of its own."""
+@pytest.fixture(scope="module", params=["betterproto2", "betterproto"])
+def betterproto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The module of classes made from proto/llm.proto by either generation of betterproto, in a package of its own."""
+    plugin = f"python_{request.param}"
     directory = tmp_path_factory.mktemp("generated")
     package = directory / "llm_betterproto"
     package.mkdir()
     subprocess.run(
         [
             *(sys.executable, "-m", "grpc_tools.protoc", "-I", "proto", "-I", "third_party/googleapis"),
-            f"--plugin=protoc-gen-python_betterproto2={tool('protoc-gen-python_betterproto2')}",
-            *(f"--python_betterproto2_out={package}", "proto/llm.proto"),
+            f"--plugin=protoc-gen-{plugin}={tool(f'protoc-gen-{plugin}')}",
+            *(f"--{plugin}_out={package}", "proto/llm.proto"),
         ],
         cwd=ROOT,
-        # The plugin formats its output with the ruff it finds there.
+        # The plugin formats its output with what it finds there.
         env={**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
         check=True,
         capture_output=True,
@@ -59,6 +61,8 @@ def betterproto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     sys.path.insert(0, str(directory))
     yield importlib.import_module("llm_betterproto.llm.v1")
     sys.path.remove(str(directory))
+    for name in [name for name in sys.modules if "llm_betterproto" in name or name == BETTERPROTO_WORKFLOW]:
+        del sys.modules[name]
 
 
 def payload_of(message: Message, data: bytes | None = None) -> Payload:
@@ -227,12 +231,8 @@ def test_a_value_that_betterproto_cannot_hold_is_refused(betterproto: Any) -> No
         CONVERTER.from_payload(CONVERTER.to_payload(status), betterproto.JobStatus)
 
 
-def test_a_class_of_betterproto_2_0_is_known_by_its_module_path() -> None:
-    """That generation has no registry. The classes below have the shape that its generator gives them."""
-    base = type("Message", (), {"__module__": "betterproto"})
-    named = type("JobRequest", (base,), {"__module__": "some.where.llm.v1", "FromString": lambda data: ("read", data)})
-    assert CONVERTER.from_payload(CONVERTER.to_payload(JOB), named) == ("read", JOB.SerializeToString())
-    stranger = type("Other", (base,), {"__module__": "some.where.llm.v1"})
+def test_a_class_that_protobuf_does_not_know_is_named(betterproto: Any) -> None:
+    stranger = type("Other", (betterproto.JobRequest.__mro__[1],), {"__module__": "some.where.llm.v1"})
     with pytest.raises(RuntimeError, match=r"no protobuf type is known for the betterproto class some\.where"):
         CONVERTER.to_payload(stranger())
 
@@ -332,7 +332,7 @@ async def client(stack: Stack, betterproto: Any) -> AsyncIterator[Client]:
     """A client with a worker beside it, both with the converter."""
     address = stack.address("temporal")
     client = await Client.connect(address, data_converter=data_converter, interceptors=[OwnerHeader()])
-    betterproto_flow = importlib.import_module("tests.payload_converter_betterproto_workflow")
+    betterproto_flow = importlib.import_module(BETTERPROTO_WORKFLOW)
     workflows = [flow.Convert, betterproto_flow.ConvertBetterproto]
     async with Worker(client, task_queue=flow.TASK_QUEUE, workflows=workflows, activities=[flow.generate]):
         yield client
