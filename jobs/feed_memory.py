@@ -34,19 +34,21 @@ class MemoryFeed:
 
     async def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
         """See Feed."""
-        position = 0
+        log, position = self._logs[key], 0
         while True:
             async with self._grown:
-                while len(self._logs[key]) <= position:
+                while log is self._logs[key] and len(log) <= position:
                     await self._grown.wait()
-                records = self._logs[key][position:]
+                if log is not self._logs[key]:
+                    log, position = self._logs[key], 0
+                records = log[position:]
             position += len(records)
             for record in records:
                 yield record
 
     async def remove(self, key: str) -> None:
         """See Feed."""
-        self._logs[key].clear()
+        self._logs.pop(key, None)
 
     async def close(self) -> None:
         """See Feed."""

@@ -129,6 +129,13 @@ async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
     await starts_over(engine, JOB, [])
 
 
+async def test_an_attempt_after_one_that_made_nothing_takes_nothing_back(engine: Engine) -> None:
+    feed = await refill([llm_pb2.FeedRecord(writer="1", attempt_started=llm_pb2.AttemptStarted(attempt=1))])
+    worker = Worker(engine, feed)
+    assert (await worker.run(JOB, attempt=2)).metadata.output_tokens == 60
+    assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 0)
+
+
 async def test_a_log_with_a_gap_means_starting_over(engine: Engine) -> None:
     left = await broken_off(engine, JOB, 20)
     del left[len(left) // 2]

@@ -103,6 +103,18 @@ async def test_a_removed_job_is_forgotten(feed: Feed, request: pytest.FixtureReq
     assert await read(feed, key, 1) == [2]
 
 
+async def test_a_reader_goes_on_after_a_removal(feed: Feed, request: pytest.FixtureRequest) -> None:
+    key = request.node.name
+    for number in range(3):
+        await feed.sync(key, record(number))
+    async with aclosing(feed.read(key)) as records, asyncio.timeout(10):
+        for number in range(3):
+            assert (await anext(records)) == record(number)
+        await feed.remove(key)
+        await feed.sync(key, record(3))
+        assert (await anext(records)) == record(3)
+
+
 async def test_a_feed_closes_at_any_moment_of_its_start(broker: Stack) -> None:
     """Also in that in which the broker's answer comes, which a cancel can be lost in."""
     for moment in range(300):

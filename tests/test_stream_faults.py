@@ -96,7 +96,8 @@ async def test_a_killed_gateways_watchers_go_on_at_another(broken: Breakable) ->
     async with grpc.aio.insecure_channel(broken.stack.address(dying.name)) as channel:
         id_ = await broken.submit()
         stub = LlmServiceStub(channel)
-        watching = [asyncio.create_task(watch_anywhere([stub, broken.stub], id_)) for _ in range(3)]
+        watching = [asyncio.create_task(watch_anywhere([stub, broken.stub], id_)) for _ in range(2)]
+        watching.append(asyncio.create_task(watch_in_pieces(stub, id_, random.Random(0), then=broken.stub)))
         await when_output_reaches(stub, id_, len(broken.expected) // 3)
         await dying.kill()
         late = asyncio.create_task(watch(broken.stub, id_))

@@ -10,18 +10,26 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import Seen
 
 
-async def watch_in_pieces(stub: LlmServiceStub, id_: str, chance: random.Random) -> Seen:
-    """Watch a job, leaving and coming back with next_offset after every few messages."""
+async def watch_in_pieces(
+    stub: LlmServiceStub, id_: str, chance: random.Random, then: LlmServiceStub | None = None
+) -> Seen:
+    """Watch a job, leaving and coming back with next_offset after every few messages; at `then` if the gateway dies."""
     seen = Seen()
     while True:
         request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
         call = stub.StreamStatus(request, timeout=60)
         left = chance.randrange(1, 30)
-        async for message in call:
-            seen.add(message)
-            left -= 1
-            if left == 0:
-                break
+        try:
+            async for message in call:
+                seen.add(message)
+                left -= 1
+                if left == 0:
+                    break
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or then is None:
+                raise
+            stub, then = then, None
+            continue
         if seen.final.HasField("result"):
             return seen
         call.cancel()

@@ -150,7 +150,7 @@ class RunLLMOnGPU:
             else:
                 self._metrics.continued()
                 return reason
-        if not first:
+        if attempt.rewinds:
             self._metrics.rewound()
         return await self._run_engine(attempt)
 

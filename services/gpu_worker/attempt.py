@@ -69,6 +69,8 @@ class Attempt:
         self._logprobs_bytes = 0
         self.moved_at = time.monotonic()
         """When it last went on, by the monotonic clock."""
+        self.rewinds = False
+        """Whether it makes again, or may, what an earlier attempt has made."""
         self._progress_at = 0.0
         self._repeat_at = 0.0
 
@@ -102,7 +104,9 @@ class Attempt:
         record = self._takeover()
         if first:
             await self._tell(record)
-        elif await self._take_feed_over(record):
+            return False
+        self.rewinds = True
+        if await self._take_feed_over(record):
             made = await read_made_output(self._feed, self._key, self.writer)
             # The feed keeps no logprobs, so with those the job starts over.
             continues = made.can_continue and not self.job.params.HasField("logprobs")
@@ -110,7 +114,10 @@ class Attempt:
             link_to(last.traceparent, {ATTEMPT: last.attempt, CONTINUED_TOKENS: tokens})
             if continues:
                 self._take_over(made)
+                self.rewinds = False
                 return True
+            # An attempt that is known to have made nothing leaves nothing to take back.
+            self.rewinds = not (last.attempt and made.whole and not made.token_ids)
         return False
 
     async def _take_feed_over(self, record: llm_pb2.FeedRecord) -> bool:
@@ -133,6 +140,7 @@ class Attempt:
 
     def start_over(self) -> None:
         """Forget what earlier attempts made."""
+        self.rewinds = True
         self._take_over(MadeOutput())
 
     def _take_over(self, made: MadeOutput) -> None:
