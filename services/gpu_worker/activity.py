@@ -37,11 +37,14 @@ from services.gpu_worker import spans
 from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
 from services.gpu_worker.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
+from services.gpu_worker.pace import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
 
 _log = logging.getLogger(__name__)
 _AT_ONCE: Final = timedelta(milliseconds=100)
+_NO_TIMEOUT: Final = timedelta(hours=1)
+"""In place of a heartbeat timeout for whom Temporal has none."""
 
 
 class RunLLMOnGPU:
@@ -65,6 +68,7 @@ class RunLLMOnGPU:
         self._feed = feed
         self._settings = settings
         self._worker = worker
+        self._pace = Pace()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
 
@@ -96,7 +100,7 @@ class RunLLMOnGPU:
         number = request.earlier_attempts + info.attempt
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
-        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings)
+        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._pace)
         if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
             attempt.continue_from(carried[1].queue_time)
         elif request.HasField("queue_time"):
@@ -175,24 +179,29 @@ class RunLLMOnGPU:
     async def _beating(self, attempt: Attempt) -> AsyncIterator[None]:
         """Heartbeat while the context is open and the attempt moves."""
 
-        interval = self._settings.heartbeat_interval.total_seconds()
+        timeout = activity.info().heartbeat_timeout or _NO_TIMEOUT
+
+        async def pause() -> None:
+            # However many run, some heartbeats may be lost or late.
+            await asyncio.sleep(min(self._pace.seconds(self._settings.heartbeat_interval), timeout.total_seconds() / 3))
 
         async def beat() -> None:
             # The start told Temporal as much as a first heartbeat would: a short job needs none.
-            await asyncio.sleep(interval)
+            await pause()
             hung = False
             # Twice in a row, lest a process that has stood still takes that for the engine.
             while not (hung and attempt.hangs):
                 hung = attempt.hangs
                 activity.heartbeat(attempt.progress(), attempt.carried())
-                await asyncio.sleep(interval)
+                await pause()
             _log.error("nothing moves in %s for too long: no more heartbeats", attempt.stage)
             if self._moved_at <= attempt.moved_at:
                 self._hung.set()
 
         beating = asyncio.create_task(beat())
         try:
-            yield
+            with self._pace.running():
+                yield
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)

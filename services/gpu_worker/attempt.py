@@ -20,6 +20,7 @@ from jobs.options import duration
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.engine import Engine, Generation, Output
+from services.gpu_worker.pace import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
 
@@ -39,7 +40,14 @@ class Attempt:
     """The record of one attempt."""
 
     def __init__(
-        self, request: llm_pb2.RunRequest, number: int, key: str, worker: str, feed: Feed, settings: GpuWorkerSettings
+        self,
+        request: llm_pb2.RunRequest,
+        number: int,
+        key: str,
+        worker: str,
+        feed: Feed,
+        settings: GpuWorkerSettings,
+        pace: Pace,
     ) -> None:
         """`number` counts from 1; `key` is the job's in the feed; `worker` is this worker's name."""
         self.job = llm_pb2.JobRequest()
@@ -54,6 +62,7 @@ class Attempt:
         self._feed = feed
         self._outages = feed.outages
         self._settings = settings
+        self._pace = pace
         self._created = request.create_time.ToDatetime(UTC)
         self._started = datetime.now(UTC)
         self._first_token: datetime | None = None
@@ -182,7 +191,7 @@ class Attempt:
             raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
         if made.text or made.token_ids:
             await self._tell(llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
-        if time.monotonic() - self._progress_at >= self._settings.progress_interval.total_seconds():
+        if time.monotonic() - self._progress_at >= self._pace.seconds(self._settings.progress_interval):
             await self._tell_progress()
 
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:

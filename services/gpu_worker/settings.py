@@ -31,7 +31,8 @@ class GpuWorkerSettings(BaseSettings):
     capture_content: bool = False
     """Write prompts and outputs into the spans of generations. They go wherever spans go."""
     heartbeat_interval: timedelta = timedelta(seconds=1)
-    """How often progress goes to Temporal, and how soon a cancel is seen at latest."""
+    """How often progress goes to Temporal, and how soon a cancel is seen at latest. Of more than 16 jobs at once each
+    reports less often, here and to watchers: of 64 every 4 s."""
     progress_interval: timedelta = timedelta(milliseconds=250)
     """How often watchers see progress."""
     load_timeout: timedelta = timedelta(minutes=30)
