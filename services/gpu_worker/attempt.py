@@ -1,6 +1,6 @@
 """One attempt at one job: what it has made so far, and everybody who is told of it as it is made.
 
-Output goes to the live feed at once, progress to the feed a few times a second and to Temporal with each heartbeat.
+Output goes to the live feed at once, progress to the feed now and then and to Temporal with each heartbeat.
 """
 
 import asyncio
