@@ -35,7 +35,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 class Sizes:
     """What the command line chooses."""
 
-    rounds: int = 3
+    rounds: int = 2
     jobs: tuple[int, ...] = (64, 256)
     tokens: int = 512
     max_concurrent: int = 256
