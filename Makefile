@@ -29,7 +29,7 @@ up: $(DEV)/.installed ## Run everything until Ctrl-C (settings: STACK_*, see dep
 
 .PHONY: test
 test: lint $(NODE) ## Run lint and all tests, but those of vLLM
-	$(DEV)/bin/python -m pytest -m "not vllm" -n 3 --dist loadfile
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
 
 # Debian's package, unpacked and not installed: nothing is started, nothing outside this folder changes.
 .PHONY: tools
