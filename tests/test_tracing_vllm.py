@@ -32,6 +32,8 @@ async def test_vllms_span_lies_below_the_generation_and_its_log_is_the_workers(t
     assert tree[generation + 1] == "            llm_request"
     # What Torch's own code writes is no log of Python's.
     loggers = {json.loads(line)["logger"] for line in log.splitlines() if line.startswith('{"time": "')}
-    assert {"services.gpu_worker", "vllm.config.model", "vllm.v1.engine.core"} <= loggers, "of all its processes"
+    assert {"services.gpu_worker.activity", "vllm.config.model", "vllm.v1.engine.core"} <= loggers, (
+        "of all its processes"
+    )
     assert not re.search(r"^\(\w+ pid=\d+\) ", log, re.MULTILINE), "vLLM's own form"
     assert MARKER not in log
