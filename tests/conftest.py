@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from temporalio.client import Client
 
+from deploy.local.process import Process
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
@@ -86,6 +88,18 @@ async def stub(stack: Stack) -> AsyncIterator[llm_pb2_grpc.LlmServiceStub]:
 @pytest.fixture(scope="session")
 async def temporal(stack: Stack) -> Client:
     return await Client.connect(stack.address("temporal"), data_converter=data_converter)
+
+
+@asynccontextmanager
+async def running(stack: Stack, notifier: Process, gateway: Process) -> AsyncIterator[llm_pb2_grpc.LlmServiceStub]:
+    """Run a notifier and a gateway beside the stack's own while the context is open; yield a client of the gateway."""
+    for process in (notifier, gateway):
+        await process.start()
+        await process.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        yield llm_pb2_grpc.LlmServiceStub(channel)
+    for process in (gateway, notifier):
+        await process.terminate()
 
 
 def tool(name: str) -> str:

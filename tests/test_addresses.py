@@ -22,7 +22,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.addresses import why_not_public
 from services.notifier.settings import NotifierSettings
 from services.notifier.sink_webhook import WebhookSink
-from tests.conftest import details_of, new_job, run_job, unpack, watch, webhook
+from tests.conftest import details_of, new_job, run_job, running, unpack, watch, webhook
 from tests.name_servers import NameServer, name_server
 from tests.receivers import Receiver, receiving
 from tests.test_deliveries import settled, until
@@ -157,13 +157,8 @@ async def strict(stack: Stack) -> AsyncIterator[Strict]:
             },
         )
         gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
-        for process in (notifier, gateway):
-            await process.start()
-            await process.wait_ready()
-        async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
-            yield Strict(LlmServiceStub(channel), listener, asked)
-        for process in (gateway, notifier):
-            await process.terminate()
+        async with running(stack, notifier, gateway) as stub:
+            yield Strict(stub, listener, asked)
 
 
 def refusal(shown: llm_pb2.NotifyStatus) -> str:

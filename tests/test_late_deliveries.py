@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-import grpc
 import pytest
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.conftest import new_job, run_job, webhook
+from tests.conftest import new_job, run_job, running, webhook
 from tests.receivers import Receiver, Request, receiving, status
 from tests.test_deliveries import deliveries, settled, until
 
@@ -44,13 +43,8 @@ async def late(stack: Stack) -> AsyncIterator[Late]:
             "GATEWAY_NOTIFY_WITHIN": "PT8S",
         },
     )
-    for process in (notifier, gateway):
-        await process.start()
-        await process.wait_ready()
-    async with receiving() as receiver, grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
-        yield Late(LlmServiceStub(channel), gateway, receiver)
-    for process in (gateway, notifier):
-        await process.terminate()
+    async with receiving() as receiver, running(stack, notifier, gateway) as stub:
+        yield Late(stub, gateway, receiver)
 
 
 async def test_a_receiver_that_is_slower_than_the_hold_is_waited_for(late: Late) -> None:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -20,7 +19,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.conftest import new_job, watch, webhook
+from tests.conftest import new_job, running, watch, webhook
 from tests.receivers import Receiver, Reply, Request, receiving, status
 from tests.test_deliveries import settled, until
 
@@ -53,16 +52,8 @@ async def crashing(stack: Stack) -> AsyncIterator[Crashing]:
             "GATEWAY_NOTIFY_WITHIN": "PT10M",
         },
     )
-    for process in (notifier, gateway):
-        await process.start()
-        await process.wait_ready()
-    async with (
-        receiving() as receiver,
-        grpc.aio.insecure_channel(stack.address(gateway.name)) as channel,
-    ):
-        yield Crashing(LlmServiceStub(channel), notifier, receiver)
-    for process in (gateway, notifier):
-        await process.terminate()
+    async with receiving() as receiver, running(stack, notifier, gateway) as stub:
+        yield Crashing(stub, notifier, receiver)
 
 
 def replies(step: str, crashing: Crashing, died: asyncio.Event, chance: random.Random) -> list[Reply]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-import grpc
 import nats
 import pytest
 from standardwebhooks import Webhook
@@ -16,7 +15,7 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.event import CloudEvent
-from tests.conftest import FAST, new_job, run_job, unpack
+from tests.conftest import FAST, new_job, run_job, running, unpack
 from tests.receivers import Receiver, receiving
 from tests.test_sinks import KafkaPeer, NatsPeer, kafka_peer, secret
 
@@ -55,13 +54,8 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
             },
         )
         gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
-        for process in (notifier, gateway):
-            await process.start()
-            await process.wait_ready()
-        async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
-            yield Brokers(LlmServiceStub(channel), nats_peer, kafka, receiver)
-        for process in (gateway, notifier):
-            await process.terminate()
+        async with running(stack, notifier, gateway) as stub:
+            yield Brokers(stub, nats_peer, kafka, receiver)
 
 
 def expect(event: CloudEvent, final: llm_pb2.StreamStatusResponse, place: int) -> None:

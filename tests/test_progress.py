@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from temporalio.client import Client
@@ -17,7 +16,7 @@ from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
-from tests.conftest import new_job, run_job, until_output, webhook
+from tests.conftest import new_job, run_job, running, until_output, webhook
 from tests.receivers import Receiver, hang, receiving, status
 
 QUEUE = "notifications-progress"
@@ -44,13 +43,8 @@ async def narrow(stack: Stack) -> AsyncIterator[Narrow]:
         },
     )
     gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
-    for process in (notifier, gateway):
-        await process.start()
-        await process.wait_ready()
-    async with receiving() as receiver, grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
-        yield Narrow(LlmServiceStub(channel), notifier, receiver)
-    for process in (gateway, notifier):
-        await process.terminate()
+    async with receiving() as receiver, running(stack, notifier, gateway) as stub:
+        yield Narrow(stub, notifier, receiver)
 
 
 def told_job(narrow: Narrow, path: str, seconds: int = 1, **changes: Any) -> llm_pb2.JobRequest:

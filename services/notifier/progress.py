@@ -179,19 +179,19 @@ class _Log:
 
     def open(self, event: llm_pb2.NotifyRequest) -> bool:
         """Return whether the event is still to be delivered."""
-        known = self._by_target.get((event_type(event), _place(event.notification_id)))
+        known = self._by_target.get(_key(event))
         return known is None or known.state == llm_pb2.NOTIFY_STATE_PENDING
 
     def rest(self, event: llm_pb2.NotifyRequest, interval: timedelta) -> float:
         """Return how many seconds are left of the interval since an event like this was last tried."""
-        known = self._by_target.get((event_type(event), _place(event.notification_id)))
+        known = self._by_target.get(_key(event))
         if known is None or not known.attempts:
             return 0
         return (known.attempts[-1].time.ToDatetime(UTC) + interval - datetime.now(UTC)).total_seconds()
 
     def note(self, event: llm_pb2.NotifyRequest, response: llm_pb2.NotifyResponse) -> None:
         """Add an attempt."""
-        key = (event_type(event), _place(event.notification_id))
+        key = _key(event)
         known = self._by_target.setdefault(key, llm_pb2.Delivery(type=key[0], target=describe(event.target)))
         known.id = event.notification_id
         known.target = response.target or known.target
@@ -209,6 +209,10 @@ class _Log:
                 if not item.attempts:
                     item.attempts.add(error=to_status(DeliveryFailed("the job ended first")))
         return response
+
+
+def _key(event: llm_pb2.NotifyRequest) -> tuple[str, str]:
+    return event_type(event), _place(event.notification_id)
 
 
 def _place(id_: str) -> str:
