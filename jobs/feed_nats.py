@@ -10,6 +10,8 @@ seconds, and goes on by sequence number, which a broker that lost the end of its
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -41,6 +43,25 @@ _OTHER_CONFIG: Final = 10058
 """JetStream's error for a stream that exists with other settings."""
 
 
+class _Inbox:
+    """What the broker has sent to one reader."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[Msg | None] = asyncio.Queue()
+        """None after the last one."""
+        self.heard_at = math.inf
+        """When something came last, by the monotonic clock; before the broker is asked to send, never too long ago."""
+
+    async def put(self, message: Msg) -> None:
+        """Take what comes."""
+        self.heard_at = time.monotonic()
+        self.messages.put_nowait(message)
+
+    def end(self) -> None:
+        """Say that no more will come."""
+        self.messages.put_nowait(None)
+
+
 class NatsFeed:
     """A Feed on a JetStream stream, which it creates when there is none."""
 
@@ -50,8 +71,8 @@ class NatsFeed:
         self._stream = self._client.jetstream(timeout=settings.timeout.total_seconds())
         self._ready = asyncio.Event()
         self._stream_unsure = asyncio.Event()
-        self._staying_ready: asyncio.Task[None] | None = None
-        self._readers: set[asyncio.Queue[Msg | None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._inboxes: set[_Inbox] = set()
         self._subscribing = asyncio.Semaphore(_SUBSCRIBING)
         self._losing = False
         self._outages = 0
@@ -68,7 +89,7 @@ class NatsFeed:
 
     def start(self) -> None:
         """Begin to connect, and go on trying: a service starts without its feed."""
-        self._staying_ready = asyncio.create_task(self._stay_ready())
+        self._tasks = [asyncio.create_task(self._stay_ready()), asyncio.create_task(self._end_silent())]
 
     async def wait_ready(self) -> None:
         """Return once the stream is there."""
@@ -132,9 +153,9 @@ class NatsFeed:
         if self._client.is_connected:
             with contextlib.suppress(NatsError, OSError, TimeoutError):
                 await self._client.flush(timeout=int(max(1, self._settings.timeout.total_seconds())))
-        if self._staying_ready is not None:
-            self._staying_ready.cancel()
-            await asyncio.gather(self._staying_ready, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _subject(self, key: str) -> str:
         return f"{self._settings.subject_prefix}.{key}"
@@ -145,15 +166,14 @@ class NatsFeed:
         By time, not by sequence number: those of a stream that was lost, or lost its end, are given away again. What
         was stored in that same moment comes a second time.
         """
-        inbox = self._client.new_inbox()
-        messages: asyncio.Queue[Msg | None] = asyncio.Queue()
-        subscription = await self._client.subscribe(inbox, cb=messages.put)
-        self._readers.add(messages)
+        address, inbox = self._client.new_inbox(), _Inbox()
+        subscription = await self._client.subscribe(address, cb=inbox.put)
+        self._inboxes.add(inbox)
         try:
             async with self._subscribing:
                 config = ConsumerConfig(
                     filter_subject=subject,
-                    deliver_subject=inbox,
+                    deliver_subject=address,
                     deliver_policy=DeliverPolicy.ALL if since is None else DeliverPolicy.BY_START_TIME,
                     # Times are rounded on their way here.
                     opt_start_time=since and since - timedelta(milliseconds=1),
@@ -165,8 +185,9 @@ class NatsFeed:
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
                 await _answer(self._stream.add_consumer(self._settings.stream, config))
+            inbox.heard_at = time.monotonic()
             delivered = 0
-            while (message := await _next(messages)) is not None:
+            while (message := await inbox.messages.get()) is not None:
                 if message.headers is None:
                     delivered += 1
                     if message.metadata.sequence.consumer != delivered:
@@ -178,10 +199,18 @@ class NatsFeed:
                 elif message.headers.get(Header.LAST_CONSUMER) != str(delivered):
                     return
         finally:
-            self._readers.discard(messages)
+            self._inboxes.discard(inbox)
             # The broker drops a consumer that nobody listens to.
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()
+
+    async def _end_silent(self) -> None:
+        """Tell the readers whose consumers are gone. One clock for all: a timer for each record costs much more."""
+        while True:
+            await asyncio.sleep(_HEARTBEAT_SECONDS / 2)
+            for inbox in self._inboxes:
+                if time.monotonic() > inbox.heard_at + _SILENCE_SECONDS:
+                    inbox.end()
 
     async def _stay_ready(self) -> None:
         while True:
@@ -243,8 +272,8 @@ class NatsFeed:
     async def _note_disconnect(self) -> None:
         self._ready.clear()
         self._losing = True
-        for messages in self._readers:
-            messages.put_nowait(None)
+        for inbox in self._inboxes:
+            inbox.end()
 
     async def _note_change(self) -> None:
         self._stream_unsure.set()
@@ -267,15 +296,6 @@ async def _answer(asked: Awaitable[T]) -> T:
     if task and task.cancelling() > cancels:
         raise asyncio.CancelledError
     return answer
-
-
-async def _next(messages: "asyncio.Queue[Msg | None]") -> Msg | None:
-    """Return the next message, None when it does not come because the consumer or the connection is gone."""
-    try:
-        async with asyncio.timeout(_SILENCE_SECONDS):
-            return await messages.get()
-    except TimeoutError:
-        return None
 
 
 async def _log_error(error: Exception) -> None:

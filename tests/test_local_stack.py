@@ -222,3 +222,8 @@ async def test_a_second_process_of_a_kind_listens_on_a_port_of_its_own(settings:
 def test_a_free_port_is_one_that_no_outgoing_connection_gets() -> None:
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(free_port() < first_ephemeral for _ in range(20))
+
+
+def test_no_two_stacks_are_given_the_same_free_port() -> None:
+    """Not even before the first of them listens."""
+    assert len({free_port() for _ in range(1000)}) == 1000

@@ -2,8 +2,9 @@
 
 import random
 import socket
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -32,10 +33,8 @@ class Ports:
 
 def choose_ports(settings: StackSettings) -> Ports:
     """Return the ports of the settings, with a free one for each 0."""
-    chosen: dict[str, int] = {}
-    for field in fields(Ports):
-        chosen[field.name] = getattr(settings, f"{field.name}_port") or free_port(avoid=chosen.values())
-    return Ports(**chosen)
+    names = [field.name for field in fields(Ports)]
+    return Ports(**{name: getattr(settings, f"{name}_port") or free_port() for name in names})
 
 
 def require_free(port: int, name: str) -> None:
@@ -44,17 +43,24 @@ def require_free(port: int, name: str) -> None:
         raise PortTaken(port, f"STACK_{name.upper()}_PORT")
 
 
-def free_port(avoid: Collection[int] = ()) -> int:
-    """Return a port that nobody listens on and that no outgoing connection will be given.
+def free_port() -> int:
+    """Return a port that nobody listens on, that no outgoing connection will be given, and that was not given before.
 
     A client that retries while its server is down must not be given the server's port as its own: it would connect to
     itself, and the server could not come back. So the port lies below the range that the system hands out.
     """
-    candidates = range(10_000, _first_ephemeral_port())
-    while True:
-        port = random.choice(candidates)
-        if port not in avoid and _is_free(port):
-            return port
+    return next(port for port in _candidates if _is_free(port))
+
+
+def _from_anywhere() -> Iterator[int]:
+    """Yield ports one after the other, from a random one on.
+
+    Stacks of several processes that start at once choose before they listen. Were each port a random one, two of a
+    hundred would be the same every fifth time.
+    """
+    ports = range(10_000, _first_ephemeral_port())
+    start = random.randrange(len(ports))
+    return cycle([*ports[start:], *ports[:start]])
 
 
 def _first_ephemeral_port() -> int:
@@ -73,3 +79,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+_candidates: Final = _from_anywhere()

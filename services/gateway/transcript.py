@@ -52,6 +52,11 @@ class Cursor:
         self.offset = offset
         """Where the reader is: all before it was taken, or was known to the reader already."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether there is more to take."""
+        return self.offset < len(self._transcript._bytes)
+
     def take(self, *, final: bool) -> llm_pb2.OutputDelta | None:
         """Return the next piece of output and move past it; None when there is none.
 

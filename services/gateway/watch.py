@@ -33,6 +33,9 @@ _SLOWEST: Final = 5
 """A job that waits for a worker, or whose outcome is delivered, is asked about less and less often, at last every so
 many poll intervals: the feed tells when it starts, a long poll when it ends."""
 
+_PULSES: Final = 4
+"""How often watchers look in the time of a keepalive whether one is due."""
+
 
 class Watch:
     """One job as its watchers see it. Begins to follow the job at once; must be closed."""
@@ -49,6 +52,7 @@ class Watch:
         self._feed = feed
         self._settings = settings
         self._feed_lag = feed_lag
+        self._pulse = settings.keepalive.total_seconds() / _PULSES
         self._began = time.time()
         self._status = llm_pb2.JobStatus()
         self._result: llm_pb2.JobResult | None = None
@@ -66,6 +70,7 @@ class Watch:
         # What follows is done for all watchers: it must not go on in the trace of the first one.
         self._following = asyncio.create_task(self._follow(), context=Context())
         self._following.add_done_callback(lambda _: self._wake())
+        self._wake_in_time()
 
     @property
     def over(self) -> bool:
@@ -90,6 +95,7 @@ class Watch:
 
     async def close(self) -> None:
         """Stop following the job."""
+        self._next_pulse.cancel()
         self._known.cancel()
         self._following.cancel()
         await asyncio.gather(self._known, self._following, return_exceptions=True)
@@ -100,7 +106,7 @@ class Watch:
         Raises the error that the watch was stopped with.
         """
         cursor, told = Cursor(self._transcript, offset), -1
-        keepalive, now = self._settings.keepalive.total_seconds(), asyncio.get_running_loop().time
+        now = asyncio.get_running_loop().time
         spoken = now()
         while True:
             changed = self._changed
@@ -120,17 +126,21 @@ class Watch:
                 message.status.CopyFrom(self._status)
                 told = self._status_version
             message.next_offset = cursor.offset
-            if delta is not None or message.HasField("status") or now() >= spoken + keepalive:
+            # The next pulse would be too late for a keepalive.
+            if delta is not None or message.HasField("status") or now() > spoken + (_PULSES - 1) * self._pulse:
                 yield message
                 spoken = now()
-            if delta is None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(spoken + keepalive):
-                        await changed.wait()
+            if delta is None or not (final or cursor.behind):
+                await changed.wait()
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _wake_in_time(self) -> None:
+        """Wake the watchers now and then, for their keepalives: a timer for each message would cost more than it."""
+        self._wake()
+        self._next_pulse = asyncio.get_running_loop().call_later(self._pulse, self._wake_in_time)
 
     async def _follow(self) -> None:
         await asyncio.shield(self._known)
