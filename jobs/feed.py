@@ -4,7 +4,7 @@ Nothing durable depends on it. Records may be lost with the broker; they are nev
 offset of its text, so a reader sees a gap and asks Temporal instead.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
@@ -12,6 +12,9 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_pb import llm_pb2
+
+Take = Callable[[llm_pb2.FeedRecord], bool | None]
+"""Called with each record of a reader's, as soon as it is there; returns True when it wants no more."""
 
 
 class Feed(Protocol):
@@ -41,10 +44,11 @@ class Feed(Protocol):
         """Append a record and wait, a bounded time, until it and all before it are stored; False when that failed."""
         ...
 
-    def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
-        """Yield the job's records from the first one kept, then each as it comes, until closed.
+    async def read(self, key: str, take: Take) -> None:
+        """Hand the job's records to `take`, from the first one kept, then each as it comes, until it has enough.
 
-        Waits while the feed is away, and goes on by itself. Each record comes once, in order.
+        Waits while the feed is away, and goes on by itself. Each record comes once, in order. What `take` raises ends
+        it.
         """
         ...
 

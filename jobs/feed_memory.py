@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator
 
+from jobs.feed import Take
 from llm_pb import llm_pb2
 
 
@@ -32,7 +32,7 @@ class MemoryFeed:
         await self.append(key, record)
         return True
 
-    async def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
+    async def read(self, key: str, take: Take) -> None:
         """See Feed."""
         log, position = self._logs[key], 0
         while True:
@@ -43,8 +43,8 @@ class MemoryFeed:
                     log, position = self._logs[key], 0
                 records = log[position:]
             position += len(records)
-            for record in records:
-                yield record
+            if any(take(record) for record in records):
+                return
 
     async def remove(self, key: str) -> None:
         """See Feed."""

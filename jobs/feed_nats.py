@@ -12,8 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -23,7 +22,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, StorageType, StreamConfig
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
-from jobs.feed import FeedSettings
+from jobs.feed import FeedSettings, Take
 from llm_pb import llm_pb2
 
 T = TypeVar("T")
@@ -43,23 +42,43 @@ _OTHER_CONFIG: Final = 10058
 """JetStream's error for a stream that exists with other settings."""
 
 
-class _Inbox:
-    """What the broker has sent to one reader."""
+class _Consumer:
+    """What one of the broker's consumers sends, up to where some of it may be missing."""
 
-    def __init__(self) -> None:
-        self.messages: asyncio.Queue[Msg | None] = asyncio.Queue()
-        """None after the last one."""
+    def __init__(self, client: Client, take: Callable[[Msg], bool | None]) -> None:
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """When no more is taken: True if `take` has enough. Raises what `take` raises."""
         self.heard_at = math.inf
         """When something came last, by the monotonic clock; before the broker is asked to send, never too long ago."""
+        self._client = client
+        self._take = take
+        self._delivered = 0
 
-    async def put(self, message: Msg) -> None:
+    async def hear(self, message: Msg) -> None:
         """Take what comes."""
         self.heard_at = time.monotonic()
-        self.messages.put_nowait(message)
+        if self.ended.done():
+            return
+        try:
+            if message.headers is None:
+                self._delivered += 1
+                if message.metadata.sequence.consumer != self._delivered:
+                    self.end()
+                elif self._take(message):
+                    self.ended.set_result(True)
+            # A heartbeat or a request to say how far the reader is. Records have no headers.
+            elif reply := message.reply or message.headers.get(Header.CONSUMER_STALLED):
+                await self._client.publish(reply)
+            elif message.headers.get(Header.LAST_CONSUMER) != str(self._delivered):
+                self.end()
+        except Exception as error:  # noqa: BLE001  # it is the reader's
+            if not self.ended.done():
+                self.ended.set_exception(error)
 
     def end(self) -> None:
-        """Say that no more will come."""
-        self.messages.put_nowait(None)
+        """Say that no more will come: another consumer must go on."""
+        if not self.ended.done():
+            self.ended.set_result(False)
 
 
 class NatsFeed:
@@ -72,7 +91,7 @@ class NatsFeed:
         self._ready = asyncio.Event()
         self._stream_unsure = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._inboxes: set[_Inbox] = set()
+        self._consumers: set[_Consumer] = set()
         self._subscribing = asyncio.Semaphore(_SUBSCRIBING)
         self._losing = False
         self._outages = 0
@@ -121,19 +140,24 @@ class NatsFeed:
             return False
         return True
 
-    async def read(self, key: str) -> AsyncGenerator[llm_pb2.FeedRecord, None]:
+    async def read(self, key: str, take: Take) -> None:
         """See Feed."""
         last: tuple[datetime, int] | None = None
-        while True:
+
+        def take_new(message: Msg) -> bool | None:
+            nonlocal last
+            metadata = message.metadata
+            place = (metadata.timestamp, metadata.sequence.stream)
+            if last is not None and place <= last:
+                return False
+            last = place
+            return take(llm_pb2.FeedRecord.FromString(message.data))
+
+        enough = False
+        while not enough:
             await self._ready.wait()
             try:
-                async with aclosing(self._deliver(self._subject(key), last and last[0])) as messages:
-                    async for message in messages:
-                        metadata = message.metadata
-                        place = (metadata.timestamp, metadata.sequence.stream)
-                        if last is None or place > last:
-                            last = place
-                            yield llm_pb2.FeedRecord.FromString(message.data)
+                enough = await self._deliver(self._subject(key), last and last[0], take_new)
             except (NatsError, OSError, TimeoutError) as error:
                 _log.warning("feed cannot be read now: %r", error)
                 self._note_failure(error)
@@ -160,15 +184,15 @@ class NatsFeed:
     def _subject(self, key: str) -> str:
         return f"{self._settings.subject_prefix}.{key}"
 
-    async def _deliver(self, subject: str, since: datetime | None) -> AsyncGenerator[Msg, None]:
-        """Yield the records stored from a moment on, or all, until some may be missing: then a new consumer must go on.
+    async def _deliver(self, subject: str, since: datetime | None, take: Callable[[Msg], bool | None]) -> bool:
+        """Have what was stored from a moment on, or all, taken until it is enough: True; or until some may be missing.
 
         By time, not by sequence number: those of a stream that was lost, or lost its end, are given away again. What
         was stored in that same moment comes a second time.
         """
-        address, inbox = self._client.new_inbox(), _Inbox()
-        subscription = await self._client.subscribe(address, cb=inbox.put)
-        self._inboxes.add(inbox)
+        address, consumer = self._client.new_inbox(), _Consumer(self._client, take)
+        subscription = await self._client.subscribe(address, cb=consumer.hear)
+        self._consumers.add(consumer)
         try:
             async with self._subscribing:
                 config = ConsumerConfig(
@@ -185,21 +209,11 @@ class NatsFeed:
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
                 await _answer(self._stream.add_consumer(self._settings.stream, config))
-            inbox.heard_at = time.monotonic()
-            delivered = 0
-            while (message := await inbox.messages.get()) is not None:
-                if message.headers is None:
-                    delivered += 1
-                    if message.metadata.sequence.consumer != delivered:
-                        return
-                    yield message
-                # A heartbeat or a request to say how far the reader is. Records have no headers.
-                elif reply := message.reply or message.headers.get(Header.CONSUMER_STALLED):
-                    await self._client.publish(reply)
-                elif message.headers.get(Header.LAST_CONSUMER) != str(delivered):
-                    return
+            consumer.heard_at = time.monotonic()
+            return await consumer.ended
         finally:
-            self._inboxes.discard(inbox)
+            consumer.end()
+            self._consumers.discard(consumer)
             # The broker drops a consumer that nobody listens to.
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()
@@ -208,9 +222,9 @@ class NatsFeed:
         """Tell the readers whose consumers are gone. One clock for all: a timer for each record costs much more."""
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS / 2)
-            for inbox in self._inboxes:
-                if time.monotonic() > inbox.heard_at + _SILENCE_SECONDS:
-                    inbox.end()
+            for consumer in self._consumers:
+                if time.monotonic() > consumer.heard_at + _SILENCE_SECONDS:
+                    consumer.end()
 
     async def _stay_ready(self) -> None:
         while True:
@@ -272,8 +286,8 @@ class NatsFeed:
     async def _note_disconnect(self) -> None:
         self._ready.clear()
         self._losing = True
-        for inbox in self._inboxes:
-            inbox.end()
+        for consumer in self._consumers:
+            consumer.end()
 
     async def _note_change(self) -> None:
         self._stream_unsure.set()

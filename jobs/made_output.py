@@ -6,7 +6,6 @@ ended: killed, cut off, or given up by Temporal.
 
 import asyncio
 import logging
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -40,8 +39,16 @@ class MadeOutput:
         """Whether there is output, and all of it."""
         return bool(self.token_ids) and self.whole
 
-    def add(self, made: llm_pb2.TokensMade) -> None:
+    def add(self, record: llm_pb2.FeedRecord) -> None:
         """Take a record, in order."""
+        if record.HasField("tokens_made"):
+            self._add_tokens(record.tokens_made)
+        elif record.HasField("attempt_started"):
+            self.last_attempt = record.attempt_started
+        elif record.HasField("progress"):
+            self.worker = record.progress.worker
+
+    def _add_tokens(self, made: llm_pb2.TokensMade) -> None:
         if made.token_offset > len(self.token_ids) or made.offset > len(self.text):
             self.whole = False
             return
@@ -79,19 +86,17 @@ async def read_made_output(feed: Feed, key: str, writer: str) -> MadeOutput:
     """
     made, fence = MadeOutput(), Fence()
     try:
-        async with asyncio.timeout(_SILENCE_SECONDS) as silence, aclosing(feed.read(key)) as records:
-            async for record in records:
+        async with asyncio.timeout(_SILENCE_SECONDS) as silence:
+
+            def take(record: llm_pb2.FeedRecord) -> bool:
                 silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_SECONDS)
                 if record.writer == writer:
-                    break
-                if not fence.admits(record):
-                    continue
-                if record.HasField("tokens_made"):
-                    made.add(record.tokens_made)
-                elif record.HasField("attempt_started"):
-                    made.last_attempt = record.attempt_started
-                elif record.HasField("progress"):
-                    made.worker = record.progress.worker
+                    return True
+                if fence.admits(record):
+                    made.add(record)
+                return False
+
+            await feed.read(key, take)
     except TimeoutError:
         _log.warning("the feed of %s could not be read", key)
         return MadeOutput()

@@ -62,13 +62,15 @@ class Worker:
 async def log_of(feed: MemoryFeed) -> list[llm_pb2.FeedRecord]:
     """Return what is in the feed."""
     await feed.append(KEY, llm_pb2.FeedRecord(writer="end"))
-    records = []
-    async for record in feed.read(KEY):
-        if record.writer == "end":
-            break
+    records: list[llm_pb2.FeedRecord] = []
+
+    def take(record: llm_pb2.FeedRecord) -> bool:
         records.append(record)
+        return record.writer == "end"
+
+    await feed.read(KEY, take)
     await feed.remove(KEY)
-    return records
+    return records[:-1]
 
 
 async def broken_off(engine: Engine, job: llm_pb2.JobRequest, after: int) -> list[llm_pb2.FeedRecord]:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,12 +29,39 @@ def record(number: int) -> llm_pb2.FeedRecord:
 async def read(feed: Feed, key: str, count: int) -> list[int]:
     """Return the numbers of the first so many records."""
     numbers: list[int] = []
-    async with asyncio.timeout(20), aclosing(feed.read(key)) as records:
-        async for item in records:
-            numbers.append(item.tokens_made.offset)
-            if len(numbers) == count:
-                break
+
+    def take(item: llm_pb2.FeedRecord) -> bool:
+        numbers.append(item.tokens_made.offset)
+        return len(numbers) == count
+
+    async with asyncio.timeout(20):
+        await feed.read(key, take)
     return numbers
+
+
+class Follower:
+    """A reader that stays, and what it has read."""
+
+    def __init__(self, feed: Feed, key: str) -> None:
+        self.numbers: list[int] = []
+        self._grown = asyncio.Event()
+        self._task = asyncio.create_task(feed.read(key, self._take))
+
+    def _take(self, item: llm_pb2.FeedRecord) -> None:
+        self.numbers.append(item.tokens_made.offset)
+        self._grown.set()
+
+    async def until(self, number: int) -> list[int]:
+        """Return all numbers read so far, once this one is among them."""
+        async with asyncio.timeout(20):
+            while number not in self.numbers:
+                self._grown.clear()
+                await self._grown.wait()
+        return self.numbers
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +134,27 @@ async def test_a_reader_goes_on_after_a_removal(feed: Feed, request: pytest.Fixt
     key = request.node.name
     for number in range(3):
         await feed.sync(key, record(number))
-    async with aclosing(feed.read(key)) as records, asyncio.timeout(10):
-        for number in range(3):
-            assert (await anext(records)) == record(number)
-        await feed.remove(key)
-        await feed.sync(key, record(3))
-        assert (await anext(records)) == record(3)
+    follower = Follower(feed, key)
+    await follower.until(2)
+    await feed.remove(key)
+    await feed.sync(key, record(3))
+    assert await follower.until(3) == [0, 1, 2, 3]
+    await follower.close()
+
+
+async def test_what_a_reader_raises_ends_its_reading(feed: Feed, request: pytest.FixtureRequest) -> None:
+    """And nobody else's."""
+    key = request.node.name
+
+    def take(item: llm_pb2.FeedRecord) -> None:
+        raise ArithmeticError(item.tokens_made.text)
+
+    for number in range(2):
+        await feed.sync(key, record(number))
+    async with asyncio.timeout(10):
+        with pytest.raises(ArithmeticError, match="0"):
+            await feed.read(key, take)
+    assert await read(feed, key, 2) == [0, 1]
 
 
 async def test_a_feed_closes_at_any_moment_of_its_start(broker: Stack) -> None:
@@ -138,32 +180,6 @@ async def own_feed(own_broker: Stack) -> AsyncIterator[NatsFeed]:
     await feed.wait_ready()
     yield feed
     await feed.close()
-
-
-class Follower:
-    """A reader that stays, and what it has read."""
-
-    def __init__(self, feed: Feed, key: str) -> None:
-        self.numbers: list[int] = []
-        self._grown = asyncio.Condition()
-        self._task = asyncio.create_task(self._follow(feed, key))
-
-    async def _follow(self, feed: Feed, key: str) -> None:
-        async with aclosing(feed.read(key)) as records:
-            async for item in records:
-                async with self._grown:
-                    self.numbers.append(item.tokens_made.offset)
-                    self._grown.notify_all()
-
-    async def until(self, number: int) -> list[int]:
-        """Return all numbers read so far, once this one is among them; then stop."""
-        async with asyncio.timeout(20), self._grown:
-            await self._grown.wait_for(lambda: number in self.numbers)
-        return self.numbers
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
 
 async def until_stored(feed: Feed, key: str, number: int) -> None:

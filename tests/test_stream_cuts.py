@@ -64,7 +64,7 @@ class Log:
             token_offset=len(self.made.token_ids),
             token_ids=output.token_ids,
         )
-        self.made.add(record)
+        self.made.add(llm_pb2.FeedRecord(tokens_made=record))
         assert self.made.whole
         assert self.transcript.put(record.offset, record.text)
 

@@ -8,7 +8,6 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import NamedTuple
 
 import grpc
@@ -202,19 +201,25 @@ async def whole_log(stack: Stack, key: str) -> list[llm_pb2.FeedRecord]:
     records: list[llm_pb2.FeedRecord] = []
     wrong = llm_pb2.TokensMade(text="WRONG")
     starts: list[str] = []
-    async with asyncio.timeout(60), aclosing(feed.read(key)) as log:
-        async for record in log:
-            records.append(record)
-            event = record.WhichOneof("event")
-            # One that finds the broker restarted says a second time that it has started.
-            if event == "attempt_started" and record.writer not in (*starts, "forged"):
-                starts.append(record.writer)
-                if len(starts) == 2:
-                    takeover = llm_pb2.AttemptStarted(attempt=1)
-                    await feed.append(key, llm_pb2.FeedRecord(writer=starts[0], tokens_made=wrong))
-                    await feed.append(key, llm_pb2.FeedRecord(writer="forged", attempt_started=takeover))
-                    await feed.append(key, llm_pb2.FeedRecord(writer="forged", tokens_made=wrong))
-            elif event == "attempt_ended" and record.writer == starts[-1] and len(starts) == 2:
-                break
+    second = asyncio.Event()
+
+    def take(record: llm_pb2.FeedRecord) -> bool:
+        records.append(record)
+        event = record.WhichOneof("event")
+        # One that finds the broker restarted says a second time that it has started.
+        if event == "attempt_started" and record.writer not in (*starts, "forged"):
+            starts.append(record.writer)
+            if len(starts) == 2:
+                second.set()
+        return event == "attempt_ended" and record.writer == starts[-1] and len(starts) == 2
+
+    async with asyncio.timeout(60):
+        reading = asyncio.create_task(feed.read(key, take))
+        await second.wait()
+        takeover = llm_pb2.AttemptStarted(attempt=1)
+        await feed.append(key, llm_pb2.FeedRecord(writer=starts[0], tokens_made=wrong))
+        await feed.append(key, llm_pb2.FeedRecord(writer="forged", attempt_started=takeover))
+        await feed.append(key, llm_pb2.FeedRecord(writer="forged", tokens_made=wrong))
+        await reading
     await feed.close()
     return records

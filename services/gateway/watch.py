@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from contextvars import Context
 from typing import Final
 
@@ -146,7 +145,7 @@ class Watch:
         await asyncio.shield(self._known)
         if self._status.state in FINAL_STATES:
             return
-        reading = asyncio.create_task(self._read_feed())
+        reading = asyncio.create_task(self._feed.read(self._status.run_id, self._apply))
         reading.add_done_callback(self._note_feed_end)
         try:
             while self._status.state not in FINAL_STATES:
@@ -232,11 +231,6 @@ class Watch:
             self._status = fresh
             self._status_version += 1
             self._wake()
-
-    async def _read_feed(self) -> None:
-        async with aclosing(self._feed.read(self._status.run_id)) as records:
-            async for record in records:
-                self._apply(record)
 
     def _note_feed_end(self, reading: asyncio.Task[None]) -> None:
         if not reading.cancelled() and (error := reading.exception()) is not None:
