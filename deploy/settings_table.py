@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 from deploy.local.settings import StackSettings
 from jobs.feed import FeedSettings
 from runtime.log import LogSettings
+from runtime.temporal import TemporalSettings
 from services.codec.settings import CodecSettings
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -21,6 +22,7 @@ CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     NotifierSettings,
     FeedSettings,
     LogSettings,
+    TemporalSettings,
     CodecSettings,
     StackSettings,
 )

@@ -22,6 +22,7 @@ from prometheus_client import start_http_server
 from temporalio.runtime import (
     BUFFERED_METRIC_KIND_COUNTER,
     BUFFERED_METRIC_KIND_GAUGE,
+    BUFFERED_METRIC_KIND_HISTOGRAM,
     BufferedMetric,
     MetricBuffer,
     MetricBufferDurationFormat,
@@ -114,16 +115,19 @@ class BufferedMetrics:
 
     def fetch(self) -> None:
         """Record all that has been measured since the last time."""
-        gauges: dict[tuple[str, frozenset[Any]], tuple[BufferedMetric, Any, Mapping[str, Any]]] = {}
+        merged: dict[tuple[str, frozenset[Any]], tuple[BufferedMetric, Any, Mapping[str, Any]]] = {}
         for update in self._buffer.retrieve_updates():
-            labels = _bounded(update.attributes)
-            if update.metric.kind == BUFFERED_METRIC_KIND_GAUGE:
-                # Half of all updates, and only the last of each can be seen.
-                gauges[update.metric.name, frozenset(labels.items())] = (update.metric, update.value, labels)
-            else:
-                self._record(update.metric, update.value, labels)
-        for gauge in gauges.values():
-            self._record(*gauge)
+            metric, value, labels = update.metric, update.value, _bounded(update.attributes)
+            if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
+                self._record(metric, value, labels)
+                continue
+            # Most updates are of a few counters and gauges: a sum of the former and the last of the latter will do.
+            key = metric.name, frozenset(labels.items())
+            if metric.kind == BUFFERED_METRIC_KIND_COUNTER and key in merged:
+                value += merged[key][1]
+            merged[key] = metric, value, labels
+        for one in merged.values():
+            self._record(*one)
 
     def _record(self, metric: BufferedMetric, value: Any, labels: Mapping[str, Any]) -> None:
         record = self._instruments.get(metric.name)
