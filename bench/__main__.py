@@ -8,6 +8,7 @@ left out and the others lack that peer.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -58,7 +59,8 @@ def main() -> int:
         python = asked.vllm_python if with_vllm and asked.vllm_python else sys.executable
         command = [python, "-m", f"bench.{name}", *(["--quick"] if asked.quick else []), *arguments]
         since = time.monotonic()
-        print(" ".join([f"bench.{name}", *arguments]), end=" ", file=sys.stderr, flush=True)
+        shown = shlex.join([f"bench.{name}", *arguments])
+        print(shown, end=" ", file=sys.stderr, flush=True)
         ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
         took = time.monotonic() - since
         print(f"{'failed' if ran.returncode else 'ran'} after {took:.0f} s", file=sys.stderr, flush=True)
@@ -66,7 +68,7 @@ def main() -> int:
         if ran.returncode == 0:
             report = json.loads(ran.stdout)
             print(json.dumps(report))
-            reports.append((" ".join([f"bench.{name}", *arguments]), report | {"seconds": took}))
+            reports.append((shown, report | {"seconds": took}))
     if not asked.quick and not asked.only:
         RESULTS.write_text(written(reports, asked.vllm_python or sys.executable))
     return int(failed)
