@@ -4,6 +4,7 @@ import random
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Final
@@ -49,11 +50,12 @@ def free_port() -> int:
     A client that retries while its server is down must not be given the server's port as its own: it would connect to
     itself, and the server could not come back. So the port lies below the range that the system hands out.
     """
-    return next(port for port in _candidates if _is_free(port))
+    return next(port for port in _candidates() if _is_free(port))
 
 
-def _from_anywhere() -> Iterator[int]:
-    """Yield ports one after the other, from a random one on.
+@cache
+def _candidates() -> Iterator[int]:
+    """Return the ports one after the other, from a random one on, the same iterator each time.
 
     Stacks of several processes that start at once choose before they listen. Were each port a random one, two of a
     hundred would be the same every fifth time.
@@ -79,6 +81,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-_candidates: Final = _from_anywhere()
