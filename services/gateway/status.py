@@ -7,6 +7,7 @@ GetStatus: how the outcome of an open job is being delivered, and the partial ou
 ran out of its total time, for which Temporal's closing event has no room.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -52,6 +53,8 @@ _CLOSED: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] =
 }
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
+_SECOND_LOOK_SECONDS: Final = 0.1
+"""How long after Temporal did not know a workflow it is asked once more."""
 
 
 class JobReader:
@@ -78,7 +81,7 @@ class JobReader:
     async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
         """Return what Temporal says of the job's workflow. Raises like read."""
         try:
-            description = await self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=RPC_TIMEOUT)
+            description = await self._describe(workflow_id)
         except RPCError as error:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
@@ -86,6 +89,22 @@ class JobReader:
         if description.workflow_type != names.WORKFLOW_TYPE:
             raise not_found(workflow_id)
         return description
+
+    async def _describe(self, workflow_id: str) -> WorkflowExecutionDescription:
+        """Ask a second time before a workflow is taken to be unknown.
+
+        Temporal has been seen to say so of one that it had just started, with hundreds more at once: a query that its
+        database gave up looks to it like one that found nothing.
+        """
+        handle = self._client.get_workflow_handle(workflow_id)
+        try:
+            return await handle.describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            _log.info("Temporal says of %s: %s", workflow_id, error)
+        await asyncio.sleep(_SECOND_LOOK_SECONDS)
+        return await handle.describe(rpc_timeout=RPC_TIMEOUT)
 
     async def wait_closed(self, workflow_id: str, run_id: str) -> None:
         """Return once the job has ended: one long poll at a time. Raises RPCError when Temporal is away."""

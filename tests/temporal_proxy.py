@@ -1,0 +1,60 @@
+"""A real Temporal server behind a proxy that can answer in its place as it does when something is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+_OWN = ("user-agent", "te", "content-type")
+"""Metadata that each connection has of its own."""
+
+
+class TemporalProxy(grpc.GenericRpcHandler):
+    """Forwards the calls of Temporal's API, all of which are unary."""
+
+    def __init__(self, temporal: grpc.aio.Channel) -> None:
+        self.unknown: Counter[str] = Counter()
+        """How many more calls are answered NOT_FOUND, by the method's name."""
+        self._temporal = temporal
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Handle whatever is called."""
+        method = handler_call_details.method
+
+        async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            name = method.rpartition("/")[2]
+            if self.unknown[name] > 0:
+                self.unknown[name] -= 1
+                await context.abort(grpc.StatusCode.NOT_FOUND, "sql: no rows in result set")
+            metadata = [
+                item
+                for item in context.invocation_metadata() or ()
+                if item[0] not in _OWN and not item[0].startswith("grpc-")
+            ]
+            try:
+                answer: bytes = await self._temporal.unary_unary(method)(
+                    request, metadata=metadata, timeout=context.time_remaining()
+                )
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), error.details() or "", error.trailing_metadata())
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+
+@asynccontextmanager
+async def temporal_proxy(address: str) -> AsyncIterator[tuple[TemporalProxy, str]]:
+    """Run a proxy of the server at an address; yield it and its own address."""
+    async with grpc.aio.insecure_channel(address) as temporal:
+        proxy, server = TemporalProxy(temporal), grpc.aio.server()
+        server.add_generic_rpc_handlers((proxy,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield proxy, f"127.0.0.1:{port}"
+        finally:
+            await server.stop(1)
