@@ -3,7 +3,8 @@
     python -m bench [--quick] [--vllm-python PATH] [--only NAME ...]
 
 Those that have vLLM among their peers run in its environment when PATH, its Python, is given; without, throughput is
-left out and the others lack that peer.
+left out and the others lack that peer. What a script found last is kept in results.jsonl, so that one of them can be
+run again by itself.
 """
 
 import argparse
@@ -13,22 +14,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bench.results import written
+from bench import results
 
 ROOT: Final = Path(__file__).parents[1]
-RESULTS: Final = ROOT / "bench" / "RESULTS.md"
 PLAIN: Final = ()
 VLLM_TOO: Final = ("--engine", "vllm", "--rounds", "3")
 TOKENS_BY_TEN: Final = ("--engine-options", '{"stream_interval":10}')
 """The profile for throughput: see docs/operate.md."""
+REAL_LAYERS: Final = ("--layers", "SmolLM2-135M", "--tokens", "256")
+"""The engine's work as it is with a model that is in use, if hardly a smaller one."""
 
 RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("first_token", False, PLAIN),
     ("first_token", True, VLLM_TOO),
     ("throughput", True, PLAIN),
     ("throughput", True, TOKENS_BY_TEN),
+    ("throughput", True, REAL_LAYERS),
     ("token_latency", True, PLAIN),
     ("jobs_per_second", False, PLAIN),
     ("watchers", False, PLAIN),
@@ -41,7 +44,12 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("idle_memory", False, PLAIN),
 )
 """Each script, whether it can use vLLM, and its arguments."""
-NEEDS_VLLM: Final = {("throughput", PLAIN), ("throughput", TOKENS_BY_TEN), ("first_token", VLLM_TOO)}
+NEEDS_VLLM: Final = {("first_token", VLLM_TOO), *(run[::2] for run in RUNS if run[0] == "throughput")}
+
+
+def shown(name: str, arguments: tuple[str, ...]) -> str:
+    """Return what a run is called."""
+    return shlex.join([f"bench.{name}", *arguments])
 
 
 def main() -> int:
@@ -51,16 +59,15 @@ def main() -> int:
     parser.add_argument("--vllm-python", help="the Python of an environment that has vLLM")
     parser.add_argument("--only", nargs="+", choices=sorted({name for name, _, _ in RUNS}), help="these scripts alone")
     asked = parser.parse_args()
-    reports: list[tuple[str, dict[str, Any]]] = []
+    vllm_python = asked.vllm_python or sys.executable
     failed = False
     for name, with_vllm, arguments in RUNS:
         if (asked.only and name not in asked.only) or ((name, arguments) in NEEDS_VLLM and not asked.vllm_python):
             continue
-        python = asked.vllm_python if with_vllm and asked.vllm_python else sys.executable
+        python = vllm_python if with_vllm else sys.executable
         command = [python, "-m", f"bench.{name}", *(["--quick"] if asked.quick else []), *arguments]
         since = time.monotonic()
-        shown = shlex.join([f"bench.{name}", *arguments])
-        print(shown, end=" ", file=sys.stderr, flush=True)
+        print(shown(name, arguments), end=" ", file=sys.stderr, flush=True)
         ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
         took = time.monotonic() - since
         print(f"{'failed' if ran.returncode else 'ran'} after {took:.0f} s", file=sys.stderr, flush=True)
@@ -68,9 +75,10 @@ def main() -> int:
         if ran.returncode == 0:
             report = json.loads(ran.stdout)
             print(json.dumps(report))
-            reports.append((shown, report | {"seconds": took}))
-    if not asked.quick and not asked.only:
-        RESULTS.write_text(written(reports, asked.vllm_python or sys.executable))
+            if not asked.quick:
+                results.keep(shown(name, arguments), report, took, vllm_python)
+    if not asked.quick:
+        results.write([shown(name, arguments) for name, _, arguments in RUNS])
     return int(failed)
 
 

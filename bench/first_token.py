@@ -9,16 +9,20 @@ one call of Temporal's that changes nothing.
 
 With `--engine vllm` (in the environment of `make test-vllm` or `make test-gpu`) the model is real, and its own time to
 the first token, asked of a bare AsyncLLM in the same run, is taken off; the further peer is `vllm serve`, over HTTP
-with server-sent events.
+with server-sent events. Both are asked as seldom as the suite's engine is, which has cooled down from job to job: asked
+without a pause a bare AsyncLLM answers in half the time.
 
     python -m bench.first_token
 """
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -42,11 +46,16 @@ class Sizes:
     jobs: int = 30
     engine: str = "simulated"
     model_path: str = "models/docstrings"
+    engine_options: str = "{}"
 
 
 Way = Callable[[], Awaitable[float]]
 """Runs one job; returns its milliseconds."""
 PROMPT = "Return the"
+_REST_SECONDS: Final = 0.04
+"""From one request to the next: what a job of the suite takes after its first token."""
+_SPIN_SECONDS: Final = 1.5
+"""vLLM's processes wait busily for a second after each request: until then they would slow the next way."""
 
 
 async def measure(sizes: Sizes) -> Report:
@@ -63,6 +72,7 @@ async def measure(sizes: Sizes) -> Report:
                 await way()
         for _ in range(sizes.rounds):
             for who, way in ways.items():
+                await asyncio.sleep(_SPIN_SECONDS)
                 report.add(case, who, quantiles([await way() for _ in range(sizes.jobs)]))
     if sizes.engine == "simulated":
         report.ratio(case, "p50", "peer_bare_workflow", at_most=1.3)
@@ -80,7 +90,8 @@ async def measure(sizes: Sizes) -> Report:
 async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
     """Run everything, and yield the ways by name."""
     real = sizes.engine == "vllm"
-    worker = worker_environment(sizes.model_path) if real else simulated(tokens_per_second=1000)
+    options = (sizes.model_path, 16, json.loads(sizes.engine_options))
+    worker = worker_environment(*options) if real else simulated(tokens_per_second=1000)
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": worker}, engine=sizes.engine))
         await opened.enter_async_context(stack)
@@ -89,10 +100,10 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
         temporal = await Client.connect(stack.address("temporal"))
         ways = {"suite": suite(LlmServiceStub(channel)), "peer_bare_workflow": bare_workflow(temporal)}
         if real:
-            serve = await opened.enter_async_context(VllmServe.running(sizes.model_path))
-            bare = await opened.enter_async_context(BareVllm.running(sizes.model_path))
-            ways["peer_vllm_serve"] = lambda: serve.first_token_ms(PROMPT)
-            ways["floor_bare_async_llm"] = lambda: bare.first_token_ms(PROMPT)
+            serve = await opened.enter_async_context(VllmServe.running(*options))
+            bare = await opened.enter_async_context(BareVllm.running(*options))
+            ways["peer_vllm_serve"] = rested(serve)
+            ways["floor_bare_async_llm"] = rested(bare)
         yield ways | {"floor_temporal_call": temporal_call(temporal), "floor_health_check": health_check(channel)}
 
 
@@ -108,6 +119,16 @@ def suite(stub: LlmServiceStub) -> Way:
         took = time.monotonic() - begin
         await finish(stub, id_)
         return took * 1000
+
+    return run
+
+
+def rested(engine: BareVllm | VllmServe) -> Way:
+    """Return the way of an engine that is asked directly, after a rest."""
+
+    async def run() -> float:
+        await asyncio.sleep(_REST_SECONDS)
+        return await engine.first_token_ms(PROMPT)
 
     return run
 

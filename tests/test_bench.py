@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.results import written
+from bench.results import dated, written
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
@@ -40,7 +40,7 @@ async def test_a_script_prints_one_report_with_its_peers(name: str) -> None:
     ] + report["verdicts"]
     assert all(figure["min"] <= figure["median"] <= figure["max"] for figure in figures)
     assert any(figure["median"] > 0 for figure in figures)
-    page = written([(f"bench.{name}", report | {"seconds": 1.0})], sys.executable)
+    page = written({f"bench.{name}": dated(report, 1.0, sys.executable)})
     assert all(verdict["what"] in page for verdict in report["verdicts"])
 
 
