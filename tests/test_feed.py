@@ -142,17 +142,20 @@ async def test_a_reader_goes_on_after_a_removal(feed: Feed, request: pytest.Fixt
     await follower.close()
 
 
-async def test_what_a_reader_raises_ends_its_reading(feed: Feed, request: pytest.FixtureRequest) -> None:
-    """And nobody else's."""
+@pytest.mark.parametrize("kind", [ArithmeticError, TimeoutError])
+async def test_what_a_reader_raises_ends_its_reading(
+    feed: Feed, request: pytest.FixtureRequest, kind: type[Exception]
+) -> None:
+    """And nobody else's; even an error of a kind that a broker causes, after which a reading goes on."""
     key = request.node.name
 
     def take(item: llm_pb2.FeedRecord) -> None:
-        raise ArithmeticError(item.tokens_made.text)
+        raise kind(item.tokens_made.text)
 
     for number in range(2):
         await feed.sync(key, record(number))
     async with asyncio.timeout(10):
-        with pytest.raises(ArithmeticError, match="0"):
+        with pytest.raises(kind, match="0"):
             await feed.read(key, take)
     assert await read(feed, key, 2) == [0, 1]
 

@@ -1,4 +1,4 @@
-"""Events on a subject of NATS JetStream; beside jobs.feed_nats the only module that imports nats.
+"""Events on a subject of NATS JetStream; beside those of the feed the only module that imports nats.
 
 An event counts as taken when JetStream has acknowledged it: it is in a stream, which the operator has made. JetStream
 drops repeats by Nats-Msg-Id within the stream's window.
