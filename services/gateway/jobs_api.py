@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from functools import partial
 from typing import Final
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
@@ -117,17 +118,22 @@ class Jobs:
 
     async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Ask the job to stop; on a job that has ended, return how. Raises ApiError NOT_FOUND, RPCError."""
-        handle = self._client.get_workflow_handle(request.workflow_id)
         await link_call(await self._reader.describe(request.workflow_id))
+        handle = self._client.get_workflow_handle(request.workflow_id)
+        signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
+        signalled = True
         try:
-            await handle.signal(names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
+            await signal()
         except RPCError as error:
-            # Temporal says NOT_FOUND for a workflow that has ended, too.
+            # Temporal says NOT_FOUND for a workflow that has ended, too; and without reason: see JobReader.
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
+            signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
         status = (await self._reader.read(request.workflow_id)).status
         if status.state not in FINAL_STATES:
+            if not signalled:
+                await signal()
             status.cancel_requested = True
         return llm_pb2.CancelResponse(status=status)
 
