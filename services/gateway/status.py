@@ -10,7 +10,8 @@ ran out of its total time, for which Temporal's closing event has no room.
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Final
+from datetime import timedelta
+from typing import Final, NamedTuple
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
@@ -19,7 +20,6 @@ from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
-    WorkflowHistoryEventFilterType,
     WorkflowQueryFailedError,
 )
 from temporalio.exceptions import ApplicationError
@@ -57,6 +57,14 @@ _SECOND_LOOK_SECONDS: Final = 0.1
 """How long after Temporal did not know a workflow it is asked once more."""
 
 
+class Ending(NamedTuple):
+    """What the event that closed a workflow tells."""
+
+    result: llm_pb2.JobResult | None
+    """Partial after a failure; none where the event has no room for one."""
+    failure: ApplicationError | None
+
+
 class JobReader:
     """Reads jobs from Temporal."""
 
@@ -72,11 +80,13 @@ class JobReader:
         """
         return await self.look(await self.describe(workflow_id))
 
-    async def look(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
-        """Return what read does, of a job that was just described."""
+    async def look(
+        self, description: WorkflowExecutionDescription, ending: Ending | None = None
+    ) -> llm_pb2.GetStatusResponse:
+        """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
         if description.status == WorkflowExecutionStatus.RUNNING:
             return await self._open(description)
-        return await self._closed(description)
+        return await self._closed(description, ending)
 
     async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
         """Return what Temporal says of the job's workflow. Raises like read."""
@@ -106,13 +116,19 @@ class JobReader:
         await asyncio.sleep(_SECOND_LOOK_SECONDS)
         return await handle.describe(rpc_timeout=RPC_TIMEOUT)
 
-    async def wait_closed(self, workflow_id: str, run_id: str) -> None:
-        """Return once the job has ended: one long poll at a time. Raises RPCError when Temporal is away."""
-        events = self._client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history_events(
-            wait_new_event=True, event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
-        )
-        async for _ in events:
-            return
+    async def ending(self, workflow_id: str, run_id: str, *, rpc_timeout: timedelta | None = None) -> Ending:
+        """Return, once the job has ended, what the event tells that closed its workflow. Raises RPCError.
+
+        Waits by one long poll after the other, unless there is an `rpc_timeout`.
+        """
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id, result_type=llm_pb2.JobResult)
+        try:
+            return Ending(await handle.result(follow_runs=False, rpc_timeout=rpc_timeout), None)
+        except WorkflowFailureError as error:
+            failure = error.cause
+        if not isinstance(failure, ApplicationError):
+            return Ending(None, None)
+        return Ending(errors.partial_result(failure), failure)
 
     async def _open(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
         status = await base_status(description)
@@ -172,37 +188,27 @@ class JobReader:
         return response
 
     async def _failure(self, description: WorkflowExecutionDescription) -> errors.JobError:
-        _, failure = await self._ending(description)
-        if failure is None:
+        ending = await self.ending(description.id, description.run_id, rpc_timeout=RPC_TIMEOUT)
+        if ending.failure is None:
             return EngineFailed("the workflow failed")
-        return errors.from_application_error(failure, otherwise=EngineFailed)
+        return errors.from_application_error(ending.failure, otherwise=EngineFailed)
 
-    async def _ending(
-        self, description: WorkflowExecutionDescription
-    ) -> tuple[llm_pb2.JobResult | None, ApplicationError | None]:
-        """Return what the event that closed the workflow tells: the result, partial after a failure, and that."""
-        handle = self._client.get_workflow_handle(
-            description.id, run_id=description.run_id, result_type=llm_pb2.JobResult
-        )
-        try:
-            return await handle.result(follow_runs=False, rpc_timeout=RPC_TIMEOUT), None
-        except WorkflowFailureError as error:
-            failure = error.cause
-        if not isinstance(failure, ApplicationError):
-            return None, None
-        return errors.partial_result(failure), failure
-
-    async def _recorded(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
+    async def _recorded(
+        self, description: WorkflowExecutionDescription, ending: Ending | None
+    ) -> llm_pb2.GetStatusResponse | None:
         """Return what is to be read without asking a closed workflow; None where that is not all."""
         status = await _final_status(description)
         has_result = description.status in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED)
         if status is None or not has_result:
             return None
-        result, _ = await self._ending(description)
-        return llm_pb2.GetStatusResponse(status=status, result=result)
+        if ending is None:
+            ending = await self.ending(description.id, description.run_id, rpc_timeout=RPC_TIMEOUT)
+        return llm_pb2.GetStatusResponse(status=status, result=ending.result)
 
-    async def _closed(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
-        response = await self._recorded(description) or await self._ask_workflow(description)
+    async def _closed(
+        self, description: WorkflowExecutionDescription, ending: Ending | None
+    ) -> llm_pb2.GetStatusResponse:
+        response = await self._recorded(description, ending) or await self._ask_workflow(description)
         status = response.status
         await self._deliveries.refresh(status)
         _set_times(status, description)

@@ -24,7 +24,7 @@ from llm_pb import llm_pb2
 from services.gateway.errors import ApiError
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import FINAL_STATES, JobReader
+from services.gateway.status import FINAL_STATES, Ending, JobReader
 from services.gateway.transcript import Cursor, Transcript
 
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Watch:
             if delta is not None or message.HasField("status") or now() > spoken + (_PULSES - 1) * self._pulse:
                 yield message
                 spoken = now()
-            if delta is None or not (final or cursor.behind):
+            if not (final or cursor.behind):
                 await changed.wait()
 
     def _wake(self) -> None:
@@ -149,9 +149,9 @@ class Watch:
         reading.add_done_callback(self._note_feed_end)
         try:
             while self._status.state not in FINAL_STATES:
-                await self._until_worth_asking()
+                ending = await self._until_worth_asking()
                 try:
-                    await self._ask()
+                    await self._ask(ending)
                 except RPCError as error:
                     _log.warning("cannot ask Temporal about %s: %s", self._workflow_id, error)
                     await asyncio.sleep(self._pause())
@@ -159,19 +159,20 @@ class Watch:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _until_worth_asking(self) -> None:
-        """Return when Temporal may know what the feed does not say: the job has ended, or the feed is silent."""
+    async def _until_worth_asking(self) -> Ending | None:
+        """Return when Temporal may know what the feed does not say: how the job has ended; None: the feed is silent."""
         notifying = self._status.state == llm_pb2.JOB_STATE_NOTIFYING
         if not notifying:
             await self._silence()
             if not self._end_expected.is_set():
-                return
+                return None
         patience = self._longer_pause()
         # Unless it is notifying it goes on, whatever was expected.
         self._end_expected.clear()
         with contextlib.suppress(TimeoutError, RPCError):
             async with asyncio.timeout(patience):
-                await self._reader.wait_closed(self._workflow_id, self._status.run_id)
+                return await self._reader.ending(self._workflow_id, self._status.run_id)
+        return None
 
     async def _silence(self) -> None:
         """Return when the feed has been silent for long enough to ask, or the job is about to end."""
@@ -202,12 +203,12 @@ class Watch:
         self._patience = min(2 * patience, _SLOWEST)
         return patience * self._pause()
 
-    async def _ask(self) -> None:
+    async def _ask(self, ending: Ending | None = None) -> None:
         """Read the job from Temporal, which is the truth; keep what only the feed knows of an open job."""
         starts = self._starts
         description = self._description = await self._reader.describe(self._workflow_id)
         self.user_id = description.typed_search_attributes.get(names.USER_ID) or ""
-        response = await self._reader.look(description)
+        response = await self._reader.look(description, ending)
         fresh, old = response.status, self._status
         if response.HasField("result"):
             self._result = response.result
