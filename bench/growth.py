@@ -88,12 +88,17 @@ async def measure(sizes: Sizes) -> Report:
                     await measure_tokens(report, sizes, stack)
                     await measure_queues(report, sizes, stack, lengths)
     flat(report, [f"{workers} workers" for workers in sizes.workers], "cpu_ms")
-    flat(report, [f"{waiting} waiting" for waiting in sizes.waiting], "cpu_ms")
-    for shortest in (f"{min(sizes.waiting)} waiting", f"{min(sizes.waiting)} waiting, after all"):
-        flat(report, [shortest, f"{max(sizes.waiting)} waiting"], "drain_cpu_ms")
+    flat(report, [queue(waiting) for waiting in sizes.waiting], "cpu_ms")
+    for shortest in (queue(min(sizes.waiting)), queue(min(sizes.waiting), again=True)):
+        flat(report, [shortest, queue(max(sizes.waiting))], "drain_cpu_ms")
     flat(report, [f"{tokens} tokens" for tokens in sizes.tokens], "events")
     flat(report, [f"{tokens} tokens" for tokens in sizes.tokens if tokens > sizes.tokens[1]], "cpu_us_a_token")
     return report
+
+
+def queue(waiting: int, *, again: bool = False) -> str:
+    """Return the case of a queue of so many jobs; `again` is the second time, after all the longer ones."""
+    return f"{waiting} waiting, after all" if again else f"{waiting} waiting"
 
 
 def flat(report: Report, cases: list[str], figure: str) -> None:
@@ -135,7 +140,7 @@ async def measure_tokens(report: Report, sizes: Sizes, running: Running) -> None
 async def measure_queues(report: Report, sizes: Sizes, running: Running, lengths: list[int]) -> None:
     """Measure other jobs beside longer and longer queues, then the queue's own."""
     # The shortest once more at the end: what has grown by then is not the queue but what Temporal's store keeps.
-    for case, waiting in [*((f"{n} waiting", n) for n in lengths), (f"{lengths[0]} waiting, after all", lengths[0])]:
+    for case, waiting in [*((queue(n), n) for n in lengths), (queue(lengths[0], again=True), lengths[0])]:
         ids = await fill(running.stub, waiting)
         figures = await running.cost(sizes.jobs)
         begin = time.monotonic()

@@ -5,13 +5,13 @@ same number of tokens. In the same run, each with the same engine options in pro
 AsyncLLM that is given all prompts at once; and the peer, `vllm serve`, driven by its own client, `vllm bench serve`.
 One of them works at a time.
 
-Needs vLLM: run it in the environment of `make test-vllm` (CPU) or of `make test-gpu`. On a GPU give it a real model:
-
-    python -m bench.throughput --model-path Qwen/Qwen3-0.6B
-
 The model that comes along is so small that its tokens cost little more than their way to the client: it shows what the
 suite costs. `--layers SmolLM2-135M` gives it the layers of that one, about the smallest that is in use, with random
 weights: then the engine has as much to do as it would have with that.
+
+Needs vLLM: run it in the environment of `make test-vllm` (CPU) or of `make test-gpu`. On a GPU:
+
+    python -m bench.throughput --layers Llama-3.1-8B
 """
 
 import asyncio
@@ -50,22 +50,26 @@ class Sizes:
 
 Way = Callable[[list[str], int], Awaitable[dict[str, float]]]
 """Generates for prompts, up to so many tokens each."""
-_LAYERS: Final[dict[str, dict[str, Any]]] = {
+_LAYERS: Final[dict[str, dict[str, int]]] = {
     "its own": {},
     "SmolLM2-135M": {
-        "load_format": "dummy",
-        "dtype": "bfloat16",
-        "hf_overrides": {
-            "hidden_size": 576,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "head_dim": 64,
-            "intermediate_size": 1536,
-        },
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "intermediate_size": 1536,
+    },
+    "Llama-3.1-8B": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 14336,
     },
 }
-"""Options of vLLM's, by the model whose layers they give the one at hand."""
+"""Sizes in a model's config.json, by the model whose layers they are."""
 _PROMPT_CHARACTERS: Final = 200
 _CLIENT_SECONDS: Final = 600
 
@@ -106,7 +110,7 @@ def prompts(count: int) -> list[str]:
 @asynccontextmanager
 async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
     """Run everything, and yield the ways by name."""
-    extra = _LAYERS[sizes.layers] | json.loads(sizes.engine_options)
+    extra = with_layers(sizes.layers) | json.loads(sizes.engine_options)
     options = (sizes.model_path, sizes.max_concurrent, extra)
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": worker_environment(*options)}, engine="vllm"))
@@ -119,6 +123,13 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
             "limit_bare_async_llm": bare.run,
             "peer_vllm_serve": serve.bench,
         }
+
+
+def with_layers(model: str) -> dict[str, Any]:
+    """Return vLLM's options that give the model at hand the layers of another one, with random weights."""
+    if not (layers := _LAYERS[model]):
+        return {}
+    return {"load_format": "dummy", "dtype": "bfloat16", "hf_overrides": layers}
 
 
 async def suite(stub: LlmServiceStub, prompts: list[str], tokens: int) -> dict[str, float]:
