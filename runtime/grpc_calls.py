@@ -87,7 +87,7 @@ class Calls(grpc.aio.ServerInterceptor):
             with self._observed(method, parent, context):
                 async with aclosing(handle(request, context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await _write(context, response)
 
         serializers = (handler.request_deserializer, handler.response_serializer)
         if handler.response_streaming:
@@ -123,3 +123,11 @@ class Calls(grpc.aio.ServerInterceptor):
                     span.set_status(Status(StatusCode.ERROR, broken or context.details()))
                 span.set_attributes(attributes)
                 self._duration.record(time.perf_counter() - began, attributes)
+
+
+async def _write(context: grpc.aio.ServicerContext[Any, Any], response: Any) -> None:
+    """Send a message; raises CancelledError when the client has left, also where gRPC says so only by failing."""
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error

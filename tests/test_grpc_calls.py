@@ -21,6 +21,7 @@ from tests.otlp import Caller
 
 SERVICE = "test.Service"
 BIG = b"x" * 1_000_000
+SOME = b"x" * 50_000
 
 
 class Servicer:
@@ -47,9 +48,9 @@ class Servicer:
         yield b"1"
         if request == b"hang":
             await asyncio.Event().wait()
-        while request == b"flood":
+        while request in (b"flood", b"flow"):
             self.reached.set()
-            yield BIG
+            yield BIG if request == b"flood" else SOME
         if request == b"abort":
             await context.abort(grpc.StatusCode.INTERNAL, "gone wrong")
         yield b"2"
@@ -88,6 +89,12 @@ class Called:
         await self._spans.ended.wait()
         (span,) = self._spans.get_finished_spans()
         return span
+
+    def forget(self) -> None:
+        """Be ready for another call."""
+        self._spans.clear()
+        self._spans.ended.clear()
+        self.reached.clear()
 
     async def ended(self) -> tuple[str, StatusCode, str | None, str | None]:
         """Return the code, the status, its words and the type of error that the span tells."""
@@ -212,6 +219,17 @@ async def test_a_stream_whose_client_leaves_without_reading(called: Called) -> N
     await called.reached.wait()
     call.cancel()
     assert await called.ended() == ("CANCELLED", StatusCode.UNSET, None, None)
+
+
+async def test_a_stream_whose_client_leaves_while_it_is_written_to(called: Called) -> None:
+    """At some moments, the more of them the busier the machine, gRPC fails a message rather than cancel the handler."""
+    for _ in range(200):
+        called.forget()
+        call = called.stream(b"flow")
+        await called.reached.wait()
+        await call.read()
+        call.cancel()
+        assert await called.ended() == ("CANCELLED", StatusCode.UNSET, None, None)
 
 
 async def test_health_checks_are_not_traced(called: Called) -> None:
