@@ -72,7 +72,8 @@ async def measure(sizes: Sizes) -> Report:
                 await way()
         for _ in range(sizes.rounds):
             for who, way in ways.items():
-                await asyncio.sleep(_SPIN_SECONDS)
+                if sizes.engine == "vllm":
+                    await asyncio.sleep(_SPIN_SECONDS)
                 report.add(case, who, quantiles([await way() for _ in range(sizes.jobs)]))
     if sizes.engine == "simulated":
         report.ratio(case, "p50", "peer_bare_workflow", at_most=1.3)

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ def written(reports: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
 def machine(vllm_python: str) -> list[str]:
     """Return what the numbers depend on."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())

@@ -40,7 +40,7 @@ class NatsFeed:
         self._ready = asyncio.Event()
         self._stream_unsure = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._consumers = Consumers(settings)
+        self._consumers = Consumers(settings.stream)
         self._losing = False
         self._outages = 0
 
@@ -110,7 +110,9 @@ class NatsFeed:
         while not enough:
             await self._ready.wait()
             try:
-                enough = await self._consumers.deliver(self._client, self._subject(key), last and last[0], take_new)
+                enough = await self._consumers.deliver(
+                    self._client, self._stream, self._subject(key), last and last[0], take_new
+                )
             except (NatsError, OSError, TimeoutError) as error:
                 _log.warning("feed cannot be read now: %r", error)
                 self._note_failure(error)

@@ -15,9 +15,8 @@ from typing import Final, TypeVar
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
-
-from jobs.feed import FeedSettings
 
 T = TypeVar("T")
 TakeMessage = Callable[[Msg], bool | None]
@@ -72,12 +71,15 @@ class _Consumer:
 class Consumers:
     """All of this process's consumers."""
 
-    def __init__(self, settings: FeedSettings) -> None:
-        self._settings = settings
+    def __init__(self, stream: str) -> None:
+        """`stream` is the name of the stream that is read."""
+        self._stream = stream
         self._open: set[_Consumer] = set()
         self._subscribing = asyncio.Semaphore(_SUBSCRIBING)
 
-    async def deliver(self, client: Client, subject: str, since: datetime | None, take: TakeMessage) -> bool:
+    async def deliver(
+        self, client: Client, jetstream: JetStreamContext, subject: str, since: datetime | None, take: TakeMessage
+    ) -> bool:
         """Have what was stored from a moment on, or all, taken until it is enough: True; or until some may be missing.
 
         By time, not by sequence number: those of a stream that was lost, or lost its end, are given away again. What
@@ -102,8 +104,7 @@ class Consumers:
                     flow_control=True,
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
-                jetstream = client.jetstream(timeout=self._settings.timeout.total_seconds())
-                await answer(jetstream.add_consumer(self._settings.stream, config))
+                await answer(jetstream.add_consumer(self._stream, config))
             consumer.heard_at = time.monotonic()
             return await consumer.ended
         finally:
