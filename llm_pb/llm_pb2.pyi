@@ -903,6 +903,8 @@ class ResultMetadata(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
+    LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt, the chat template's included."""
     output_tokens: _builtins.int
@@ -915,6 +917,14 @@ class ResultMetadata(_message.Message):
     """The worker that finished the job."""
     attempts: _builtins.int
     """How many attempts it took."""
+    rewinds: _builtins.int
+    """How often output that watchers may hold was replaced, because an attempt started over and generated another text. 0
+    for most jobs.
+    """
+    lowest_rewind_offset: _builtins.int
+    """The lowest offset, in UTF-8 bytes of the output, that a rewind went back to: all output before it has been the same in
+    every attempt. 0 when rewinds is 0.
+    """
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -954,10 +964,12 @@ class ResultMetadata(_message.Message):
         attempts: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         first_token_time: _timestamp_pb2.Timestamp | None = ...,
+        rewinds: _builtins.int = ...,
+        lowest_rewind_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine", b"engine", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "model", b"model", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine", b"engine", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1167,19 +1179,29 @@ class StreamStatusRequest(_message.Message):
 
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     OUTPUT_OFFSET_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """The id that Submit returned. Required."""
     output_offset: _builtins.int
-    """Skip this many UTF-8 bytes of the output: the last next_offset that the client received. Default 0: from the start."""
+    """Skip this many UTF-8 bytes of the output: the last next_offset that the client received. Default 0: from the start.
+    An offset does not say which output it counts, so a job that has ever rewound answers it with a rewind to
+    ResultMetadata.lowest_rewind_offset, where that is lower. resume_token avoids that.
+    """
+    resume_token: _builtins.str
+    """The last resume_token that the client received: continues after that message. The gateway checks that the output which
+    the client holds is still the job's output, and rewinds the client only where it is not. With a resume_token,
+    output_offset must be unset or the offset that came with the token. Default: none, output_offset counts alone.
+    """
     def __init__(
         self,
         *,
         workflow_id: _builtins.str = ...,
         output_offset: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_offset", b"output_offset", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_offset", b"output_offset", "resume_token", b"resume_token", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1195,8 +1217,18 @@ class StreamStatusResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    OUTPUT_OMITTED_FIELD_NUMBER: _builtins.int
     next_offset: _builtins.int
     """What to send as output_offset to continue after this message."""
+    resume_token: _builtins.str
+    """What to send as resume_token to continue after this message: opaque, at most 64 characters of A-Z a-z 0-9 . _ -. It
+    stands for next_offset and for the output before it, so it is safe where the job has rewound meanwhile.
+    """
+    output_omitted: _builtins.bool
+    """Whether output and logprobs were left out of result, because they are too large for one message of a stream: the
+    deltas have brought the whole output, GetStatus returns both. Only in the last message.
+    """
     @_builtins.property
     def status(self) -> Global___JobStatus:
         """The whole status. Unset when it has not changed since the last message of this stream."""
@@ -1207,7 +1239,9 @@ class StreamStatusResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___JobResult:
-        """What the job produced. Only in the last message; its output is whole, whatever output_offset was."""
+        """What the job produced. Only in the last message; unless output_omitted is set its output is whole, whatever
+        output_offset was.
+        """
 
     def __init__(
         self,
@@ -1216,10 +1250,12 @@ class StreamStatusResponse(_message.Message):
         delta: Global___OutputDelta | None = ...,
         result: Global___JobResult | None = ...,
         next_offset: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        output_omitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "next_offset", b"next_offset", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "next_offset", b"next_offset", "output_omitted", b"output_omitted", "result", b"result", "resume_token", b"resume_token", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
