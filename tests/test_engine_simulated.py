@@ -11,7 +11,7 @@ import uvloop
 from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory
 from llm_pb import llm_pb2
 from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Output
-from services.gpu_worker.engine_simulated import EARLY_SECONDS, SimulatedEngine, create
+from services.gpu_worker.engine_simulated import EARLY_SECONDS, SimulatedEngine, create, decode
 
 
 def engine(places: int = 4, **options: Any) -> SimulatedEngine:
@@ -50,6 +50,14 @@ async def test_the_text_is_the_same_in_every_process_and_mixes_scripts() -> None
     assert not text.isascii()
     assert "\ufffd" not in text
     assert "" in [output.text for output in made], "a token may end within a character"
+
+
+async def test_a_long_text_holds_no_replaced_character() -> None:
+    for seed in range(6):
+        made, _ = await run(engine(), job("Hello", seed=seed, max_tokens=400))
+        text, tokens = "".join(output.text for output in made), [token for output in made for token in output.token_ids]
+        assert "\ufffd" not in text
+        assert text == decode(tokens).rstrip("\ufffd"), "but for a character that max_tokens cut"
 
 
 @pytest.mark.parametrize(("kind", "error"), [("oom", OutOfMemory), ("failed", EngineFailed), ("die", EngineDead)])

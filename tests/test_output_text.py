@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from llm_pb import llm_pb2
 from services.gpu_worker.engine import CannotContinue, Output
@@ -43,6 +44,61 @@ def test_any_text_comes_out_as_it_went_in_and_never_a_part_of_a_character(text: 
     # A U+FFFD at the very end cannot be told from a character that is not finished.
     assert "".join(pieces) == text.rstrip("\ufffd") or "".join(pieces) == text
     assert all(piece in text for piece in pieces)
+
+
+SCRIPTS = "नमस्तेहिन्दी\u200d\u094d👩\u200d🚀🏳️\u200d🌈👍🏽漢字仮名한글éß\u0301 a."
+"""Devanagari, emoji with joiners and modifiers, CJK, combining marks, ASCII: one to four bytes a character."""
+
+
+def pieces_of(text: str, sizes: Sequence[int]) -> list[bytes]:
+    """Cut a text into tokens of these sizes in bytes, without regard to characters, and the rest into bytes."""
+    data, pieces = text.encode(), []
+    for size in sizes:
+        pieces.append(data[:size])
+        data = data[size:]
+    return [piece for piece in [*pieces, *(bytes((byte,)) for byte in data)] if piece]
+
+
+@given(st.text(SCRIPTS, max_size=60), st.lists(st.integers(1, 7), max_size=80))
+@example("नमस्ते" * 40, [4, *[3] * 300])
+@example("漢字" * 60, [1, *[3] * 300])
+@example("🙂" * 60, [2, *[4] * 300])
+def test_tokens_that_hold_parts_of_two_characters_come_out_as_all_of_them_decoded(text: str, sizes: list[int]) -> None:
+    pieces = pieces_of(text, sizes)
+    seen: list[int] = []
+
+    def decode_pieces(ids: Sequence[int]) -> str:
+        seen.append(len(ids))
+        return b"".join(pieces[id_] for id_ in ids).decode(errors="replace")
+
+    detokenizer = Detokenizer(decode_pieces, [])
+    assert "".join(map(detokenizer.push, range(len(pieces)))) == text
+    # However long no token ends where a character does, the cost of one does not grow.
+    assert max(seen, default=0) <= 40
+
+
+@given(st.text(SCRIPTS, max_size=40), st.sets(st.sampled_from(SCRIPTS)))
+def test_characters_that_fall_back_to_a_token_for_each_byte_come_out_whole(text: str, known: set[str]) -> None:
+    """A real decoder of this kind shows a row of such tokens as U+FFFD each, until the last one completes the row."""
+    decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokens = [
+        token
+        for character in text
+        for token in ([character] if character in known else [f"<0x{byte:02X}>" for byte in character.encode()])
+    ]
+    detokenizer = Detokenizer(lambda ids: decoder.decode([tokens[id_] for id_ in ids]), [])
+    assert "".join(map(detokenizer.push, range(len(tokens)))) == text
+
+
+@given(st.lists(st.binary(min_size=1, max_size=5), max_size=60))
+def test_bytes_that_are_no_text_come_out_as_all_of_them_decoded_but_for_the_end(pieces: list[bytes]) -> None:
+    detokenizer = Detokenizer(lambda ids: b"".join(pieces[id_] for id_ in ids).decode(errors="replace"), [])
+    output = "".join(map(detokenizer.push, range(len(pieces))))
+    whole = b"".join(pieces).decode(errors="replace")
+    assert whole.startswith(output)
+    assert not whole[len(output) :].strip("\ufffd")
+    # What is held back: the most that is no character yet, and what three more tokens brought.
+    assert len(whole) - len(output) <= 3 + 3 * 5
 
 
 def test_bytes_that_are_no_text_do_not_hold_back_what_follows() -> None:

@@ -19,33 +19,57 @@ STOP: Final = llm_pb2.FINISH_REASON_STOP
 LENGTH: Final = llm_pb2.FINISH_REASON_LENGTH
 
 REPLACEMENT: Final = "\ufffd"
-# A character has at most 4 bytes, so after this many tokens it is not unfinished but broken.
+# A character has at most 4 bytes. Until its last token has come it is shown as one U+FFFD, or as one for each of at most
+# 3 tokens of a byte.
 MOST_TOKENS_OF_A_CHARACTER: Final = 4
+MOST_REPLACEMENTS: Final = 3
 # How much of the prompt is decoded along: some tokenizers drop a space at the start of what they decode.
 CONTEXT_TOKENS: Final = 5
+# How many tokens are decoded again, at most, where no token ends together with a character.
+WINDOW_TOKENS: Final = 32
 
 
 class Detokenizer:
-    """Turns tokens into text as they come, never a part of a character."""
+    """Turns tokens into text as they come, never a part of a character.
+
+    The text of the last few tokens, the window, is decoded again with each new one. What it ends with may be the
+    beginning of a character: U+FFFD is held back until a token completes it or shows that it is broken.
+    """
 
     def __init__(self, decode: Decode, prompt_ids: Sequence[int]) -> None:
         self._decode = decode
-        # The window that is decoded: tokens already read as text, for context, then the undecided ones.
         self._window = list(prompt_ids[-CONTEXT_TOKENS:])
-        self._read = len(self._window)
-        self._read_text = decode(self._window)
+        self._context = len(self._window)
+        """How many tokens at the window's start were complete when they were last looked at."""
+        self._returned = len(decode(self._window))
+        """How many characters of the window's text push has returned, or were there before."""
+        self._age = 0
+        """How many tokens have come since push last returned text."""
 
     def push(self, token_id: int) -> str:
         """Take a token; return the characters that are now complete."""
         self._window.append(token_id)
+        self._age += 1
         text = self._decode(self._window)
-        undecided = len(self._window) - self._read
-        if len(text) <= len(self._read_text) or (text.endswith(REPLACEMENT) and undecided < MOST_TOKENS_OF_A_CHARACTER):
+        complete = text.rstrip(REPLACEMENT)
+        end = len(complete)
+        if self._age >= MOST_TOKENS_OF_A_CHARACTER:
+            # No character takes so long: all but its end is broken.
+            end = max(end, len(text) - MOST_REPLACEMENTS)
+        if end <= self._returned:
             return ""
-        new = text[len(self._read_text) :]
-        del self._window[: self._read]
-        self._read = len(self._window)
-        self._read_text = self._decode(self._window)
+        new = text[self._returned : end]
+        self._returned = end
+        self._age = 0
+        if complete == text:
+            del self._window[: self._context]
+            self._context = len(self._window)
+            self._returned = len(self._decode(self._window))
+        elif len(self._window) > WINDOW_TOKENS:
+            held = len(text) - end
+            del self._window[: -WINDOW_TOKENS // 2]
+            self._context = 0
+            self._returned = len(self._decode(self._window)) - held
         return new
 
 
