@@ -17,6 +17,10 @@ Take = Callable[[llm_pb2.FeedRecord], bool | None]
 """Called with each record of a reader's, as soon as it is there; returns True when it wants no more."""
 
 
+def ignore() -> None:
+    """Do nothing: for readers that need not know when they have caught up."""
+
+
 class Feed(Protocol):
     """Where the records of jobs go. A job's key is the run id of its workflow."""
 
@@ -44,9 +48,10 @@ class Feed(Protocol):
         """Append a record and wait, a bounded time, until it and all before it are stored; False when that failed."""
         ...
 
-    async def read(self, key: str, take: Take) -> None:
+    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
         """Hand the job's records to `take`, from the first one kept, then each as it comes, until it has enough.
 
+        Calls `caught_up` once `take` has had all records that were stored when the reading began; it may do so again.
         Waits while the feed is away, and goes on by itself. Each record comes once, in order. What `take` raises ends
         it.
         """

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 
-from jobs.feed import Take
+from jobs.feed import Take, ignore
 from llm_pb import llm_pb2
 
 
@@ -32,10 +33,12 @@ class MemoryFeed:
         await self.append(key, record)
         return True
 
-    async def read(self, key: str, take: Take) -> None:
+    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
         """See Feed."""
         log, position = self._logs[key], 0
         while True:
+            if len(log) <= position:
+                caught_up()
             async with self._grown:
                 while log is self._logs[key] and len(log) <= position:
                     await self._grown.wait()

@@ -7,6 +7,7 @@ connection sends in the order it was sent, so the acknowledgement of the last re
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -16,7 +17,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
-from jobs.feed import FeedSettings, Take
+from jobs.feed import FeedSettings, Take, ignore
 from jobs.feed_nats_consumers import Consumers, answer
 from llm_pb import llm_pb2
 
@@ -88,7 +89,7 @@ class NatsFeed:
             return False
         return True
 
-    async def read(self, key: str, take: Take) -> None:
+    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
         """See Feed."""
         last: tuple[datetime, int] | None = None
         failure: Exception | None = None
@@ -111,7 +112,7 @@ class NatsFeed:
             await self._ready.wait()
             try:
                 enough = await self._consumers.deliver(
-                    self._client, self._stream, self._subject(key), last and last[0], take_new
+                    self._client, self._stream, self._subject(key), last and last[0], take_new, caught_up
                 )
             except (NatsError, OSError, TimeoutError) as error:
                 _log.warning("feed cannot be read now: %r", error)

@@ -32,14 +32,23 @@ _SUBSCRIBING: Final = 64
 class _Consumer:
     """What one of the broker's consumers sends, up to where some of it may be missing."""
 
-    def __init__(self, client: Client, take: TakeMessage) -> None:
+    def __init__(self, client: Client, take: TakeMessage, caught_up: Callable[[], None]) -> None:
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """When no more is taken: True if `take` has enough."""
         self.heard_at = math.inf
         """When something came last, by the monotonic clock; before the broker is asked to send, never too long ago."""
         self._client = client
         self._take = take
+        self._caught_up = caught_up
         self._delivered = 0
+        self._stored = math.inf
+
+    def begin(self, stored: int) -> None:
+        """Learn how many records there were when the broker began to send."""
+        self.heard_at = time.monotonic()
+        self._stored = stored
+        if self._delivered >= stored:
+            self._caught_up()
 
     async def hear(self, message: Msg) -> None:
         """Take what comes."""
@@ -53,6 +62,8 @@ class _Consumer:
                     self.end()
                 elif self._take(message):
                     self.ended.set_result(True)
+                elif self._delivered == self._stored:
+                    self._caught_up()
             # A heartbeat or a request to say how far the reader is. Records have no headers.
             elif reply := message.reply or message.headers.get(Header.CONSUMER_STALLED):
                 await self._client.publish(reply)
@@ -78,15 +89,22 @@ class Consumers:
         self._subscribing = asyncio.Semaphore(_SUBSCRIBING)
 
     async def deliver(
-        self, client: Client, jetstream: JetStreamContext, subject: str, since: datetime | None, take: TakeMessage
+        self,
+        client: Client,
+        jetstream: JetStreamContext,
+        subject: str,
+        since: datetime | None,
+        take: TakeMessage,
+        caught_up: Callable[[], None],
     ) -> bool:
         """Have what was stored from a moment on, or all, taken until it is enough: True; or until some may be missing.
 
         By time, not by sequence number: those of a stream that was lost, or lost its end, are given away again. What
-        was stored in that same moment comes a second time. Raises NatsError, OSError or TimeoutError when the broker
+        was stored in that same moment comes a second time. `caught_up` is called once all that was stored when the
+        broker began to send has been taken. Raises NatsError, OSError or TimeoutError when the broker
         does not send.
         """
-        address, consumer = client.new_inbox(), _Consumer(client, take)
+        address, consumer = client.new_inbox(), _Consumer(client, take, caught_up)
         subscription = await client.subscribe(address, cb=consumer.hear)
         self._open.add(consumer)
         try:
@@ -104,8 +122,10 @@ class Consumers:
                     flow_control=True,
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
-                await answer(jetstream.add_consumer(self._stream, config))
-            consumer.heard_at = time.monotonic()
+                info = await answer(jetstream.add_consumer(self._stream, config))
+            # The broker may have sent some before it said how many are left.
+            sent = info.delivered.consumer_seq if info.delivered else 0
+            consumer.begin((info.num_pending or 0) + sent)
             return await consumer.ended
         finally:
             consumer.end()

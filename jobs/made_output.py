@@ -12,6 +12,7 @@ from typing import Final
 
 from jobs.feed import Feed, Fence
 from jobs.limits import MAX_OUTPUT_BYTES
+from jobs.transcript import Transcript
 from llm_pb import llm_pb2
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ class MadeOutput:
 
     token_ids: list[int] = field(default_factory=list)
     text: bytearray = field(default_factory=bytearray)
+    transcript: Transcript = field(default_factory=Transcript)
+    """The output as watchers hold it: longer than the text while an attempt repeats what an earlier one generated."""
     first_token: datetime | None = None
     prompt_tokens: int = 0
     worker: str = ""
@@ -49,6 +52,8 @@ class MadeOutput:
             self.worker = record.progress.worker
 
     def _add_tokens(self, made: llm_pb2.TokensMade) -> None:
+        self.transcript.put(made.offset, made.text)
+        self.transcript.add_rewinds(made.rewinds, made.lowest_rewind_offset)
         if made.token_offset > len(self.token_ids) or made.offset > len(self.text):
             self.whole = False
             return
@@ -66,16 +71,19 @@ class MadeOutput:
 
     def result(self) -> llm_pb2.JobResult:
         """Return the output as the partial result of a job that has failed."""
+        output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
+        self.transcript.settle(output)
         metadata = llm_pb2.ResultMetadata(
             prompt_tokens=self.prompt_tokens,
             output_tokens=len(self.token_ids),
             worker=self.worker,
             attempts=self.last_attempt.attempt,
             start_time=self.last_attempt.start_time,
+            rewinds=self.transcript.rewinds,
+            lowest_rewind_offset=self.transcript.lowest_rewind,
         )
         if self.first_token is not None:
             metadata.first_token_time.FromDatetime(self.first_token)
-        output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
         return llm_pb2.JobResult(output=output, finish_reason=llm_pb2.FINISH_REASON_ERROR, metadata=metadata)
 
 

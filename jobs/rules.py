@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from jobs.errors import InvalidJob
 from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN
+from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 
 MAX_MESSAGES: Final = 1024
@@ -78,6 +79,12 @@ def check_stream(request: llm_pb2.StreamStatusRequest) -> list[Violation]:
     violations = list(_workflow_id(request.workflow_id))
     if request.output_offset < 0:
         violations.append(Violation("output_offset", "must be 0 or more: send the last next_offset received"))
+    if request.resume_token:
+        token = ResumeToken.parse(request.resume_token)
+        if token is None:
+            violations.append(Violation("resume_token", "must be the last resume_token received, as it came"))
+        elif request.output_offset not in (0, token.offset):
+            violations.append(Violation("output_offset", "must be unset, or the next_offset beside the resume_token"))
     return violations
 
 

@@ -918,8 +918,8 @@ class ResultMetadata(_message.Message):
     attempts: _builtins.int
     """How many attempts it took."""
     rewinds: _builtins.int
-    """How often output that watchers may hold was replaced, because an attempt started over and generated another text. 0
-    for most jobs.
+    """How often output that watchers may hold was replaced, because an attempt started over and generated another text, or
+    may have been, where the earlier text was lost. 0 for most jobs.
     """
     lowest_rewind_offset: _builtins.int
     """The lowest offset, in UTF-8 bytes of the output, that a rewind went back to: all output before it has been the same in
@@ -2200,6 +2200,8 @@ class TokensMade(_message.Message):
     MADE_AT_FIELD_NUMBER: _builtins.int
     TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
+    LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes. Smaller than the bytes so far: the output is cut there first."""
     text: _builtins.str
@@ -2208,6 +2210,10 @@ class TokensMade(_message.Message):
     """How many tokens of the output come before these. Smaller than the tokens so far: the attempt started over."""
     prompt_tokens: _builtins.int
     """How many tokens the prompt has. Set with the first token only."""
+    rewinds: _builtins.int
+    """As in ResultMetadata, these tokens included: for readers who do not know all that came before. 0 for most jobs."""
+    lowest_rewind_offset: _builtins.int
+    """As in ResultMetadata."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens' ids, so that another attempt can continue."""
@@ -2225,10 +2231,12 @@ class TokensMade(_message.Message):
         made_at: _timestamp_pb2.Timestamp | None = ...,
         token_offset: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
+        rewinds: _builtins.int = ...,
+        lowest_rewind_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -278,6 +278,20 @@ def _workflow_id_rows() -> Iterator[Row]:
         yield _row(f"reason with {what}", data, "reason", rpc="Cancel")
     five = llm_pb2.RedeliverRequest(workflow_id="a", delivery_ids=["x"] * 5)
     yield _row("five deliveries", five.SerializeToString(), "delivery_ids", rpc="Redeliver")
+    for token in (
+        "12",
+        "12-xyz",
+        "-1-0123456789abcdef",
+        "12-0123456789abcdef ",
+        "9" * 16 + "-0123456789abcdef",
+        "a" * 10_000,
+    ):
+        data = llm_pb2.StreamStatusRequest(workflow_id="a", resume_token=token).SerializeToString()
+        yield _row(f"resume_token {token[:12]!r}", data, "resume_token", rpc="StreamStatus")
+    other = llm_pb2.StreamStatusRequest(
+        workflow_id="a", output_offset=11, resume_token="12-0123456789abcdef"
+    )  # no secret
+    yield _row("an offset of another token", other.SerializeToString(), "output_offset", rpc="StreamStatus")
     both = llm_pb2.StreamStatusRequest(workflow_id="a/b", output_offset=-1)
     yield _row("both fields", both.SerializeToString(), "workflow_id", "output_offset", rpc="StreamStatus")
 

@@ -138,6 +138,7 @@ class Seen:
     output: bytes = b""
     rewinds: int = 0
     next_offset: int = 0
+    resume_token: str = ""
 
     @property
     def states(self) -> list[str]:
@@ -162,6 +163,7 @@ class Seen:
             self.rewinds += delta.rewind
             self.output = self.output[: delta.offset] + delta.text.encode()
         self.next_offset = message.next_offset
+        self.resume_token = message.resume_token or self.resume_token
 
 
 async def watch(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> Seen:

@@ -114,6 +114,31 @@ async def test_readers_follow_live(feed: Feed, request: pytest.FixtureRequest) -
     assert await early == await late == list(range(20))
 
 
+async def test_a_reader_learns_when_it_has_caught_up(feed: Feed, request: pytest.FixtureRequest) -> None:
+    """With no record stored, and with as many as come in pieces: not before it has had them all."""
+    key = request.node.name
+    for stored in (0, 2000):
+        for number in range(stored):
+            await feed.append(key, record(number))
+        if stored:
+            await feed.sync(key, record(stored))
+        numbers: list[int] = []
+        had: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def take(item: llm_pb2.FeedRecord, numbers: list[int] = numbers) -> None:
+            numbers.append(item.tokens_made.offset)
+
+        def caught_up(numbers: list[int] = numbers, had: "asyncio.Future[int]" = had) -> None:
+            if not had.done():
+                had.set_result(len(numbers))
+
+        reading = asyncio.create_task(feed.read(key, take, caught_up))
+        async with asyncio.timeout(20):
+            assert await had == (stored + 1 if stored else 0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
 async def test_jobs_do_not_mix(feed: Feed, request: pytest.FixtureRequest) -> None:
     key = request.node.name
     await feed.append(f"{key}-one", record(1))

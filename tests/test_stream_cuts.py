@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobs.made_output import MadeOutput
+from jobs.transcript import Transcript
 from llm_pb import llm_pb2
-from services.gateway.transcript import Cursor, Transcript
+from services.gateway.transcript import Cursor
 from services.gpu_worker.engine import Output
 from services.gpu_worker.output_text import OutputWriter
 
@@ -71,7 +72,7 @@ class Log:
 
 def read_on(cursor: Cursor, known: bytes, *, final: bool = False) -> bytes:
     """Do with all deltas what llm.proto tells a client to do."""
-    while (delta := cursor.take(final=final)) is not None:
+    while (delta := cursor.take(complete=True, final=final)) is not None:
         assert delta.offset <= len(known)
         assert delta.rewind == (delta.offset < len(known))
         known = known[: delta.offset] + delta.text.encode()

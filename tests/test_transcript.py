@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.transcript import Transcript
 from llm_pb import llm_pb2
-from services.gateway.transcript import MAX_DELTA_BYTES, Cursor, Transcript
+from services.gateway.transcript import MAX_DELTA_BYTES, Cursor
 
 texts = st.lists(st.text(alphabet="ab é漢🙂\u0301\u200d", max_size=6), max_size=8)
 
@@ -19,7 +20,7 @@ def apply(known: bytes, delta: llm_pb2.OutputDelta | None) -> bytes:
 
 
 def drain(cursor: Cursor, known: bytes, *, final: bool = False) -> bytes:
-    while (delta := cursor.take(final=final)) is not None:
+    while (delta := cursor.take(complete=True, final=final)) is not None:
         known = apply(known, delta)
     return known
 
@@ -53,9 +54,9 @@ def test_the_same_text_again_rewinds_nobody(text: list[str]) -> None:
         for piece in text:
             transcript.put(offset, piece)
             offset += len(piece.encode())
-    delta = cursor.take(final=False)
+    delta = cursor.take(complete=True, final=False)
     assert (delta.text if delta else "") == "".join(text)
-    assert cursor.take(final=False) is None
+    assert cursor.take(complete=True, final=False) is None
 
 
 @given(text=st.text(alphabet="aé漢🙂\u0301", max_size=12), data=st.data())
@@ -82,7 +83,7 @@ def test_a_reader_far_behind_catches_up_in_pieces() -> None:
     transcript = Transcript()
     transcript.put(0, text)
     cursor, known, pieces = Cursor(transcript, 0), b"", 0
-    while (delta := cursor.take(final=False)) is not None:
+    while (delta := cursor.take(complete=True, final=False)) is not None:
         assert len(delta.text.encode()) <= MAX_DELTA_BYTES
         known = apply(known, delta)
         pieces += 1

@@ -11,12 +11,17 @@ from tests.conftest import Seen
 
 
 async def watch_in_pieces(
-    stub: LlmServiceStub, id_: str, chance: random.Random, then: LlmServiceStub | None = None
+    stub: LlmServiceStub, id_: str, chance: random.Random, then: LlmServiceStub | None = None, tokens: float = 0.5
 ) -> Seen:
-    """Watch a job, leaving and coming back with next_offset after every few messages; at `then` if the gateway dies."""
+    """Watch a job, leaving and coming back after every few messages; at `then` if the gateway dies.
+
+    `tokens` is how often it comes back with the resume token, rather than with the offset alone: 0 to 1.
+    """
     seen = Seen()
     while True:
         request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
+        if chance.random() < tokens:
+            request.resume_token = seen.resume_token
         call = stub.StreamStatus(request, timeout=60)
         left = chance.randrange(1, 30)
         try:
@@ -36,10 +41,10 @@ async def watch_in_pieces(
 
 
 async def watch_anywhere(stubs: Sequence[LlmServiceStub], id_: str) -> Seen:
-    """Watch a job at the first gateway; when that breaks off, go on at the next with next_offset."""
+    """Watch a job at the first gateway; when that breaks off, go on at the next with the token."""
     seen = Seen()
     for stub in stubs:
-        request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
+        request = llm_pb2.StreamStatusRequest(workflow_id=id_, resume_token=seen.resume_token)
         try:
             async for message in stub.StreamStatus(request, timeout=60):
                 seen.add(message)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from jobs.feed import Feed
+from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from services.gateway.errors import exhausted, shutting_down
 from services.gateway.metrics import GatewayMetrics
@@ -58,7 +59,8 @@ class Streams:
         with self._all.entered():
             async with self._joined(request.workflow_id) as watch:
                 with self._of_user.entered(watch.user_id):
-                    async with aclosing(watch.messages(request.output_offset)) as messages:
+                    token = ResumeToken.parse(request.resume_token)
+                    async with aclosing(watch.messages(request.output_offset, token)) as messages:
                         async for message in messages:
                             yield message
 

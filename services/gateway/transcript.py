@@ -1,95 +1,76 @@
-"""A job's output as far as a gateway knows it, and a reader's place in it. Offsets count UTF-8 bytes."""
+"""A reader's place in a job's output. Offsets count UTF-8 bytes."""
 
 from typing import Final
 
+from jobs.resume_token import Digest, ResumeToken
+from jobs.transcript import Transcript, character_start
 from llm_pb import llm_pb2
 
 MAX_DELTA_BYTES: Final = 256 * 1024
 """A reader that is far behind catches up in deltas of this size: each fits a gRPC message many times over."""
 
 
-class Transcript:
-    """The output so far. What was put is cut back only where it turns out to be wrong."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._cuts: list[int] = []
-
-    def put(self, offset: int, text: str) -> bool:
-        """Place text at an offset; False, and no change, when what lies before it is unknown.
-
-        An attempt that starts over repeats text. As long as it is the same text nothing changes, so nobody is told to
-        rewind; from the first difference on the output is the new attempt's.
-        """
-        if offset > len(self._bytes):
-            return False
-        new = text.encode()
-        known = self._bytes[offset : offset + len(new)]
-        same = _same_bytes(known, new)
-        if same < len(known):
-            self._cut(offset + same)
-            same = len(self._bytes) - offset
-        self._bytes += new[same:]
-        return True
-
-    def settle(self, output: str) -> None:
-        """Make this the whole output: it is durable now."""
-        self.put(0, output)
-        if len(self._bytes) > (size := len(output.encode())):
-            self._cut(size)
-
-    def _cut(self, offset: int) -> None:
-        del self._bytes[_character_start(self._bytes, offset) :]
-        self._cuts.append(len(self._bytes))
-
-
 class Cursor:
-    """One reader's place."""
+    """One reader's place.
 
-    def __init__(self, transcript: Transcript, offset: int) -> None:
+    A reader comes with a place that it had in an output, which may have been replaced since. The place is found in the
+    transcript once that holds all that came before, and so far: until then the reader gets nothing.
+    """
+
+    def __init__(self, transcript: Transcript, offset: int, digest: str | None = None) -> None:
+        """`digest` is that of the output before `offset` as the reader holds it, where the reader says so."""
         self._transcript = transcript
-        self._cuts_seen = len(transcript._cuts)
+        self._claimed = None if digest is None else ResumeToken(offset, digest)
+        self._digest: Digest | None = Digest() if offset == 0 else None
+        self._cuts_seen = len(transcript.cuts) if offset == 0 else 0
         self.offset = offset
         """Where the reader is: all before it was taken, or was known to the reader already."""
 
     @property
     def behind(self) -> bool:
         """Whether there is more to take."""
-        return self.offset < len(self._transcript._bytes)
+        return self._digest is not None and self.offset < len(self._transcript.data)
 
-    def take(self, *, final: bool) -> llm_pb2.OutputDelta | None:
+    @property
+    def token(self) -> str:
+        """The resume token of the place; empty while it is not found, of a reader that came without one."""
+        if self._digest is None:
+            return str(self._claimed or "")
+        return str(ResumeToken(self.offset, str(self._digest)))
+
+    def take(self, *, complete: bool, final: bool) -> llm_pb2.OutputDelta | None:
         """Return the next piece of output and move past it; None when there is none.
 
-        A place inside a character is moved to its beginning, one past the end of a `final` output to its end; the
-        reader is told so by rewind.
+        `complete` is whether the transcript holds all output of the job until now, `final` whether no more comes. What
+        the reader holds and is not the output is taken back: by rewind in the piece that follows.
         """
-        data, cuts = self._transcript._bytes, self._transcript._cuts
-        start = min([self.offset, *cuts[self._cuts_seen :]])
-        if start > len(data):
-            if not final:
+        data, cuts = self._transcript.data, self._transcript.cuts
+        if self._digest is None:
+            if not (final or (complete and self.offset <= len(data))):
                 return None
-            start = len(data)
+            start = self._agreed()
+        else:
+            start = min([self.offset, *cuts[self._cuts_seen :]])
         self._cuts_seen = len(cuts)
-        start = _character_start(data, start)
+        start = character_start(data, start)
         rewind = start < self.offset
-        end = min(start + MAX_DELTA_BYTES, len(data))
-        end = _character_start(data, end)
+        if rewind or self._digest is None:
+            self._digest = Digest(memoryview(data)[:start])
+        end = character_start(data, min(start + MAX_DELTA_BYTES, len(data)))
+        self.offset = end
         if start == end and not rewind:
             return None
-        self.offset = end
-        return llm_pb2.OutputDelta(offset=start, text=data[start:end].decode(), rewind=rewind)
+        piece = bytes(data[start:end])
+        self._digest.update(piece)
+        return llm_pb2.OutputDelta(offset=start, text=piece.decode(), rewind=rewind)
 
-
-def _character_start(data: bytearray, offset: int) -> int:
-    """Return where the character begins that the offset lies in."""
-    while 0 < offset < len(data) and data[offset] & 0xC0 == 0x80:
-        offset -= 1
-    return offset
-
-
-def _same_bytes(left: bytes | bytearray, right: bytes) -> int:
-    """Return how many bytes the two have in common at their beginning."""
-    size = min(len(left), len(right))
-    if left[:size] == right[:size]:
-        return size
-    return next(index for index in range(size) if left[index] != right[index])
+    def _agreed(self) -> int:
+        """Return how much of what the reader came with is the output."""
+        transcript, size = self._transcript, len(self._transcript.data)
+        rewound = transcript.rewinds > 0 and transcript.lowest_rewind < self.offset
+        if self._claimed is not None:
+            if self.offset <= size and str(Digest(memoryview(transcript.data)[: self.offset])) == self._claimed.digest:
+                return self.offset
+            # Parted by a rewind that is known, or by one that nobody has recorded.
+            return min(transcript.lowest_rewind, size) if rewound else 0
+        return min(self.offset, transcript.lowest_rewind if rewound else size, size)

@@ -20,12 +20,14 @@ from temporalio.service import RPCError
 
 from jobs import names
 from jobs.feed import Feed, Fence
+from jobs.resume_token import ResumeToken
+from jobs.transcript import Transcript
 from llm_pb import llm_pb2
 from services.gateway.errors import ApiError
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
 from services.gateway.status import FINAL_STATES, Ending, JobReader
-from services.gateway.transcript import Cursor, Transcript
+from services.gateway.transcript import Cursor
 
 _log = logging.getLogger(__name__)
 _SLOWEST: Final = 5
@@ -56,6 +58,7 @@ class Watch:
         self._status = llm_pb2.JobStatus()
         self._result: llm_pb2.JobResult | None = None
         self._transcript = Transcript()
+        self._caught_up = False
         self._fence = Fence()
         self._starts = 0
         self._status_version = 0
@@ -99,12 +102,15 @@ class Watch:
         self._following.cancel()
         await asyncio.gather(self._known, self._following, return_exceptions=True)
 
-    async def messages(self, offset: int) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
-        """Yield what a watcher is promised in llm.proto, from `offset` of the output to the durable outcome.
+    async def messages(
+        self, offset: int, token: ResumeToken | None = None
+    ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+        """Yield what a watcher is promised in llm.proto, from a place in the output to the durable outcome.
 
-        Raises the error that the watch was stopped with.
+        The place is `token` where the watcher has one, else `offset`. Raises the error that the watch was stopped with.
         """
-        cursor, told = Cursor(self._transcript, offset), -1
+        told = -1
+        cursor = Cursor(self._transcript, token.offset, token.digest) if token else Cursor(self._transcript, offset)
         now = asyncio.get_running_loop().time
         spoken = now()
         while True:
@@ -115,16 +121,22 @@ class Watch:
             if self._following.done() and not final:
                 self._following.result()
             message = llm_pb2.StreamStatusResponse()
-            delta = cursor.take(final=final)
+            delta = cursor.take(complete=self._caught_up or self._result is not None, final=final)
             if delta is not None:
                 message.delta.CopyFrom(delta)
             elif final:
-                yield llm_pb2.StreamStatusResponse(status=self._status, result=self._result, next_offset=cursor.offset)
+                yield llm_pb2.StreamStatusResponse(
+                    status=self._status,
+                    result=self._result,
+                    next_offset=cursor.offset,
+                    resume_token=cursor.token,
+                )
                 return
             if told != self._status_version and (told < 0 or not final):
                 message.status.CopyFrom(self._status)
                 told = self._status_version
             message.next_offset = cursor.offset
+            message.resume_token = cursor.token
             # The next pulse would be too late for a keepalive.
             if delta is not None or message.HasField("status") or now() > spoken + (_PULSES - 1) * self._pulse:
                 yield message
@@ -145,7 +157,7 @@ class Watch:
         await asyncio.shield(self._known)
         if self._status.state in FINAL_STATES:
             return
-        reading = asyncio.create_task(self._feed.read(self._status.run_id, self._apply))
+        reading = asyncio.create_task(self._feed.read(self._status.run_id, self._apply, self._note_caught_up))
         reading.add_done_callback(self._note_feed_end)
         try:
             while self._status.state not in FINAL_STATES:
@@ -213,6 +225,8 @@ class Watch:
         if response.HasField("result"):
             self._result = response.result
             self._transcript.settle(response.result.output)
+            metadata = response.result.metadata
+            self._transcript.add_rewinds(metadata.rewinds, metadata.lowest_rewind_offset)
             self._wake()
         if fresh.state not in FINAL_STATES:
             if starts != self._starts and fresh.state == llm_pb2.JOB_STATE_QUEUED:
@@ -232,6 +246,10 @@ class Watch:
             self._status = fresh
             self._status_version += 1
             self._wake()
+
+    def _note_caught_up(self) -> None:
+        self._caught_up = True
+        self._wake()
 
     def _note_feed_end(self, reading: asyncio.Task[None]) -> None:
         if not reading.cancelled() and (error := reading.exception()) is not None:
@@ -256,7 +274,9 @@ class Watch:
                 self._status.ClearField("queue")
                 self._status_version += 1
         elif event == "tokens_made" and self._result is None:
-            self._transcript.put(record.tokens_made.offset, record.tokens_made.text)
+            made = record.tokens_made
+            self._transcript.put(made.offset, made.text)
+            self._transcript.add_rewinds(made.rewinds, made.lowest_rewind_offset)
             if not self._status.HasField("first_token_time") and record.tokens_made.HasField("made_at"):
                 self._status.first_token_time.CopyFrom(record.tokens_made.made_at)
                 self._status_version += 1

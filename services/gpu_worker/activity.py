@@ -102,9 +102,9 @@ class RunLLMOnGPU:
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
         attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._pace)
         if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
-            attempt.continue_from(carried[1].queue_time)
+            attempt.continue_from(carried[1], carried[0])
         elif request.HasField("queue_time"):
-            attempt.continue_from(request.queue_time)
+            attempt.continue_from(llm_pb2.ResultMetadata(queue_time=request.queue_time))
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
             async with self._beating(attempt):

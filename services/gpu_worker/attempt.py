@@ -17,6 +17,7 @@ from jobs.feed import Feed
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from jobs.made_output import MadeOutput, read_made_output
 from jobs.options import duration
+from jobs.transcript import Transcript
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.engine import Engine, Generation, Output
@@ -70,6 +71,9 @@ class Attempt:
         self._queue_time = duration(max(self._started - self._created, timedelta()))
         self.stage = LOADING
         """LOADING, PREFILL, DECODE or DONE."""
+        self._transcript = Transcript()
+        self._reported_bytes = 0
+        """How much output an earlier attempt said that it had published."""
         self._texts: list[str] = []
         self._output_bytes = 0
         self._token_ids: list[int] = []
@@ -90,11 +94,18 @@ class Attempt:
 
     def carried(self) -> llm_pb2.ResultMetadata:
         """Return what a heartbeat carries beside progress: for the next attempt, and for those who ask Temporal."""
-        return llm_pb2.ResultMetadata(queue_time=self._queue_time, attempts=self._number)
+        return llm_pb2.ResultMetadata(
+            queue_time=self._queue_time,
+            attempts=self._number,
+            rewinds=self._transcript.rewinds,
+            lowest_rewind_offset=self._transcript.lowest_rewind,
+        )
 
-    def continue_from(self, queue_time: Duration) -> None:
-        """Take over what an earlier attempt knew."""
-        self._queue_time = queue_time
+    def continue_from(self, earlier: llm_pb2.ResultMetadata, report: llm_pb2.JobProgress | None = None) -> None:
+        """Take over what an earlier attempt knew, and how far it said that it was."""
+        self._queue_time = earlier.queue_time
+        self._transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
+        self._reported_bytes = report.output_bytes if report else 0
 
     @property
     def hangs(self) -> bool:
@@ -115,19 +126,31 @@ class Attempt:
             await self._tell(record)
             return False
         self.rewinds = True
+        made = await self._read_made_output(record)
+        # The feed keeps no logprobs, so with those the job starts over.
+        continues = made.can_continue and not self.job.params.HasField("logprobs")
+        last, tokens = made.last_attempt, len(made.token_ids) if continues else 0
+        link_to(last.traceparent, {ATTEMPT: last.attempt, CONTINUED_TOKENS: tokens})
+        if continues:
+            self._take_over(made)
+            self.rewinds = False
+            return True
+        # An attempt that is known to have made nothing leaves nothing to take back.
+        self.rewinds = not (last.attempt and made.whole and not made.token_ids)
+        return False
+
+    async def _read_made_output(self, record: llm_pb2.FeedRecord) -> MadeOutput:
+        """Take the feed over and return what is in it; nothing when the feed is away."""
+        made = MadeOutput()
         if await self._take_feed_over(record):
             made = await read_made_output(self._feed, self._key, self.writer)
-            # The feed keeps no logprobs, so with those the job starts over.
-            continues = made.can_continue and not self.job.params.HasField("logprobs")
-            last, tokens = made.last_attempt, len(made.token_ids) if continues else 0
-            link_to(last.traceparent, {ATTEMPT: last.attempt, CONTINUED_TOKENS: tokens})
-            if continues:
-                self._take_over(made)
-                self.rewinds = False
-                return True
-            # An attempt that is known to have made nothing leaves nothing to take back.
-            self.rewinds = not (last.attempt and made.whole and not made.token_ids)
-        return False
+        transcript = made.transcript
+        transcript.add_rewinds(self._transcript.rewinds, self._transcript.lowest_rewind)
+        if not (made.last_attempt.attempt and made.whole) or self._reported_bytes > len(transcript.data):
+            # Watchers may hold output that is lost here, and whose place other output takes.
+            transcript.add_rewinds(transcript.rewinds + 1, len(transcript.data))
+        self._transcript = transcript
+        return made
 
     async def _take_feed_over(self, record: llm_pb2.FeedRecord) -> bool:
         """Return whether the feed has stored the record: tried for a while, for without it the job starts over."""
@@ -190,6 +213,8 @@ class Attempt:
         if self._output_bytes + self._logprobs_bytes > MAX_OUTPUT_BYTES:
             raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
         if made.text or made.token_ids:
+            self._transcript.put(made.offset, made.text)
+            self._describe_rewinds(made)
             await self._tell(llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
         if time.monotonic() - self._progress_at >= self._pace.seconds(self._settings.progress_interval):
             await self._tell_progress()
@@ -214,6 +239,11 @@ class Attempt:
 
     def result(self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType") -> llm_pb2.JobResult:
         """Return the job's result as far as this attempt made it; without logprobs when they are too large."""
+        fits = self._output_bytes + self._logprobs_bytes <= MAX_OUTPUT_BYTES
+        output = "".join(self._texts)
+        if self._output_bytes > MAX_OUTPUT_BYTES:
+            output = output.encode()[:MAX_OUTPUT_BYTES].decode(errors="ignore")
+        self._transcript.settle(output)
         metadata = llm_pb2.ResultMetadata(
             prompt_tokens=self._prompt_tokens,
             output_tokens=len(self._token_ids),
@@ -223,6 +253,8 @@ class Attempt:
             worker=self._worker,
             attempts=self._number,
             start_time=_timestamp(self._started),
+            rewinds=self._transcript.rewinds,
+            lowest_rewind_offset=self._transcript.lowest_rewind,
         )
         if self.stage != LOADING:
             metadata.gpu.CopyFrom(engine.gpu)
@@ -230,10 +262,6 @@ class Attempt:
             metadata.first_token_time.CopyFrom(_timestamp(self._first_token))
             metadata.time_to_first_token.CopyFrom(duration(self._first_token - self._created))
             metadata.latency.CopyFrom(duration(self._last_token - self._created))
-        fits = self._output_bytes + self._logprobs_bytes <= MAX_OUTPUT_BYTES
-        output = "".join(self._texts)
-        if self._output_bytes > MAX_OUTPUT_BYTES:
-            output = output.encode()[:MAX_OUTPUT_BYTES].decode(errors="ignore")
         return llm_pb2.JobResult(
             output=output, finish_reason=reason, metadata=metadata, logprobs=self._logprobs if fits else ()
         )
@@ -275,6 +303,7 @@ class Attempt:
             )
             if start == 0:
                 self._describe_first(made)
+                self._describe_rewinds(made)
             stored = await self._feed.sync(self._key, llm_pb2.FeedRecord(writer=self.writer, tokens_made=made))
             offset += len(made.text.encode())
         return stored
@@ -284,6 +313,10 @@ class Attempt:
         made.prompt_tokens = self._prompt_tokens
         if self._first_token is not None:
             made.made_at.CopyFrom(_timestamp(self._first_token))
+
+    def _describe_rewinds(self, made: llm_pb2.TokensMade) -> None:
+        made.rewinds = self._transcript.rewinds
+        made.lowest_rewind_offset = self._transcript.lowest_rewind
 
     def _takeover(self) -> llm_pb2.FeedRecord:
         event = llm_pb2.AttemptStarted(

@@ -13,6 +13,9 @@ N tokens of output have been made, those of earlier attempts included:
 
 `KIND@N:once` strikes the job's first attempt only: not where an earlier attempt left tokens to continue from, nor twice
 in one process.
+
+`[[vary]]` in the prompt makes each attempt generate another text, as a model's does whose job has no seed: what an
+earlier attempt left cannot be continued.
 """
 
 import asyncio
@@ -57,6 +60,7 @@ EARLY_SECONDS: Final = 0.002
 """A token comes no earlier than it is due, but for this: uvloop's clock and its timers count in whole milliseconds."""
 
 FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang)@(?P<at>\d+)(?P<once>:once)?")
+VARY: Final = "[[vary]]"
 FAULT_IN_PROMPT: Final = re.compile(rf"\[\[fault:({FAULT.pattern})\]\]")
 
 
@@ -121,7 +125,8 @@ class SimulatedEngine:
         prompt = prompt_text(job)
         prompt_ids = [FIRST_BYTE + byte for byte in prompt.encode()]
         check_room(len(prompt_ids), self.context_tokens)
-        tokens = answer(prompt, job.params, self._options.answer_tokens)
+        asked = prompt + generation.request_id if VARY in prompt else prompt
+        tokens = answer(asked, job.params, self._options.answer_tokens)
         made = list(itertools.islice(tokens, len(generation.resume_token_ids)))
         if tuple(made) != generation.resume_token_ids:
             raise CannotContinue("the tokens made so far are not those of this prompt and seed")

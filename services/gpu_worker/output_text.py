@@ -19,8 +19,8 @@ STOP: Final = llm_pb2.FINISH_REASON_STOP
 LENGTH: Final = llm_pb2.FINISH_REASON_LENGTH
 
 REPLACEMENT: Final = "\ufffd"
-# A character has at most 4 bytes. Until its last token has come it is shown as one U+FFFD, or as one for each of at most
-# 3 tokens of a byte.
+# A character has at most 4 bytes. Until its last token has come it is shown as one U+FFFD, or as one for each of its
+# tokens, of which each is a byte.
 MOST_TOKENS_OF_A_CHARACTER: Final = 4
 MOST_REPLACEMENTS: Final = 3
 # How much of the prompt is decoded along: some tokenizers drop a space at the start of what they decode.
