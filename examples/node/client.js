@@ -39,11 +39,13 @@ function call(client, method, request) {
 // Follows a job to its end and returns the last message: the final status and the result. A stream that breaks is
 // opened again where it broke, so that `onMessage` sees every byte of the output once.
 async function watch(client, workflowId, offset, onMessage) {
+  let token = '';
   for (;;) {
     try {
       let last;
-      for await (last of client.StreamStatus({ workflow_id: workflowId, output_offset: offset })) {
-        offset = last.next_offset;
+      const place = { output_offset: offset, resume_token: token };
+      for await (last of client.StreamStatus({ workflow_id: workflowId, ...place })) {
+        ({ next_offset: offset, resume_token: token } = last);
         onMessage(last);
       }
       return last;

@@ -29,11 +29,12 @@ async def watch(stub: LlmServiceStub, workflow_id: str, offset: int = 0) -> Asyn
 
     A stream that breaks is opened again where it broke, so that every byte of the output comes once.
     """
+    token = ""
     while True:
-        request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id, output_offset=offset)
+        request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id, output_offset=offset, resume_token=token)
         try:
             async for message in stub.StreamStatus(request):
-                offset = message.next_offset
+                offset, token = message.next_offset, message.resume_token
                 yield message
             return
         except grpc.aio.AioRpcError as error:
