@@ -51,6 +51,11 @@ class Violation(NamedTuple):
     """The rule and the fix."""
 
 
+def too_large(size: int, most: int) -> str:
+    """Return the rule that something of `size` bytes breaks."""
+    return f"is {size} bytes; at most {most} fit"
+
+
 def check_submit(request: llm_pb2.SubmitRequest) -> list[Violation]:
     """Return what is wrong with a SubmitRequest, apart from what only the operator's models and bounds can tell."""
     if not request.HasField("job"):
@@ -238,10 +243,10 @@ def _model(field: str, value: str, *, required: bool) -> Iterator[Violation]:
 def _line(field: str, value: str, max_bytes: int, *, required: bool) -> Iterator[Violation]:
     if required and not value:
         yield Violation(field, "is required")
-    elif _CONTROL.search(value):
-        yield Violation(field, "must not hold control characters")
     elif len(value.encode()) > max_bytes:
         yield Violation(field, f"must be at most {max_bytes} bytes of UTF-8")
+    elif _CONTROL.search(value):
+        yield Violation(field, "must not hold control characters")
 
 
 def _size(field: str, value: str, max_bytes: int) -> Iterator[Violation]:
@@ -286,7 +291,11 @@ def _url(field: str, value: str) -> Iterator[Violation]:
     if not value:
         yield Violation(field, "is required: an absolute http or https URL")
         return
-    yield from _line(field, value, MAX_URL_BYTES, required=True)
+    wrong = list(_line(field, value, MAX_URL_BYTES, required=True))
+    if wrong:
+        # A long text costs urlsplit seconds.
+        yield from wrong
+        return
     try:
         url = urlsplit(value)
         usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0

@@ -17,6 +17,10 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
 
 All ErrorInfo carry the domain "llm.v1".
+
+Sizes. A request is at most 64 KiB; that of Submit is bounded by its job, which is at most 1984 KiB, or what the operator
+allows. A request holds at most 8192 fields, those of its messages included: all that the rules below allow fits twice. One
+that is larger is INVALID_ARGUMENT, and what else is wrong with it is not said.
 """
 
 from collections import abc as _abc

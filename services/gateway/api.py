@@ -45,7 +45,7 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
         settings.max_message_bytes,
         [
             Calls(trace.get_tracer(__package__), meter),
-            Boundary({"Submit": jobs.check_bounds, "List": page_token.check}),
+            Boundary({"Submit": jobs.check_bounds, "List": page_token.check}, settings.max_job_bytes),
         ],
         settings.ping_interval,
     )

@@ -43,11 +43,18 @@ Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
 """Finds what only this gateway's operator can tell to be wrong with a request. Any request that parses may come."""
 
 
+MAX_REQUEST_BYTES: Final = 64 * 1024
+"""Maximum size of a request of any method but Submit."""
+_JOB_OVERHEAD: Final = 8
+"""Bytes that a SubmitRequest adds to its job, and some."""
+
+
 class Boundary(grpc.aio.ServerInterceptor):
     """Parses and checks requests, and turns errors into statuses. `bounds` is by method name; not all have some."""
 
-    def __init__(self, bounds: Mapping[str, Bounds]) -> None:
+    def __init__(self, bounds: Mapping[str, Bounds], max_job_bytes: int) -> None:
         self._bounds = bounds
+        self._max_job_bytes = max_job_bytes
 
     async def intercept_service(
         self,
@@ -62,6 +69,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[name].input_type)
 
         async def admit(data: bytes) -> Message:
+            self._check_size(name, len(data))
             request, violations = parse(data, kind)
             not_text = {violation.field for violation in violations}
             violations += [violation for violation in RULES[name](request) if violation.field not in not_text]
@@ -78,6 +86,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary, admit), None, handler.response_serializer
         )
+
+    def _check_size(self, method: str, size: int) -> None:
+        """Raise ApiError INVALID_ARGUMENT for a request that is too large to be worth parsing."""
+        if method == "Submit":
+            if size > self._max_job_bytes + _JOB_OVERHEAD:
+                raise invalid([Violation("job", rules.too_large(size, self._max_job_bytes))])
+        elif size > MAX_REQUEST_BYTES:
+            raise invalid([Violation("", f"the request {rules.too_large(size, MAX_REQUEST_BYTES)}")])
 
 
 def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]]) -> Any:

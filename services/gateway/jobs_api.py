@@ -19,7 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names, options
 from jobs.ids import job_digest, trace_id, workflow_id
-from jobs.rules import Violation
+from jobs.rules import Violation, too_large
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
@@ -180,12 +180,12 @@ class Jobs:
             return listed
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
-        """Return what the operator's models and bounds forbid."""
+        """Return what the operator's models and bounds forbid. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
         job, settings = request.job, self._settings
-        violations = await self._models.check(job)
         if job.ByteSize() > settings.max_job_bytes:
-            rule = f"is {job.ByteSize()} bytes; at most {settings.max_job_bytes} fit"
-            violations.append(Violation("job", rule))
+            # Nothing else is worth the time.
+            return [Violation("job", too_large(job.ByteSize(), settings.max_job_bytes))]
+        violations = await self._models.check(job)
         most = {
             "total": settings.max_total_timeout,
             "queue": settings.max_queue_timeout,

@@ -2,8 +2,12 @@
 
 gRPC's own deserializer answers INTERNAL to bytes that do not parse. Most such requests hold a text that is not UTF-8;
 to name the field, they are parsed once more by a schema of the same shape in which every text is bytes.
+
+Parsing and checking run on the event loop, so a request is bounded before: by its bytes in services.gateway.boundary,
+here by its fields.
 """
 
+import contextlib
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
@@ -17,23 +21,26 @@ from google.protobuf.message import DecodeError, Message
 from jobs.rules import Violation
 from llm_pb import llm_pb2
 from services.gateway.errors import invalid
+from services.gateway.wire import count_fields
 
 M = TypeVar("M", bound=Message)
+MAX_FIELDS: Final = 8192
+"""Maximum number of fields of one request: twice what the rules of llm.proto allow."""
 _MAX_BAD_TEXTS: Final = 1000
 """A request with more is hostile, and time spent on it is time that every other call waits."""
 
 
 def parse(data: bytes, kind: type[M]) -> tuple[M, list[Violation]]:
-    """Return the message and which of its texts are not UTF-8: they have been mended, so that the rest can be checked.
+    """Return the message and which of its texts are not UTF-8: each is "?" there, so that the rest can be checked.
 
-    Raises ApiError INVALID_ARGUMENT, naming the message type, when the bytes are no such message at all.
+    Raises ApiError INVALID_ARGUMENT for more than MAX_FIELDS fields, and for bytes that are no such message at all.
     """
-    try:
-        return kind.FromString(data), []
-    except DecodeError:
-        pass
     name = kind.DESCRIPTOR.full_name
     try:
+        if count_fields(data, kind, MAX_FIELDS) > MAX_FIELDS:
+            raise invalid([Violation("", f"the request holds more than {MAX_FIELDS} fields")])
+        with contextlib.suppress(DecodeError):
+            return kind.FromString(data), []
         lenient = _lenient(name).FromString(data)
         violations = list(islice(_mend_texts(lenient), _MAX_BAD_TEXTS))
         if len(violations) == _MAX_BAD_TEXTS:
@@ -55,11 +62,10 @@ def _mend_texts(message: Message, path: str = "") -> Iterator[Violation]:
                 try:
                     item.decode()
                 except UnicodeDecodeError as error:
-                    mended = item.decode(errors="replace").replace("\N{REPLACEMENT CHARACTER}", "?").encode()
                     if field.is_repeated:
-                        value[index] = mended
+                        value[index] = b"?"
                     else:
-                        setattr(message, field.name, mended)
+                        setattr(message, field.name, b"?")
                     yield Violation(name, f"must be UTF-8: the byte at {error.start} is not")
 
 
