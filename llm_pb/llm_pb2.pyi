@@ -656,7 +656,9 @@ class JobStatus(_message.Message):
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. Set from Submit on."""
+    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. At most 245 characters: of a longer one the first
+    180, a comma and the SHA-256 of the whole in 64 hexadecimal digits. Set from Submit on.
+    """
     run_id: _builtins.str
     """Temporal's id of the job's run."""
     state: Global___JobState.ValueType

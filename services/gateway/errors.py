@@ -25,6 +25,10 @@ class ApiError(Exception):
         self.status = status
 
 
+class JobNotFound(ApiError):
+    """NOT_FOUND: there is no such job."""
+
+
 def invalid(violations: Sequence[Violation]) -> ApiError:
     """INVALID_ARGUMENT that names every bad field; past what fits the trailers of a call, how many more there are."""
     details = error_details_pb2.BadRequest()
@@ -42,10 +46,10 @@ def invalid(violations: Sequence[Violation]) -> ApiError:
     return ApiError(make_status(code_pb2.INVALID_ARGUMENT, message, details, error_info("INVALID_REQUEST")))
 
 
-def not_found(workflow_id: str) -> ApiError:
+def not_found(workflow_id: str) -> JobNotFound:
     """NOT_FOUND for a job."""
     message = f"there is no job {workflow_id}, or it is past its retention"
-    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
+    return JobNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
 
 
 def job_not_ended(workflow_id: str) -> ApiError:
