@@ -2063,6 +2063,7 @@ class DeliveryState(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     EARLIER_FIELD_NUMBER: _builtins.int
+    REDELIVER_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___NotifyRequest:
         """The event without notification_id and target."""
@@ -2083,6 +2084,10 @@ class DeliveryState(_message.Message):
     def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
         """The deliveries of the events before the outcome."""
 
+    @_builtins.property
+    def redeliver_time(self) -> _timestamp_pb2.Timestamp:
+        """When Redeliver was last called. Unset when it never was."""
+
     def __init__(
         self,
         *,
@@ -2091,10 +2096,11 @@ class DeliveryState(_message.Message):
         targets: _abc.Iterable[Global___NotifyTarget] | None = ...,
         options: Global___JobOptions | None = ...,
         earlier: _abc.Iterable[Global___Delivery] | None = ...,
+        redeliver_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "options", b"options", "redeliver_time", b"redeliver_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "earlier", b"earlier", "event", b"event", "options", b"options", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "earlier", b"earlier", "event", b"event", "options", b"options", "redeliver_time", b"redeliver_time", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

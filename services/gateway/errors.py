@@ -64,9 +64,9 @@ def key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
-def exhausted(message: str) -> ApiError:
+def exhausted(message: str, wait: timedelta = _RETRY) -> ApiError:
     """RESOURCE_EXHAUSTED with the time after which it is worth trying again."""
-    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info()))
+    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info(wait)))
 
 
 def shutting_down() -> ApiError:
@@ -83,7 +83,7 @@ def from_temporal(error: RPCError) -> ApiError:
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
 
 
-def _retry_info() -> error_details_pb2.RetryInfo:
+def _retry_info(wait: timedelta = _RETRY) -> error_details_pb2.RetryInfo:
     delay = Duration()
-    delay.FromTimedelta(_RETRY)
+    delay.FromTimedelta(wait)
     return error_details_pb2.RetryInfo(retry_delay=delay)

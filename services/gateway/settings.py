@@ -117,6 +117,8 @@ class GatewaySettings(BaseSettings):
     """Attempts of a delivery in all, at most."""
     notify_timeout: timedelta = Field(DEFAULT_NOTIFY_TIMEOUT, gt=timedelta(0))
     """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
+    redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
+    """Minimum time between two Redeliver of one job, at whichever gateways; earlier ones get RESOURCE_EXHAUSTED."""
     max_watchers: int = Field(5000, gt=0)
     """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)
