@@ -820,8 +820,9 @@ class NotifyStatus(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """Where it goes: for a webhook its URL without user, query and fragment, for an endpoint of the operator's without its
-    path, too.
+    """Where it goes. For a webhook scheme and host of its URL and the first 8 hexadecimal digits of the URL's SHA-256, which
+    tell two URLs apart: "https://hooks.example.com#3f2a9c1b"; for an endpoint of the operator's scheme and host alone.
+    Otherwise "nats:<subject>" or "kafka:<topic>".
     """
     state: Global___NotifyState.ValueType
     """How far the delivery is. It goes on after the job has ended: by default for 72 h."""
