@@ -158,6 +158,20 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     assert not shown.HasField("error")
 
 
+async def test_a_clients_tracestate_goes_no_further(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
+    """Neither into the job's history nor to its receivers, who are told which trace it is."""
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"), ("tracestate", "vendor=ofthecaller"))
+    job = new_job(params=QUICK, notify=webhook(sink.on("/traced", status(200))))
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), metadata=metadata)).workflow_id
+    (request,) = await sink.received("/traced")
+    assert request.headers["traceparent"].split("-")[1] == trace_id
+    assert "tracestate" not in request.headers
+    history = await temporal.get_workflow_handle(id_).fetch_history()
+    assert trace_id in str(history.events)
+    assert "ofthecaller" not in str(history.events)
+
+
 async def test_an_endless_body_is_not_read(stub: LlmServiceStub, sink: Receiver) -> None:
     """Its status is the answer."""
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(sink.on("/endless", endless_body))))
