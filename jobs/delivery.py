@@ -15,7 +15,7 @@ from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, limits, names
-    from jobs.ids import delivery_workflow_id
+    from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
     from jobs.targets import describe
     from llm_pb import llm_pb2
 
@@ -28,6 +28,8 @@ _LAST_PART: Final = 0.25
 """Of the time that a job is held open: an attempt that began in it would have too little time left."""
 _PROGRESS_HEARTBEAT: Final = timedelta(seconds=10)
 """A notifier that is silent for so long is gone; another one goes on telling of progress."""
+_SHORTENS_IDS: Final = "shortens-delivery-ids"
+"""The patch since which the id of an LLMDeliveryWorkflow is shortened."""
 
 
 def new_state(
@@ -189,11 +191,15 @@ class Deliveries:
 
     async def leave(self) -> None:
         """Leave what is pending to an LLMDeliveryWorkflow: returns once that has started."""
+        job = workflow.info().workflow_id
+        id_, earlier = delivery_workflow_id(job), unshortened_delivery_workflow_id(job)
+        if id_ != earlier and not workflow.patched(_SHORTENS_IDS):
+            id_ = earlier
         try:
             await workflow.start_child_workflow(
                 names.DELIVERY_WORKFLOW_TYPE,
                 self.state,
-                id=delivery_workflow_id(workflow.info().workflow_id),
+                id=id_,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
             )
         except WorkflowAlreadyStartedError:

@@ -40,6 +40,7 @@ class LLMDeliveryWorkflow:
     @workflow.signal(name=names.SIGNAL_REDELIVER)
     def redeliver(self, request: llm_pb2.RedeliverRequest) -> None:
         """Send deliveries again."""
+        self._deliveries.state.redeliver_time.FromDatetime(workflow.now())
         self._deliveries.send_again(request.delivery_ids)
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)

@@ -1,4 +1,8 @@
-"""A job's ids: the workflow's, one for each pair of user and request and never one for two, and its trace's."""
+"""A job's ids: the workflow's, one for each pair of user and request and never one for two, and its trace's.
+
+Temporal on PostgreSQL stores ids of at most 255 characters. A longer one is shortened: its beginning, a comma and the
+SHA-256 of the whole. No other id holds a comma, so none is mistaken for a shortened one.
+"""
 
 import hashlib
 import re
@@ -9,22 +13,56 @@ from llm_pb import llm_pb2
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+~-]{0,127}")
 """The form of user_id, request_id and project_id."""
 
-WORKFLOW_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:@=+~-]{1,400}")
-"""The form of a workflow id, one that was chosen by hand in the Temporal CLI included."""
+WORKFLOW_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:@=+~/,-]{1,400}")
+"""The form of a workflow id in a request: what workflow_id() returns, or what was chosen by hand in the Temporal CLI.
+
+`/` is for jobs that are steps of a pipeline, `,` for shortened ids. An earlier version did not shorten, and its jobs
+have to be found: hence 400 characters.
+"""
+
+MAX_TEMPORAL_ID: Final = 255
+"""Maximum length of an id, and of a task queue's name, in characters, wherever Temporal stores them."""
+
+_DELIVERY_PREFIX: Final = "llmnotify-"
+
+MAX_JOB_ID: Final = MAX_TEMPORAL_ID - len(_DELIVERY_PREFIX)
+"""Maximum length of a job's workflow id in characters: 245, so that the id of its LLMDeliveryWorkflow fits, too."""
+
+MAX_PIPELINE_ID: Final = 128
+"""Maximum length of a pipeline's workflow id in characters. Reserved: a step's job is `<pipeline id>/<path>`."""
 
 
 def workflow_id(user_id: str, request_id: str) -> str:
-    """Return `llmjob-<user>-<request>` with the user's hyphens doubled.
+    """Return `llmjob-<user>-<request>` with the user's hyphens doubled, shortened beyond MAX_JOB_ID characters.
 
     Both ids must match ID_PATTERN. The first single hyphen after the prefix then ends the user, because a request never
     begins with one: two different pairs never share an id.
     """
+    return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
+
+
+def unshortened_workflow_id(user_id: str, request_id: str) -> str:
+    """Return the id that earlier versions gave to the job, whatever its length."""
     return f"llmjob-{user_id.replace('-', '--')}-{request_id}"
 
 
 def delivery_workflow_id(job_workflow_id: str) -> str:
     """Return the id of the LLMDeliveryWorkflow that goes on with a job's deliveries."""
-    return f"llmnotify-{job_workflow_id}"
+    return shortened(unshortened_delivery_workflow_id(job_workflow_id), MAX_TEMPORAL_ID)
+
+
+def unshortened_delivery_workflow_id(job_workflow_id: str) -> str:
+    """Return the id that earlier versions gave to the LLMDeliveryWorkflow, whatever its length."""
+    return f"{_DELIVERY_PREFIX}{job_workflow_id}"
+
+
+def shortened(id_: str, longest: int) -> str:
+    """Return the id if it has at most `longest` bytes, else its beginning, a comma and its SHA-256 in hexadecimal."""
+    data = id_.encode()
+    if len(data) <= longest:
+        return id_
+    ending = f",{hashlib.sha256(data).hexdigest()}"
+    return data[: longest - len(ending)].decode(errors="ignore") + ending
 
 
 def job_digest(job: llm_pb2.JobRequest) -> str:

@@ -4,6 +4,8 @@ from typing import Final
 
 from temporalio.common import SearchAttributeKey
 
+from jobs.ids import MAX_TEMPORAL_ID
+
 WORKFLOW_TYPE: Final = "LLMJobWorkflow"
 QUERY_GET_STATUS: Final = "GetStatus"
 SIGNAL_CANCEL: Final = "Cancel"
@@ -29,6 +31,7 @@ GPU_QUEUE: Final = "llm-gpu-activities"
 NOTIFY_QUEUE: Final = "notifications-activities"
 # Appended to the notifiers' queue: NotifyProgress lasts as long as its job, and must not take the room of NotifyUI.
 PROGRESS_QUEUE_SUFFIX: Final = ".progress"
+MAX_NOTIFY_QUEUE: Final = MAX_TEMPORAL_ID - len(PROGRESS_QUEUE_SUFFIX)
 
 USER_ID: Final = SearchAttributeKey.for_keyword("UserID")
 REQUEST_ID: Final = SearchAttributeKey.for_keyword("RequestID")

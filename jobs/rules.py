@@ -35,8 +35,8 @@ MAX_STATES: Final = 16
 MAX_PAGE_SIZE: Final = 100
 
 _ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or digit"
-MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
-"""The form of a model's name."""
+MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,254}")
+"""The form of a model's name: at most 255 characters, which is what a search attribute holds on PostgreSQL."""
 SUBJECT_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 TOPIC_PATTERN: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -1,18 +1,26 @@
 """Where a delivery goes, in words that hold no secret."""
 
+import hashlib
+from typing import Final
 from urllib.parse import urlsplit
 
 from llm_pb import llm_pb2
 
+_HASH_DIGITS: Final = 8
+"""Enough to tell a job's few targets apart, too few to find a URL by."""
+
 
 def describe(target: llm_pb2.NotifyTarget) -> str:
-    """Return where a target leads: a URL without user, query and fragment, or nats:<subject>, kafka:<topic>.
+    """Return where a target leads: <scheme>://<host>#<hash of the URL>, or nats:<subject>, kafka:<topic>.
 
-    Empty for a target without a kind, the operator's default, and for a URL that is none.
+    Of a webhook no more, because whoever knows the path may send there. Empty for a target without a kind, the
+    operator's default, and for a URL that is none.
     """
     match target.WhichOneof("target"):
         case "webhook":
-            return _without_secrets(target.webhook.url)
+            url = target.webhook.url
+            server = origin(url)
+            return f"{server}#{hashlib.sha256(url.encode()).hexdigest()[:_HASH_DIGITS]}" if server else ""
         case "nats":
             return f"nats:{target.nats.subject}"
         case "kafka":
@@ -20,10 +28,11 @@ def describe(target: llm_pb2.NotifyTarget) -> str:
     return ""
 
 
-def _without_secrets(url: str) -> str:
+def origin(url: str) -> str:
+    """Return the <scheme>://<host>[:<port>] of a URL; empty for one that is none."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return ""
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if host else ""
+    return f"{parts.scheme}://{host}" if host else ""

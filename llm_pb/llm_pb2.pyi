@@ -660,7 +660,9 @@ class JobStatus(_message.Message):
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. Set from Submit on."""
+    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. At most 245 characters: of a longer one the first
+    180, a comma and the SHA-256 of the whole in 64 hexadecimal digits. Set from Submit on.
+    """
     run_id: _builtins.str
     """Temporal's id of the job's run."""
     state: Global___JobState.ValueType
@@ -822,8 +824,9 @@ class NotifyStatus(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """Where it goes: for a webhook its URL without user, query and fragment, for an endpoint of the operator's without its
-    path, too.
+    """Where it goes. For a webhook scheme and host of its URL and the first 8 hexadecimal digits of the URL's SHA-256, which
+    tell two URLs apart: "https://hooks.example.com#3f2a9c1b"; for an endpoint of the operator's scheme and host alone.
+    Otherwise "nats:<subject>" or "kafka:<topic>".
     """
     state: Global___NotifyState.ValueType
     """How far the delivery is. It goes on after the job has ended: by default for 72 h."""
@@ -2065,6 +2068,7 @@ class DeliveryState(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     EARLIER_FIELD_NUMBER: _builtins.int
+    REDELIVER_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___NotifyRequest:
         """The event without notification_id and target."""
@@ -2085,6 +2089,10 @@ class DeliveryState(_message.Message):
     def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
         """The deliveries of the events before the outcome."""
 
+    @_builtins.property
+    def redeliver_time(self) -> _timestamp_pb2.Timestamp:
+        """When Redeliver was last called. Unset when it never was."""
+
     def __init__(
         self,
         *,
@@ -2093,10 +2101,11 @@ class DeliveryState(_message.Message):
         targets: _abc.Iterable[Global___NotifyTarget] | None = ...,
         options: Global___JobOptions | None = ...,
         earlier: _abc.Iterable[Global___Delivery] | None = ...,
+        redeliver_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "options", b"options", "redeliver_time", b"redeliver_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "earlier", b"earlier", "event", b"event", "options", b"options", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "earlier", b"earlier", "event", b"event", "options", b"options", "redeliver_time", b"redeliver_time", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

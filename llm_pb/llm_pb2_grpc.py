@@ -143,7 +143,8 @@ class LlmServiceServicer:
 
     def Redeliver(self, request, context):
         """Sends the outcome of an ended job again, or at once where it still waits for its next attempt, under the same id, with
-        a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended.
+        a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. By default once a
+        minute for each job: RESOURCE_EXHAUSTED before that, with the time to wait in RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

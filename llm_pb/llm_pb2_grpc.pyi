@@ -67,7 +67,8 @@ class LlmServiceStub:
     """
     Redeliver: _aio.UnaryUnaryMultiCallable[_llm_pb2.RedeliverRequest, _llm_pb2.RedeliverResponse]
     """Sends the outcome of an ended job again, or at once where it still waits for its next attempt, under the same id, with
-    a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended.
+    a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. By default once a
+    minute for each job: RESOURCE_EXHAUSTED before that, with the time to wait in RetryInfo.
     """
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -151,7 +152,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_llm_pb2.RedeliverRequest, _abc.Awaitable[_llm_pb2.RedeliverResponse]],
     ) -> _abc.Awaitable[_llm_pb2.RedeliverResponse]:
         """Sends the outcome of an ended job again, or at once where it still waits for its next attempt, under the same id, with
-        a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended.
+        a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. By default once a
+        minute for each job: RESOURCE_EXHAUSTED before that, with the time to wait in RetryInfo.
         """
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _aio.Server) -> None: ...

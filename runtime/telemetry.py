@@ -49,9 +49,13 @@ def tracing(service: str) -> Iterator[None]:
 
 
 def current_headers() -> Mapping[str, str]:
-    """Return the current span's W3C context as headers for whoever is called next; none without a span."""
+    """Return the current span's W3C context as headers for whoever is called next; none without a span.
+
+    Without a `tracestate`, which is not for third parties.
+    """
     headers: dict[str, str] = {}
     _W3C.inject(headers)
+    headers.pop("tracestate", None)
     return headers
 
 
@@ -63,9 +67,9 @@ def current_traceparent() -> str:
 def context_of(headers: Mapping[str, str]) -> Context:
     """Return the caller's W3C context; an empty one when there is none, or nonsense.
 
-    Without the caller's baggage, which would go on into workflow histories and to whomever is called next.
+    Without the caller's baggage and tracestate, which would go on into workflow histories and to whoever is called next.
     """
-    return _W3C.extract(headers, Context())
+    return _W3C.extract({"traceparent": headers.get("traceparent", "")}, Context())
 
 
 def link_to(traceparent: str, attributes: Attributes = None) -> None:

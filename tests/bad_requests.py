@@ -143,7 +143,7 @@ def _submit_rows() -> Iterator[Row]:
             yield _row(f"{field} missing", submit(**{field: ""}), f"job.{field}")
         for what, value in _BAD_IDS.items():
             yield _row(f"{field} with {what}", submit(**{field: value}), f"job.{field}")
-    for value in ("", "unknown", "../x", "a\x00", "a" * 257):
+    for value in ("", "unknown", "../x", "a\x00", "a" * 256):
         yield _row(f"model {value[:12]!r}", submit(model=value), "job.model")
     for priority in (-1, 6, -(2**31), 2**31 - 1):
         yield _row(f"priority {priority}", submit(priority=priority), "job.priority")
@@ -262,7 +262,9 @@ def _structured_rows() -> Iterator[Row]:
 
 
 def _workflow_id_rows() -> Iterator[Row]:
-    bad = {what: value for what, value in _BAD_IDS.items() if what not in ("too long", "a hyphen first")} | {
+    # A step of a pipeline has slashes in its id.
+    legal = ("too long", "a hyphen first", "a slash", "a path")
+    bad = {what: value for what, value in _BAD_IDS.items() if what not in legal} | {
         "missing": "",
         "too long": "a" * 401,
     }
@@ -278,21 +280,13 @@ def _workflow_id_rows() -> Iterator[Row]:
         yield _row(f"reason with {what}", data, "reason", rpc="Cancel")
     five = llm_pb2.RedeliverRequest(workflow_id="a", delivery_ids=["x"] * 5)
     yield _row("five deliveries", five.SerializeToString(), "delivery_ids", rpc="Redeliver")
-    for token in (
-        "12",
-        "12-xyz",
-        "-1-0123456789abcdef",
-        "12-0123456789abcdef ",
-        "9" * 16 + "-0123456789abcdef",
-        "a" * 10_000,
-    ):
+    digest = "0123456789abcdef"
+    for token in ("12", "12-xyz", f"-1-{digest}", f"12-{digest} ", f"{'9' * 16}-{digest}", "a" * 10_000):
         data = llm_pb2.StreamStatusRequest(workflow_id="a", resume_token=token).SerializeToString()
         yield _row(f"resume_token {token[:12]!r}", data, "resume_token", rpc="StreamStatus")
-    other = llm_pb2.StreamStatusRequest(
-        workflow_id="a", output_offset=11, resume_token="12-0123456789abcdef"
-    )  # no secret
+    other = llm_pb2.StreamStatusRequest(workflow_id="a", output_offset=11, resume_token=f"12-{digest}")
     yield _row("an offset of another token", other.SerializeToString(), "output_offset", rpc="StreamStatus")
-    both = llm_pb2.StreamStatusRequest(workflow_id="a/b", output_offset=-1)
+    both = llm_pb2.StreamStatusRequest(workflow_id="a b", output_offset=-1)
     yield _row("both fields", both.SerializeToString(), "workflow_id", "output_offset", rpc="StreamStatus")
 
 
@@ -303,7 +297,7 @@ def _list_rows() -> Iterator[Row]:
     for field in ("user_id", "project_id"):
         for what, value in _BAD_IDS.items():
             yield row(f"{field} with {what}", field, **{field: value})
-    for value in ("../x", "a' OR '1'='1", "a\x00", "a" * 257):
+    for value in ("../x", "a' OR '1'='1", "a\x00", "a" * 256):
         yield row(f"model {value[:12]!r}", "model", model=value)
     for state in (0, 99, -1):
         yield row(f"state {state}", "states[1]", states=[llm_pb2.JOB_STATE_FAILED, state])

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -12,12 +13,17 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
 
+from deploy.local.stack import Stack
 from jobs import names
 from jobs.delivery import next_attempt
 from jobs.ids import delivery_workflow_id
 from jobs.options import DEFAULTS
+from jobs.targets import describe
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import details_of, new_job, run_job, unpack, until_output, watch, webhook
@@ -126,8 +132,8 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     path = f"/later/{name}"
     url = sink.on(path, *[reply] * times, status(200))
     sink.on("/elsewhere", status(200))
-    seen = await run_job(stub, new_job(params=QUICK, notify=webhook(f"{url}?token=secret")))
-    final = seen.final.status
+    job = new_job(params=QUICK, notify=webhook(f"{url}?token=secret"))
+    final = (await run_job(stub, job)).final.status
     assert final.state == llm_pb2.JOB_STATE_SUCCEEDED
     (shown,) = final.notifications
     assert shown.state == llm_pb2.NOTIFY_STATE_PENDING, "the job did not wait"
@@ -138,7 +144,7 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     assert not entry.attempts[-1].HasField("error")
     assert entry.attempts[-1].http_status == 200
     assert all(says in attempt.error.message for attempt in entry.attempts[:-1])
-    assert entry.target == url, "a query may hold a secret"
+    assert entry.target == describe(job.notify[0])
     began = [attempt.time.ToNanoseconds() for attempt in entry.attempts]
     assert began == sorted(began)
     requests = await sink.received(path, times + 1)
@@ -150,6 +156,20 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     (shown,) = look.status.notifications
     assert shown.state == llm_pb2.NOTIFY_STATE_DELIVERED
     assert not shown.HasField("error")
+
+
+async def test_a_clients_tracestate_goes_no_further(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
+    """Neither into the job's history nor to its receivers, who are told which trace it is."""
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"), ("tracestate", "vendor=ofthecaller"))
+    job = new_job(params=QUICK, notify=webhook(sink.on("/traced", status(200))))
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), metadata=metadata)).workflow_id
+    (request,) = await sink.received("/traced")
+    assert request.headers["traceparent"].split("-")[1] == trace_id
+    assert "tracestate" not in request.headers
+    history = await temporal.get_workflow_handle(id_).fetch_history()
+    assert trace_id in str(history.events)
+    assert "ofthecaller" not in str(history.events)
 
 
 async def test_an_endless_body_is_not_read(stub: LlmServiceStub, sink: Receiver) -> None:
@@ -269,6 +289,131 @@ async def test_what_cannot_be_sent_again_is_refused(stub: LlmServiceStub, tempor
     assert await refused(stub.Redeliver(unknown)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
+async def listed_and_redelivered(stub: LlmServiceStub, workflow_id: str) -> list[tuple[grpc.StatusCode, str]]:
+    """Return how both calls refuse the id."""
+    return [
+        await refused(stub.ListDeliveries(llm_pb2.ListDeliveriesRequest(workflow_id=workflow_id))),
+        await refused(stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=workflow_id))),
+    ]
+
+
+NO_JOB = [(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")] * 2
+
+
+async def exists(temporal: Client, workflow_id: str) -> bool:
+    try:
+        await temporal.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+async def test_a_workflow_that_is_no_job_has_no_deliveries(
+    stub: LlmServiceStub, temporal: Client, sink: Receiver
+) -> None:
+    """Nor does the workflow of a job's deliveries, which could answer."""
+    url = sink.on("/no-job", status(429, retry_after="3600"))
+    seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
+    delivering = delivery_workflow_id(seen.final.status.workflow_id)
+    assert await exists(temporal, delivering)
+    assert await listed_and_redelivered(stub, delivering) == NO_JOB
+    assert not await exists(temporal, delivery_workflow_id(delivering))
+    assert len(sink.so_far("/no-job")) == 1
+
+
+async def test_a_workflow_in_the_place_of_a_jobs_deliveries_is_not_believed(
+    stub: LlmServiceStub, temporal: Client, sink: Receiver
+) -> None:
+    """Unless it has the right type and is about this very job."""
+    job = new_job(params=QUICK, notify=webhook(sink.on("/in-place", status(200))))
+    seen = await run_job(stub, job)
+    true = await deliveries(stub, seen.final.status.workflow_id)
+    in_place = await temporal.start_workflow(
+        names.WORKFLOW_TYPE,
+        new_job(params=QUICK, notify=webhook(sink.on("/impostor", status(200)))),
+        id=delivery_workflow_id("no-job-1"),
+        task_queue=names.WORKFLOW_QUEUE,
+    )
+    await in_place.result()
+    assert await listed_and_redelivered(stub, "no-job-1") == NO_JOB
+    state = llm_pb2.DeliveryState(options=DEFAULTS)
+    state.event.status.workflow_id = seen.final.status.workflow_id
+    state.event.status.run_id = "another"
+    for id_ in ("no-job-2", seen.final.status.workflow_id):
+        handle = await temporal.start_workflow(
+            names.DELIVERY_WORKFLOW_TYPE, state, id=delivery_workflow_id(id_), task_queue=names.WORKFLOW_QUEUE
+        )
+        await handle.result()
+    assert await listed_and_redelivered(stub, "no-job-2") == NO_JOB
+    assert await deliveries(stub, seen.final.status.workflow_id) == true
+
+
+async def test_deliveries_outlive_the_record_of_their_job(
+    stub: LlmServiceStub, temporal: Client, sink: Receiver
+) -> None:
+    """Past its retention, for which it is deleted here, their own workflow answers, and sends again."""
+    url = sink.on("/outlived", status(410), status(200))
+    seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
+    job = seen.final.status
+    await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=job.workflow_id))
+    log = await until(stub, job.workflow_id, lambda log: settled(log) and len(log[0].attempts) == 2)
+    execution = WorkflowExecution(workflow_id=job.workflow_id, run_id=job.run_id)
+    await temporal.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(namespace=temporal.namespace, workflow_execution=execution)
+    )
+    async with asyncio.timeout(120):
+        while await exists(temporal, job.workflow_id):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.1)
+    status_ = llm_pb2.GetStatusRequest(workflow_id=job.workflow_id)
+    assert await refused(stub.GetStatus(status_)) == NO_JOB[0]
+    assert await deliveries(stub, job.workflow_id) == log
+    await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=job.workflow_id))
+    (entry,) = await until(stub, job.workflow_id, lambda log: settled(log) and len(log[0].attempts) == 3)
+    assert [attempt.http_status for attempt in entry.attempts] == [410, 200, 200]
+
+
+@pytest.fixture(scope="module")
+async def limited(stack: Stack) -> AsyncIterator[list[LlmServiceStub]]:
+    """Two gateways with the default limit of Redeliver."""
+    gateways = [stack.add("gateway", {"GATEWAY_ROLE": "api", "GATEWAY_REDELIVER_INTERVAL": "PT1M"}) for _ in range(2)]
+    async with AsyncExitStack() as running_:
+        stubs = []
+        for gateway in gateways:
+            await gateway.start()
+            await gateway.wait_ready()
+            running_.push_async_callback(gateway.terminate)
+            channel = await running_.enter_async_context(grpc.aio.insecure_channel(stack.address(gateway.name)))
+            stubs.append(LlmServiceStub(channel))
+        yield stubs
+
+
+async def test_a_job_is_sent_again_once_a_minute(
+    stub: LlmServiceStub, limited: list[LlmServiceStub], sink: Receiver
+) -> None:
+    """At whichever gateway, and however many ask at once; who is refused is told when to ask again."""
+    url = sink.on("/once-a-minute", status(410), status(200))
+    seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
+    again = llm_pb2.RedeliverRequest(workflow_id=seen.final.status.workflow_id)
+    unknown = llm_pb2.RedeliverRequest(workflow_id=again.workflow_id, delivery_ids=["other"])
+    assert await refused(limited[0].Redeliver(unknown)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    answers = await asyncio.gather(*(limited[0].Redeliver(again) for _ in range(20)), return_exceptions=True)
+    errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert len(errors) == 19
+    (entry,) = await until(stub, again.workflow_id, settled)
+    assert [attempt.http_status for attempt in entry.attempts] == [410, 200]
+    for gateway in limited:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await gateway.Redeliver(again)
+        errors.append(refusal.value)
+        wait = details_of(refusal.value)["RetryInfo"].retry_delay.ToTimedelta()
+        assert timedelta(seconds=10) < wait <= timedelta(minutes=1)
+    assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all(details_of(error)["ErrorInfo"].reason == "LIMIT_REACHED" for error in errors)
+    assert len(sink.so_far("/once-a-minute")) == 2
+
+
 async def test_an_operator_can_stop_deliveries(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
     """By cancelling their workflow; the status then says so."""
     url = sink.on("/stopped", status(429, retry_after="3600"))
@@ -349,6 +494,7 @@ async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, tempora
     options.notify_retry.initial_interval.FromMilliseconds(10)
     options.notify_retry.backoff_coefficient = 1
     event = llm_pb2.NotifyRequest(event=llm_pb2.NOTIFY_EVENT_FINISHED, result=llm_pb2.JobResult(output="x" * 250_000))
+    event.status.workflow_id = "long"
     state = llm_pb2.DeliveryState(event=event, options=options)
     for place in range(4):
         (target,) = webhook(sink.on(f"/long/{place}", *[status(503)] * 7, status(200)))

@@ -158,6 +158,15 @@ async def test_a_callers_nonsense_is_ignored(called: Called) -> None:
     assert called.baggage == {}
 
 
+async def test_a_callers_tracestate_is_not_taken_over(called: Called) -> None:
+    """It would travel on into the workflow's history, and to whom the job's outcome is told."""
+    caller = Caller()
+    await called.unary(b"x", metadata=(*caller.metadata, ("tracestate", "vendor=own")))
+    span = await called.span()
+    assert f"{span.context.trace_id:032x}" == caller.trace_id
+    assert not span.context.trace_state
+
+
 async def test_a_call_that_the_server_could_not_do(called: Called) -> None:
     assert await fails(called.unary(b"abort")) == grpc.StatusCode.UNAVAILABLE
     assert await called.ended() == ("UNAVAILABLE", StatusCode.ERROR, "not now", "UNAVAILABLE")

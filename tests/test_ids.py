@@ -5,11 +5,26 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN, job_digest, workflow_id
+from jobs.ids import (
+    ID_PATTERN,
+    MAX_JOB_ID,
+    MAX_PIPELINE_ID,
+    MAX_TEMPORAL_ID,
+    WORKFLOW_ID_PATTERN,
+    delivery_workflow_id,
+    job_digest,
+    shortened,
+    unshortened_workflow_id,
+    workflow_id,
+)
 from llm_pb import llm_pb2
 
 # Few characters, so that ids that could be confused turn up often.
 ids = st.from_regex(re.compile(r"[ab][ab-]{0,6}"), fullmatch=True)
+any_ids = st.from_regex(ID_PATTERN, fullmatch=True)
+# Around the length from which on they are shortened, and alike but for their ends.
+long_ids = st.builds(str.__add__, st.sampled_from(["a" * 100, "a" * 121, "a" + "-" * 60, "a" + "-" * 121]), ids)
+pairs = st.tuples(ids | long_ids, ids | long_ids)
 
 
 def test_the_id_names_user_and_request() -> None:
@@ -17,15 +32,51 @@ def test_the_id_names_user_and_request() -> None:
     assert workflow_id("user-123", "req-456") == "llmjob-user--123-req-456"
 
 
-@given(one=st.tuples(ids, ids), other=st.tuples(ids, ids))
+def test_a_long_id_ends_in_a_hash() -> None:
+    """From 246 characters on. Jobs are found by it for as long as they are kept: it never changes."""
+    longest = workflow_id("u" * 128, "r" * 109)
+    assert longest == f"llmjob-{'u' * 128}-{'r' * 109}"
+    assert len(longest) == MAX_JOB_ID == 245
+    assert workflow_id("u" * 128, "r" * 110) == (
+        f"llmjob-{'u' * 128}-{'r' * 44},6bf9b0c77e37f2044b1416fa6f627a136391913ee6f4084a34d3e24b451f26b0"
+    )
+
+
+@given(one=pairs, other=pairs)
 def test_two_pairs_never_share_an_id(one: tuple[str, str], other: tuple[str, str]) -> None:
+    """Nor do their deliveries."""
     assert (workflow_id(*one) == workflow_id(*other)) == (one == other)
+    deliveries = [delivery_workflow_id(workflow_id(*pair)) for pair in (one, other)]
+    assert (deliveries[0] == deliveries[1]) == (one == other)
 
 
-@given(st.from_regex(ID_PATTERN, fullmatch=True), st.from_regex(ID_PATTERN, fullmatch=True))
-def test_every_id_is_taken_back(user: str, request: str) -> None:
-    """What Submit returns, the other calls accept."""
-    assert WORKFLOW_ID_PATTERN.fullmatch(workflow_id(user, request))
+@given(any_ids | long_ids, any_ids | long_ids)
+def test_every_id_is_taken_back_and_fits(user: str, request: str) -> None:
+    """What Submit returns, the other calls accept and PostgreSQL stores; what an earlier version returned, too."""
+    id_ = workflow_id(user, request)
+    assert WORKFLOW_ID_PATTERN.fullmatch(id_)
+    assert len(id_) <= MAX_JOB_ID
+    assert len(delivery_workflow_id(id_)) <= MAX_TEMPORAL_ID
+    earlier = unshortened_workflow_id(user, request)
+    assert WORKFLOW_ID_PATTERN.fullmatch(earlier)
+    assert (id_ == earlier) == (len(earlier) <= MAX_JOB_ID)
+
+
+@given(st.text("abc./-", min_size=1, max_size=600), st.text("abc./-", min_size=1, max_size=600))
+def test_no_other_id_is_mistaken_for_a_shortened_one(one: str, other: str) -> None:
+    """Only a shortened id holds a comma, which no user, request, pipeline or path may."""
+    for id_ in (one, other):
+        assert ("," in shortened(id_, MAX_JOB_ID)) == (len(id_) > MAX_JOB_ID)
+        assert len(shortened(id_, MAX_JOB_ID)) <= MAX_JOB_ID
+    assert (shortened(one, MAX_JOB_ID) == shortened(other, MAX_JOB_ID)) == (one == other)
+    assert not ID_PATTERN.fullmatch("a,")
+
+
+def test_the_steps_of_a_pipeline_have_room() -> None:
+    """A path of 116 characters beside the longest pipeline's id, none of it cut."""
+    step = f"{'p' * MAX_PIPELINE_ID}/{'draft/'.ljust(116, '1')}"
+    assert shortened(step, MAX_JOB_ID) == step
+    assert WORKFLOW_ID_PATTERN.fullmatch(step)
 
 
 def test_the_digest_tells_jobs_apart_by_every_field() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -177,6 +178,15 @@ async def test_two_stacks_never_run_in_one_state_folder(settings: StackSettings)
             await Stack(settings, only=("nats",)).__aenter__()
     async with Stack(settings, only=("nats",)) as third:
         assert third.processes["nats"].running
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "of an earlier version"])
+async def test_only_its_owner_can_look_into_the_state_folder(settings: StackSettings, *, there: bool) -> None:
+    """It holds prompts and outputs."""
+    if there:
+        settings.state_dir.mkdir(mode=0o755)
+    async with Stack(settings, only=("nats",)):
+        assert stat.S_IMODE(settings.state_dir.stat().st_mode) == 0o700
 
 
 async def test_a_process_that_ends_while_it_starts_shows_why_and_stops_the_rest(settings: StackSettings) -> None:

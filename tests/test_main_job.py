@@ -10,6 +10,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from deploy.local.stack import Stack
 from jobs import names
+from jobs.targets import describe
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import Receiver, Seen, details_of, new_job, run_job, unpack, until_output, watch, webhook
@@ -64,7 +65,7 @@ async def test_a_job_succeeds(stub: LlmServiceStub, temporal: Client, receiver: 
     assert event["data"]["userId"] == job.user_id
     (delivered,) = status.notifications
     assert delivered.state == llm_pb2.NOTIFY_STATE_DELIVERED
-    assert delivered.target == f"{receiver.url}/ok", "a query may hold a secret"
+    assert delivered.target == describe(job.notify[0])
 
 
 async def test_the_feed_forgets_a_job_whose_outcome_is_durable(stack: Stack, stub: LlmServiceStub) -> None:

@@ -60,6 +60,15 @@ async def test_a_recorded_history_replays(path: Path) -> None:
     await replayer(LLMJobWorkflow, LLMDeliveryWorkflow).replay_workflow(read(path))
 
 
+async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
+    """An earlier version did not shorten the id of an LLMDeliveryWorkflow, whose job's own may be as long."""
+    short = read(HISTORIES / "succeeded-notification-failed.v1.json")
+    text = json.dumps(short.to_json_dict()).replace(short.workflow_id, short.workflow_id.ljust(300, "x"))
+    assert f"{names.DELIVERY_WORKFLOW_TYPE}" in text
+    long = WorkflowHistory.from_json(short.workflow_id.ljust(300, "x"), text)
+    await replayer(LLMJobWorkflow).replay_workflow(long)
+
+
 @workflow.defn(name=names.WORKFLOW_TYPE)
 class Counts(LLMJobWorkflow):
     """A workflow that counts without regard to replay."""

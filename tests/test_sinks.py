@@ -5,7 +5,7 @@ import base64
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_network
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import nats
 import pytest
 from aiohttp import web
+from opentelemetry import trace
 from opentelemetry.metrics import NoOpMeter
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -48,6 +50,7 @@ class Taken(NamedTuple):
     id: str
     content_type: str
     event: CloudEvent
+    headers: Mapping[str, str]
     key: str = ""
 
 
@@ -102,7 +105,7 @@ class WebhookPeer:
 
     async def taken(self, name: str, count: int) -> list[Taken]:
         requests = await self._receiver.received(f"/{name}", count)
-        return [Taken(r.headers["webhook-id"], r.headers["content-type"], r.event) for r in requests]
+        return [Taken(r.headers["webhook-id"], r.headers["content-type"], r.event, r.headers) for r in requests]
 
     def fall_silent(self) -> None:
         self._silent = True
@@ -139,7 +142,9 @@ class NatsPeer:
         subscription = await client.jetstream().subscribe(f"llm.events.taken.{name}", ordered_consumer=True)
         messages = [await subscription.next_msg(timeout=10) for _ in range(count)]
         await client.close()
-        return [Taken(m.headers["Nats-Msg-Id"], m.headers["content-type"], json.loads(m.data)) for m in messages]
+        return [
+            Taken(m.headers["Nats-Msg-Id"], m.headers["content-type"], json.loads(m.data), m.headers) for m in messages
+        ]
 
     def fall_silent(self) -> None:
         self._stack.processes["nats"].signal(signal.SIGSTOP)
@@ -154,7 +159,7 @@ class KafkaPeer:
     kind = "kafka"
     drops_repeats = False
     keyed = True
-    topics = ("whole", "repeat", "many", "silent", "cancelled", "large", "numbered", "jobs")
+    topics = ("whole", "repeat", "many", "silent", "cancelled", "large", "numbered", "traced", "jobs")
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self._process = process
@@ -199,8 +204,8 @@ class KafkaPeer:
         for message in consumer.consume(count, timeout=20):
             assert message.error() is None
             event = json.loads(message.value())
-            headers = dict(message.headers())
-            taken.append(Taken(event["id"], headers["content-type"].decode(), event, message.key().decode()))
+            headers = {name: value.decode() for name, value in message.headers()}
+            taken.append(Taken(event["id"], headers["content-type"], event, headers, message.key().decode()))
         consumer.close()
         return taken
 
@@ -260,6 +265,16 @@ async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
     assert taken.id == "1"
     assert taken.content_type == "application/cloudevents+json; charset=UTF-8"
     assert taken.key == ("llmjob-u-r" if peer.keyed else ""), "where there are keys, the job's id"
+
+
+async def test_an_event_carries_its_trace_and_nothing_else_of_the_client(peer: Peer, sink: Sink) -> None:
+    """The tracestate may say of a client's own systems what is not for third parties."""
+    context = SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "own")]))
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        assert (await sink.deliver(peer.target("traced"), event("9"), "user")).error is None
+    (taken,) = await peer.taken("traced", 1)
+    assert taken.headers["traceparent"] == f"00-{7:032x}-{8:016x}-01"
+    assert "tracestate" not in taken.headers
 
 
 async def test_a_repeat_is_the_same(peer: Peer, sink: Sink) -> None:

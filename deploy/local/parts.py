@@ -32,6 +32,8 @@ _DYNAMIC_CONFIG: Final = {
     "matching.enableFairness": "true",
     # How many jobs wait, in Temporal's metrics: once a minute by default.
     "matching.backlogMetricsEmitInterval": '"5s"',
+    # Ids have 255 characters at most on PostgreSQL, whose columns take no more; without this SQLite takes 1000.
+    "limit.maxIDLength": "255",
 }
 
 

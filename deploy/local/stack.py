@@ -10,6 +10,7 @@ Nothing here restarts a process that ends: see `supervisor` for that.
 import fcntl
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -160,6 +161,8 @@ def _ports_of(kind: str) -> tuple[str, ...]:
 def _lock(state_dir: Path) -> IO[str]:
     """Take the state folder for this process: held until the file is closed, also by the process's death."""
     state_dir.mkdir(parents=True, exist_ok=True)
+    # Prompts, outputs and the webhooks' URLs are in it.
+    state_dir.chmod(stat.S_IRWXU)
     lock = (state_dir / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,8 @@ from runtime.grpc_calls import Calls
 from runtime.grpc_server import GrpcServer
 from services.gateway import page_token
 from services.gateway.boundary import Boundary
-from services.gateway.deliveries import Deliveries, DeliveryReader
+from services.gateway.deliveries import Deliveries
+from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.jobs_api import Jobs
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
@@ -36,7 +37,7 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     metrics = GatewayMetrics(meter)
     streams = Streams(reader, feed, settings, metrics)
     jobs = Jobs(client, models, reader, settings, metrics)
-    deliveries = Deliveries(client, delivery_reader, settings.workflow_queue)
+    deliveries = Deliveries(client, reader, delivery_reader, settings)
     service = LlmServicer(client, jobs, deliveries, models, reader, streams)
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,

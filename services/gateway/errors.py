@@ -25,6 +25,10 @@ class ApiError(Exception):
         self.status = status
 
 
+class JobNotFound(ApiError):
+    """NOT_FOUND: there is no such job."""
+
+
 def invalid(violations: Sequence[Violation]) -> ApiError:
     """INVALID_ARGUMENT that names every bad field; past what fits the trailers of a call, how many more there are."""
     details = error_details_pb2.BadRequest()
@@ -42,10 +46,10 @@ def invalid(violations: Sequence[Violation]) -> ApiError:
     return ApiError(make_status(code_pb2.INVALID_ARGUMENT, message, details, error_info("INVALID_REQUEST")))
 
 
-def not_found(workflow_id: str) -> ApiError:
+def not_found(workflow_id: str) -> JobNotFound:
     """NOT_FOUND for a job."""
     message = f"there is no job {workflow_id}, or it is past its retention"
-    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
+    return JobNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
 
 
 def job_not_ended(workflow_id: str) -> ApiError:
@@ -60,9 +64,9 @@ def key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
-def exhausted(message: str) -> ApiError:
+def exhausted(message: str, wait: timedelta = _RETRY) -> ApiError:
     """RESOURCE_EXHAUSTED with the time after which it is worth trying again."""
-    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info()))
+    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info(wait)))
 
 
 def shutting_down() -> ApiError:
@@ -79,7 +83,7 @@ def from_temporal(error: RPCError) -> ApiError:
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
 
 
-def _retry_info() -> error_details_pb2.RetryInfo:
+def _retry_info(wait: timedelta = _RETRY) -> error_details_pb2.RetryInfo:
     delay = Duration()
-    delay.FromTimedelta(_RETRY)
+    delay.FromTimedelta(wait)
     return error_details_pb2.RetryInfo(retry_delay=delay)

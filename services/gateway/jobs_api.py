@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -18,13 +19,13 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names, options
-from jobs.ids import job_digest, trace_id, workflow_id
+from jobs.ids import job_digest, trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import Violation, too_large
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway import page_token
-from services.gateway.errors import ApiError, invalid, key_reused
+from services.gateway.errors import ApiError, JobNotFound, invalid, key_reused
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
@@ -73,6 +74,10 @@ class Jobs:
         job = request.job
         id_ = workflow_id(job.user_id, job.request_id)
         digest = job_digest(job)
+        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != id_:
+            # Started by a version that did not shorten ids, it may run still.
+            with suppress(JobNotFound):
+                return await self._found(earlier, digest, job, None)
         chosen = self._options(job)
         memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: digest}
         if traceparent := current_traceparent():
@@ -107,7 +112,7 @@ class Jobs:
         return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
 
     async def _found(
-        self, id_: str, digest: str, job: llm_pb2.JobRequest, error: WorkflowAlreadyStartedError
+        self, id_: str, digest: str, job: llm_pb2.JobRequest, error: WorkflowAlreadyStartedError | None
     ) -> llm_pb2.SubmitResponse:
         description = await self._reader.describe(id_)
         await link_call(description)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import limits, names
+from jobs.ids import MAX_TEMPORAL_ID
 from jobs.options import (
     DEFAULT_NOTIFY_ATTEMPTS,
     DEFAULT_NOTIFY_BACKOFF,
@@ -40,7 +41,7 @@ class Model(BaseModel):
     context_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
-    queue: str = names.GPU_QUEUE
+    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """Task queue of its workers: one of its own when several models are served."""
     tokenizer: Path | None = None
     """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit. Without, the worker does."""
@@ -74,9 +75,9 @@ class GatewaySettings(BaseSettings):
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models as JSON: name, context_tokens, max_output_tokens, default_max_tokens; queue, tokenizer (a path),
     structured_output."""
-    workflow_queue: str = names.WORKFLOW_QUEUE
+    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
-    notify_queue: str = names.NOTIFY_QUEUE
+    notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """Task queue of the notifiers."""
     max_message_bytes: int = Field(4 * 1024 * 1024, gt=0)
     """Largest gRPC message taken or sent."""
@@ -116,6 +117,8 @@ class GatewaySettings(BaseSettings):
     """Attempts of a delivery in all, at most."""
     notify_timeout: timedelta = Field(DEFAULT_NOTIFY_TIMEOUT, gt=timedelta(0))
     """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
+    redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
+    """Minimum time between two Redeliver of one job, at whichever gateways; earlier ones get RESOURCE_EXHAUSTED."""
     max_watchers: int = Field(5000, gt=0)
     """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)

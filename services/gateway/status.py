@@ -30,7 +30,7 @@ from jobs.errors import EngineFailed, to_status
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.deliveries import DeliveryReader
+from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import not_found
 from services.gateway.job_traces import traceparent_of
 from services.gateway.models import Models

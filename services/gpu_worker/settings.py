@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import names
+from jobs.ids import MAX_TEMPORAL_ID
 
 
 class GpuWorkerSettings(BaseSettings):
@@ -22,7 +23,7 @@ class GpuWorkerSettings(BaseSettings):
     """A folder in Hugging Face format, or a hub name."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs."""
-    task_queue: str = names.GPU_QUEUE
+    task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """The queue to take jobs from."""
     max_concurrent: int = Field(16, gt=0)
     """Jobs run at once: the size of the engine's batch."""

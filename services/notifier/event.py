@@ -1,6 +1,7 @@
 """What is told of a job as a CloudEvent (CloudEvents 1.0.2, JSON event format)."""
 
 from typing import Any
+from urllib.parse import quote
 
 from google.protobuf import json_format
 
@@ -14,7 +15,7 @@ def to_event(request: llm_pb2.NotifyRequest, source: str, job_url: str = "") -> 
     """Return the event: type `llm.v1.job.<what>`, subject the workflow id, data the job in proto3 JSON.
 
     Its id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats. `job_url` is the
-    link to the job, with {workflow_id} in it; none when empty.
+    link to the job, with {workflow_id} in it, which is percent-encoded; none when empty.
     """
     status = request.status
     about = llm_pb2.NotifyRequest()
@@ -23,7 +24,7 @@ def to_event(request: llm_pb2.NotifyRequest, source: str, job_url: str = "") -> 
         about.ClearField(field)
     data = json_format.MessageToDict(about)
     if job_url:
-        data["links"] = {"job": job_url.replace("{workflow_id}", status.workflow_id)}
+        data["links"] = {"job": job_url.replace("{workflow_id}", quote(status.workflow_id, safe=""))}
     match request.event:
         case llm_pb2.NOTIFY_EVENT_STARTED:
             time = status.start_time

@@ -45,7 +45,7 @@ class NotifierSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="NOTIFIER_", frozen=True, use_attribute_docstrings=True)
 
-    task_queue: str = names.NOTIFY_QUEUE
+    task_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """The queue to take deliveries from."""
     default_webhook_url: SecretStr | None = None
     """Where outcomes of jobs go that name no target. Unset: nowhere."""
