@@ -20,11 +20,12 @@ class LLMDeliveryWorkflow:
     """Ends when every delivery is settled. Its state, the log of deliveries included, can be asked for ever after."""
 
     @workflow.init
-    def __init__(self, state: llm_pb2.DeliveryState) -> None:
-        self._deliveries = Deliveries(state)
+    def __init__(self, state: llm_pb2.DeliveryState | None = None) -> None:
+        # Started by hand without input, it has nothing to deliver: an argument that is missing is retried for ever.
+        self._deliveries = Deliveries(state if state is not None else llm_pb2.DeliveryState())
 
     @workflow.run
-    async def run(self, state: llm_pb2.DeliveryState) -> None:
+    async def run(self, state: llm_pb2.DeliveryState | None = None) -> None:
         """Deliver what is pending, and what is asked for meanwhile."""
         self._deliveries.start()
         try:

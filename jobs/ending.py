@@ -1,4 +1,4 @@
-"""How a job ends: from what Temporal says of its last attempt to the job's error and final state."""
+"""How a job ends: from what Temporal says of its last attempt to the job's error, final state and status."""
 
 from typing import Final
 
@@ -37,3 +37,26 @@ def understand(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.Jo
             error = errors.from_application_error(cause, otherwise=errors.EngineFailed)
             return error, errors.partial_result(cause)
     return errors.EngineFailed(str(cause)), None
+
+
+def add_attempt(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
+    """Write into the status which attempt made the result, and when."""
+    status.attempt = result.metadata.attempts
+    for field in ("start_time", "first_token_time"):
+        if result.metadata.HasField(field):
+            getattr(status, field).CopyFrom(getattr(result.metadata, field))
+
+
+def add_result(status: llm_pb2.JobStatus, result: llm_pb2.JobResult, final: "llm_pb2.JobState.ValueType") -> None:
+    """Write into the status, whose end_time is set, how far a job came that ended in the final state."""
+    add_attempt(status, result)
+    status.progress.CopyFrom(
+        llm_pb2.JobProgress(
+            percent=100 if final == llm_pb2.JOB_STATE_SUCCEEDED else 0,
+            stage="done",
+            output_tokens=result.metadata.output_tokens,
+            output_bytes=len(result.output.encode()),
+            worker=result.metadata.worker,
+            updated_at=status.end_time,
+        )
+    )

@@ -16,10 +16,14 @@ def pending_run(description: WorkflowExecutionDescription) -> PendingActivityInf
 
 
 async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter: DataConverter) -> None:
-    """Put into the status what is known of the attempt: QUEUED while it waits, or RUNNING with its progress."""
+    """Put into the status what is known of the attempt: QUEUED while it waits, or RUNNING with its progress.
+
+    The status may hold what the workflow knows of attempts before a hand-over, after which Temporal counts anew. The
+    first attempt after it goes on under the number of the last one before it.
+    """
     waiting = run.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
     status.state = llm_pb2.JOB_STATE_QUEUED if waiting else llm_pb2.JOB_STATE_RUNNING
-    status.attempt = run.attempt - 1 if waiting else run.attempt
+    status.attempt = max(status.attempt, max(status.attempt - 1, 0) + run.attempt - waiting)
     status.cancel_requested = run.state == PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
     if run.HasField("last_started_time"):
         status.start_time.CopyFrom(run.last_started_time)

@@ -18,8 +18,9 @@ How it closes:
 | CANCELLED | Canceled      | only a workflow that Temporal was asked to cancel can close so: after a signal  |
 |           |               | the workflow has that asked for itself (RequestCancel)                          |
 | FAILED    | Failed        | an ApplicationError; its type is the reason, its detail the partial JobResult   |
-| TIMED_OUT | Timed out     | when the job's total time is spent; after the limits of queue and run: Failed,  |
-|           |               | for Temporal gives a workflow no way to close itself as timed out               |
+| TIMED_OUT | Timed out     | when the job's total time is spent: the workflow settles the outcome and waits  |
+|           |               | for Temporal to end it; after the limits of queue and run: Failed, for Temporal |
+|           |               | gives a workflow no way to close itself as timed out                            |
 """
 
 import asyncio
@@ -33,17 +34,19 @@ from temporalio.exceptions import ActivityError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
-    from jobs.ending import final_state, understand
+    from jobs.ending import add_attempt, add_result, final_state, understand
     from jobs.outcome_metrics import record_outcome
+    from jobs.search import attributes_of
+    from jobs.total_time import TotalTime
     from llm_pb import llm_pb2
 
 from jobs import delivery
 
-_NOTIFY_RESERVE: Final = timedelta(minutes=1)
-"""How much of the job's total time is kept back to tell that the rest was spent; at most a tenth of it."""
-
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
+
+_LISTED_AT_START: Final = "search attributes at start"
+"""The patch since which a workflow that was started by hand can be searched for while it is open."""
 
 
 @workflow.defn(name=names.WORKFLOW_TYPE)
@@ -51,13 +54,17 @@ class LLMJobWorkflow:
     """Runs one JobRequest and returns its JobResult."""
 
     @workflow.init
-    def __init__(self, job: llm_pb2.JobRequest) -> None:
-        """Take the options from the memo; without one (a workflow started by hand) the defaults hold."""
+    def __init__(self, job: llm_pb2.JobRequest | None = None) -> None:
+        """Take the options from the memo; without one (a workflow started by hand) the defaults hold.
+
+        A workflow that was started without input has an empty job, which breaks the rules.
+        """
         info = workflow.info()
-        self._job = job
+        self._job = job if job is not None else llm_pb2.JobRequest()
         chosen = workflow.memo_value(names.MEMO_OPTIONS, None, type_hint=llm_pb2.JobOptions)
-        self._by_hand = chosen is None
-        self._options = options.complete(chosen, job)
+        self._by_hand = chosen is None or job is None
+        self._listed = False
+        self._options = options.complete(chosen, self._job)
         self._cancel: errors.Cancelled | None = None
         self._cancelled_at: datetime | None = None
         self._error: errors.JobError | None = None
@@ -73,9 +80,14 @@ class LLMJobWorkflow:
         self._status.create_time.FromDatetime(info.workflow_start_time)
 
     @workflow.run
-    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         """Return the result of a job that succeeded; otherwise close the way the module's table says."""
-        final = await self._run_model() if self._is_valid() else llm_pb2.JOB_STATE_FAILED
+        valid = self._is_valid()
+        if valid and self._by_hand and workflow.patched(_LISTED_AT_START):
+            # No gateway has done it. Not of an invalid job: what breaks the rules may break Temporal's, too.
+            workflow.upsert_search_attributes(_attributes_of(self._job))
+            self._listed = True
+        final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         forgetting = workflow.start_local_activity(
             names.ACTIVITY_FORGET_FEED,
@@ -99,7 +111,8 @@ class LLMJobWorkflow:
     def get_status(self) -> llm_pb2.GetStatusResponse:
         """Return the status as the workflow knows it: without progress, and QUEUED until the outcome is settled.
 
-        The gateway adds what Temporal knows of a running activity.
+        Attempt, error and times are those of the last attempt before a hand-over. The gateway adds what Temporal knows
+        of a pending activity.
         """
         return llm_pb2.GetStatusResponse(status=self._told_status(), result=self._result)
 
@@ -155,6 +168,7 @@ class LLMJobWorkflow:
             if not isinstance(self._error, errors.WorkerShutdown):
                 break
             request.handovers += 1
+            self._note_attempt()
             if self._result is not None:
                 request.earlier_attempts = max(0, self._result.metadata.attempts - 1)
                 request.queue_time.CopyFrom(self._result.metadata.queue_time)
@@ -213,28 +227,22 @@ class LLMJobWorkflow:
         result.metadata.model = self._job.model
         return result if result.metadata.attempts else None
 
+    def _note_attempt(self) -> None:
+        """Write into the status how the last attempt went."""
+        self._status.ClearField("error")
+        if self._error is not None:
+            self._status.error.CopyFrom(errors.to_status(self._error))
+        if self._result is not None:
+            add_attempt(self._status, self._result)
+
     def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
         status, result = self._status, self._result
         status.state = llm_pb2.JOB_STATE_NOTIFYING
         status.end_time.FromDatetime(workflow.now())
-        if self._error is not None:
-            status.error.CopyFrom(errors.to_status(self._error))
+        self._note_attempt()
         if result is not None:
-            status.attempt = result.metadata.attempts
-            status.progress.CopyFrom(
-                llm_pb2.JobProgress(
-                    percent=100 if final == llm_pb2.JOB_STATE_SUCCEEDED else 0,
-                    stage="done",
-                    output_tokens=result.metadata.output_tokens,
-                    output_bytes=len(result.output.encode()),
-                    worker=result.metadata.worker,
-                    updated_at=status.end_time,
-                )
-            )
-            for field in ("start_time", "first_token_time"):
-                if result.metadata.HasField(field):
-                    getattr(status, field).CopyFrom(getattr(result.metadata, field))
+            add_result(status, result, final)
         record_outcome(self._job, final, self._error, self._cancelled_at)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
@@ -247,7 +255,7 @@ class LLMJobWorkflow:
         now = workflow.now()
         state = delivery.new_state(self._job, outcome, self._result, self._options, now)
         self._deliveries = delivery.Deliveries(state)
-        self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._end() - now) / 2))
+        self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._total_time().end - now) / 2))
         await self._until(self._deliveries.idle)
         if telling is not None:
             await self._until(telling.done)
@@ -259,15 +267,12 @@ class LLMJobWorkflow:
             leaving.result()
 
     def _time_to_run(self) -> timedelta:
-        """Return what is left of the job's total time, without what it takes to tell that it was spent."""
-        end = self._end()
-        reserve = min(_NOTIFY_RESERVE, (end - workflow.info().workflow_start_time) / 10)
-        return max(end - reserve - workflow.now(), timedelta(milliseconds=1))
+        return self._total_time().to_run(workflow.now())
 
-    def _end(self) -> datetime:
-        """Return when Temporal ends the workflow, or would."""
+    def _total_time(self) -> TotalTime:
         info = workflow.info()
-        return info.workflow_start_time + (info.execution_timeout or self._options.timeouts.total.ToTimedelta())
+        total = self._options.timeouts.total.ToTimedelta()
+        return TotalTime(info.workflow_start_time, total, info.execution_timeout)
 
     def _publish(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Write the outcome where it is read once the workflow has closed.
@@ -279,17 +284,8 @@ class LLMJobWorkflow:
             names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
             names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
         ]
-        if self._by_hand:
-            updates += [
-                key.value_set(value)
-                for key, value in (
-                    (names.USER_ID, self._job.user_id),
-                    (names.REQUEST_ID, self._job.request_id),
-                    (names.MODEL, self._job.model),
-                    (names.PROJECT_ID, self._job.project_id),
-                )
-                if value
-            ]
+        if self._by_hand and not self._listed:
+            updates += _attributes_of(self._job)
         workflow.upsert_search_attributes(updates)
         workflow.upsert_memo({names.MEMO_STATUS: self._told_status()})
 
@@ -305,9 +301,13 @@ class LLMJobWorkflow:
             return self._result or llm_pb2.JobResult()
         if final == llm_pb2.JOB_STATE_CANCELLED:
             raise CancelledError(str(self._error))
-        if isinstance(self._error, errors.TotalTimeout) and workflow.info().execution_timeout is not None:
+        if isinstance(self._error, errors.TotalTimeout) and self._total_time().ends_workflow:
             await self._until(lambda: False)
         raise errors.to_application_error(self._error, *([] if self._result is None else [self._result]))
+
+
+def _attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:
+    return [pair.key.value_set(pair.value) for pair in attributes_of(job)]
 
 
 def _asked_to_cancel() -> bool:

@@ -117,7 +117,9 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_FAILED: _JobState.ValueType  # 5
     """It could not be done: see error."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 6
-    """It was cancelled, or terminated by an operator; the output made until then is kept."""
+    """It was cancelled, or terminated by an operator. The output made until then is kept; of a terminated job as long as the
+    gateway's live feed keeps it, by default for 24 h.
+    """
     JOB_STATE_TIMED_OUT: _JobState.ValueType  # 7
     """A limit of JobTimeouts was spent: see error."""
 
@@ -137,7 +139,9 @@ JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
 JOB_STATE_FAILED: JobState.ValueType  # 5
 """It could not be done: see error."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 6
-"""It was cancelled, or terminated by an operator; the output made until then is kept."""
+"""It was cancelled, or terminated by an operator. The output made until then is kept; of a terminated job as long as the
+gateway's live feed keeps it, by default for 24 h.
+"""
 JOB_STATE_TIMED_OUT: JobState.ValueType  # 7
 """A limit of JobTimeouts was spent: see error."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
@@ -614,7 +618,9 @@ class JobTimeouts(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """The whole life of the job, from Submit to its end. Default 8 h. When it is spent the job is JOB_STATE_TIMED_OUT."""
+        """The whole life of the job, from Submit to its end. Default 8 h. When it is spent the job is JOB_STATE_TIMED_OUT. A short
+        job takes up to 5 s longer to settle its outcome.
+        """
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
@@ -668,7 +674,7 @@ class JobStatus(_message.Message):
     state: Global___JobState.ValueType
     """Where the job is in its life."""
     attempt: _builtins.int
-    """Which attempt runs or ran last, from 1. 0 before the first."""
+    """Which attempt runs or ran last, from 1. 0 before the first. An attempt that goes on after a hand-over keeps its number."""
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
     trace_id: _builtins.str

@@ -224,13 +224,21 @@ async def test_temporals_own_cancel_is_a_cancel(stub: LlmServiceStub, temporal: 
 
 
 async def test_temporals_terminate_is_told_as_it_is(stub: LlmServiceStub, temporal: Client) -> None:
-    """Temporal runs no more workflow code, so no webhook; the status says who ended the job."""
+    """Temporal runs no more workflow code, so no webhook; the status says who ended the job and how far it was."""
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params=LONG)))).workflow_id
+    watching = asyncio.create_task(watch(stub, id_))
     await until_output(stub, id_)
     await temporal.get_workflow_handle(id_).terminate("maintenance")
-    seen = await watch(stub, id_)
+    seen = await watching
     assert seen.states[-1] == "CANCELLED"
     assert reason(seen.final.status) == "TERMINATED"
+    assert seen.final.status.attempt >= 1
+    assert seen.final.result.metadata.attempts == seen.final.status.attempt
+    assert seen.final.result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED
+    assert_kept(seen)
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))
+    assert (look.status, look.result) == (seen.final.status, seen.final.result)
+    assert (await watch(stub, id_)).output == seen.output
 
 
 async def test_a_job_that_ends_before_its_first_step_is_told_as_it_is(stub: LlmServiceStub, temporal: Client) -> None:
@@ -335,6 +343,23 @@ async def test_the_total_time_ends_the_workflow_as_timed_out(
     assert_kept(seen)
     assert await native_status(temporal, seen.final.status.workflow_id) == WorkflowExecutionStatus.TIMED_OUT
     await receiver.received("/total")
+
+
+async def test_the_shortest_total_time_keeps_the_output(stub: LlmServiceStub, temporal: Client) -> None:
+    """Temporal's timers are up to a second late: the job's own end must not come before its outcome is settled."""
+    timeouts = llm_pb2.JobTimeouts(total=Duration(seconds=1))
+    outcomes = await asyncio.gather(*(run_job(stub, new_job(params=LONG, timeouts=timeouts)) for _ in range(5)))
+    for seen in outcomes:
+        assert seen.states[-1] == "TIMED_OUT"
+        assert reason(seen.final.status) == "TOTAL_TIMEOUT"
+        assert seen.final.result.output.encode() == seen.output
+        assert seen.rewinds == 0
+        id_ = seen.final.status.workflow_id
+        assert await native_status(temporal, id_) == WorkflowExecutionStatus.TIMED_OUT
+        again = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))
+        assert (again.status, again.result) == (seen.final.status, seen.final.result)
+    # On a busy machine one or the other may end before a worker has it.
+    assert any(seen.output for seen in outcomes)
 
 
 async def test_list_finds_jobs_by_what_they_are(stub: LlmServiceStub) -> None:

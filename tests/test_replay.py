@@ -74,7 +74,7 @@ class Counts(LLMJobWorkflow):
     """A workflow that counts without regard to replay."""
 
     @workflow.run
-    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         workflow.metric_meter()._underlying.create_counter("llm.unsafe").add(1)  # type: ignore[attr-defined]
         return await super().run(job)
 
@@ -95,7 +95,7 @@ class NotifiesFirst(LLMJobWorkflow):
     """A change that would break running jobs."""
 
     @workflow.run
-    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         await self._notify(llm_pb2.JOB_STATE_SUCCEEDED)
         return await super().run(job)
 
@@ -105,7 +105,7 @@ class AsksTheClock(LLMJobWorkflow):
     """Code that would not do the same when it is replayed."""
 
     @workflow.run
-    async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         time.time()
         return await super().run(job)
 

@@ -2,8 +2,13 @@
 
 import asyncio
 import json
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowHandle
 
 from deploy.local.stack import Stack
+from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import new_job, run_job, temporal_cli, unpack, until_output, watch
@@ -50,6 +55,42 @@ async def test_json_that_is_no_job_fails_the_workflow(stack: Stack, stub: LlmSer
     seen = await watch(stub, "by-cli-foreign")
     assert seen.states[-1] == "FAILED"
     assert "promt" in seen.final.status.error.message
+
+
+@pytest.mark.parametrize("given", [[], [None], [{}]], ids=["nothing", "null", "an empty job"])
+async def test_a_workflow_without_a_job_fails(stub: LlmServiceStub, temporal: Client, given: list[Any]) -> None:
+    """It is not retried for ever."""
+    id_ = f"by-hand-without-{json.dumps(given)}".replace("[", "").replace("]", "").replace("{}", "fields")
+    await temporal.start_workflow(names.WORKFLOW_TYPE, args=given, id=id_, task_queue=names.WORKFLOW_QUEUE)
+    seen = await watch(stub, id_)
+    assert seen.states[-1] == "FAILED"
+    assert unpack(seen.final.status.error)["ErrorInfo"].reason == "INVALID_JOB"
+
+
+async def test_deliveries_without_a_state_end(temporal: Client) -> None:
+    handle: WorkflowHandle[None, None] = await temporal.start_workflow(
+        names.DELIVERY_WORKFLOW_TYPE, id="deliveries-of-nothing", task_queue=names.WORKFLOW_QUEUE
+    )
+    await handle.result()
+
+
+async def test_an_open_job_in_json_is_listed_by_what_it_is(
+    stack: Stack, stub: LlmServiceStub, temporal: Client
+) -> None:
+    """Not only once it has ended."""
+    job = {**SPECIFIED, "user_id": "by-cli-open", "project_id": "p", "params": {"max_tokens": 4000}}
+    await start(stack, "by-cli-open", job)
+    async with asyncio.timeout(30):
+        while not (found := (await stub.List(llm_pb2.ListRequest(user_id="by-cli-open"))).jobs):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        (listed,) = found
+    assert (listed.request_id, listed.model, listed.project_id) == ("req-456", "docstrings", "p")
+    assert listed.status.state in (llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING)
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id="by-cli-open"))
+    assert (await watch(stub, "by-cli-open")).states[-1] == "CANCELLED"
+    described = (await temporal.get_workflow_handle("by-cli-open").describe()).typed_search_attributes
+    assert described.get(names.JOB_STATE) == "JOB_STATE_CANCELLED"
+    assert described.get(names.USER_ID) == "by-cli-open"
 
 
 async def test_the_signal_cancels(stack: Stack, stub: LlmServiceStub) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -185,3 +185,38 @@ async def test_an_engine_that_does_not_exist_is_refused(stack_without_workers: S
     await worker.start()
     assert await worker.wait() == 1
     assert "engine" in worker.log
+
+
+async def test_a_job_that_waits_after_a_handover_says_what_went_before(
+    stack_without_workers: Stack, client: LlmServiceStub
+) -> None:
+    """Which attempt ran last, and why it ended: Temporal's own count begins anew with each handover."""
+    worker = stack_without_workers.add("gpu-worker", {**options(), "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"})
+    await worker.start()
+    job = new_job("[[fault:failed@5:once]]", params={"max_tokens": 4000})
+    id_ = (await client.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    before = await until(client, id_, lambda status: status.attempt >= 2 and status.progress.stage == "decode")
+    await worker.terminate()
+    waiting = await until(client, id_, lambda status: status.state == llm_pb2.JOB_STATE_QUEUED)
+    assert waiting.attempt >= before.attempt
+    assert unpack(waiting.error)["ErrorInfo"].reason == "WORKER_SHUTDOWN"
+    assert waiting.start_time.ToNanoseconds() >= before.start_time.ToNanoseconds()
+    assert waiting.HasField("first_token_time")
+    second = stack_without_workers.add("gpu-worker", options(prefill_seconds=3600))
+    await second.start()
+    running = await until(client, id_, lambda status: status.state == llm_pb2.JOB_STATE_RUNNING)
+    assert running.attempt >= before.attempt
+    assert unpack(running.error)["ErrorInfo"].reason == "WORKER_SHUTDOWN"
+    await client.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    seen = await watch(client, id_)
+    assert seen.states[-1] == "CANCELLED"
+    assert unpack(seen.final.status.error)["ErrorInfo"].reason == "CANCELLED"
+    await second.terminate()
+
+
+async def until(client: LlmServiceStub, id_: str, true: Callable[[llm_pb2.JobStatus], bool]) -> llm_pb2.JobStatus:
+    """Return the first status of a look of which it is true."""
+    request = llm_pb2.GetStatusRequest(workflow_id=id_)
+    while not true(status := (await client.GetStatus(request)).status):  # noqa: ASYNC110  # a look is what is tested
+        await asyncio.sleep(0.05)
+    return status

@@ -33,7 +33,7 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace."""
     models = Models(settings.models)
     delivery_reader = DeliveryReader(client)
-    reader = JobReader(client, models, delivery_reader)
+    reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
     streams = Streams(reader, feed, settings, metrics)
     jobs = Jobs(client, models, reader, settings, metrics)

@@ -10,7 +10,6 @@ from typing import Final
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import (
     Priority,
-    SearchAttributePair,
     TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
@@ -21,6 +20,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names, options
 from jobs.ids import job_digest, trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import Violation, too_large
+from jobs.search import attributes_of
+from jobs.total_time import execution_timeout
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
@@ -88,11 +89,11 @@ class Jobs:
                 job,
                 id=id_,
                 task_queue=self._settings.workflow_queue,
-                execution_timeout=options.complete(chosen, job).timeouts.total.ToTimedelta(),
+                execution_timeout=execution_timeout(options.complete(chosen, job).timeouts.total.ToTimedelta()),
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=memo,
-                search_attributes=_search_attributes(job),
+                search_attributes=TypedSearchAttributes(attributes_of(job)),
                 priority=Priority(
                     priority_key=job.priority or _DEFAULT_PRIORITY, fairness_key=_fairness_key(job.user_id)
                 ),
@@ -231,16 +232,6 @@ class Jobs:
             notify_hold=span(settings.notify_hold),
             default_max_tokens=model.default_max_tokens if model else 0,
         )
-
-
-def _search_attributes(job: llm_pb2.JobRequest) -> TypedSearchAttributes:
-    values = (
-        (names.USER_ID, job.user_id),
-        (names.REQUEST_ID, job.request_id),
-        (names.MODEL, job.model),
-        (names.PROJECT_ID, job.project_id),
-    )
-    return TypedSearchAttributes([SearchAttributePair(key, value) for key, value in values if value])
 
 
 def _fairness_key(user_id: str) -> str:

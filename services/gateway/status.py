@@ -3,8 +3,9 @@
 One DescribeWorkflowExecution tells almost everything. Of an open job, which activity is pending, whether a worker has
 it, which attempt it is and what it reported last; of a closed one its final status, which the workflow has left in its
 memo, while the result is in the event that closed it. What neither tells the workflow itself is asked for, by the query
-GetStatus: how the outcome of an open job is being delivered, and the partial output of a job that was cancelled or
-ran out of its total time, for which Temporal's closing event has no room.
+GetStatus: how the outcome of an open job is being delivered, which attempts went before a hand-over, and the partial
+output of a job that was cancelled or ran out of its total time, for which Temporal's closing event has no room. A job
+that Temporal has ended before its workflow could settle the outcome has left its output on the live feed.
 """
 
 import asyncio
@@ -26,13 +27,16 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import errors, ids, names
+from jobs.ending import add_result
 from jobs.errors import EngineFailed, to_status
+from jobs.feed import Feed
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import not_found
 from services.gateway.job_traces import traceparent_of
+from services.gateway.left_output import left_output
 from services.gateway.models import Models
 
 _log = logging.getLogger(__name__)
@@ -53,6 +57,10 @@ _CLOSED: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] =
 }
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
+_FIRST_RUN_EVENTS: Final = 6
+"""Maximum events of a workflow that waits for its first RunLLMOnGPU: the first task's and two scheduled activities."""
+_EARLIER_TIMEOUT: Final = timedelta(seconds=2)
+"""Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
 _SECOND_LOOK_SECONDS: Final = 0.1
 """How long after Temporal did not know a workflow it is asked once more."""
 
@@ -68,10 +76,11 @@ class Ending(NamedTuple):
 class JobReader:
     """Reads jobs from Temporal."""
 
-    def __init__(self, client: Client, models: Models, deliveries: DeliveryReader) -> None:
+    def __init__(self, client: Client, models: Models, deliveries: DeliveryReader, feed: Feed) -> None:
         self._client = client
         self._models = models
         self._deliveries = deliveries
+        self._feed = feed
 
     async def read(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
@@ -134,6 +143,8 @@ class JobReader:
         status = await base_status(description)
         run = pending_run(description)
         if run is not None:
+            if description.history_length > _FIRST_RUN_EVENTS:
+                await self._add_earlier(status, description)
             await self._add_run(status, run)
         elif description.history_length > _TASK_STARTED_EVENTS:
             response = await self._settled(description)
@@ -160,6 +171,20 @@ class JobReader:
         response.status.state = llm_pb2.JOB_STATE_NOTIFYING
         return response
 
+    async def _add_earlier(self, status: llm_pb2.JobStatus, description: WorkflowExecutionDescription) -> None:
+        """Put into the status what the workflow knows of attempts before a hand-over, if it says so soon."""
+        try:
+            earlier = (await self._query(description, _EARLIER_TIMEOUT)).status
+        except (WorkflowQueryFailedError, RPCError) as error:
+            _log.info("%s does not say which attempts went before: %s", description.id, error)
+            return
+        if earlier.state != llm_pb2.JOB_STATE_QUEUED:
+            return
+        status.attempt = earlier.attempt
+        for field in ("error", "start_time", "first_token_time"):
+            if earlier.HasField(field):
+                getattr(status, field).CopyFrom(getattr(earlier, field))
+
     async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
         await add_run(status, run, self._client.data_converter)
         if status.state == llm_pb2.JOB_STATE_QUEUED:
@@ -172,11 +197,8 @@ class JobReader:
 
         Raises RPCError when Temporal or the workflow worker is away.
         """
-        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
         try:
-            response: llm_pb2.GetStatusResponse = await handle.query(
-                names.QUERY_GET_STATUS, result_type=llm_pb2.GetStatusResponse, rpc_timeout=RPC_TIMEOUT
-            )
+            response = await self._query(description, RPC_TIMEOUT)
         except (WorkflowQueryFailedError, RPCError) as error:
             if isinstance(error, RPCError) and error.status != RPCStatusCode.FAILED_PRECONDITION:
                 raise
@@ -185,6 +207,15 @@ class JobReader:
             response = llm_pb2.GetStatusResponse(status=await base_status(description))
             if description.status == WorkflowExecutionStatus.FAILED:
                 response.status.error.CopyFrom(to_status(await self._failure(description)))
+        return response
+
+    async def _query(
+        self, description: WorkflowExecutionDescription, rpc_timeout: timedelta
+    ) -> llm_pb2.GetStatusResponse:
+        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        response: llm_pb2.GetStatusResponse = await handle.query(
+            names.QUERY_GET_STATUS, result_type=llm_pb2.GetStatusResponse, rpc_timeout=rpc_timeout
+        )
         return response
 
     async def _failure(self, description: WorkflowExecutionDescription) -> errors.JobError:
@@ -212,14 +243,32 @@ class JobReader:
         status = response.status
         await self._deliveries.refresh(status)
         _set_times(status, description)
+        settled = status.state in FINAL_STATES or status.state == llm_pb2.JOB_STATE_NOTIFYING
         if description.status is not None and status.state not in FINAL_STATES:
             status.state = _CLOSED[description.status]
+        if not settled:
+            await self._add_left_output(response, description)
         if description.status == WorkflowExecutionStatus.TERMINATED:
             status.state = llm_pb2.JOB_STATE_CANCELLED
             status.error.CopyFrom(to_status(errors.Terminated("the workflow was terminated by an operator")))
         if description.status == WorkflowExecutionStatus.TIMED_OUT and not status.HasField("error"):
             status.error.CopyFrom(to_status(errors.TotalTimeout("the job's total time was spent")))
         return response
+
+    async def _add_left_output(
+        self, response: llm_pb2.GetStatusResponse, description: WorkflowExecutionDescription
+    ) -> None:
+        """Put into the response what the live feed still holds of a job that Temporal ended too soon."""
+        if description.status not in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT):
+            return
+        result = await left_output(self._feed, description.run_id)
+        if result is None:
+            return
+        result.metadata.model = description.typed_search_attributes.get(names.MODEL) or ""
+        if description.status == WorkflowExecutionStatus.TERMINATED:
+            result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
+        response.result.CopyFrom(result)
+        add_result(response.status, result, response.status.state)
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:

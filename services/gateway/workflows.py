@@ -1,6 +1,5 @@
 """The half of the gateway that runs the workflows."""
 
-import uuid
 from datetime import timedelta
 
 from temporalio import activity
@@ -10,10 +9,10 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from jobs import names
 from jobs.delivery_workflow import LLMDeliveryWorkflow
 from jobs.feed import Feed
-from jobs.made_output import read_made_output
 from jobs.workflow import LLMJobWorkflow
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
 
 
@@ -35,11 +34,9 @@ class LocalActivities:
     @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
     async def recover_output(self) -> llm_pb2.JobResult:
         """Return what the job's feed holds of its output. What an attempt still writes from here on counts no more."""
-        run_id, writer = activity.info().workflow_run_id, uuid.uuid4().hex
-        ending = llm_pb2.FeedRecord(writer=writer, job_ending=llm_pb2.JobEnding())
-        if run_id is None or not await self._feed.sync(run_id, ending):
-            return llm_pb2.JobResult()
-        return (await read_made_output(self._feed, run_id, writer)).result()
+        run_id = activity.info().workflow_run_id
+        result = await close_feed(self._feed, run_id) if run_id else None
+        return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
     async def forget_feed(self) -> None:

@@ -1,0 +1,17 @@
+"""What a job is searched by."""
+
+from temporalio.common import SearchAttributePair
+
+from jobs import names
+from llm_pb import llm_pb2
+
+
+def attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributePair[str]]:
+    """Return the search attributes that a job's workflow has from its start; none for a field that is empty."""
+    values = (
+        (names.USER_ID, job.user_id),
+        (names.REQUEST_ID, job.request_id),
+        (names.MODEL, job.model),
+        (names.PROJECT_ID, job.project_id),
+    )
+    return [SearchAttributePair(key, value) for key, value in values if value]

@@ -1,0 +1,41 @@
+"""The output that a job has left on its live feed, read back for a job whose workflow cannot do that any more."""
+
+import asyncio
+import uuid
+from typing import Final
+
+from jobs.feed import Feed
+from jobs.made_output import read_made_output
+from llm_pb import llm_pb2
+
+_READER: Final = "gateway"
+"""The writer of the mark up to which the output of an ended job is read, the same at each gateway."""
+_SECONDS: Final = 1
+"""Maximum wait for a mark that may not be there."""
+
+
+async def close_feed(feed: Feed, run_id: str, writer: str | None = None) -> llm_pb2.JobResult | None:
+    """Return the output that the feed holds, None when the feed is away.
+
+    What an attempt writes later does not count.
+    """
+    writer = writer or uuid.uuid4().hex
+    ending = llm_pb2.FeedRecord(writer=writer, job_ending=llm_pb2.JobEnding())
+    if not await feed.sync(run_id, ending):
+        return None
+    return (await read_made_output(feed, run_id, writer)).result()
+
+
+async def left_output(feed: Feed, run_id: str) -> llm_pb2.JobResult | None:
+    """Return the partial output of a job that Temporal has ended before its outcome was settled.
+
+    None when no attempt began, when the feed is away, or when the feed's retention is over. The first call marks the
+    end of the output, so that every later one returns the same.
+    """
+    result: llm_pb2.JobResult | None
+    try:
+        async with asyncio.timeout(_SECONDS):
+            result = (await read_made_output(feed, run_id, _READER)).result()
+    except TimeoutError:
+        result = await close_feed(feed, run_id, _READER)
+    return result if result is not None and result.metadata.attempts else None
