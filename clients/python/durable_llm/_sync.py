@@ -1,0 +1,134 @@
+"""The client for code without asyncio: the same one, on an event loop in a thread of its own."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from durable_llm._client import AsyncClient, Outcome
+from durable_llm._job import AsyncJob, Piece
+from llm_pb import llm_pb2
+
+T = TypeVar("T")
+_END: Final = object()
+
+
+class Client:
+    """AsyncClient for code without asyncio. Safe to use from several threads. Use it as a context manager, or close it.
+
+    Takes the arguments of AsyncClient.
+    """
+
+    def __init__(self, address: str = "", **options: Any) -> None:
+        self._loop = _Loop()
+
+        async def connect() -> AsyncClient:
+            return AsyncClient(address, **options)
+
+        self._client = self._loop.run(connect())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See AsyncClient.close."""
+        self._loop.run(self._client.close())
+        self._loop.close()
+
+    def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> "Job":
+        """See AsyncClient.submit."""
+        return Job(self._loop, self._loop.run(self._client.submit(job, **fields)))
+
+    def job(self, workflow_id: str) -> "Job":
+        """See AsyncClient.job."""
+        return Job(self._loop, self._client.job(workflow_id))
+
+    def map(
+        self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
+    ) -> Generator[Outcome, None, None]:
+        """See AsyncClient.map."""
+        return self._loop.iterate(self._client.map(jobs, concurrency=concurrency))
+
+    def models(self) -> Sequence[llm_pb2.ModelInfo]:
+        """See AsyncClient.models."""
+        return self._loop.run(self._client.models())
+
+    def list(self, **filters: Any) -> Generator[llm_pb2.JobSummary, None, None]:
+        """See AsyncClient.list."""
+        return self._loop.iterate(self._client.list(**filters))
+
+
+class Job:
+    """AsyncJob for code without asyncio."""
+
+    def __init__(self, loop: "_Loop", job: AsyncJob) -> None:
+        self._loop = loop
+        self._job = job
+        self.workflow_id = job.workflow_id
+        """See AsyncJob."""
+
+    def get(self) -> llm_pb2.GetStatusResponse:
+        """See AsyncJob.get."""
+        return self._loop.run(self._job.get())
+
+    def cancel(self, reason: str = "") -> llm_pb2.JobStatus:
+        """See AsyncJob.cancel."""
+        return self._loop.run(self._job.cancel(reason))
+
+    def watch(self, resume_token: str = "") -> Generator[llm_pb2.StreamStatusResponse, None, None]:
+        """See AsyncJob.watch."""
+        return self._loop.iterate(self._job.watch(resume_token))
+
+    def stream(self, resume_token: str = "") -> Generator[Piece, None, None]:
+        """See AsyncJob.stream."""
+        return self._loop.iterate(self._job.stream(resume_token))
+
+    def result(self, timeout: timedelta | None = None) -> llm_pb2.JobResult:
+        """See AsyncJob.result."""
+        return self._loop.run(self._job.result(timeout))
+
+
+class _Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="durable-llm", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what the coroutine returns. Ctrl-C cancels it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """Yield what the generator yields; close it when the caller leaves."""
+
+        async def following() -> Any:
+            return await anext(items, _END)
+
+        async def close() -> None:
+            await items.aclose()
+
+        try:
+            while (item := self.run(following())) is not _END:
+                yield item
+        finally:
+            self.run(close())
+
+    def close(self) -> None:
+        """End the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

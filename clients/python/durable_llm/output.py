@@ -1,0 +1,22 @@
+"""The output of a job, put together from its pieces."""
+
+from durable_llm._job import Piece
+
+
+class Output:
+    """All output that a reader holds; rewinds are done as they come."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def add(self, piece: Piece) -> None:
+        """Put a piece in its place. Raises ValueError for one that leaves a gap: it is another stream's."""
+        if piece.offset > len(self._data):
+            raise ValueError(f"the piece begins at byte {piece.offset}, the output ends at {len(self._data)}")
+        del self._data[piece.offset :]
+        self._data += piece.text.encode()
+
+    @property
+    def text(self) -> str:
+        """The output so far."""
+        return self._data.decode()
