@@ -28,7 +28,7 @@ class ResumeToken(NamedTuple):
 
 
 class Digest:
-    """The digest of an output that grows."""
+    """The digest of an output that grows. Made for every message of every stream: no more than it must be."""
 
     def __init__(self, data: bytes | bytearray | memoryview = b"") -> None:
         self._hash = hashlib.blake2b(data, digest_size=_DIGEST_BYTES)
@@ -37,5 +37,6 @@ class Digest:
         """Append to the output."""
         self._hash.update(data)
 
-    def __str__(self) -> str:
+    def hex(self) -> str:
+        """Return the digest as a token holds it."""
         return self._hash.hexdigest()

@@ -36,7 +36,7 @@ class Cursor:
         """The resume token of the place; empty while it is not found, of a reader that came without one."""
         if self._digest is None:
             return str(self._claimed or "")
-        return str(ResumeToken(self.offset, str(self._digest)))
+        return str(ResumeToken(self.offset, self._digest.hex()))
 
     def take(self, *, complete: bool, final: bool) -> llm_pb2.OutputDelta | None:
         """Return the next piece of output and move past it; None when there is none.
@@ -60,7 +60,7 @@ class Cursor:
         self.offset = end
         if start == end and not rewind:
             return None
-        piece = bytes(data[start:end])
+        piece = data[start:end]
         self._digest.update(piece)
         return llm_pb2.OutputDelta(offset=start, text=piece.decode(), rewind=rewind)
 
@@ -69,7 +69,7 @@ class Cursor:
         transcript, size = self._transcript, len(self._transcript.data)
         rewound = transcript.rewinds > 0 and transcript.lowest_rewind < self.offset
         if self._claimed is not None:
-            if self.offset <= size and str(Digest(memoryview(transcript.data)[: self.offset])) == self._claimed.digest:
+            if self.offset <= size and Digest(memoryview(transcript.data)[: self.offset]).hex() == self._claimed.digest:
                 return self.offset
             # Parted by a rewind that is known, or by one that nobody has recorded.
             return min(transcript.lowest_rewind, size) if rewound else 0
