@@ -24,6 +24,8 @@ from tests.test_polyglot import ROOT, missing, run
 
 FENCE = re.compile(r"^```(?P<language>\w+) ?(?P<of>[\w.]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
+CLIENT = ROOT / "clients" / "python"
+
 
 class Block(NamedTuple):
     """A fenced block of a page."""
@@ -38,12 +40,12 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
     """Return the blocks of all pages, those of one page in its order; of the README only the calls."""
     found = []
-    for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]:
+    for page in [*sorted((ROOT / "docs").glob("*.md")), CLIENT / "README.md", ROOT / "README.md"]:
         content = page.read_text()
         for match in FENCE.finditer(content):
             line = content[: match.start()].count("\n") + 1
-            if page.parent.name == "docs" or "buf curl" in match["text"]:
-                found.append(Block(f"{page.name}:{line}", match["language"], match["of"], match["text"]))
+            if page.parent != ROOT or "buf curl" in match["text"]:
+                found.append(Block(f"{page.relative_to(ROOT)}:{line}", match["language"], match["of"], match["text"]))
     return found
 
 
@@ -61,7 +63,7 @@ async def test_the_commands_work(block: Block, stack: Stack) -> None:
     text = text.replace("127.0.0.1:7233", stack.address("temporal"))
     command = (sys.executable, "-c") if block.language == "python" else ("bash", "-euo", "pipefail", "-c")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ended = await run(*command, text, LLM_ADDRESS=stack.address("gateway"), PATH=path)
+    ended = await run(*command, text, LLM_ADDRESS=stack.address("gateway"), PATH=path, PYTHONPATH=str(CLIENT))
     assert ended.status == 0, ended.errors
     assert ended.output
 
