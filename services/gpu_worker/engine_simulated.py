@@ -119,8 +119,8 @@ class SimulatedEngine:
         """Yield a generation's output; see Engine.generate."""
         job = generation.job
         prompt = prompt_text(job)
+        check_room(len(prompt.encode()), self.context_tokens)
         prompt_ids = [FIRST_BYTE + byte for byte in prompt.encode()]
-        check_room(len(prompt_ids), self.context_tokens)
         tokens = answer(prompt, job.params, self._options.answer_tokens)
         made = list(itertools.islice(tokens, len(generation.resume_token_ids)))
         if tuple(made) != generation.resume_token_ids:
