@@ -236,7 +236,10 @@ class JobRequest(_message.Message):
     model: _builtins.str
     """A model name that ListModels returns. Required."""
     prompt: _builtins.str
-    """The text to continue, as it stands. Exactly one of prompt and messages must be set."""
+    """The text to continue, as it stands: it holds what the model shall see, so that a special token of the model's tokenizer
+    that is written in it ("<|end|>", say) is that token. Who puts foreign text into a prompt has to keep such tokens out;
+    messages does it. Exactly one of prompt and messages must be set.
+    """
     project_id: _builtins.str
     """A label to group and list jobs by. Optional; same form as user_id."""
     priority: _builtins.int
@@ -297,7 +300,10 @@ class ChatMessage(_message.Message):
     role: Global___Role.ValueType
     """Who speaks. Required."""
     content: _builtins.str
-    """What is said. Required, not empty."""
+    """What is said. Required, not empty. Must not hold a special token of the model's tokenizer, with which it could pass for
+    other turns of the conversation, unless the operator allows it: INVALID_ARGUMENT where the gateway has the tokenizer, else
+    the job fails with INVALID_JOB.
+    """
     def __init__(
         self,
         *,

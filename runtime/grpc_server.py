@@ -8,10 +8,14 @@ from typing import Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+
+from runtime.grpc_parsing import OwnServices
+from runtime.grpc_reflection import add_reflection
 
 _log = logging.getLogger(__name__)
+_grpc_log = logging.getLogger("grpc._cython.cygrpc")
 _MAX_PENDING_CALLS: Final = 20_000
+_MAX_PENDING_SECONDS: Final = 24 * 3600
 _CHECK_INTERVAL: Final = timedelta(seconds=1)
 _CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
@@ -35,9 +39,20 @@ def keepalive_options(max_message_bytes: int, ping_interval: timedelta = PING_IN
         # some beyond 1,000 are cancelled, which clients do not take for a reason to call again.
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # Nor are those that have waited for 30 s cancelled, as by default: how long it waits is the client's choice.
+        ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
         # A port that is taken is an error, not shared.
         ("grpc.so_reuseport", 0),
     ]
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # without type information
+    """The library's, with the one method that it lacks, and answers with a traceback."""
+
+    async def List(self, request: health_pb2.HealthListRequest, context: object) -> health_pb2.HealthListResponse:
+        """Return the health of every name that has one."""
+        known = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items()}
+        return health_pb2.HealthListResponse(statuses=known)
 
 
 class GrpcServer:
@@ -54,12 +69,12 @@ class GrpcServer:
     ) -> None:
         """`ping_interval`: a client that pings more often, again and again, is cut off."""
         options = keepalive_options(max_message_bytes, ping_interval)
-        self.server = grpc.aio.server(interceptors=interceptors, options=options)
+        _grpc_log.addFilter(_without_traceback_for_who_left)
+        self.server = grpc.aio.server(interceptors=[OwnServices(), *interceptors], options=options)
         self._service = service
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.server)
+        add_reflection((service, health.SERVICE_NAME), self.server)
         self._address = f"{host}:{port}"
 
     async def start(self) -> None:
@@ -91,3 +106,14 @@ class GrpcServer:
     async def _set(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
         for name in (health.OVERALL_HEALTH, self._service):
             await self._health.set(name, status)
+
+
+def _without_traceback_for_who_left(record: logging.LogRecord) -> bool:
+    """Say in one line of INFO that an answer could not be sent: gRPC takes that for an error of the server.
+
+    It knows better only when the client's leaving has reached it before the failure of what was being sent.
+    """
+    if record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError):
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.exc_info = None
+    return True

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -16,12 +17,17 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
+from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime.grpc_server import GrpcServer
 from tests.conftest import FAST, Seen, details_of, new_job, stack_settings, watch
 
+PATIENCE = 31
+"""Seconds: gRPC's own, after which it cancels a call that nobody has taken up, are 30."""
+REFLECTIONS = ("v1.ServerReflection/ServerReflectionInfo", "v1alpha.ServerReflection/ServerReflectionInfo")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -40,8 +46,20 @@ async def test_reflection_lists_the_services(stack: Stack) -> None:
     assert {service.name for service in answer.list_services_response.service} == {
         "llm.v1.LlmService",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
+
+
+async def test_reflection_describes_every_service_that_it_lists(stack: Stack) -> None:
+    """Itself in both versions, too: grpcurl asks for each."""
+    address = stack.address("gateway")
+    services = (await reflect(address, reflection_pb2.ServerReflectionRequest(list_services=""))).list_services_response
+    for service in services.service:
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.name)
+        answer = (await reflect(address, request)).file_descriptor_response
+        files = [FileDescriptorProto.FromString(data) for data in answer.file_descriptor_proto]
+        assert service.name in {f"{file.package}.{described.name}" for file in files for described in file.service}
 
 
 async def test_reflection_gives_the_whole_contract(stack: Stack) -> None:
@@ -74,6 +92,28 @@ async def test_health_is_told_for_the_server_and_the_service(stack: Stack) -> No
         assert error.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+async def test_health_lists_all_that_it_knows(stack: Stack) -> None:
+    """The library has no answer of its own to this method but a traceback."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+    assert answer.statuses.keys() == {"", "llm.v1.LlmService"}
+    assert all(state.status == SERVING for state in answer.statuses.values())
+
+
+@pytest.mark.parametrize("method", ["v1.Health/Check", "v1.Health/Watch", *REFLECTIONS])
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x7f", b"\x0a\x02\xc3\x28", b"\x0a\x03" * 50_000])
+async def test_garbage_to_health_and_reflection_is_the_clients_fault(stack: Stack, method: str, data: bytes) -> None:
+    """INVALID_ARGUMENT; and nothing in the log, where an operator looks for what is wrong with the server."""
+    gateway = stack.processes["gateway"]
+    log = len(gateway.log)
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        call = channel.stream_stream(f"/grpc.{'health' if 'Health' in method else 'reflection'}.{method}")(iter([data]))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call.read()
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "ERROR" not in gateway.log[log:]
+
+
 async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
     """As of all watchers when a gateway comes back; by default gRPC cancels some of those that wait, beyond 1,000."""
     own = [("grpc.use_local_subchannel_pool", 1)]
@@ -89,19 +129,57 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
         await channel.close()
 
 
+async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
+    """However busy a server is: by default gRPC answers CANCELLED after 30 s, which clients do not call again after."""
+    server = GrpcServer("test", "127.0.0.1", port := free_port(), 4 << 20)
+    await server.start()
+
+    def check() -> int:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status)
+
+    calling = asyncio.create_task(asyncio.to_thread(check))
+    # The thread begins; then the event loop does nothing else.
+    await asyncio.sleep(0)
+    time.sleep(PATIENCE)  # noqa: ASYNC251
+    assert await calling == NOT_SERVING
+    await server.stop(timedelta(0))
+
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, PING, GOAWAY = 4, 6, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+END_STREAM, END_HEADERS = 1, 4
+NO_WINDOW = (4).to_bytes(2, "big") + (0).to_bytes(4, "big")
+"""Settings by which nothing may be sent to a client until it says so."""
+CANCEL = (8).to_bytes(4, "big")
 
 
-def frame(kind: int, payload: bytes = b"") -> bytes:
-    """Return an HTTP/2 frame (RFC 9113, section 4.1) without flags, of the whole connection."""
-    return len(payload).to_bytes(3, "big") + bytes((kind, 0)) + bytes(4) + payload
+def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
+    """Return an HTTP/2 frame (RFC 9113, section 4.1), by default of the whole connection."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
-async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
-    """Return the next frame's type, flags and payload."""
+def call_frames(stream: int, method: str, data: bytes) -> bytes:
+    """Return the frames of a whole unary call, its headers uncompressed."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/{method}",
+        ":authority": "test",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    texts = (bytes([len(text)]) + text.encode() for pair in headers.items() for text in pair)
+    block = b"".join(b"\0" + name + value for name, value in zip(texts, texts, strict=True))
+    message = b"\0" + len(data).to_bytes(4, "big") + data
+    return frame(HEADERS, block, END_HEADERS, stream) + frame(DATA, message, END_STREAM, stream)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, int, bytes]:
+    """Return the next frame's type, flags, stream and payload."""
     header = await reader.readexactly(9)
-    return header[3], header[4], await reader.readexactly(int.from_bytes(header[:3], "big"))
+    payload = await reader.readexactly(int.from_bytes(header[:3], "big"))
+    return header[3], header[4], int.from_bytes(header[5:], "big"), payload
 
 
 async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
@@ -112,7 +190,7 @@ async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
     for number in range(pings):
         writer.write(frame(PING, number.to_bytes(8, "big")))
         while True:
-            kind, flags, payload = await read_frame(reader)
+            kind, flags, _, payload = await read_frame(reader)
             if kind == GOAWAY:
                 writer.close()
                 return [*answers, payload[8:]]
@@ -122,6 +200,33 @@ async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
         await asyncio.sleep(pause)
     writer.close()
     return answers
+
+
+async def test_a_client_that_leaves_with_its_answer_unread_is_no_error(stack: Stack) -> None:
+    """gRPC takes it for one where it finds out by the answer first; the log has a line for it and no traceback."""
+    gateway = stack.add("gateway")
+    await gateway.start()
+    await gateway.wait_ready()
+    methods = ("llm.v1.LlmService/ListModels", "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch")
+    streams = {1 + 2 * number: methods[number % 3] for number in range(60)}
+    pause = 0.0
+    async with asyncio.timeout(60):
+        while "ExecuteBatchError" not in gateway.log:
+            reader, writer = await asyncio.open_connection(*stack.address(gateway.name).rsplit(":", 1))
+            calls = (call_frames(stream, method, b"") for stream, method in streams.items())
+            writer.write(PREFACE + frame(SETTINGS, NO_WINDOW) + b"".join(calls))
+            await writer.drain()
+            # Nothing tells a client without a window that its answer is there: it leaves later from time to time.
+            pause += 0.1
+            await asyncio.sleep(pause)
+            writer.write(b"".join(frame(RST_STREAM, CANCEL, 0, stream) for stream in streams) + frame(PING, bytes(8)))
+            while (await read_frame(reader))[:2] != (PING, 1):
+                pass
+            writer.close()
+    assert await _serves(stack.address(gateway.name))
+    await gateway.terminate()
+    assert "Traceback" not in gateway.log
+    assert "ERROR" not in gateway.log
 
 
 async def test_a_client_may_ping_a_quiet_connection(stack: Stack) -> None:
@@ -248,3 +353,9 @@ def _in(pool: DescriptorPool, name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+async def _serves(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        return bool((await check(health_pb2.HealthCheckRequest())).status == SERVING)

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.message_factory import GetMessages
+from google.rpc import code_pb2 as rpc_code
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
@@ -198,6 +202,42 @@ async def test_buf_lists_jobs_and_models(stack: Stack) -> None:
     await call(stack, "List", {"userId": "user-123"})
     (look,) = await call(stack, "GetStatus", {"workflow_id": "llmjob-user--123-buf-whole"})
     assert look["status"]["state"] == "JOB_STATE_SUCCEEDED"
+
+
+@pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
+async def test_buf_reflects_by_either_version(stack: Stack, version: str) -> None:
+    """Newer clients ask for v1, older ones only know v1alpha."""
+    url = f"http://{stack.address('gateway')}"
+    options = ("--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", version)
+    ended = await run(tool("buf"), "curl", *options, "--list-methods", url)
+    assert "llm.v1.LlmService/Submit" in ended.output, ended.errors
+
+
+async def test_third_party_holds_what_error_details_need(stub: LlmServiceStub, tmp_path: Path) -> None:
+    """A client that has nothing but the proto files of this repository reads what was wrong with its request."""
+    folder, out = ROOT / "third_party" / "googleapis", tmp_path / "descriptors"
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.proto"))
+    compiled = await run(
+        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", "--include_imports", f"-o{out}", *files)
+    )
+    assert compiled.status == 0, compiled.errors
+    messages = GetMessages(FileDescriptorSet.FromString(out.read_bytes()).file)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.Submit(llm_pb2.SubmitRequest(job=new_job(priority=9)))
+    trailers = dict(error.value.trailing_metadata() or ())
+    status = messages["google.rpc.Status"].FromString(trailers["grpc-status-details-bin"])
+    details = {}
+    for packed in status.details:  # type: ignore[attr-defined]
+        name = packed.type_url.rpartition("/")[2]
+        details[name] = messages[name].FromString(packed.value)
+    assert details["google.rpc.BadRequest"].field_violations[0].field == "job.priority"
+    assert details["google.rpc.ErrorInfo"].reason == "INVALID_REQUEST"
+
+
+def test_third_party_is_what_its_package_ships() -> None:
+    shipped = Path(rpc_code.__file__).parent
+    for file in (ROOT / "third_party").rglob("*.proto"):
+        assert file.read_text() == (shipped / file.name).read_text()
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["new secret", "old secret"])

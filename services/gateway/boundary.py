@@ -20,6 +20,7 @@ from temporalio.service import RPCError
 from jobs import rules
 from jobs.rules import Violation
 from llm_pb import llm_pb2
+from runtime.grpc_parsing import MAX_REQUEST_BYTES
 from services.gateway.errors import ApiError, from_temporal, invalid
 from services.gateway.parsing import parse
 
@@ -43,8 +44,6 @@ Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
 """Finds what only this gateway's operator can tell to be wrong with a request. Any request that parses may come."""
 
 
-MAX_REQUEST_BYTES: Final = 64 * 1024
-"""Maximum size of a request of any method but Submit."""
 _JOB_OVERHEAD: Final = 8
 """Bytes that a SubmitRequest adds to its job, and some."""
 

@@ -12,12 +12,12 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
-from tokenizers import Tokenizer
 
 from jobs.options import duration
 from jobs.rules import MODEL_PATTERN, Violation
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.prompts import Lanes, Prompts
 from services.gateway.settings import Model
 
 _POLLER_FRESH: Final = timedelta(minutes=1)
@@ -39,8 +39,14 @@ class Models:
     def __init__(self, models: Iterable[Model]) -> None:
         """Load the tokenizers that are configured; raises whatever a missing or broken one raises."""
         self._models = {model.name: model for model in models}
-        self._tokenizers = {
-            name: Tokenizer.from_file(str(model.tokenizer))
+        lanes = Lanes()
+        self._prompts = {
+            name: Prompts(
+                model.tokenizer,
+                model.context_tokens,
+                lanes,
+                special_tokens_in_messages=model.special_tokens_in_messages,
+            )
             for name, model in self._models.items()
             if model.tokenizer is not None
         }
@@ -56,7 +62,7 @@ class Models:
         return [model for model in self._models.values() if queues[model.queue] == 1]
 
     async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
-        """Return what is wrong with the job for its model."""
+        """Return what is wrong with the job for its model. Raises ApiError RESOURCE_EXHAUSTED like Prompts.check."""
         model = self._models.get(job.model)
         if model is None:
             # A name that cannot be one was refused by the rules.
@@ -71,14 +77,8 @@ class Models:
         form = job.params.WhichOneof("structured_output")
         if form is not None and not model.structured_output:
             violations.append(Violation(f"job.params.{form}", f"is not supported by the model {model.name}"))
-        texts = [job.prompt] if job.prompt else [message.content for message in job.messages]
-        # A token stands for at least a byte and a character is at most four: most prompts fit without counting.
-        if sum(len(text) for text in texts) >= model.context_tokens // 4 and model.name in self._tokenizers:
-            tokens = await asyncio.to_thread(self._count, model.name, texts)
-            if tokens >= model.context_tokens:
-                field = "job.prompt" if job.prompt else "job.messages"
-                rule = f"is {tokens} tokens; at most {model.context_tokens - 1} leave room for an answer"
-                violations.append(Violation(field, rule))
+        if not violations and (prompts := self._prompts.get(model.name)) is not None:
+            violations += await prompts.check(job)
         return violations
 
     async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
@@ -130,7 +130,3 @@ class Models:
         )
         self._states[queue] = (time.monotonic(), state)
         return state
-
-    def _count(self, model: str, texts: list[str]) -> int:
-        tokenizer = self._tokenizers[model]
-        return sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)

@@ -44,8 +44,12 @@ class Model(BaseModel):
     queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """Task queue of its workers: one of its own when several models are served."""
     tokenizer: Path | None = None
-    """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit. Without, the worker does."""
+    """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit and a message that holds a special
+    token. Without, the worker does."""
     structured_output: bool = False
+    special_tokens_in_messages: bool = False
+    """Whether a chat message may hold special tokens of the tokenizer. Set GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES, too:
+    the worker decides for itself."""
 
 
 EMBEDDED_MODEL = Model(
@@ -74,7 +78,7 @@ class GatewaySettings(BaseSettings):
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models as JSON: name, context_tokens, max_output_tokens, default_max_tokens; queue, tokenizer (a path),
-    structured_output."""
+    structured_output, special_tokens_in_messages."""
     workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)

@@ -19,7 +19,12 @@ from services.gpu_worker.settings import GpuWorkerSettings
 async def main() -> None:
     """Poll from the start, also while the model loads. Raises EngineDead: the process then ends with status 1."""
     settings = GpuWorkerSettings()
-    config = EngineConfig(settings.model_path, settings.max_concurrent, settings.engine_options)
+    config = EngineConfig(
+        settings.model_path,
+        settings.max_concurrent,
+        settings.engine_options,
+        special_tokens_in_messages=settings.special_tokens_in_messages,
+    )
     engine = create_engine(settings.engine, config)
     feed = NatsFeed(FeedSettings())
     feed.start()

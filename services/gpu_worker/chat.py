@@ -1,8 +1,11 @@
 """From a job to the tokens of its prompt, with the model's own tokenizer and chat template."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from jobs.errors import InvalidJob, PromptTooLong, UnsupportedParams
+from jobs.tokenizer import WHY_NOT_SPECIAL, SpecialTokens, longest_token
 from llm_pb import llm_pb2
 
 ROLE_NAMES: Final = {
@@ -13,32 +16,69 @@ ROLE_NAMES: Final = {
 """What chat templates call the roles."""
 
 
-def prompt_ids(tokenizer: Any, job: llm_pb2.JobRequest, context_tokens: int) -> list[int]:
-    """Return the job's prompt, or its messages as the model's chat template renders them, as token ids.
+class PromptEncoder:
+    """Turns jobs into token ids for one model."""
 
-    `tokenizer` is a transformers one. Slow for a long prompt: not for the event loop. Raises PromptTooLong,
-    UnsupportedParams for messages that the template cannot render, InvalidJob for a prompt without tokens.
-    """
-    ids = chat_ids(tokenizer, job.messages) if job.messages else tokenizer(job.prompt)["input_ids"]
-    if not ids:
-        raise InvalidJob("prompt: holds no token for this model; send some text")
-    check_room(len(ids), context_tokens)
-    return list(ids)
+    def __init__(self, tokenizer: Any, context_tokens: int, special_tokens_in_messages: bool) -> None:
+        """`tokenizer` is a transformers one. Takes up to a second: not for the event loop."""
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+        # Those written in Python have none.
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._longest = None if backend is None else longest_token(backend)
+        self._special = None
+        if not special_tokens_in_messages:
+            named = getattr(tokenizer, "all_special_tokens", ())
+            self._special = SpecialTokens(named) if backend is None else SpecialTokens.of(backend)
 
+    def ids(self, job: llm_pb2.JobRequest) -> list[int]:
+        """Return the job's prompt, or its messages as the model's chat template renders them, as token ids.
 
-def chat_ids(tokenizer: Any, messages: Any) -> list[int]:
-    """Return the token ids of a conversation, up to where the model's answer begins."""
-    # Not installed beside the simulated engine, which shares this module.
-    from jinja2 import TemplateError
+        Slow for a long prompt: not for the event loop. Raises PromptTooLong, UnsupportedParams for messages that the
+        template cannot render, InvalidJob for a prompt without tokens or a message that holds a special token.
+        """
+        ids = self._chat_ids(job.messages) if job.messages else self._text_ids(job.prompt)
+        if not ids:
+            raise InvalidJob("prompt: holds no token for this model; send some text")
+        check_room(len(ids), self._context_tokens)
+        return list(ids)
 
-    if not tokenizer.chat_template:
-        raise UnsupportedParams("messages: this model has no chat template; send a prompt instead")
-    turns = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in messages]
-    try:
-        ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    except TemplateError as error:
-        raise UnsupportedParams(f"messages: the model's chat template refuses them: {error}") from error
-    return ids
+    def _text_ids(self, text: str) -> list[int]:
+        self._check_size(text)
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
+
+    def _chat_ids(self, messages: Sequence[llm_pb2.ChatMessage]) -> list[int]:
+        """Return the token ids of a conversation, up to where the model's answer begins."""
+        # Not installed beside the simulated engine, which shares this module.
+        from jinja2 import TemplateError
+
+        if not self._tokenizer.chat_template:
+            raise UnsupportedParams("messages: this model has no chat template; send a prompt instead")
+        for index, message in enumerate(messages):
+            if self._special is not None and (token := self._special.first_in(message.content)) is not None:
+                raise InvalidJob(f"messages[{index}].content: must not hold {token}: {WHY_NOT_SPECIAL}")
+        turns = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in messages]
+        render = partial(self._tokenizer.apply_chat_template, turns, add_generation_prompt=True)
+        try:
+            if self._longest is not None:
+                # A template may leave out what a message holds, so that only the rendered text tells.
+                self._check_size(render(tokenize=False))
+            ids: list[int] = render(return_dict=False)
+        except TemplateError as error:
+            raise UnsupportedParams(f"messages: the model's chat template refuses them: {error}") from error
+        return ids
+
+    def _check_size(self, text: str) -> None:
+        """Raise PromptTooLong for a text that cannot fit, whatever its tokens are: tokenising it takes long."""
+        if self._longest is None:
+            return
+        size, most = len(text.encode()), self._context_tokens * self._longest
+        if size >= most:
+            raise PromptTooLong(
+                f"prompt: {size} bytes leave no room in a context of {self._context_tokens} tokens, each of at most "
+                f"{self._longest} bytes; shorten it"
+            )
 
 
 def check_room(prompt_tokens: int, context_tokens: int) -> None:

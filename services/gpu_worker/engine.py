@@ -29,6 +29,8 @@ class EngineConfig:
     """How many generations may run at once; the size of the batch."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The engine's own options, passed through; an unknown one is a ValueError."""
+    special_tokens_in_messages: bool = False
+    """Whether a chat message may hold special tokens of the model's tokenizer."""
 
 
 class CannotContinue(Exception):

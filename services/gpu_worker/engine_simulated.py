@@ -123,8 +123,8 @@ class SimulatedEngine:
         """Yield a generation's output; see Engine.generate."""
         job = generation.job
         prompt = prompt_text(job)
+        check_room(len(prompt.encode()), self.context_tokens)
         prompt_ids = [FIRST_BYTE + byte for byte in prompt.encode()]
-        check_room(len(prompt_ids), self.context_tokens)
         asked = prompt + generation.request_id if VARY in prompt else prompt
         tokens = answer(asked, job.params, self._options.answer_tokens)
         made = list(itertools.islice(tokens, len(generation.resume_token_ids)))

@@ -16,7 +16,7 @@ import torch
 
 from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory, UnsupportedParams
 from llm_pb import llm_pb2
-from services.gpu_worker.chat import prompt_ids
+from services.gpu_worker.chat import PromptEncoder
 from services.gpu_worker.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.output_text import OutputWriter
 from services.gpu_worker.torch_batch import Batch, Sequence
@@ -61,6 +61,8 @@ class TorchEngine:
         self._options = options
         self._load = load
         self._loaded: LoadedModel | None = None
+        # Set before _loaded is.
+        self._prompts: PromptEncoder
         self.dead = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -92,7 +94,11 @@ class TorchEngine:
         ready: asyncio.Future[LoadedModel] = loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(loop, ready), name="torch-engine", daemon=True)
         self._thread.start()
-        self._loaded = await ready
+        loaded = await ready
+        self._prompts = await asyncio.to_thread(
+            PromptEncoder, loaded.tokenizer, loaded.context_tokens, self._config.special_tokens_in_messages
+        )
+        self._loaded = loaded
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """Yield a generation's output; see Engine.generate."""
@@ -145,7 +151,7 @@ class TorchEngine:
         loaded, job = self._started(), generation.job
         if job.params.WhichOneof("structured_output"):
             raise UnsupportedParams("params.structured_output: the torch engine cannot do it; use a vllm worker")
-        prompt = prompt_ids(loaded.tokenizer, job, loaded.context_tokens)
+        prompt = self._prompts.ids(job)
         writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, loaded.context_tokens)
         resumed = generation.resume_token_ids
         if any(token_id >= loaded.model.config.get_text_config().vocab_size for token_id in resumed):

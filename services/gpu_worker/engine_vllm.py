@@ -34,7 +34,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
 from llm_pb import llm_pb2
-from services.gpu_worker.chat import prompt_ids
+from services.gpu_worker.chat import PromptEncoder
 from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.output_text import LENGTH, STOP, OutputWriter
 
@@ -68,8 +68,9 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, arguments: AsyncEngineArgs) -> None:
+    def __init__(self, arguments: AsyncEngineArgs, special_tokens_in_messages: bool) -> None:
         self._arguments = arguments
+        self._special_tokens_in_messages = special_tokens_in_messages
         self._loading: asyncio.Future[AsyncLLM] | None = None
         self._llm: AsyncLLM | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -94,8 +95,9 @@ class VllmEngine:
         self._defaults = llm.model_config.get_diff_sampling_param()
         ends = llm.model_config.try_get_generation_config().get("eos_token_id", [])
         tokenizer_end = llm.get_tokenizer().eos_token_id
-        self._end_ids = frozenset(ends if isinstance(ends, list) else [ends]) | (
-            frozenset() if tokenizer_end is None else {tokenizer_end}
+        self._end_ids = frozenset({*(ends if isinstance(ends, list) else [ends]), tokenizer_end} - {None})
+        self._prompts = await asyncio.to_thread(
+            PromptEncoder, llm.get_tokenizer(), self.context_tokens, self._special_tokens_in_messages
         )
         self._watch = asyncio.create_task(self._watch_over(llm))
 
@@ -184,12 +186,8 @@ class VllmEngine:
 
     def _prepare(self, llm: AsyncLLM, generation: Generation) -> tuple[list[int], OutputWriter, Output | None]:
         job, resumed = generation.job, generation.resume_token_ids
-        tokenizer = llm.get_tokenizer()
-
-        def decode(ids: Any) -> str:
-            return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-        prompt = prompt_ids(tokenizer, job, self.context_tokens)
+        decode = partial(llm.get_tokenizer().decode, skip_special_tokens=True)
+        prompt = self._prompts.ids(job)
         writer = OutputWriter(decode, prompt, job.params, self._end_ids, self.context_tokens)
         if resumed:
             self._check_continues(job.params)
@@ -309,7 +307,8 @@ def create(config: EngineConfig) -> VllmEngine:
             max_num_seqs=config.max_concurrent,
             scheduling_policy="priority",
             **{**cpu_defaults(), **config.options},
-        )
+        ),
+        config.special_tokens_in_messages,
     )
 
 

@@ -29,6 +29,8 @@ class GpuWorkerSettings(BaseSettings):
     """Jobs run at once: the size of the engine's batch."""
     default_max_tokens: int = Field(256, gt=0)
     """max_tokens of a job that came past the gateway without."""
+    special_tokens_in_messages: bool = False
+    """Whether a chat message may hold special tokens of the model, with which it can pass for other turns."""
     capture_content: bool = False
     """Write prompts and outputs into the spans of generations. They go wherever spans go."""
     heartbeat_interval: timedelta = timedelta(seconds=1)

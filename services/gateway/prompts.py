@@ -1,0 +1,106 @@
+"""Prompts against their model's tokenizer: whether they fit, and whether a chat message holds a special token.
+
+Both are done in threads, one prompt after the other, so that all other calls are served meanwhile; what would have to
+wait for long is refused.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tokenizers import Tokenizer
+
+from jobs.rules import Violation, too_large
+from jobs.tokenizer import WHY_NOT_SPECIAL, SpecialTokens, longest_token
+from llm_pb import llm_pb2
+from services.gateway.errors import exhausted
+
+T = TypeVar("T")
+_LONG: Final = 64 * 1024
+"""Bytes from which on a prompt is a long one."""
+_MAX_WAITING: Final = 1024 * 1024
+_MAX_WAITING_LONG: Final = 4 * 1024 * 1024
+"""Bytes that wait to be tokenised at most: a second or two of work."""
+
+
+class Lane:
+    """Runs functions in a thread, one after the other, as long as what they work on is not too much in all."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: how many bytes may wait or run."""
+        self._most = most
+        self._size = 0
+        self._turn = asyncio.Lock()
+
+    async def run(self, size: int, function: Callable[[], T]) -> T:
+        """Return what the function returns. Raises ApiError RESOURCE_EXHAUSTED, at once, when too much waits."""
+        if self._size and self._size + size > self._most:
+            raise exhausted("more long prompts have come than this gateway can check; call again or call another")
+        self._size += size
+        try:
+            async with self._turn:
+                running = asyncio.ensure_future(asyncio.to_thread(function))
+                try:
+                    return await asyncio.shield(running)
+                except asyncio.CancelledError:
+                    # A thread cannot be stopped: its turn ends with it.
+                    await asyncio.wait([running])
+                    raise
+        finally:
+            self._size -= size
+
+
+class Lanes:
+    """The lanes of a gateway, shared by its models: prompts wait for others of about their length only."""
+
+    def __init__(self) -> None:
+        self._short, self._long = Lane(_MAX_WAITING), Lane(_MAX_WAITING_LONG)
+
+    def of(self, size: int) -> Lane:
+        """Return the lane for prompts of so many bytes."""
+        return self._short if size < _LONG else self._long
+
+
+class Prompts:
+    """Checks the prompts of one model."""
+
+    def __init__(self, path: Path, context_tokens: int, lanes: Lanes, *, special_tokens_in_messages: bool) -> None:
+        """Load the model's tokenizer; raises whatever a missing or broken one raises."""
+        self._tokenizer = Tokenizer.from_file(str(path))
+        # A tokenizer that cuts texts would count what is left of them.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._longest = longest_token(self._tokenizer)
+        self._special = None if special_tokens_in_messages else SpecialTokens.of(self._tokenizer)
+        self._context_tokens = context_tokens
+        self._lanes = lanes
+
+    async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
+        """Return what is wrong with the job's prompt. Raises ApiError RESOURCE_EXHAUSTED when too much waits."""
+        field = "job.prompt" if job.prompt else "job.messages"
+        texts = [job.prompt] if job.prompt else [message.content for message in job.messages]
+        size = sum(len(text.encode()) for text in texts)
+        if self._longest is not None and size >= self._context_tokens * self._longest:
+            return [Violation(field, too_large(size, self._context_tokens * self._longest - 1))]
+        # A token stands for a byte at least: most prompts fit without counting.
+        uncounted = size < self._context_tokens
+        if uncounted and not job.messages:
+            return []
+        return await self._lanes.of(size).run(size, lambda: self._check(field, texts, uncounted=uncounted))
+
+    def _check(self, field: str, texts: Sequence[str], *, uncounted: bool) -> list[Violation]:
+        if field == "job.messages" and (violations := list(self._special_tokens(texts))):
+            return violations
+        if uncounted:
+            return []
+        # One by one: a batch of several would take all cores. Only the methods for batches let other threads run.
+        tokens = sum(len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]) for text in texts)
+        if tokens < self._context_tokens:
+            return []
+        return [Violation(field, f"is {tokens} tokens; at most {self._context_tokens - 1} leave room for an answer")]
+
+    def _special_tokens(self, contents: Sequence[str]) -> Iterator[Violation]:
+        for index, content in enumerate(contents):
+            if self._special is not None and (token := self._special.first_in(content)) is not None:
+                yield Violation(f"job.messages[{index}].content", f"must not hold {token}: {WHY_NOT_SPECIAL}")
