@@ -50,4 +50,7 @@ MEMO_DIGEST: Final = "request_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_STATUS: Final = "status"
 
+# A workflow that was started by hand has what its structured output costs judged, too.
+PATCH_STRUCTURED_COSTS: Final = "structured-costs"
+
 ERROR_DOMAIN: Final = "llm.v1"

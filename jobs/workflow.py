@@ -136,8 +136,10 @@ class LLMJobWorkflow:
     def _is_valid(self) -> bool:
         """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
         if self._by_hand:
+            structured = self._job.params.WhichOneof("structured_output") is not None
             try:
-                rules.require_valid(self._job)
+                # Jobs that started before costs were judged go on as they began.
+                rules.require_valid(self._job, costs=structured and workflow.patched(names.PATCH_STRUCTURED_COSTS))
             except errors.InvalidJob as error:
                 self._error = error
                 # Nothing that it asks for counts: who is told of its end is the operator's choice.

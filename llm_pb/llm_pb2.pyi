@@ -362,9 +362,15 @@ class SamplingParams(_message.Message):
     repetition_penalty: _builtins.float
     """Divides (above 1) or multiplies (below 1) the scores of tokens seen so far; above 0, at most 2. Default 1: off."""
     json_schema: _builtins.str
-    """The output is JSON that this JSON Schema accepts; the schema as the text of a JSON object, at most 64 KiB."""
+    """The output is JSON that this JSON Schema accepts; the schema as the text of a JSON object, at most 64 KiB. Its
+    patterns are at most 4 KiB together, and each has the rules of regex.
+    """
     regex: _builtins.str
-    """The output matches this regular expression as a whole; at most 4 KiB."""
+    """The output matches this regular expression as a whole; at most 4 KiB. Refused is what would slow every job of the
+    engine's batch: a repeat of a part that varies in length, where nothing that must stand there separates two
+    rounds. (a*)*, (\\w+ ?)* and (\\w{1,8}){1,8} are refused, (\\w+ )* and [a-z]{1,64} are not. A form that slows the
+    batch all the same ends its job with UNSUPPORTED_PARAMS.
+    """
     logprobs: _builtins.int
     """For every output token, report the log probability of it and of this many likeliest others; 0 to 20. Default: none."""
     @_builtins.property
@@ -458,7 +464,7 @@ class Choice(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts to choose from: 1 to 1000, none empty, each at most 4 KiB."""
+        """The texts to choose from: 1 to 1000, none empty, each at most 4 KiB, at most 64 KiB together."""
 
     def __init__(
         self,

@@ -251,6 +251,9 @@ def _structured_rows() -> Iterator[Row]:
         "1001 choices": ({"choice": {"options": ["x"] * 1001}}, "choice.options"),
         "an empty choice": ({"choice": {"options": ["x", ""]}}, "choice.options[1]"),
         "a long choice": ({"choice": {"options": ["x" * 4097]}}, "choice.options[0]"),
+        "500 choices of 1800 bytes": ({"choice": {"options": ["x" * 1800] * 500}}, "choice.options"),
+        "a costly regex": ({"regex": "((a*)*)*"}, "regex"),
+        "a costly pattern": ({"json_schema": '{"pattern": "((a*)*)*"}'}, "json_schema"),
     }
     for what, (params, field) in bad.items():
         yield _row(what, submit(model="structured", params=params), f"job.params.{field}")

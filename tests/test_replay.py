@@ -3,6 +3,7 @@
 In Temporal's sandbox, which refuses what is not deterministic: the gateway, for speed, runs the same code without it.
 """
 
+import base64
 import json
 import time
 from pathlib import Path
@@ -67,6 +68,17 @@ async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
     assert f"{names.DELIVERY_WORKFLOW_TYPE}" in text
     long = WorkflowHistory.from_json(short.workflow_id.ljust(300, "x"), text)
     await replayer(LLMJobWorkflow).replay_workflow(long)
+
+
+async def test_a_job_by_hand_goes_on_whose_form_is_refused_since() -> None:
+    path = HISTORIES / "started-by-hand.v1.json"
+    history = json.loads(path.read_text())
+    (payload,) = history["events"][0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
+    job = llm_pb2.JobRequest.FromString(base64.b64decode(payload["data"]))
+    job.params.regex = "((a*)*)*"
+    payload["data"] = base64.b64encode(job.SerializeToString()).decode()
+    recorded = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
+    await replayer(LLMJobWorkflow).replay_workflow(recorded)
 
 
 @workflow.defn(name=names.WORKFLOW_TYPE)

@@ -1,0 +1,170 @@
+"""The parts of a regular expression, and what they add up to: see jobs.regex_cost.
+
+Sets of characters are the bits of an int: one for each of ASCII, beyond it one for each block.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+MAX_PRODUCT: Final = 16
+"""How often, at most, parts of varying length follow each other in a repeat without a separator."""
+MAX_RUN: Final = 6
+"""Such parts side by side that could match the same text: `.*a.*b.*` has three. A group counts thrice."""
+
+_UNBOUNDED: Final = 8
+"""What an unbounded repeat counts as within MAX_PRODUCT: two in a row still pass."""
+_GROUP: Final = 3
+"""What a group of varying length counts as within MAX_RUN."""
+_ASCII: Final = 128
+_BLOCK: Final = 10
+"""Characters beyond ASCII are told apart by blocks of 2**10 code points: scripts, mostly."""
+ALL: Final = (1 << (_ASCII + (0x110000 >> _BLOCK))) - 1
+"""Every character."""
+
+
+class TooCostly(ValueError):
+    """The form would slow the whole batch; the message says what to change."""
+
+
+class Part(NamedTuple):
+    """A piece of an expression. Sets of characters are the bits of an int."""
+
+    chars: int = 0
+    """All that it may match."""
+    first: int = 0
+    """All that it may begin with."""
+    required: frozenset[int] = frozenset()
+    """Sets of characters: every match holds one of each."""
+    loose: int = 0
+    """The characters of its varying parts that nothing separates from what comes before and after."""
+    weight: int = 0
+    """In how many lengths they come."""
+    exposed: int = 0
+    """The characters of its varying parts that something separates on one side only."""
+    single: bool = False
+    """Whether it is one character."""
+    grouped: bool = False
+    """Whether what varies is more than a repeat of one character."""
+
+
+def repeated(body: Part, low: int, high: int | None) -> Part:
+    """Return the part, repeated; `high` is None for a repeat without an upper bound. Raises TooCostly."""
+    if high == 0:
+        return Part()
+    required = body.required if low else frozenset()
+    weight = _UNBOUNDED if high is None else high - low + 1
+    if (high is None or high > 1) and body.loose:
+        weight = body.weight * (high or MAX_PRODUCT + 1)
+        if weight > MAX_PRODUCT:
+            raise TooCostly(
+                "must not repeat what varies in length without something that must stand between: in (a+)*, "
+                r"(\w+ ?)* or (\w{1,8}){1,8} one text can be read in many ways, and each costs the engine time at "
+                r"every token; write (\w+ )* or \w+( \w+)*"
+            )
+    elif low == high:
+        return body._replace(required=required, single=False)
+    elif body.loose:
+        weight = body.weight + 1
+    return Part(body.chars, body.first, required, body.chars, weight, grouped=not body.single)
+
+
+def char_of(chars: int) -> Part:
+    """Return one character of the set."""
+    # A class that holds nothing, which the engine refuses, separates nothing.
+    chars = chars or ALL
+    return Part(chars, chars, frozenset((chars,)), single=True)
+
+
+@lru_cache
+def literal(char: str) -> Part:
+    """Return the character itself."""
+    return char_of(bits_of(char))
+
+
+def joined(parts: list[Part]) -> Part:
+    """Return the parts in a row as one. Raises TooCostly."""
+    if len(parts) == 1:
+        return parts[0]
+    _check_run(parts)
+    chars, first, loose, exposed, weight = 0, 0, 0, 0, 0
+    nullable = True
+    for index, part in enumerate(parts):
+        chars |= part.chars
+        if nullable:
+            first |= part.first
+            nullable = not part.required
+        exposed |= part.exposed
+        if not part.loose:
+            continue
+        before = any(_separates(parts[at], part.loose) for at in range(index - 1, -1, -1))
+        after = any(_separates(parts[at], part.loose) for at in range(index + 1, len(parts)))
+        if not before and not after:
+            loose |= part.loose
+            weight += part.weight
+        elif not before or not after:
+            exposed |= part.loose
+    required = frozenset[int]().union(*(part.required for part in parts))
+    return Part(chars, first, required, loose, weight, exposed, grouped=True)
+
+
+def _check_run(parts: Iterable[Part]) -> None:
+    """Raise TooCostly for too many varying parts side by side that could match the same text."""
+    run, count = 0, 0
+    for part in parts:
+        if _separates(part, run):
+            run, count = 0, 0
+        if part.loose:
+            if part.first & run or not run:
+                count += _GROUP if part.grouped else 1
+            run |= part.loose
+        if count > MAX_RUN:
+            raise TooCostly(
+                r"must have fewer parts side by side that vary in length and match the same text, like \w*\w*\w* or "
+                r"(\w+)?(\w+)?(\w+)?: put something between that must stand there, or make one part of them"
+            )
+
+
+def _separates(part: Part, loose: int) -> bool:
+    """Return whether the part holds something that must stand there and is none of the characters."""
+    return any(not chars & loose for chars in part.required)
+
+
+def one_of(branches: list[Part]) -> Part:
+    """Return the alternatives as one part."""
+    if len(branches) == 1:
+        return branches[0]
+    chars, first, loose, exposed, weight = 0, 0, 0, 0, 0
+    for branch in branches:
+        chars |= branch.chars
+        first |= branch.first
+        loose |= branch.loose
+        exposed |= branch.exposed
+        weight = max(weight, branch.weight)
+    # Of a branch that is separated on one side only, another branch can make the rest: (\w+ |\w)*.
+    for cut in {branch.exposed for branch in branches} - {0}:
+        makers = [branch for branch in branches if not _separates(branch, cut)]
+        if any(branch.exposed != cut for branch in makers):
+            loose |= cut
+            weight = max(weight, _UNBOUNDED)
+    required = frozenset[int]()
+    if all(branch.required for branch in branches):
+        either = 0
+        for branch in branches:
+            either |= min(branch.required, key=int.bit_count)
+        required = frozenset((either,))
+    return Part(chars, first, required, loose, weight, exposed, grouped=True)
+
+
+def bits_of(text: str) -> int:
+    """Return the set of the text's characters."""
+    bits = 0
+    for char in text:
+        bits |= range_of(ord(char), ord(char))
+    return bits
+
+
+def range_of(low: int, high: int) -> int:
+    """Return the set of the characters between two code points, both included."""
+    first, last = (code if code < _ASCII else _ASCII + (code >> _BLOCK) for code in (low, high))
+    return ((1 << (last - first + 1)) - 1) << first if last >= first else 0
