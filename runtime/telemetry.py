@@ -67,7 +67,7 @@ def current_traceparent() -> str:
 def context_of(headers: Mapping[str, str]) -> Context:
     """Return the caller's W3C context; an empty one when there is none, or nonsense.
 
-    Without the caller's baggage and tracestate, which would go on into workflow histories and to whoever is called next.
+    Without the caller's baggage and tracestate, which would go on into histories and to whoever is called next.
     """
     return _W3C.extract({"traceparent": headers.get("traceparent", "")}, Context())
 
