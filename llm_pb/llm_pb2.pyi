@@ -1366,7 +1366,9 @@ class ListRequest(_message.Message):
     page_size: _builtins.int
     """Most jobs to return: 1 to 100. Default 20 when 0. A page may hold fewer, also when there are more pages."""
     page_token: _builtins.str
-    """The next_page_token of the page before, with the same filters. Empty for the first page."""
+    """The next_page_token of the page before, with the same filters. Empty for the first page. Opaque and signed: a gateway
+    that has another key, or was started again without one of the operator's, refuses it; begin with the first page then.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Only jobs in one of these states. At most 16. Default: all."""

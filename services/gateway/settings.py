@@ -4,7 +4,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import limits, names
@@ -60,7 +60,9 @@ EMBEDDED_MODEL = Model(
 class GatewaySettings(BaseSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     role: Role = Role.ALL
     """`all`, or `api` or `workflows` to scale the halves apart."""
@@ -119,6 +121,12 @@ class GatewaySettings(BaseSettings):
     """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two Redeliver of one job, at whichever gateways; earlier ones get RESOURCE_EXHAUSTED."""
+    list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
+    """Maximum duration of List. Temporal has half of it to list the jobs, or the call is UNAVAILABLE; open jobs that
+    cannot be described in the rest are shown as JOB_STATE_RUNNING."""
+    page_token_key: SecretStr | None = Field(None, min_length=16)
+    """What the page tokens of List are signed with, the same at every gateway: at least 16 random characters. Unset: a
+    key of the process's own, with which they hold at this gateway alone, and until it ends."""
     max_watchers: int = Field(5000, gt=0)
     """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)
