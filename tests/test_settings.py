@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings
 
 from deploy.settings_table import CLASSES, README, with_table
 from services.gateway.settings import GatewaySettings
+from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings
 
 
@@ -47,6 +48,27 @@ def test_a_secret_that_is_refused_is_not_shown(
         settings()
     assert "hush" not in str(error.value)
     assert name.partition("_")[2].lower() in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "longest"),
+    [
+        (GatewaySettings, "GATEWAY_WORKFLOW_QUEUE", 255),
+        (GatewaySettings, "GATEWAY_NOTIFY_QUEUE", 246),
+        (NotifierSettings, "NOTIFIER_TASK_QUEUE", 246),
+        (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 255),
+    ],
+)
+def test_a_queues_name_fits_temporals_tables(
+    settings: type[BaseSettings], name: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is appended to it. A workflow that schedules for a longer one fails over and over."""
+    monkeypatch.setenv(name, "q" * longest)
+    settings()
+    for bad in ("q" * (longest + 1), ""):
+        monkeypatch.setenv(name, bad)
+        with pytest.raises(ValidationError):
+            settings()
 
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import limits, names
-from jobs.ids import MAX_TEMPORAL_ID
 from jobs.options import (
     DEFAULT_NOTIFY_ATTEMPTS,
     DEFAULT_NOTIFY_BACKOFF,
@@ -41,7 +40,7 @@ class Model(BaseModel):
     context_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
-    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
+    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of its workers: one of its own when several models are served."""
     tokenizer: Path | None = None
     """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit. Without, the worker does."""
@@ -77,7 +76,7 @@ class GatewaySettings(BaseSettings):
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models as JSON: name, context_tokens, max_output_tokens, default_max_tokens; queue, tokenizer (a path),
     structured_output."""
-    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
+    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """Task queue of the notifiers."""
