@@ -8,6 +8,7 @@ import hashlib
 import re
 from typing import Final
 
+from jobs.limits import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+~-]{0,127}")
@@ -19,9 +20,6 @@ WORKFLOW_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:@=+~/,-]{1,400}")
 `/` is for jobs that are steps of a pipeline, `,` for shortened ids. An earlier version did not shorten, and its jobs
 have to be found: hence 400 characters.
 """
-
-MAX_TEMPORAL_ID: Final = 255
-"""Maximum length of an id, and of a task queue's name, in characters, wherever Temporal stores them."""
 
 _DELIVERY_PREFIX: Final = "llmnotify-"
 

@@ -1,4 +1,4 @@
-"""Sizes that keep a job within Temporal's limits: 2 MiB a payload, 4 MB a gRPC message."""
+"""Sizes that keep a job within Temporal's limits: 2 MiB a payload, 4 MB a gRPC message, 255 characters an id."""
 
 from typing import Final
 
@@ -19,3 +19,6 @@ MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 4096
 
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Largest JobResult that NotifyUI is given whole: a job's deliveries are scheduled in one message."""
+
+MAX_TEMPORAL_ID: Final = 255
+"""Maximum length of a workflow id, and of a task queue's name, in characters: what Temporal stores on PostgreSQL."""

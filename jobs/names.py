@@ -4,7 +4,7 @@ from typing import Final
 
 from temporalio.common import SearchAttributeKey
 
-from jobs.ids import MAX_TEMPORAL_ID
+from jobs.limits import MAX_TEMPORAL_ID
 
 WORKFLOW_TYPE: Final = "LLMJobWorkflow"
 QUERY_GET_STATUS: Final = "GetStatus"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from google.protobuf.duration_pb2 import Duration
 
 from jobs.errors import InvalidJob
+from jobs.hosts import is_host
 from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN
 from jobs.regex_cost import check_regex
 from jobs.regex_parts import TooCostly
@@ -329,5 +330,11 @@ def _url(field: str, value: str) -> Iterator[Violation]:
     else:
         if url.username is not None or url.password is not None:
             yield Violation(field, "must not hold a user or password")
+        # A name in another alphabet is turned into ASCII, and looked at, by what sends there.
+        host = url.hostname or ""
+        in_brackets = "[" in url.netloc
+        if usable and host.isascii() and not (is_host(host) and in_brackets == (":" in host)):
+            rule = "must name a host that can exist: a DNS name, an IPv4 address of four numbers or an IPv6 address"
+            yield Violation(field, rule)
     if not usable or re.search(r"[\s\\]", value):
         yield Violation(field, "must be an absolute http or https URL")

@@ -525,8 +525,9 @@ class Webhook(_message.Message):
 
     URL_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """An absolute http or https URL without user or password; at most 2048 bytes. Required. Where it may lead is the
-    operator's choice: by default https on port 443 to public addresses only.
+    """An absolute http or https URL without user or password; at most 2048 bytes. Required. Its host is a DNS name, an IPv4
+    address of four decimal numbers or an IPv6 address without a zone. Where it may lead is the operator's choice: by default
+    https on port 443 to public addresses only.
     """
     def __init__(
         self,
@@ -1387,7 +1388,9 @@ class ListRequest(_message.Message):
     page_size: _builtins.int
     """Most jobs to return: 1 to 100. Default 20 when 0. A page may hold fewer, also when there are more pages."""
     page_token: _builtins.str
-    """The next_page_token of the page before, with the same filters. Empty for the first page."""
+    """The next_page_token of the page before, with the same filters. Empty for the first page. Opaque and signed: a gateway
+    that has another key, or was started again without one of the operator's, refuses it; begin with the first page then.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Only jobs in one of these states. At most 16. Default: all."""

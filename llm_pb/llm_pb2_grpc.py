@@ -121,6 +121,8 @@ class LlmServiceServicer:
 
     def List(self, request, context):
         """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second.
+        UNAVAILABLE when Temporal does not list them in time. An open job whose details it does not tell in time is shown as
+        JOB_STATE_RUNNING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

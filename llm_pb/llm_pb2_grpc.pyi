@@ -58,7 +58,10 @@ class LlmServiceStub:
     how the job ended. The job has stopped once its state is JOB_STATE_CANCELLED.
     """
     List: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListRequest, _llm_pb2.ListResponse]
-    """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second."""
+    """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second.
+    UNAVAILABLE when Temporal does not list them in time. An open job whose details it does not tell in time is shown as
+    JOB_STATE_RUNNING.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]
     """Lists the models that a job may name."""
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListDeliveriesRequest, _llm_pb2.ListDeliveriesResponse]
@@ -125,7 +128,10 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.ListRequest,
         context: _aio.ServicerContext[_llm_pb2.ListRequest, _abc.Awaitable[_llm_pb2.ListResponse]],
     ) -> _abc.Awaitable[_llm_pb2.ListResponse]:
-        """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second."""
+        """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second.
+        UNAVAILABLE when Temporal does not list them in time. An open job whose details it does not tell in time is shown as
+        JOB_STATE_RUNNING.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -8,6 +8,7 @@ no secret: it returns to callers only what they sent. services.codec is the proc
 
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -32,6 +33,8 @@ from payload_converter._types import MessageType, known
 # What the Web UI sends; the last two only when it passes its user's token on.
 _REQUEST_HEADERS = "content-type, x-namespace, authorization, authorization-extras"
 _SHUTDOWN_SECONDS = 5
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]*)?")
+"""A Host header: an IPv6 address in brackets, or a name or an IPv4 address; and maybe a port."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +76,21 @@ def encode_payload(payload: Payload) -> Payload:
     return _with_data(payload, "binary/protobuf", message.SerializeToString())
 
 
-def make_app(allowed_origins: Collection[str], max_request_bytes: int, duration: Histogram) -> web.Application:
+def make_app(
+    allowed_hosts: Collection[str], allowed_origins: Collection[str], max_request_bytes: int, duration: Histogram
+) -> web.Application:
     """Return the server's application.
+
+    `allowed_hosts` are the names and addresses by which it may be called, without ports; any other `Host` is a 421. To
+    a browser, a page whose own name was made to lead here (DNS rebinding) is of this server's origin.
 
     `allowed_origins` are the Web UIs that a browser may let read answers, each as scheme://host[:port]. The CLI and
     other programs need none. A larger body than `max_request_bytes` is a 413, a body that is no Payloads a 400.
     `duration` takes how long each answer took, in seconds.
     """
-    app = web.Application(client_max_size=max_request_bytes, middlewares=[_measured(duration)])
+    app = web.Application(
+        client_max_size=max_request_bytes, middlewares=[_measured(duration), _only_for(allowed_hosts)]
+    )
 
     async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
         # A signal and not a handler's business, so that errors carry the headers too: without them a browser
@@ -145,6 +155,20 @@ def _measured(duration: Histogram) -> Middleware:
         return response
 
     return measure
+
+
+def _only_for(hosts: Collection[str]) -> Middleware:
+    """Return the middleware that refuses requests for other hosts."""
+    allowed = {host.strip("[]").lower() for host in hosts}
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        found = _HOST.fullmatch(request.headers.get(hdrs.HOST, ""))
+        if found is None or (found["address"] or found["name"]).lower() not in allowed:
+            raise web.HTTPMisdirectedRequest(text="this server has another name; CODEC_ALLOWED_HOSTS adds names")
+        return await handler(request)
+
+    return check
 
 
 def _handler(convert: Callable[[Payload], Payload]) -> Callable[[web.Request], Awaitable[web.Response]]:

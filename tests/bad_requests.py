@@ -117,7 +117,10 @@ _BAD_URLS: Final = {
     "with a null": "http://example.com/\x00",
     "with a backslash": "http://example.com\\@evil/",
     "with a bad port": "http://example.com:99999/",
+    "with a port with a sign": "http://example.com:+80/",
     "with a bad IPv6 address": "http://[::1/",
+    "with an IPvFuture address": "http://[v1.fe80]/",
+    "with a host over 32 bits": "http://4294967296/",
     "too long": "http://example.com/" + "a" * 2048,
 }
 _BAD_DURATIONS: Final = {

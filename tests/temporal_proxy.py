@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,13 @@ class TemporalProxy(grpc.GenericRpcHandler):
     def __init__(self, temporal: grpc.aio.Channel) -> None:
         self.unknown: Counter[str] = Counter()
         """How many more calls are answered NOT_FOUND, by the method's name."""
+        self.silent: set[str] = set()
+        """The methods whose calls are not answered."""
+        self.delays: dict[str, float] = {}
+        """How many seconds later than usual a method is answered."""
+        self.running: Counter[str] = Counter()
+        self.peaks: Counter[str] = Counter()
+        """How many calls of a method there are at once now, and were at most."""
         self._temporal = temporal
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
@@ -30,6 +38,14 @@ class TemporalProxy(grpc.GenericRpcHandler):
             if self.unknown[name] > 0:
                 self.unknown[name] -= 1
                 await context.abort(grpc.StatusCode.NOT_FOUND, "sql: no rows in result set")
+            self.running[name] += 1
+            self.peaks[name] = max(self.peaks[name], self.running[name])
+            try:
+                if name in self.silent:
+                    await asyncio.Event().wait()
+                await asyncio.sleep(self.delays.get(name, 0))
+            finally:
+                self.running[name] -= 1
             metadata = [
                 item
                 for item in context.invocation_metadata() or ()

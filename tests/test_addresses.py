@@ -17,9 +17,10 @@ from deploy.local.stack import Stack
 from jobs import names
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from jobs.options import DEFAULTS
+from jobs.rules import check_job
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from services.notifier.addresses import why_not_public
+from services.notifier.addresses import unguarded, why_not_public
 from services.notifier.settings import NotifierSettings
 from services.notifier.sink_webhook import WebhookSink
 from tests.conftest import details_of, new_job, run_job, running, unpack, watch, webhook
@@ -128,6 +129,31 @@ MALFORMED = {
     "unclosed bracket": "http://[::1:{port}/",
     "port too high": "http://127.0.0.1:99999/",
     "port no number": "http://127.0.0.1:{port}x/",
+    "port 0": "http://hooks.example.com:0/",
+    "two ports": "http://hooks.example.com:80:80/",
+    # Hosts that cannot exist: without a check they would be looked up for days.
+    "number over 32 bits": "http://4294967296:{port}/",
+    "IPv4 number over 255": "http://999.1.1.1:{port}/",
+    "IPv4 in three numbers": "http://1.2.3:{port}/",
+    "IPv4 in five numbers": "http://1.2.3.4.5:{port}/",
+    "IPv4 in octal": "http://08.08.08.08:{port}/",
+    "IPv4 with a final dot": "http://1.1.1.1.:{port}/",
+    "name that ends in a number": "http://hooks.example.99:{port}/",
+    "name that ends in a hexadecimal number": "http://hooks.example.0x1f:{port}/",
+    "name too long": f"http://{'a.' * 127}com:{{port}}/",
+    "label too long": f"http://{'a' * 64}.example.com:{{port}}/",
+    "label empty": "http://hooks..example.com:{port}/",
+    "label empty at the front": "http://.example.com:{port}/",
+    "two final dots": "http://example.com..:{port}/",
+    "dot alone": "http://.:{port}/",
+    "name with a comma": "http://hooks,example.com:{port}/",
+    "IPv6 too long": "http://[2606:4700:0:0:0:0:0:0:1111]:{port}/",
+    "IPv6 no number": "http://[2606:4700::hook]:{port}/",
+    "IPv6 twice shortened": "http://[2606::4700::1111]:{port}/",
+    "IPv6 with a zone": "http://[2606:4700::1111%25eth0]:{port}/",
+    "IPv6 without brackets": "http://2606:4700::1111/",
+    "IPv4 in brackets": "http://[1.1.1.1]:{port}/",
+    "name in brackets": "http://[example.com]:{port}/",
 }
 """URLs that no gateway takes; a job that is started past it may still hold them."""
 
@@ -239,6 +265,30 @@ async def test_a_job_says_why_its_webhooks_name_was_refused(
     (shown,) = look.status.notifications
     assert refusal(shown) == f"the webhook leads to {says}; only public addresses are allowed"
     assert strict.listener.connections == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://intranet/",
+        "https://hooks.example.com./",
+        "https://a_b.--x.example.com:65535/?a=b#c",
+        "https://1.example.com/",
+        "https://0x1f.example/",
+        f"https://{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}/",
+        "https://1.1.1.1/",
+        "https://[2606:4700:4700::1111]:443/",
+        "https://[64:ff9b::1.1.1.1]/",
+        "https://bücher.example/",
+        "https://例え.テスト/",
+        "https://example.com:/",
+    ],
+)
+def test_a_host_that_may_exist_is_taken(url: str) -> None:
+    """A name that is not known today may be tomorrow."""
+    job = new_job(notify=webhook(url))
+    assert check_job(job) == []
+    assert str(unguarded().parse(url))
 
 
 PUBLIC = "127.0.0.2"

@@ -171,6 +171,43 @@ async def test_a_page_of_another_origin_may_not(codec: str, http: aiohttp.Client
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
+@pytest.mark.parametrize("method", ["POST", "OPTIONS"])
+@pytest.mark.parametrize(
+    "host",
+    ["attacker.example", "attacker.example:8234", "127.0.0.1.attacker.example", "attacker.example@localhost", "", "["],
+)
+async def test_a_page_whose_name_was_made_to_lead_here_may_not(
+    codec: str, http: aiohttp.ClientSession, host: str, method: str
+) -> None:
+    """DNS rebinding: to the browser it is the page's own origin, so that nothing else would keep it out."""
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    async with http.request(method, f"{codec}/decode", data="{}", headers=headers) as response:
+        assert response.status == 421
+        assert "CODEC_ALLOWED_HOSTS" in await response.text()
+
+
+@pytest.mark.parametrize("host", ["localhost:8234", "LOCALHOST", "127.0.0.1:1", "[::1]:8234"])
+async def test_it_is_called_by_the_names_of_loopback(codec: str, http: aiohttp.ClientSession, host: str) -> None:
+    async with http.post(f"{codec}/decode", data="{}", headers={"Host": host}) as response:
+        assert response.status == 200
+
+
+async def test_an_operator_names_it_and_its_own_address_is_a_name() -> None:
+    """The names of the setting stand in place of loopback's."""
+    async with (
+        running(CODEC_HOST="127.0.0.2", CODEC_ALLOWED_HOSTS="codec.example, [2001:db8::1]") as server,
+        aiohttp.ClientSession() as session,
+    ):
+        for host, status in {
+            "Codec.example:80": 200,
+            "[2001:DB8::1]:8234": 200,
+            "127.0.0.2:8234": 200,
+            "localhost:8234": 421,
+        }.items():
+            async with session.post(f"{server.url}/decode", data="{}", headers={"Host": host}) as response:
+                assert response.status == status, host
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [("[1", 400), ('{"payloads": 3}', 400), (b"\xff", 400), ("[" * 50_000, 400), ("x" * 100_001, 413)],

@@ -9,7 +9,6 @@ from jobs.ids import (
     ID_PATTERN,
     MAX_JOB_ID,
     MAX_PIPELINE_ID,
-    MAX_TEMPORAL_ID,
     WORKFLOW_ID_PATTERN,
     delivery_workflow_id,
     job_digest,
@@ -17,6 +16,7 @@ from jobs.ids import (
     unshortened_workflow_id,
     workflow_id,
 )
+from jobs.limits import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 
 # Few characters, so that ids that could be confused turn up often.

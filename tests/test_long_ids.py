@@ -9,7 +9,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from jobs import names
-from jobs.ids import MAX_JOB_ID, MAX_TEMPORAL_ID, delivery_workflow_id, job_digest, unshortened_workflow_id
+from jobs.ids import MAX_JOB_ID, delivery_workflow_id, job_digest, unshortened_workflow_id
+from jobs.limits import MAX_TEMPORAL_ID
 from jobs.options import DEFAULTS
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub

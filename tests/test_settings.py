@@ -3,9 +3,13 @@
 from typing import Literal, get_args, get_origin
 
 import pytest
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from deploy.settings_table import CLASSES, README, with_table
+from services.gateway.settings import GatewaySettings
+from services.gpu_worker.settings import GpuWorkerSettings
+from services.notifier.settings import NotifierSettings
 
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
@@ -24,6 +28,47 @@ def test_the_readme_holds_the_table() -> None:
 def test_listeners_bind_to_loopback(settings: type[BaseSettings]) -> None:
     hosts = [field for name, field in settings.model_fields.items() if name == "host" or name.endswith("_host")]
     assert all(field.default == "127.0.0.1" for field in hosts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        (GatewaySettings, "GATEWAY_PAGE_TOKEN_KEY", "hush-hush"),
+        (NotifierSettings, "NOTIFIER_WEBHOOK_SECRETS", '["hush-hush"]'),
+        (NotifierSettings, "NOTIFIER_USERS", '{"u": {"secrets": ["hush-hush"]}}'),
+        (NotifierSettings, "NOTIFIER_USERS", '{"u": {"url": ["hush-hush"]}}'),
+    ],
+)
+def test_a_secret_that_is_refused_is_not_shown(
+    settings: type[BaseSettings], name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error goes into the log of the process."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as error:
+        settings()
+    assert "hush" not in str(error.value)
+    assert name.partition("_")[2].lower() in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "longest"),
+    [
+        (GatewaySettings, "GATEWAY_WORKFLOW_QUEUE", 255),
+        (GatewaySettings, "GATEWAY_NOTIFY_QUEUE", 246),
+        (NotifierSettings, "NOTIFIER_TASK_QUEUE", 246),
+        (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 255),
+    ],
+)
+def test_a_queues_name_fits_temporals_tables(
+    settings: type[BaseSettings], name: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is appended to it. A workflow that schedules for a longer one fails over and over."""
+    monkeypatch.setenv(name, "q" * longest)
+    settings()
+    for bad in ("q" * (longest + 1), ""):
+        monkeypatch.setenv(name, bad)
+        with pytest.raises(ValidationError):
+            settings()
 
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)

@@ -18,7 +18,9 @@ async def main() -> None:
             description="How long the codec server took to answer.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
-        app = make_app(settings.allowed_origins, settings.max_request_bytes, duration)
+        app = make_app(
+            (*settings.allowed_hosts, settings.host), settings.allowed_origins, settings.max_request_bytes, duration
+        )
         async with serving(app, settings.host, settings.port):
             await process.forever()
 

@@ -19,14 +19,14 @@ class CodecSettings(BaseSettings):
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(default=9468, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
+    """The names and addresses by which the server may be called, beside CODEC_HOST, separated by commas."""
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ("http://localhost:8233", "http://127.0.0.1:8233")
     """The Web UIs whose pages may call the server, as scheme://host[:port], separated by commas."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
     """The largest body taken. A page of history has 4 MB at most, a third more in base64."""
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return (
-            tuple(origin.strip() for origin in value.split(",") if origin.strip()) if isinstance(value, str) else value
-        )
+        return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value

@@ -14,7 +14,6 @@ from jobs.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.grpc_calls import Calls
 from runtime.grpc_server import GrpcServer
-from services.gateway import page_token
 from services.gateway.boundary import Boundary
 from services.gateway.deliveries import Deliveries
 from services.gateway.delivery_reader import DeliveryReader
@@ -22,6 +21,7 @@ from services.gateway.jobs_api import Jobs
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
+from services.gateway.page_token import PageTokens
 from services.gateway.service import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.status import JobReader
@@ -36,7 +36,8 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
     streams = Streams(reader, feed, settings, metrics)
-    jobs = Jobs(client, models, reader, settings, metrics)
+    page_tokens = PageTokens(settings.page_token_key)
+    jobs = Jobs(client, models, reader, page_tokens, settings, metrics)
     deliveries = Deliveries(client, reader, delivery_reader, settings)
     service = LlmServicer(client, jobs, deliveries, models, reader, streams)
     server = GrpcServer(
@@ -46,7 +47,7 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
         settings.max_message_bytes,
         [
             Calls(trace.get_tracer(__package__), meter),
-            Boundary({"Submit": jobs.check_bounds, "List": page_token.check}, settings.max_job_bytes),
+            Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, settings.max_job_bytes),
         ],
         settings.ping_interval,
     )

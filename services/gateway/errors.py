@@ -79,7 +79,11 @@ def from_temporal(error: RPCError) -> ApiError:
     """Return what a call to Temporal that failed means to a client: it is never the client's fault."""
     if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
         return exhausted("Temporal is at its rate limit; call again")
-    message = f"Temporal cannot be reached ({error.status.name}); call again"
+    return temporal_unavailable(f"Temporal cannot be reached ({error.status.name}); call again")
+
+
+def temporal_unavailable(message: str) -> ApiError:
+    """UNAVAILABLE: Temporal does not answer."""
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
 
 

@@ -25,11 +25,11 @@ from jobs.total_time import execution_timeout
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway import page_token
-from services.gateway.errors import ApiError, JobNotFound, invalid, key_reused
+from services.gateway.errors import ApiError, JobNotFound, invalid, key_reused, temporal_unavailable
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
+from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.settings import GatewaySettings
 from services.gateway.status import FINAL_STATES, JobReader, base_status
 
@@ -38,8 +38,10 @@ _DEFAULT_PRIORITY: Final = 3
 _DEFAULT_PAGE_SIZE: Final = 20
 _MAX_FAIRNESS_KEY: Final = 64
 """Bytes that Temporal takes of a fairness key."""
-_DESCRIBES: Final = 8
-"""Open jobs of a page that are looked at side by side."""
+_DESCRIBES: Final = 32
+"""Open jobs that List describes at once, whatever number of pages is asked for."""
+_SHARE_OF_VISIBILITY: Final = 0.5
+"""Of the time that List has: the rest is for describing the open jobs of the page."""
 
 _STATE_QUERIES: Final = {
     llm_pb2.JOB_STATE_QUEUED: "ExecutionStatus = 'Running'",
@@ -59,9 +61,17 @@ class Jobs:
     """Starts, cancels and lists jobs."""
 
     def __init__(
-        self, client: Client, models: Models, reader: JobReader, settings: GatewaySettings, metrics: GatewayMetrics
+        self,
+        client: Client,
+        models: Models,
+        reader: JobReader,
+        page_tokens: PageTokens,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
     ) -> None:
         self._metrics = metrics
+        self._page_tokens = page_tokens
+        self._describes = asyncio.Semaphore(_DESCRIBES)
         self._client = client
         self._models = models
         self._reader = reader
@@ -144,28 +154,34 @@ class Jobs:
         return llm_pb2.CancelResponse(status=status)
 
     async def list_page(self, request: llm_pb2.ListRequest) -> llm_pb2.ListResponse:
-        """Return a page of jobs. Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, RPCError."""
-        token = page_token.unseal(request)
+        """Return a page of jobs.
+
+        Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
+        time; RPCError.
+        """
+        began, within = asyncio.get_running_loop().time(), self._settings.list_timeout.total_seconds()
+        token = self._page_tokens.unseal(request)
         page = self._client.list_workflows(
             _query(request), page_size=request.page_size or _DEFAULT_PAGE_SIZE, next_page_token=token
         )
         try:
-            await page.fetch_next_page()
+            async with asyncio.timeout_at(began + within * _SHARE_OF_VISIBILITY):
+                await page.fetch_next_page()
+        except TimeoutError as error:
+            raise temporal_unavailable("Temporal did not list the jobs in time; call again") from error
         except RPCError as error:
             # A token of an older Temporal's, say: its SQL store answers UNKNOWN to one that it cannot read.
             if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
-                raise invalid([page_token.REFUSED]) from error
+                raise invalid([REFUSED]) from error
             raise
-        at_once = asyncio.Semaphore(_DESCRIBES)
-        summaries = await asyncio.gather(*(self._summary(item, at_once) for item in page.current_page or ()))
+        summaries = await asyncio.gather(*(self._summary(item, began + within) for item in page.current_page or ()))
         jobs = [job for job in summaries if not request.states or job.status.state in request.states]
-        return llm_pb2.ListResponse(jobs=jobs, next_page_token=page_token.seal(request, page.next_page_token))
+        return llm_pb2.ListResponse(jobs=jobs, next_page_token=self._page_tokens.seal(request, page.next_page_token))
 
-    async def _summary(self, execution: WorkflowExecution, at_once: asyncio.Semaphore) -> llm_pb2.JobSummary:
+    async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
         status = await base_status(execution)
         if execution.status == WorkflowExecutionStatus.RUNNING:
-            async with at_once:
-                status = await self._open_status(execution, status)
+            status = await self._open_status(execution, status, until)
         status.ClearField("progress")
         status.ClearField("notifications")
         attributes = execution.typed_search_attributes
@@ -177,12 +193,15 @@ class Jobs:
             project_id=attributes.get(names.PROJECT_ID) or "",
         )
 
-    async def _open_status(self, execution: WorkflowExecution, listed: llm_pb2.JobStatus) -> llm_pb2.JobStatus:
+    async def _open_status(
+        self, execution: WorkflowExecution, listed: llm_pb2.JobStatus, until: float
+    ) -> llm_pb2.JobStatus:
         try:
-            return (await self._reader.read(execution.id)).status
-        except (ApiError, RPCError) as error:
+            async with asyncio.timeout_at(until), self._describes:
+                return (await self._reader.read(execution.id)).status
+        except (ApiError, RPCError, TimeoutError) as error:
             # Past its retention since it was listed; or nobody runs workflows now, which must not cost the whole page.
-            _log.info("%s cannot be looked at: %s", execution.id, error)
+            _log.info("%s cannot be looked at: %r", execution.id, error)
             return listed
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:

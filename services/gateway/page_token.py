@@ -1,52 +1,71 @@
-"""The page tokens of List: Temporal's own, bound to the filters they were made for.
+"""The page tokens of List: Temporal's own, sealed with a key that gateways share.
 
-Temporal answers a token that it cannot read with UNKNOWN, and one made for other filters with wrong pages. A digest of
-the filters in front of it tells both before Temporal is asked.
+Temporal answers a token that it cannot read with UNKNOWN, and one made for other filters with wrong pages. It takes a
+token for what it is, so that one of a client's own making reaches into its visibility store. A message authentication
+code over the filters and the token tells all that before Temporal is asked.
 """
 
 import base64
 import binascii
 import hashlib
+import hmac
+import logging
+import secrets
 from collections.abc import Sequence
 from typing import Final
+
+from pydantic import SecretStr
 
 from jobs.rules import Violation
 from llm_pb import llm_pb2
 
-_DIGEST_BYTES: Final = 8
+_log = logging.getLogger(__name__)
+_MAC_BYTES: Final = 16
+_KEY_BYTES: Final = 32
 REFUSED: Final = Violation("page_token", "must be the next_page_token of the page before, with the same filters")
 
 
-def seal(request: llm_pb2.ListRequest, token: bytes | None) -> str:
-    """Return the token of the page that follows this request's; empty when there is none."""
-    return base64.urlsafe_b64encode(_digest(request) + token).decode() if token else ""
+class PageTokens:
+    """Makes and reads them."""
 
+    def __init__(self, key: SecretStr | None) -> None:
+        """Without a key the tokens hold as long as this object."""
+        if key is None:
+            _log.info(
+                "page tokens of List hold at this gateway alone, and until it ends: GATEWAY_PAGE_TOKEN_KEY is not set"
+            )
+        self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()
 
-def unseal(request: llm_pb2.ListRequest) -> bytes | None:
-    """Return Temporal's token, None for the first page. Raises ValueError for a token that seal() did not make."""
-    if not request.page_token:
-        return None
-    try:
-        data = base64.b64decode(request.page_token, altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("the page token is not base64url") from error
-    if len(data) <= _DIGEST_BYTES or data[:_DIGEST_BYTES] != _digest(request):
-        raise ValueError("the page token belongs to other filters")
-    return data[_DIGEST_BYTES:]
+    def seal(self, request: llm_pb2.ListRequest, token: bytes | None) -> str:
+        """Return the token of the page that follows this request's; empty when there is none."""
+        return base64.urlsafe_b64encode(self._mac(request, token) + token).decode() if token else ""
 
+    def unseal(self, request: llm_pb2.ListRequest) -> bytes | None:
+        """Return Temporal's token, None for the first page. Raises ValueError for a token that seal() did not make."""
+        if not request.page_token:
+            return None
+        try:
+            data = base64.b64decode(request.page_token, altchars=b"-_", validate=True)
+        except binascii.Error as error:
+            raise ValueError("the page token is not base64url") from error
+        mac, token = data[:_MAC_BYTES], data[_MAC_BYTES:]
+        if not token or not hmac.compare_digest(mac, self._mac(request, token)):
+            raise ValueError("the page token is not one of ours, or belongs to other filters")
+        return token
 
-async def check(request: llm_pb2.ListRequest) -> Sequence[Violation]:
-    """Return what is wrong with the page token."""
-    try:
-        unseal(request)
-    except ValueError:
-        return [REFUSED]
-    return []
+    async def check(self, request: llm_pb2.ListRequest) -> Sequence[Violation]:
+        """Return what is wrong with the page token."""
+        try:
+            self.unseal(request)
+        except ValueError:
+            return [REFUSED]
+        return []
 
-
-def _digest(request: llm_pb2.ListRequest) -> bytes:
-    filters = llm_pb2.ListRequest()
-    filters.CopyFrom(request)
-    filters.ClearField("page_size")
-    filters.ClearField("page_token")
-    return hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()[:_DIGEST_BYTES]
+    def _mac(self, request: llm_pb2.ListRequest, token: bytes) -> bytes:
+        filters = llm_pb2.ListRequest()
+        filters.CopyFrom(request)
+        filters.ClearField("page_size")
+        filters.ClearField("page_token")
+        # Hashed, so that filters and token cannot be divided elsewhere.
+        about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()
+        return hmac.digest(self._key, about + token, hashlib.sha256)[:_MAC_BYTES]

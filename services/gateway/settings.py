@@ -4,11 +4,10 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import limits, names
-from jobs.ids import MAX_TEMPORAL_ID
 from jobs.options import (
     DEFAULT_NOTIFY_ATTEMPTS,
     DEFAULT_NOTIFY_BACKOFF,
@@ -41,7 +40,7 @@ class Model(BaseModel):
     context_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
-    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
+    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of its workers: one of its own when several models are served."""
     tokenizer: Path | None = None
     """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit and a message that holds a special
@@ -64,7 +63,9 @@ EMBEDDED_MODEL = Model(
 class GatewaySettings(BaseSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     role: Role = Role.ALL
     """`all`, or `api` or `workflows` to scale the halves apart."""
@@ -79,7 +80,7 @@ class GatewaySettings(BaseSettings):
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models as JSON: name, context_tokens, max_output_tokens, default_max_tokens; queue, tokenizer (a path),
     structured_output, special_tokens_in_messages."""
-    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
+    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """Task queue of the notifiers."""
@@ -123,6 +124,12 @@ class GatewaySettings(BaseSettings):
     """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two Redeliver of one job, at whichever gateways; earlier ones get RESOURCE_EXHAUSTED."""
+    list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
+    """Maximum duration of List. Temporal has half of it to list the jobs, or the call is UNAVAILABLE; open jobs that
+    cannot be described in the rest are shown as JOB_STATE_RUNNING."""
+    page_token_key: SecretStr | None = Field(None, min_length=16)
+    """What the page tokens of List are signed with, the same at every gateway: at least 16 random characters. Unset: a
+    key of the process's own, with which they hold at this gateway alone, and until it ends."""
     max_watchers: int = Field(5000, gt=0)
     """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import names
-from jobs.ids import MAX_TEMPORAL_ID
+from jobs.limits import MAX_TEMPORAL_ID
 
 
 class GpuWorkerSettings(BaseSettings):

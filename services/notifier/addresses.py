@@ -5,7 +5,6 @@ metadata of its cloud. A name proves nothing, since its owner can let it lead an
 So the check is made by what opens the socket, on the very address that the socket then connects to.
 """
 
-import re
 import socket
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -14,11 +13,11 @@ from typing import Any, Final
 from yarl import URL
 
 from jobs.errors import DeliveryRefused
+from jobs.hosts import is_host
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _PUBLIC_V6: Final = ip_network("2000::/3")
 """All that IANA gives out for unicast. The forms of IPv6 that carry an IPv4 address elsewhere are thereby out, too."""
 _NAT64: Final = ip_network("64:ff9b::/96")
@@ -84,7 +83,7 @@ class Guard:
             raise DeliveryRefused(f"a webhook may not go to port {port}")
         if (literal := _literal(host)) is not None:
             self._check(literal)
-        elif _NAME.fullmatch(host) is None:
+        if port == 0 or not is_host(host):
             raise DeliveryRefused("the webhook's URL names no valid host")
         return url
 

@@ -43,7 +43,9 @@ class UserEndpoint(BaseModel):
 class NotifierSettings(BaseSettings):
     """The notifier: tells the outside world how jobs ended."""
 
-    model_config = SettingsConfigDict(env_prefix="NOTIFIER_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="NOTIFIER_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     task_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """The queue to take deliveries from."""
