@@ -68,7 +68,7 @@ def job_digest(job: llm_pb2.JobRequest) -> str:
     return hashlib.sha256(job.SerializeToString(deterministic=True)).hexdigest()
 
 
-def trace_id(traceparent: str) -> str:
+def trace_id(traceparent: object) -> str:
     """Return the trace id of a W3C traceparent: 32 hexadecimal digits; empty when it is empty or none."""
-    parts = traceparent.split("-")
+    parts = traceparent.split("-") if isinstance(traceparent, str) else []
     return parts[1] if len(parts) == 4 else ""

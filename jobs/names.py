@@ -42,11 +42,15 @@ LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
 JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
 SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE)
 
-# Memo of a job's workflow: the JobOptions its gateway chose, a digest of the JobRequest that tells a repeated Submit
+# Memo of a job's workflow: the JobOptions its gateway chose, two digests of the JobRequest that tell a repeated Submit
 # from another job under the same key, and the W3C traceparent of the Submit that started it. As it closes the workflow
 # adds the final JobStatus, so that a closed job is read without a query, for which a worker may have to replay it.
+# Messages are JSON there: see jobs.memo.
 MEMO_OPTIONS: Final = "options"
+# Of the job's bytes: the only one that older gateways write, and compare.
 MEMO_DIGEST: Final = "request_sha256"
+# Of what the job asks for: see jobs.equality.
+MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_STATUS: Final = "status"
 

@@ -21,6 +21,9 @@ def duration(value: timedelta) -> Duration:
     return message
 
 
+DEFAULT_PRIORITY: Final = 3
+DEFAULT_PROGRESS_INTERVAL: Final = timedelta(seconds=10)
+
 DEFAULT_QUEUE_TIMEOUT: Final = timedelta(minutes=5)
 DEFAULT_RUN_TIMEOUT: Final = timedelta(hours=2)
 DEFAULT_TOTAL_TIMEOUT: Final = timedelta(hours=8)

@@ -35,6 +35,7 @@ from temporalio.exceptions import ActivityError, CancelledError
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.ending import add_attempt, add_result, final_state, understand
+    from jobs.memo import from_memo, to_memo
     from jobs.outcome_metrics import record_outcome
     from jobs.search import attributes_of
     from jobs.total_time import TotalTime
@@ -61,13 +62,16 @@ class LLMJobWorkflow:
         """
         info = workflow.info()
         self._job = job if job is not None else llm_pb2.JobRequest()
-        chosen = workflow.memo_value(names.MEMO_OPTIONS, None, type_hint=llm_pb2.JobOptions)
+        self._error: errors.JobError | None = None
+        try:
+            chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), llm_pb2.JobOptions)
+        except ValueError as error:
+            chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
         self._by_hand = chosen is None or job is None
         self._listed = False
         self._options = options.complete(chosen, self._job)
         self._cancel: errors.Cancelled | None = None
         self._cancelled_at: datetime | None = None
-        self._error: errors.JobError | None = None
         self._result: llm_pb2.JobResult | None = None
         self._deliveries = delivery.Deliveries(llm_pb2.DeliveryState())
         self._telling: workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None = None
@@ -75,7 +79,7 @@ class LLMJobWorkflow:
             workflow_id=info.workflow_id,
             run_id=info.run_id,
             state=llm_pb2.JOB_STATE_QUEUED,
-            trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "", type_hint=str)),
+            trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
         )
         self._status.create_time.FromDatetime(info.workflow_start_time)
 
@@ -138,6 +142,8 @@ class LLMJobWorkflow:
         if self._by_hand:
             structured = self._job.params.WhichOneof("structured_output") is not None
             try:
+                if self._error is not None:
+                    raise self._error
                 # Jobs that started before costs were judged go on as they began.
                 rules.require_valid(self._job, costs=structured and workflow.patched(names.PATCH_STRUCTURED_COSTS))
             except errors.InvalidJob as error:
@@ -289,7 +295,7 @@ class LLMJobWorkflow:
         if self._by_hand and not self._listed:
             updates += _attributes_of(self._job)
         workflow.upsert_search_attributes(updates)
-        workflow.upsert_memo({names.MEMO_STATUS: self._told_status()})
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status())})
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
         if final == llm_pb2.JOB_STATE_CANCELLED and not _asked_to_cancel():

@@ -149,6 +149,22 @@ async def test_a_key_belongs_to_one_job(stub: LlmServiceStub) -> None:
     assert details_of(refused.value)["ErrorInfo"].reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_job_that_is_written_in_another_way_is_the_same_job(stub: LlmServiceStub) -> None:
+    """A default that is written out, or an empty message: whichever of the two came first."""
+    bare = new_job(model="idle")
+    whole = llm_pb2.JobRequest()
+    whole.CopyFrom(bare)
+    whole.priority = 3
+    for field in (whole.params, whole.timeouts, whole.notify_options):
+        field.SetInParent()
+    for first, second in ((bare, whole), (whole, bare)):
+        first.request_id = second.request_id = f"{bare.request_id}-again"
+        one = await stub.Submit(llm_pb2.SubmitRequest(job=first))
+        two = await stub.Submit(llm_pb2.SubmitRequest(job=second))
+        assert (one.workflow_id, one.run_id) == (two.workflow_id, two.run_id)
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=one.workflow_id))
+
+
 async def test_cancel_keeps_the_partial_output(stub: LlmServiceStub, temporal: Client, receiver: Receiver) -> None:
     """A running job stops at once, keeps what it made, tells its webhook, and closes as Canceled."""
     job = new_job(params=LONG, notify=webhook(f"{receiver.url}/cancelled"))

@@ -13,8 +13,9 @@ _WORKFLOW_ID: Final = "temporalWorkflowID"
 
 async def traceparent_of(execution: WorkflowExecution) -> str:
     """Return the W3C traceparent of the Submit that started the job; empty for a job without."""
-    traceparent: str = await execution.memo_value(names.MEMO_TRACEPARENT, "", type_hint=str)
-    return traceparent
+    traceparent = await execution.memo_value(names.MEMO_TRACEPARENT, "")
+    # Whoever starts a workflow by hand may have written anything.
+    return traceparent if isinstance(traceparent, str) else ""
 
 
 async def link_call(execution: WorkflowExecution) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -18,7 +19,9 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names, options
+from jobs.equality import same_job_digest
 from jobs.ids import job_digest, trace_id, unshortened_workflow_id, workflow_id
+from jobs.memo import to_memo
 from jobs.rules import Violation, too_large
 from jobs.search import attributes_of
 from jobs.total_time import execution_timeout
@@ -34,7 +37,6 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.status import FINAL_STATES, JobReader, base_status
 
 _log = logging.getLogger(__name__)
-_DEFAULT_PRIORITY: Final = 3
 _DEFAULT_PAGE_SIZE: Final = 20
 _MAX_FAIRNESS_KEY: Final = 64
 """Bytes that Temporal takes of a fairness key."""
@@ -84,13 +86,13 @@ class Jobs:
         """
         job = request.job
         id_ = workflow_id(job.user_id, job.request_id)
-        digest = job_digest(job)
+        digests = {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
         if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != id_:
             # Started by a version that did not shorten ids, it may run still.
             with suppress(JobNotFound):
-                return await self._found(earlier, digest, job, None)
+                return await self._found(earlier, digests, job, None)
         chosen = self._options(job)
-        memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: digest}
+        memo = {names.MEMO_OPTIONS: to_memo(chosen), **digests}
         if traceparent := current_traceparent():
             memo[names.MEMO_TRACEPARENT] = traceparent
         try:
@@ -105,13 +107,13 @@ class Jobs:
                 memo=memo,
                 search_attributes=TypedSearchAttributes(attributes_of(job)),
                 priority=Priority(
-                    priority_key=job.priority or _DEFAULT_PRIORITY, fairness_key=_fairness_key(job.user_id)
+                    priority_key=job.priority or options.DEFAULT_PRIORITY, fairness_key=_fairness_key(job.user_id)
                 ),
                 request_eager_start=True,
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError as error:
-            return await self._found(id_, digest, job, error)
+            return await self._found(id_, digests, job, error)
         # A model of the catalogue: any other name was refused.
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
@@ -123,11 +125,16 @@ class Jobs:
         return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
 
     async def _found(
-        self, id_: str, digest: str, job: llm_pb2.JobRequest, error: WorkflowAlreadyStartedError | None
+        self,
+        id_: str,
+        digests: Mapping[str, str],
+        job: llm_pb2.JobRequest,
+        error: WorkflowAlreadyStartedError | None,
     ) -> llm_pb2.SubmitResponse:
         description = await self._reader.describe(id_)
         await link_call(description)
-        if await description.memo_value(names.MEMO_DIGEST, None) != digest:
+        # A job of an older gateway has one of the digests.
+        if not any([await description.memo_value(key, None) == digest for key, digest in digests.items()]):
             raise key_reused(job.user_id, job.request_id) from error
         status = (await self._reader.look(description)).status
         return llm_pb2.SubmitResponse(workflow_id=id_, run_id=status.run_id, status=status)

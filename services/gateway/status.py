@@ -30,6 +30,7 @@ from jobs import errors, ids, names
 from jobs.ending import add_result
 from jobs.errors import EngineFailed, to_status
 from jobs.feed import Feed
+from jobs.memo import from_memo
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
@@ -297,8 +298,12 @@ async def _final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | Non
     """Return what the workflow has left as it closed; None of one that is open, or did not get so far."""
     if execution.status in (None, WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
         return None
-    status: llm_pb2.JobStatus | None = await execution.memo_value(names.MEMO_STATUS, None, type_hint=llm_pb2.JobStatus)
-    return status
+    try:
+        return from_memo(await execution.memo_value(names.MEMO_STATUS, None), llm_pb2.JobStatus)
+    except ValueError as error:
+        # Whoever starts a workflow by hand may have written anything.
+        _log.info("the memo of %s has a status that %s", execution.id, error)
+        return None
 
 
 def _set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:

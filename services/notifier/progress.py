@@ -20,6 +20,7 @@ from temporalio.service import RPCError
 from jobs import names
 from jobs.delivery import event_type
 from jobs.errors import DeliveryFailed, to_status
+from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.running import add_run, pending_run
 from jobs.targets import describe
 from llm_pb import llm_pb2
@@ -29,7 +30,6 @@ from services.notifier.turns import Turns
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
-_DEFAULT_INTERVAL: Final = timedelta(seconds=10)
 _ATTEMPT: Final = timedelta(seconds=30)
 _TRIES: Final = 3
 """For the one event `started`."""
@@ -79,7 +79,7 @@ class NotifyProgress:
     async def _tell(self, request: llm_pb2.NotifyProgressRequest, index: int, running: "_Running", log: "_Log") -> None:
         """Tell one target: a receiver that hangs delays no other."""
         options = request.options
-        interval = options.progress_interval.ToTimedelta() or _DEFAULT_INTERVAL
+        interval = options.progress_interval.ToTimedelta() or DEFAULT_PROGRESS_INTERVAL
         await running.started()
         if llm_pb2.NOTIFY_EVENT_STARTED in options.events:
             started = self._event(request, index, llm_pb2.NOTIFY_EVENT_STARTED, running.status)

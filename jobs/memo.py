@@ -1,0 +1,34 @@
+"""Messages in a workflow's memo. They are written as JSON, which every Temporal client can read.
+
+Clients decode the memo of each workflow that they describe or list, and those without protobuf, as TypeScript's with
+its default converter, fail on a payload that they cannot read. Memos of older builds hold the messages themselves.
+"""
+
+from typing import Any, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+_M = TypeVar("_M", bound=Message)
+
+
+def to_memo(message: Message) -> dict[str, Any]:
+    """Return the message as proto3 JSON, which Temporal's converters write as `json/plain`."""
+    value: dict[str, Any] = json_format.MessageToDict(message)
+    return value
+
+
+def from_memo(value: Any, kind: type[_M]) -> _M | None:
+    """Return the message that a memo's value stands for, None for a value that is absent.
+
+    Fields that this build does not know are skipped: a newer one may have written them. Raises ValueError for a value
+    that is no such message.
+    """
+    if value is None or isinstance(value, kind):
+        return value
+    try:
+        if isinstance(value, dict):
+            return json_format.ParseDict(value, kind(), ignore_unknown_fields=True)
+    except (json_format.ParseError, RecursionError) as error:
+        raise ValueError(f"is no {kind.DESCRIPTOR.full_name}: {error}") from error
+    raise ValueError(f"is no {kind.DESCRIPTOR.full_name}")
