@@ -107,7 +107,10 @@ async def test_garbage_to_health_and_reflection_is_the_clients_fault(stack: Stac
     gateway = stack.processes["gateway"]
     log = len(gateway.log)
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
-        call = channel.stream_stream(f"/grpc.{'health' if 'Health' in method else 'reflection'}.{method}")(iter([data]))
+        call = channel.stream_stream(f"/grpc.{'health' if 'Health' in method else 'reflection'}.{method}")()
+        await call.write(data)
+        if "Health" in method:
+            await call.done_writing()
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call.read()
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
