@@ -75,7 +75,10 @@ def from_temporal(error: RPCError) -> ApiError:
     """Return what a call to Temporal that failed means to a client: it is never the client's fault."""
     if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
         return exhausted("Temporal is at its rate limit; call again")
-    message = f"Temporal cannot be reached ({error.status.name}); call again"
+    # The SDK's own time limit comes as CANCELLED.
+    late = error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
+    why = "has not answered in time" if late else f"cannot be reached ({error.status.name})"
+    message = f"Temporal {why}; call again"
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
 
 
