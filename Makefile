@@ -46,6 +46,10 @@ chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAO
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
 	$(DEV)/bin/python -m pytest -m "not vllm" tests/test_crash.py tests/test_notifier_crash.py
 
+.PHONY: fuzz
+fuzz: $(DEV)/.installed ## Make 100,000 calls at random against a stack of its own (FUZZ="--seed 7 --calls 1000")
+	$(DEV)/bin/python -m tests.fuzz $(FUZZ)
+
 .PHONY: test-vllm
 test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU
 	CHAOS_ROUNDS=5 $(VLLM)/bin/python -m pytest -m vllm

@@ -368,7 +368,7 @@ class SamplingParams(_message.Message):
     regex: _builtins.str
     """The output matches this regular expression as a whole; at most 4 KiB. Refused is what would slow every job of the
     engine's batch: a repeat of a part that varies in length, where nothing that must stand there separates two
-    rounds. (a*)*, (\\w+ ?)* and (\\w{1,8}){1,8} are refused, (\\w+ )* and [a-z]{1,64} are not. A form that slows the
+    rounds. (a*)*, ([a-z]+ ?)* and ([a-z]{1,8}){1,8} are refused, ([a-z]+ )* and [a-z]{1,64} are not. A form that slows the
     batch all the same ends its job with UNSUPPORTED_PARAMS.
     """
     logprobs: _builtins.int

@@ -1,7 +1,6 @@
 """No request holds a gateway up: whatever its bytes are, the others are served meanwhile."""
 
 import contextlib
-import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,84 +15,14 @@ from hypothesis import strategies as st
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
-from services.gateway.parsing import MAX_FIELDS
 from services.gateway.wire import count_fields
-from tests.bad_requests import REQUESTS, submit
+from tests.bad_requests import REQUESTS
 from tests.conftest import details_of, new_job
+from tests.hostile_requests import BODIES, length_delimited, varint
 from tests.test_bad_input import send
 
-MIB = 1 << 20
 ALLOWED = 0.05
 """Seconds for which one request may hold the event loop."""
-
-
-def length_delimited(number: int, value: bytes) -> bytes:
-    """Return a field of wire type 2."""
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def in_job(data: bytes) -> bytes:
-    """Return a SubmitRequest of a job that is complete but for these further bytes."""
-    return submit() + length_delimited(1, data)
-
-
-def in_params(data: bytes) -> bytes:
-    return in_job(length_delimited(6, data))
-
-
-def deep_json(size: int) -> str:
-    return '{"a":' * (size // 5)
-
-
-MOST = 2_031_000
-"""Bytes that a job may nearly have."""
-NOT_UTF8 = length_delimited(1, b"\xff")
-
-BODIES = {
-    # The one of the report: empty messages, and one text that is not UTF-8.
-    "empty messages and a text that is not UTF-8": ("Submit", in_job(b"\x2a\x00" * (2 * MIB - 64) + NOT_UTF8)),
-    "empty messages": ("Submit", in_job(b"\x2a\x00" * (MOST // 2))),
-    "empty jobs": ("Submit", b"\x0a\x00" * (MOST // 2)),
-    "empty stop texts": ("Submit", in_params(b"\x42\x00" * (MOST // 2))),
-    "empty choices": ("Submit", in_params(length_delimited(14, b"\x0a\x00" * (MOST // 2)))),
-    "empty targets": ("Submit", in_job(b"\x4a\x00" * (MOST // 2))),
-    "texts that are not UTF-8": ("Submit", in_job(b"\x2a\x03\x12\x01\xff" * (MOST // 5))),
-    "a prompt that is not UTF-8": ("Submit", in_job(length_delimited(4, b"\xff" * MOST))),
-    "stop texts that are not UTF-8": ("Submit", in_params(length_delimited(8, b"\xff" * 250) * (MOST // 260))),
-    "packed events": ("Submit", in_job(length_delimited(11, length_delimited(1, b"\x03" * MOST)))),
-    "events": ("Submit", in_job(length_delimited(11, b"\x08\x03" * (MOST // 2)))),
-    "one field again and again": ("Submit", in_job(b"\x40\x03" * (MOST // 2))),
-    "one duration again and again": ("Submit", in_job(length_delimited(10, b"\x0a\x00" * (MOST // 2)))),
-    "unknown numbers": ("Submit", in_job(b"\xf8\x07\x01" * (MOST // 3))),
-    "unknown texts": ("Submit", b"\xfa\x07\x00" * (MOST // 3)),
-    "unknown groups": ("Submit", b"\xfb\x07\xfc\x07" * (MOST // 4)),
-    "groups in groups": ("Submit", b"\xfb\x07" * (MOST // 2)),
-    "a number without an end": ("Submit", in_job(b"\x40" + b"\x80" * MOST)),
-    "a long URL": ("Submit", submit(notify=[{"webhook": {"url": "http://é" + "é/@:[" * (MOST // 7)}}])),
-    "a long model": ("Submit", submit(model="a" * MOST)),
-    "a long schema, deeply nested": ("Submit", submit(model="structured", params={"json_schema": deep_json(65_000)})),
-    "a schema of many numbers": (
-        "Submit",
-        submit(model="structured", params={"json_schema": json.dumps({"a": [0] * 21_000})}),
-    ),
-    "as many bad texts as are counted": ("Submit", in_job(b"\x2a\x03\x12\x01\xff" * (MAX_FIELDS // 2 - 8))),
-    "as many stop texts as are counted": ("Submit", in_params(length_delimited(8, b"\xff" * 240) * (MAX_FIELDS - 10))),
-    "4 MiB of a prompt": ("Submit", submit(prompt="x" * (4 * MIB - 1000))),
-    "states": ("List", length_delimited(2, b"\x01" * (4 * MIB - 1000))),
-    "unknown fields": ("GetStatus", b"\xf8\x07\x01" * MIB),
-    "an id": ("StreamStatus", llm_pb2.StreamStatusRequest(workflow_id="a" * (4 * MIB - 100)).SerializeToString()),
-    "a reason": ("Cancel", llm_pb2.CancelRequest(workflow_id="a", reason="é" * MIB).SerializeToString()),
-    "delivery ids": ("Redeliver", length_delimited(2, b"") * MIB),
-    "what ListModels does not have": ("ListModels", b"\x08\x01" * MIB),
-}
 
 
 @pytest.fixture(scope="module")

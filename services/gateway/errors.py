@@ -79,7 +79,10 @@ def from_temporal(error: RPCError) -> ApiError:
     """Return what a call to Temporal that failed means to a client: it is never the client's fault."""
     if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
         return exhausted("Temporal is at its rate limit; call again")
-    return temporal_unavailable(f"Temporal cannot be reached ({error.status.name}); call again")
+    # The SDK's own time limit comes as CANCELLED.
+    late = error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
+    why = "has not answered in time" if late else f"cannot be reached ({error.status.name})"
+    return temporal_unavailable(f"Temporal {why}; call again")
 
 
 def temporal_unavailable(message: str) -> ApiError:

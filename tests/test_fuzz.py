@@ -1,0 +1,27 @@
+"""A short run of `make fuzz`: no call, however it is made up, brings out a fault of ours."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from deploy.local.stack import Stack
+from tests.conftest import FAST, stack_settings
+from tests.fuzz import fuzz
+from tests.fuzz_calls import Calls
+
+CALLS = 10_000
+SECONDS = 800
+
+
+@pytest.mark.timeout(SECONDS + 100)
+async def test_ten_thousand_calls_find_no_fault(tmp_path: Path) -> None:
+    """Another seed each time; it is in the report, by which the run can be repeated."""
+    async with Stack(stack_settings(tmp_path), environment=FAST) as stack:
+        report = await fuzz(stack, random.SystemRandom().randrange(10**9), CALLS, SECONDS)
+    assert not report.problems, report
+    assert report.codes["OK"] > CALLS / 10
+
+
+def test_a_seed_gives_the_same_calls() -> None:
+    assert [Calls(7, 20).call(number) for number in range(50)] == [Calls(7, 20).call(number) for number in range(50)]
