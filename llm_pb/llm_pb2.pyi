@@ -368,8 +368,8 @@ class SamplingParams(_message.Message):
     regex: _builtins.str
     """The output matches this regular expression as a whole; at most 4 KiB. Refused is what would slow every job of the
     engine's batch: a repeat of a part that varies in length, where nothing that must stand there separates two
-    rounds. (a*)*, ([a-z]+ ?)* and ([a-z]{1,8}){1,8} are refused, ([a-z]+ )* and [a-z]{1,64} are not. A form that slows the
-    batch all the same ends its job with UNSUPPORTED_PARAMS.
+    rounds. (a*)*, ([a-z]+ ?)* and ([a-z]{1,8}){1,8} are refused, ([a-z]+ )* and [a-z]{1,64} are not. A form that
+    slows the batch all the same ends its job with UNSUPPORTED_PARAMS.
     """
     logprobs: _builtins.int
     """For every output token, report the log probability of it and of this many likeliest others; 0 to 20. Default: none."""

@@ -5,18 +5,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import NoReturn
 
 import uvloop
+from pydantic_settings import BaseSettings
 
 from runtime import log, telemetry
+from runtime.environment import unknown_variables
 
 _log = logging.getLogger(__name__)
 
 
-def run(service: str, main: Callable[[], Awaitable[None]]) -> NoReturn:
+def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[type[BaseSettings]] = ()) -> NoReturn:
     """Run `main()` and exit the process; `service` is its name in traces.
+
+    Logs a warning for each variable of the environment that looks like one of the `settings`, which main reads, and is
+    none. It is no error: an older build may be given the settings of a newer one.
 
     SIGTERM and SIGINT cancel it, once: what it holds in `async with` ends in reverse order, each with its own grace.
     Exits with 0 after that or when main returns, with 1 and a traceback in the log when it raises.
@@ -24,6 +29,8 @@ def run(service: str, main: Callable[[], Awaitable[None]]) -> NoReturn:
     status = 0
     try:
         log.configure(log.LogSettings())
+        for unknown in unknown_variables(os.environ, [log.LogSettings, *settings]):
+            _log.warning("%s", unknown)
         with telemetry.tracing(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(main))
     except Exception:  # noqa: BLE001  # the process ends here: it belongs in the log, then in the exit status

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message_factory import GetMessages
 from google.rpc import code_pb2 as rpc_code
 
+from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -128,6 +130,30 @@ async def test_an_example_says_what_is_wrong(client: Sequence[str], stack: Stack
     assert refused.status == 1
     assert refused.errors.startswith("INVALID_ARGUMENT: job.priority must be")
     assert "job.model" in refused.errors
+
+
+@pytest.mark.parametrize("command", [("submit", "{}"), ("watch", "llmjob-a-b"), ("cancel", "llmjob-a-b")])
+async def test_an_example_gives_a_wrong_address_up(client: Sequence[str], command: Sequence[str]) -> None:
+    """And says which it was, and where it comes from."""
+    address = f"127.0.0.1:{free_port()}"
+    ended = await run(*client, *command, LLM_ADDRESS=address)
+    assert ended.status == 1
+    assert "UNAVAILABLE" in ended.errors
+    assert ended.errors.endswith(f"Does a gateway listen at {address}? LLM_ADDRESS names another address.\n")
+    assert "Traceback" not in ended.errors
+
+
+async def test_the_python_example_is_interrupted_without_a_traceback(stack: Stack, stub: LlmServiceStub) -> None:
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+    command = (sys.executable, "-m", "examples.python.client", "watch", response.workflow_id)
+    watching = await start(*command, LLM_ADDRESS=stack.address("gateway"))
+    assert watching.stderr is not None
+    await watching.stderr.readline()
+    watching.send_signal(signal.SIGINT)
+    _, errors = await watching.communicate()
+    assert watching.returncode == 130
+    assert b"Traceback" not in errors
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=response.workflow_id))
 
 
 async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:

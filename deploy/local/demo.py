@@ -65,9 +65,10 @@ async def _demo(stack: Stack) -> None:
         for line in json.dumps(_shortened(event), indent=2, ensure_ascii=False).splitlines():
             print(f"  {line}")
 
-    _heading("Where to look next: `make up` starts all this again and keeps it, this job included")
+    _heading("Where to look next: after `make up`, which starts all this again and keeps it, this job included")
     print(hints(stack, job.model))
     print(f"  This job    {stack.web_ui}/namespaces/default/workflows/{submitted.workflow_id}\n")
+    print("The demo stops all this now: what is above answers while `make up` runs, in another terminal.\n")
 
 
 async def _watch(client: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> tuple[llm_pb2.StreamStatusResponse, str]:

@@ -1,6 +1,8 @@
 """What can keep the stack from running, in one tree.
 
     StackError
+    ├── UnknownSetting   a variable looks like a setting and is none
+    ├── EngineMissing    what the engine of the GPU workers needs is not installed
     ├── ProgramMissing   a program is neither in the environment nor on PATH
     ├── PortTaken        something else listens on a port
     ├── StateBusy        another supervisor works in the state folder
@@ -10,11 +12,32 @@
 Every message is for a person at a terminal and says what to do.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from runtime.environment import Unknown
 
 
 class StackError(Exception):
     """The stack cannot start or cannot go on."""
+
+
+class UnknownSetting(StackError):
+    """Variables look like settings and are none: what they were meant to change would stay as it is."""
+
+    def __init__(self, unknown: Sequence[Unknown]) -> None:
+        super().__init__("\n".join(map(str, unknown)))
+
+
+class EngineMissing(StackError):
+    """The package of the engine that the GPU workers are to run is not installed."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(
+            f"STACK_ENGINE is {engine}, which is not installed in {sys.prefix}. docs/operate.md says how vLLM is"
+            " installed; torch and simulated are there after `make env`."
+        )
 
 
 class ProgramMissing(StackError):

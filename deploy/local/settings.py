@@ -1,7 +1,7 @@
 """The stack's settings, all in the environment with the prefix STACK_."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,7 +45,7 @@ class StackSettings(BaseSettings):
     demo_webhook_port: Port = 8235
     """Where the demo receives the outcome."""
 
-    engine: str = "torch"
+    engine: Literal["torch", "vllm", "simulated"] = "torch"
     """The engine of the GPU workers: torch, vllm or simulated."""
     gpu_workers: Annotated[int, Field(ge=0)] = 1
     """How many GPU workers run."""

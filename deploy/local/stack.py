@@ -8,6 +8,7 @@ Nothing here restarts a process that ends: see `supervisor` for that.
 """
 
 import fcntl
+import importlib.util
 import os
 import signal
 import stat
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, Self
 
-from deploy.local.errors import StateBusy
+from deploy.local.errors import EngineMissing, StateBusy
 from deploy.local.parts import LISTENERS, METRICS, PARTS, SERVERS, Wiring
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
@@ -44,7 +45,7 @@ class Stack:
         environment: Mapping[str, Mapping[str, str]] | None = None,
         report: Report = lambda name, words: None,
     ) -> None:
-        """Define the processes; raises ProgramMissing.
+        """Define the processes; raises ProgramMissing, and EngineMissing when there are to be GPU workers.
 
         `only` names the kinds (keys of PARTS) that run; `environment` holds extra variables for all processes of one.
         """
@@ -59,6 +60,8 @@ class Stack:
         self._addresses: dict[str, str] = {}
         self._metrics_addresses: dict[str, str] = {}
         self._lock: IO[str] | None = None
+        if "gpu-worker" in only:
+            _require_engine(settings.engine)
         for kind in sorted(only, key=list(PARTS).index):
             for _ in range(settings.gpu_workers if kind == "gpu-worker" else 1):
                 self.add(kind)
@@ -150,6 +153,12 @@ class Stack:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _require_engine(engine: str) -> None:
+    """Raise EngineMissing where the engine's package is not installed; it is not imported, which takes seconds."""
+    if engine != "simulated" and importlib.util.find_spec(engine) is None:
+        raise EngineMissing(engine)
 
 
 def _ports_of(kind: str) -> tuple[str, ...]:

@@ -13,7 +13,11 @@ const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
 const ROOT = path.join(__dirname, '..', '..');
+const ADDRESS = process.env.LLM_ADDRESS ?? '127.0.0.1:50051';
 const RETRY_MS = 1000;
+// How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
+const TRIES = 60;
+const FIRST_TRIES = 5;
 // Both pass by themselves: a gateway that restarts or is cut off, and one that serves its limit of streams.
 const PASSING = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED];
 
@@ -37,8 +41,11 @@ function call(client, method, request) {
 }
 
 // Follows a job to its end and returns the last message: the final status and the result. A stream that breaks is
-// opened again where it broke, so that `onMessage` sees every byte of the output once.
+// opened again where it broke, so that `onMessage` sees every byte of the output once. Throws an error that does not pass
+// by itself, or not in time.
 async function watch(client, workflowId, offset, onMessage) {
+  let failures = 0;
+  let tries = FIRST_TRIES;
   let token = '';
   for (;;) {
     try {
@@ -46,11 +53,15 @@ async function watch(client, workflowId, offset, onMessage) {
       const place = { output_offset: offset, resume_token: token };
       for await (last of client.StreamStatus({ workflow_id: workflowId, ...place })) {
         ({ next_offset: offset, resume_token: token } = last);
+        failures = 0;
+        tries = TRIES;
         onMessage(last);
       }
       return last;
     } catch (error) {
-      if (!PASSING.includes(error.code)) throw error;
+      failures += 1;
+      if (error.code === grpc.status.RESOURCE_EXHAUSTED) tries = TRIES;
+      if (!PASSING.includes(error.code) || failures === tries) throw error;
       console.error(`${error.details}; going on at byte ${offset}`);
       await delay(RETRY_MS);
     }
@@ -64,7 +75,7 @@ function show({ delta, status }) {
 }
 
 async function main([command, ...args]) {
-  const client = connect(process.env.LLM_ADDRESS ?? '127.0.0.1:50051');
+  const client = connect(ADDRESS);
   switch (command) {
     case 'submit': {
       const { workflow_id } = await call(client, 'Submit', { job: JSON.parse(args[0]) });
@@ -94,6 +105,9 @@ main(process.argv.slice(2)).then(
   (error) => {
     // grpc-js fills code and details in; anything else is a mistake in the arguments.
     console.error(error.code === undefined ? error : `${grpc.status[error.code]}: ${error.details}`);
+    if (error.code === grpc.status.UNAVAILABLE) {
+      console.error(`Does a gateway listen at ${ADDRESS}? LLM_ADDRESS names another address.`);
+    }
     process.exitCode = 1;
   },
 );

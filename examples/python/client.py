@@ -19,7 +19,10 @@ from google.protobuf import json_format
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
+ADDRESS = os.environ.get("LLM_ADDRESS", "127.0.0.1:50051")
 RETRY_SECONDS = 1
+TRIES, FIRST_TRIES = 60, 5
+"""How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong."""
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """Both pass by themselves: a gateway that restarts or is cut off, and one that serves its limit of streams."""
 
@@ -27,18 +30,24 @@ PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 async def watch(stub: LlmServiceStub, workflow_id: str, offset: int = 0) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
     """Yield a job's messages to its end.
 
-    A stream that breaks is opened again where it broke, so that every byte of the output comes once.
+    A stream that breaks is opened again where it broke, so that every byte of the output comes once. Raises AioRpcError
+    for an error that does not pass by itself, or not in time.
     """
     token = ""
+    failures, tries = 0, FIRST_TRIES
     while True:
         request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id, output_offset=offset, resume_token=token)
         try:
             async for message in stub.StreamStatus(request):
                 offset, token = message.next_offset, message.resume_token
+                failures, tries = 0, TRIES
                 yield message
             return
         except grpc.aio.AioRpcError as error:
-            if error.code() not in PASSING:
+            failures += 1
+            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                tries = TRIES
+            if error.code() not in PASSING or failures == tries:
                 raise
             print(f"{error.details()}; going on at byte {offset}", file=sys.stderr)
             await asyncio.sleep(RETRY_SECONDS)
@@ -58,7 +67,7 @@ def show(message: llm_pb2.StreamStatusResponse) -> None:
 async def run(arguments: argparse.Namespace) -> int:
     """Do what the command line asks for; return the exit status."""
     options = [("grpc.keepalive_time_ms", 30_000)]
-    async with grpc.aio.insecure_channel(os.environ.get("LLM_ADDRESS", "127.0.0.1:50051"), options) as channel:
+    async with grpc.aio.insecure_channel(ADDRESS, options) as channel:
         stub = LlmServiceStub(channel)
         match arguments.command:
             case "submit":
@@ -96,6 +105,10 @@ def main() -> int:
         print(error, file=sys.stderr)
     except grpc.aio.AioRpcError as error:
         print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            print(f"Does a gateway listen at {ADDRESS}? LLM_ADDRESS names another address.", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
     return 1
 
 

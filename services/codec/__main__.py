@@ -26,4 +26,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run("codec", main)
+    process.run("codec", main, (CodecSettings,))

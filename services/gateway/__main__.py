@@ -32,4 +32,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run("gateway", main)
+    process.run("gateway", main, (GatewaySettings, FeedSettings, temporal.TemporalSettings))

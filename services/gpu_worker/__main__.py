@@ -53,4 +53,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run("gpu-worker", main)
+    process.run("gpu-worker", main, (GpuWorkerSettings, FeedSettings, temporal.TemporalSettings))

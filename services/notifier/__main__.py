@@ -46,4 +46,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run("notifier", main)
+    process.run("notifier", main, (NotifierSettings, temporal.TemporalSettings))

@@ -1,0 +1,47 @@
+"""Finds variables of the environment that look like a setting and are none: a misspelt one silently does nothing."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
+
+from pydantic_settings import BaseSettings
+
+_SHARED_PREFIXES: Final = ("LOG_", "TEMPORAL_")
+"""Other programs' variables begin so, too."""
+_SERVICE_LINK: Final = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
+"""What Kubernetes sets for each Service, which may have the name of ours."""
+_SIMILAR: Final = 0.6
+_ALMOST_EQUAL: Final = 0.9
+
+
+class Unknown(NamedTuple):
+    """A variable that looks like a setting and is none."""
+
+    name: str
+    meant: str | None
+    """The setting whose name is most like it. None when none is like it, and it may be another program's."""
+
+    def __str__(self) -> str:
+        """For people. Never the value, which may be a secret."""
+        return f"{self.name} is no setting" + (f": do you mean {self.meant}?" if self.meant else "")
+
+
+def unknown_variables(names: Iterable[str], settings: Collection[type[BaseSettings]]) -> list[Unknown]:
+    """Return which of the names of variables look like one of the settings and are none, in their order."""
+    prefixes = [str(kind.model_config.get("env_prefix", "")) for kind in settings]
+    known = [f"{p}{field.upper()}" for p, kind in zip(prefixes, settings, strict=True) for field in kind.model_fields]
+    own = [prefix for prefix in prefixes if prefix not in _SHARED_PREFIXES]
+    unknown = []
+    for name in names:
+        # Settings are found in any case.
+        upper = name.upper()
+        if upper in known or _SERVICE_LINK.fullmatch(upper):
+            continue
+        prefix = next((prefix for prefix in own if upper.startswith(prefix)), "")
+        rest = [setting.removeprefix(prefix) for setting in known if setting.startswith(prefix)]
+        cutoff = _SIMILAR if prefix else _ALMOST_EQUAL
+        similar = difflib.get_close_matches(upper.removeprefix(prefix), rest, n=1, cutoff=cutoff)
+        if prefix or similar:
+            unknown.append(Unknown(name, prefix + similar[0] if similar else None))
+    return unknown
