@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
 from tests.conftest import FAST, stack_settings
-from tests.fuzz_calls import SERVICE, Call, Calls
+from tests.fuzz_calls import REFLECTION, SERVICE, Call, Calls
 from tests.hostile_requests import BODIES
 
 Code = grpc.StatusCode
@@ -36,7 +36,7 @@ CALL_SECONDS: Final = 60
 STREAM_SECONDS: Final = 2
 """How long a stream is read at most."""
 STREAM_MESSAGES: Final = 5
-GROWTH_BYTES: Final = 64 << 20
+GROWTH_BYTES: Final = 48 << 20
 """What a process may have grown from the middle of a run to its end."""
 PYTHON: Final = ("gateway", "gpu-worker", "notifier")
 ANSWERS: Final = frozenset(
@@ -52,6 +52,8 @@ ANSWERS: Final = frozenset(
     }
 )
 LEFT: Final = "the client left"
+OVERTAKEN: Final = "the answer came before the last request was sent"
+"""The client library calls that INTERNAL by itself: https://github.com/grpc/grpc/issues/36066"""
 _HOW_JOBS_FAIL: Final = "Completing activity as failed"
 """Temporal's library logs so that a job failed, which is an outcome: of a model that no worker serves here, say."""
 
@@ -103,10 +105,12 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
 
     async def client(channel: grpc.aio.Channel, until: int) -> None:
         for number in numbers:
+            if number and number % 10_000 == 0:
+                print(f"{number} calls in {time.monotonic() - began:.0f} s", file=sys.stderr)
             call = calls.call(number)
             code, details = await _outcome(channel, call)
             codes[code.name if isinstance(code, Code) else code] += 1
-            if not _is_answer(call, code, details) and len(problems) < 20:
+            if not _is_answer(call, code) and len(problems) < 20:
                 problems.append(f"{call}: {code} {details}")
             if number >= until or time.monotonic() - began > seconds:
                 return
@@ -127,7 +131,7 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
     if not await _serves(address):
         problems.append("the gateway does not serve any more")
     end = _sizes(stack)
-    grown = {name: end[name] - size for name, size in middle.items()}
+    grown = {name: end[name] - size for name, size in middle.items() if name in end}
     problems += [f"{name} has grown by {size >> 20} MiB" for name, size in grown.items() if size > GROWTH_BYTES]
     problems += _troubles(stack)
     return Report(seed, made, round(time.monotonic() - began, 1), dict(codes.most_common()), grown, problems)
@@ -152,6 +156,8 @@ async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCo
         else:
             await _read(made)
     except grpc.aio.AioRpcError as error:
+        if error.details() == "Internal error from Core":
+            return OVERTAKEN, ""
         return error.code(), error.details() or ""
     except asyncio.CancelledError:
         return LEFT, ""
@@ -168,9 +174,8 @@ async def _read(stream: Any) -> None:
     stream.cancel()
 
 
-def _is_answer(call: Call, code: grpc.StatusCode | str, details: str) -> bool:
-    # What the client makes of a status that overtakes a request it still sends: https://github.com/grpc/grpc/issues/36066
-    if code in ANSWERS or (len(call.requests) != 1 and details == "Internal error from Core"):
+def _is_answer(call: Call, code: grpc.StatusCode | str) -> bool:
+    if code in ANSWERS or (code == OVERTAKEN and REFLECTION in call.method):
         return True
     if code in (LEFT, Code.CANCELLED):
         return call.leave is not None
@@ -202,7 +207,11 @@ def _troubles(stack: Stack) -> list[str]:
 
 async def _serves(address: str) -> bool:
     async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
-        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        check = health_pb2_grpc.HealthStub(channel).Check
+        try:
+            health = await check(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
     return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
 
 
