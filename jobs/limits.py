@@ -19,3 +19,6 @@ MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 4096
 
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Largest JobResult that NotifyUI is given whole: a job's deliveries are scheduled in one message."""
+
+DEFAULT_PRIORITY: Final = 3
+"""Of 1 (first) to 5 (last): a job's that does not say, and the first that an operator has to allow."""
