@@ -32,7 +32,6 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.status import FINAL_STATES, JobReader, base_status
 
 _log = logging.getLogger(__name__)
-_DEFAULT_PRIORITY: Final = 3
 _DEFAULT_PAGE_SIZE: Final = 20
 _MAX_FAIRNESS_KEY: Final = 64
 """Bytes that Temporal takes of a fairness key."""
@@ -88,9 +87,8 @@ class Jobs:
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=memo,
                 search_attributes=_search_attributes(job),
-                priority=Priority(
-                    priority_key=job.priority or _DEFAULT_PRIORITY, fairness_key=_fairness_key(job.user_id)
-                ),
+                # Not the job's priority, which is of its turn at the GPU alone: see jobs.workflow.
+                priority=Priority(fairness_key=_fairness_key(job.user_id)),
                 request_eager_start=True,
                 rpc_timeout=RPC_TIMEOUT,
             )
@@ -186,6 +184,9 @@ class Jobs:
         if job.ByteSize() > settings.max_job_bytes:
             rule = f"is {job.ByteSize()} bytes; at most {settings.max_job_bytes} fit"
             violations.append(Violation("job", rule))
+        if 1 <= job.priority < settings.highest_priority:
+            rule = f"must be {settings.highest_priority} (first) to 5 (last) here, or 0 for the default"
+            violations.append(Violation("job.priority", rule))
         most = {
             "total": settings.max_total_timeout,
             "queue": settings.max_queue_timeout,
