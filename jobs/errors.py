@@ -58,7 +58,7 @@ class PromptTooLong(JobError):
 
 
 class UnsupportedParams(JobError):
-    """The engine cannot do what the sampling parameters ask for."""
+    """The engine cannot do what the sampling parameters ask for, or not without holding up all other jobs."""
 
     reason = "UNSUPPORTED_PARAMS"
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
 from llm_pb import llm_pb2
@@ -79,3 +79,11 @@ def retry_policy(options: llm_pb2.RetryOptions) -> RetryPolicy:
         backoff_coefficient=options.backoff_coefficient,
         maximum_attempts=options.maximum_attempts,
     )
+
+
+def gpu_priority(job: llm_pb2.JobRequest, workflow: Priority) -> Priority:
+    """Return the priority of the job's turn at the GPU, and of nothing else: its other steps all take fair turns.
+
+    With the workflow's fairness key: Temporal does not show that an activity with a priority of its own inherits it.
+    """
+    return Priority(priority_key=job.priority or DEFAULT_PRIORITY, fairness_key=workflow.fairness_key)

@@ -140,12 +140,13 @@ class LLMJobWorkflow:
     def _is_valid(self) -> bool:
         """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
         if self._by_hand:
-            structured = self._job.params.WhichOneof("structured_output") is not None
+            structured = self._job.params.WhichOneof("structured_output")
+            # Jobs that started before costs were judged go on as they began.
+            costs = structured is not None and workflow.patched(names.PATCH_STRUCTURED_COSTS)
             try:
                 if self._error is not None:
                     raise self._error
-                # Jobs that started before costs were judged go on as they began.
-                rules.require_valid(self._job, costs=structured and workflow.patched(names.PATCH_STRUCTURED_COSTS))
+                rules.require_valid(self._job, costs=costs)
             except errors.InvalidJob as error:
                 self._error = error
                 # Nothing that it asks for counts: who is told of its end is the operator's choice.
@@ -199,6 +200,7 @@ class LLMJobWorkflow:
             retry_policy=options.retry_policy(retry),
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=self._job.model,
+            priority=options.gpu_priority(self._job, workflow.info().priority),
         )
         await self._until(lambda: run.done() or self._cancel is not None)
         if not run.done():

@@ -243,7 +243,9 @@ class JobRequest(_message.Message):
     project_id: _builtins.str
     """A label to group and list jobs by. Optional; same form as user_id."""
     priority: _builtins.int
-    """1 (first) to 5 (last). Default 3 when unset or 0."""
+    """The turn at the GPU: 1 (first) to 5 (last). Default 3 when unset or 0. Jobs of a higher priority go first, whoever's
+    they are; jobs of the same one take fair turns by user. The operator says how high a job may ask: by default 3.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """A conversation, rendered by the model's own chat template. Exactly one of prompt and messages must be set. At most

@@ -148,7 +148,7 @@ def _submit_rows() -> Iterator[Row]:
             yield _row(f"{field} with {what}", submit(**{field: value}), f"job.{field}")
     for value in ("", "unknown", "../x", "a\x00", "a" * 256):
         yield _row(f"model {value[:12]!r}", submit(model=value), "job.model")
-    for priority in (-1, 6, -(2**31), 2**31 - 1):
+    for priority in (-1, 1, 2, 6, -(2**31), 2**31 - 1):
         yield _row(f"priority {priority}", submit(priority=priority), "job.priority")
     yield _row("job over Temporal's payload limit", submit(model="structured", prompt="x" * (2 << 20)), "job")
     yield _row("job just over", submit(model="structured", prompt="x" * limits.MAX_JOB_BYTES), "job")

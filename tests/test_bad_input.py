@@ -169,7 +169,7 @@ async def test_what_does_not_exist_is_not_found(channel: grpc.aio.Channel) -> No
 
 
 VALID = {
-    "Submit": submit(params={"max_tokens": 1, "stop": ["x"], "temperature": 1.0}, project_id="p", priority=1),
+    "Submit": submit(params={"max_tokens": 1, "stop": ["x"], "temperature": 1.0}, project_id="p", priority=4),
     "GetStatus": llm_pb2.GetStatusRequest(workflow_id="llmjob-u-r").SerializeToString(),
     "StreamStatus": llm_pb2.StreamStatusRequest(workflow_id="llmjob-u-r", output_offset=1).SerializeToString(),
     "Cancel": llm_pb2.CancelRequest(workflow_id="llmjob-u-r", reason="why").SerializeToString(),

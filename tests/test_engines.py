@@ -342,3 +342,36 @@ async def test_a_model_that_cannot_be_loaded_is_engine_dead(name: str, tmp_path:
     with pytest.raises(EngineDead, match=str(tmp_path)):
         await engine.start()
     await engine.close()
+
+
+@pytest.mark.parametrize("backend", ["auto", "outlines", "lm-format-enforcer"])
+async def test_a_backend_that_nothing_bounds_is_refused(name: str, backend: str) -> None:
+    if name != "vllm":
+        pytest.skip("the other engines have no backends")
+    with pytest.raises(ValueError, match=r"structured_outputs_config\.backend must be one of xgrammar, guidance"):
+        create_engine(name, EngineConfig(MODEL, PLACES, {"structured_outputs_config": {"backend": backend}}))
+
+
+async def test_structured_output_that_slows_the_batch_is_ended_and_nothing_else(name: str) -> None:
+    """The newest first, until those that are left are fast enough."""
+    if name != "vllm":
+        pytest.skip("the other engines make no structured output step by step")
+    # A floor that the test's machine is above, and that these forms are below whatever the machine.
+    options = {**OPTIONS[name], "structured_floor": 10, "structured_slowdown": 3}
+    engine = create_engine(name, EngineConfig(MODEL, PLACES, options))
+    await engine.start()
+    started = asyncio.Event()
+    neighbour = asyncio.create_task(endless(engine, started))
+    await started.wait()
+    form = r"(\w{1,500} ?){1,500}"
+    slow = [asyncio.create_task(outputs(engine, prompt(max_tokens=900, min_tokens=900, regex=form))) for _ in range(2)]
+    with pytest.raises(UnsupportedParams, match=r"params\.regex slowed every job of its batch to less than"):
+        await slow[1]
+    assert not neighbour.done()
+    assert not slow[0].done()
+    with pytest.raises(UnsupportedParams):
+        await slow[0]
+    assert not neighbour.done()
+    assert not engine.dead.is_set()
+    neighbour.cancel()
+    await engine.close()

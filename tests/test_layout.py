@@ -25,7 +25,11 @@ ONLY = {
     "nats": {"jobs/feed_nats.py", "jobs/feed_nats_consumers.py", "services/notifier/sink_nats.py"},
     "aiokafka": {"services/notifier/sink_kafka.py"},
     "aiohttp": {"payload_converter/codec_server.py", "services/notifier/sink_webhook.py"},
-    "vllm": {"services/gpu_worker/engine_vllm.py"},
+    "vllm": {
+        "services/gpu_worker/engine_vllm.py",
+        "services/gpu_worker/vllm_options.py",
+        "services/gpu_worker/vllm_requests.py",
+    },
     "torch": {
         "services/gpu_worker/engine_torch.py",
         "services/gpu_worker/torch_batch.py",

@@ -106,9 +106,8 @@ class Jobs:
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=memo,
                 search_attributes=TypedSearchAttributes(attributes_of(job)),
-                priority=Priority(
-                    priority_key=job.priority or options.DEFAULT_PRIORITY, fairness_key=_fairness_key(job.user_id)
-                ),
+                # Not the job's priority, which is of its turn at the GPU alone: see jobs.workflow.
+                priority=Priority(fairness_key=_fairness_key(job.user_id)),
                 request_eager_start=True,
                 rpc_timeout=RPC_TIMEOUT,
             )
@@ -218,6 +217,9 @@ class Jobs:
             # Nothing else is worth the time.
             return [Violation("job", too_large(job.ByteSize(), settings.max_job_bytes))]
         violations = await self._models.check(job)
+        if 1 <= job.priority < settings.highest_priority:
+            rule = f"must be {settings.highest_priority} (first) to 5 (last) here, or 0 for the default"
+            violations.append(Violation("job.priority", rule))
         most = {
             "total": settings.max_total_timeout,
             "queue": settings.max_queue_timeout,

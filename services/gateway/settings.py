@@ -16,6 +16,7 @@ from jobs.options import (
     DEFAULT_NOTIFY_MAX_INTERVAL,
     DEFAULT_NOTIFY_TIMEOUT,
     DEFAULT_NOTIFY_WITHIN,
+    DEFAULT_PRIORITY,
     DEFAULT_QUEUE_TIMEOUT,
     DEFAULT_RUN_TIMEOUT,
     DEFAULT_TOTAL_TIMEOUT,
@@ -88,6 +89,9 @@ class GatewaySettings(BaseSettings):
     """Largest gRPC message taken or sent."""
     max_job_bytes: int = Field(limits.MAX_JOB_BYTES, gt=0, le=limits.MAX_JOB_BYTES)
     """Largest job; Temporal's payload limit bounds it."""
+    highest_priority: int = Field(DEFAULT_PRIORITY, ge=1, le=DEFAULT_PRIORITY)
+    """The highest priority that a job may ask for: 1 (first) to 3. Jobs of a higher one pass all others by, whoever's
+    they are; by default users can put only their own jobs behind, and all take fair turns."""
     total_timeout: timedelta = DEFAULT_TOTAL_TIMEOUT
     """A job's whole life, when it does not say."""
     queue_timeout: timedelta = DEFAULT_QUEUE_TIMEOUT

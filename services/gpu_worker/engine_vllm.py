@@ -1,19 +1,20 @@
-"""The production engine: vLLM's AsyncLLM. The only module that imports vllm.
+"""The production engine: vLLM's AsyncLLM. Only this module, vllm_options and vllm_requests import vllm.
 
-Options are fields of vLLM's AsyncEngineArgs, passed through. vLLM schedules: requests join and leave its batch at any
-step, by priority, and share cached prefixes within one user's jobs only (a cache salt per user, so that timing tells
-nobody what others ask). Its model runs in processes of its own, started afresh rather than forked, because a worker
-has threads that do not survive a fork: the worker's main module must guard its start by `__name__ == "__main__"`.
+Options are fields of vLLM's AsyncEngineArgs, passed through, and GUARD_OPTIONS. vLLM schedules: requests join and leave
+its batch at any step, by priority, and share cached prefixes within one user's jobs only (a cache salt per user, so
+that timing tells nobody what others ask). Its model runs in processes of its own, started afresh rather than forked,
+because a worker has threads that do not survive a fork: the worker's main module must guard its start by
+`__name__ == "__main__"`.
 
 Text is made here, not by vLLM, so that it comes out the same as from the other engines and across a cut.
 """
 
 import asyncio
 import contextlib
-import dataclasses
+import logging
 import multiprocessing
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -25,35 +26,26 @@ os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(os.path.dirname(_
 from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
 from vllm.exceptions import VLLMClientError
 from vllm.outputs import CompletionOutput
-from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
 from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
+from jobs.options import DEFAULT_PRIORITY
 from llm_pb import llm_pb2
 from services.gpu_worker.chat import PromptEncoder
 from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.output_text import LENGTH, STOP, OutputWriter
+from services.gpu_worker.structured_guard import PACE_STEPS, Member, StructuredGuard
+from services.gpu_worker.vllm_options import engine_arguments, gpu_info, new_guard
+from services.gpu_worker.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
 
-CHOSEN_HERE: Final = ("model", "max_num_seqs", "scheduling_policy")
-"""Fields of AsyncEngineArgs that the worker's own settings decide."""
-SAME_NAME: Final = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logprobs",
-)
-"""Fields that SamplingParams of llm.proto and of vLLM have in common, with the same meaning."""
-DEFAULT_PRIORITY: Final = 3
-CPU_CACHE_BYTES: Final = 1 << 30
+log = logging.getLogger(__name__)
+
+PACE_ID: Final = "pace"
+"""Of the generation that shows how fast the engine is."""
 WATCH_SECONDS: Final = 0.5
 GONE_SECONDS: Final = 5
 """The kernel may take a while to take back a large process."""
@@ -68,9 +60,11 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, arguments: AsyncEngineArgs, special_tokens_in_messages: bool) -> None:
+    def __init__(self, arguments: AsyncEngineArgs, special_tokens_in_messages: bool, guard: StructuredGuard) -> None:
         self._arguments = arguments
         self._special_tokens_in_messages = special_tokens_in_messages
+        self._guard = guard
+        self._ending: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Future[AsyncLLM] | None = None
         self._llm: AsyncLLM | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -99,6 +93,7 @@ class VllmEngine:
         self._prompts = await asyncio.to_thread(
             PromptEncoder, llm.get_tokenizer(), self.context_tokens, self._special_tokens_in_messages
         )
+        await self._learn_pace(llm)
         self._watch = asyncio.create_task(self._watch_over(llm))
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
@@ -117,20 +112,47 @@ class VllmEngine:
             trace_headers=generation.trace_headers if await llm.is_tracing_enabled() else None,
             priority=job.priority or DEFAULT_PRIORITY,
         )
-        async with contextlib.aclosing(stream):
+        form = job.params.WhichOneof("structured_output")
+        with self._guard.member(generation.request_id, structured=form is not None) as member:
+            async with contextlib.aclosing(stream):
+                try:
+                    async for request in stream:
+                        if member.ended:
+                            raise UnsupportedParams(f"params.{form} {self._guard.reason()}")
+                        member.decoding = True
+                        output = self._output(llm, writer, request.outputs[0], job.params)
+                        yield output
+                        if output.finish_reason is not None:
+                            return
+                except EngineDeadError as error:
+                    self.dead.set()
+                    raise self._death() from error
+                except EngineGenerateError as error:
+                    raise EngineFailed(f"the engine failed on this job: {error.__cause__ or error}") from error
+                except (VLLMClientError, ValueError) as error:
+                    raise UnsupportedParams(f"params: {error}") from error
+
+    async def _learn_pace(self, llm: AsyncLLM) -> None:
+        """Generate a few tokens, so that the guard knows how fast the engine is before any job can slow it."""
+        few = min(PACE_STEPS + 4, self.context_tokens - 1)
+        params = SamplingParams(max_tokens=few, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA)
+        with self._guard.member(PACE_ID, structured=False) as member:
             try:
-                async for request in stream:
-                    output = self._output(llm, writer, request.outputs[0], job.params)
-                    yield output
-                    if output.finish_reason is not None:
-                        return
-            except EngineDeadError as error:
-                self.dead.set()
-                raise self._death() from error
-            except EngineGenerateError as error:
-                raise EngineFailed(f"the engine failed on this job: {error.__cause__ or error}") from error
-            except (VLLMClientError, ValueError) as error:
-                raise UnsupportedParams(f"params: {error}") from error
+                async for _ in llm.generate(TokensPrompt(prompt_token_ids=[0]), params, PACE_ID):
+                    member.decoding = True
+            except Exception as error:
+                raise EngineDead(f"cannot generate with the model {self._arguments.model}: {error}") from error
+
+    def _on_step(self, scheduler: int) -> None:
+        self._end(self._guard.step(scheduler))
+
+    def _end(self, member: Member | None) -> None:
+        """Take a generation out of the batch, which its generate() then says."""
+        if member is not None and self._llm is not None:
+            log.warning("structured output ended: it slowed the whole batch", extra={"request_id": member.request_id})
+            ending = asyncio.create_task(self._llm.abort(member.request_id))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     def load(self) -> Load:
         """Sum up what vLLM's schedulers, one for each data-parallel rank, have said after their last step."""
@@ -142,7 +164,7 @@ class VllmEngine:
         )
 
     def _new_stats(self, vllm_config: Any, engine_index: int = 0) -> "LatestStats":
-        self._stats.append(LatestStats(vllm_config, engine_index))
+        self._stats.append(LatestStats(vllm_config, engine_index, self._on_step))
         return self._stats[-1]
 
     async def close(self) -> None:
@@ -179,9 +201,10 @@ class VllmEngine:
         return EngineDead("the engine was closed" if self._closed else "the engine's process ended")
 
     async def _watch_over(self, llm: AsyncLLM) -> None:
-        """Notice the death of the model's process also when nothing runs."""
-        while not llm.errored:  # noqa: ASYNC110  there is no event to wait for
+        """Notice the death of the model's process also when nothing runs, and a step that does not end."""
+        while not llm.errored:
             await asyncio.sleep(WATCH_SECONDS)
+            self._end(self._guard.check())
         self.dead.set()
 
     def _prepare(self, llm: AsyncLLM, generation: Generation) -> tuple[list[int], OutputWriter, Output | None]:
@@ -241,75 +264,24 @@ class VllmEngine:
 class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there when types are checked
     """Keeps what a scheduler of vLLM's says after each step."""
 
-    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+    def __init__(self, vllm_config: Any, engine_index: int, on_step: Callable[[int], None]) -> None:
         self.latest = SchedulerStats()
+        self._engine_index = engine_index
+        self._on_step = on_step
 
     def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
         """Take a step's figures; None for a step without."""
         if scheduler_stats is not None:
             self.latest = scheduler_stats
+            self._on_step(self._engine_index)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
 
 
-def structured_outputs(params: llm_pb2.SamplingParams) -> StructuredOutputsParams | None:
-    """Return the constraint on the output's form, if there is one."""
-    kind = params.WhichOneof("structured_output")
-    if kind == "json_schema":
-        return StructuredOutputsParams(json=params.json_schema)
-    if kind == "regex":
-        return StructuredOutputsParams(regex=params.regex)
-    if kind == "choice":
-        return StructuredOutputsParams(choice=list(params.choice.options))
-    return None
-
-
-def token_logprobs(place: Any, chosen: int, most: int, decode: Any) -> llm_pb2.TokenLogprobs:
-    """Return vLLM's log probabilities at one place, a mapping from token to Logprob."""
-    ordered = sorted(place.items(), key=lambda item: item[1].rank)
-    top = [llm_pb2.TokenLogprob(token=decode([token]), logprob=value.logprob) for token, value in ordered[:most]]
-    return llm_pb2.TokenLogprobs(
-        chosen=llm_pb2.TokenLogprob(token=decode([chosen]), logprob=place[chosen].logprob), top=top
-    )
-
-
-def gpu_info(count: int) -> llm_pb2.GpuInfo:
-    """Return what a result says about where it was made. Asks the driver, so that this process needs no GPU memory."""
-    if current_platform.is_cpu():
-        return llm_pb2.GpuInfo(name="cpu")
-    return llm_pb2.GpuInfo(
-        name=current_platform.get_device_name(),
-        memory_bytes=current_platform.get_device_total_memory(),
-        count=count,
-    )
-
-
-def cpu_defaults() -> dict[str, Any]:
-    """Return what differs on a CPU: exact numbers, little memory, and no minutes spent on compiling."""
-    if not current_platform.is_cpu():
-        return {}
-    defaults: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-    if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
-    return defaults
-
-
 def create(config: EngineConfig) -> VllmEngine:
-    """Return the engine, not yet started. Raises ValueError for an option that AsyncEngineArgs does not have."""
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - set(CHOSEN_HERE)
-    unknown = sorted(set(config.options) - known)
-    if unknown:
-        raise ValueError(f"options: {', '.join(unknown)} is none of vLLM's, or set by the worker itself")
-    return VllmEngine(
-        AsyncEngineArgs(
-            model=config.model_path,
-            max_num_seqs=config.max_concurrent,
-            scheduling_policy="priority",
-            **{**cpu_defaults(), **config.options},
-        ),
-        config.special_tokens_in_messages,
-    )
+    """Return the engine, not yet started. Raises ValueError for an option that there is not."""
+    return VllmEngine(engine_arguments(config), config.special_tokens_in_messages, new_guard(config))
 
 
 def _kill_children() -> None:

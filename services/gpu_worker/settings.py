@@ -22,7 +22,8 @@ class GpuWorkerSettings(BaseSettings):
     model_path: str = "models/docstrings"
     """A folder in Hugging Face format, or a hub name."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs."""
+    """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs, and structured_floor and
+    structured_slowdown."""
     task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """The queue to take jobs from."""
     max_concurrent: int = Field(16, gt=0)
