@@ -20,6 +20,7 @@ from deploy.local.stack import Stack
 from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.attacks import GOAWAY, PING, PREFACE, SETTINGS, frame, read_frame
 from tests.conftest import FAST, Seen, details_of, new_job, stack_settings, watch
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -89,21 +90,6 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
         await channel.close()
 
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, PING, GOAWAY = 4, 6, 7
-
-
-def frame(kind: int, payload: bytes = b"") -> bytes:
-    """Return an HTTP/2 frame (RFC 9113, section 4.1) without flags, of the whole connection."""
-    return len(payload).to_bytes(3, "big") + bytes((kind, 0)) + bytes(4) + payload
-
-
-async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
-    """Return the next frame's type, flags and payload."""
-    header = await reader.readexactly(9)
-    return header[3], header[4], await reader.readexactly(int.from_bytes(header[:3], "big"))
-
-
 async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
     """Send pings without any call, so many seconds apart; return the answers, the reason of a GOAWAY as the last."""
     reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
@@ -112,7 +98,7 @@ async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
     for number in range(pings):
         writer.write(frame(PING, number.to_bytes(8, "big")))
         while True:
-            kind, flags, payload = await read_frame(reader)
+            kind, flags, _, payload = await read_frame(reader)
             if kind == GOAWAY:
                 writer.close()
                 return [*answers, payload[8:]]

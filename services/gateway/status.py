@@ -8,6 +8,7 @@ ran out of its total time, for which Temporal's closing event has no room.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
@@ -27,6 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import errors, ids, names
 from jobs.errors import EngineFailed, to_status
+from jobs.limits import MAX_PAYLOAD_BYTES
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
@@ -53,6 +55,10 @@ _CLOSED: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] =
 }
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
+_LARGE_BYTES: Final = 256 * 1024
+_LARGE_READS: Final = 8
+"""Results of jobs with a large history that are read at once: each is in memory several times meanwhile, for whichever
+call it is."""
 _SECOND_LOOK_SECONDS: Final = 0.1
 """How long after Temporal did not know a workflow it is asked once more."""
 
@@ -72,6 +78,7 @@ class JobReader:
         self._client = client
         self._models = models
         self._deliveries = deliveries
+        self._large_reads = asyncio.Semaphore(_LARGE_READS)
 
     async def read(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
@@ -84,9 +91,11 @@ class JobReader:
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
         """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
-        if description.status == WorkflowExecutionStatus.RUNNING:
-            return await self._open(description)
-        return await self._closed(description, ending)
+        large = expected_result_bytes(description) > _LARGE_BYTES
+        async with self._large_reads if large else contextlib.nullcontext():
+            if description.status == WorkflowExecutionStatus.RUNNING:
+                return await self._open(description)
+            return await self._closed(description, ending)
 
     async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
         """Return what Temporal says of the job's workflow. Raises like read."""
@@ -220,6 +229,15 @@ class JobReader:
         if description.status == WorkflowExecutionStatus.TIMED_OUT and not status.HasField("error"):
             status.error.CopyFrom(to_status(errors.TotalTimeout("the job's total time was spent")))
         return response
+
+
+def expected_result_bytes(description: WorkflowExecutionDescription) -> int:
+    """Return about how large the result of a job that was just described may be.
+
+    Half of its history: a result is in the event that ends the activity, and in the one that ends the workflow.
+    """
+    history_bytes: int = description.raw_description.workflow_execution_info.history_size_bytes
+    return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:

@@ -57,8 +57,8 @@ class Cursor:
         """Whether there is more to take."""
         return self.offset < len(self._transcript._bytes)
 
-    def take(self, *, final: bool) -> llm_pb2.OutputDelta | None:
-        """Return the next piece of output and move past it; None when there is none.
+    def take(self, *, final: bool, most: int = MAX_DELTA_BYTES) -> llm_pb2.OutputDelta | None:
+        """Return the next piece of output, of at most so many bytes, and move past it; None when there is none.
 
         A place inside a character is moved to its beginning, one past the end of a `final` output to its end; the
         reader is told so by rewind.
@@ -72,7 +72,7 @@ class Cursor:
         self._cuts_seen = len(cuts)
         start = _character_start(data, start)
         rewind = start < self.offset
-        end = min(start + MAX_DELTA_BYTES, len(data))
+        end = min(start + most, len(data))
         end = _character_start(data, end)
         if start == end and not rewind:
             return None
