@@ -26,7 +26,7 @@ from temporalio.worker import Worker
 
 from bench.stamps import paced
 from bench.streaming_workflow import MAKE_TOKENS, QUEUE, TOPIC, Asked, StreamingWorkflow
-from runtime.grpc_server import keepalive_options
+from runtime.grpc_server import Limits, channel_options
 
 SERVICE: Final = "bench.Stamps"
 SUBJECT: Final = "bench.stamps"
@@ -76,7 +76,7 @@ class Broadcast:
 
 async def main(temporal: str, broker: str) -> None:
     """Serve until killed."""
-    server = grpc.aio.server(options=keepalive_options(MESSAGE_BYTES))
+    server = grpc.aio.server(options=channel_options(Limits(MESSAGE_BYTES)))
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(stream_stamps)
     shared: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(Broadcast().stream)
     handlers = {"Stream": handler, "Broadcast": shared}

@@ -1254,8 +1254,9 @@ class StreamStatusResponse(_message.Message):
     stands for next_offset and for the output before it, so it is safe where the job has rewound meanwhile.
     """
     output_omitted: _builtins.bool
-    """Whether output and logprobs were left out of result, because they are too large for one message of a stream: the
-    deltas have brought the whole output, GetStatus returns both. Only in the last message.
+    """Whether output and logprobs were left out of result: the deltas have brought the whole output, GetStatus returns both.
+    They are left out of a result of more than 256 KiB, and of more than 4 KiB while clients that do not read use up the
+    gateway's memory for streams. Only in the last message.
     """
     @_builtins.property
     def status(self) -> Global___JobStatus:

@@ -1,14 +1,18 @@
 """A gRPC server as every service of the suite runs one: health, reflection, keepalive, graceful shutdown."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from runtime.connections import shut_down
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
 
@@ -20,17 +24,42 @@ _CHECK_INTERVAL: Final = timedelta(seconds=1)
 _CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 
+_REFLECTION: Final = "/grpc.reflection."
+_MAX_REFLECTION_CALLS: Final = 32
+"""Each may hold the whole contract unread."""
+_OTHER_CALLS: Final = 1000
+"""Calls of health and reflection beside those of the service."""
+
 PING_INTERVAL: Final = timedelta(seconds=10)
 """A client may ping so often: as often as gRPC's clients for Go and Java let their users ask for."""
 
 
-def keepalive_options(max_message_bytes: int, ping_interval: timedelta = PING_INTERVAL) -> list[tuple[str, int]]:
+@dataclass(frozen=True)
+class Limits:
+    """What clients may ask of a server. Times of zero are no limits."""
+
+    max_message_bytes: int
+    """Largest message taken or sent."""
+    max_calls: int = 5000
+    """Calls of the service at once. Some more are taken, for health and reflection; then gRPC refuses all."""
+    max_calls_per_connection: int = 2000
+    """More wait at the client, as HTTP/2 has it."""
+    ping_interval: timedelta = PING_INTERVAL
+    """A client that pings more often, again and again, is cut off."""
+    connection_idle: timedelta = timedelta(0)
+    """A connection without calls is closed after this time."""
+    connection_age: timedelta = timedelta(0)
+    """A client is asked to open a new connection after this time; calls that run go on."""
+
+
+def channel_options(limits: Limits) -> list[tuple[str, int]]:
     """Return channel arguments that long, quiet streams survive."""
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
+    options = [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
         # Without these the server answers a client that pings more often than every 5 minutes with GOAWAY.
-        ("grpc.http2.min_ping_interval_without_data_ms", ping_interval // timedelta(milliseconds=1)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.ping_interval)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Finds out about clients that went away without a word.
         ("grpc.keepalive_time_ms", 60_000),
@@ -44,6 +73,12 @@ def keepalive_options(max_message_bytes: int, ping_interval: timedelta = PING_IN
         # A port that is taken is an error, not shared.
         ("grpc.so_reuseport", 0),
     ]
+    if limits.connection_idle:
+        options.append(("grpc.max_connection_idle_ms", _milliseconds(limits.connection_idle)))
+    if limits.connection_age:
+        # Without a grace: by default it is infinite, so that streams may last for hours.
+        options.append(("grpc.max_connection_age_ms", _milliseconds(limits.connection_age)))
+    return options
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # without type information
@@ -63,29 +98,31 @@ class GrpcServer:
         service: str,
         host: str,
         port: int,
-        max_message_bytes: int,
+        limits: Limits,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-        ping_interval: timedelta = PING_INTERVAL,
     ) -> None:
-        """`ping_interval`: a client that pings more often, again and again, is cut off."""
-        options = keepalive_options(max_message_bytes, ping_interval)
         _grpc_log.addFilter(_without_traceback_for_who_left)
-        self.server = grpc.aio.server(interceptors=[OwnServices(), *interceptors], options=options)
+        self.server = grpc.aio.server(
+            interceptors=[OwnServices(), *interceptors, _ReflectionLimit()],
+            options=channel_options(limits),
+            maximum_concurrent_rpcs=limits.max_calls + _OTHER_CALLS,
+        )
         self._service = service
         self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         add_reflection((service, health.SERVICE_NAME), self.server)
         self._address = f"{host}:{port}"
+        self._port = port
 
     async def start(self) -> None:
         """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            port = self.server.add_insecure_port(self._address)
+            self._port = self.server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise RuntimeError(f"cannot listen on {self._address}: is it taken? ({error})") from error
         await self.server.start()
-        _log.info("listening on %s:%d", self._address.rpartition(":")[0], port)
+        _log.info("listening on %s:%d", self._address.rpartition(":")[0], self._port)
 
     async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
         """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""
@@ -95,6 +132,14 @@ class GrpcServer:
             await self._set(status.SERVING if serving else status.NOT_SERVING)
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
 
+    async def close_stalled(self, stalled: Callable[[], set[str]]) -> None:
+        """Close the connections of the peers that `stalled()` names, asked every second, until cancelled."""
+        while True:
+            await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
+            if peers := stalled():
+                found = await asyncio.to_thread(shut_down, peers, self._port)
+                _log.warning("closed %d connections whose clients have stopped reading", found)
+
     async def drain(self) -> None:
         """Say NOT_SERVING from now on, whatever follow finds."""
         await self._health.enter_graceful_shutdown()
@@ -103,7 +148,7 @@ class GrpcServer:
         """Take no more calls, and end those that run after the grace."""
         await self.server.stop(grace.total_seconds())
 
-    async def _set(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
+    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for name in (health.OVERALL_HEALTH, self._service):
             await self._health.set(name, status)
 
@@ -117,3 +162,38 @@ def _without_traceback_for_who_left(record: logging.LogRecord) -> bool:
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         record.exc_info = None
     return True
+
+
+class _ReflectionLimit(grpc.aio.ServerInterceptor):
+    """Refuses reflection calls beyond a few with RESOURCE_EXHAUSTED."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(_REFLECTION):
+            return handler
+        handle: Any = handler.stream_stream
+
+        async def limited(requests: Any, context: Any) -> AsyncIterator[Any]:
+            if self._calls >= _MAX_REFLECTION_CALLS:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many reflection calls; call again")
+            self._calls += 1
+            context.add_done_callback(self._leave)
+            async for response in handle(requests, context):
+                yield response
+
+        return grpc.stream_stream_rpc_method_handler(limited, handler.request_deserializer, handler.response_serializer)
+
+    def _leave(self, _: object) -> None:
+        self._calls -= 1
+
+
+def _milliseconds(time: timedelta) -> int:
+    return time // timedelta(milliseconds=1)

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from runtime.grpc_calls import Calls
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_server import GrpcServer, Limits
 from tests.otlp import Caller
 
 SERVICE = "test.Service"
@@ -114,7 +114,7 @@ async def called() -> AsyncIterator[Called]:
     provider.add_span_processor(SimpleSpanProcessor(spans))
     servicer = Servicer()
     calls = Calls(provider.get_tracer("test"), MeterProvider().get_meter("test"))
-    server = GrpcServer(SERVICE, "127.0.0.1", 0, 4 << 20, [calls])
+    server = GrpcServer(SERVICE, "127.0.0.1", 0, Limits(4 << 20), [calls])
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(servicer.unary),
         "Stream": grpc.unary_stream_rpc_method_handler(servicer.stream),

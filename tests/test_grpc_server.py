@@ -22,7 +22,8 @@ from deploy.local.stack import Stack
 from jobs import names
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_server import GrpcServer, Limits
+from tests.attacks import GOAWAY, PING, PREFACE, RST_STREAM, SETTINGS, call_frames, frame, read_frame
 from tests.conftest import FAST, Seen, details_of, new_job, stack_settings, watch
 
 PATIENCE = 32
@@ -134,7 +135,7 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
 
 async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
     """However busy a server is: by default gRPC answers CANCELLED after 30 s, which clients do not call again after."""
-    server = GrpcServer("test", "127.0.0.1", port := free_port(), 4 << 20)
+    server = GrpcServer("test", "127.0.0.1", port := free_port(), Limits(4 << 20))
     await server.start()
 
     def check() -> int:
@@ -150,40 +151,9 @@ async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
     await server.stop(timedelta(0))
 
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_STREAM, END_HEADERS = 1, 4
 NO_WINDOW = (4).to_bytes(2, "big") + (0).to_bytes(4, "big")
 """Settings by which nothing may be sent to a client until it says so."""
 CANCEL = (8).to_bytes(4, "big")
-
-
-def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
-    """Return an HTTP/2 frame (RFC 9113, section 4.1), by default of the whole connection."""
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def call_frames(stream: int, method: str, data: bytes) -> bytes:
-    """Return the frames of a whole unary call, its headers uncompressed."""
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": f"/{method}",
-        ":authority": "test",
-        "content-type": "application/grpc",
-        "te": "trailers",
-    }
-    texts = (bytes([len(text)]) + text.encode() for pair in headers.items() for text in pair)
-    block = b"".join(b"\0" + name + value for name, value in zip(texts, texts, strict=True))
-    message = b"\0" + len(data).to_bytes(4, "big") + data
-    return frame(HEADERS, block, END_HEADERS, stream) + frame(DATA, message, END_STREAM, stream)
-
-
-async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, int, bytes]:
-    """Return the next frame's type, flags, stream and payload."""
-    header = await reader.readexactly(9)
-    payload = await reader.readexactly(int.from_bytes(header[:3], "big"))
-    return header[3], header[4], int.from_bytes(header[5:], "big"), payload
 
 
 async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
@@ -217,7 +187,7 @@ async def test_a_client_that_leaves_with_its_answer_unread_is_no_error(stack: St
     async with asyncio.timeout(60):
         while "ExecuteBatchError" not in gateway.log:
             reader, writer = await asyncio.open_connection(*stack.address(gateway.name).rsplit(":", 1))
-            calls = (call_frames(stream, method, b"") for stream, method in streams.items())
+            calls = (call_frames(stream, f"/{method}", b"") for stream, method in streams.items())
             writer.write(PREFACE + frame(SETTINGS, NO_WINDOW) + b"".join(calls))
             await writer.drain()
             # Nothing tells a client without a window that its answer is there: it leaves later from time to time.

@@ -29,6 +29,8 @@ from tests.conftest import Seen, new_job, watch
 KEY: Final = "run"
 ENGINE: Any = SimpleNamespace(name="played", gpu=llm_pb2.GpuInfo())
 LAG: Final = NoOpMeter("test").create_histogram("lag")
+ROOM: Final = 4096
+"""Bytes of output in one message."""
 ALPHABET: Final = "aé🙂"
 """Few characters, of one to four bytes: two texts often begin alike."""
 
@@ -77,7 +79,7 @@ class Reader:
         self._reading = asyncio.create_task(self._read(watch, token))
 
     async def _read(self, watch: Watch, token: ResumeToken | None) -> None:
-        async for message in watch.messages(self.seen.next_offset, token):
+        async for message in watch.messages(self.seen.next_offset, lambda: ROOM, token):
             self.seen.add(message)
 
     async def leave(self) -> None:

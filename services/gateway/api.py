@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 from opentelemetry import trace
 from opentelemetry.metrics import Meter
@@ -12,8 +13,9 @@ from temporalio.service import RPCError
 
 from jobs.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime.answers import Answers
 from runtime.grpc_calls import Calls
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_server import GrpcServer, Limits
 from services.gateway.boundary import Boundary
 from services.gateway.deliveries import Deliveries
 from services.gateway.delivery_reader import DeliveryReader
@@ -39,17 +41,18 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     page_tokens = PageTokens(settings.page_token_key)
     jobs = Jobs(client, models, reader, page_tokens, settings, metrics)
     deliveries = Deliveries(client, reader, delivery_reader, settings)
-    service = LlmServicer(client, jobs, deliveries, models, reader, streams)
+    answers = Answers(settings.max_calls, settings.unread_bytes)
+    metrics.observe_unread(meter, lambda: answers.held_bytes)
+    service = LlmServicer(client, jobs, deliveries, models, reader, streams, answers)
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
         settings.host,
         settings.port,
-        settings.max_message_bytes,
+        _limits(settings),
         [
             Calls(trace.get_tracer(__package__), meter),
-            Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, settings.max_job_bytes),
+            Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes),
         ],
-        settings.ping_interval,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 
@@ -64,12 +67,26 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     except RuntimeError as error:
         raise RuntimeError(f"{error}; GATEWAY_HOST and GATEWAY_PORT choose another address") from error
     following = asyncio.create_task(server.follow(temporal_answers))
+    stalled = partial(answers.stalled, settings.stall_timeout)
+    closing = asyncio.create_task(server.close_stalled(stalled))
     counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval))
     try:
         yield
     finally:
         following.cancel()
+        closing.cancel()
         counting.cancel()
         await server.drain()
         streams.close()
         await server.stop(settings.shutdown_grace)
+
+
+def _limits(settings: GatewaySettings) -> Limits:
+    return Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_calls=settings.max_calls,
+        max_calls_per_connection=settings.max_calls_per_connection,
+        ping_interval=settings.ping_interval,
+        connection_idle=settings.connection_idle,
+        connection_age=settings.connection_age,
+    )

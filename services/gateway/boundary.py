@@ -20,8 +20,9 @@ from temporalio.service import RPCError
 from jobs import rules
 from jobs.rules import Violation
 from llm_pb import llm_pb2
+from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
-from services.gateway.errors import ApiError, from_temporal, invalid
+from services.gateway.errors import ApiError, exhausted, from_temporal, invalid
 from services.gateway.parsing import parse
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ RULES: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
 }
 """What llm.proto asks of the request of each method."""
 
+_LARGE_ANSWERS: Final = {"List": 128 * 1024, "ListDeliveries": 128 * 1024, "Redeliver": 128 * 1024}
+"""What the answers of some methods may have, in bytes. The service itself says so of GetStatus, whose answers may be
+larger; those of the others are small."""
+
 Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
 """Finds what only this gateway's operator can tell to be wrong with a request. Any request that parses may come."""
 
@@ -49,10 +54,14 @@ _JOB_OVERHEAD: Final = 8
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Parses and checks requests, and turns errors into statuses. `bounds` is by method name; not all have some."""
+    """Parses and checks requests, counts answers, turns errors into statuses.
 
-    def __init__(self, bounds: Mapping[str, Bounds], max_job_bytes: int) -> None:
+    `bounds` is by method name; not all have some.
+    """
+
+    def __init__(self, bounds: Mapping[str, Bounds], answers: Answers, max_job_bytes: int) -> None:
         self._bounds = bounds
+        self._answers = answers
         self._max_job_bytes = max_job_bytes
 
     async def intercept_service(
@@ -80,11 +89,10 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream, admit), None, handler.response_serializer
+                _stream(handler.unary_stream, admit, self._answers), None, handler.response_serializer
             )
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, admit), None, handler.response_serializer
-        )
+        large = _LARGE_ANSWERS.get(name, 0)
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, admit, self._answers, large))
 
     def _check_size(self, method: str, size: int) -> None:
         """Raise ApiError INVALID_ARGUMENT for a request that is too large to be worth parsing."""
@@ -95,30 +103,43 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise invalid([Violation("", f"the request {rules.too_large(size, MAX_REQUEST_BYTES)}")])
 
 
-def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]]) -> Any:
-    async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: Answers, large: int) -> Any:
+    async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
-            return await handle(await admit(data), context)  # type: ignore[no-any-return]
-        except (ApiError, RPCError) as error:
+            answer = answers.open(context)
+            await answer.reserve(max(large, len(data)))
+            response: Message = await handle(await admit(data), context)
+        except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
             await _abort(context, error)
             raise
+        # The message itself is dropped here, for a client may take its time. The request stays as long as the answer.
+        raw = response.SerializeToString()
+        answer.sending(len(data) + len(raw), SENDING_COPIES)
+        return raw
 
     return call
 
 
-def _stream(handle: Any, admit: Callable[[bytes], Awaitable[Message]]) -> Any:
+def _stream(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: Answers) -> Any:
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
         try:
+            answers.open(context, stream=True)
             async with aclosing(handle(await admit(data), context)) as responses:
                 async for response in responses:
                     yield response
-        except (ApiError, RPCError) as error:
+        except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
             await _abort(context, error)
 
     return call
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ApiError | RPCError) -> None:
+async def _abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: ApiError | RPCError | NoRoomError | TooManyCallsError
+) -> None:
+    if isinstance(error, TooManyCallsError):
+        error = exhausted("this gateway serves as many calls as it takes; call again or call another")
+    if isinstance(error, NoRoomError):
+        error = exhausted("this gateway holds too much that clients have not read; call again or call another")
     if isinstance(error, RPCError):
         _log.warning("Temporal refused or failed: %s %s", error.status.name, error)
         error = from_temporal(error)

@@ -1,6 +1,8 @@
 """What a gateway measures of its API: jobs taken in, watchers, and how far their feed is behind."""
 
-from opentelemetry.metrics import Meter
+from collections.abc import Callable
+
+from opentelemetry.metrics import Meter, Observation
 
 from runtime.metrics import SHORT_SECONDS
 
@@ -27,3 +29,12 @@ class GatewayMetrics:
         # So that they are there before the first watcher comes.
         self.watchers.add(0)
         self.watches.add(0)
+
+    def observe_unread(self, meter: Meter, held_bytes: Callable[[], int]) -> None:
+        """Measure what calls hold until their answers are read."""
+        meter.create_observable_gauge(
+            "llm.gateway.unread",
+            [lambda _: [Observation(held_bytes())]],
+            unit="By",
+            description="Memory that calls hold until their clients have read the answers.",
+        )

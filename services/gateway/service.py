@@ -10,11 +10,12 @@ import grpc
 from temporalio.client import Client
 
 from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime.answers import Answers
 from services.gateway.deliveries import Deliveries
 from services.gateway.job_traces import link_call
 from services.gateway.jobs_api import Jobs
 from services.gateway.models import Models
-from services.gateway.status import JobReader
+from services.gateway.status import JobReader, expected_result_bytes
 from services.gateway.stream import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,8 +27,16 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     """The methods of llm.proto."""
 
     def __init__(
-        self, client: Client, jobs: Jobs, deliveries: Deliveries, models: Models, reader: JobReader, streams: Streams
+        self,
+        client: Client,
+        jobs: Jobs,
+        deliveries: Deliveries,
+        models: Models,
+        reader: JobReader,
+        streams: Streams,
+        answers: Answers,
     ) -> None:
+        self._answers = answers
         self._client = client
         self._jobs = jobs
         self._deliveries = deliveries
@@ -46,13 +55,14 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         """See llm.proto."""
         description = await self._reader.describe(request.workflow_id)
         await link_call(description)
+        await self._answers.of(context).reserve(expected_result_bytes(description))
         return await self._reader.look(description)
 
     def StreamStatus(
         self, request: llm_pb2.StreamStatusRequest, context: _Context
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """See llm.proto."""
-        return self._streams.stream(request)
+        return self._streams.stream(request, self._answers.of(context))
 
     async def Cancel(self, request: llm_pb2.CancelRequest, context: _Context) -> llm_pb2.CancelResponse:
         """See llm.proto."""

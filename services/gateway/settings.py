@@ -134,6 +134,19 @@ class GatewaySettings(BaseSettings):
     page_token_key: SecretStr | None = Field(None, min_length=16)
     """What the page tokens of List are signed with, the same at every gateway: at least 16 random characters. Unset: a
     key of the process's own, with which they hold at this gateway alone, and until it ends."""
+    max_calls: int = Field(6000, gt=0)
+    """Calls at once, streams among them, until their answers are read; more get RESOURCE_EXHAUSTED."""
+    max_calls_per_connection: int = Field(2000, gt=0, le=2**31 - 1)
+    """Calls at once on one connection; more wait at the client, unseen by the gateway."""
+    unread_bytes: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
+    """Memory for answers that clients have not read yet, an eighth of it for streams. Beyond it, streams go on in
+    messages of 4 KiB, and calls with larger answers wait, or get RESOURCE_EXHAUSTED."""
+    stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
+    """A connection is closed whose client has taken none of the messages that wait for it for so long."""
+    connection_idle: timedelta = Field(timedelta(minutes=15), ge=timedelta(0))
+    """A connection without calls is closed after this time. PT0S: never."""
+    connection_age: timedelta = Field(timedelta(hours=1), ge=timedelta(0))
+    """A client is asked to open a new connection after about this time; its running calls go on. PT0S: never."""
     max_watchers: int = Field(5000, gt=0)
     """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)

@@ -9,6 +9,7 @@ that Temporal has ended before its workflow could settle the outcome has left it
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
@@ -30,6 +31,7 @@ from jobs import errors, ids, names
 from jobs.ending import add_result
 from jobs.errors import EngineFailed, to_status
 from jobs.feed import Feed
+from jobs.limits import MAX_PAYLOAD_BYTES
 from jobs.memo import from_memo
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
@@ -62,6 +64,10 @@ _FIRST_RUN_EVENTS: Final = 6
 """Maximum events of a workflow that waits for its first RunLLMOnGPU: the first task's and two scheduled activities."""
 _EARLIER_TIMEOUT: Final = timedelta(seconds=2)
 """Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
+_LARGE_BYTES: Final = 256 * 1024
+_LARGE_READS: Final = 8
+"""Results of jobs with a large history that are read at once: each is in memory several times meanwhile, for whichever
+call it is."""
 _SECOND_LOOK_SECONDS: Final = 0.1
 """How long after Temporal did not know a workflow it is asked once more."""
 
@@ -82,6 +88,7 @@ class JobReader:
         self._models = models
         self._deliveries = deliveries
         self._feed = feed
+        self._large_reads = asyncio.Semaphore(_LARGE_READS)
 
     async def read(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
@@ -94,9 +101,11 @@ class JobReader:
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
         """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
-        if description.status == WorkflowExecutionStatus.RUNNING:
-            return await self._open(description)
-        return await self._closed(description, ending)
+        large = expected_result_bytes(description) > _LARGE_BYTES
+        async with self._large_reads if large else contextlib.nullcontext():
+            if description.status == WorkflowExecutionStatus.RUNNING:
+                return await self._open(description)
+            return await self._closed(description, ending)
 
     async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
         """Return what Temporal says of the job's workflow. Raises like read."""
@@ -270,6 +279,15 @@ class JobReader:
             result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
         response.result.CopyFrom(result)
         add_result(response.status, result, response.status.state)
+
+
+def expected_result_bytes(description: WorkflowExecutionDescription) -> int:
+    """Return about how large the result of a job that was just described may be.
+
+    Half of its history: a result is in the event that ends the activity, and in the one that ends the workflow.
+    """
+    history_bytes: int = description.raw_description.workflow_execution_info.history_size_bytes
+    return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from jobs.feed import Feed
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
+from runtime.answers import Answer
 from services.gateway.errors import exhausted, shutting_down
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
@@ -50,8 +51,10 @@ class Streams:
         self._all = Limit(most, f"this gateway serves {most} streams, its limit; call again or call another")
         self._of_user = Limit(most_of_user, f"{most_of_user} streams watch this user's jobs, the limit; end one first")
 
-    async def stream(self, request: llm_pb2.StreamStatusRequest) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
-        """Yield what StreamStatus promises: see llm.proto.
+    async def stream(
+        self, request: llm_pb2.StreamStatusRequest, answer: Answer
+    ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+        """Yield what StreamStatus promises: see llm.proto. Messages are as large as `answer` has room.
 
         Raises ApiError NOT_FOUND, RESOURCE_EXHAUSTED above a limit of watchers, UNAVAILABLE when the gateway stops;
         RPCError when Temporal is away at the start.
@@ -60,9 +63,12 @@ class Streams:
             async with self._joined(request.workflow_id) as watch:
                 with self._of_user.entered(watch.user_id):
                     token = ResumeToken.parse(request.resume_token)
-                    async with aclosing(watch.messages(request.output_offset, token)) as messages:
+                    async with aclosing(watch.messages(request.output_offset, answer.room, token)) as messages:
                         async for message in messages:
+                            answer.sending(message.ByteSize())
+                            # Goes on once gRPC has sent it.
                             yield message
+                            answer.left()
 
     def expect_end(self, workflow_id: str) -> None:
         """Be told that a job is about to end: its watchers here hear of it at once."""
@@ -78,7 +84,7 @@ class Streams:
     async def _joined(self, workflow_id: str) -> AsyncIterator[Watch]:
         watch = self._watches.get(workflow_id)
         if watch is None or watch.over:
-            watch = Watch(workflow_id, self._reader, self._feed, self._settings, self._metrics.feed_lag)
+            watch = Watch(workflow_id, self._reader, self._feed, self._settings, self._metrics.feed_lag, watch)
             self._watches[workflow_id] = watch
             self._metrics.watches.add(1)
         watch.watchers += 1

@@ -38,8 +38,8 @@ class Cursor:
             return str(self._claimed or "")
         return str(ResumeToken(self.offset, self._digest.hex()))
 
-    def take(self, *, complete: bool, final: bool) -> llm_pb2.OutputDelta | None:
-        """Return the next piece of output and move past it; None when there is none.
+    def take(self, *, complete: bool, final: bool, most: int = MAX_DELTA_BYTES) -> llm_pb2.OutputDelta | None:
+        """Return the next piece of output, of at most so many bytes, and move past it; None when there is none.
 
         `complete` is whether the transcript holds all output of the job until now, `final` whether no more comes. What
         the reader holds and is not the output is taken back: by rewind in the piece that follows.
@@ -56,7 +56,7 @@ class Cursor:
         rewind = start < self.offset
         if rewind or self._digest is None:
             self._digest = Digest(memoryview(data)[:start])
-        end = character_start(data, min(start + MAX_DELTA_BYTES, len(data)))
+        end = character_start(data, min(start + most, len(data)))
         self.offset = end
         if start == end and not rewind:
             return None

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextvars import Context
 from typing import Final
 
@@ -42,8 +42,16 @@ class Watch:
     """One job as its watchers see it. Begins to follow the job at once; must be closed."""
 
     def __init__(
-        self, workflow_id: str, reader: JobReader, feed: Feed, settings: GatewaySettings, feed_lag: Histogram
+        self,
+        workflow_id: str,
+        reader: JobReader,
+        feed: Feed,
+        settings: GatewaySettings,
+        feed_lag: Histogram,
+        earlier: "Watch | None" = None,
     ) -> None:
+        """`earlier`: one of the same job that is over, and that somebody still reads."""
+        self._earlier = earlier
         self.watchers = 0
         """How many clients watch. Kept by whoever has them."""
         self.user_id = ""
@@ -103,11 +111,12 @@ class Watch:
         await asyncio.gather(self._known, self._following, return_exceptions=True)
 
     async def messages(
-        self, offset: int, token: ResumeToken | None = None
+        self, offset: int, room: Callable[[], int], token: ResumeToken | None = None
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield what a watcher is promised in llm.proto, from a place in the output to the durable outcome.
 
-        The place is `token` where the watcher has one, else `offset`. Raises the error that the watch was stopped with.
+        The place is `token` where the watcher has one, else `offset`. `room()`: how many bytes of output the next
+        message may hold. Raises the error that the watch was stopped with.
         """
         told = -1
         cursor = Cursor(self._transcript, token.offset, token.digest) if token else Cursor(self._transcript, offset)
@@ -121,16 +130,19 @@ class Watch:
             if self._following.done() and not final:
                 self._following.result()
             message = llm_pb2.StreamStatusResponse()
-            delta = cursor.take(complete=self._caught_up or self._result is not None, final=final)
+            delta = cursor.take(complete=self._caught_up or self._result is not None, final=final, most=room())
             if delta is not None:
                 message.delta.CopyFrom(delta)
             elif final:
-                yield llm_pb2.StreamStatusResponse(
-                    status=self._status,
-                    result=self._result,
-                    next_offset=cursor.offset,
-                    resume_token=cursor.token,
+                last = llm_pb2.StreamStatusResponse(
+                    status=self._status, next_offset=cursor.offset, resume_token=cursor.token
                 )
+                if (result := self._result) is not None:
+                    last.output_omitted = result.ByteSize() > room()
+                    if last.output_omitted:
+                        result = llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
+                    last.result.CopyFrom(result)
+                yield last
                 return
             if told != self._status_version and (told < 0 or not final):
                 message.status.CopyFrom(self._status)
@@ -221,13 +233,13 @@ class Watch:
         description = self._description = await self._reader.describe(self._workflow_id)
         self.user_id = description.typed_search_attributes.get(names.USER_ID) or ""
         response = await self._reader.look(description, ending)
-        fresh, old = response.status, self._status
+        # A copy: a part of a message keeps the whole of it in memory, here the result.
+        fresh, old = llm_pb2.JobStatus(), self._status
+        fresh.CopyFrom(response.status)
         if response.HasField("result"):
-            self._result = response.result
-            self._transcript.settle(response.result.output)
-            metadata = response.result.metadata
-            self._transcript.add_rewinds(metadata.rewinds, metadata.lowest_rewind_offset)
+            self._keep(response.result)
             self._wake()
+        self._earlier = None
         if fresh.state not in FINAL_STATES:
             if starts != self._starts and fresh.state == llm_pb2.JOB_STATE_QUEUED:
                 # Started while Temporal was asked.
@@ -250,6 +262,16 @@ class Watch:
     def _note_caught_up(self) -> None:
         self._caught_up = True
         self._wake()
+
+    def _keep(self, result: llm_pb2.JobResult) -> None:
+        """Know the result: in memory once, however many slow readers it has, of how many Watches."""
+        earlier = self._earlier
+        if earlier is not None and earlier._result == result:
+            self._result, self._transcript = earlier._result, earlier._transcript
+        else:
+            self._result = result
+            self._transcript.settle(result.output)
+            self._transcript.add_rewinds(result.metadata.rewinds, result.metadata.lowest_rewind_offset)
 
     def _note_feed_end(self, reading: asyncio.Task[None]) -> None:
         if not reading.cancelled() and (error := reading.exception()) is not None:

@@ -1,0 +1,134 @@
+"""Clients that do not read: raw HTTP/2 connections whose flow-control windows stay closed.
+
+gRPC's own clients read ahead of the program that uses them, so a reader that has stopped is written here by hand:
+frames on a socket (RFC 9113). A connection acknowledges settings and pings, as one must to be kept, and takes as many
+bytes of each answer as its window says.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from google.protobuf.message import Message
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
+_INITIAL_WINDOW_SIZE: Final = 4
+_MOST: Final = 2**31 - 1
+_CONNECTION_WINDOW: Final = 65_535
+
+
+def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
+    """Return an HTTP/2 frame (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, int, bytes]:
+    """Return the next frame's type, flags, stream and payload."""
+    header = await reader.readexactly(9)
+    payload = await reader.readexactly(int.from_bytes(header[:3], "big"))
+    return header[3], header[4], int.from_bytes(header[5:], "big"), payload
+
+
+def call_frames(stream: int, method: str, request: bytes) -> bytes:
+    """Return the frames of a call with one request."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": method,
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    # Literals without indexing (RFC 7541, section 6.2.2); no name or value is longer than 126 bytes.
+    headers = b"".join(
+        b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+        for name, value in fields.items()
+    )
+    body = b"\0" + len(request).to_bytes(4, "big") + request
+    return frame(HEADERS, headers, END_HEADERS, stream) + frame(DATA, body, END_STREAM, stream)
+
+
+class StalledClient:
+    """One connection that takes so many bytes of each answer and then no more."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._next_stream = 1
+        self.begun: set[int] = set()
+        """The calls whose answer has begun: its headers came."""
+        self.ended: set[int] = set()
+        """The calls that the server has ended, with whatever status."""
+        self.closed = asyncio.Event()
+        """Set once the server has closed the connection."""
+        self._news = asyncio.Condition()
+        self._reading = asyncio.create_task(self._read())
+
+    def call(self, method: str, request: Message, count: int = 1) -> None:
+        """Begin so many calls of a method, "/llm.v1.LlmService/GetStatus" say."""
+        data = request.SerializeToString()
+        for _ in range(count):
+            self._writer.write(call_frames(self._next_stream, method, data))
+            self._next_stream += 2
+
+    @property
+    def calls(self) -> int:
+        """How many calls were begun."""
+        return self._next_stream // 2
+
+    async def all_answered(self) -> None:
+        """Return once every call has begun to be answered or was ended, if only with the connection."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.closed.is_set() or len(self.begun | self.ended) == self.calls)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+        await self._reading
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                kind, flags, stream, payload = await read_frame(self._reader)
+                if kind in (SETTINGS, PING) and not flags & ACK:
+                    self._writer.write(frame(kind, payload if kind == PING else b"", ACK))
+                if kind == HEADERS:
+                    self.begun.add(stream)
+                if kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
+                    self.ended.add(stream)
+                async with self._news:
+                    self._news.notify_all()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            async with self._news:
+                self.closed.set()
+                self._news.notify_all()
+            self._writer.close()
+
+
+@asynccontextmanager
+async def stalled_clients(address: str, connections: int = 1, window: int = 0) -> AsyncIterator[list[StalledClient]]:
+    """Open connections whose answers may be so many bytes each, no more. The context closes them."""
+    host, port = address.rsplit(":", 1)
+    clients = []
+    for _ in range(connections):
+        reader, writer = await asyncio.open_connection(host, port)
+        setting = _INITIAL_WINDOW_SIZE.to_bytes(2, "big") + window.to_bytes(4, "big")
+        writer.write(PREFACE + frame(SETTINGS, setting))
+        # The window of the connection is one for all calls: it must not be what stops them.
+        writer.write(frame(WINDOW_UPDATE, (_MOST - _CONNECTION_WINDOW).to_bytes(4, "big")))
+        clients.append(StalledClient(reader, writer))
+    try:
+        yield clients
+    finally:
+        await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
+
+
+async def flood(clients: Iterable[StalledClient], method: str, request: Message, count: int) -> None:
+    """Begin so many calls, spread over the connections, and return once each is answered or ended."""
+    spread = list(clients)
+    for number, client in enumerate(spread):
+        client.call(method, request, count // len(spread) + (number < count % len(spread)))
+    await asyncio.gather(*(client.all_answered() for client in spread))
