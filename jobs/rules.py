@@ -6,15 +6,22 @@ worker check again, because a workflow can be started past the gateway.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
-
-from google.protobuf.duration_pb2 import Duration
 
 from jobs.errors import InvalidJob
-from jobs.hosts import is_host
-from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN
+from jobs.field_rules import (
+    Violation,
+    check_duration,
+    check_enum,
+    check_id,
+    check_line,
+    check_model,
+    check_size,
+    check_texts,
+    check_url,
+)
+from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.regex_cost import check_regex
 from jobs.regex_parts import TooCostly
 from jobs.resume_token import ResumeToken
@@ -26,7 +33,6 @@ MAX_NOTIFY: Final = 4
 MAX_SUBJECT_BYTES: Final = 128
 MIN_PROGRESS_SECONDS: Final = 1
 MAX_PROGRESS_SECONDS: Final = 3600
-MAX_URL_BYTES: Final = 2048
 MAX_STOP: Final = 16
 MAX_STOP_BYTES: Final = 256
 MAX_SCHEMA_BYTES: Final = 64 * 1024
@@ -35,31 +41,12 @@ MAX_CHOICES: Final = 1000
 MAX_CHOICE_BYTES: Final = 4 * 1024
 MAX_CHOICES_BYTES: Final = 64 * 1024
 """All choices together: 64 KiB compile in a quarter of a second, 900 kB in 5 to 30 s, which hold up other jobs."""
-MIN_TIMEOUT_MS: Final = 1
 MAX_REASON_BYTES: Final = 1024
 MAX_STATES: Final = 16
 MAX_PAGE_SIZE: Final = 100
 
-_ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or digit"
-MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,254}")
-"""The form of a model's name: at most 255 characters, which is what a search attribute holds on PostgreSQL."""
 SUBJECT_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 TOPIC_PATTERN: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-class Violation(NamedTuple):
-    """A field that breaks a rule."""
-
-    field: str
-    """Path from the request, in proto names: job.params.stop[2]."""
-    description: str
-    """The rule and the fix."""
-
-
-def too_large(size: int, most: int) -> str:
-    """Return the rule that something of `size` bytes breaks."""
-    return f"is {size} bytes; at most {most} fit"
 
 
 def check_submit(request: llm_pb2.SubmitRequest) -> list[Violation]:
@@ -101,7 +88,7 @@ def check_stream(request: llm_pb2.StreamStatusRequest) -> list[Violation]:
 
 def check_cancel(request: llm_pb2.CancelRequest) -> list[Violation]:
     """Return what is wrong with a CancelRequest."""
-    return [*_workflow_id(request.workflow_id), *_line("reason", request.reason, MAX_REASON_BYTES, required=False)]
+    return [*_workflow_id(request.workflow_id), *check_line("reason", request.reason, MAX_REASON_BYTES, required=False)]
 
 
 def check_redeliver(request: llm_pb2.RedeliverRequest) -> list[Violation]:
@@ -114,23 +101,23 @@ def check_redeliver(request: llm_pb2.RedeliverRequest) -> list[Violation]:
 
 def check_list(request: llm_pb2.ListRequest) -> list[Violation]:
     """Return what is wrong with a ListRequest; of page_token only the gateway that made it can tell."""
-    violations = list(_id("user_id", request.user_id, required=False))
-    violations += _id("project_id", request.project_id, required=False)
-    violations += _model("model", request.model, required=False)
+    violations = list(check_id("user_id", request.user_id, required=False))
+    violations += check_id("project_id", request.project_id, required=False)
+    violations += check_model("model", request.model, required=False)
     if len(request.states) > MAX_STATES:
         violations.append(Violation("states", f"must hold at most {MAX_STATES} states, not {len(request.states)}"))
     for index, state in enumerate(request.states[:MAX_STATES]):
-        violations += _enum(f"states[{index}]", state, llm_pb2.JobState)
+        violations += check_enum(f"states[{index}]", state, llm_pb2.JobState)
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
         violations.append(Violation("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for the default"))
     return violations
 
 
 def _job(job: llm_pb2.JobRequest, path: str, costs: bool) -> Iterator[Violation]:
-    yield from _id(f"{path}user_id", job.user_id, required=True)
-    yield from _id(f"{path}request_id", job.request_id, required=True)
-    yield from _id(f"{path}project_id", job.project_id, required=False)
-    yield from _model(f"{path}model", job.model, required=True)
+    yield from check_id(f"{path}user_id", job.user_id, required=True)
+    yield from check_id(f"{path}request_id", job.request_id, required=True)
+    yield from check_id(f"{path}project_id", job.project_id, required=False)
+    yield from check_model(f"{path}model", job.model, required=True)
     if job.prompt and job.messages:
         yield Violation(f"{path}messages", "exactly one of prompt and messages must be set; remove one")
     elif not job.prompt and not job.messages:
@@ -138,7 +125,7 @@ def _job(job: llm_pb2.JobRequest, path: str, costs: bool) -> Iterator[Violation]
     if len(job.messages) > MAX_MESSAGES:
         yield Violation(f"{path}messages", f"must hold at most {MAX_MESSAGES} messages, not {len(job.messages)}")
     for index, message in enumerate(job.messages[:MAX_MESSAGES]):
-        yield from _enum(f"{path}messages[{index}].role", message.role, llm_pb2.Role)
+        yield from check_enum(f"{path}messages[{index}].role", message.role, llm_pb2.Role)
         if not message.content:
             yield Violation(f"{path}messages[{index}].content", "must not be empty")
     yield from _params(job.params, f"{path}params.", costs)
@@ -151,13 +138,13 @@ def _job(job: llm_pb2.JobRequest, path: str, costs: bool) -> Iterator[Violation]
     yield from _notify_options(job.notify_options, f"{path}notify_options.")
     for name in ("total", "queue", "run"):
         if job.timeouts.HasField(name):
-            yield from _duration(f"{path}timeouts.{name}", getattr(job.timeouts, name))
+            yield from check_duration(f"{path}timeouts.{name}", getattr(job.timeouts, name))
 
 
 def _target(path: str, target: llm_pb2.NotifyTarget) -> Iterator[Violation]:
     match target.WhichOneof("target"):
         case "webhook":
-            yield from _url(f"{path}.webhook.url", target.webhook.url)
+            yield from check_url(f"{path}.webhook.url", target.webhook.url)
         case "nats":
             subject = target.nats.subject
             if len(subject) > MAX_SUBJECT_BYTES or SUBJECT_PATTERN.fullmatch(subject) is None:
@@ -174,7 +161,7 @@ def _notify_options(chosen: llm_pb2.NotifyOptions, path: str) -> Iterator[Violat
     if len(chosen.events) != len(set(chosen.events)):
         yield Violation(f"{path}events", "must name each event once")
     for index, event in enumerate(chosen.events[: len(llm_pb2.NotifyEvent.values())]):
-        yield from _enum(f"{path}events[{index}]", event, llm_pb2.NotifyEvent)
+        yield from check_enum(f"{path}events[{index}]", event, llm_pb2.NotifyEvent)
     if chosen.HasField("progress_interval"):
         interval = chosen.progress_interval
         seconds = interval.seconds + interval.nanos / 1e9
@@ -213,7 +200,7 @@ def _params(params: llm_pb2.SamplingParams, path: str, costs: bool) -> Iterator[
         yield Violation(f"{path}min_tokens", "must be at most max_tokens")
     if len(params.stop) > MAX_STOP:
         yield Violation(f"{path}stop", f"must hold at most {MAX_STOP} texts, not {len(params.stop)}")
-    yield from _texts(f"{path}stop", params.stop[:MAX_STOP], MAX_STOP_BYTES)
+    yield from check_texts(f"{path}stop", params.stop[:MAX_STOP], MAX_STOP_BYTES)
     match params.WhichOneof("structured_output"):
         case "json_schema":
             yield from _schema(f"{path}json_schema", params.json_schema, costs)
@@ -222,7 +209,7 @@ def _params(params: llm_pb2.SamplingParams, path: str, costs: bool) -> Iterator[
         case "choice":
             if not 1 <= len(params.choice.options) <= MAX_CHOICES:
                 yield Violation(f"{path}choice.options", f"must hold 1 to {MAX_CHOICES} texts")
-            yield from _texts(f"{path}choice.options", params.choice.options[:MAX_CHOICES], MAX_CHOICE_BYTES)
+            yield from check_texts(f"{path}choice.options", params.choice.options[:MAX_CHOICES], MAX_CHOICE_BYTES)
             size = sum(len(option.encode()) for option in params.choice.options)
             if costs and size > MAX_CHOICES_BYTES:
                 rule = f"must be at most {MAX_CHOICES_BYTES} bytes of UTF-8 together, not {size}"
@@ -234,45 +221,8 @@ def _workflow_id(value: str) -> Iterator[Violation]:
         yield Violation("workflow_id", "must be the workflow_id that Submit returned: llmjob-<user>-<request>")
 
 
-def _id(field: str, value: str, *, required: bool) -> Iterator[Violation]:
-    if not value:
-        if required:
-            yield Violation(field, f"is required: {_ID_FORM}")
-    elif ID_PATTERN.fullmatch(value) is None:
-        yield Violation(field, f"must be {_ID_FORM}")
-
-
-def _model(field: str, value: str, *, required: bool) -> Iterator[Violation]:
-    if not value:
-        if required:
-            yield Violation(field, "is required: a model name that ListModels returns")
-    elif MODEL_PATTERN.fullmatch(value) is None:
-        yield Violation(field, "must be a model name that ListModels returns")
-
-
-def _line(field: str, value: str, max_bytes: int, *, required: bool) -> Iterator[Violation]:
-    if required and not value:
-        yield Violation(field, "is required")
-    elif len(value.encode()) > max_bytes:
-        yield Violation(field, f"must be at most {max_bytes} bytes of UTF-8")
-    elif _CONTROL.search(value):
-        yield Violation(field, "must not hold control characters")
-
-
-def _size(field: str, value: str, max_bytes: int) -> Iterator[Violation]:
-    if not value:
-        yield Violation(field, "must not be empty")
-    elif len(value.encode()) > max_bytes:
-        yield Violation(field, f"must be at most {max_bytes} bytes of UTF-8")
-
-
-def _texts(field: str, values: Iterable[str], max_bytes: int) -> Iterator[Violation]:
-    for index, value in enumerate(values):
-        yield from _size(f"{field}[{index}]", value, max_bytes)
-
-
 def _regex(field: str, value: str, costs: bool) -> Iterator[Violation]:
-    wrong_size = list(_size(field, value, MAX_REGEX_BYTES))
+    wrong_size = list(check_size(field, value, MAX_REGEX_BYTES))
     yield from wrong_size
     if costs and not wrong_size:
         yield from _cost(field, check_regex, value)
@@ -286,7 +236,7 @@ def _cost(field: str, check: Callable[[Any], None], value: Any) -> Iterator[Viol
 
 
 def _schema(field: str, value: str, costs: bool) -> Iterator[Violation]:
-    wrong_size = list(_size(field, value, MAX_SCHEMA_BYTES))
+    wrong_size = list(check_size(field, value, MAX_SCHEMA_BYTES))
     if wrong_size:
         yield from wrong_size
         return
@@ -298,43 +248,3 @@ def _schema(field: str, value: str, costs: bool) -> Iterator[Violation]:
         yield Violation(field, "must be a JSON Schema: a JSON object, as text")
     elif costs:
         yield from _cost(field, check_schema, schema)
-
-
-def _enum(field: str, value: int, enum: type) -> Iterator[Violation]:
-    names = enum.keys()[1:]  # type: ignore[attr-defined]  # the wrapper's class has no public name
-    if value not in enum.values()[1:]:  # type: ignore[attr-defined]
-        yield Violation(field, f"must be one of {', '.join(names)}")
-
-
-def _duration(field: str, value: Duration) -> Iterator[Violation]:
-    # Temporal takes a limit that rounds to 0 as none at all.
-    too_short = value.seconds == 0 and value.nanos < MIN_TIMEOUT_MS * 1_000_000
-    if value.seconds < 0 or not 0 <= value.nanos <= 999_999_999 or too_short:
-        yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
-
-
-def _url(field: str, value: str) -> Iterator[Violation]:
-    if not value:
-        yield Violation(field, "is required: an absolute http or https URL")
-        return
-    wrong = list(_line(field, value, MAX_URL_BYTES, required=True))
-    if wrong:
-        # A long text costs urlsplit seconds.
-        yield from wrong
-        return
-    try:
-        url = urlsplit(value)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        usable = False
-    else:
-        if url.username is not None or url.password is not None:
-            yield Violation(field, "must not hold a user or password")
-        # A name in another alphabet is turned into ASCII, and looked at, by what sends there.
-        host = url.hostname or ""
-        in_brackets = "[" in url.netloc
-        if usable and host.isascii() and not (is_host(host) and in_brackets == (":" in host)):
-            rule = "must name a host that can exist: a DNS name, an IPv4 address of four numbers or an IPv6 address"
-            yield Violation(field, rule)
-    if not usable or re.search(r"[\s\\]", value):
-        yield Violation(field, "must be an absolute http or https URL")

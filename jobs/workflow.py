@@ -7,8 +7,8 @@
 What the job has made comes with the end of its last attempt. An attempt that could not say how it ended has written
 it to the live feed, from where it is read back (RecoverOutput) before the outcome is settled.
 
-Every wait in here goes through `_until`, so that a cancel, whether it comes as the signal Cancel or from Temporal
-itself (Web UI, `temporal workflow cancel`), is noted wherever the job is and acted upon in one place.
+Every wait in here goes through `Cancellation.wait`, so that a cancel, whether it comes as the signal Cancel or from
+Temporal itself (Web UI, `temporal workflow cancel`), is noted wherever the job is and acted upon in one place.
 
 How it closes:
 
@@ -24,8 +24,7 @@ How it closes:
 """
 
 import asyncio
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import Any, Final
 
 from temporalio import workflow
@@ -42,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import llm_pb2
 
 from jobs import delivery
+from jobs.cancellation import Cancellation
 
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
@@ -70,8 +70,7 @@ class LLMJobWorkflow:
         self._by_hand = chosen is None or job is None
         self._listed = False
         self._options = options.complete(chosen, self._job)
-        self._cancel: errors.Cancelled | None = None
-        self._cancelled_at: datetime | None = None
+        self._cancellation = Cancellation()
         self._result: llm_pb2.JobResult | None = None
         self._deliveries = delivery.Deliveries(llm_pb2.DeliveryState())
         self._telling: workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None = None
@@ -99,7 +98,7 @@ class LLMJobWorkflow:
             retry_policy=RetryPolicy(maximum_attempts=1),
         )
         await self._notify(final)
-        await self._until(forgetting.done)
+        await self._cancellation.wait(forgetting.done)
         # A feed that was away forgets by its retention.
         forgetting.exception()
         self._status.state = final
@@ -109,7 +108,7 @@ class LLMJobWorkflow:
     @workflow.signal(name=names.SIGNAL_CANCEL)
     def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
         """Ask the job to stop. Once its outcome is settled this changes nothing."""
-        self._note_cancel(request.reason if request else "")
+        self._cancellation.note(request.reason if request else "")
 
     @workflow.query(name=names.QUERY_GET_STATUS)
     def get_status(self) -> llm_pb2.GetStatusResponse:
@@ -128,14 +127,9 @@ class LLMJobWorkflow:
     def _told_status(self) -> llm_pb2.JobStatus:
         status = llm_pb2.JobStatus()
         status.CopyFrom(self._status)
+        status.cancel_requested = self._cancellation.error is not None
         status.notifications.extend(map(delivery.notification, self._deliveries.state.deliveries))
         return status
-
-    def _note_cancel(self, reason: str) -> None:
-        if self._cancel is None:
-            self._cancel = errors.Cancelled(reason or "cancelled on request")
-            self._cancelled_at = workflow.now()
-            self._status.cancel_requested = True
 
     def _is_valid(self) -> bool:
         """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
@@ -154,14 +148,6 @@ class LLMJobWorkflow:
                 self._options = options.complete(None, self._job)
                 return False
         return True
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for the condition; a cancel from Temporal meanwhile is noted like one from the signal."""
-        while not condition():
-            try:
-                await workflow.wait_condition(condition)
-            except asyncio.CancelledError:
-                self._note_cancel(workflow.cancellation_reason() or "")
 
     async def _run_model(self) -> "llm_pb2.JobState.ValueType":
         """Run the model to its end; return the final state, leaving result and error in their fields.
@@ -202,25 +188,25 @@ class LLMJobWorkflow:
             summary=self._job.model,
             priority=options.gpu_priority(self._job, workflow.info().priority),
         )
-        await self._until(lambda: run.done() or self._cancel is not None)
+        await self._cancellation.wait(lambda: run.done() or self._cancellation.error is not None)
         if not run.done():
             run.cancel()
-            await self._until(run.done)
+            await self._cancellation.wait(run.done)
         self._error = None
         try:
             self._result = run.result()
         except asyncio.CancelledError:
             # Cancelled before Temporal knew of the activity.
-            self._error = self._cancel
+            self._error = self._cancellation.error
         except ActivityError as failure:
             self._error, partial = understand(failure.cause)
             self._result = partial or await self._recover_output() or self._result
-            if self._cancel is not None:
+            if self._cancellation.error is not None:
                 # No attempt follows a cancel, so whatever ended the last one, the cancel ended the job.
-                self._error = self._cancel
+                self._error = self._cancellation.error
         else:
             if self._result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED:
-                self._error = self._cancel or errors.Cancelled("cancelled on request")
+                self._error = self._cancellation.error or errors.Cancelled("cancelled on request")
 
     async def _recover_output(self) -> llm_pb2.JobResult | None:
         """Return what the live feed holds of the job's output; None when no attempt began, or the feed is away."""
@@ -230,7 +216,7 @@ class LLMJobWorkflow:
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )
-        await self._until(recovering.done)
+        await self._cancellation.wait(recovering.done)
         if recovering.exception() is not None:
             return None
         result: llm_pb2.JobResult = recovering.result()
@@ -253,12 +239,13 @@ class LLMJobWorkflow:
         self._note_attempt()
         if result is not None:
             add_result(status, result, final)
-        record_outcome(self._job, final, self._error, self._cancelled_at)
+        record_outcome(self._job, final, self._error, self._cancellation.noted_at)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Tell the outcome. What its receivers do not take soon is left to a workflow of its own."""
         outcome = llm_pb2.JobStatus()
         outcome.CopyFrom(self._status)
+        outcome.cancel_requested = self._cancellation.error is not None
         outcome.state = final
         if (telling := self._telling) is not None:
             telling.cancel()
@@ -266,14 +253,14 @@ class LLMJobWorkflow:
         state = delivery.new_state(self._job, outcome, self._result, self._options, now)
         self._deliveries = delivery.Deliveries(state)
         self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._total_time().end - now) / 2))
-        await self._until(self._deliveries.idle)
+        await self._cancellation.wait(self._deliveries.idle)
         if telling is not None:
-            await self._until(telling.done)
+            await self._cancellation.wait(telling.done)
             if not telling.cancelled() and telling.exception() is None:
                 state.earlier.extend(telling.result().deliveries)
         if any(item.state == llm_pb2.NOTIFY_STATE_PENDING for item in state.deliveries):
             leaving = asyncio.create_task(self._deliveries.leave())
-            await self._until(leaving.done)
+            await self._cancellation.wait(leaving.done)
             leaving.result()
 
     def _time_to_run(self) -> timedelta:
@@ -300,25 +287,17 @@ class LLMJobWorkflow:
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status())})
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
-        if final == llm_pb2.JOB_STATE_CANCELLED and not _asked_to_cancel():
-            request = workflow.start_local_activity(
-                names.ACTIVITY_REQUEST_CANCEL, start_to_close_timeout=timedelta(seconds=10)
-            )
-            await self._until(request.done)
-            await self._until(_asked_to_cancel)
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            await self._cancellation.request()
         self._publish(final)
         if self._error is None:
             return self._result or llm_pb2.JobResult()
         if final == llm_pb2.JOB_STATE_CANCELLED:
             raise CancelledError(str(self._error))
         if isinstance(self._error, errors.TotalTimeout) and self._total_time().ends_workflow:
-            await self._until(lambda: False)
+            await self._cancellation.wait(lambda: False)
         raise errors.to_application_error(self._error, *([] if self._result is None else [self._result]))
 
 
 def _attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:
     return [pair.key.value_set(pair.value) for pair in attributes_of(job)]
-
-
-def _asked_to_cancel() -> bool:
-    return workflow.cancellation_reason() is not None

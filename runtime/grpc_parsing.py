@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
-from jobs.rules import too_large
+from jobs.field_rules import too_large
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 """Maximum size of a request that holds names and filters, nothing to work on."""

@@ -15,7 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
 from jobs.errors import RULES
-from jobs.rules import Violation
+from jobs.field_rules import Violation
 from llm_pb import llm_pb2
 from services.gateway import errors
 from services.notifier.event import to_event

@@ -18,7 +18,7 @@ from google.rpc import status_pb2
 from temporalio.service import RPCError
 
 from jobs import rules
-from jobs.rules import Violation
+from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
@@ -98,9 +98,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         """Raise ApiError INVALID_ARGUMENT for a request that is too large to be worth parsing."""
         if method == "Submit":
             if size > self._max_job_bytes + _JOB_OVERHEAD:
-                raise invalid([Violation("job", rules.too_large(size, self._max_job_bytes))])
+                raise invalid([Violation("job", too_large(size, self._max_job_bytes))])
         elif size > MAX_REQUEST_BYTES:
-            raise invalid([Violation("", f"the request {rules.too_large(size, MAX_REQUEST_BYTES)}")])
+            raise invalid([Violation("", f"the request {too_large(size, MAX_REQUEST_BYTES)}")])
 
 
 def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: Answers, large: int) -> Any:

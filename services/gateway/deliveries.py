@@ -7,8 +7,8 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 
 from jobs import names
+from jobs.field_rules import Violation
 from jobs.ids import delivery_workflow_id
-from jobs.rules import Violation
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader

@@ -9,7 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs.errors import error_info, make_status
-from jobs.rules import Violation
+from jobs.field_rules import Violation
 
 _RETRY: Final = timedelta(seconds=1)
 _MAX_DETAILS_BYTES: Final = 4096

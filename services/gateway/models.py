@@ -13,8 +13,8 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from jobs.field_rules import MODEL_PATTERN, Violation
 from jobs.options import duration
-from jobs.rules import MODEL_PATTERN, Violation
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.prompts import Lanes, Prompts

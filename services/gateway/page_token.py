@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from jobs.rules import Violation
+from jobs.field_rules import Violation
 from llm_pb import llm_pb2
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from google.protobuf.descriptor import FieldDescriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.message import DecodeError, Message
 
-from jobs.rules import Violation
+from jobs.field_rules import Violation
 from llm_pb import llm_pb2
 from services.gateway.errors import invalid
 from services.gateway.wire import count_fields

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from tokenizers import Tokenizer
 
-from jobs.rules import Violation, too_large
+from jobs.field_rules import Violation, too_large
 from jobs.tokenizer import WHY_NOT_SPECIAL, SpecialTokens, longest_token
 from llm_pb import llm_pb2
 from services.gateway.errors import exhausted

@@ -12,10 +12,11 @@ from temporalio.client import Client
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from services.gateway.deliveries import Deliveries
+from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
 from services.gateway.jobs_api import Jobs
 from services.gateway.models import Models
-from services.gateway.status import JobReader, expected_result_bytes
+from services.gateway.status import JobReader
 from services.gateway.stream import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]

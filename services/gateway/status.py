@@ -11,14 +11,12 @@ that Temporal has ended before its workflow could settle the outcome has left it
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final, NamedTuple
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
     Client,
-    WorkflowExecution,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
@@ -27,37 +25,27 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from jobs import errors, ids, names
+from jobs import errors, names
 from jobs.ending import add_result
 from jobs.errors import EngineFailed, to_status
 from jobs.feed import Feed
-from jobs.limits import MAX_PAYLOAD_BYTES
-from jobs.memo import from_memo
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import not_found
-from services.gateway.job_traces import traceparent_of
+from services.gateway.job_record import (
+    CLOSED_STATES,
+    FINAL_STATES,
+    base_status,
+    expected_result_bytes,
+    final_status,
+    set_times,
+)
 from services.gateway.left_output import left_output
 from services.gateway.models import Models
 
 _log = logging.getLogger(__name__)
-FINAL_STATES: Final = frozenset(
-    {
-        llm_pb2.JOB_STATE_SUCCEEDED,
-        llm_pb2.JOB_STATE_FAILED,
-        llm_pb2.JOB_STATE_CANCELLED,
-        llm_pb2.JOB_STATE_TIMED_OUT,
-    }
-)
-_CLOSED: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] = {
-    WorkflowExecutionStatus.COMPLETED: llm_pb2.JOB_STATE_SUCCEEDED,
-    WorkflowExecutionStatus.FAILED: llm_pb2.JOB_STATE_FAILED,
-    WorkflowExecutionStatus.CANCELED: llm_pb2.JOB_STATE_CANCELLED,
-    WorkflowExecutionStatus.TERMINATED: llm_pb2.JOB_STATE_CANCELLED,
-    WorkflowExecutionStatus.TIMED_OUT: llm_pb2.JOB_STATE_TIMED_OUT,
-}
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
 _FIRST_RUN_EVENTS: Final = 6
@@ -238,7 +226,7 @@ class JobReader:
         self, description: WorkflowExecutionDescription, ending: Ending | None
     ) -> llm_pb2.GetStatusResponse | None:
         """Return what is to be read without asking a closed workflow; None where that is not all."""
-        status = await _final_status(description)
+        status = await final_status(description)
         has_result = description.status in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED)
         if status is None or not has_result:
             return None
@@ -252,10 +240,10 @@ class JobReader:
         response = await self._recorded(description, ending) or await self._ask_workflow(description)
         status = response.status
         await self._deliveries.refresh(status)
-        _set_times(status, description)
+        set_times(status, description)
         settled = status.state in FINAL_STATES or status.state == llm_pb2.JOB_STATE_NOTIFYING
         if description.status is not None and status.state not in FINAL_STATES:
-            status.state = _CLOSED[description.status]
+            status.state = CLOSED_STATES[description.status]
         if not settled:
             await self._add_left_output(response, description)
         if description.status == WorkflowExecutionStatus.TERMINATED:
@@ -279,52 +267,3 @@ class JobReader:
             result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
         response.result.CopyFrom(result)
         add_result(response.status, result, response.status.state)
-
-
-def expected_result_bytes(description: WorkflowExecutionDescription) -> int:
-    """Return about how large the result of a job that was just described may be.
-
-    Half of its history: a result is in the event that ends the activity, and in the one that ends the workflow.
-    """
-    history_bytes: int = description.raw_description.workflow_execution_info.history_size_bytes
-    return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
-
-
-async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
-    """Return what a description or a listing of a workflow tells without its activities.
-
-    For an open job the state is RUNNING: neither tells whether a worker has it.
-    """
-    final = await _final_status(execution)
-    if final is not None:
-        return final
-    state = (
-        llm_pb2.JOB_STATE_RUNNING
-        if execution.status is None
-        else _CLOSED.get(execution.status, llm_pb2.JOB_STATE_RUNNING)
-    )
-    outcome = execution.typed_search_attributes.get(names.JOB_STATE)
-    if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
-        state = llm_pb2.JOB_STATE_TIMED_OUT
-    trace_id = ids.trace_id(await traceparent_of(execution))
-    status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
-    _set_times(status, execution)
-    return status
-
-
-async def _final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | None:
-    """Return what the workflow has left as it closed; None of one that is open, or did not get so far."""
-    if execution.status in (None, WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
-        return None
-    try:
-        return from_memo(await execution.memo_value(names.MEMO_STATUS, None), llm_pb2.JobStatus)
-    except ValueError as error:
-        # Whoever starts a workflow by hand may have written anything.
-        _log.info("the memo of %s has a status that %s", execution.id, error)
-        return None
-
-
-def _set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
-    status.create_time.FromDatetime(execution.start_time)
-    if execution.close_time is not None and not status.HasField("end_time"):
-        status.end_time.FromDatetime(execution.close_time)

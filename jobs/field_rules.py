@@ -1,0 +1,117 @@
+"""Rules that fields of several messages share: each yields what breaks it."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from google.protobuf.duration_pb2 import Duration
+
+from jobs.hosts import is_host
+from jobs.ids import ID_PATTERN
+
+MAX_URL_BYTES: Final = 2048
+MIN_TIMEOUT_MS: Final = 1
+_ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or digit"
+MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,254}")
+"""The form of a model's name: at most 255 characters, which is what a search attribute holds on PostgreSQL."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Violation(NamedTuple):
+    """A field that breaks a rule."""
+
+    field: str
+    """Path from the request, in proto names: job.params.stop[2]."""
+    description: str
+    """The rule and the fix."""
+
+
+def too_large(size: int, most: int) -> str:
+    """Return the rule that something of `size` bytes breaks."""
+    return f"is {size} bytes; at most {most} fit"
+
+
+def check_id(field: str, value: str, *, required: bool) -> Iterator[Violation]:
+    """Check a user_id, request_id or project_id."""
+    if not value:
+        if required:
+            yield Violation(field, f"is required: {_ID_FORM}")
+    elif ID_PATTERN.fullmatch(value) is None:
+        yield Violation(field, f"must be {_ID_FORM}")
+
+
+def check_model(field: str, value: str, *, required: bool) -> Iterator[Violation]:
+    """Check the name of a model."""
+    if not value:
+        if required:
+            yield Violation(field, "is required: a model name that ListModels returns")
+    elif MODEL_PATTERN.fullmatch(value) is None:
+        yield Violation(field, "must be a model name that ListModels returns")
+
+
+def check_line(field: str, value: str, max_bytes: int, *, required: bool) -> Iterator[Violation]:
+    """Check one line of text."""
+    if required and not value:
+        yield Violation(field, "is required")
+    elif len(value.encode()) > max_bytes:
+        yield Violation(field, f"must be at most {max_bytes} bytes of UTF-8")
+    elif _CONTROL.search(value):
+        yield Violation(field, "must not hold control characters")
+
+
+def check_size(field: str, value: str, max_bytes: int) -> Iterator[Violation]:
+    """Check a text that must not be empty."""
+    if not value:
+        yield Violation(field, "must not be empty")
+    elif len(value.encode()) > max_bytes:
+        yield Violation(field, f"must be at most {max_bytes} bytes of UTF-8")
+
+
+def check_texts(field: str, values: Iterable[str], max_bytes: int) -> Iterator[Violation]:
+    """Check each text of a list."""
+    for index, value in enumerate(values):
+        yield from check_size(f"{field}[{index}]", value, max_bytes)
+
+
+def check_enum(field: str, value: int, enum: type) -> Iterator[Violation]:
+    """Check a value of an enum: not 0, and known."""
+    names = enum.keys()[1:]  # type: ignore[attr-defined]  # the wrapper's class has no public name
+    if value not in enum.values()[1:]:  # type: ignore[attr-defined]
+        yield Violation(field, f"must be one of {', '.join(names)}")
+
+
+def check_duration(field: str, value: Duration) -> Iterator[Violation]:
+    """Check a time limit."""
+    # Temporal takes a limit that rounds to 0 as none at all.
+    too_short = value.seconds == 0 and value.nanos < MIN_TIMEOUT_MS * 1_000_000
+    if value.seconds < 0 or not 0 <= value.nanos <= 999_999_999 or too_short:
+        yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
+
+
+def check_url(field: str, value: str) -> Iterator[Violation]:
+    """Check the URL of a webhook."""
+    if not value:
+        yield Violation(field, "is required: an absolute http or https URL")
+        return
+    wrong = list(check_line(field, value, MAX_URL_BYTES, required=True))
+    if wrong:
+        # A long text costs urlsplit seconds.
+        yield from wrong
+        return
+    try:
+        url = urlsplit(value)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    else:
+        if url.username is not None or url.password is not None:
+            yield Violation(field, "must not hold a user or password")
+        # A name in another alphabet is turned into ASCII, and looked at, by what sends there.
+        host = url.hostname or ""
+        in_brackets = "[" in url.netloc
+        if usable and host.isascii() and not (is_host(host) and in_brackets == (":" in host)):
+            rule = "must name a host that can exist: a DNS name, an IPv4 address of four numbers or an IPv6 address"
+            yield Violation(field, rule)
+    if not usable or re.search(r"[\s\\]", value):
+        yield Violation(field, "must be an absolute http or https URL")
