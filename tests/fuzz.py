@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
-from tests.conftest import FAST, stack_settings
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.attacks import stalled_clients
+from tests.conftest import FAST, new_job, stack_settings
 from tests.fuzz_calls import REFLECTION, SERVICE, Call, Calls
 from tests.hostile_requests import BODIES
 
@@ -89,8 +93,30 @@ async def big_messages(address: str, rng: random.Random) -> list[str]:
     return [*itertools.chain(*await asyncio.gather(*(send(queue) for _ in range(8))))]
 
 
+async def slow_readers(address: str, rng: random.Random) -> list[str]:
+    """Ask for a job's status and stream, for lists and for the contract, and read nothing of the answers."""
+    job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
+    async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
+        stub = LlmServiceStub(channel)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS)).workflow_id
+        requests: dict[str, Message] = {
+            f"{SERVICE}/GetStatus": llm_pb2.GetStatusRequest(workflow_id=id_),
+            f"{SERVICE}/StreamStatus": llm_pb2.StreamStatusRequest(workflow_id=id_),
+            f"{SERVICE}/List": llm_pb2.ListRequest(page_size=100),
+            f"{SERVICE}/ListModels": llm_pb2.ListModelsRequest(),
+        }
+        async with stalled_clients(address, 4, rng.choice((0, 1, 100))) as clients:
+            for method, request in requests.items():
+                for client in clients:
+                    client.call(f"/{method}", request, 25)
+            # Meanwhile others are served, and what waits for the slow ones waits.
+            async for _ in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=CALL_SECONDS):
+                pass
+    return []
+
+
 Attack = Callable[[str, random.Random], Awaitable[list[str]]]
-ATTACKS: Final[Sequence[Attack]] = (big_messages,)
+ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers)
 """What runs beside the second half of the calls: gets the gateway's address, returns what went wrong."""
 _OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 
