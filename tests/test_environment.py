@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def settings(tmp_path: Path) -> StackSettings:
-    return stack_settings(tmp_path / "stack", start_timeout=60)
+    return stack_settings(tmp_path / "stack", start_timeout=120)
 
 
 @pytest.mark.parametrize(

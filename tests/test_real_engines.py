@@ -9,7 +9,7 @@ import pytest
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.conftest import new_job, run_job, stack_settings, unpack, until_output, watch
+from tests.conftest import assert_not_tried_again, new_job, run_job, stack_settings, unpack, until_output, watch
 
 GREEDY = {"temperature": 0.0, "max_tokens": 60}
 
@@ -83,4 +83,4 @@ async def test_a_conversation_over_the_context_fails_for_good(real: LlmServiceSt
     seen = await run_job(real, new_job(messages=messages))
     assert seen.states[-1] == "FAILED"
     assert unpack(seen.final.status.error)["ErrorInfo"].reason == "PROMPT_TOO_LONG"
-    assert seen.final.status.attempt == 1
+    assert_not_tried_again(seen)

@@ -137,7 +137,7 @@ async def test_a_reader_that_stops_reading_costs_little_and_holds_nobody_up(load
         await asyncio.sleep(stopped + STOPPED_SECONDS - time.monotonic())
         grown = max(grown, loaded.memory() - before)
         assert grown < SLOW_READERS * 1024 * 1024
-        assert seconds < 1.5 * (made.latency.ToTimedelta() - made.time_to_first_token.ToTimedelta()).total_seconds() + 1
+        assert seconds < 3 * (made.latency.ToTimedelta() - made.time_to_first_token.ToTimedelta()).total_seconds() + 10
         assert beside.output == beside.final.result.output.encode()
         for reader in slow:
             assert (await reader.rest()).output == beside.output
@@ -194,7 +194,7 @@ async def test_watchers_are_limited_for_the_gateway_and_for_each_user(loaded: Lo
         assert "gateway" in await refusal(stub, other)
         for call in calls:
             call.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await is_refused(stub, one):
                 pass
         for id_ in (one, other):

@@ -34,7 +34,7 @@ async def test_a_job_in_json_runs(stack: Stack, stub: LlmServiceStub) -> None:
     seen = await watch(stub, "by-cli")
     assert seen.states[-1] == "SUCCEEDED"
     assert seen.output == seen.final.result.output.encode() != b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         # Temporal's visibility follows after a moment and tells nobody.
         while not (await stub.List(llm_pb2.ListRequest(user_id="user-123"))).jobs:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
