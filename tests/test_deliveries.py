@@ -100,8 +100,8 @@ async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sin
         )
         seen = await run_job(stub, job)
         (request,) = await sink.received(path)
-        status = llm_pb2.GetStatusRequest(workflow_id=seen.final.status.workflow_id)
-        return (await stub.GetStatus(status)).result, request.event["data"]
+        look = llm_pb2.GetStatusRequest(workflow_id=seen.final.status.workflow_id)
+        return (await stub.GetStatus(look)).result, request.event["data"]
 
     (below, whole), (above, cut) = await asyncio.gather(told("/below", 700), told("/above", 1400))
     assert below.ByteSize() < 256 * 1024 < above.ByteSize()
