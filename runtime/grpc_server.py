@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from runtime.connections import shut_down
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
+from runtime.grpc_requests import OneRequest
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -46,6 +47,8 @@ class Limits:
     """More wait at the client, as HTTP/2 has it."""
     ping_interval: timedelta = PING_INTERVAL
     """A client that pings more often, again and again, is cut off."""
+    request_timeout: timedelta = timedelta(seconds=20)
+    """A call is ended whose request has not come by then."""
     connection_idle: timedelta = timedelta(0)
     """A connection without calls is closed after this time."""
     connection_age: timedelta = timedelta(0)
@@ -103,7 +106,7 @@ class GrpcServer:
     ) -> None:
         _grpc_log.addFilter(_without_traceback_for_who_left)
         self.server = grpc.aio.server(
-            interceptors=[OwnServices(), *interceptors, _ReflectionLimit()],
+            interceptors=[OneRequest(limits.request_timeout), OwnServices(), *interceptors, _ReflectionLimit()],
             options=channel_options(limits),
             maximum_concurrent_rpcs=limits.max_calls + _OTHER_CALLS,
         )

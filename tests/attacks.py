@@ -34,6 +34,12 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, int, bytes
 
 def call_frames(stream: int, method: str, request: bytes) -> bytes:
     """Return the frames of a call with one request."""
+    body = b"\0" + len(request).to_bytes(4, "big") + request
+    return header_frame(stream, method) + frame(DATA, body, END_STREAM, stream)
+
+
+def header_frame(stream: int, method: str, flags: int = 0) -> bytes:
+    """Return the frame that begins a call."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -47,8 +53,7 @@ def call_frames(stream: int, method: str, request: bytes) -> bytes:
         b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
         for name, value in fields.items()
     )
-    body = b"\0" + len(request).to_bytes(4, "big") + request
-    return frame(HEADERS, headers, END_HEADERS, stream) + frame(DATA, body, END_STREAM, stream)
+    return frame(HEADERS, headers, END_HEADERS | flags, stream)
 
 
 class StalledClient:
@@ -74,6 +79,12 @@ class StalledClient:
             self._writer.write(call_frames(self._next_stream, method, data))
             self._next_stream += 2
 
+    def call_without_request(self, method: str, count: int = 1, *, ended: bool = False) -> None:
+        """Begin so many calls and send no request; `ended`: say that none will come."""
+        for _ in range(count):
+            self._writer.write(header_frame(self._next_stream, method, END_STREAM if ended else 0))
+            self._next_stream += 2
+
     @property
     def calls(self) -> int:
         """How many calls were begun."""
@@ -83,6 +94,11 @@ class StalledClient:
         """Return once every call has begun to be answered or was ended, if only with the connection."""
         async with self._news:
             await self._news.wait_for(lambda: self.closed.is_set() or len(self.begun | self.ended) == self.calls)
+
+    async def all_ended(self) -> None:
+        """Return once the server has ended every call, if only with the connection."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.closed.is_set() or len(self.ended) == self.calls)
 
     async def close(self) -> None:
         """Close the connection."""

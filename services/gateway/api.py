@@ -87,6 +87,7 @@ def _limits(settings: GatewaySettings) -> Limits:
         max_calls=settings.max_calls,
         max_calls_per_connection=settings.max_calls_per_connection,
         ping_interval=settings.ping_interval,
+        request_timeout=settings.request_timeout,
         connection_idle=settings.connection_idle,
         connection_age=settings.connection_age,
     )
