@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jobs.made_output import MadeOutput
 from jobs.transcript import Transcript
 from llm_pb import llm_pb2
-from services.gateway.transcript import Cursor
+from services.gateway.cursor import Cursor
 from services.gpu_worker.engine import Output
 from services.gpu_worker.output_text import OutputWriter
 
