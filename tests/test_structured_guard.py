@@ -140,6 +140,16 @@ def test_a_slow_machine_that_reads_prompts_all_the_time_is_no_reason(tokens: int
     assert batch.chats(1000, lambda: (1 + tokens * 0.07) * 5, every=1, tokens=tokens) == []
 
 
+def test_steps_without_anything_in_them_do_not_hide_the_slow_ones() -> None:
+    batch = Batch()
+    batch.member("a")
+    ended = []
+    for _ in range(20):
+        ended += batch.steps(1, 3)
+        ended += batch.steps(2, 0.001, tokens=0)
+    assert ended == ["a"]
+
+
 def test_a_step_that_reads_as_much_as_it_can_does_not_stall() -> None:
     """What is read again after vLLM has taken a generation out of its memory, too: nobody waits for a first token."""
     batch = Batch(best=1, token_seconds=0.07)

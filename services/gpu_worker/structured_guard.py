@@ -94,14 +94,15 @@ class StructuredGuard:
                 for steps in self._schedulers.values():
                     steps.counts = False
 
-    def step(self, scheduler: int = 0, tokens: int = 0) -> Member | None:
+    def step(self, scheduler: int = 0, tokens: int = 1) -> Member | None:
         """Note that a scheduler has finished a step. Return the generation that has to end, as its `ended` says.
 
-        `tokens` are those that went into the step: of prompts, and the last one of each generation.
+        `tokens` are those that went into the step: of prompts, and the last one of each generation. One without any,
+        of which vLLM tells, too, does not count.
         """
         now, steps = self.clock(), self._schedulers.setdefault(scheduler, _Scheduler())
         steps.tokens = tokens
-        if steps.counts:
+        if steps.counts and tokens:
             self._note(steps, now - steps.stepped_at)
         steps.stepped_at, steps.counts = now, self._decoding()
         if not steps.seconds:
