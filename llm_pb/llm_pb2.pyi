@@ -365,13 +365,21 @@ class SamplingParams(_message.Message):
     """Divides (above 1) or multiplies (below 1) the scores of tokens seen so far; above 0, at most 2. Default 1: off."""
     json_schema: _builtins.str
     """The output is JSON that this JSON Schema accepts; the schema as the text of a JSON object, at most 64 KiB. Its
-    patterns are at most 4 KiB together, and each has the rules of regex.
+    different patterns, those of patternProperties among them, are at most 4 KiB together, and each follows the rules
+    of regex. Their bounds and the lengths of strings add up to at most 1024: of each different pair of minLength and
+    maxLength the larger counts, one above 128 as 128.
     """
     regex: _builtins.str
-    """The output matches this regular expression as a whole; at most 4 KiB. Refused is what would slow every job of the
-    engine's batch: a repeat of a part that varies in length, where nothing that must stand there separates two
-    rounds. (a*)*, ([a-z]+ ?)* and ([a-z]{1,8}){1,8} are refused, ([a-z]+ )* and [a-z]{1,64} are not. A form that
-    slows the batch all the same ends its job with UNSUPPORTED_PARAMS.
+    """The output matches this regular expression as a whole; at most 4 KiB. These rules refuse, as INVALID_ARGUMENT,
+    what would slow every job of the engine's batch:
+    - A repeat of a part that varies in length has something in the part that must stand there and separates two
+      rounds: ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are not. Without, the lengths of the part times the
+      rounds are at most 16, * and + within the part counting as 8: ([a-z]{1,4}){1,4} is accepted, (a{1,8}){1,8} not.
+    - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3.
+    - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
+    - Groups stand within each other at most 32 deep.
+    - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, one above 128 as 128.
+    An expression that slows the batch all the same ends its job with UNSUPPORTED_PARAMS.
     """
     logprobs: _builtins.int
     """For every output token, report the log probability of it and of this many likeliest others; 0 to 20. Default: none."""
