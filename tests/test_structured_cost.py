@@ -159,11 +159,11 @@ def test_the_choices_are_bounded_together() -> None:
     assert field == "job.params.choice.options"
 
 
-def test_a_worker_refuses_what_came_past_the_gateway() -> None:
+def test_what_came_past_the_gateway_is_refused_unless_it_began_before() -> None:
     costly = job(params={"regex": "((a*)*)*"})
     with pytest.raises(InvalidJob, match=r"params\.regex must not repeat"):
         require_valid(costly)
-    assert not check_job(costly, costs=False), "as jobs were checked that are open since before"
+    assert not check_job(costly, strict=False), "as jobs were checked that are open since before"
 
 
 @given(st.text(alphabet=r"ab\w[]^-(){}|*+?.,:<>=!Pxu0129dé" + "\ud800\x00", max_size=60))
