@@ -232,6 +232,9 @@ class LLMJobWorkflow:
         status.end_time.FromDatetime(workflow.now())
         self._note_attempt()
         if result is not None:
+            if final == llm_pb2.JOB_STATE_CANCELLED:
+                # Also where the cancel came between two attempts, of which the last one had failed.
+                result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
             add_result(status, result, final)
         record_outcome(self._job, final, self._error, self._cancellation.noted_at)
 
