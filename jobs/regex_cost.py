@@ -46,6 +46,7 @@ _CLASSES: Final = {
     "w": _DIGITS | range_of(ord("a"), ord("z")) | range_of(ord("A"), ord("Z")) | bits_of("_"),
     "s": bits_of(" \t\n\r\f\v\u00a0"),
 }
+_ANY: Final = char_of(ALL & ~bits_of("\n"))
 _CONTROLS: Final = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 
 
@@ -119,7 +120,7 @@ class _Parser:
             case "\\":
                 return char_of(self._escape()[0])
             case ".":
-                return char_of(ALL & ~bits_of("\n"))
+                return _ANY
             case "^" | "$":
                 return Part()
             case char:

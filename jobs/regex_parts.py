@@ -3,7 +3,7 @@
 Sets of characters are the bits of an int: one for each of ASCII, beyond it one for each block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -11,6 +11,9 @@ MAX_PRODUCT: Final = 16
 """How often, at most, parts of varying length follow each other in a repeat without a separator."""
 MAX_RUN: Final = 6
 """Such parts side by side that could match the same text: `.*a.*b.*` has three. A group counts thrice."""
+MAX_DIFFERENT: Final = 64
+"""Different parts of varying length in one sequence, or at the ends of one group's alternatives. Each is compared with
+all that must stand there, on the event loop that serves everybody."""
 
 _UNBOUNDED: Final = 8
 """What an unbounded repeat counts as within MAX_PRODUCT: two in a row still pass."""
@@ -87,6 +90,8 @@ def joined(parts: list[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     _check_run(parts)
+    first_at, last_at = _required_at(parts, range(len(parts))), _required_at(parts, reversed(range(len(parts))))
+    separated: dict[int, tuple[int, int]] = {}
     chars, first, loose, exposed, weight = 0, 0, 0, 0, 0
     nullable = True
     for index, part in enumerate(parts):
@@ -97,15 +102,41 @@ def joined(parts: list[Part]) -> Part:
         exposed |= part.exposed
         if not part.loose:
             continue
-        before = any(_separates(parts[at], part.loose) for at in range(index - 1, -1, -1))
-        after = any(_separates(parts[at], part.loose) for at in range(index + 1, len(parts)))
+        if part.loose not in separated:
+            separated[part.loose] = (_nearest(first_at, part.loose, len(parts)), _nearest(last_at, part.loose, -1))
+            _check_different(separated)
+        earliest, latest = separated[part.loose]
+        before, after = earliest < index, latest > index
         if not before and not after:
             loose |= part.loose
             weight += part.weight
         elif not before or not after:
             exposed |= part.loose
-    required = frozenset[int]().union(*(part.required for part in parts))
+    # The smallest separate best. All of them would be compared again in every group around this.
+    required = frozenset(sorted(first_at, key=int.bit_count)[:MAX_DIFFERENT])
     return Part(chars, first, required, loose, weight, exposed, grouped=True)
+
+
+def _required_at(parts: list[Part], indexes: Iterable[int]) -> dict[int, int]:
+    """Return the sets of characters that the parts require, each with the first of the indexes where it is."""
+    at: dict[int, int] = {}
+    for index in indexes:
+        for chars in parts[index].required:
+            at.setdefault(chars, index)
+    return at
+
+
+def _nearest(required_at: dict[int, int], loose: int, default: int) -> int:
+    """Return the first index at which one is required that is none of the characters."""
+    return next((index for chars, index in required_at.items() if not chars & loose), default)
+
+
+def _check_different(different: Collection[object]) -> None:
+    if len(different) > MAX_DIFFERENT:
+        raise TooCostly(
+            f"must have at most {MAX_DIFFERENT} different parts of varying length in a row, or at the ends of a "
+            "group's alternatives: use the same more often, or fewer"
+        )
 
 
 def _check_run(parts: Iterable[Part]) -> None:
@@ -131,7 +162,7 @@ def _separates(part: Part, loose: int) -> bool:
 
 
 def one_of(branches: list[Part]) -> Part:
-    """Return the alternatives as one part."""
+    """Return the alternatives as one part. Raises TooCostly."""
     if len(branches) == 1:
         return branches[0]
     chars, first, loose, exposed, weight = 0, 0, 0, 0, 0
@@ -141,10 +172,12 @@ def one_of(branches: list[Part]) -> Part:
         loose |= branch.loose
         exposed |= branch.exposed
         weight = max(weight, branch.weight)
-    # Of a branch that is separated on one side only, another branch can make the rest: (\w+ |\w)*.
-    for cut in {branch.exposed for branch in branches} - {0}:
-        makers = [branch for branch in branches if not _separates(branch, cut)]
-        if any(branch.exposed != cut for branch in makers):
+    cuts = {branch.exposed for branch in branches} - {0}
+    _check_different(cuts)
+    makers = {(branch.required, branch.exposed) for branch in branches}
+    for cut in cuts:
+        # Of a branch that is separated on one side only, another branch can make the rest: (\w+ |\w)*.
+        if any(other != cut and all(map(cut.__and__, required)) for required, other in makers):
             loose |= cut
             weight = max(weight, _UNBOUNDED)
     required = frozenset[int]()
