@@ -56,5 +56,7 @@ MEMO_STATUS: Final = "status"
 
 # A workflow that was started by hand has what its structured output costs judged, too.
 PATCH_STRUCTURED_COSTS: Final = "structured-costs"
+# The id of an LLMDeliveryWorkflow is shortened where it would be too long.
+PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
 
 ERROR_DOMAIN: Final = "llm.v1"
