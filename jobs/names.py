@@ -57,5 +57,7 @@ MEMO_STATUS: Final = "status"
 # Changes of workflow code, for workflow.patched: a workflow that began before one goes on without it.
 # A workflow that was started by hand has its search attributes from its start on, and is judged by all rules of today.
 PATCH_BY_HAND: Final = "search attributes at start"
+# The id of an LLMDeliveryWorkflow is shortened where it would be too long.
+PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
 
 ERROR_DOMAIN: Final = "llm.v1"
