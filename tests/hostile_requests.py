@@ -1,9 +1,11 @@
 """Requests that cost their sender nothing and a careless server much: what each is, its method and its bytes."""
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+from jobs.rules import MAX_REGEX_BYTES, MAX_SCHEMA_BYTES
 from llm_pb import llm_pb2
 from services.gateway.parsing import MAX_FIELDS
 from tests.bad_requests import submit
@@ -37,6 +39,74 @@ def deep_json(size: int) -> str:
     return '{"a":' * (size // 5)
 
 
+SCRIPTS: Final = [
+    *(chr(code) for code in range(33, 127) if chr(code).isalnum()),
+    *(chr((block << 10) + 5) for block in range(1, 0x110000 >> 10) if not 0x36 <= block < 0x38),
+]
+"""Characters that an expression's judgement tells apart."""
+PAIRS: Final = [f"[^{one}{other}]" for one, other in itertools.combinations(SCRIPTS[:40], 2)]
+VARYING: Final = "".join(f"{char}?" for char in SCRIPTS[40:104])
+"""As many different parts of varying length as may stand side by side."""
+
+
+def schema_of(pattern: str) -> str:
+    """Return as long a schema as is allowed, of objects without anything and the pattern."""
+    empty = (MAX_SCHEMA_BYTES - len(json.dumps({"pattern": pattern, "a": []}))) // len("{},")
+    return json.dumps({"pattern": pattern, "a": [{}] * empty}, separators=(",", ":"))
+
+
+def longest(pieces: Iterable[str], size: int = MAX_REGEX_BYTES) -> str:
+    """Return as many of the pieces, in a row, as fit."""
+    text = bytearray()
+    for piece in pieces:
+        if len(text) + len(piece.encode()) > size:
+            break
+        text += piece.encode()
+    return text.decode()
+
+
+def nested(levels: int) -> str:
+    """Return an expression of groups within groups, each followed by parts that are compared with all in it."""
+    inner = longest(PAIRS, MAX_REGEX_BYTES - levels * (len(VARYING.encode()) + 3))
+    for _ in range(levels):
+        inner = f"({inner})!{VARYING}"
+    return inner
+
+
+EXPRESSIONS: Final[Mapping[str, str]] = {
+    "different parts side by side": longest(f"{char}?" for char in SCRIPTS),
+    "different parts among others": longest(f"{char}?." for char in SCRIPTS),
+    "different parts, each before what is none": longest(f"{char}?[^{char}]" for char in SCRIPTS),
+    "different parts, each before its own": longest(f"[^{char}]?{char}" for char in SCRIPTS),
+    "different parts of two characters": longest(
+        f"[{a}{b}]?" for a, b in zip(SCRIPTS[::2], SCRIPTS[1::2], strict=False)
+    ),
+    "many different parts before what separates none": longest(["".join(f"{c}?" for c in SCRIPTS[40:440]), *PAIRS]),
+    "different parts before what separates none": longest([VARYING, *PAIRS]),
+    "different parts within what separates none": longest([*PAIRS[:360], VARYING, *PAIRS[360:]]),
+    "groups in groups, of different parts": nested(15),
+    "some groups in groups, of different parts": nested(4),
+    "different alternatives": longest(f"{char}?-|" for char in SCRIPTS),
+    "different alternatives with different ends": longest(f"{a}?{b}|" for a, b in itertools.pairwise(SCRIPTS)),
+    "different alternatives of two characters": longest(f"[{a}{b}]?-|" for a, b in itertools.combinations(SCRIPTS, 2)),
+    "different alternatives among others": longest(
+        [*(f"{char}?-|" for char in SCRIPTS[40:104]), *(f"{char}|" for char in SCRIPTS)]
+    ),
+    "different alternatives among negated ones": longest(
+        [*(f"{char}?-|" for char in SCRIPTS[40:104]), *(f"{pair}|" for pair in PAIRS)]
+    ),
+    "any characters": "." * MAX_REGEX_BYTES,
+    "separated repeats": longest(itertools.repeat("a*b")),
+    "a group in each alternative": longest(itertools.repeat("(a?b|c)")),
+    "one repeat again and again": longest(itertools.repeat("a{1}{1}")),
+    "braces that end far away": longest(itertools.repeat("a{"), MAX_REGEX_BYTES - 1) + "}",
+    "braces that do not end": longest(itertools.repeat(r"\p{")),
+    "open groups": longest(itertools.repeat("(a|")),
+    "sets in a set": longest(["[", *itertools.repeat(r"\w\W", 1000)]),
+    "ranges": longest(["[", *(f"\x00-{char}" for char in reversed(SCRIPTS))]),
+}
+"""Expressions of 4 KiB that cost their judgement much."""
+
 MOST = 2_031_000
 """Bytes that a job may nearly have."""
 NOT_UTF8 = length_delimited(1, b"\xff")
@@ -67,6 +137,19 @@ BODIES: Final[Mapping[str, tuple[str, bytes]]] = {
     "a schema of many numbers": (
         "Submit",
         submit(model="structured", params={"json_schema": json.dumps({"a": [0] * 21_000})}),
+    ),
+    # Refused by another field, so that those which are allowed run on no engine.
+    **{
+        f"an expression: {what}": ("Submit", submit(user_id="", model="structured", params={"regex": pattern}))
+        for what, pattern in EXPRESSIONS.items()
+    },
+    "a schema of many objects and an expression": (
+        "Submit",
+        submit(
+            user_id="",
+            model="structured",
+            params={"json_schema": schema_of(EXPRESSIONS["different parts before what separates none"])},
+        ),
     ),
     "as many bad texts as are counted": ("Submit", in_job(b"\x2a\x03\x12\x01\xff" * (MAX_FIELDS // 2 - 8))),
     "as many stop texts as are counted": ("Submit", in_params(length_delimited(8, b"\xff" * 240) * (MAX_FIELDS - 10))),
