@@ -95,6 +95,12 @@ async def endless(engine: Engine, started: asyncio.Event, text: str = "Return") 
                 started.set()
 
 
+async def one_after_another(engine: Engine, job: llm_pb2.JobRequest) -> None:
+    """Generate the job again whenever it has ended."""
+    while True:
+        await outputs(engine, job)
+
+
 async def test_output_comes_in_steps_and_only_the_last_says_why_it_ended(engine: Engine) -> None:
     made = await outputs(engine, prompt(min_tokens=40))
     assert len(made) > 5
@@ -353,16 +359,17 @@ async def test_a_backend_that_nothing_bounds_is_refused(name: str, backend: str)
 
 
 async def test_structured_output_that_slows_the_batch_is_ended_and_nothing_else(name: str) -> None:
-    """The newest first, until those that are left are fast enough."""
+    """The newest first, until those that are left are fast enough, also while new jobs come all the time."""
     if name != "vllm":
         pytest.skip("the other engines make no structured output step by step")
     # A floor that the test's machine is above, and that these forms are below whatever the machine.
     options = {**OPTIONS[name], "structured_floor": 10, "structured_slowdown": 3}
-    engine = create_engine(name, EngineConfig(MODEL, PLACES, options))
+    engine = create_engine(name, EngineConfig(MODEL, PLACES + 1, options))
     await engine.start()
     started = asyncio.Event()
     neighbour = asyncio.create_task(endless(engine, started))
     await started.wait()
+    short = asyncio.create_task(one_after_another(engine, prompt(max_tokens=2)))
     form = r"(\w{1,500} ?){1,500}"
     slow = [asyncio.create_task(outputs(engine, prompt(max_tokens=900, min_tokens=900, regex=form))) for _ in range(2)]
     with pytest.raises(UnsupportedParams, match=r"params\.regex slowed every job of its batch to less than"):
@@ -372,6 +379,8 @@ async def test_structured_output_that_slows_the_batch_is_ended_and_nothing_else(
     with pytest.raises(UnsupportedParams):
         await slow[0]
     assert not neighbour.done()
+    assert not short.done()
     assert not engine.dead.is_set()
     neighbour.cancel()
+    short.cancel()
     await engine.close()

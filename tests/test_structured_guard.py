@@ -1,18 +1,20 @@
 """Which generation has to end, and that an honest engine's never has to, however slow its machine is."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
 
-from services.gpu_worker.structured_guard import Member, StructuredGuard
+from services.gpu_worker.structured_guard import FLOOR, Member, StructuredGuard
 
 
 class Batch:
     """A guard, the clock it sees, and generations that decode."""
 
-    def __init__(self, best: float = 0.01, **options: float) -> None:
+    def __init__(self, best: float = 0.01, token_seconds: float = 0.0001, floor: float = FLOOR) -> None:
         self.now = 0.0
-        self.guard = StructuredGuard(**options, clock=lambda: self.now)
+        self.guard = StructuredGuard(floor, clock=lambda: self.now)
+        self.guard.token_seconds, self.guard.max_step_tokens = token_seconds, 2048
         self._open = ExitStack()
         with self.guard.member("pace", structured=False) as member:
             member.decoding = True
@@ -23,14 +25,40 @@ class Batch:
         member.decoding = decoding
         return member
 
-    def steps(self, count: int, seconds: float) -> list[str]:
+    def steps(self, count: int, seconds: float, tokens: int = 1) -> list[str]:
         """Return who was ended during so many steps of so many seconds."""
         ended = []
         for _ in range(count):
             self.now += seconds
-            if (member := self.guard.step()) is not None:
+            if (member := self.guard.step(tokens=tokens)) is not None:
                 assert member.ended
                 ended.append(member.request_id)
+        return ended
+
+    def chats(self, count: int, seconds: Callable[[], float], every: int, tokens: int = 500) -> list[str]:
+        """Return who was ended during so many steps, with a new chat at every so many of them that stays for ten.
+
+        Each comes within a step, the next one reads its prompt of so many tokens, and its first token is seen after it.
+        """
+        ended = []
+        chats: list[tuple[Member, ExitStack]] = []
+        for number in range(count):
+            took = seconds()
+            reads = [chat for chat, _ in chats if not chat.decoding]
+            self.now += took / 2
+            if number % every == 0:
+                stack = self._open.enter_context(ExitStack())
+                # Every other one is structured.
+                chat = self.guard.member(f"chat {number}", structured=number % (2 * every) == 0)
+                chats.append((stack.enter_context(chat), stack))
+            self.now -= took / 2
+            ended += self.steps(1, took, len(chats) + tokens * len(reads))
+            for member in reads:
+                member.decoding = True
+            if len(chats) > 10:
+                chats.pop(0)[1].close()
+        for _, stack in chats:
+            stack.close()
         return ended
 
 
@@ -74,10 +102,63 @@ def test_an_engine_whose_best_is_not_known_ends_nothing() -> None:
 def test_reading_prompts_is_no_reason() -> None:
     batch = Batch()
     batch.member("a")
-    new = batch.member("new", structured=False, decoding=False)
-    assert batch.steps(100, 5) == []
-    new.decoding = True
+    assert batch.steps(100, 5, tokens=1000) == []
     assert batch.steps(10, 5) == ["a"]
+
+
+@pytest.mark.parametrize(("every", "tokens"), [(1, 20), (1, 500), (2, 20), (2, 500), (2, 2000), (5, 2000)])
+def test_new_chats_do_not_put_it_off(every: int, tokens: int) -> None:
+    """And none of them is ended, structured ones among them: they came when the batch was slow already."""
+    batch = Batch()
+    slow = batch.member("slow")
+    batch.steps(1, 0.05)
+    assert batch.chats(400, lambda: 0.05 if slow.ended else 4, every, tokens) == ["slow"]
+
+
+def test_whoever_slows_the_batch_is_found_among_those_who_came_when_it_was_slow() -> None:
+    batch = Batch()
+    batch.member("slow")
+    batch.steps(3, 4)
+    batch.member("slow, too")
+    assert batch.steps(20, 4) == ["slow", "slow, too"]
+
+
+def test_who_came_before_the_batch_was_slow_is_not_ended_for_a_single_slow_step() -> None:
+    batch = Batch()
+    batch.member("a")
+    batch.steps(1, 3)
+    batch.steps(1, 0.01)
+    batch.member("slow")
+    assert batch.steps(6, 4) == ["slow"]
+
+
+@pytest.mark.parametrize("tokens", [10, 500, 2000])
+def test_a_slow_machine_that_reads_prompts_all_the_time_is_no_reason(tokens: int) -> None:
+    """It makes a token a second and reads 14 tokens of a prompt a second, and is five times as slow when it is busy."""
+    batch = Batch(best=1, token_seconds=0.07)
+    batch.member("a")
+    assert batch.chats(1000, lambda: (1 + tokens * 0.07) * 5, every=1, tokens=tokens) == []
+
+
+def test_a_step_that_reads_as_much_as_it_can_does_not_stall() -> None:
+    """What is read again after vLLM has taken a generation out of its memory, too: nobody waits for a first token."""
+    batch = Batch(best=1, token_seconds=0.07)
+    batch.member("a")
+    for _ in range(10):
+        for _ in range(700):
+            batch.now += 1
+            assert batch.guard.check() is None
+        assert batch.steps(1, 1, tokens=2048) == []
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_schedulers_wait_for_each_others_prompts(first: int) -> None:
+    batch = Batch()
+    batch.member("a")
+    for _ in range(100):
+        batch.now += 5
+        for scheduler in (first, 1 - first):
+            assert batch.guard.step(scheduler, tokens=1 if scheduler else 2000) is None
 
 
 def test_an_idle_engine_is_no_slow_one() -> None:

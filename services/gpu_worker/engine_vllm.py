@@ -14,6 +14,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any, Final
@@ -45,7 +46,9 @@ from services.gpu_worker.vllm_requests import SAME_NAME, structured_outputs, tok
 log = logging.getLogger(__name__)
 
 PACE_ID: Final = "pace"
-"""Of the generation that shows how fast the engine is."""
+"""Of the generations that show how fast the engine is."""
+PACE_PROMPT: Final = 256
+"""Tokens of their prompts."""
 WATCH_SECONDS: Final = 0.5
 GONE_SECONDS: Final = 5
 """The kernel may take a while to take back a large process."""
@@ -62,6 +65,8 @@ class VllmEngine:
 
     def __init__(self, arguments: AsyncEngineArgs, special_tokens_in_messages: bool, guard: StructuredGuard) -> None:
         self._arguments = arguments
+        self._logs_steps = arguments.enable_logging_iteration_details
+        arguments.enable_logging_iteration_details = True
         self._special_tokens_in_messages = special_tokens_in_messages
         self._guard = guard
         self._ending: set[asyncio.Task[None]] = set()
@@ -134,17 +139,32 @@ class VllmEngine:
 
     async def _learn_pace(self, llm: AsyncLLM) -> None:
         """Generate a few tokens, so that the guard knows how fast the engine is before any job can slow it."""
+        self._guard.max_step_tokens = llm.vllm_config.scheduler_config.max_num_batched_tokens
         few = min(PACE_STEPS + 4, self.context_tokens - 1)
-        params = SamplingParams(max_tokens=few, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA)
-        with self._guard.member(PACE_ID, structured=False) as member:
-            try:
-                async for _ in llm.generate(TokensPrompt(prompt_token_ids=[0]), params, PACE_ID):
-                    member.decoding = True
-            except Exception as error:
-                raise EngineDead(f"cannot generate with the model {self._arguments.model}: {error}") from error
+        length = min(PACE_PROMPT, self.context_tokens - few)
+        try:
+            # The first one may wait for what is compiled when it is first needed.
+            times = [await self._time_prompt(llm, length, count, f"{PACE_ID}-{count}") for count in (1, few)]
+        except Exception as error:
+            raise EngineDead(f"cannot generate with the model {self._arguments.model}: {error}") from error
+        self._guard.token_seconds = min(times) / length
 
-    def _on_step(self, scheduler: int) -> None:
-        self._end(self._guard.step(scheduler))
+    async def _time_prompt(self, llm: AsyncLLM, length: int, max_tokens: int, request_id: str) -> float:
+        """Generate so many tokens after a prompt of this length. Return the seconds until the first one came."""
+        params = SamplingParams(
+            max_tokens=max_tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
+        )
+        # A salt of its own, or else the second would find the first one's prompt read.
+        prompt = TokensPrompt(prompt_token_ids=[0] * length, cache_salt=request_id)
+        began, seconds = time.monotonic(), 0.0
+        with self._guard.member(request_id, structured=False) as member:
+            async for _ in llm.generate(prompt, params, request_id):
+                seconds = seconds or time.monotonic() - began
+                member.decoding = True
+        return seconds
+
+    def _on_step(self, scheduler: int, tokens: int) -> None:
+        self._end(self._guard.step(scheduler, tokens))
 
     def _end(self, member: Member | None) -> None:
         """Take a generation out of the batch, which its generate() then says."""
@@ -164,7 +184,7 @@ class VllmEngine:
         )
 
     def _new_stats(self, vllm_config: Any, engine_index: int = 0) -> "LatestStats":
-        self._stats.append(LatestStats(vllm_config, engine_index, self._on_step))
+        self._stats.append(LatestStats(vllm_config, engine_index, self._on_step, self._logs_steps))
         return self._stats[-1]
 
     async def close(self) -> None:
@@ -264,16 +284,23 @@ class VllmEngine:
 class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there when types are checked
     """Keeps what a scheduler of vLLM's says after each step."""
 
-    def __init__(self, vllm_config: Any, engine_index: int, on_step: Callable[[int], None]) -> None:
+    def __init__(
+        self, vllm_config: Any, engine_index: int, on_step: Callable[[int, int], None], logs_steps: bool
+    ) -> None:
         self.latest = SchedulerStats()
         self._engine_index = engine_index
         self._on_step = on_step
+        self._logs_steps = logs_steps
 
     def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
         """Take a step's figures; None for a step without."""
         if scheduler_stats is not None:
             self.latest = scheduler_stats
-            self._on_step(self._engine_index)
+            details = scheduler_stats.iteration_details
+            if not self._logs_steps:
+                # vLLM's own logger, which is called next, writes a line for each.
+                scheduler_stats.iteration_details = None
+            self._on_step(self._engine_index, details.num_ctx_tokens + details.num_generation_tokens if details else 0)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

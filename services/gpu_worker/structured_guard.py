@@ -4,8 +4,8 @@ What may follow in a generation's output is worked out in the step that the whol
 would make that slow, by its form alone (jobs.regex_cost); this is for what they miss. The floor is a rate of tokens,
 and each engine has its own: an honest engine is slow because its machine is, and then it was never fast.
 
-Not counted is time in which some generation waits for its first token: it may be long because a prompt is read. So one
-that keeps new prompts coming can put the guard off, for as long as they do.
+A prompt that is read slows the batch, too. So a step may take longer by what it reads: for each token SLOWDOWN times
+what one took when the engine had nothing else to do. New prompts that keep coming give a generation no more than that.
 """
 
 import time
@@ -24,7 +24,7 @@ WINDOW_SECONDS: Final = 10.0
 WINDOW_STEPS: Final = 3
 """And for how many steps."""
 STALL_SECONDS: Final = 20.0
-"""A step that takes so long, and too long by SLOWDOWN, needs no others. Less than a job may be without a token."""
+"""A step that takes so long, and too long even if it reads as much as a step can, needs no others."""
 PACE_STEPS: Final = 8
 """Steps in a row that show how fast an engine is: a single one may have been quick by chance."""
 
@@ -35,6 +35,8 @@ class Member:
 
     request_id: str
     structured: bool
+    arrived_at: float
+    """In seconds of the guard's clock."""
     decoding: bool = False
     """Whether it has made a token."""
     ended: bool = False
@@ -47,9 +49,19 @@ class _Scheduler:
 
     stepped_at: float = 0.0
     counts: bool = False
-    """Whether the time since then is that of a step: something is decoded and no prompt read."""
+    """Whether the time since then is that of a step: something is decoded."""
     seconds: list[float] = field(default_factory=list)
     """Of each step that counts."""
+    shares: list[float] = field(default_factory=list)
+    """Of the seconds that each might take: more than 1 is too slow."""
+    tokens: int = 0
+    """Of the last step."""
+    slow_since: float = float("inf")
+    """When the first of the steps that are too slow had taken as long as one may."""
+
+    def clear(self) -> None:
+        self.seconds.clear()
+        self.shares.clear()
 
 
 @dataclass
@@ -61,27 +73,36 @@ class StructuredGuard:
     clock: Callable[[], float] = time.monotonic
     best: float = float("inf")
     """Seconds of a step at the engine's best."""
+    token_seconds: float = 0.0
+    """Seconds that reading a token of a prompt takes at the engine's best. For the engine to set."""
+    max_step_tokens: int = 0
+    """Tokens of one step at most. For the engine to set."""
     _members: list[Member] = field(default_factory=list)
     _schedulers: dict[int, _Scheduler] = field(default_factory=dict)
 
     @contextmanager
     def member(self, request_id: str, *, structured: bool) -> Iterator[Member]:
         """Count a generation as one of the batch while the context is open. Its `decoding` is for the caller to set."""
-        member = Member(request_id, structured)
+        member = Member(request_id, structured, self.clock())
         self._members.append(member)
-        self._interrupt()
         try:
             yield member
         finally:
             self._members.remove(member)
             if not self._decoding():
-                self._interrupt()
+                # What comes next may come after a pause.
+                for steps in self._schedulers.values():
+                    steps.counts = False
 
-    def step(self, scheduler: int = 0) -> Member | None:
-        """Note that a scheduler has finished a step. Return the generation that has to end, as its `ended` says."""
+    def step(self, scheduler: int = 0, tokens: int = 0) -> Member | None:
+        """Note that a scheduler has finished a step. Return the generation that has to end, as its `ended` says.
+
+        `tokens` are those that went into the step: of prompts, and the last one of each generation.
+        """
         now, steps = self.clock(), self._schedulers.setdefault(scheduler, _Scheduler())
+        steps.tokens = tokens
         if steps.counts:
-            steps.seconds.append(now - steps.stepped_at)
+            self._note(steps, now - steps.stepped_at)
         steps.stepped_at, steps.counts = now, self._decoding()
         if not steps.seconds:
             return None
@@ -89,19 +110,23 @@ class StructuredGuard:
         if count >= PACE_STEPS:
             self.best = min(self.best, total / count)
         # A single step may have had another reason.
-        too_slow = median(steps.seconds) > self._slowest()
+        too_slow = median(steps.shares) > 1
         judged = total >= WINDOW_SECONDS and count >= WINDOW_STEPS
         if judged or (count >= PACE_STEPS and not too_slow):
-            steps.seconds.clear()
-        return self._end_newest() if judged and too_slow else None
+            if max(steps.shares) <= 1:
+                steps.slow_since = float("inf")
+            steps.clear()
+        return self._end_newest(steps) if judged and too_slow else None
 
     def check(self) -> Member | None:
         """Return the generation that has to end because a step does not: for calling every now and then."""
         now = self.clock()
         for steps in self._schedulers.values():
-            if steps.counts and now - steps.stepped_at > max(STALL_SECONDS, self._slowest()):
+            allowed = max(STALL_SECONDS, self._allowed(self.max_step_tokens))
+            if steps.counts and now - steps.stepped_at > allowed:
+                steps.slow_since = min(steps.slow_since, steps.stepped_at + self._slowest())
                 steps.stepped_at = now
-                return self._end_newest()
+                return self._end_newest(steps)
         return None
 
     def reason(self) -> str:
@@ -113,17 +138,31 @@ class StructuredGuard:
         """Return the seconds that a step may take. Infinite before the engine's best is known."""
         return max(1 / self.floor, self.best * self.slowdown) if self.floor else float("inf")
 
+    def _note(self, steps: _Scheduler, seconds: float) -> None:
+        """Note a step that counts."""
+        # Schedulers in parallel wait for each other's prompts.
+        tokens = sum(other.tokens for other in self._schedulers.values() if other.stepped_at >= steps.stepped_at)
+        allowed = self._allowed(tokens)
+        steps.seconds.append(seconds)
+        steps.shares.append(seconds / allowed)
+        if seconds > allowed:
+            steps.slow_since = min(steps.slow_since, steps.stepped_at + self._slowest())
+        elif seconds <= self._slowest():
+            steps.slow_since = float("inf")
+
+    def _allowed(self, tokens: int) -> float:
+        """Return the seconds that a step of so many tokens may take."""
+        return self._slowest() + tokens * self.token_seconds * self.slowdown
+
     def _decoding(self) -> bool:
-        running = [member.decoding for member in self._members if not member.ended]
-        return bool(running) and all(running)
+        return any(member.decoding and not member.ended for member in self._members)
 
-    def _interrupt(self) -> None:
-        for steps in self._schedulers.values():
-            steps.counts = False
-
-    def _end_newest(self) -> Member | None:
-        running = [member for member in self._members if member.structured and not member.ended]
-        for member in running[-1:]:
-            member.ended = True
-            return member
+    def _end_newest(self, steps: _Scheduler) -> Member | None:
+        """End the newest of those that may be the reason: what came when steps were slow already is not."""
+        for member in reversed(self._members):
+            if member.structured and not member.ended and member.arrived_at <= steps.slow_since:
+                member.ended = True
+                return member
+        # It was none of them, so it may be one that came since.
+        steps.slow_since = float("inf")
         return None
