@@ -82,8 +82,11 @@ class Stack:
         """Return where a process serves its metrics; raises KeyError for one that has none."""
         return f"http://{self._metrics_addresses[name]}/metrics"
 
-    def add(self, kind: str, environment: Mapping[str, str] | None = None) -> Process:
-        """Define one more process of a kind and return it, not yet started. A second one listens on a free port."""
+    def add(self, kind: str, environment: Mapping[str, str] | None = None, *, working_dir: Path = _ROOT) -> Process:
+        """Define one more process of a kind and return it, not yet started. A second one listens on a free port.
+
+        A service runs the code of its `working_dir`: this checkout or another one.
+        """
         number = 1
         while (name := kind if number == 1 else f"{kind}-{number}") in self.processes:
             number += 1
@@ -102,7 +105,7 @@ class Stack:
             },
             log_path=self.state_dir / "logs" / f"{name}.log",
             probe=part.probe,
-            working_dir=_ROOT,
+            working_dir=working_dir,
             start_timeout=self._settings.start_timeout,
             stop_grace=self._settings.stop_grace,
         )
