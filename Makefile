@@ -19,7 +19,7 @@ NODE := examples/node/node_modules/.package-lock.json
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(RUN) ## Run everything, show one job from prompt to webhook, stop everything
@@ -59,6 +59,18 @@ test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU
 .PHONY: test-gpu
 test-gpu: $(GPU)/.installed ## Run the tests of the vLLM engine on this machine's GPU
 	CHAOS_ROUNDS=5 $(GPU)/bin/python -m pytest -m vllm
+
+# The newest release; before the first one, a commit from before the resume token.
+FROM = $(or $(shell git tag --sort=-creatordate 2> /dev/null | head -n 1),1652636)
+EARLIER := .tools/earlier
+
+.PHONY: test-upgrade
+test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, beside an earlier version (FROM=<commit>, default the newest tag)
+	@mkdir -p .tools
+	@git worktree remove --force $(EARLIER) 2> /dev/null || true
+	git worktree add --force --detach $(EARLIER) $(FROM)
+	trap 'git worktree remove --force $(EARLIER)' EXIT; \
+	UPGRADE_FROM=$(EARLIER) $(DEV)/bin/python -m pytest tests/test_upgrade.py
 
 # buf's plugin and the compiler's own plugins are programs of the environment.
 lint format generate: export PATH := $(CURDIR)/$(DEV)/bin:$(PATH)

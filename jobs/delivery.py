@@ -28,8 +28,6 @@ _LAST_PART: Final = 0.25
 """Of the time that a job is held open: an attempt that began in it would have too little time left."""
 _PROGRESS_HEARTBEAT: Final = timedelta(seconds=10)
 """A notifier that is silent for so long is gone; another one goes on telling of progress."""
-_SHORTENS_IDS: Final = "shortens-delivery-ids"
-"""The patch since which the id of an LLMDeliveryWorkflow is shortened."""
 
 
 def new_state(
@@ -193,7 +191,7 @@ class Deliveries:
         """Leave what is pending to an LLMDeliveryWorkflow: returns once that has started."""
         job = workflow.info().workflow_id
         id_, earlier = delivery_workflow_id(job), unshortened_delivery_workflow_id(job)
-        if id_ != earlier and not workflow.patched(_SHORTENS_IDS):
+        if id_ != earlier and not workflow.patched(names.PATCH_SHORTENED_DELIVERY_IDS):
             id_ = earlier
         try:
             await workflow.start_child_workflow(

@@ -13,8 +13,10 @@ from jobs.ids import ID_PATTERN
 MAX_URL_BYTES: Final = 2048
 MIN_TIMEOUT_MS: Final = 1
 _ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or digit"
-MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,254}")
-"""The form of a model's name: at most 255 characters, which is what a search attribute holds on PostgreSQL."""
+MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
+"""The form of a model's name."""
+MAX_MODEL: Final = 255
+"""Maximum length of a model's name: what a search attribute holds on PostgreSQL."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -41,12 +43,12 @@ def check_id(field: str, value: str, *, required: bool) -> Iterator[Violation]:
         yield Violation(field, f"must be {_ID_FORM}")
 
 
-def check_model(field: str, value: str, *, required: bool) -> Iterator[Violation]:
+def check_model(field: str, value: str, *, required: bool, strict: bool = True) -> Iterator[Violation]:
     """Check the name of a model."""
     if not value:
         if required:
             yield Violation(field, "is required: a model name that ListModels returns")
-    elif MODEL_PATTERN.fullmatch(value) is None:
+    elif MODEL_PATTERN.fullmatch(value) is None or (strict and len(value) > MAX_MODEL):
         yield Violation(field, "must be a model name that ListModels returns")
 
 
@@ -89,7 +91,7 @@ def check_duration(field: str, value: Duration) -> Iterator[Violation]:
         yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
 
 
-def check_url(field: str, value: str) -> Iterator[Violation]:
+def check_url(field: str, value: str, *, strict: bool = True) -> Iterator[Violation]:
     """Check the URL of a webhook."""
     if not value:
         yield Violation(field, "is required: an absolute http or https URL")
@@ -110,7 +112,7 @@ def check_url(field: str, value: str) -> Iterator[Violation]:
         # A name in another alphabet is turned into ASCII, and looked at, by what sends there.
         host = url.hostname or ""
         in_brackets = "[" in url.netloc
-        if usable and host.isascii() and not (is_host(host) and in_brackets == (":" in host)):
+        if strict and usable and host.isascii() and not (is_host(host) and in_brackets == (":" in host)):
             rule = "must name a host that can exist: a DNS name, an IPv4 address of four numbers or an IPv6 address"
             yield Violation(field, rule)
     if not usable or re.search(r"[\s\\]", value):

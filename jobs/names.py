@@ -54,7 +54,10 @@ MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_STATUS: Final = "status"
 
-# A workflow that was started by hand has what its structured output costs judged, too.
-PATCH_STRUCTURED_COSTS: Final = "structured-costs"
+# Changes of workflow code, for workflow.patched: a workflow that began before one goes on without it.
+# A workflow that was started by hand has its search attributes from its start on, and is judged by all rules of today.
+PATCH_BY_HAND: Final = "search attributes at start"
+# The id of an LLMDeliveryWorkflow is shortened where it would be too long.
+PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
 
 ERROR_DOMAIN: Final = "llm.v1"

@@ -4,7 +4,8 @@ Sets of characters are the bits of an int: one for each of ASCII, beyond it one 
 """
 
 from collections.abc import Collection, Iterable
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Final, NamedTuple
 
 MAX_PRODUCT: Final = 16
@@ -49,6 +50,13 @@ class Part(NamedTuple):
     """Whether it is one character."""
     grouped: bool = False
     """Whether what varies is more than a repeat of one character."""
+    size: int = 0
+    """Its length in characters, of a part that has one length."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether it may have several lengths."""
+        return bool(self.loose or self.exposed)
 
 
 def repeated(body: Part, low: int, high: int | None) -> Part:
@@ -66,7 +74,7 @@ def repeated(body: Part, low: int, high: int | None) -> Part:
                 r"every token; write (\w+ )* or \w+( \w+)*"
             )
     elif low == high:
-        return body._replace(required=required, single=False)
+        return body._replace(required=required, single=False, size=body.size * low)
     elif body.loose:
         weight = body.weight + 1
     return Part(body.chars, body.first, required, body.chars, weight, grouped=not body.single)
@@ -76,7 +84,7 @@ def char_of(chars: int) -> Part:
     """Return one character of the set."""
     # A class that holds nothing, which the engine refuses, separates nothing.
     chars = chars or ALL
-    return Part(chars, chars, frozenset((chars,)), single=True)
+    return Part(chars, chars, frozenset((chars,)), single=True, size=1)
 
 
 @lru_cache
@@ -114,7 +122,8 @@ def joined(parts: list[Part]) -> Part:
             exposed |= part.loose
     # The smallest separate best. All of them would be compared again in every group around this.
     required = frozenset(sorted(first_at, key=int.bit_count)[:MAX_DIFFERENT])
-    return Part(chars, first, required, loose, weight, exposed, grouped=True)
+    size = sum(part.size for part in parts)
+    return Part(chars, first, required, loose, weight, exposed, grouped=True, size=size)
 
 
 def _required_at(parts: list[Part], indexes: Iterable[int]) -> dict[int, int]:
@@ -165,13 +174,9 @@ def one_of(branches: list[Part]) -> Part:
     """Return the alternatives as one part. Raises TooCostly."""
     if len(branches) == 1:
         return branches[0]
-    chars, first, loose, exposed, weight = 0, 0, 0, 0, 0
-    for branch in branches:
-        chars |= branch.chars
-        first |= branch.first
-        loose |= branch.loose
-        exposed |= branch.exposed
-        weight = max(weight, branch.weight)
+    chars, first = _union(branch.chars for branch in branches), _union(branch.first for branch in branches)
+    loose, exposed = _union(branch.loose for branch in branches), _union(branch.exposed for branch in branches)
+    weight = max(branch.weight for branch in branches)
     cuts = {branch.exposed for branch in branches} - {0}
     _check_different(cuts)
     makers = {(branch.required, branch.exposed) for branch in branches}
@@ -180,13 +185,25 @@ def one_of(branches: list[Part]) -> Part:
         if any(other != cut and all(map(cut.__and__, required)) for required, other in makers):
             loose |= cut
             weight = max(weight, _UNBOUNDED)
+    vague = [branch for branch in branches if not branch.varies and _is_vague(branch)]
+    if len(sizes := {branch.size for branch in vague}) > 1:
+        # Of different lengths, none of which holds a character that says which it is: (.{3}|.{20})*.
+        loose |= _union(branch.chars for branch in vague)
+        weight = max(weight, len(sizes))
     required = frozenset[int]()
     if all(branch.required for branch in branches):
-        either = 0
-        for branch in branches:
-            either |= min(branch.required, key=int.bit_count)
-        required = frozenset((either,))
-    return Part(chars, first, required, loose, weight, exposed, grouped=True)
+        required = frozenset((_union(min(branch.required, key=int.bit_count) for branch in branches),))
+    return Part(chars, first, required, loose, weight, exposed, grouped=True, size=max(b.size for b in branches))
+
+
+def _is_vague(part: Part) -> bool:
+    """Return whether the part names no character, only classes of some."""
+    return bool(part.required) and all(chars.bit_count() > 1 for chars in part.required)
+
+
+def _union(sets: Iterable[int]) -> int:
+    """Return the set of all characters of the sets."""
+    return reduce(or_, sets, 0)
 
 
 def bits_of(text: str) -> int:

@@ -56,14 +56,17 @@ def check_submit(request: llm_pb2.SubmitRequest) -> list[Violation]:
     return check_job(request.job, "job.")
 
 
-def check_job(job: llm_pb2.JobRequest, path: str = "", *, costs: bool = True) -> list[Violation]:
-    """Return what is wrong with a JobRequest; `costs`: what its structured output would cost the engine included."""
-    return list(_job(job, path, costs))
+def check_job(job: llm_pb2.JobRequest, path: str = "", *, strict: bool = True) -> list[Violation]:
+    """Return what is wrong with a JobRequest.
+
+    Without `strict` the rules that a later version has added do not count: what was accepted before them goes on.
+    """
+    return list(_job(job, path, strict))
 
 
-def require_valid(job: llm_pb2.JobRequest, *, costs: bool = True) -> None:
+def require_valid(job: llm_pb2.JobRequest, *, strict: bool = True) -> None:
     """Raise InvalidJob, naming every violation, unless the job keeps the rules: it may have come past the gateway."""
-    if violations := check_job(job, costs=costs):
+    if violations := check_job(job, strict=strict):
         raise InvalidJob("; ".join(f"{field} {description}" for field, description in violations))
 
 
@@ -113,11 +116,11 @@ def check_list(request: llm_pb2.ListRequest) -> list[Violation]:
     return violations
 
 
-def _job(job: llm_pb2.JobRequest, path: str, costs: bool) -> Iterator[Violation]:
+def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation]:
     yield from check_id(f"{path}user_id", job.user_id, required=True)
     yield from check_id(f"{path}request_id", job.request_id, required=True)
     yield from check_id(f"{path}project_id", job.project_id, required=False)
-    yield from check_model(f"{path}model", job.model, required=True)
+    yield from check_model(f"{path}model", job.model, required=True, strict=strict)
     if job.prompt and job.messages:
         yield Violation(f"{path}messages", "exactly one of prompt and messages must be set; remove one")
     elif not job.prompt and not job.messages:
@@ -128,23 +131,23 @@ def _job(job: llm_pb2.JobRequest, path: str, costs: bool) -> Iterator[Violation]
         yield from check_enum(f"{path}messages[{index}].role", message.role, llm_pb2.Role)
         if not message.content:
             yield Violation(f"{path}messages[{index}].content", "must not be empty")
-    yield from _params(job.params, f"{path}params.", costs)
+    yield from _params(job.params, f"{path}params.", strict)
     if not 0 <= job.priority <= 5:
         yield Violation(f"{path}priority", "must be 1 (first) to 5 (last), or 0 for the default")
     if len(job.notify) > MAX_NOTIFY:
         yield Violation(f"{path}notify", f"must hold at most {MAX_NOTIFY} targets, not {len(job.notify)}")
     for index, target in enumerate(job.notify[:MAX_NOTIFY]):
-        yield from _target(f"{path}notify[{index}]", target)
+        yield from _target(f"{path}notify[{index}]", target, strict)
     yield from _notify_options(job.notify_options, f"{path}notify_options.")
     for name in ("total", "queue", "run"):
         if job.timeouts.HasField(name):
             yield from check_duration(f"{path}timeouts.{name}", getattr(job.timeouts, name))
 
 
-def _target(path: str, target: llm_pb2.NotifyTarget) -> Iterator[Violation]:
+def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[Violation]:
     match target.WhichOneof("target"):
         case "webhook":
-            yield from check_url(f"{path}.webhook.url", target.webhook.url)
+            yield from check_url(f"{path}.webhook.url", target.webhook.url, strict=strict)
         case "nats":
             subject = target.nats.subject
             if len(subject) > MAX_SUBJECT_BYTES or SUBJECT_PATTERN.fullmatch(subject) is None:
@@ -190,7 +193,7 @@ _PARAM_RANGES: Final = {
 }
 
 
-def _params(params: llm_pb2.SamplingParams, path: str, costs: bool) -> Iterator[Violation]:
+def _params(params: llm_pb2.SamplingParams, path: str, strict: bool) -> Iterator[Violation]:
     for descriptor, value in params.ListFields():
         allowed = _PARAM_RANGES.get(descriptor.name)
         # NaN fails every comparison, infinities fail every range that has two ends.
@@ -203,15 +206,15 @@ def _params(params: llm_pb2.SamplingParams, path: str, costs: bool) -> Iterator[
     yield from check_texts(f"{path}stop", params.stop[:MAX_STOP], MAX_STOP_BYTES)
     match params.WhichOneof("structured_output"):
         case "json_schema":
-            yield from _schema(f"{path}json_schema", params.json_schema, costs)
+            yield from _schema(f"{path}json_schema", params.json_schema, strict)
         case "regex":
-            yield from _regex(f"{path}regex", params.regex, costs)
+            yield from _regex(f"{path}regex", params.regex, strict)
         case "choice":
             if not 1 <= len(params.choice.options) <= MAX_CHOICES:
                 yield Violation(f"{path}choice.options", f"must hold 1 to {MAX_CHOICES} texts")
             yield from check_texts(f"{path}choice.options", params.choice.options[:MAX_CHOICES], MAX_CHOICE_BYTES)
             size = sum(len(option.encode()) for option in params.choice.options)
-            if costs and size > MAX_CHOICES_BYTES:
+            if strict and size > MAX_CHOICES_BYTES:
                 rule = f"must be at most {MAX_CHOICES_BYTES} bytes of UTF-8 together, not {size}"
                 yield Violation(f"{path}choice.options", rule)
 
@@ -221,10 +224,10 @@ def _workflow_id(value: str) -> Iterator[Violation]:
         yield Violation("workflow_id", "must be the workflow_id that Submit returned: llmjob-<user>-<request>")
 
 
-def _regex(field: str, value: str, costs: bool) -> Iterator[Violation]:
+def _regex(field: str, value: str, strict: bool) -> Iterator[Violation]:
     wrong_size = list(check_size(field, value, MAX_REGEX_BYTES))
     yield from wrong_size
-    if costs and not wrong_size:
+    if strict and not wrong_size:
         yield from _cost(field, check_regex, value)
 
 
@@ -235,7 +238,7 @@ def _cost(field: str, check: Callable[[Any], None], value: Any) -> Iterator[Viol
         yield Violation(field, str(error))
 
 
-def _schema(field: str, value: str, costs: bool) -> Iterator[Violation]:
+def _schema(field: str, value: str, strict: bool) -> Iterator[Violation]:
     wrong_size = list(check_size(field, value, MAX_SCHEMA_BYTES))
     if wrong_size:
         yield from wrong_size
@@ -246,5 +249,5 @@ def _schema(field: str, value: str, costs: bool) -> Iterator[Violation]:
         schema = None
     if not isinstance(schema, dict):
         yield Violation(field, "must be a JSON Schema: a JSON object, as text")
-    elif costs:
+    elif strict:
         yield from _cost(field, check_schema, schema)

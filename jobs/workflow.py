@@ -46,9 +46,6 @@ from jobs.cancellation import Cancellation
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
 
-_LISTED_AT_START: Final = "search attributes at start"
-"""The patch since which a workflow that was started by hand can be searched for while it is open."""
-
 
 @workflow.defn(name=names.WORKFLOW_TYPE)
 class LLMJobWorkflow:
@@ -68,7 +65,7 @@ class LLMJobWorkflow:
         except ValueError as error:
             chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
         self._by_hand = chosen is None or job is None
-        self._listed = False
+        self._patched = False
         self._options = options.complete(chosen, self._job)
         self._cancellation = Cancellation()
         self._result: llm_pb2.JobResult | None = None
@@ -85,11 +82,11 @@ class LLMJobWorkflow:
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         """Return the result of a job that succeeded; otherwise close the way the module's table says."""
+        self._patched = self._by_hand and workflow.patched(names.PATCH_BY_HAND)
         valid = self._is_valid()
-        if valid and self._by_hand and workflow.patched(_LISTED_AT_START):
+        if valid and self._patched:
             # No gateway has done it. Not of an invalid job: what breaks the rules may break Temporal's, too.
             workflow.upsert_search_attributes(_attributes_of(self._job))
-            self._listed = True
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         forgetting = workflow.start_local_activity(
@@ -134,13 +131,10 @@ class LLMJobWorkflow:
     def _is_valid(self) -> bool:
         """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
         if self._by_hand:
-            structured = self._job.params.WhichOneof("structured_output")
-            # Jobs that started before costs were judged go on as they began.
-            costs = structured is not None and workflow.patched(names.PATCH_STRUCTURED_COSTS)
             try:
                 if self._error is not None:
                     raise self._error
-                rules.require_valid(self._job, costs=costs)
+                rules.require_valid(self._job, strict=self._patched)
             except errors.InvalidJob as error:
                 self._error = error
                 # Nothing that it asks for counts: who is told of its end is the operator's choice.
@@ -238,6 +232,9 @@ class LLMJobWorkflow:
         status.end_time.FromDatetime(workflow.now())
         self._note_attempt()
         if result is not None:
+            if final == llm_pb2.JOB_STATE_CANCELLED:
+                # Also where the cancel came between two attempts, of which the last one had failed.
+                result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
             add_result(status, result, final)
         record_outcome(self._job, final, self._error, self._cancellation.noted_at)
 
@@ -281,7 +278,7 @@ class LLMJobWorkflow:
             names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
             names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
         ]
-        if self._by_hand and not self._listed:
+        if self._by_hand and not self._patched:
             updates += _attributes_of(self._job)
         workflow.upsert_search_attributes(updates)
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status())})

@@ -19,8 +19,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 All ErrorInfo carry the domain "llm.v1".
 
 Sizes. A request is at most 64 KiB; that of Submit is bounded by its job, which is at most 1984 KiB, or what the operator
-allows. A request holds at most 8192 fields, those of its messages included: all that the rules below allow fits twice. One
-that is larger is INVALID_ARGUMENT, and what else is wrong with it is not said.
+allows. A request holds at most 8192 fields, those of its messages included, about twice what the rules below allow. A
+larger request is INVALID_ARGUMENT, and its other faults are not named.
 """
 
 from collections import abc as _abc
@@ -237,14 +237,14 @@ class JobRequest(_message.Message):
     """A model name that ListModels returns. Required."""
     prompt: _builtins.str
     """The text to continue, as it stands: it holds what the model shall see, so that a special token of the model's tokenizer
-    that is written in it ("<|end|>", say) is that token. Who puts foreign text into a prompt has to keep such tokens out;
-    messages does it. Exactly one of prompt and messages must be set.
+    that is written in it ("<|end|>", say) is that token. Keep such tokens out of text that others
+    wrote, or send it in messages, which refuses them. Exactly one of prompt and messages must be set.
     """
     project_id: _builtins.str
     """A label to group and list jobs by. Optional; same form as user_id."""
     priority: _builtins.int
-    """The turn at the GPU: 1 (first) to 5 (last). Default 3 when unset or 0. Jobs of a higher priority go first, whoever's
-    they are; jobs of the same one take fair turns by user. The operator says how high a job may ask: by default 3.
+    """The turn at the GPU: 1 (first) to 5 (last). Default 3 when unset or 0. Jobs of a higher priority go first, those
+    of other users too; users take fair turns within a priority. The operator bounds the priority: by default 3 is highest.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
@@ -853,8 +853,8 @@ class NotifyStatus(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """Where it goes. For a webhook scheme and host of its URL and the first 8 hexadecimal digits of the URL's SHA-256, which
-    tell two URLs apart: "https://hooks.example.com#3f2a9c1b"; for an endpoint of the operator's scheme and host alone.
+    """Where it goes. For a webhook scheme, host and port of its URL and the first 8 hexadecimal digits of the URL's SHA-256, which
+    tell two URLs apart: "https://hooks.example.com#3f2a9c1b"; for an endpoint of the operator's without digits.
     Otherwise "nats:<subject>" or "kafka:<topic>".
     """
     state: Global___NotifyState.ValueType
@@ -1226,7 +1226,7 @@ class StreamStatusRequest(_message.Message):
     resume_token: _builtins.str
     """The last resume_token that the client received: continues after that message. The gateway checks that the output which
     the client holds is still the job's output, and rewinds the client only where it is not. With a resume_token,
-    output_offset must be unset or the offset that came with the token. Default: none, output_offset counts alone.
+    output_offset must be unset or the next_offset that came with the token. Empty: output_offset counts alone.
     """
     def __init__(
         self,
@@ -1259,12 +1259,13 @@ class StreamStatusResponse(_message.Message):
     """What to send as output_offset to continue after this message."""
     resume_token: _builtins.str
     """What to send as resume_token to continue after this message: opaque, at most 64 characters of A-Z a-z 0-9 . _ -. It
-    stands for next_offset and for the output before it, so it is safe where the job has rewound meanwhile.
+    stands for next_offset and for the output before it, so it is safe where the job has rewound meanwhile. Empty only
+    before the first delta of a stream that began at an output_offset: keep the last one that was not empty.
     """
     output_omitted: _builtins.bool
-    """Whether output and logprobs were left out of result: the deltas have brought the whole output, GetStatus returns both.
-    They are left out of a result of more than 256 KiB, and of more than 4 KiB while clients that do not read use up the
-    gateway's memory for streams. Only in the last message.
+    """Whether output and logprobs were left out of result: the deltas have brought the output from where the stream began,
+    GetStatus returns both. They are left out of a result of more than 256 KiB, and of a smaller one, down to 4 KiB, while
+    unread messages use up the gateway's memory for streams. Only in the last message.
     """
     @_builtins.property
     def status(self) -> Global___JobStatus:

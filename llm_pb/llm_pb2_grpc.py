@@ -85,8 +85,9 @@ class LlmServiceServicer:
         """Starts a job, or finds the one already started under the same (user_id, request_id).
 
         Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
-        never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. Jobs are
-        equal when they ask for the same: a default of this file that is written out, and an empty message, count as unset.
+        never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
+        priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
+        timeouts and notify_options count as unset. Any other difference makes another job.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
         the job's trace_id, also for clients that do not read the response.

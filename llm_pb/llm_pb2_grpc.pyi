@@ -19,8 +19,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 All ErrorInfo carry the domain "llm.v1".
 
 Sizes. A request is at most 64 KiB; that of Submit is bounded by its job, which is at most 1984 KiB, or what the operator
-allows. A request holds at most 8192 fields, those of its messages included: all that the rules below allow fits twice. One
-that is larger is INVALID_ARGUMENT, and what else is wrong with it is not said.
+allows. A request holds at most 8192 fields, those of its messages included, about twice what the rules below allow. A
+larger request is INVALID_ARGUMENT, and its other faults are not named.
 """
 
 from collections import abc as _abc
@@ -40,8 +40,9 @@ class LlmServiceStub:
     """Starts a job, or finds the one already started under the same (user_id, request_id).
 
     Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
-    never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. Jobs are
-    equal when they ask for the same: a default of this file that is written out, and an empty message, count as unset.
+    never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
+    priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
+    timeouts and notify_options count as unset. Any other difference makes another job.
 
     A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
     the job's trace_id, also for clients that do not read the response.
@@ -87,8 +88,9 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a job, or finds the one already started under the same (user_id, request_id).
 
         Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
-        never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. Jobs are
-        equal when they ask for the same: a default of this file that is written out, and an empty message, count as unset.
+        never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
+        priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
+        timeouts and notify_options count as unset. Any other difference makes another job.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
         the job's trace_id, also for clients that do not read the response.

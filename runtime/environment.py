@@ -5,7 +5,9 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings
+from pydantic_settings.exceptions import SettingsError
 
 _SHARED_PREFIXES: Final = ("LOG_", "TEMPORAL_")
 """Other programs' variables begin so, too."""
@@ -45,3 +47,27 @@ def unknown_variables(names: Iterable[str], settings: Collection[type[BaseSettin
         if prefix or similar:
             unknown.append(Unknown(name, prefix + similar[0] if similar else None))
     return unknown
+
+
+def setting_problems(error: ValidationError | SettingsError, settings: Collection[type[BaseSettings]]) -> list[str]:
+    """Return what is wrong with the settings, a line for each variable. Never a value, which may be a secret."""
+    prefixes = {kind.__name__: str(kind.model_config.get("env_prefix", "")) for kind in settings}
+    if isinstance(error, ValidationError):
+        prefix = prefixes.get(error.title, "")
+        return [
+            f"{_variable(prefix, problem['loc']) or error.title}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+    # It names the field alone, and why as its cause.
+    field = re.search(r'field "(\w+)"', str(error))
+    names = [
+        f"{prefixes[kind.__name__]}{field[1].upper()}"
+        for kind in settings
+        if field is not None and field[1] in kind.model_fields
+    ]
+    return [f"{' or '.join(names) or error}: is no JSON: {error.__cause__}"]
+
+
+def _variable(prefix: str, place: tuple[int | str, ...]) -> str:
+    field, *inner = (str(part) for part in place) if place else ("",)
+    return ".".join([f"{prefix}{field.upper()}", *inner]) if field else ""

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from opentelemetry import trace
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio import activity, workflow
+from temporalio.exceptions import ApplicationError
 from temporalio.runtime import LogForwardingConfig, LoggingConfig
 
 _NO_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "temporal_log"})
@@ -37,6 +38,7 @@ def configure(settings: LogSettings) -> None:
     logging.basicConfig(level=settings.level, handlers=[new_handler(settings)])
     logging.captureWarnings(True)
     # What they would add to the message is in the fields.
+    logging.getLogger(activity.logger.logger.name).addFilter(_say_failure_in_a_line)
     workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
     activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
 
@@ -58,6 +60,19 @@ def core_logging() -> LoggingConfig:
     """Return what has Temporal's core log here: it is not Python, and writes to stderr by itself otherwise."""
     forwarding = LogForwardingConfig(logging.getLogger("temporalio.core"), prepend_target_on_message=False)
     return LoggingConfig(filter=LoggingConfig.default.filter, forwarding=forwarding)
+
+
+def _say_failure_in_a_line(record: logging.LogRecord) -> bool:
+    """Leave the traceback out of what Temporal's library logs of an activity that has failed on purpose.
+
+    That is an outcome: the model's device was out of memory, say. Any other exception is a fault and keeps its
+    traceback.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ApplicationError):
+        record.msg, record.args = f"{record.msg}: {error.type}: {error.message}", None
+        record.exc_info = None
+    return True
 
 
 class JsonFormatter(logging.Formatter):

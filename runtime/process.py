@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import NoReturn
 
 import uvloop
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings
+from pydantic_settings.exceptions import SettingsError
 
 from runtime import log, telemetry
-from runtime.environment import unknown_variables
+from runtime.environment import setting_problems, unknown_variables
 
 _log = logging.getLogger(__name__)
 
@@ -23,16 +25,22 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
     Logs a warning for each variable of the environment that looks like one of the `settings`, which main reads, and is
     none. It is no error: an older build may be given the settings of a newer one.
 
+    Settings that are wrong are named by their variables, without their values.
+
     SIGTERM and SIGINT cancel it, once: what it holds in `async with` ends in reverse order, each with its own grace.
     Exits with 0 after that or when main returns, with 1 and a traceback in the log when it raises.
     """
-    status = 0
+    status, settings = 0, [log.LogSettings, *settings]
     try:
         log.configure(log.LogSettings())
-        for unknown in unknown_variables(os.environ, [log.LogSettings, *settings]):
+        for unknown in unknown_variables(os.environ, settings):
             _log.warning("%s", unknown)
         with telemetry.tracing(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(main))
+    except (ValidationError, SettingsError) as error:
+        for problem in setting_problems(error, settings):
+            _log.error("%s", problem)
+        status = 1
     except Exception:  # noqa: BLE001  # the process ends here: it belongs in the log, then in the exit status
         _log.exception("ended by an error")
         status = 1

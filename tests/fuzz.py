@@ -58,8 +58,6 @@ ANSWERS: Final = frozenset(
 LEFT: Final = "the client left"
 OVERTAKEN: Final = "the answer came before the last request was sent"
 """The client library calls that INTERNAL by itself: https://github.com/grpc/grpc/issues/36066"""
-_HOW_JOBS_FAIL: Final = "Completing activity as failed"
-"""Temporal's library logs so that a job failed, which is an outcome: of a model that no worker serves here, say."""
 
 
 class Report(NamedTuple):
@@ -222,12 +220,7 @@ def _troubles(stack: Stack) -> list[str]:
     """Return which processes have ended or logged a traceback."""
     ended = [f"{name} {process.ending}" for name, process in stack.processes.items() if not process.running]
     logs = {name: stack.processes[name].log for name in PYTHON}
-    lines = [
-        (name, line)
-        for name, log in logs.items()
-        for line in log.splitlines()
-        if "Traceback" in line and _HOW_JOBS_FAIL not in line
-    ]
+    lines = [(name, line) for name, log in logs.items() for line in log.splitlines() if "Traceback" in line]
     return ended + [f"{len(lines)} tracebacks, first in {name}: {line[:3000]}" for name, line in lines[:1]]
 
 

@@ -12,6 +12,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from jobs.feed_memory import MemoryFeed
+from jobs.rules import check_job
 from llm_pb import llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engine import Engine, EngineConfig, create_engine
@@ -150,6 +151,30 @@ async def test_another_models_log_means_starting_over(engine: Engine) -> None:
     other.CopyFrom(JOB)
     other.prompt = "Say something else."
     await starts_over(engine, JOB, await broken_off(engine, other, 20))
+
+
+async def test_a_job_that_was_accepted_before_a_rule_goes_on(engine: Engine) -> None:
+    """In the middle of a rolling upgrade, say: no worker judges by a rule that its gateway did not have."""
+    job = llm_pb2.JobRequest()
+    job.CopyFrom(JOB)
+    job.notify.add(webhook=llm_pb2.Webhook(url="https://10.1/hook"))
+    assert check_job(job)
+    result = await Worker(engine, await refill(await broken_off(engine, JOB, 20))).run(job, attempt=2)
+    assert result.output == (await Worker(engine, MemoryFeed()).run(JOB)).output
+
+
+async def test_an_attempt_that_cannot_begin_keeps_what_an_earlier_one_generated(engine: Engine) -> None:
+    """On a worker of another model, say, that listens to the wrong queue."""
+    job = llm_pb2.JobRequest()
+    job.CopyFrom(JOB)
+    job.model = "another"
+    with pytest.raises(ApplicationError) as failed:
+        await Worker(engine, await refill(await broken_off(engine, JOB, 20))).run(job, attempt=2)
+    assert failed.value.type == "UNKNOWN_MODEL"
+    (detail,) = failed.value.details
+    assert detail.metadata.output_tokens == 20
+    assert (await Worker(engine, MemoryFeed()).run(JOB)).output.startswith(detail.output)
+    assert detail.output
 
 
 async def test_logprobs_mean_starting_over(engine: Engine) -> None:

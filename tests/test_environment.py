@@ -16,6 +16,7 @@ from runtime.environment import Unknown, unknown_variables
 from services.gateway.settings import GatewaySettings
 from tests.conftest import stack_settings
 from tests.test_local_stack import child_pids, environment
+from tests.test_polyglot import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -151,3 +152,24 @@ async def test_an_early_interrupt_leaves_no_traceback(settings: StackSettings, s
     _, err = await process.communicate()
     assert process.returncode in (-signal.SIGINT, 130)
     assert err == b""
+
+
+@pytest.mark.parametrize(
+    ("service", "variable", "value", "says"),
+    [
+        ("gateway", "GATEWAY_PORT", "abc", "GATEWAY_PORT: "),
+        ("gateway", "GATEWAY_PAGE_TOKEN_KEY", "no-secret", "GATEWAY_PAGE_TOKEN_KEY: "),
+        ("gateway", "GATEWAY_MODELS", "{bad", "GATEWAY_MODELS: is no JSON"),
+        ("gateway", "GATEWAY_MODELS", '[{"name": "x"}]', "GATEWAY_MODELS.0.context_tokens: "),
+        ("gpu_worker", "GPU_WORKER_ENGINE", "abacus", "GPU_WORKER_ENGINE: "),
+        ("notifier", "NOTIFIER_USERS", "[", "NOTIFIER_USERS: is no JSON"),
+        ("notifier", "LOG_LEVEL", "LOUD", "LOG_LEVEL: "),
+    ],
+)
+async def test_a_wrong_setting_is_named_by_its_variable(service: str, variable: str, value: str, says: str) -> None:
+    """Without the value, and without a traceback."""
+    ended = await run(sys.executable, "-m", f"services.{service}", **{variable: value})
+    assert ended.status == 1
+    assert says in ended.output + ended.errors
+    assert value not in ended.output + ended.errors
+    assert "Traceback" not in ended.output + ended.errors

@@ -64,15 +64,20 @@ async def test_a_plain_client_describes_and_lists_the_gateways_jobs(plain: Clien
 
 
 async def test_a_job_of_an_older_gateway_goes_on(stub: LlmServiceStub, temporal: Client) -> None:
-    """Its memo is in protobuf, its digest that of the job's bytes: it is run with its options, and is found again."""
-    job = new_job(params={"max_tokens": 2}, priority=3)
+    """Its memo is in protobuf, its digest that of the job's bytes: it is run with its options, and is found again.
+
+    Also by a job that writes out what the first one left out.
+    """
+    job = new_job(params={"max_tokens": 2})
     chosen = llm_pb2.JobOptions()
     chosen.CopyFrom(options.DEFAULTS)
     chosen.gpu_task_queue = "nobody"
     id_ = workflow_id(job.user_id, job.request_id)
     memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: job_digest(job)}
     await temporal.start_workflow(names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
-    assert (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id == id_
+    for priority in (0, 3):
+        job.priority = priority
+        assert (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id == id_
     assert (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))).status.state == llm_pb2.JOB_STATE_QUEUED
     await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
     assert (await watch(stub, id_)).states[-1] == "CANCELLED"

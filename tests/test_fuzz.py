@@ -1,6 +1,5 @@
 """A short run of `make fuzz`: no call, however it is made up, brings out a fault of ours."""
 
-import random
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,16 @@ from tests.conftest import FAST, stack_settings
 from tests.fuzz import fuzz
 from tests.fuzz_calls import Calls
 
+SEED = 1
 CALLS = 10_000
 SECONDS = 800
 
 
 @pytest.mark.timeout(SECONDS + 100)
 async def test_ten_thousand_calls_find_no_fault(tmp_path: Path) -> None:
-    """Another seed each time; it is in the report, by which the run can be repeated."""
+    """The same calls each time: a run that fails belongs to the change. `make fuzz` makes others."""
     async with Stack(stack_settings(tmp_path), environment=FAST) as stack:
-        report = await fuzz(stack, random.SystemRandom().randrange(10**9), CALLS, SECONDS)
+        report = await fuzz(stack, SEED, CALLS, SECONDS)
     assert not report.problems, report
     assert report.codes["OK"] > CALLS / 10
 

@@ -13,7 +13,7 @@ import pytest
 from temporalio.client import Client
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
-from deploy.local.errors import ProcessFailed, StateBusy
+from deploy.local.errors import ProcessFailed, StateBusy, StateShared
 from deploy.local.ports import HOST, free_port
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
@@ -180,18 +180,39 @@ async def test_two_stacks_never_run_in_one_state_folder(settings: StackSettings)
         assert third.processes["nats"].running
 
 
-@pytest.mark.parametrize("there", [False, True], ids=["new", "of an earlier version"])
-async def test_only_its_owner_can_look_into_the_state_folder(settings: StackSettings, *, there: bool) -> None:
-    """It holds prompts and outputs."""
-    if there:
-        settings.state_dir.mkdir(mode=0o755)
-    async with Stack(settings, only=("nats",)):
-        assert stat.S_IMODE(settings.state_dir.stat().st_mode) == 0o700
+async def test_only_its_owner_can_look_into_the_state_folder(settings: StackSettings) -> None:
+    """It holds prompts and outputs. An earlier version made it for all to see."""
+    for _ in ("new", "of an earlier version"):
+        async with Stack(settings, only=("temporal", "nats")):
+            assert stat.S_IMODE(settings.state_dir.stat().st_mode) == 0o700
+        settings.state_dir.chmod(0o755)
+
+
+@pytest.mark.parametrize("holds", [(), ("thesis.txt",), ("lock", "logs", "thesis.txt"), ("logs",)])
+async def test_a_folder_of_others_is_refused_and_stays_as_it_is(
+    settings: StackSettings, holds: tuple[str, ...]
+) -> None:
+    """Who names /tmp, say, must not lock everybody out of it."""
+    folder = settings.state_dir
+    folder.mkdir()
+    folder.chmod(0o1777)
+    for name in holds:
+        (folder / name).touch()
+    with pytest.raises(StateShared, match="STACK_STATE_DIR"):
+        await Stack(settings, only=("nats",)).__aenter__()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+    assert {path.name for path in folder.iterdir()} == set(holds)
+
+
+async def test_a_folder_that_is_private_already_is_taken(settings: StackSettings) -> None:
+    settings.state_dir.mkdir(mode=0o700)
+    async with Stack(settings, only=("nats",)) as stack:
+        assert stack.processes["nats"].running
 
 
 async def test_a_process_that_ends_while_it_starts_shows_why_and_stops_the_rest(settings: StackSettings) -> None:
     stack = Stack(settings, only=("nats", "codec"), environment={"codec": {"CODEC_PORT": "nonsense"}})
-    with pytest.raises(ProcessFailed, match=r"(?s)codec ended with status 1 before it was ready.*nonsense"):
+    with pytest.raises(ProcessFailed, match=r"(?s)codec ended with status 1 before it was ready.*CODEC_PORT"):
         await stack.__aenter__()
     assert not stack.processes["nats"].running
 

@@ -1,22 +1,34 @@
 """Jobs whose ids are as long as they may be, on a server that takes 255 characters, as one on PostgreSQL does."""
 
+import asyncio
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from deploy.local.stack import Stack
 from jobs import names
-from jobs.ids import MAX_JOB_ID, delivery_workflow_id, job_digest, unshortened_workflow_id
+from jobs.ids import (
+    MAX_JOB_ID,
+    delivery_workflow_id,
+    job_digest,
+    unshortened_delivery_workflow_id,
+    unshortened_workflow_id,
+)
 from jobs.limits import MAX_TEMPORAL_ID
 from jobs.options import DEFAULTS
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.conftest import details_of, new_job, run_job, watch, webhook
+from payload_converter import data_converter
+from tests.conftest import FAST, details_of, new_job, run_job, stack_settings, watch, webhook
 from tests.receivers import receiving, status
-from tests.test_deliveries import QUICK, settled, until
+from tests.test_deliveries import QUICK, exists, settled, until
 
 USER = "u" + "-" * 127
 """The longest one: its hyphens are doubled."""
@@ -118,3 +130,60 @@ async def test_an_id_that_no_server_takes_is_not_found(stub: LlmServiceStub) -> 
             await call(request(workflow_id="llmjob-".ljust(400, "x")))
         assert error.value.code() == grpc.StatusCode.NOT_FOUND
         assert details_of(error.value)["ErrorInfo"].reason == "JOB_NOT_FOUND"
+
+
+async def test_the_deliveries_of_a_job_that_an_earlier_version_started_go_on(tmp_path: Path) -> None:
+    """Under the id that is not shortened, on a server that takes it; never twice, and never under two ids."""
+    stack = Stack(
+        stack_settings(tmp_path / "stack"),
+        only=("temporal", "nats", "gateway", "gpu-worker", "notifier"),
+        environment=FAST,
+    )
+    server, limit = stack.processes["temporal"], f"limit.maxIDLength={MAX_TEMPORAL_ID}"
+    assert limit in server.command
+    server.command = tuple("limit.maxIDLength=1000" if word == limit else word for word in server.command)
+    async with stack, receiving() as sink, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        stub = LlmServiceStub(channel)
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        url = sink.on("/earlier", status(429, retry_after="3600"), status(200))
+        job = new_job(user_id=USER, request_id="r" * 128, params=QUICK, notify=webhook(url))
+        id_ = unshortened_workflow_id(job.user_id, job.request_id)
+        options = llm_pb2.JobOptions()
+        options.CopyFrom(DEFAULTS)
+        options.notify_hold.FromSeconds(1)
+        memo = {names.MEMO_DIGEST: job_digest(job), names.MEMO_OPTIONS: options}
+        handle = await temporal.start_workflow(
+            names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo
+        )
+        await handle.result()
+        earlier = await _as_an_earlier_version_left_it(temporal, id_)
+
+        async def sent(times: int) -> None:
+            await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=id_))
+            (entry,) = await until(stub, id_, lambda log: settled(log) and len(log[0].attempts) == times)
+            assert [attempt.http_status for attempt in entry.attempts] == [429, *[200] * (times - 1)]
+            shown = (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))).status.notifications
+            assert [one.state for one in shown] == [llm_pb2.NOTIFY_STATE_DELIVERED]
+            assert not await exists(temporal, delivery_workflow_id(id_))
+
+        await sent(2)
+        await temporal.get_workflow_handle(earlier).result()
+        await sent(3)
+
+
+async def _as_an_earlier_version_left_it(temporal: Client, job_id: str) -> str:
+    """Move the deliveries of a job to the workflow id that earlier versions gave them; return that id."""
+    current = temporal.get_workflow_handle(delivery_workflow_id(job_id))
+    state = await current.query(names.QUERY_GET_DELIVERIES, result_type=llm_pb2.DeliveryState)
+    await current.terminate()
+    await temporal.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=temporal.namespace, workflow_execution=WorkflowExecution(workflow_id=current.id)
+        )
+    )
+    async with asyncio.timeout(120):
+        while await exists(temporal, current.id):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.1)
+    earlier = unshortened_delivery_workflow_id(job_id)
+    await temporal.start_workflow(names.DELIVERY_WORKFLOW_TYPE, state, id=earlier, task_queue=names.WORKFLOW_QUEUE)
+    return earlier

@@ -431,3 +431,23 @@ async def test_a_job_near_temporals_payload_limit_runs(stub: LlmServiceStub) -> 
     job = new_job("x " * 980_000, model="structured")
     seen = await run_job(stub, job)
     assert reason(seen.final.status) == "UNKNOWN_MODEL"
+
+
+async def test_a_cancel_between_two_attempts_is_what_ends_the_output(stack: Stack) -> None:
+    """The last attempt had failed by itself; the job was cancelled, and says so in its result, too."""
+    patient = stack.add("gateway", {"GATEWAY_RETRY_INTERVAL": "PT60S"})
+    await patient.start()
+    await patient.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(patient.name)) as channel:
+        client = LlmServiceStub(channel)
+        job = new_job("[[fault:failed@5]]", params={"max_tokens": 50})
+        id_ = (await client.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+        async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+            if message.status.state == llm_pb2.JOB_STATE_QUEUED and message.status.HasField("error"):
+                break
+        await client.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+        seen = await watch(client, id_)
+    await patient.terminate()
+    assert seen.states[-1] == "CANCELLED"
+    assert seen.final.result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED
+    assert seen.final.result.metadata.output_tokens == 5

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio import workflow
@@ -18,6 +19,7 @@ from temporalio.workflow import NondeterminismError
 
 from jobs import names
 from jobs.delivery_workflow import LLMDeliveryWorkflow
+from jobs.rules import check_job
 from jobs.workflow import LLMJobWorkflow
 from llm_pb import llm_pb2
 from payload_converter import data_converter
@@ -70,12 +72,24 @@ async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
     await replayer(LLMJobWorkflow).replay_workflow(long)
 
 
-async def test_a_job_by_hand_goes_on_whose_form_is_refused_since() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"params": {"regex": "((a*)*)*"}},
+        {"notify": [{"webhook": {"url": "https://10.1/hook"}}]},
+        {"model": "m" * 256},
+    ],
+    ids=["a regex", "a host", "a model"],
+)
+async def test_a_job_by_hand_goes_on_whose_form_is_refused_since(changes: dict[str, Any]) -> None:
     path = HISTORIES / "started-by-hand.v1.json"
     history = json.loads(path.read_text())
     (payload,) = history["events"][0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
     job = llm_pb2.JobRequest.FromString(base64.b64decode(payload["data"]))
-    job.params.regex = "((a*)*)*"
+    for field in changes:
+        job.ClearField(field)
+    job.MergeFrom(llm_pb2.JobRequest(**changes))
+    assert check_job(job), "what the rules of today refuse"
     payload["data"] = base64.b64encode(job.SerializeToString()).decode()
     recorded = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
     await replayer(LLMJobWorkflow).replay_workflow(recorded)

@@ -6,6 +6,7 @@
     ├── ProgramMissing   a program is neither in the environment nor on PATH
     ├── PortTaken        something else listens on a port
     ├── StateBusy        another supervisor works in the state folder
+    ├── StateShared      the state folder is not a stack's, and others can look into it
     ├── ProcessFailed    a process ended, or was not ready in time
     └── DemoFailed       the demo's job did not go as it should
 
@@ -64,6 +65,16 @@ class StateBusy(StackError):
         super().__init__(
             f"Another stack runs in {state_dir}. Stop it, or set STACK_STATE_DIR to another folder and the ports"
             " (STACK_*_PORT) to others."
+        )
+
+
+class StateShared(StackError):
+    """The folder is not a stack's. Made private it would lock others out; as it is it would show them prompts."""
+
+    def __init__(self, state_dir: Path) -> None:
+        super().__init__(
+            f"STACK_STATE_DIR is {state_dir}, which is no state folder of a stack, and others can look into it. Set it"
+            " to a folder that does not exist yet, or to one of mode 0700."
         )
 
 

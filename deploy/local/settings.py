@@ -19,8 +19,8 @@ class StackSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STACK_", frozen=True, use_attribute_docstrings=True)
 
     state_dir: Path = Path(".stack")
-    """Database, feed and logs, for its owner alone (mode 0700). A stack started again in the same folder knows the jobs
-    of the last one."""
+    """Database, feed and logs, for its owner alone: a new folder, or one of mode 0700. A stack started again in the
+    same folder knows the jobs of the last one."""
 
     temporal_port: Port = 7233
     """Temporal's port. This and the next ones: 0 takes any free port."""

@@ -18,13 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, Self
 
-from deploy.local.errors import EngineMissing, StateBusy
+from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.parts import LISTENERS, METRICS, PARTS, SERVERS, Wiring
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
 from deploy.local.settings import StackSettings
 
 _ROOT: Final = Path(__file__).parents[2]
+_LOCK: Final = "lock"
+_KEPT: Final = {_LOCK, "logs", "nats", *(f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal"))}
+"""All that a state folder holds."""
 
 Report = Callable[[str, str], None]
 """Takes the name of a process and a few words on how it is."""
@@ -33,8 +36,8 @@ Report = Callable[[str, str], None]
 class Stack:
     """The processes of one state folder. Entering starts them, leaving stops them and what add() brought.
 
-    Entering raises PortTaken or StateBusy before anything is started, and ProcessFailed, with all stopped again, when a
-    process does not get ready.
+    Entering raises PortTaken, StateBusy or StateShared before anything is started, and ProcessFailed, with all stopped
+    again, when a process does not get ready.
     """
 
     def __init__(
@@ -79,8 +82,11 @@ class Stack:
         """Return where a process serves its metrics; raises KeyError for one that has none."""
         return f"http://{self._metrics_addresses[name]}/metrics"
 
-    def add(self, kind: str, environment: Mapping[str, str] | None = None) -> Process:
-        """Define one more process of a kind and return it, not yet started. A second one listens on a free port."""
+    def add(self, kind: str, environment: Mapping[str, str] | None = None, *, working_dir: Path = _ROOT) -> Process:
+        """Define one more process of a kind and return it, not yet started. A second one listens on a free port.
+
+        A service runs the code of its `working_dir`: this checkout or another one.
+        """
         number = 1
         while (name := kind if number == 1 else f"{kind}-{number}") in self.processes:
             number += 1
@@ -99,7 +105,7 @@ class Stack:
             },
             log_path=self.state_dir / "logs" / f"{name}.log",
             probe=part.probe,
-            working_dir=_ROOT,
+            working_dir=working_dir,
             start_timeout=self._settings.start_timeout,
             stop_grace=self._settings.stop_grace,
         )
@@ -169,16 +175,31 @@ def _ports_of(kind: str) -> tuple[str, ...]:
 
 def _lock(state_dir: Path) -> IO[str]:
     """Take the state folder for this process: held until the file is closed, also by the process's death."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    # Prompts, outputs and the webhooks' URLs are in it.
-    state_dir.chmod(stat.S_IRWXU)
-    lock = (state_dir / "lock").open("w")
+    _make_private(state_dir)
+    lock = (state_dir / _LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
         raise StateBusy(state_dir) from error
     return lock
+
+
+def _make_private(state_dir: Path) -> None:
+    """Make the state folder, for its owner alone: prompts, outputs and the webhooks' URLs are in it.
+
+    Raises StateShared for a folder that is there already, open to others and not a stack's.
+    """
+    try:
+        state_dir.mkdir(mode=stat.S_IRWXU, parents=True)
+    except FileExistsError:
+        if not state_dir.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return
+        # As an earlier version made it.
+        kept = {path.name for path in state_dir.iterdir()}
+        if not (_LOCK in kept and kept <= _KEPT):
+            raise StateShared(state_dir) from None
+        state_dir.chmod(stat.S_IRWXU)
 
 
 def _inherited_environment() -> dict[str, str]:

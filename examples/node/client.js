@@ -18,8 +18,8 @@ const RETRY_MS = 1000;
 // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
 const TRIES = 60;
 const FIRST_TRIES = 5;
-// Both pass by themselves: a gateway that restarts or is cut off, and one that serves its limit of streams.
-const PASSING = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED];
+// All pass by themselves: a gateway that restarts or is cut off, that serves its limit of streams, that just stops.
+const PASSING = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED, grpc.status.CANCELLED];
 
 function connect(address) {
   const definition = loader.loadSync('llm.proto', {

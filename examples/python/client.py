@@ -23,8 +23,8 @@ ADDRESS = os.environ.get("LLM_ADDRESS", "127.0.0.1:50051")
 RETRY_SECONDS = 1
 TRIES, FIRST_TRIES = 60, 5
 """How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong."""
-PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
-"""Both pass by themselves: a gateway that restarts or is cut off, and one that serves its limit of streams."""
+PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
+"""All pass by themselves: a gateway that restarts or is cut off, that serves its limit of streams, that just stops."""
 
 
 async def watch(stub: LlmServiceStub, workflow_id: str, offset: int = 0) -> AsyncIterator[llm_pb2.StreamStatusResponse]:

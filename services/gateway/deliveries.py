@@ -8,7 +8,6 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 
 from jobs import names
 from jobs.field_rules import Violation
-from jobs.ids import delivery_workflow_id
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
@@ -32,7 +31,7 @@ class Deliveries:
     async def list_all(self, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
         """Return the log. Raises ApiError NOT_FOUND, RPCError."""
         job = await self._job(request.workflow_id)
-        state = await self._reader.state(request.workflow_id, job)
+        state = (await self._reader.standing(request.workflow_id, job)).state
         return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
 
     async def redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
@@ -54,13 +53,13 @@ class Deliveries:
         job = await self._job(request.workflow_id)
         if job is not None and job.status == WorkflowExecutionStatus.RUNNING:
             raise job_not_ended(request.workflow_id)
-        state = await self._reader.state(request.workflow_id, job)
+        state, delivery_workflow_id = await self._reader.standing(request.workflow_id, job)
         chosen = _choose(state.deliveries, request.delivery_ids)
         self._check_interval(request.workflow_id, state)
         await self._client.start_workflow(
             names.DELIVERY_WORKFLOW_TYPE,
             state,
-            id=delivery_workflow_id(request.workflow_id),
+            id=delivery_workflow_id,
             task_queue=self._workflow_queue,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,

@@ -133,8 +133,9 @@ class Jobs:
     ) -> llm_pb2.SubmitResponse:
         description = await self._reader.describe(id_)
         await link_call(description)
-        # A job of an older gateway has one of the digests.
-        if not any([await description.memo_value(key, None) == digest for key, digest in digests.items()]):
+        # A job of an older gateway has the digest of its bytes alone, which are its normal form where it left out all
+        # defaults.
+        if not {await description.memo_value(key, None) for key in digests} & {*digests.values()}:
             raise key_reused(job.user_id, job.request_id) from error
         status = (await self._reader.look(description)).status
         return llm_pb2.SubmitResponse(workflow_id=id_, run_id=status.run_id, status=status)

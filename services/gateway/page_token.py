@@ -65,6 +65,8 @@ class PageTokens:
         filters = llm_pb2.ListRequest()
         filters.CopyFrom(request)
         filters.ClearField("page_size")
+        # The same states in another order are the same filter.
+        filters.states[:] = sorted(set(filters.states))
         filters.ClearField("page_token")
         # Hashed, so that filters and token cannot be divided elsewhere.
         about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()

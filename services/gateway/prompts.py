@@ -17,9 +17,9 @@ from llm_pb import llm_pb2
 from services.gateway.errors import exhausted
 
 T = TypeVar("T")
-_LONG: Final = 64 * 1024
+_LONG: Final = 16 * 1024
 """Bytes from which on a prompt is a long one."""
-_MAX_WAITING: Final = 1024 * 1024
+_MAX_WAITING: Final = 512 * 1024
 _MAX_WAITING_LONG: Final = 4 * 1024 * 1024
 """Bytes that wait to be tokenised at most: a second or two of work."""
 

@@ -90,8 +90,8 @@ class GatewaySettings(BaseSettings):
     max_job_bytes: int = Field(limits.MAX_JOB_BYTES, gt=0, le=limits.MAX_JOB_BYTES)
     """Largest job; Temporal's payload limit bounds it."""
     highest_priority: int = Field(DEFAULT_PRIORITY, ge=1, le=DEFAULT_PRIORITY)
-    """The highest priority that a job may ask for: 1 (first) to 3. Jobs of a higher one pass all others by, whoever's
-    they are; by default users can put only their own jobs behind, and all take fair turns."""
+    """The highest priority that a job may ask for: 1 (first) to 3, the priority of a job that asks for none. Jobs of a
+    higher priority go before all others. By default none do, and users take fair turns."""
     total_timeout: timedelta = DEFAULT_TOTAL_TIMEOUT
     """A job's whole life, when it does not say."""
     queue_timeout: timedelta = DEFAULT_QUEUE_TIMEOUT
@@ -127,7 +127,7 @@ class GatewaySettings(BaseSettings):
     notify_timeout: timedelta = Field(DEFAULT_NOTIFY_TIMEOUT, gt=timedelta(0))
     """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
-    """Minimum time between two Redeliver of one job, at whichever gateways; earlier ones get RESOURCE_EXHAUSTED."""
+    """Minimum time between two calls of Redeliver for one job, at all gateways. Earlier ones get RESOURCE_EXHAUSTED."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List. Temporal has half of it to list the jobs, or the call is UNAVAILABLE; open jobs that
     cannot be described in the rest are shown as JOB_STATE_RUNNING."""
@@ -139,12 +139,12 @@ class GatewaySettings(BaseSettings):
     max_calls_per_connection: int = Field(2000, gt=0, le=2**31 - 1)
     """Calls at once on one connection; more wait at the client, unseen by the gateway."""
     request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
-    """A call is ended with DEADLINE_EXCEEDED whose request has not come by then."""
+    """Maximum wait for a call's request. A call without one is ended then."""
     unread_bytes: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
     """Memory for answers that clients have not read yet, an eighth of it for streams. Beyond it, streams go on in
     messages of 4 KiB, and calls with larger answers wait, or get RESOURCE_EXHAUSTED."""
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
-    """A connection is closed whose client has taken none of the messages that wait for it for so long."""
+    """Maximum time in which a client may take none of its unread messages. Its connection is closed then."""
     connection_idle: timedelta = Field(timedelta(minutes=15), ge=timedelta(0))
     """A connection without calls is closed after this time. PT0S: never."""
     connection_age: timedelta = Field(timedelta(hours=1), ge=timedelta(0))

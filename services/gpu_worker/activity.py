@@ -131,12 +131,14 @@ class RunLLMOnGPU:
 
     async def _generate(self, attempt: Attempt, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
         job = attempt.job
-        require_valid(job)
+        # Before anything can fail: a failure carries what earlier attempts generated.
+        continues = await attempt.start(first=first)
+        # By the rules that every version has had: a job that was accepted before one was added goes on.
+        require_valid(job, strict=False)
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
         if first:
             self._metrics.started(attempt.queue_time.ToTimedelta())
-        continues = await attempt.start(first=first)
         if not self._loaded.done():
             await attempt.enter(LOADING)
         try:

@@ -8,8 +8,9 @@
 `Client` does the same without asyncio.
 """
 
+from durable_llm._calls import FINAL_STATES
 from durable_llm._client import AsyncClient, Outcome
-from durable_llm._job import FINAL_STATES, AsyncJob, Piece
+from durable_llm._job import AsyncJob, Piece
 from durable_llm._sync import Client, Job
 from durable_llm.errors import ApiError, DurableLLMError, JobError
 from durable_llm.output import Output

@@ -4,17 +4,26 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 
-from durable_llm.errors import ApiError, from_call
+from durable_llm.errors import ApiError, Unavailable, from_call
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
+
+FINAL_STATES: Final = frozenset(
+    {
+        llm_pb2.JOB_STATE_SUCCEEDED,
+        llm_pb2.JOB_STATE_FAILED,
+        llm_pb2.JOB_STATE_CANCELLED,
+        llm_pb2.JOB_STATE_TIMED_OUT,
+    }
+)
 
 
 class Calls:
@@ -44,20 +53,25 @@ class Calls:
     async def watch(self, workflow_id: str, resume_token: str) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield a job's messages to its end. A stream that breaks is opened again where it broke. Raises ApiError."""
         tries = _Tries()
+        place = _Place(resume_token)
+        ended = False
         while True:
-            request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id, resume_token=resume_token)
-            call = self._stub.StreamStatus(request, metadata=self._metadata)
+            call = self._stub.StreamStatus(place.request(workflow_id), metadata=self._metadata)
             try:
                 async for message in call:
                     self._answered = True
                     tries = _Tries()
-                    resume_token = message.resume_token
+                    place.move(message)
+                    ended = is_last(message)
                     yield message
-                return
+                broken: ApiError = Unavailable("the stream ended before the job did", grpc.StatusCode.UNAVAILABLE)
             except grpc.aio.AioRpcError as error:
-                await self._pause(from_call(error), tries)
+                broken = from_call(error)
             finally:
                 call.cancel()
+            if ended:
+                return
+            await self._pause(broken, tries)
 
     async def _pause(self, error: ApiError, tries: "_Tries") -> None:
         tries.failures += 1
@@ -66,6 +80,37 @@ class Calls:
         if wait is None:
             raise error
         await asyncio.sleep(wait.total_seconds())
+
+
+def is_last(message: llm_pb2.StreamStatusResponse) -> bool:
+    """Return whether a stream has nothing more to say. Output may follow a first message with a final status."""
+    final = message.HasField("status") and message.status.state in FINAL_STATES
+    return final and (message.HasField("result") or not message.HasField("delta"))
+
+
+class _Place:
+    """A reader's place in a job's output."""
+
+    def __init__(self, resume_token: str) -> None:
+        self._resume_token = resume_token
+        self._offset: int | None = None if resume_token else 0
+        """None while only the gateway knows it, from the token."""
+
+    def request(self, workflow_id: str) -> llm_pb2.StreamStatusRequest:
+        """Return the request that continues here. A gateway of an earlier version reads the offset alone."""
+        return llm_pb2.StreamStatusRequest(
+            workflow_id=workflow_id, output_offset=self._offset or 0, resume_token=self._resume_token
+        )
+
+    def move(self, message: llm_pb2.StreamStatusResponse) -> None:
+        """Move past a message of the stream that continues here."""
+        if message.resume_token:
+            self._resume_token, self._offset = message.resume_token, message.next_offset
+        elif message.HasField("delta"):
+            # A gateway of an earlier version. It has overlooked the token and begun at 0, unless it had an offset; and
+            # the token is not that of the place any more, which the next gateway would refuse.
+            message.delta.rewind |= self._offset is None
+            self._resume_token, self._offset = "", message.next_offset
 
 
 class _Tries:

@@ -13,7 +13,7 @@ import grpc
 
 from durable_llm._calls import Calls, Metadata
 from durable_llm._job import AsyncJob
-from durable_llm.errors import DurableLLMError
+from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -63,7 +63,7 @@ class AsyncClient:
         `credentials` make the connection TLS. `metadata` goes along with every call. `timeout` is that of one try of a
         call that does not stream.
         """
-        address = address or os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
+        address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
         else:
@@ -88,8 +88,8 @@ class AsyncClient:
 
         The job is a JobRequest, or its fields by name: `model="docstrings", prompt="def f(", params={"max_tokens": 9}`.
         Messages may be dicts as OpenAI has them: `{"role": "user", "content": "Hello"}`. Without a request_id the job
-        gets a random one, so that a repeated try finds the first. Raises ApiError; ValueError for fields that a
-        JobRequest does not have.
+        gets a random one, so that a repeated try finds the first. Raises ApiError; ValueError or TypeError for
+        fields that a JobRequest does not have, or not of this type.
         """
         request = llm_pb2.SubmitRequest(job=_job_of(job, fields))
         response: llm_pb2.SubmitResponse = await self._calls.unary("Submit", request)
@@ -104,8 +104,9 @@ class AsyncClient:
     ) -> AsyncGenerator[Outcome, None]:
         """Submit jobs, at most `concurrency` at a time, and yield how each ended, in the order in which they end.
 
-        A job is a JobRequest or a dict of its fields. What fails is an outcome, too: it ends no other job. Leaving the
-        loop early leaves the jobs that run; they are not cancelled.
+        A job is a JobRequest or a dict of its fields. What fails is an outcome, too: it ends no other job. A dict that
+        is no JobRequest fails with InvalidRequest. Leaving the loop early leaves the jobs that run; they are not
+        cancelled.
         """
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
@@ -125,13 +126,10 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _outcome(self, index: int, request: llm_pb2.JobRequest | Mapping[str, Any]) -> Outcome:
+    async def _outcome(self, index: int, given: llm_pb2.JobRequest | Mapping[str, Any]) -> Outcome:
         job: AsyncJob | None = None
         try:
-            if isinstance(request, llm_pb2.JobRequest):
-                job = await self.submit(request)
-            else:
-                job = await self.submit(**request)
+            job = await self.submit(_given_job(given))
             return Outcome(index, job, await job.result(), None)
         except DurableLLMError as error:
             return Outcome(index, job, None, error)
@@ -154,6 +152,16 @@ class AsyncClient:
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
+
+
+def _given_job(given: llm_pb2.JobRequest | Mapping[str, Any]) -> llm_pb2.JobRequest:
+    """Return the job that the fields make. Raises InvalidRequest, as the service does for what it is sent."""
+    if isinstance(given, llm_pb2.JobRequest):
+        return given
+    try:
+        return _job_of(None, dict(given))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"this is no JobRequest: {error}", grpc.StatusCode.INVALID_ARGUMENT) from error
 
 
 def _job_of(job: llm_pb2.JobRequest | None, fields: Mapping[str, Any]) -> llm_pb2.JobRequest:

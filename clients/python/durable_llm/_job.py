@@ -6,18 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from durable_llm._calls import Calls
+from durable_llm._calls import Calls, is_last
 from durable_llm.errors import from_outcome
 from llm_pb import llm_pb2
-
-FINAL_STATES = frozenset(
-    {
-        llm_pb2.JOB_STATE_SUCCEEDED,
-        llm_pb2.JOB_STATE_FAILED,
-        llm_pb2.JOB_STATE_CANCELLED,
-        llm_pb2.JOB_STATE_TIMED_OUT,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Piece:
     rewind: bool
     """Whether the job had to start over from the offset: all output from there on is void, then comes the text."""
     resume_token: str
-    """Continues the stream after this piece: see AsyncJob.stream."""
+    """Continues the stream after this piece: see AsyncJob.stream. Empty from a gateway of an earlier version."""
 
 
 class AsyncJob:
@@ -62,7 +53,7 @@ class AsyncJob:
         """
         async with aclosing(self._calls.watch(self.workflow_id, resume_token)) as messages:
             async for message in messages:
-                if message.HasField("status") and message.status.state in FINAL_STATES:
+                if is_last(message):
                     self._outcome = llm_pb2.GetStatusResponse(status=message.status, result=message.result)
                     if message.output_omitted:
                         self._outcome = await self.get()
@@ -87,7 +78,7 @@ class AsyncJob:
         Raises JobError for a job that did not succeed, TimeoutError when it has not ended in time (it goes on),
         ApiError.
         """
-        async with asyncio.timeout(timeout.total_seconds() if timeout else None):
+        async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
             if self._outcome is None:
                 async with aclosing(self.watch()) as messages:
                     async for _ in messages:

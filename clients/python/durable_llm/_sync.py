@@ -1,6 +1,7 @@
 """The client for code without asyncio: the same one, on an event loop in a thread of its own."""
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -13,6 +14,7 @@ from llm_pb import llm_pb2
 
 T = TypeVar("T")
 _END: Final = object()
+_CLOSED: Final = "the client is closed"
 
 
 class Client:
@@ -38,9 +40,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """See AsyncClient.close."""
-        self._loop.run(self._client.close())
-        self._loop.close()
+        """See AsyncClient.close. What waits in other threads ends with RuntimeError. Closing twice does nothing."""
+        if not self._loop.closed:
+            self._loop.run(self._client.close())
+            self._loop.close()
 
     def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> "Job":
         """See AsyncClient.submit."""
@@ -53,7 +56,7 @@ class Client:
     def map(
         self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
     ) -> Generator[Outcome, None, None]:
-        """See AsyncClient.map."""
+        """See AsyncClient.map. The jobs are read in the client's own thread, and must not call the client."""
         return self._loop.iterate(self._client.map(jobs, concurrency=concurrency))
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
@@ -99,17 +102,52 @@ class _Loop:
     """An event loop in a thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="durable-llm", daemon=True)
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+
+        async def until_closed() -> None:
+            started.set_result(asyncio.get_running_loop())
+            await self._closing.wait()
+
+        self._closing = asyncio.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=lambda: asyncio.run(until_closed()), name="durable-llm", daemon=True)
         self._thread.start()
+        self._loop = started.result()
+        self.closed = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what the coroutine returns. Ctrl-C cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Return what the coroutine returns. Ctrl-C cancels it, and is raised once the coroutine has ended.
+
+        Raises RuntimeError when the loop is closed, and in the loop's own thread.
+        """
+        tasks: list[asyncio.Task[Any] | None] = []
+
+        async def work() -> T:
+            tasks.append(asyncio.current_task())
+            return await coroutine
+
+        async def cancel() -> None:
+            for task in filter(None, tasks):
+                task.cancel()
+
+        try:
+            self._require_other_thread()
+            # Whatever begins before the closing is ended by it.
+            with self._lock:
+                self._require_open()
+                future = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise RuntimeError(_CLOSED) from None
         except BaseException:
-            future.cancel()
+            if not future.done():
+                # Not future.cancel(), with which the future is done before the task is.
+                asyncio.run_coroutine_threadsafe(cancel(), self._loop)
+                concurrent.futures.wait([future])
             raise
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
@@ -125,10 +163,20 @@ class _Loop:
             while (item := self.run(following())) is not _END:
                 yield item
         finally:
-            self.run(close())
+            if not self.closed:
+                self.run(close())
 
     def close(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """End the thread, and all that is under way in it."""
+        with self._lock:
+            self.closed = True
+            self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
-        self._loop.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(_CLOSED)
+
+    def _require_other_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("the jobs of map called its own client, which would wait for itself: list them first")

@@ -8,7 +8,14 @@ import grpc
 
 from durable_llm.errors import ApiError
 
-_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # Not by this client, where it is no error of a call's: the call came as a gateway stopped.
+    grpc.StatusCode.CANCELLED,
+    # One try has taken too long: the next one may meet another gateway.
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
 
 
 @dataclass(frozen=True)
