@@ -375,6 +375,7 @@ class SamplingParams(_message.Message):
     - A repeat of a part that varies in length has something in the part that must stand there and separates two
       rounds: ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are not. Without, the lengths of the part times the
       rounds are at most 16, * and + within the part counting as 8: ([a-z]{1,4}){1,4} is accepted, (a{1,8}){1,8} not.
+      Alternatives of different lengths that name no character vary in length, too: ([a-z]{3}|[0-9]{4})* is refused.
     - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3.
     - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
     - Groups stand within each other at most 32 deep.
