@@ -188,7 +188,7 @@ async def test_an_engine_that_does_not_exist_is_refused(stack_without_workers: S
     worker = stack_without_workers.add("gpu-worker", {"GPU_WORKER_ENGINE": "tensorflow"})
     await worker.start()
     assert await worker.wait() == 1
-    assert "engine" in worker.log
+    assert "GPU_WORKER_ENGINE" in worker.log
 
 
 async def test_a_job_that_waits_after_a_handover_says_what_went_before(
