@@ -139,10 +139,11 @@ class GatewaySettings(BaseSettings):
     max_calls_per_connection: int = Field(2000, gt=0, le=2**31 - 1)
     """Calls at once on one connection; more wait at the client, unseen by the gateway."""
     request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
-    """A call is ended with DEADLINE_EXCEEDED whose request has not come by then."""
+    """A call is ended with INVALID_ARGUMENT whose request has not come by then."""
     unread_bytes: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
-    """Memory for answers that clients have not read yet, an eighth of it for streams. Beyond it, streams go on in
-    messages of 4 KiB, and calls with larger answers wait, or get RESOURCE_EXHAUSTED."""
+    """Memory for answers that clients have not read yet, an eighth of it for streams; half as much again for requests.
+    Beyond it, streams go on in messages of 4 KiB, calls with larger answers wait, or get RESOURCE_EXHAUSTED, and calls
+    with larger requests get it at once."""
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
     """A connection is closed whose client has taken none of the messages that wait for it for so long."""
     connection_idle: timedelta = Field(timedelta(minutes=15), ge=timedelta(0))
