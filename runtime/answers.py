@@ -1,4 +1,4 @@
-"""What the calls of a gRPC server hold in memory until their clients have read the answers: one budget for all.
+"""What the calls of a gRPC server hold in memory, from their requests until their clients have read the answers.
 
 gRPC keeps an answer until the client's HTTP/2 window takes it, and a client decides when that is. So what a call holds
 is counted, from before its answer is made to the moment at which the answer has left.
@@ -8,10 +8,15 @@ shared buffer: Choudhury and Hahne, 1998): one that reads nothing gets about hal
 the next one as much as each of them. Nobody starves: MIN_MESSAGE_BYTES may be sent however full the budget is. Streams,
 whose messages can be cut to any size, have an eighth of the budget for themselves and leave the rest to answers that
 cannot be cut. So a server holds at most its budget, and that little for each call.
+
+Requests have a budget of their own, half as large, for they are there before anything is known of their answers: who
+waits for room holds his request meanwhile. A request does not wait itself: without room for it the call is refused.
 """
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -25,6 +30,10 @@ MAKING_COPIES: Final = 4
 copy of these."""
 SENDING_COPIES: Final = 2
 """How often the answer of a call that has returned is in memory: its bytes and gRPC's copy of these."""
+WAIT: Final = timedelta(seconds=10)
+"""Longest wait of an answer for room."""
+SHORT_STALL: Final = timedelta(seconds=30)
+"""How long a client may take for one message while others wait for the room that it holds: 2 MB at 70 kB/s."""
 _SMALL: Final = MIN_MESSAGE_BYTES * MAKING_COPIES
 _STREAMS_SHARE: Final = 8
 """Streams have the budget divided by this."""
@@ -34,7 +43,7 @@ Context = Any
 
 
 class NoRoomError(Exception):
-    """The budget has had no room for an answer for as long as a call may wait."""
+    """The budget has no room for a request, or has had none for an answer for as long as a call may wait."""
 
 
 class TooManyCallsError(Exception):
@@ -76,19 +85,19 @@ class _Pool:
 class Answers:
     """The calls of one server. Belongs to one event loop."""
 
-    def __init__(self, max_calls: int, budget_bytes: int, wait: timedelta = timedelta(seconds=10)) -> None:
-        """`wait`: the longest that reserve() waits."""
+    def __init__(self, max_calls: int, budget_bytes: int) -> None:
         self._max_calls = max_calls
-        self.wait = wait
+        self.requests = _Pool(budget_bytes // 2)
         self.streams = _Pool(budget_bytes // _STREAMS_SHARE)
         self.others = _Pool(budget_bytes - self.streams.size)
         self._answers: dict[Context, Answer] = {}
         self._connections: dict[str, _Connection] = {}
-        self._waiting: list[_Waiter] = []
+        # By connection, and in the order in which they came.
+        self._waiting: dict[_Connection, dict[_Waiter, None]] = {}
 
     @property
     def held_bytes(self) -> int:
-        """What all calls hold."""
+        """What all calls hold of answers."""
         return self.streams.held + self.others.held
 
     def open(self, context: Context, *, stream: bool = False) -> "Answer":
@@ -110,7 +119,7 @@ class Answers:
     def stalled(self, timeout: timedelta) -> set[str]:
         """Return the peers that have unread messages and took none for so long, on any call of their connection.
 
-        Where calls wait for room, half of what they may wait is enough for those that hold more than everybody may.
+        Where calls wait for room, SHORT_STALL is enough for those that hold more than everybody may.
         """
         now = asyncio.get_running_loop().time()
         idle = {one: now - one.moved_at for one in self._connections.values() if one.unread}
@@ -120,7 +129,7 @@ class Answers:
         return long | {
             one.peer
             for one, seconds in idle.items()
-            if seconds > self.wait.total_seconds() / 2 and self.others.held_by[one] > _SMALL
+            if seconds > SHORT_STALL.total_seconds() and self.others.held_by[one] > _SMALL
         }
 
     def _close(self, context: Context) -> None:
@@ -136,10 +145,21 @@ class Answers:
         more = size - answer.held
         answer.held = size
         answer.pool.add(answer.connection, more)
-        if more < 0 and self._waiting:
-            # Those first whose connection holds least; a waiter that does not fit yet holds up nobody.
-            waiting = sorted(self._waiting, key=lambda waiter: waiter.answer.pool.held_by[waiter.answer.connection])
-            self._waiting = [waiter for waiter in waiting if not self._let_in(waiter)]
+        # No message of a stream waits for room.
+        if more < 0 and answer.pool is self.others:
+            self._share()
+
+    def _share(self) -> None:
+        """Let in those that wait and fit, those first whose connection holds least, on each in their order."""
+        if not self._waiting or self.others.held >= self.others.size:
+            return
+        for connection in sorted(self._waiting, key=lambda one: self.others.held_by[one]):
+            if self.others.room(connection) <= 0:
+                # Nor is there any for the others, which hold more.
+                return
+            for waiter in self._waiting[connection]:
+                if not self._let_in(waiter):
+                    break
 
     def _let_in(self, waiter: "_Waiter") -> bool:
         """Return whether a call waits no more."""
@@ -160,16 +180,18 @@ class Answers:
             self.hold(answer, size)
             return
         waiter = _Waiter(answer, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
+        waiting = self._waiting.setdefault(answer.connection, {})
+        waiting[waiter] = None
         try:
-            async with asyncio.timeout(self.wait.total_seconds()):
+            async with asyncio.timeout(WAIT.total_seconds()):
                 await waiter.let_in
         except TimeoutError as error:
             raise NoRoomError from error
         finally:
             waiter.let_in.cancel()
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            del waiting[waiter]
+            if not waiting:
+                del self._waiting[answer.connection]
 
 
 class Answer:
@@ -181,6 +203,19 @@ class Answer:
         self.pool = pool
         self.connection = connection
         self.held = 0
+
+    @contextmanager
+    def request(self, size: int) -> Iterator[None]:
+        """Count the call's request, of so many bytes, while the context is open. Raises NoRoomError at once."""
+        pool = self._answers.requests
+        # What is larger than all there is comes alone.
+        if min(size, pool.size) > max(pool.room(self.connection), MIN_MESSAGE_BYTES):
+            raise NoRoomError
+        pool.add(self.connection, size)
+        try:
+            yield
+        finally:
+            pool.add(self.connection, -size)
 
     def room(self) -> int:
         """Return the maximum size, in bytes, of the stream's next message. Never too small for one to be sent."""

@@ -84,8 +84,11 @@ class Calls(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             # Not a generator: a cancel would not reach one that waits for its message to be sent.
+            handling = handle(request, context)
+            # A stream lasts, and its handler alone knows how long it needs the request.
+            del request
             with self._observed(method, parent, context):
-                async with aclosing(handle(request, context)) as responses:
+                async with aclosing(handling) as responses:
                     async for response in responses:
                         await _write(context, response)
 

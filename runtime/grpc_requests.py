@@ -1,51 +1,220 @@
-"""The one request of a call that has one: waited for with a deadline, and missed with an answer.
+"""Requests waited for with a deadline, and in bounds of memory.
 
 grpc.aio waits for a request without end, and leaves a call open for ever whose client has ended it without one: calls
-that cost their client a few bytes each would take all that a server may have. So the methods are registered as if they
-streamed requests, of which the first is taken.
+that cost their client a few bytes each would take all that a server may have. So methods of one request are registered
+as if they streamed requests, of which the first is taken.
+
+Once gRPC has been asked for a request it takes all of it that comes, up to the largest message, and tells nobody how
+much there is. So few calls may ask at once; the clients of the others have sent no more than the server's window.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import grpc
 
+from runtime.tracebacks import forget_frames
+
+Details = Callable[[grpc.StatusCode, str], Sequence[tuple[str, bytes]]]
+"""Returns the trailing metadata of a refusal with a message: google.rpc details, as a service's own errors have."""
+
+MAX_QUEUED: Final = 1000
+"""Maximum number of calls that wait for a place."""
 _Context = grpc.aio.ServicerContext[Any, Any]
+_MOMENT: Final = timedelta(milliseconds=100)
+"""A request that is there is taken within this time."""
+_LATE: Final = timedelta(seconds=1)
+_STALLED: Final = timedelta(seconds=10)
+
+
+class GivenUpError(Exception):
+    """Others need the place of this call, which has waited for its request."""
+
+
+class Unread:
+    """What gRPC has and clients have not taken yet, one thing for each call."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: how many may be unread for longer than a second."""
+        self._most = most
+        # Since when, by the loop's clock, and of which peer.
+        self._all: dict[_Context, tuple[float, str]] = {}
+        self.of_peer: Counter[str] = Counter()
+        """How much each peer has left unread."""
+
+    def add(self, context: _Context) -> None:
+        """Begin to count what is given to gRPC now."""
+        self._all[context] = (asyncio.get_running_loop().time(), context.peer())
+        self.of_peer[context.peer()] += 1
+
+    def remove(self, context: _Context) -> None:
+        """Count it no more, if it is counted: it has left, or the call is over."""
+        if context in self._all:
+            _, peer = self._all.pop(context)
+            self.of_peer[peer] -= 1
+            if not self.of_peer[peer]:
+                del self.of_peer[peer]
+
+    def stalled(self) -> set[str]:
+        """Return the peers that have left something unread for too long.
+
+        That is a second for those that leave most, while there is more of it than there may be.
+        """
+        late = self._peers(_LATE)
+        left = late.total()
+        found = set(self._peers(_STALLED))
+        for peer, count in late.most_common():
+            if left <= self._most:
+                break
+            found.add(peer)
+            left -= count
+        return found
+
+    def _peers(self, age: timedelta) -> Counter[str]:
+        before = asyncio.get_running_loop().time() - age.total_seconds()
+        return Counter(peer for since, peer in self._all.values() if since < before)
+
+
+@dataclass(eq=False)
+class _Wait:
+    """A call that waits for a request."""
+
+    peer: str
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    given_up: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    seen: bool = False
+
+    def give_up(self) -> None:
+        if not self.given_up.done():
+            self.given_up.set_result(None)
+
+
+class Places:
+    """So many calls may ask for their requests at once. The others queue, each connection for itself.
+
+    A request that is there leaves its place in a moment. When others queue, calls that have had it for longer are
+    given up, except as many as half of the places; first of the connection that has most, and of these the oldest.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        # The oldest first.
+        self._taken: dict[_Wait, None] = {}
+        self._queues: dict[str, dict[_Wait, None]] = {}
+        self._queued = 0
+        self._sweeping = False
+
+    async def enter(self, wait: _Wait) -> None:
+        """Return once the call has a place. Raises GivenUpError when too many wait for one; leave() in any case."""
+        self._queues.setdefault(wait.peer, {})[wait] = None
+        self._queued += 1
+        if not self._sweeping:
+            self._sweeping = True
+            self._sweep_later()
+        self._fill()
+        if self._queued > MAX_QUEUED:
+            longest: dict[_Wait, None] = max(self._queues.values(), key=len)
+            oldest = next(iter(longest))
+            self._unqueue(oldest)
+            oldest.give_up()
+        await asyncio.wait((wait.turn, wait.given_up), return_when=asyncio.FIRST_COMPLETED)
+        if wait.given_up.done():
+            raise GivenUpError
+
+    def leave(self, wait: _Wait) -> None:
+        """Give the place, or that in the queue, to others."""
+        if wait in self._taken:
+            del self._taken[wait]
+        elif wait in self._queues.get(wait.peer, ()):
+            self._unqueue(wait)
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._queues and len(self._taken) < self._places:
+            held = Counter(wait.peer for wait in self._taken)
+            peer = min(self._queues, key=lambda one: held[one])
+            wait = next(iter(self._queues[peer]))
+            self._unqueue(wait)
+            if peer in self._queues:
+                # Behind all others that hold as many.
+                self._queues[peer] = self._queues.pop(peer)
+            self._taken[wait] = None
+            wait.turn.set_result(None)
+
+    def _unqueue(self, wait: _Wait) -> None:
+        queue = self._queues[wait.peer]
+        del queue[wait]
+        self._queued -= 1
+        if not queue:
+            del self._queues[wait.peer]
+
+    def _sweep_later(self) -> None:
+        asyncio.get_running_loop().call_later(_MOMENT.total_seconds(), self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = bool(self._taken)
+        if not self._sweeping:
+            return
+        self._sweep_later()
+        slow = [wait for wait in self._taken if wait.seen and not wait.given_up.done()]
+        for wait in self._taken:
+            wait.seen = True
+        for _ in range(min(self._queued, len(slow) - self._places // 2)):
+            held = Counter(wait.peer for wait in slow)
+            oldest = next(wait for wait in slow if held[wait.peer] == max(held.values()))
+            oldest.give_up()
+            slow.remove(oldest)
 
 
 class OneRequest(grpc.aio.ServerInterceptor):
-    """Ends calls without a request: DEADLINE_EXCEEDED when it is late, INVALID_ARGUMENT when none comes.
+    """Ends calls whose request does not come: INVALID_ARGUMENT when it is late, or when the client says that none will.
 
-    Belongs before all interceptors that look at requests.
+    RESOURCE_EXHAUSTED ends those that have waited for it while too many others do. Belongs before all interceptors that
+    look at requests.
     """
 
-    def __init__(self, timeout: timedelta) -> None:
-        """`timeout`: the longest wait for a request, from the call's headers to its last byte."""
-        self._timeout = timeout
+    def __init__(self, limit: timedelta, idle: timedelta, places: int, details: Details) -> None:
+        """`limit`: the longest wait for a request, from the call's headers to its last byte.
+
+        `idle`: the longest wait for one of a call that streams requests.
+        """
+        self._limit = limit
+        self._idle = idle
+        self._places = Places(places)
+        self._details = details
+        self.unread = Unread(places // 4)
+        """The refusals."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a call whose request does not stream."""
+        """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
+        if handler is None:
             return handler
-        handle: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        serializers = (handler.request_deserializer, handler.response_serializer)
+        handle: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
 
-        async def unary(requests: AsyncIterator[Any], context: _Context) -> Any:
-            return await handle(await self._first(requests, context), context)
+        # None of these uses gRPC's iterator, which keeps the last request for as long as the call lasts.
+        async def unary(_: object, context: _Context) -> Any:
+            try:
+                return await handle(await self._first(context), context)
+            except grpc.aio.AbortError as error:
+                forget_frames(error)
+                raise
 
-        async def stream(requests: AsyncIterator[Any], context: _Context) -> None:
-            # Not a generator, and nothing in between: see runtime.grpc_calls.
-            request = await self._first(requests, context)
-            answering = handle(request, context)
+        async def stream(_: object, context: _Context) -> None:
+            # Not a generator, and nothing in between: see runtime.grpc_calls. In no variable: a stream lasts.
+            answering = handle(await self._first(context), context)
             if not hasattr(answering, "__aiter__"):
                 await answering
                 return
@@ -53,21 +222,53 @@ class OneRequest(grpc.aio.ServerInterceptor):
                 async for response in responses:
                     await context.write(response)
 
-        serializers = (handler.request_deserializer, handler.response_serializer)
-        if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream, *serializers)
-        return grpc.stream_unary_rpc_method_handler(unary, *serializers)
+        async def each(context: _Context) -> AsyncIterator[Any]:
+            while (request := await self._next(context, self._idle)) is not None:
+                yield request
 
-    async def _first(self, requests: AsyncIterator[Any], context: _Context) -> Any:
-        coming = asyncio.ensure_future(anext(requests, None))
-        # Not cancelled when it is late: gRPC goes on with what it has begun until the call ends.
-        await asyncio.wait([coming], timeout=self._timeout.total_seconds())
-        if not coming.done():
-            coming.add_done_callback(_ignore)
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request has come within {self._timeout}")
-        if (request := coming.result()) is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has ended without a request; send one")
+        async def both(_: object, context: _Context) -> None:
+            await handle(each(context), context)
+
+        if handler.unary_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(unary, *serializers)
+        return grpc.stream_stream_rpc_method_handler(both if handler.request_streaming else stream, *serializers)
+
+    async def _first(self, context: _Context) -> Any:
+        request = await self._next(context, self._limit)
+        if request is None:
+            message = "the call has ended without a request; send one"
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, message)
         return request
+
+    async def _next(self, context: _Context, limit: timedelta) -> Any:
+        """Return the next request, None when the client has sent all. Aborts the call when it may wait no longer."""
+        wait = _Wait(context.peer())
+        try:
+            async with asyncio.timeout(limit.total_seconds()):
+                await self._places.enter(wait)
+                coming = asyncio.ensure_future(context.read())
+                coming.add_done_callback(_ignore)
+                # Not cancelled when it is late: gRPC goes on with what it has begun until the call ends.
+                await asyncio.wait((coming, wait.given_up), return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                raise GivenUpError
+            request = coming.result()
+            return None if request is grpc.aio.EOF else request
+        except GivenUpError:
+            message = "too many calls wait for their requests; call again"
+            await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        except TimeoutError:
+            message = f"no request has come within {limit.total_seconds():g} s"
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, message)
+        finally:
+            # Not before a refusal has left: until then gRPC keeps what has come.
+            self._places.leave(wait)
+
+    async def _refuse(self, context: _Context, code: grpc.StatusCode, message: str) -> NoReturn:
+        self.unread.add(context)
+        done: Any = self.unread.remove
+        context.add_done_callback(done)
+        await context.abort(code, message, tuple(self._details(code, message)))
 
 
 def _ignore(coming: asyncio.Future[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from runtime.connections import shut_down
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
-from runtime.grpc_requests import OneRequest
+from runtime.grpc_requests import MAX_QUEUED, Details, OneRequest, Unread
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -25,11 +26,23 @@ _CHECK_INTERVAL: Final = timedelta(seconds=1)
 _CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 
-_REFLECTION: Final = "/grpc.reflection."
-_MAX_REFLECTION_CALLS: Final = 32
-"""Each may hold the whole contract unread."""
-_OTHER_CALLS: Final = 1000
-"""Calls of health and reflection beside those of the service."""
+_OWN_CALLS: Final = {
+    # Each may hold the whole contract unread.
+    "/grpc.reflection.": 32,
+    # They last for as long as their clients like.
+    "/grpc.health.v1.Health/Watch": 100,
+    # More than come within the time after which one that is not read is ended.
+    "/grpc.health.": 4000,
+}
+"""Maximum of calls at once of health and reflection, by the beginning of their methods' names."""
+_MAX_UNREAD: Final = 100
+"""Answers of health and reflection that may be unread for longer than a second."""
+_MAX_UNREAD_OF_PEER: Final = 500
+"""Answers of health and reflection that one connection may leave unread at all."""
+_COMING_BYTES: Final = 64 * 1024 * 1024
+"""What gRPC may hold of requests that have not come whole."""
+_WINDOW_BYTES: Final = 16 * 1024
+"""What a client may send before the server asks for it. gRPC's own choice grows to 128 MiB for each call."""
 
 PING_INTERVAL: Final = timedelta(seconds=10)
 """A client may ping so often: as often as gRPC's clients for Go and Java let their users ask for."""
@@ -42,13 +55,15 @@ class Limits:
     max_message_bytes: int
     """Largest message taken or sent."""
     max_calls: int = 5000
-    """Calls of the service at once. Some more are taken, for health and reflection; then gRPC refuses all."""
+    """Calls of the service at once. Some more are taken: of health and reflection, and such as have no request yet."""
     max_calls_per_connection: int = 2000
     """More wait at the client, as HTTP/2 has it."""
     ping_interval: timedelta = PING_INTERVAL
     """A client that pings more often, again and again, is cut off."""
     request_timeout: timedelta = timedelta(seconds=20)
     """A call is ended whose request has not come by then."""
+    request_idle: timedelta = timedelta(minutes=1)
+    """A call that streams requests is ended when none has come for so long."""
     connection_idle: timedelta = timedelta(0)
     """A connection without calls is closed after this time."""
     connection_age: timedelta = timedelta(0)
@@ -61,6 +76,9 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
+        # Requests that are larger cost a round trip or two more, of which the client notices little.
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+        ("grpc.http2.bdp_probe", 0),
         # Without these the server answers a client that pings more often than every 5 minutes with GOAWAY.
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.ping_interval)),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -85,7 +103,33 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # without type information
-    """The library's, with the one method that it lacks, and answers with a traceback."""
+    """The library's, with the one method that it lacks, and answers with a traceback, and one of its own.
+
+    Its Watch holds a lock while it sends: one client that does not read would keep the health of the server as it is,
+    and the server from stopping.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802  the library's
+        """Send the health of a name, and again whenever it changes."""
+        sent = None
+        while True:
+            changed = self._changed
+            status = self._server_status.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != sent:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                sent = status
+            else:
+                await changed.wait()
+
+    async def _set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        if self._server_status.get(service) != status:
+            self._server_status[service] = status
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     async def List(self, request: health_pb2.HealthListRequest, context: object) -> health_pb2.HealthListResponse:
         """Return the health of every name that has one."""
@@ -103,12 +147,17 @@ class GrpcServer:
         port: int,
         limits: Limits,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        details: Details = lambda code, message: (),
     ) -> None:
+        """`details`: what refusals of this server carry, like the service's own errors."""
         _grpc_log.addFilter(_without_traceback_for_who_left)
+        places = max(8, _COMING_BYTES // limits.max_message_bytes)
+        self._requests = OneRequest(limits.request_timeout, limits.request_idle, places, details)
+        self._own_calls = _OwnCalls(details)
         self.server = grpc.aio.server(
-            interceptors=[OneRequest(limits.request_timeout), OwnServices(), *interceptors, _ReflectionLimit()],
+            interceptors=[self._requests, OwnServices(), *interceptors, self._own_calls],
             options=channel_options(limits),
-            maximum_concurrent_rpcs=limits.max_calls + _OTHER_CALLS,
+            maximum_concurrent_rpcs=limits.max_calls + sum(_OWN_CALLS.values()) + MAX_QUEUED + places,
         )
         self._service = service
         self._health = _Health()
@@ -136,10 +185,13 @@ class GrpcServer:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
 
     async def close_stalled(self, stalled: Callable[[], set[str]]) -> None:
-        """Close the connections of the peers that `stalled()` names, asked every second, until cancelled."""
+        """Close the connections of the peers that `stalled()` names, asked every second, until cancelled.
+
+        And of those that do not take refusals, or answers of health and reflection.
+        """
         while True:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
-            if peers := stalled():
+            if peers := stalled() | self._own_calls.unread.stalled() | self._requests.unread.stalled():
                 found = await asyncio.to_thread(shut_down, peers, self._port)
                 _log.warning("closed %d connections whose clients have stopped reading", found)
 
@@ -167,11 +219,17 @@ def _without_traceback_for_who_left(record: logging.LogRecord) -> bool:
     return True
 
 
-class _ReflectionLimit(grpc.aio.ServerInterceptor):
-    """Refuses reflection calls beyond a few with RESOURCE_EXHAUSTED."""
+class _OwnCalls(grpc.aio.ServerInterceptor):
+    """Refuses calls of health and reflection beyond their number with RESOURCE_EXHAUSTED, and counts unread answers.
 
-    def __init__(self) -> None:
-        self._calls = 0
+    For every call takes one of the places that the server has, and keeps it until its answer has left.
+    """
+
+    def __init__(self, details: Details) -> None:
+        self._details = details
+        self._calls: Counter[str] = Counter()
+        self.unread = Unread(_MAX_UNREAD)
+        """The answers."""
 
     async def intercept_service(
         self,
@@ -180,22 +238,48 @@ class _ReflectionLimit(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_REFLECTION):
+        method = handler_call_details.method
+        kind = next((name for name in _OWN_CALLS if method.startswith(name)), None)
+        if handler is None or kind is None:
             return handler
-        handle: Any = handler.stream_stream
+        serializers = (handler.request_deserializer, handler.response_serializer)
+        handle: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
 
-        async def limited(requests: Any, context: Any) -> AsyncIterator[Any]:
-            if self._calls >= _MAX_REFLECTION_CALLS:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many reflection calls; call again")
-            self._calls += 1
-            context.add_done_callback(self._leave)
+        async def unary(request: Any, context: Any) -> Any:
+            await self._enter(kind, context)
+            response = await handle(request, context)
+            self.unread.add(context)
+            return response
+
+        async def watch(request: Any, context: Any) -> None:
+            await self._enter(kind, context)
+            await handle(request, context)
+
+        async def stream(requests: Any, context: Any) -> AsyncIterator[Any]:
+            await self._enter(kind, context)
             async for response in handle(requests, context):
+                self.unread.add(context)
+                # Goes on once gRPC has sent it.
                 yield response
+                self.unread.remove(context)
 
-        return grpc.stream_stream_rpc_method_handler(limited, handler.request_deserializer, handler.response_serializer)
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(unary, *serializers)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(watch, *serializers)
+        return grpc.stream_stream_rpc_method_handler(stream, *serializers)
 
-    def _leave(self, _: object) -> None:
-        self._calls -= 1
+    async def _enter(self, kind: str, context: Any) -> None:
+        if self._calls[kind] >= _OWN_CALLS[kind] or self.unread.of_peer[context.peer()] >= _MAX_UNREAD_OF_PEER:
+            code, message = grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls of health or reflection; call again"
+            await context.abort(code, message, tuple(self._details(code, message)))
+        self._calls[kind] += 1
+
+        def leave(_: object) -> None:
+            self._calls[kind] -= 1
+            self.unread.remove(context)
+
+        context.add_done_callback(leave)
 
 
 def _milliseconds(time: timedelta) -> int:

@@ -1,11 +1,12 @@
-"""Clients that do not read: raw HTTP/2 connections whose flow-control windows stay closed.
+"""Clients that do not read, or not end their requests: raw HTTP/2 connections.
 
 gRPC's own clients read ahead of the program that uses them, so a reader that has stopped is written here by hand:
-frames on a socket (RFC 9113). A connection acknowledges settings and pings, as one must to be kept, and takes as many
-bytes of each answer as its window says.
+frames on a socket (RFC 9113). A connection acknowledges settings and pings, as one must to be kept, takes as many
+bytes of each answer as its window says, and sends as many of a request as the server's windows allow.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -18,6 +19,7 @@ END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE: Final = 4
 _MOST: Final = 2**31 - 1
 _CONNECTION_WINDOW: Final = 65_535
+_FRAME_BYTES: Final = 16_384
 
 
 def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
@@ -69,6 +71,11 @@ class StalledClient:
         """The calls that the server has ended, with whatever status."""
         self.closed = asyncio.Event()
         """Set once the server has closed the connection."""
+        self.received: Counter[int] = Counter()
+        """Bytes of data by call."""
+        self._sending_windows: Counter[int] = Counter({0: _CONNECTION_WINDOW})
+        """What may be sent: 0 is the connection, a call's own comes on top of the initial one."""
+        self._initial_window = _CONNECTION_WINDOW
         self._news = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
 
@@ -85,6 +92,49 @@ class StalledClient:
             self._writer.write(header_frame(self._next_stream, method, END_STREAM if ended else 0))
             self._next_stream += 2
 
+    async def upload(
+        self, method: str, request: bytes, count: int, *, withheld: int = 0, followed_by: bytes = b""
+    ) -> None:
+        """Make so many calls with a large request, side by side.
+
+        Ends none of them that withholds bytes of the request or sends others after it. Returns once all is sent, or the
+        server has ended the calls.
+        """
+        body = b"\0" + len(request).to_bytes(4, "big") + request + followed_by
+        goal = len(body) - withheld
+        ending = not withheld and not followed_by
+        sent = dict.fromkeys(range(self._next_stream, self._next_stream + 2 * count, 2), 0)
+        self._next_stream += 2 * count
+        for stream in sent:
+            self._writer.write(header_frame(stream, method))
+        while sent and not self.closed.is_set():
+            moved = False
+            for stream, at in list(sent.items()):
+                window = self._initial_window + self._sending_windows[stream]
+                size = min(self._sending_windows[0], window, _FRAME_BYTES, goal - at)
+                if stream in self.ended or at == goal:
+                    del sent[stream]
+                elif size > 0:
+                    end = at + size
+                    self._writer.write(frame(DATA, body[at:end], END_STREAM if ending and end == goal else 0, stream))
+                    self._sending_windows.subtract({0: size, stream: size})
+                    sent[stream] = end
+                    moved = True
+            if moved:
+                await self._writer.drain()
+            elif sent:
+                async with self._news:
+                    await self._news.wait()
+
+    def take(self, size: int) -> None:
+        """Let the answer of the first call go on by so many bytes."""
+        self._writer.write(frame(WINDOW_UPDATE, size.to_bytes(4, "big"), stream=1))
+
+    async def until_received(self, size: int) -> None:
+        """Return once so many bytes of the first call's answer have come, or the connection is closed."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.closed.is_set() or self.received[1] >= size)
+
     @property
     def calls(self) -> int:
         """How many calls were begun."""
@@ -100,6 +150,11 @@ class StalledClient:
         async with self._news:
             await self._news.wait_for(lambda: self.closed.is_set() or len(self.ended) == self.calls)
 
+    async def until_ended(self, count: int) -> None:
+        """Return once the server has ended so many calls, or the connection."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.closed.is_set() or len(self.ended) >= count)
+
     async def close(self) -> None:
         """Close the connection."""
         self._writer.close()
@@ -111,6 +166,14 @@ class StalledClient:
                 kind, flags, stream, payload = await read_frame(self._reader)
                 if kind in (SETTINGS, PING) and not flags & ACK:
                     self._writer.write(frame(kind, payload if kind == PING else b"", ACK))
+                if kind == SETTINGS:
+                    for at in range(0, len(payload), 6):
+                        if int.from_bytes(payload[at : at + 2], "big") == _INITIAL_WINDOW_SIZE:
+                            self._initial_window = int.from_bytes(payload[at + 2 : at + 6], "big")
+                if kind == WINDOW_UPDATE:
+                    self._sending_windows[stream] += int.from_bytes(payload, "big")
+                if kind == DATA:
+                    self.received[stream] += len(payload)
                 if kind == HEADERS:
                     self.begun.add(stream)
                 if kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):

@@ -113,8 +113,23 @@ async def slow_readers(address: str, rng: random.Random) -> list[str]:
     return []
 
 
+async def large_requests(address: str, rng: random.Random) -> list[str]:
+    """Send jobs as large as they may be, all but their last bytes of some: more than the gateway takes at once."""
+    # Of a model that is not served: it costs the gateway what any job does, and Temporal nothing.
+    job = new_job("x" * 1_900_000, model="none", user_id=f"large-{rng.randrange(1 << 30)}")
+    body = llm_pb2.SubmitRequest(job=job).SerializeToString()
+    async with stalled_clients(address, 8) as clients:
+        await asyncio.gather(
+            *(
+                client.upload(f"/{SERVICE}/Submit", body, 20, withheld=number % 2)
+                for number, client in enumerate(clients)
+            )
+        )
+    return []
+
+
 Attack = Callable[[str, random.Random], Awaitable[list[str]]]
-ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers)
+ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests)
 """What runs beside the second half of the calls: gets the gateway's address, returns what went wrong."""
 _OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 

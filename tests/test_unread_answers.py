@@ -186,6 +186,26 @@ async def test_the_connection_of_a_client_that_stopped_reading_is_closed(stack: 
         assert "closed 2 connections" in attacked.gateway.log or "closed 1 connections" in attacked.gateway.log
 
 
+async def test_a_slow_reader_is_no_stalled_one(stack: Stack, ids: dict[str, str]) -> None:
+    """A client that takes 12 s for an answer gets it, though others wait for the room that it holds."""
+    async with (
+        target(stack, ids, unread_bytes="12000000") as attacked,
+        stalled_clients(attacked.address, 4) as (slow, *others),
+        asyncio.timeout(100),
+    ):
+        slow.call(GET_STATUS, request_of(GET_STATUS, ids["largest"]))
+        await slow.all_answered()
+        attack = asyncio.create_task(flood(others, GET_STATUS, request_of(GET_STATUS, ids["large"]), 1000))
+        size = SIZES["largest"]
+        for taken in range(0, size, size // 24):
+            slow.take(size // 24)
+            await slow.until_received(min(taken + size // 24, size))
+            await asyncio.sleep(0.5)
+        assert slow.received[1] >= size
+        assert not slow.closed.is_set()
+        attack.cancel()
+
+
 async def test_calls_are_limited(stack: Stack, ids: dict[str, str]) -> None:
     """RESOURCE_EXHAUSTED with RetryInfo beyond GATEWAY_MAX_CALLS, unread answers counted; health still answers."""
     async with target(stack, ids, max_calls="5") as attacked:

@@ -16,7 +16,7 @@ from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_calls import Calls
 from runtime.grpc_server import GrpcServer, Limits
-from services.gateway.boundary import Boundary
+from services.gateway.boundary import Boundary, refusal
 from services.gateway.deliveries import Deliveries
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.jobs_api import Jobs
@@ -53,6 +53,7 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
             Calls(trace.get_tracer(__package__), meter),
             Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes),
         ],
+        refusal,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 

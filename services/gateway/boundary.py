@@ -54,7 +54,7 @@ _JOB_OVERHEAD: Final = 8
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Parses and checks requests, counts answers, turns errors into statuses.
+    """Parses and checks requests, counts them and answers, turns errors into statuses.
 
     `bounds` is by method name; not all have some.
     """
@@ -107,14 +107,16 @@ def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: A
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
             answer = answers.open(context)
-            await answer.reserve(max(large, len(data)))
-            response: Message = await handle(await admit(data), context)
+            with answer.request(len(data)):
+                await answer.reserve(max(large, len(data)))
+                response: Message = await handle(await admit(data), context)
         except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
+            del data
             await _abort(context, error)
             raise
-        # The message itself is dropped here, for a client may take its time. The request stays as long as the answer.
+        # The messages themselves are dropped here, for a client may take its time.
         raw = response.SerializeToString()
-        answer.sending(len(data) + len(raw), SENDING_COPIES)
+        answer.sending(len(raw), SENDING_COPIES)
         return raw
 
     return call
@@ -123,8 +125,11 @@ def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: A
 def _stream(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: Answers) -> Any:
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
         try:
-            answers.open(context, stream=True)
-            async with aclosing(handle(await admit(data), context)) as responses:
+            answer = answers.open(context, stream=True)
+            with answer.request(len(data)):
+                handling = handle(await admit(data), context)
+                del data
+            async with aclosing(handling) as responses:
                 async for response in responses:
                     yield response
         except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
@@ -139,9 +144,19 @@ async def _abort(
     if isinstance(error, TooManyCallsError):
         error = exhausted("this gateway serves as many calls as it takes; call again or call another")
     if isinstance(error, NoRoomError):
-        error = exhausted("this gateway holds too much that clients have not read; call again or call another")
+        error = exhausted("this gateway holds as much for other calls as it may; call again or call another")
     if isinstance(error, RPCError):
         _log.warning("Temporal refused or failed: %s %s", error.status.name, error)
         error = from_temporal(error)
     status: status_pb2.Status = error.status
-    await context.abort(_CODES[status.code], status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(_CODES[status.code], status.message, _trailers(status))
+
+
+def refusal(code: grpc.StatusCode, message: str) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata of a call that the server has ended before it was one of LlmService."""
+    exceeded = code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    return _trailers((exhausted(message) if exceeded else invalid([Violation("", message)])).status)
+
+
+def _trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
+    return (("grpc-status-details-bin", status.SerializeToString()),)

@@ -28,6 +28,7 @@ from jobs.total_time import execution_timeout
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
+from runtime.tracebacks import forget_frames
 from services.gateway.errors import ApiError, JobNotFound, invalid, key_reused, temporal_unavailable
 from services.gateway.job_record import FINAL_STATES, base_status
 from services.gateway.job_traces import link_call
@@ -113,6 +114,7 @@ class Jobs:
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError as error:
+            forget_frames(error)
             return await self._found(id_, digests, job, error)
         # A model of the catalogue: any other name was refused.
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})

@@ -141,8 +141,9 @@ class GatewaySettings(BaseSettings):
     request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
     """Maximum wait for a call's request. A call without one is ended then."""
     unread_bytes: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
-    """Memory for answers that clients have not read yet, an eighth of it for streams. Beyond it, streams go on in
-    messages of 4 KiB, and calls with larger answers wait, or get RESOURCE_EXHAUSTED."""
+    """Memory for answers that clients have not read yet, an eighth of it for streams; half as much again for requests.
+    Beyond it, streams go on in messages of 4 KiB, calls with larger answers wait, or get RESOURCE_EXHAUSTED, and calls
+    with larger requests get it at once."""
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
     """Maximum time in which a client may take none of its unread messages. Its connection is closed then."""
     connection_idle: timedelta = Field(timedelta(minutes=15), ge=timedelta(0))

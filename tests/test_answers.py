@@ -1,0 +1,52 @@
+"""The budget of answers: what it costs to keep it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runtime.answers import Answer, Answers
+
+MESSAGES = 200
+
+
+class Call:
+    """What Answers needs of a call's context."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    def peer(self) -> str:
+        return self._peer
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """The calls of this test do not end."""
+
+
+def seconds_of(answer: Answer, size: int) -> float:
+    """Return how long it takes to count messages in and out."""
+    began = time.perf_counter()
+    for _ in range(MESSAGES):
+        answer.sending(size)
+        answer.left()
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_waits_costs_others_nothing(stream: bool) -> None:
+    """5,000 calls that wait for room make a message that leaves no dearer: hundreds of times, if each was looked at."""
+    answers = Answers(10_000, 1 << 20)
+    other = answers.open(Call("other"), stream=stream)
+    alone = min(seconds_of(other, 2000) for _ in range(5))
+    holder = answers.open(Call("first"))
+    await holder.reserve(100_000)
+    waiting = [asyncio.create_task(answers.open(Call("first")).reserve(100_000)) for _ in range(5000)]
+    await asyncio.sleep(0)
+    assert min(seconds_of(other, 2000) for _ in range(5)) < 50 * alone
+    holder.left()
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
