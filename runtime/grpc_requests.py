@@ -30,8 +30,8 @@ MAX_QUEUED: Final = 1000
 _Context = grpc.aio.ServicerContext[Any, Any]
 _MOMENT: Final = timedelta(milliseconds=100)
 """A request that is there is taken within this time."""
-_LATE: Final = timedelta(seconds=1)
-_STALLED: Final = timedelta(seconds=10)
+_LATE: Final = 2
+_STALLED: Final = 10
 
 
 class GivenUpError(Exception):
@@ -42,34 +42,36 @@ class Unread:
     """What gRPC has and clients have not taken yet, one thing for each call."""
 
     def __init__(self, most: int) -> None:
-        """`most`: how many may be unread for longer than a second."""
+        """`most`: how many may be unread for longer than a moment."""
         self._most = most
-        # Since when, by the loop's clock, and of which peer.
-        self._all: dict[_Context, tuple[float, str]] = {}
+        self._all: dict[_Context, _Sent] = {}
         self.of_peer: Counter[str] = Counter()
         """How much each peer has left unread."""
 
     def add(self, context: _Context) -> None:
         """Begin to count what is given to gRPC now."""
-        self._all[context] = (asyncio.get_running_loop().time(), context.peer())
+        self._all[context] = _Sent(context.peer())
         self.of_peer[context.peer()] += 1
 
     def remove(self, context: _Context) -> None:
         """Count it no more, if it is counted: it has left, or the call is over."""
         if context in self._all:
-            _, peer = self._all.pop(context)
+            peer = self._all.pop(context).peer
             self.of_peer[peer] -= 1
             if not self.of_peer[peer]:
                 del self.of_peer[peer]
 
     def stalled(self) -> set[str]:
-        """Return the peers that have left something unread for too long.
+        """Return the peers that have left something unread for too long, when asked every second.
 
-        That is a second for those that leave most, while there is more of it than there may be.
+        That is ten seconds, and while there is more than there may be two, for those first that leave most. Counted in
+        questions: whatever has left meanwhile is known by the next one, also in a process that stands still at times.
         """
-        late = self._peers(_LATE)
+        for sent in self._all.values():
+            sent.questions += 1
+        late = Counter(sent.peer for sent in self._all.values() if sent.questions >= _LATE)
+        found = {sent.peer for sent in self._all.values() if sent.questions >= _STALLED}
         left = late.total()
-        found = set(self._peers(_STALLED))
         for peer, count in late.most_common():
             if left <= self._most:
                 break
@@ -77,9 +79,11 @@ class Unread:
             left -= count
         return found
 
-    def _peers(self, age: timedelta) -> Counter[str]:
-        before = asyncio.get_running_loop().time() - age.total_seconds()
-        return Counter(peer for since, peer in self._all.values() if since < before)
+
+@dataclass
+class _Sent:
+    peer: str
+    questions: int = 0
 
 
 @dataclass(eq=False)

@@ -36,7 +36,7 @@ _OWN_CALLS: Final = {
 }
 """Maximum of calls at once of health and reflection, by the beginning of their methods' names."""
 _MAX_UNREAD: Final = 100
-"""Answers of health and reflection that may be unread for longer than a second."""
+"""Answers of health and reflection that may be unread for longer than a moment."""
 _MAX_UNREAD_OF_PEER: Final = 500
 """Answers of health and reflection that one connection may leave unread at all."""
 _COMING_BYTES: Final = 64 * 1024 * 1024

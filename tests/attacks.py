@@ -6,6 +6,7 @@ bytes of each answer as its window says, and sends as many of a request as the s
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -121,7 +122,9 @@ class StalledClient:
                     sent[stream] = end
                     moved = True
             if moved:
-                await self._writer.drain()
+                # The server may close it.
+                with contextlib.suppress(ConnectionError):
+                    await self._writer.drain()
             elif sent:
                 async with self._news:
                     await self._news.wait()
