@@ -5,10 +5,12 @@ import base64
 import json
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import nats
@@ -83,6 +85,12 @@ class Peer(Protocol):
         ...
 
 
+def until_stopped(pid: int) -> None:
+    """Return once a process stands still that was sent SIGSTOP: on a busy machine it goes on for a moment."""
+    while "(stopped)" not in Path(f"/proc/{pid}/status").read_text():
+        time.sleep(0.001)
+
+
 class WebhookPeer:
     """An HTTP server."""
 
@@ -147,7 +155,9 @@ class NatsPeer:
         ]
 
     def fall_silent(self) -> None:
-        self._stack.processes["nats"].signal(signal.SIGSTOP)
+        nats = self._stack.processes["nats"]
+        nats.signal(signal.SIGSTOP)
+        until_stopped(nats.pid)
 
     def resume(self) -> None:
         self._stack.processes["nats"].signal(signal.SIGCONT)
@@ -211,6 +221,7 @@ class KafkaPeer:
 
     def fall_silent(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
+        until_stopped(self._process.pid)
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
