@@ -33,7 +33,7 @@ SENDING_COPIES: Final = 2
 WAIT: Final = timedelta(seconds=10)
 """Longest wait of an answer for room."""
 SHORT_STALL: Final = timedelta(seconds=30)
-"""How long a client may take for one message while others wait for the room that it holds: 2 MB at 70 kB/s."""
+"""How long a client may take for one message while others wait for what it holds: 2 MB at 70 kB/s."""
 _SMALL: Final = MIN_MESSAGE_BYTES * MAKING_COPIES
 _STREAMS_SHARE: Final = 8
 """Streams have the budget divided by this."""
@@ -119,18 +119,17 @@ class Answers:
     def stalled(self, timeout: timedelta) -> set[str]:
         """Return the peers that have unread messages and took none for so long, on any call of their connection.
 
-        Where calls wait for room, SHORT_STALL is enough for those that hold more than everybody may.
+        Where calls wait for room, SHORT_STALL is enough for those that hold more than everybody may; where no more
+        calls are taken, for all.
         """
         now = asyncio.get_running_loop().time()
-        idle = {one: now - one.moved_at for one in self._connections.values() if one.unread}
-        long = {one.peer for one, seconds in idle.items() if seconds > timeout.total_seconds()}
-        if not self._waiting:
-            return long
-        return long | {
-            one.peer
-            for one, seconds in idle.items()
-            if seconds > SHORT_STALL.total_seconds() and self.others.held_by[one] > _SMALL
-        }
+        full = len(self._answers) >= self._max_calls
+        found = set()
+        for one in self._connections.values():
+            short = full or (self._waiting and self.others.held_by[one] > _SMALL)
+            if one.unread and now - one.moved_at > (min(SHORT_STALL, timeout) if short else timeout).total_seconds():
+                found.add(one.peer)
+        return found
 
     def _close(self, context: Context) -> None:
         answer = self._answers.pop(context)

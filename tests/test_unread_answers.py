@@ -226,6 +226,20 @@ async def test_calls_are_limited(stack: Stack, ids: dict[str, str]) -> None:
                 pass
 
 
+async def test_clients_that_do_not_read_do_not_keep_all_calls(stack: Stack, ids: dict[str, str]) -> None:
+    """Where the gateway takes no more calls, they lose theirs long before GATEWAY_STALL_TIMEOUT."""
+    async with (
+        target(stack, ids, max_calls="5", stall_timeout="PT1H") as attacked,
+        stalled_clients(attacked.address) as (client,),
+        asyncio.timeout(100),
+    ):
+        client.call(GET_STATUS, request_of(GET_STATUS, ids["small"]), 5)
+        await client.all_answered()
+        while await is_refused(attacked.stub, ids["small"]):  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(1)
+        assert client.closed.is_set()
+
+
 async def is_refused(stub: LlmServiceStub, id_: str) -> bool:
     """Return whether a job's result is refused for a limit, and not returned."""
     try:
