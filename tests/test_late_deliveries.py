@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import pytest
+from google.rpc import code_pb2
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
@@ -64,7 +65,8 @@ async def test_a_receiver_that_is_slower_than_the_hold_is_waited_for(late: Late)
     (entry,) = await until(late.stub, final.workflow_id, settled)
     assert entry.state == llm_pb2.NOTIFY_STATE_DELIVERED
     cut, *_, whole = entry.attempts
-    assert "did not take it within" in cut.error.message
+    # The notifier says so, or the gateway where a busy machine leaves it no time to.
+    assert cut.error.code in (code_pb2.DEADLINE_EXCEEDED, code_pb2.UNAVAILABLE)
     assert whole.http_status == 200
     assert {request.headers["webhook-id"] for request in late.receiver.so_far("/slow")} == {entry.id}
 
