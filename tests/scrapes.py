@@ -60,7 +60,7 @@ async def measured_stack(folder: Path) -> AsyncIterator[Stack]:
     """Run a stack in which one job of every outcome ran, and nothing else.
 
     All but the job that spends its total time: its last workflow task comes so close to Temporal's own end of the
-    workflow that it may be lost, and then count twice: see jobs.outcome_metrics.
+    workflow that it may be lost, and then count twice: see workflows.outcome_metrics.
     """
     async with Stack(stack_settings(folder), environment=FAST) as stack:
         temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from jobs.feed_memory import MemoryFeed
+from feed.memory import MemoryFeed
 from jobs.rules import check_job
 from llm_pb import llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU

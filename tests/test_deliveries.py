@@ -20,7 +20,6 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
 from jobs import names
-from jobs.delivery import next_attempt
 from jobs.ids import delivery_workflow_id
 from jobs.options import DEFAULTS
 from jobs.targets import describe
@@ -37,6 +36,7 @@ from tests.receivers import (
     receiving,
     status,
 )
+from workflows.deliveries import next_attempt
 
 QUICK = {"max_tokens": 1}
 

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES
-from jobs.feed import FeedSettings
+from feed.feed import FeedSettings
 from runtime.environment import Unknown, unknown_variables
 from services.gateway.settings import GatewaySettings
 from tests.conftest import stack_settings

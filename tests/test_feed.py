@@ -15,9 +15,9 @@ from nats.js import JetStreamContext
 from pydantic import SecretStr
 
 from deploy.local.stack import Stack
-from jobs.feed import Feed, FeedSettings
-from jobs.feed_memory import MemoryFeed
-from jobs.feed_nats import NatsFeed
+from feed.feed import Feed, FeedSettings
+from feed.memory import MemoryFeed
+from feed.nats import NatsFeed
 from llm_pb import llm_pb2
 from tests.conftest import stack_settings
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 """What a package may import of ours, besides itself. Only one service takes payloads apart for itself."""
 
 ONLY = {
-    "nats": {"jobs/feed_nats.py", "jobs/feed_nats_consumers.py", "services/notifier/sink_nats.py"},
+    "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sink_nats.py"},
     "aiokafka": {"services/notifier/sink_kafka.py"},
     "aiohttp": {"payload_converter/codec_server.py", "services/notifier/sink_webhook.py"},
     "vllm": {

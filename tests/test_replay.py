@@ -18,13 +18,13 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from temporalio.workflow import NondeterminismError
 
 from jobs import names
-from jobs.delivery_workflow import LLMDeliveryWorkflow
 from jobs.rules import check_job
-from jobs.workflow import LLMJobWorkflow
 from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.outcomes import OUTCOMES
 from tests.record_histories import HISTORIES
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
 
 # The generated types register themselves once for each process, so that a sandbox has to share them.
 SANDBOX = SandboxedWorkflowRunner(
@@ -35,7 +35,7 @@ SANDBOX = SandboxedWorkflowRunner(
         "jobs.limits",
         "jobs.names",
         "jobs.options",
-        "jobs.outcome_metrics",
+        "workflows.outcome_metrics",
         "jobs.targets",
         "llm_pb",
         "payload_converter",

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.metrics import NoOpMeter
 
-from jobs.feed_memory import MemoryFeed
+from feed.memory import MemoryFeed
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub

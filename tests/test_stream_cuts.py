@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.made_output import MadeOutput
-from jobs.transcript import Transcript
+from feed.output import MadeOutput
+from feed.transcript import Transcript
 from llm_pb import llm_pb2
 from services.gateway.cursor import Cursor
 from services.gpu_worker.engine import Output

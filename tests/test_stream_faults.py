@@ -17,8 +17,8 @@ from pydantic import SecretStr
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
-from jobs.feed import FeedSettings
-from jobs.feed_nats import NatsFeed
+from feed.feed import FeedSettings
+from feed.nats import NatsFeed
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import FAST, Seen, new_job, run_job, stack_settings, watch

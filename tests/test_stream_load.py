@@ -15,7 +15,7 @@ from temporalio.client import Client
 
 from bench.temporal_counts import TemporalCounts
 from deploy.local.stack import Stack
-from jobs.feed import FeedSettings
+from feed.feed import FeedSettings
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.conftest import FAST, Seen, details_of, new_job, stack_settings, watch

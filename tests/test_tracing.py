@@ -406,8 +406,8 @@ from opentelemetry.sdk.trace import SpanProcessor
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
-from jobs.delivery_workflow import LLMDeliveryWorkflow
-from jobs.workflow import LLMJobWorkflow
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
 from payload_converter import data_converter
 from runtime import telemetry
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.transcript import Transcript
+from feed.transcript import Transcript
 from llm_pb import llm_pb2
 from services.gateway.cursor import MAX_DELTA_BYTES, Cursor
 

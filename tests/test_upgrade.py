@@ -20,8 +20,6 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from jobs import names
-from jobs.delivery_workflow import LLMDeliveryWorkflow
-from jobs.workflow import LLMJobWorkflow
 from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.conftest import Seen, new_job, stack_settings, temporal_cli, webhook
@@ -39,6 +37,8 @@ from tests.versions import (
     until,
     watch_wherever,
 )
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
 
 FROM: Final = os.environ.get("UPGRADE_FROM", "")
 pytestmark = [

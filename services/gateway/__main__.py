@@ -3,8 +3,8 @@
 import logging
 from contextlib import AsyncExitStack
 
-from jobs.feed import FeedSettings
-from jobs.feed_nats import NatsFeed
+from feed.feed import FeedSettings
+from feed.nats import NatsFeed
 from runtime import process, temporal
 from runtime.metrics import serving_metrics
 from services.gateway.api import serving_api

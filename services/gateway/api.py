@@ -11,7 +11,7 @@ from opentelemetry.metrics import Meter
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from jobs.feed import Feed
+from feed.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_calls import Calls

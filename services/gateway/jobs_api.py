@@ -108,7 +108,7 @@ class Jobs:
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=memo,
                 search_attributes=TypedSearchAttributes(attributes_of(job)),
-                # Not the job's priority, which is of its turn at the GPU alone: see jobs.workflow.
+                # Not the job's priority, which is of its turn at the GPU alone: see workflows.llm_job.
                 priority=Priority(fairness_key=_fairness_key(job.user_id)),
                 request_eager_start=True,
                 rpc_timeout=RPC_TIMEOUT,

@@ -25,10 +25,10 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from feed.feed import Feed
 from jobs import errors, names
 from jobs.ending import add_result
 from jobs.errors import EngineFailed, to_status
-from jobs.feed import Feed
 from jobs.running import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT

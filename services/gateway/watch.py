@@ -18,10 +18,10 @@ from opentelemetry.metrics import Histogram
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.service import RPCError
 
+from feed.feed import Feed, Fence
+from feed.transcript import Transcript
 from jobs import names
-from jobs.feed import Feed, Fence
 from jobs.resume_token import ResumeToken
-from jobs.transcript import Transcript
 from llm_pb import llm_pb2
 from services.gateway.cursor import Cursor
 from services.gateway.errors import ApiError

@@ -6,18 +6,18 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from feed.feed import Feed
 from jobs import names
-from jobs.delivery_workflow import LLMDeliveryWorkflow
-from jobs.feed import Feed
-from jobs.workflow import LLMJobWorkflow
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
 
 
 class LocalActivities:
-    """What a job's workflow has done for itself in this process: see jobs.workflow."""
+    """What a job's workflow has done for itself in this process: see workflows.llm_job."""
 
     def __init__(self, client: Client, feed: Feed) -> None:
         self._client = client

@@ -7,8 +7,8 @@ import socket
 from opentelemetry import trace
 from temporalio.worker import Worker
 
-from jobs.feed import FeedSettings
-from jobs.feed_nats import NatsFeed
+from feed.feed import FeedSettings
+from feed.nats import NatsFeed
 from runtime import process, temporal
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU

@@ -18,8 +18,8 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from jobs import names
-from jobs.delivery import event_type
 from jobs.errors import DeliveryFailed, to_status
+from jobs.events import event_type
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.running import add_run, pending_run
 from jobs.targets import describe

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from jobs.feed import Feed, Fence
+from feed.feed import Feed, Fence
+from feed.transcript import Transcript
 from jobs.limits import MAX_OUTPUT_BYTES
-from jobs.transcript import Transcript
 from llm_pb import llm_pb2
 
 _log = logging.getLogger(__name__)

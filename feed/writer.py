@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from jobs.feed import Feed
-from jobs.made_output import MadeOutput, read_made_output
-from jobs.transcript import Transcript
+from feed.feed import Feed
+from feed.output import MadeOutput, read_made_output
+from feed.transcript import Transcript
 from llm_pb import llm_pb2
 
 _TAKEOVER_PAUSES: Final = (0, 1, 2)

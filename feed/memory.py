@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
-from jobs.feed import Take, ignore
+from feed.feed import Take, ignore
 from llm_pb import llm_pb2
 
 

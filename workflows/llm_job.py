@@ -34,14 +34,15 @@ from temporalio.exceptions import ActivityError, CancelledError
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.ending import add_attempt, add_result, final_state, understand
+    from jobs.events import notification
     from jobs.memo import from_memo, to_memo
-    from jobs.outcome_metrics import record_outcome
     from jobs.search import attributes_of
     from jobs.total_time import TotalTime
     from llm_pb import llm_pb2
+    from workflows.outcome_metrics import record_outcome
 
-from jobs import delivery
-from jobs.cancellation import Cancellation
+from workflows.cancellation import Cancellation
+from workflows.deliveries import Deliveries, new_state, start_telling
 
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
@@ -69,7 +70,7 @@ class LLMJobWorkflow:
         self._options = options.complete(chosen, self._job)
         self._cancellation = Cancellation()
         self._result: llm_pb2.JobResult | None = None
-        self._deliveries = delivery.Deliveries(llm_pb2.DeliveryState())
+        self._deliveries = Deliveries(llm_pb2.DeliveryState())
         self._telling: workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None = None
         self._status = llm_pb2.JobStatus(
             workflow_id=info.workflow_id,
@@ -125,7 +126,7 @@ class LLMJobWorkflow:
         status = llm_pb2.JobStatus()
         status.CopyFrom(self._status)
         status.cancel_requested = self._cancellation.error is not None
-        status.notifications.extend(map(delivery.notification, self._deliveries.state.deliveries))
+        status.notifications.extend(map(notification, self._deliveries.state.deliveries))
         return status
 
     def _is_valid(self) -> bool:
@@ -148,7 +149,7 @@ class LLMJobWorkflow:
 
         A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
         """
-        self._telling = delivery.start_telling(self._job, self._status, self._options, self._time_to_run())
+        self._telling = start_telling(self._job, self._status, self._options, self._time_to_run())
         request = llm_pb2.RunRequest(
             job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
         )
@@ -247,8 +248,8 @@ class LLMJobWorkflow:
         if (telling := self._telling) is not None:
             telling.cancel()
         now = workflow.now()
-        state = delivery.new_state(self._job, outcome, self._result, self._options, now)
-        self._deliveries = delivery.Deliveries(state)
+        state = new_state(self._job, outcome, self._result, self._options, now)
+        self._deliveries = Deliveries(state)
         self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._total_time().end - now) / 2))
         await self._cancellation.wait(self._deliveries.idle)
         if telling is not None:

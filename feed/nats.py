@@ -17,8 +17,8 @@ from nats.errors import Error as NatsError
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
-from jobs.feed import FeedSettings, Take, ignore
-from jobs.feed_nats_consumers import Consumers, answer
+from feed.feed import FeedSettings, Take, ignore
+from feed.nats_consumers import Consumers, answer
 from llm_pb import llm_pb2
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs import errors, names
     from llm_pb import llm_pb2
 
-from jobs.delivery import Deliveries
+from workflows.deliveries import Deliveries
 
 
 @workflow.defn(name=names.DELIVERY_WORKFLOW_TYPE)
