@@ -12,15 +12,15 @@ from dataclasses import replace
 from bench.stamps import stamp
 from runtime import process
 from services.gpu_worker import __main__ as gpu_worker
-from services.gpu_worker.engine import ENGINES, EngineConfig, Generation, Output
-from services.gpu_worker.engine_simulated import SimulatedEngine, SimulatedOptions
+from services.gpu_worker.engines.engine import ENGINES, EngineConfig, Generation, Output
+from services.gpu_worker.engines.simulated import SimulatedEngine, SimulatedOptions
 
 
 class StampingEngine(SimulatedEngine):
     """The simulated engine with other words, at the same pace."""
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
-        """See services.gpu_worker.engine.Engine."""
+        """See services.gpu_worker.engines.engine.Engine."""
         async with aclosing(super().generate(generation)) as outputs:
             async for output in outputs:
                 yield replace(output, text=stamp()) if output.token_ids else output

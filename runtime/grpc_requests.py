@@ -217,7 +217,7 @@ class OneRequest(grpc.aio.ServerInterceptor):
                 raise
 
         async def stream(_: object, context: _Context) -> None:
-            # Not a generator, and nothing in between: see runtime.grpc_calls. In no variable: a stream lasts.
+            # Not a generator, and nothing in between: see runtime.grpc_telemetry. In no variable: a stream lasts.
             answering = handle(await self._first(context), context)
             if not hasattr(answering, "__aiter__"):
                 await answering

@@ -15,7 +15,7 @@ from feed.memory import MemoryFeed
 from jobs.rules import check_job
 from llm_pb import llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.engine import Engine, EngineConfig, create_engine
+from services.gpu_worker.engines.engine import Engine, EngineConfig, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from tests.conftest import new_job
 

@@ -20,9 +20,9 @@ from jobs.options import DEFAULTS
 from jobs.rules import check_job
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from services.notifier.addresses import unguarded, why_not_public
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink_webhook import WebhookSink
+from services.notifier.sinks.egress_policy import unguarded, why_not_public
+from services.notifier.sinks.webhook import WebhookSink
 from tests.conftest import details_of, new_job, run_job, running, unpack, watch, webhook
 from tests.name_servers import NameServer, name_server
 from tests.receivers import Receiver, receiving

@@ -25,7 +25,7 @@ from temporalio.worker import Worker
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from payload_converter import data_converter
-from payload_converter.codec_server import decode_payload, encode_payload
+from services.codec.server import decode_payload, encode_payload
 from services.codec.settings import CodecSettings
 from tests import payload_converter_workflow as flow
 from tests.conftest import temporal_cli
@@ -57,7 +57,7 @@ async def running(**settings: str) -> AsyncIterator[Running]:
     try:
         lines = [json.loads(await process.stderr.readline()) for _ in range(2)]
         urls = {line["logger"]: re.findall(r"http://\S+", line["message"])[0] for line in lines}
-        yield Running(process, urls["payload_converter.codec_server"], urls["runtime.metrics"])
+        yield Running(process, urls["services.codec.server"], urls["runtime.metrics"])
     finally:
         if process.returncode is None:
             process.terminate()

@@ -10,8 +10,8 @@ import uvloop
 
 from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory
 from llm_pb import llm_pb2
-from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Output
-from services.gpu_worker.engine_simulated import EARLY_SECONDS, SimulatedEngine, create, decode
+from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Output
+from services.gpu_worker.engines.simulated import EARLY_SECONDS, SimulatedEngine, create, decode
 
 
 def engine(places: int = 4, **options: Any) -> SimulatedEngine:

@@ -11,10 +11,10 @@ import torch
 
 from jobs.errors import EngineDead, EngineFailed, OutOfMemory
 from llm_pb import llm_pb2
-from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Output
-from services.gpu_worker.engine_torch import TorchEngine, create
-from services.gpu_worker.torch_model import LoadedModel, TorchOptions, load_model
-from services.gpu_worker.torch_sampling import Place, Sampling, candidates, choose, sampling_of
+from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Output
+from services.gpu_worker.engines.torch import TorchEngine, create
+from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
+from services.gpu_worker.engines.torch_sampling import Place, Sampling, candidates, choose, sampling_of
 
 MODEL = str(Path(__file__).parents[1] / "models" / "docstrings")
 CONFIG = EngineConfig(MODEL, 3, {"device": "cpu", "threads": 1, "context_tokens": 512, "prefill_tokens": 8})

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import EngineDead, InvalidJob, PromptTooLong, UnsupportedParams
 from llm_pb import llm_pb2
-from services.gpu_worker.engine import IDLE, Engine, EngineConfig, Generation, Output, create_engine
+from services.gpu_worker.engines.engine import IDLE, Engine, EngineConfig, Generation, Output, create_engine
 
 MODEL = str(Path(__file__).parents[1] / "models" / "docstrings")
 CONTEXT = 1024

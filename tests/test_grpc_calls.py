@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from runtime.grpc_calls import Calls
 from runtime.grpc_server import GrpcServer, Limits
+from runtime.grpc_telemetry import Calls
 from tests.otlp import Caller
 
 SERVICE = "test.Service"

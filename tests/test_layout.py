@@ -9,35 +9,45 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"deploy", "jobs", "llm_pb", "payload_converter", "runtime", "services"}
+OURS = {"deploy", "feed", "jobs", "llm_pb", "payload_converter", "runtime", "services", "workflows"}
 
 MAY_IMPORT = {
     "llm_pb": set(),
     "payload_converter": {"llm_pb"},
     "jobs": {"llm_pb"},
+    "workflows": {"jobs", "llm_pb"},
+    "feed": {"jobs", "llm_pb"},
     "runtime": {"payload_converter", "jobs", "llm_pb"},
-    "services": {"jobs", "runtime", "llm_pb"},
+    "services": {"feed", "jobs", "runtime", "llm_pb"},
     "services/codec": {"payload_converter", "runtime"},
+    "services/gateway": {"feed", "jobs", "runtime", "llm_pb", "workflows"},
 }
-"""What a package may import of ours, besides itself. Only one service takes payloads apart for itself."""
+"""What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
 
 ONLY = {
-    "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sink_nats.py"},
-    "aiokafka": {"services/notifier/sink_kafka.py"},
-    "aiohttp": {"payload_converter/codec_server.py", "services/notifier/sink_webhook.py"},
-    "vllm": {
-        "services/gpu_worker/engine_vllm.py",
-        "services/gpu_worker/vllm_options.py",
-        "services/gpu_worker/vllm_requests.py",
-    },
+    "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sinks/nats.py"},
+    "aiokafka": {"services/notifier/sinks/kafka.py"},
+    "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},
+    "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {
-        "services/gpu_worker/engine_torch.py",
-        "services/gpu_worker/torch_batch.py",
-        "services/gpu_worker/torch_model.py",
-        "services/gpu_worker/torch_sampling.py",
+        f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")
     },
 }
 """Heavy dependencies and the only modules that import them."""
+
+DETERMINISTIC = {
+    "__future__",
+    "asyncio",
+    "collections",
+    "dataclasses",
+    "datetime",
+    "typing",
+    "jobs",
+    "llm_pb",
+    "workflows",
+}
+"""What the code of a workflow may import, and of temporalio what is below: no clock, no socket, no chance."""
+OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
 
 
 PACKAGES = [name for name in MAY_IMPORT if "/" not in name]
@@ -67,6 +77,8 @@ def test_a_module_keeps_the_import_rules(path: Path) -> None:
             assert rest[0] == parts[1], "no service imports another"
         if top in ONLY:
             assert str(path.relative_to(ROOT)) in ONLY[top], f"{top} has its own module"
+        if parts[0] == "workflows":
+            assert top in DETERMINISTIC or name in OF_TEMPORAL, f"{name} is not for a workflow"
 
 
 def test_entry_points_only_join_parts() -> None:
@@ -83,7 +95,7 @@ def test_a_module_holds_one_thing() -> None:
 def test_a_worker_imports_only_its_engine() -> None:
     """The module of the seam loads no engine; the simulated one brings neither torch nor vllm."""
     code = (
-        "import sys; from services.gpu_worker import __main__, engine; "
+        "import sys; from services.gpu_worker import __main__; from services.gpu_worker.engines import engine; "
         "engine.create_engine('simulated', engine.EngineConfig('', 1)); "
         "sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     )

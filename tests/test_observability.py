@@ -13,8 +13,8 @@ import grpc
 import pytest
 import yaml
 
-from deploy.local.parts import METRICS
 from deploy.local.ports import free_port
+from deploy.local.process_specs import METRICS
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from llm_pb import llm_pb2
-from services.gpu_worker.engine import CannotContinue, Output
-from services.gpu_worker.output_text import LENGTH, STOP, Detokenizer, OutputWriter, StopTexts
+from services.gpu_worker.engines.engine import CannotContinue, Output
+from services.gpu_worker.engines.output_text import LENGTH, STOP, Detokenizer, OutputWriter, StopTexts
 
 END = 256
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from services.gpu_worker.pace import Pace
+from services.gpu_worker.report_throttle import Pace
 
 
 @pytest.mark.parametrize(("attempts", "seconds"), [(0, 2), (1, 2), (16, 2), (64, 8), (256, 32)])

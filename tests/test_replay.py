@@ -28,18 +28,7 @@ from workflows.llm_job import LLMJobWorkflow
 
 # The generated types register themselves once for each process, so that a sandbox has to share them.
 SANDBOX = SandboxedWorkflowRunner(
-    restrictions=SandboxRestrictions.default.with_passthrough_modules(
-        "google",
-        "jobs.errors",
-        "jobs.ids",
-        "jobs.limits",
-        "jobs.names",
-        "jobs.options",
-        "workflows.outcome_metrics",
-        "jobs.targets",
-        "llm_pb",
-        "payload_converter",
-    )
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
 )
 RECORDED = sorted(HISTORIES.glob("*.json"))
 

@@ -21,8 +21,8 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
 from services.gpu_worker.attempt import Attempt
-from services.gpu_worker.engine import Output
-from services.gpu_worker.pace import Pace
+from services.gpu_worker.engines.engine import Output
+from services.gpu_worker.report_throttle import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from tests.conftest import Seen, new_job, watch
 

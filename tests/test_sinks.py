@@ -25,12 +25,12 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from deploy.local.stack import Stack
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
-from services.notifier.courier import Courier
+from services.notifier.dispatcher import Courier
 from services.notifier.event import CloudEvent
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.settings import NotifierSettings, UserEndpoint
-from services.notifier.sink import Sink
-from services.notifier.sinks import open_sinks
+from services.notifier.sinks.registry import open_sinks
+from services.notifier.sinks.sink import Sink
 from tests.conftest import stack_settings, webhook
 from tests.name_servers import name_server
 from tests.receivers import Receiver, hang, receiving, status

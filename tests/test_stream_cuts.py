@@ -13,8 +13,8 @@ from feed.output import MadeOutput
 from feed.transcript import Transcript
 from llm_pb import llm_pb2
 from services.gateway.cursor import Cursor
-from services.gpu_worker.engine import Output
-from services.gpu_worker.output_text import OutputWriter
+from services.gpu_worker.engines.engine import Output
+from services.gpu_worker.engines.output_text import OutputWriter
 
 END = 0
 PROMPT = [int.from_bytes(b"\1p")]

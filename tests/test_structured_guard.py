@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from services.gpu_worker.structured_guard import FLOOR, Member, StructuredGuard
+from services.gpu_worker.engines.structured_guard import FLOOR, Member, StructuredGuard
 
 
 class Batch:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from services.gpu_worker.engine_simulated import EARLY_SECONDS
+from services.gpu_worker.engines.simulated import EARLY_SECONDS
 from tests.conftest import Receiver
 from tests.otlp import Caller, Span
 from tests.test_docs import Block, blocks

@@ -33,11 +33,11 @@ from temporalio.exceptions import ActivityError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
-    from jobs.ending import add_attempt, add_result, final_state, understand
     from jobs.events import notification
     from jobs.memo import from_memo, to_memo
+    from jobs.outcome import add_attempt, add_result, final_state, understand
     from jobs.search import attributes_of
-    from jobs.total_time import TotalTime
+    from jobs.times import TotalTime
     from llm_pb import llm_pb2
     from workflows.outcome_metrics import record_outcome
 

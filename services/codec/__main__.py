@@ -2,9 +2,9 @@
 
 from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURATION
 
-from payload_converter.codec_server import make_app, serving
 from runtime import process
 from runtime.metrics import SHORT_SECONDS, serving_metrics
+from services.codec.server import make_app, serving
 from services.codec.settings import CodecSettings
 
 

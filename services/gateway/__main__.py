@@ -7,9 +7,9 @@ from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from runtime import process, temporal
 from runtime.metrics import serving_metrics
-from services.gateway.api import serving_api
+from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
-from services.gateway.workflows import workflow_worker
+from services.gateway.workflow_worker import workflow_worker
 
 
 async def main() -> None:

@@ -24,19 +24,19 @@ from jobs.field_rules import Violation, too_large
 from jobs.ids import job_digest, trace_id, unshortened_workflow_id, workflow_id
 from jobs.memo import to_memo
 from jobs.search import attributes_of
-from jobs.total_time import execution_timeout
+from jobs.times import execution_timeout
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
 from services.gateway.errors import ApiError, JobNotFound, invalid, key_reused, temporal_unavailable
+from services.gateway.job_reader import JobReader
 from services.gateway.job_record import FINAL_STATES, base_status
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import JobReader
 
 _log = logging.getLogger(__name__)
 _DEFAULT_PAGE_SIZE: Final = 20

@@ -9,9 +9,9 @@ from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from runtime.answers import Answer
 from services.gateway.errors import exhausted, shutting_down
+from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import JobReader
 from services.gateway.watch import Watch
 
 

@@ -12,7 +12,7 @@ from feed.nats import NatsFeed
 from runtime import process, temporal
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.engine import EngineConfig, create_engine
+from services.gpu_worker.engines.engine import EngineConfig, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
 
 

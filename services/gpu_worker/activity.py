@@ -35,9 +35,9 @@ from jobs.rules import require_valid
 from llm_pb import llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
-from services.gpu_worker.engine import CannotContinue, Engine
+from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
-from services.gpu_worker.pace import Pace
+from services.gpu_worker.report_throttle import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
 

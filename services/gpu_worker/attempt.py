@@ -18,8 +18,8 @@ from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from jobs.options import duration
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
-from services.gpu_worker.engine import Engine, Generation, Output
-from services.gpu_worker.pace import Pace
+from services.gpu_worker.engines.engine import Engine, Generation, Output
+from services.gpu_worker.report_throttle import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
 

@@ -9,11 +9,11 @@ from jobs import names
 from runtime import process, temporal
 from runtime.metrics import serving_metrics
 from services.notifier.activity import NotifyUI
-from services.notifier.courier import Courier
+from services.notifier.dispatcher import Courier
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.progress import NotifyProgress
 from services.notifier.settings import NotifierSettings
-from services.notifier.sinks import open_sinks
+from services.notifier.sinks.registry import open_sinks
 
 
 async def main() -> None:

@@ -21,12 +21,12 @@ from jobs import names
 from jobs.errors import DeliveryFailed, to_status
 from jobs.events import event_type
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
-from jobs.running import add_run, pending_run
+from jobs.pending import add_run, pending_run
 from jobs.targets import describe
 from llm_pb import llm_pb2
+from runtime.keyed_limiter import Turns
 from runtime.temporal import RPC_TIMEOUT
-from services.notifier.courier import Courier
-from services.notifier.turns import Turns
+from services.notifier.dispatcher import Courier
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0

@@ -21,7 +21,7 @@ from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import CONTENT_TYPE, Answer
+from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1

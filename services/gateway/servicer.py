@@ -1,6 +1,6 @@
 """LlmService: each method in one line of what it means, the rest elsewhere.
 
-Requests arrive parsed and checked, errors leave as ApiError or RPCError: see services.gateway.boundary.
+Requests arrive parsed and checked, errors leave as ApiError or RPCError: see services.gateway.interceptor.
 """
 
 from collections.abc import AsyncGenerator
@@ -11,12 +11,12 @@ from temporalio.client import Client
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
-from services.gateway.deliveries import Deliveries
+from services.gateway.delivery_service import Deliveries
+from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
 from services.gateway.jobs_api import Jobs
 from services.gateway.models import Models
-from services.gateway.status import JobReader
 from services.gateway.stream import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from llm_pb import llm_pb2
-from services.gpu_worker.output_text import Decode
+from services.gpu_worker.engines.output_text import Decode
 
 # The fields of SamplingParams that a model's generation_config.json may give another default.
 WITH_MODEL_DEFAULT: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from llm_pb import llm_pb2
-from services.gpu_worker.engine import CannotContinue, Output
+from services.gpu_worker.engines.engine import CannotContinue, Output
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text; what is no valid UTF-8 becomes U+FFFD, special tokens become nothing."""

@@ -14,7 +14,7 @@ from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import CONTENT_TYPE, Answer
+from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _MECHANISM: Final = "SCRAM-SHA-512"
 

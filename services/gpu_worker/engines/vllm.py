@@ -36,12 +36,12 @@ from vllm.v1.metrics.stats import SchedulerStats
 from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
 from jobs.options import DEFAULT_PRIORITY
 from llm_pb import llm_pb2
-from services.gpu_worker.chat import PromptEncoder
-from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Load, Output
-from services.gpu_worker.output_text import LENGTH, STOP, OutputWriter
-from services.gpu_worker.structured_guard import PACE_STEPS, Member, StructuredGuard
-from services.gpu_worker.vllm_options import engine_arguments, gpu_info, new_guard
-from services.gpu_worker.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
+from services.gpu_worker.engines.chat import PromptEncoder
+from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Load, Output
+from services.gpu_worker.engines.output_text import LENGTH, STOP, OutputWriter
+from services.gpu_worker.engines.structured_guard import PACE_STEPS, Member, StructuredGuard
+from services.gpu_worker.engines.vllm_options import engine_arguments, gpu_info, new_guard
+from services.gpu_worker.engines.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ GONE_SECONDS: Final = 5
 
 
 class VllmEngine:
-    """See services.gpu_worker.engine.Engine.
+    """An Engine, which see.
 
     Refuses, by CannotContinue, to continue where vLLM would not give what one uninterrupted run gives: structured
     output, seeded sampling, and penalties that count output tokens.

@@ -14,19 +14,19 @@ from temporalio.service import RPCError
 from feed.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
-from runtime.grpc_calls import Calls
 from runtime.grpc_server import GrpcServer, Limits
-from services.gateway.boundary import Boundary, refusal
-from services.gateway.deliveries import Deliveries
+from runtime.grpc_telemetry import Calls
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.delivery_service import Deliveries
+from services.gateway.interceptor import Boundary, refusal
+from services.gateway.job_reader import JobReader
 from services.gateway.jobs_api import Jobs
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
-from services.gateway.service import LlmServicer
+from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import JobReader
 from services.gateway.stream import Streams
 
 

@@ -12,9 +12,9 @@ from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended
+from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import JobReader
 
 
 class Deliveries:

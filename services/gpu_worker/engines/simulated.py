@@ -32,9 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import EngineDead, EngineFailed, OutOfMemory, UnsupportedParams
 from llm_pb import llm_pb2
-from services.gpu_worker.chat import ROLE_NAMES, check_room
-from services.gpu_worker.engine import CannotContinue, EngineConfig, Generation, Load, Output
-from services.gpu_worker.output_text import OutputWriter
+from services.gpu_worker.engines.chat import ROLE_NAMES, check_room
+from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Load, Output
+from services.gpu_worker.engines.output_text import OutputWriter
 
 # The vocabulary: the end, every byte, then pieces of words, cut without regard to characters.
 END: Final = 0
@@ -95,7 +95,7 @@ class Begun:
 
 
 class SimulatedEngine:
-    """See services.gpu_worker.engine.Engine. Honours stop, min_tokens, max_tokens, seed, choice and logprobs.
+    """An Engine, which see. Honours stop, min_tokens, max_tokens, seed, choice and logprobs.
 
     Parameters of sampling change nothing; json_schema and regex are unsupported.
     """

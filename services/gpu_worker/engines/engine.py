@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple, Protocol
 from llm_pb import llm_pb2
 
 ENGINES: Final = {
-    "torch": "services.gpu_worker.engine_torch",
-    "vllm": "services.gpu_worker.engine_vllm",
-    "simulated": "services.gpu_worker.engine_simulated",
+    "torch": "services.gpu_worker.engines.torch",
+    "vllm": "services.gpu_worker.engines.vllm",
+    "simulated": "services.gpu_worker.engines.simulated",
 }
 """Engine name to the module whose `create(config: EngineConfig) -> Engine` makes it."""
 

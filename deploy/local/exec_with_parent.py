@@ -1,6 +1,6 @@
 """Becomes another program, and dies with the process that started it.
 
-    python -I -S exec_tied.py PARENT_PID PROGRAM ARGUMENT...
+    python -I -S exec_with_parent.py PARENT_PID PROGRAM ARGUMENT...
 
 A supervisor that is killed with SIGKILL cannot stop its children; on Linux the kernel then does. The request has to be
 made in the child. A program of its own does it, and not `preexec_fn`, because Python code between fork and exec can

@@ -13,11 +13,11 @@ from jobs.errors import DeliveryFailed, DeliveryRefused, to_status
 from jobs.options import duration
 from jobs.targets import describe, origin
 from llm_pb import llm_pb2
+from runtime.keyed_limiter import Turns
 from services.notifier.event import to_event
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import OPERATORS, Answer, Sink
-from services.notifier.turns import Turns
+from services.notifier.sinks.sink import OPERATORS, Answer, Sink
 
 _log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from feed.feed import Feed
 from jobs import errors, names
-from jobs.ending import add_result
 from jobs.errors import EngineFailed, to_status
-from jobs.running import add_run, pending_run
+from jobs.outcome import add_result
+from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader

@@ -9,8 +9,8 @@ from vllm.config import StructuredOutputsConfig
 from vllm.platforms import current_platform
 
 from llm_pb import llm_pb2
-from services.gpu_worker.engine import EngineConfig
-from services.gpu_worker.structured_guard import FLOOR, SLOWDOWN, StructuredGuard
+from services.gpu_worker.engines.engine import EngineConfig
+from services.gpu_worker.engines.structured_guard import FLOOR, SLOWDOWN, StructuredGuard
 
 CHOSEN_HERE: Final = ("model", "max_num_seqs", "scheduling_policy")
 """Fields of AsyncEngineArgs that the worker's own settings decide."""

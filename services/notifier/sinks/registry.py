@@ -4,10 +4,10 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from services.notifier.addresses import unguarded
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import OPERATORS, Sink
-from services.notifier.sink_webhook import WebhookSink
+from services.notifier.sinks.egress_policy import unguarded
+from services.notifier.sinks.sink import OPERATORS, Sink
+from services.notifier.sinks.webhook import WebhookSink
 
 _log = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, S
     if not settings.webhook_secrets:
         _log.warning("webhooks are not signed, apart from those of users with secrets: set NOTIFIER_WEBHOOK_SECRETS")
     if settings.nats_url is not None:
-        from services.notifier.sink_nats import NatsSink
+        from services.notifier.sinks.nats import NatsSink
 
         sinks["nats"] = NatsSink(settings)
     if settings.kafka_servers is not None:
-        from services.notifier.sink_kafka import KafkaSink
+        from services.notifier.sinks.kafka import KafkaSink
 
         sinks["kafka"] = KafkaSink(settings)
     async with AsyncExitStack() as stack:

@@ -12,10 +12,10 @@ from standardwebhooks import Webhook
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
-from services.notifier.addresses import Guard
 from services.notifier.event import CloudEvent
 from services.notifier.settings import NotifierSettings
-from services.notifier.sink import CONTENT_TYPE, Answer
+from services.notifier.sinks.egress_policy import Guard
+from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _GONE: Final = 410
 _SAY_WHEN: Final = (429, 503)

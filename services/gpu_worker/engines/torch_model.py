@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from llm_pb import llm_pb2
-from services.gpu_worker.torch_batch import check_model
-from services.gpu_worker.torch_sampling import WITH_MODEL_DEFAULT
+from services.gpu_worker.engines.torch_batch import check_model
+from services.gpu_worker.engines.torch_sampling import WITH_MODEL_DEFAULT
 
 
 class TorchOptions(BaseModel):

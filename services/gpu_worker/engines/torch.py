@@ -16,12 +16,12 @@ import torch
 
 from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory, UnsupportedParams
 from llm_pb import llm_pb2
-from services.gpu_worker.chat import PromptEncoder
-from services.gpu_worker.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
-from services.gpu_worker.output_text import OutputWriter
-from services.gpu_worker.torch_batch import Batch, Sequence
-from services.gpu_worker.torch_model import LoadedModel, TorchOptions, load_model
-from services.gpu_worker.torch_sampling import Place, Sampling, choose, sampling_of, token_logprobs
+from services.gpu_worker.engines.chat import PromptEncoder
+from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
+from services.gpu_worker.engines.output_text import OutputWriter
+from services.gpu_worker.engines.torch_batch import Batch, Sequence
+from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
+from services.gpu_worker.engines.torch_sampling import Place, Sampling, choose, sampling_of, token_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ Made = tuple[Running, Output | JobError]
 
 
 class TorchEngine:
-    """See services.gpu_worker.engine.Engine. Continues any generation exactly, seeded and penalised ones too."""
+    """An Engine, which see. Continues any generation exactly, seeded and penalised ones too."""
 
     name = "torch"
 
