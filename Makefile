@@ -46,11 +46,11 @@ tools: .tools/usr/bin/promtool ## Fetch Prometheus from Debian's archive, for th
 .PHONY: chaos
 chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50)
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
-	$(DEV)/bin/python -m pytest -m "not vllm" tests/test_crash.py tests/test_notifier_crash.py
+	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py
 
 .PHONY: fuzz
 fuzz: $(DEV)/.installed ## Make 100,000 calls at random against a stack of its own (FUZZ="--seed 7 --calls 1000")
-	$(DEV)/bin/python -m tests.fuzz $(FUZZ)
+	$(DEV)/bin/python -m tests.support.fuzz $(FUZZ)
 
 .PHONY: test-vllm
 test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU
@@ -70,7 +70,7 @@ test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, besid
 	@git worktree remove --force $(EARLIER) 2> /dev/null || true
 	git worktree add --force --detach $(EARLIER) $(FROM)
 	trap 'git worktree remove --force $(EARLIER)' EXIT; \
-	UPGRADE_FROM=$(EARLIER) $(DEV)/bin/python -m pytest tests/test_upgrade.py
+	UPGRADE_FROM=$(EARLIER) $(DEV)/bin/python -m pytest tests/chaos/test_upgrade.py
 
 # buf's plugin and the compiler's own plugins are programs of the environment.
 lint format generate: export PATH := $(CURDIR)/$(DEV)/bin:$(PATH)
@@ -102,7 +102,7 @@ settings: $(DEV)/.installed ## Write the table of settings into the README
 
 .PHONY: histories
 histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v2)
-	$(DEV)/bin/python -m tests.record_histories $(VERSION)
+	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench
 bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and write bench/RESULTS.md (over an hour)

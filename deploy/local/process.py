@@ -22,8 +22,8 @@ _PROBE_INTERVAL: Final = 0.05
 class Process:
     """A program in a process group of its own, whose output is appended to a log file.
 
-    It dies with the process that started it (see exec_with_parent), provided that start() is called on a thread that lives on.
-    The whole group goes when the program ends, so that its own children never outlive it.
+    It dies with the process that started it (see exec_with_parent), provided that start() is called on a thread that
+    lives on. The whole group goes when the program ends, so that its own children never outlive it.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Wo
         workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
         activities=[local.request_cancel, local.recover_output, local.forget_feed],
         # The sandbox imports the workflow's module anew for each job: half of this worker's time. It finds code
-        # that is not deterministic, and does so in tests/test_replay.py.
+        # that is not deterministic, and does so in tests/contract/test_replay.py.
         workflow_runner=UnsandboxedWorkflowRunner(),
         no_remote_activities=True,
         # How long a job's next step waits for a gateway that is gone, before another one takes it.
