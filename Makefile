@@ -30,8 +30,17 @@ up: $(RUN) ## Run everything until Ctrl-C (settings: STACK_*, see deploy/local/s
 	@$(DEV)/bin/python -m deploy.local up
 
 .PHONY: test
-test: lint $(NODE) ## Run lint and all tests, but those of vLLM
+ifdef T
+test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/stack/test_list.py: these alone, in one process)
+	$(DEV)/bin/python -m pytest $(T)
+else
+test: lint $(NODE)
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
+endif
+
+.PHONY: check
+check: lint ## Run lint, and the tests of units and of contracts: under a minute
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 2 --dist loadfile tests/unit tests/contract
 
 # Debian's package, unpacked and not installed: nothing is started, nothing outside this folder changes.
 .PHONY: tools

@@ -15,8 +15,8 @@ import sys
 import time
 from typing import Final
 
-from bench import results
-from bench.stacks import ROOT
+from bench.support import results
+from bench.support.stacks import ROOT
 
 PLAIN: Final = ()
 VLLM_TOO: Final = ("--engine", "vllm", "--rounds", "3")

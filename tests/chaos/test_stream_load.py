@@ -13,7 +13,7 @@ import nats
 import pytest
 from temporalio.client import Client
 
-from bench.temporal_counts import TemporalCounts
+from bench.support.temporal_counts import TemporalCounts
 from deploy.local.stack import Stack
 from feed.feed import FeedSettings
 from llm_pb import llm_pb2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.results import dated, written
+from bench.support.results import dated, written
 from tests.support.paths import ROOT
 
 SCRIPTS = {

@@ -1,6 +1,6 @@
 """The GPU worker with the simulated engine, whose tokens say when the engine yielded them.
 
-    python -m bench.stamping_worker
+    python -m bench.peers.stamping_worker
 
 Nothing else differs from `python -m services.gpu_worker`, which takes its engines from the table that is changed here.
 """
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from bench.stamps import stamp
+from bench.support.stamps import stamp
 from runtime import process
 from services.gpu_worker import __main__ as gpu_worker
 from services.gpu_worker.engines.engine import ENGINES, EngineConfig, Generation, Output
@@ -32,5 +32,5 @@ def create(config: EngineConfig) -> StampingEngine:
 
 
 if __name__ == "__main__":
-    ENGINES["simulated"] = "bench.stamping_worker"
+    ENGINES["simulated"] = "bench.peers.stamping_worker"
     process.run("gpu-worker", gpu_worker.main)

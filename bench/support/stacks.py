@@ -16,7 +16,7 @@ from deploy.local.stack import Stack
 KINDS: Final = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
 """What runs: all but the codec server, which no job needs."""
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 START_SECONDS: Final = 300
 """A peer with a model to load may take so long."""
 

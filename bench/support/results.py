@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-_HERE: Final = Path(__file__).parent
+_HERE: Final = Path(__file__).parents[1]
 _KEPT: Final = _HERE / "results.jsonl"
 """What each script found last: a line for each way to call it."""
 _REMARKS: Final = _HERE / "REMARKS.md"

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from bench.watched_job import WatchedJob
+from bench.support.watched_job import WatchedJob
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 

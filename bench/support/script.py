@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from bench.report import Report
+from bench.support.report import Report
 
 S = TypeVar("S")
 

@@ -1,6 +1,6 @@
 """`vllm serve` whose engine makes stamps instead of tokens, at an even pace: a peer of bench.token_latency.
 
-    python -m bench.stamping_vllm_serve PER_SECOND serve MODEL ...
+    python -m bench.peers.stamping_vllm_serve PER_SECOND serve MODEL ...
 
 All from AsyncLLM.generate on is vLLM's own: its server, its protocol, its handling of each output.
 """
@@ -13,8 +13,8 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from bench import vllm_cli
-from bench.stamps import paced
+from bench.peers import vllm_cli
+from bench.support.stamps import paced
 
 _TOKEN = 1
 

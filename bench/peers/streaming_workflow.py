@@ -1,6 +1,6 @@
 """Temporal's Workflow Streams, the peer of several scripts: a workflow that hosts a stream, its activity makes tokens.
 
-bench.stamp_sources runs the worker.
+bench.peers.stamp_sources runs the worker.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.workflow_streams import WorkflowStream, WorkflowStreamClient
 
 with workflow.unsafe.imports_passed_through():
-    from bench.stamps import Read, read_stamps
+    from bench.support.stamps import Read, read_stamps
 
 TOPIC: Final = "tokens"
 MAKE_TOKENS: Final = "MakeTokens"

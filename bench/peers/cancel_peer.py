@@ -1,6 +1,6 @@
 """The peer of bench.cancel_latency: the smallest workflow whose activity can be cancelled, in a process of its own.
 
-python -m bench.cancel_peer TEMPORAL_ADDRESS
+python -m bench.peers.cancel_peer TEMPORAL_ADDRESS
 """
 
 import asyncio

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from bench.stacks import ROOT, START_SECONDS
+from bench.support.stacks import ROOT, START_SECONDS
 from deploy.local.ports import free_port
 
 _LINE_BYTES: Final = 16 * 1024 * 1024
@@ -67,7 +67,7 @@ def worker_environment(
 
 @dataclass
 class BareVllm:
-    """An AsyncLLM in its process, asked by lines of JSON: see bench.bare_vllm."""
+    """An AsyncLLM in its process, asked by lines of JSON: see bench.peers.bare_vllm."""
 
     _process: asyncio.subprocess.Process
 
@@ -79,7 +79,7 @@ class BareVllm:
         """Run it while the context is open."""
         options = {**engine_options(extra), "model": model_path, "max_num_seqs": max_concurrent}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bench.bare_vllm", json.dumps(options)),
+            *(sys.executable, "-m", "bench.peers.bare_vllm", json.dumps(options)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
@@ -130,7 +130,7 @@ class VllmServe:
         model_path: str,
         max_concurrent: int = 16,
         extra: dict[str, Any] | None = None,
-        command: tuple[str, ...] = ("bench.vllm_cli",),
+        command: tuple[str, ...] = ("bench.peers.vllm_cli",),
     ) -> AsyncIterator[Self]:
         """Run it while the context is open; `command` is the module that is run as `vllm`, and its first arguments."""
         port = free_port()
@@ -176,7 +176,7 @@ class VllmServe:
             turns = [{"conversations": [{"value": prompt}, {"value": "x"}]} for prompt in prompts]
             data.write_text(json.dumps(turns))
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "bench.vllm_cli", "bench", "serve", "--backend", "openai"),
+                *(sys.executable, "-m", "bench.peers.vllm_cli", "bench", "serve", "--backend", "openai"),
                 *("--base-url", self.url, "--model", self.model_path, "--endpoint", "/v1/completions"),
                 *("--dataset-name", "sharegpt", "--dataset-path", str(data), "--num-prompts", str(len(prompts))),
                 *("--sharegpt-output-len", str(tokens), "--temperature", "0", "--disable-tqdm"),

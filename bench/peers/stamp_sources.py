@@ -1,6 +1,6 @@
 """What the suite's live feed is compared with, in a process of its own, as the suite's worker is in one.
 
-    python -m bench.stamp_sources TEMPORAL_ADDRESS NATS_ADDRESS
+    python -m bench.peers.stamp_sources TEMPORAL_ADDRESS NATS_ADDRESS
 
 It prints the port of its gRPC server, and then makes stamps for whoever asks:
 
@@ -24,12 +24,12 @@ from temporalio.client import Client
 from temporalio.contrib.workflow_streams import WorkflowStreamClient
 from temporalio.worker import Worker
 
-from bench.stamps import paced
-from bench.streaming_workflow import MAKE_TOKENS, QUEUE, TOPIC, Asked, StreamingWorkflow
+from bench.peers.streaming_workflow import MAKE_TOKENS, QUEUE, TOPIC, Asked, StreamingWorkflow
+from bench.support.stamps import paced
 from runtime.grpc_server import Limits, channel_options
 
 SERVICE: Final = "bench.Stamps"
-SUBJECT: Final = "bench.stamps"
+SUBJECT: Final = "bench.support.stamps"
 MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 

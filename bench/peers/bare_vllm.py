@@ -1,6 +1,6 @@
 """The limit of bench.throughput: vLLM's AsyncLLM with nothing around it, in a process of its own.
 
-    python -m bench.bare_vllm ASYNC_ENGINE_ARGS_AS_JSON
+    python -m bench.peers.bare_vllm ASYNC_ENGINE_ARGS_AS_JSON
 
 Each line of its input is {"prompts": [text], "tokens": most of each output}; its output answers line by line.
 """
