@@ -34,6 +34,7 @@ from temporalio.exceptions import ActivityError, CancelledError
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.ending import add_attempt, add_result, final_state, understand
+    from jobs.inputs import one_input
     from jobs.memo import from_memo, to_memo
     from jobs.outcome_metrics import record_outcome
     from jobs.search import attributes_of
@@ -52,10 +53,11 @@ class LLMJobWorkflow:
     """Runs one JobRequest and returns its JobResult."""
 
     @workflow.init
+    @one_input
     def __init__(self, job: llm_pb2.JobRequest | None = None) -> None:
         """Take the options from the memo; without one (a workflow started by hand) the defaults hold.
 
-        A workflow that was started without input has an empty job, which breaks the rules.
+        A workflow that was not started with one input has an empty job, which breaks the rules.
         """
         info = workflow.info()
         self._job = job if job is not None else llm_pb2.JobRequest()
@@ -80,6 +82,7 @@ class LLMJobWorkflow:
         self._status.create_time.FromDatetime(info.workflow_start_time)
 
     @workflow.run
+    @one_input
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         """Return the result of a job that succeeded; otherwise close the way the module's table says."""
         self._patched = self._by_hand and workflow.patched(names.PATCH_BY_HAND)
@@ -103,6 +106,7 @@ class LLMJobWorkflow:
         return await self._close(final)
 
     @workflow.signal(name=names.SIGNAL_CANCEL)
+    @one_input
     def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
         """Ask the job to stop. Once its outcome is settled this changes nothing."""
         self._cancellation.note(request.reason if request else "")
