@@ -62,6 +62,7 @@ class LLMJobWorkflow:
         info = workflow.info()
         self._job = job if job is not None else llm_pb2.JobRequest()
         self._error: errors.JobError | None = None
+        self._ended_at = workflow.now()
         try:
             chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), llm_pb2.JobOptions)
         except ValueError as error:
@@ -190,6 +191,8 @@ class LLMJobWorkflow:
         if not run.done():
             run.cancel()
             await self._cancellation.wait(run.done)
+        # Not after the local activity that may follow: a replay can find another time there.
+        self._ended_at = workflow.now()
         self._error = None
         try:
             self._result = run.result()
@@ -233,7 +236,7 @@ class LLMJobWorkflow:
         """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
         status, result = self._status, self._result
         status.state = llm_pb2.JOB_STATE_NOTIFYING
-        status.end_time.FromDatetime(workflow.now())
+        status.end_time.FromDatetime(self._ended_at)
         self._note_attempt()
         if result is not None:
             if final == llm_pb2.JOB_STATE_CANCELLED:
