@@ -17,14 +17,14 @@ class Transcript:
         self.lowest_rewind = 0
         """The lowest offset that they went back to. 0 without rewinds."""
 
-    def put(self, offset: int, text: str) -> bool:
-        """Place text at an offset; False, and no change, when what lies before it is unknown.
+    def put(self, offset: int, text: str) -> None:
+        """Place text at an offset. Nothing changes when what lies before it is unknown.
 
         An attempt that starts over repeats text. As long as it is the same text nothing changes, so nobody has to
         rewind; from the first difference on the output is the new attempt's.
         """
         if offset > len(self.data):
-            return False
+            return
         new = text.encode()
         known = self.data[offset : offset + len(new)]
         same = _same_bytes(known, new)
@@ -32,7 +32,6 @@ class Transcript:
             self._cut(offset + same)
             same = len(self.data) - offset
         self.data += new[same:]
-        return True
 
     def settle(self, output: str) -> None:
         """Make this the whole output: it is durable now."""

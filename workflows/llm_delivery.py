@@ -10,6 +10,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, names
+    from jobs.inputs import one_input
     from llm_pb import llm_pb2
 
 from workflows.deliveries import Deliveries
@@ -20,11 +21,13 @@ class LLMDeliveryWorkflow:
     """Ends when every delivery is settled. Its state, the log of deliveries included, can be asked for ever after."""
 
     @workflow.init
+    @one_input
     def __init__(self, state: llm_pb2.DeliveryState | None = None) -> None:
-        # Started by hand without input, it has nothing to deliver: an argument that is missing is retried for ever.
+        # Started by hand without one input, it has nothing to deliver.
         self._deliveries = Deliveries(state if state is not None else llm_pb2.DeliveryState())
 
     @workflow.run
+    @one_input
     async def run(self, state: llm_pb2.DeliveryState | None = None) -> None:
         """Deliver what is pending, and what is asked for meanwhile."""
         self._deliveries.start()
@@ -39,10 +42,11 @@ class LLMDeliveryWorkflow:
             raise
 
     @workflow.signal(name=names.SIGNAL_REDELIVER)
-    def redeliver(self, request: llm_pb2.RedeliverRequest) -> None:
+    @one_input
+    def redeliver(self, request: llm_pb2.RedeliverRequest | None = None) -> None:
         """Send deliveries again."""
         self._deliveries.state.redeliver_time.FromDatetime(workflow.now())
-        self._deliveries.send_again(request.delivery_ids)
+        self._deliveries.send_again(request.delivery_ids if request else ())
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
     def get_deliveries(self) -> llm_pb2.DeliveryState:

@@ -34,6 +34,7 @@ from temporalio.exceptions import ActivityError, CancelledError
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.events import notification
+    from jobs.inputs import one_input
     from jobs.memo import from_memo, to_memo
     from jobs.outcome import add_attempt, add_result, final_state, understand
     from jobs.search import attributes_of
@@ -53,14 +54,16 @@ class LLMJobWorkflow:
     """Runs one JobRequest and returns its JobResult."""
 
     @workflow.init
+    @one_input
     def __init__(self, job: llm_pb2.JobRequest | None = None) -> None:
         """Take the options from the memo; without one (a workflow started by hand) the defaults hold.
 
-        A workflow that was started without input has an empty job, which breaks the rules.
+        A workflow that was not started with one input has an empty job, which breaks the rules.
         """
         info = workflow.info()
         self._job = job if job is not None else llm_pb2.JobRequest()
         self._error: errors.JobError | None = None
+        self._ended_at = workflow.now()
         try:
             chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), llm_pb2.JobOptions)
         except ValueError as error:
@@ -81,6 +84,7 @@ class LLMJobWorkflow:
         self._status.create_time.FromDatetime(info.workflow_start_time)
 
     @workflow.run
+    @one_input
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         """Return the result of a job that succeeded; otherwise close the way the module's table says."""
         self._patched = self._by_hand and workflow.patched(names.PATCH_BY_HAND)
@@ -104,6 +108,7 @@ class LLMJobWorkflow:
         return await self._close(final)
 
     @workflow.signal(name=names.SIGNAL_CANCEL)
+    @one_input
     def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
         """Ask the job to stop. Once its outcome is settled this changes nothing."""
         self._cancellation.note(request.reason if request else "")
@@ -187,6 +192,8 @@ class LLMJobWorkflow:
         if not run.done():
             run.cancel()
             await self._cancellation.wait(run.done)
+        # Not after the local activity that may follow: a replay can find another time there.
+        self._ended_at = workflow.now()
         self._error = None
         try:
             self._result = run.result()
@@ -230,7 +237,7 @@ class LLMJobWorkflow:
         """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
         status, result = self._status, self._result
         status.state = llm_pb2.JOB_STATE_NOTIFYING
-        status.end_time.FromDatetime(workflow.now())
+        status.end_time.FromDatetime(self._ended_at)
         self._note_attempt()
         if result is not None:
             if final == llm_pb2.JOB_STATE_CANCELLED:

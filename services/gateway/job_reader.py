@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
@@ -20,6 +20,7 @@ from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
+    WorkflowHandle,
     WorkflowQueryFailedError,
 )
 from temporalio.exceptions import ApplicationError
@@ -49,7 +50,8 @@ _log = logging.getLogger(__name__)
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
 _FIRST_RUN_EVENTS: Final = 6
-"""Maximum events of a workflow that waits for its first RunLLMOnGPU: the first task's and two scheduled activities."""
+"""Maximum events of a history that surely holds no hand-over: the first task's and two scheduled activities. Of a
+longer one the workflow has to say: Temporal does not tell a first RunLLMOnGPU from one after a hand-over."""
 _EARLIER_TIMEOUT: Final = timedelta(seconds=2)
 """Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
 _LARGE_BYTES: Final = 256 * 1024
@@ -95,10 +97,18 @@ class JobReader:
                 return await self._open(description)
             return await self._closed(description, ending)
 
-    async def describe(self, workflow_id: str) -> WorkflowExecutionDescription:
-        """Return what Temporal says of the job's workflow. Raises like read."""
+    async def describe(
+        self, workflow_id: str, run_id: str | None = None, *, once: bool = False
+    ) -> WorkflowExecutionDescription:
+        """Return what Temporal says of the job's workflow, of its last run unless one is named. Raises like read.
+
+        `once` asks a single time, which is not enough for a workflow that may have been started a moment ago.
+        """
         try:
-            description = await self._describe(workflow_id)
+            if once:
+                description = await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
+            else:
+                description = await self._describe(workflow_id, run_id)
         except RPCError as error:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
@@ -107,13 +117,13 @@ class JobReader:
             raise not_found(workflow_id)
         return description
 
-    async def _describe(self, workflow_id: str) -> WorkflowExecutionDescription:
+    async def _describe(self, workflow_id: str, run_id: str | None) -> WorkflowExecutionDescription:
         """Ask a second time before a workflow is taken to be unknown.
 
         Temporal has been seen to say so of one that it had just started, with hundreds more at once: a query that its
         database gave up looks to it like one that found nothing.
         """
-        handle = self._client.get_workflow_handle(workflow_id)
+        handle = self._handle(workflow_id, run_id)
         try:
             return await handle.describe(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
@@ -122,6 +132,9 @@ class JobReader:
             _log.info("Temporal says of %s: %s", workflow_id, error)
         await asyncio.sleep(_SECOND_LOOK_SECONDS)
         return await handle.describe(rpc_timeout=RPC_TIMEOUT)
+
+    def _handle(self, workflow_id: str, run_id: str | None) -> WorkflowHandle[Any, Any]:
+        return self._client.get_workflow_handle(workflow_id, run_id=run_id)
 
     async def ending(self, workflow_id: str, run_id: str, *, rpc_timeout: timedelta | None = None) -> Ending:
         """Return, once the job has ended, what the event tells that closed its workflow. Raises RPCError.
@@ -225,11 +238,15 @@ class JobReader:
     async def _recorded(
         self, description: WorkflowExecutionDescription, ending: Ending | None
     ) -> llm_pb2.GetStatusResponse | None:
-        """Return what is to be read without asking a closed workflow; None where that is not all."""
+        """Return what a closed workflow has left of itself; None of one that did not get so far."""
         status = await final_status(description)
-        has_result = description.status in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED)
-        if status is None or not has_result:
+        if status is None:
             return None
+        if description.status not in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED):
+            # The event that closed it has no room for the result.
+            response = await self._ask_workflow(description)
+            response.status.CopyFrom(status)
+            return response
         if ending is None:
             ending = await self.ending(description.id, description.run_id, rpc_timeout=RPC_TIMEOUT)
         return llm_pb2.GetStatusResponse(status=status, result=ending.result)

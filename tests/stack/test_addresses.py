@@ -273,7 +273,7 @@ async def test_a_job_says_why_its_webhooks_name_was_refused(
     [
         "http://intranet/",
         "https://hooks.example.com./",
-        "https://a_b.--x.example.com:65535/?a=b#c",
+        "https://a_b.x--y.example.com:65535/?a=b#c",
         "https://1.example.com/",
         "https://0x1f.example/",
         f"https://{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}/",
@@ -282,6 +282,12 @@ async def test_a_job_says_why_its_webhooks_name_was_refused(
         "https://[64:ff9b::1.1.1.1]/",
         "https://bücher.example/",
         "https://例え.テスト/",
+        "https://例え。テスト/",
+        "https://MÜNCHEN.example/",
+        "https://faß.example/",
+        "https://مثال.إختبار/",
+        "https://xn--mnchen-3ya.example/",
+        "https://☃.example/",
         "https://example.com:/",
     ],
 )

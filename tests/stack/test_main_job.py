@@ -1,18 +1,23 @@
 """A job's whole life through the API, on real servers: every outcome, as its watchers and its webhook see it."""
 
 import asyncio
+from typing import ClassVar
 
 import grpc
 import nats
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.targets import describe
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from payload_converter import data_converter
 from tests.support.jobs import (
     Seen,
     assert_not_tried_again,
@@ -25,6 +30,7 @@ from tests.support.jobs import (
     webhook,
 )
 from tests.support.receivers import Receiver, status
+from workflows.llm_job import LLMJobWorkflow
 
 LONG = {"max_tokens": 4000}
 """Parameters of a job that runs until it is stopped."""
@@ -251,9 +257,65 @@ async def test_temporals_own_cancel_is_a_cancel(stub: LlmServiceStub, temporal: 
     await receiver.received("/native")
 
 
+async def listed(stub: LlmServiceStub, user_id: str) -> llm_pb2.JobStatus:
+    """Return the status of the user's only job as List shows it, once it shows that it has ended."""
+    async with asyncio.timeout(60):
+        while True:
+            # Temporal's visibility follows after a moment and tells nobody.
+            for job in (await stub.List(llm_pb2.ListRequest(user_id=user_id))).jobs:
+                if job.status.HasField("end_time"):
+                    return job.status
+            await asyncio.sleep(0.1)
+
+
+def in_a_list(status: llm_pb2.JobStatus) -> llm_pb2.JobStatus:
+    """Return what List shows of the status."""
+    shown = llm_pb2.JobStatus()
+    shown.CopyFrom(status)
+    shown.ClearField("progress")
+    shown.ClearField("notifications")
+    return shown
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class Replayed(LLMJobWorkflow):
+    """Keeps what it says in the end."""
+
+    final: ClassVar[dict[str, llm_pb2.JobStatus]] = {}
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
+        try:
+            return await super().run(job)
+        finally:
+            self.final[workflow.info().workflow_id] = self.get_status().status
+
+
+async def test_a_job_that_is_cancelled_in_the_queue_has_one_end_time(stub: LlmServiceStub, temporal: Client) -> None:
+    """In the stream, in GetStatus, in List, and when a worker replays the workflow."""
+    runner = UnsandboxedWorkflowRunner()
+    replayer = Replayer(workflows=[Replayed], data_converter=data_converter, workflow_runner=runner)
+
+    async def cancel_one() -> None:
+        job = new_job(model="idle")
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=60)).workflow_id
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_), timeout=60)
+        final = (await watch(stub, id_)).final.status
+        assert final.state == llm_pb2.JOB_STATE_CANCELLED
+        looked_up = (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_), timeout=60)).status
+        assert in_a_list(looked_up) == in_a_list(final)
+        assert await listed(stub, job.user_id) == in_a_list(final)
+        await replayer.replay_workflow(await temporal.get_workflow_handle(id_).fetch_history())
+        assert Replayed.final[id_].end_time == final.end_time
+
+    # A worker that is busy gets to know the end of a local activity in the next workflow task.
+    await asyncio.gather(*(cancel_one() for _ in range(16)))
+
+
 async def test_temporals_terminate_is_told_as_it_is(stub: LlmServiceStub, temporal: Client) -> None:
     """Temporal runs no more workflow code, so no webhook; the status says who ended the job and how far it was."""
-    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params=LONG)))).workflow_id
+    job = new_job(params=LONG)
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
     watching = asyncio.create_task(watch(stub, id_))
     await until_output(stub, id_)
     await temporal.get_workflow_handle(id_).terminate("maintenance")
@@ -266,19 +328,26 @@ async def test_temporals_terminate_is_told_as_it_is(stub: LlmServiceStub, tempor
     assert_kept(seen)
     look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))
     assert (look.status, look.result) == (seen.final.status, seen.final.result)
+    assert await listed(stub, job.user_id) == in_a_list(look.status)
     assert (await watch(stub, id_)).output == seen.output
 
 
 async def test_a_job_that_ends_before_its_first_step_is_told_as_it_is(stub: LlmServiceStub, temporal: Client) -> None:
     """Nobody runs its workflow, which cannot be asked anything."""
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
-        names.WORKFLOW_TYPE, new_job(), id="llmjob-nobody-1", task_queue="nobody"
+        names.WORKFLOW_TYPE,
+        new_job(),
+        id="llmjob-nobody-1",
+        task_queue="nobody",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(names.USER_ID, "nobody")]),
     )
     watching = asyncio.create_task(watch(stub, handle.id))
     status = (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=handle.id))).status
     assert status.state == llm_pb2.JOB_STATE_QUEUED
     await handle.terminate()
-    assert reason((await watching).final.status) == "TERMINATED"
+    final = (await watching).final.status
+    assert reason(final) == "TERMINATED"
+    assert await listed(stub, "nobody") == in_a_list(final)
 
 
 async def test_a_fault_of_the_engine_is_tried_again(stub: LlmServiceStub) -> None:

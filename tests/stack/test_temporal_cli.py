@@ -58,21 +58,37 @@ async def test_json_that_is_no_job_fails_the_workflow(stack: Stack, stub: LlmSer
     assert "promt" in seen.final.status.error.message
 
 
-@pytest.mark.parametrize("given", [[], [None], [{}]], ids=["nothing", "null", "an empty job"])
-async def test_a_workflow_without_a_job_fails(stub: LlmServiceStub, temporal: Client, given: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("about", "given"),
+    [
+        ("nothing", []),
+        ("null", [None]),
+        ("an-empty-job", [{}]),
+        ("two-jobs", [new_job(), new_job()]),
+        ("two-jobs-in-json", [SPECIFIED, SPECIFIED]),
+        ("three-inputs", [new_job(), None, "x"]),
+    ],
+)
+async def test_a_workflow_without_one_job_fails(
+    stub: LlmServiceStub, temporal: Client, about: str, given: list[Any]
+) -> None:
     """It is not retried for ever."""
-    id_ = f"by-hand-without-{json.dumps(given)}".replace("[", "").replace("]", "").replace("{}", "fields")
+    id_ = f"by-hand-with-{about}"
     await temporal.start_workflow(names.WORKFLOW_TYPE, args=given, id=id_, task_queue=names.WORKFLOW_QUEUE)
     seen = await watch(stub, id_)
     assert seen.states[-1] == "FAILED"
     assert unpack(seen.final.status.error)["ErrorInfo"].reason == "INVALID_JOB"
 
 
-async def test_deliveries_without_a_state_end(temporal: Client) -> None:
+@pytest.mark.parametrize("given", [[], [{}, {}]], ids=["none", "two"])
+async def test_deliveries_without_one_state_end(temporal: Client, given: list[Any]) -> None:
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
-        names.DELIVERY_WORKFLOW_TYPE, id="deliveries-of-nothing", task_queue=names.WORKFLOW_QUEUE
+        names.DELIVERY_WORKFLOW_TYPE,
+        args=given,
+        id=f"deliveries-of-{len(given)}",
+        task_queue=names.WORKFLOW_QUEUE,
     )
-    await handle.result()
+    await asyncio.wait_for(handle.result(), 60)
 
 
 async def test_an_open_job_in_json_is_listed_by_what_it_is(
@@ -95,14 +111,15 @@ async def test_an_open_job_in_json_is_listed_by_what_it_is(
 
 
 async def test_the_signal_cancels(stack: Stack, stub: LlmServiceStub) -> None:
-    """With a reason as JSON, or with none."""
-    for name, more in (("with", ("--input", '{"reason": "by hand"}')), ("without", ())):
+    """With a reason as JSON, or with none; more than one input counts as none."""
+    reason = ("--input", '{"reason": "by hand"}')
+    for name, more, said in (("with", reason, "by hand"), ("without", (), None), ("with-two", reason * 2, None)):
         await start(stack, f"by-cli-{name}", {**SPECIFIED, "params": {"max_tokens": 4000}})
         await until_output(stub, f"by-cli-{name}")
         await temporal_cli(stack, "workflow", "signal", "--name", "Cancel", "-w", f"by-cli-{name}", *more)
         seen = await watch(stub, f"by-cli-{name}")
         assert seen.states[-1] == "CANCELLED"
-        assert seen.final.status.error.message == ("by hand" if more else "cancelled on request")
+        assert seen.final.status.error.message == (said or "cancelled on request")
 
 
 async def test_the_cli_shows_payloads_as_json(stack: Stack, stub: LlmServiceStub) -> None:

@@ -122,6 +122,14 @@ _BAD_URLS: Final = {
     "with a bad IPv6 address": "http://[::1/",
     "with an IPvFuture address": "http://[v1.fe80]/",
     "with a host over 32 bits": "http://4294967296/",
+    "with an address in other digits": "http://\u2460\u2461\u2466.0.0.1/",
+    "with an address in wide digits": "http://\uff11\uff12\uff17.0.0.1/",
+    "with a label that begins with a hyphen": "http://-a.com/",
+    "with a label that ends with a hyphen": "http://a.b-.com/",
+    "with an empty A-label": "http://xn--/",
+    "with a joiner alone": "http://\u200d.com/",
+    "with an ideographic dot alone": "http://\u3002/",
+    "with a long name in another alphabet": "http://" + "\u00e9" * 64 + ".com/",
     "too long": "http://example.com/" + "a" * 2048,
 }
 _BAD_DURATIONS: Final = {

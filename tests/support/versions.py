@@ -22,10 +22,10 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from services.gateway.job_record import FINAL_STATES
 from tests.support.jobs import Seen
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST
+from tests.support.watchers import watch_on
 
 T = TypeVar("T")
 Version = Literal["earlier", "this"]
@@ -174,25 +174,15 @@ async def watch_wherever(gateways: Sequence[Running], id_: str, *, token: bool =
     chance = random.Random(f"{id_} {leave}")
     async with asyncio.timeout(SECONDS):
         for gateway in itertools.cycle(gateways):
-            request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
-            if token and seen.messages:
-                # Never an older message's: gateways before the resume token send none, and read none.
-                request.resume_token = seen.final.resume_token
-            call = gateway.stub.StreamStatus(request, timeout=SECONDS)
-            left = chance.randrange(1, leave) if leave else -1
+            # Never an older message's: gateways before the resume token send none, and read none.
+            last = seen.final.resume_token if token and seen.messages else ""
+            most = chance.randrange(1, leave) if leave else None
             try:
-                async for message in call:
-                    seen.add(message)
-                    left -= 1
-                    if left == 0:
-                        break
+                if await watch_on(gateway.stub, id_, seen, last, most=most, seconds=SECONDS):
+                    break
             except grpc.aio.AioRpcError as error:
                 # CANCELLED: the call came in the moment in which the gateway stopped.
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
                 await asyncio.sleep(0.2)
-            # A job that was never tried ends without a result.
-            if seen.messages and (seen.final.HasField("result") or seen.final.status.state in FINAL_STATES):
-                break
-            call.cancel()
     return seen

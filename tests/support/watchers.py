@@ -7,7 +7,26 @@ import grpc
 
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.gateway.job_record import FINAL_STATES
 from tests.support.jobs import Seen
+
+
+async def watch_on(
+    stub: LlmServiceStub, id_: str, seen: Seen, token: str = "", *, most: int | None = None, seconds: float = 60
+) -> bool:
+    """Watch a job from where `seen` ends, for up to `most` messages; return whether it has ended.
+
+    Comes back with the token where there is one, as well as with the offset.
+    """
+    request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset, resume_token=token)
+    call = stub.StreamStatus(request, timeout=seconds)
+    left = most
+    async for message in call:
+        seen.add(message)
+        if left is not None and (left := left - 1) == 0:
+            call.cancel()
+            break
+    return bool(seen.messages) and seen.final.status.state in FINAL_STATES
 
 
 async def watch_in_pieces(
@@ -19,35 +38,22 @@ async def watch_in_pieces(
     """
     seen = Seen()
     while True:
-        request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
-        if chance.random() < tokens:
-            request.resume_token = seen.resume_token
-        call = stub.StreamStatus(request, timeout=60)
-        left = chance.randrange(1, 30)
+        token = seen.resume_token if chance.random() < tokens else ""
         try:
-            async for message in call:
-                seen.add(message)
-                left -= 1
-                if left == 0:
-                    break
+            if await watch_on(stub, id_, seen, token, most=chance.randrange(1, 30)):
+                return seen
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.UNAVAILABLE or then is None:
                 raise
             stub, then = then, None
-            continue
-        if seen.final.HasField("result"):
-            return seen
-        call.cancel()
 
 
 async def watch_anywhere(stubs: Sequence[LlmServiceStub], id_: str) -> Seen:
     """Watch a job at the first gateway; when that breaks off, go on at the next with the token."""
     seen = Seen()
     for stub in stubs:
-        request = llm_pb2.StreamStatusRequest(workflow_id=id_, resume_token=seen.resume_token)
         try:
-            async for message in stub.StreamStatus(request, timeout=60):
-                seen.add(message)
+            await watch_on(stub, id_, seen, seen.resume_token)
             break
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.UNAVAILABLE:
