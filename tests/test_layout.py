@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "llm_pb": set(),
     "payload_converter": {"llm_pb"},
     "jobs": {"llm_pb"},
-    "runtime": {"payload_converter", "jobs", "llm_pb"},
+    "runtime": {"payload_converter"},
     "services": {"jobs", "runtime", "llm_pb"},
     "services/codec": {"payload_converter", "runtime"},
 }

@@ -3,6 +3,7 @@
 import logging
 from contextlib import AsyncExitStack
 
+from jobs import names
 from jobs.feed import FeedSettings
 from jobs.feed_nats import NatsFeed
 from runtime import process, temporal
@@ -19,7 +20,7 @@ async def main() -> None:
         serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_")
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal)
-        await temporal.register_search_attributes(client)
+        await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
         feed = NatsFeed(FeedSettings())
         feed.start()
         stack.push_async_callback(feed.close)
