@@ -33,7 +33,12 @@ SENDING_COPIES: Final = 2
 WAIT: Final = timedelta(seconds=10)
 """Longest wait of an answer for room."""
 SHORT_STALL: Final = timedelta(seconds=30)
-"""How long a client may take for one message while others wait for what it holds: 2 MB at 70 kB/s."""
+"""The timeout of stalled() while others wait for what a client holds."""
+_STALL_BYTES: Final = 2_000_000
+"""What a client has to take in each timeout of stalled(): 2 MB at 70 kB/s, in SHORT_STALL."""
+_MAX_TIMEOUTS: Final = 10
+"""A message that is unread for so many timeouts is stalled, however much else the client takes. What one connection may
+hold of 64 MiB is read in fewer."""
 _SMALL: Final = MIN_MESSAGE_BYTES * MAKING_COPIES
 _STREAMS_SHARE: Final = 8
 """Streams have the budget divided by this."""
@@ -60,6 +65,10 @@ class _Connection:
     """Messages that gRPC has and the client has not taken."""
     moved_at: float = 0.0
     """When the client last took a message, or the first of the unread ones was made, by the loop's clock."""
+    sent_bytes: int = 0
+    """Bytes of all messages that gRPC has had."""
+    taken_bytes: int = 0
+    """Those of the messages that the client has taken."""
 
 
 @dataclass(eq=False)
@@ -117,18 +126,28 @@ class Answers:
         return self._answers[context]
 
     def stalled(self, timeout: timedelta) -> set[str]:
-        """Return the peers that have unread messages and took none for so long, on any call of their connection.
+        """Return the peers that have taken none of their unread messages for the timeout, or one of them too slowly.
 
-        Where calls wait for room, SHORT_STALL is enough for those that hold more than everybody may; where no more
-        calls are taken, for all.
+        A message may be unread for the timeout, and as long again for each 2 MB of other messages that the connection
+        had to carry meanwhile: HTTP/2 sends them side by side, and gRPC does not say how far it is with one. Taking
+        small messages does not excuse leaving a large one. After ten timeouts nothing does.
+
+        SHORT_STALL, when it is shorter, is the timeout of those that hold more than everybody may while calls wait for
+        room, and of all while no more calls are taken.
         """
         now = asyncio.get_running_loop().time()
         full = len(self._answers) >= self._max_calls
         found = set()
-        for one in self._connections.values():
+        for answer in self._answers.values():
+            one = answer.connection
             short = full or (self._waiting and self.others.held_by[one] > _SMALL)
-            if one.unread and now - one.moved_at > (min(SHORT_STALL, timeout) if short else timeout).total_seconds():
+            seconds = (min(SHORT_STALL, timeout) if short else timeout).total_seconds()
+            if one.unread and now - one.moved_at > seconds:
                 found.add(one.peer)
+            elif (unread := answer.unread) is not None:
+                others = one.sent_bytes - unread.taken_before - unread.size
+                if now - unread.since > seconds * min(1 + others / _STALL_BYTES, _MAX_TIMEOUTS):
+                    found.add(one.peer)
         return found
 
     def _close(self, context: Context) -> None:
@@ -198,10 +217,11 @@ class Answer:
 
     def __init__(self, answers: Answers, pool: _Pool, connection: _Connection) -> None:
         self._answers = answers
-        self._unread = False
         self.pool = pool
         self.connection = connection
         self.held = 0
+        self.unread: _Unread | None = None
+        """The message that gRPC has and the client has not taken."""
 
     @contextmanager
     def request(self, size: int) -> Iterator[None]:
@@ -235,18 +255,32 @@ class Answer:
     def sending(self, size: int, copies: int = MAKING_COPIES) -> None:
         """Count a message of so many bytes, which goes to gRPC now, instead of what was reserved."""
         self._answers.hold(self, size * copies)
-        self._unread = True
-        if not self.connection.unread:
-            self.connection.moved_at = asyncio.get_running_loop().time()
-        self.connection.unread += 1
+        now = asyncio.get_running_loop().time()
+        one = self.connection
+        if not one.unread:
+            one.moved_at = now
+        one.unread += 1
+        one.sent_bytes += size
+        self.unread = _Unread(size, now, one.taken_bytes)
 
     def left(self) -> None:
         """Count nothing more: gRPC has sent the message, or the call is over."""
         self._answers.hold(self, 0)
-        if self._unread:
-            self._unread = False
-            self.connection.unread -= 1
-            self.connection.moved_at = asyncio.get_running_loop().time()
+        if self.unread is not None:
+            one = self.connection
+            one.unread -= 1
+            one.taken_bytes += self.unread.size
+            one.moved_at = asyncio.get_running_loop().time()
+            self.unread = None
+
+
+@dataclass
+class _Unread:
+    size: int
+    since: float
+    """When it was made, by the loop's clock."""
+    taken_before: int
+    """What the client had taken of the connection by then, in bytes."""
 
 
 @dataclass(eq=False)

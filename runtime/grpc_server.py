@@ -155,7 +155,7 @@ class GrpcServer:
         self._requests = OneRequest(limits.request_timeout, limits.request_idle, places, details)
         self._own_calls = _OwnCalls(details)
         self.server = grpc.aio.server(
-            interceptors=[self._requests, OwnServices(), *interceptors, self._own_calls],
+            interceptors=[self._requests, OwnServices(details), *interceptors, self._own_calls],
             options=channel_options(limits),
             maximum_concurrent_rpcs=limits.max_calls + sum(_OWN_CALLS.values()) + MAX_QUEUED + places,
         )

@@ -6,19 +6,20 @@ Where Temporal is comes from its own environment configuration (`TEMPORAL_ADDRES
 
 import asyncio
 import logging
+from collections.abc import Collection
 from datetime import timedelta
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
-from jobs import names
 from payload_converter import data_converter
 
 _log = logging.getLogger(__name__)
@@ -67,14 +68,14 @@ async def connect(runtime: Runtime) -> Client:
             await asyncio.sleep(_RETRY.total_seconds())
 
 
-async def register_search_attributes(client: Client) -> None:
-    """Make the search attributes of jobs known to the namespace; those that are there stay.
+async def register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> None:
+    """Make the search attributes known to the namespace; those that are there stay.
 
     Temporal Cloud refuses this to clients: there an operator registers them, and a log line says so.
     """
     for _ in range(_REGISTER_TRIES):
         try:
-            await _register_search_attributes(client)
+            await _register_search_attributes(client, keys)
         except RPCError as error:
             _log.warning("search attributes could not be registered: %s", error)
             if error.status in _TRANSIENT:
@@ -84,16 +85,12 @@ async def register_search_attributes(client: Client) -> None:
         return
 
 
-async def _register_search_attributes(client: Client) -> None:
+async def _register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> None:
     try:
         known = await client.operator_service.list_search_attributes(
             ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
         )
-        missing = {
-            key.name: key.indexed_value_type
-            for key in names.SEARCH_ATTRIBUTES
-            if key.name not in known.custom_attributes
-        }
+        missing = {key.name: key.indexed_value_type for key in keys if key.name not in known.custom_attributes}
         if missing:
             request = AddSearchAttributesRequest(namespace=client.namespace)
             for name, kind in missing.items():

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 from feed.feed import FeedSettings
 from feed.nats import NatsFeed
+from jobs import names
 from runtime import process, temporal
 from runtime.metrics import serving_metrics
 from services.gateway.server import serving_api
@@ -19,7 +20,7 @@ async def main() -> None:
         serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_")
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal)
-        await temporal.register_search_attributes(client)
+        await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
         feed = NatsFeed(FeedSettings())
         feed.start()
         stack.push_async_callback(feed.close)

@@ -145,7 +145,9 @@ class GatewaySettings(BaseSettings):
     Beyond it, streams go on in messages of 4 KiB, calls with larger answers wait, or get RESOURCE_EXHAUSTED, and calls
     with larger requests get it at once."""
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
-    """Maximum time in which a client may take none of its unread messages. Its connection is closed then."""
+    """Maximum time in which a client may take none of its unread messages, or leave one of them. That one may wait
+    as long again for each 2 MB of others that its connection carries meanwhile, ten times as long at most. The
+    connection is closed then."""
     connection_idle: timedelta = Field(timedelta(minutes=15), ge=timedelta(0))
     """A connection without calls is closed after this time. PT0S: never."""
     connection_age: timedelta = Field(timedelta(hours=1), ge=timedelta(0))

@@ -13,7 +13,7 @@ from jobs.errors import DeliveryFailed, DeliveryRefused, to_status
 from jobs.options import duration
 from jobs.targets import describe, origin
 from llm_pb import llm_pb2
-from runtime.keyed_limiter import Turns
+from runtime.keyed_limiter import KeyedLimiter
 from services.notifier.event import to_event
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.settings import NotifierSettings
@@ -30,9 +30,15 @@ class Courier:
         self._sinks = sinks
         self._settings = settings
         self._metrics = metrics
-        self._users = Turns("deliveries of the same user", settings.max_per_user)
-        self._destinations = Turns(
-            "deliveries to the same destination", settings.max_per_destination, settings.max_waiting_per_destination
+        self._users = KeyedLimiter(
+            settings.max_per_user,
+            lambda: DeliveryFailed(f"{settings.max_per_user} deliveries of the same user are under way already"),
+        )
+        most = settings.max_per_destination + settings.max_waiting_per_destination
+        self._destinations = KeyedLimiter(
+            settings.max_per_destination,
+            lambda: DeliveryFailed(f"{most} deliveries to the same destination are under way already"),
+            waiting=settings.max_waiting_per_destination,
         )
 
     async def deliver(self, request: llm_pb2.NotifyRequest, within: timedelta) -> llm_pb2.NotifyResponse:
@@ -82,8 +88,8 @@ class Courier:
             event = to_event(request, self._settings.event_source, self._settings.job_url)
             async with (
                 asyncio.timeout(within.total_seconds()),
-                self._users.turn(request.user_id),
-                self._destinations.turn(sink.destination(target)),
+                self._users.acquired(request.user_id),
+                self._destinations.acquired(sink.destination(target)),
             ):
                 return await sink.deliver(target, event, request.user_id)
         except TimeoutError:

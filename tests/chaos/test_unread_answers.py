@@ -216,6 +216,46 @@ async def test_a_slow_reader_is_no_stalled_one(stack: Stack, ids: dict[str, str]
         attack.cancel()
 
 
+@pytest.mark.parametrize("method", [GET_STATUS, STREAM_STATUS])
+async def test_reading_small_answers_keeps_no_large_ones(stack: Stack, ids: dict[str, str], method: str) -> None:
+    """A client that reads all answers of its connection but one is cut off, too."""
+    async with (
+        target(stack, ids, stall_timeout="PT3S") as attacked,
+        stalled_clients(attacked.address, window=10_000) as (client,),
+        asyncio.timeout(60),
+    ):
+        client.call(method, request_of(method, ids["large"]))
+        await client.all_answered()
+        while not client.closed.is_set():
+            client.call(GET_STATUS, request_of(GET_STATUS, ids["small"]))
+            await client.until_ended(client.calls - 1)
+            await asyncio.sleep(0.1)
+        assert len(client.ended) > 10
+
+
+async def test_answers_that_share_a_slow_connection_have_time(stack: Stack, ids: dict[str, str]) -> None:
+    """Ten large ones side by side are all unread for longer than GATEWAY_STALL_TIMEOUT, between small ones."""
+    calls, size, seconds = 10, SIZES["large"], 8
+    async with (
+        target(stack, ids, stall_timeout="PT5S") as busy,
+        stalled_clients(busy.address, window=10_000) as (slow,),
+        asyncio.timeout(100),
+    ):
+        slow.call(GET_STATUS, request_of(GET_STATUS, ids["large"]), calls)
+        await slow.all_answered()
+        began = asyncio.get_running_loop().time()
+        for step in range(1, 21):
+            # Not until the end is any of them whole.
+            await asyncio.sleep(began + step / 20 * seconds - asyncio.get_running_loop().time())
+            for call in range(calls):
+                slow.take(size // 20, call)
+            slow.call(GET_STATUS, request_of(GET_STATUS, ids["small"]))
+            await slow.until_ended(step)
+        await slow.all_ended()
+        assert not slow.closed.is_set()
+        assert len(slow.ended) == calls + 20
+
+
 async def test_calls_are_limited(stack: Stack, ids: dict[str, str]) -> None:
     """RESOURCE_EXHAUSTED with RetryInfo beyond GATEWAY_MAX_CALLS, unread answers counted; health still answers."""
     async with target(stack, ids, max_calls="5") as attacked:

@@ -116,6 +116,9 @@ async def test_garbage_to_health_and_reflection_is_the_clients_fault(stack: Stac
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call.read()
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    details = details_of(error.value)
+    assert details["ErrorInfo"].reason == "INVALID_REQUEST"
+    assert details["BadRequest"].field_violations[0].description == error.value.details()
     assert "ERROR" not in gateway.log[log:]
 
 

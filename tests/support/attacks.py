@@ -129,9 +129,9 @@ class StalledClient:
                 async with self._news:
                     await self._news.wait()
 
-    def take(self, size: int) -> None:
-        """Let the answer of the first call go on by so many bytes."""
-        self._writer.write(frame(WINDOW_UPDATE, size.to_bytes(4, "big"), stream=1))
+    def take(self, size: int, call: int = 0) -> None:
+        """Let the answer of the first call, or of another one by its index, go on by so many bytes."""
+        self._writer.write(frame(WINDOW_UPDATE, size.to_bytes(4, "big"), stream=2 * call + 1))
 
     async def until_received(self, size: int) -> None:
         """Return once so many bytes of the first call's answer have come, or the connection is closed."""

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "jobs": {"llm_pb"},
     "workflows": {"jobs", "llm_pb"},
     "feed": {"jobs", "llm_pb"},
-    "runtime": {"payload_converter", "jobs", "llm_pb"},
+    "runtime": {"payload_converter"},
     "services": {"feed", "jobs", "runtime", "llm_pb"},
     "services/codec": {"payload_converter", "runtime"},
     "services/gateway": {"feed", "jobs", "runtime", "llm_pb", "workflows"},
