@@ -18,7 +18,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.conftest import FAST, Receiver, Seen, new_job, stack_settings, until_output, watch, webhook
 from tests.otlp import Caller, Collector, Span, Spans
-from tests.receivers import Request, receiving, status
+from tests.receivers import Request, hang, receiving, status
 
 MANY = 100
 MARKER = "xyzzy"
@@ -115,6 +115,8 @@ def words(span: Span) -> str:
     told = []
     if code := about.get("rpc.response.status_code"):
         told.append(code)
+    if answered := about.get("http.response.status_code"):
+        told.append(str(answered))
     if attempt := about.get("llm.job.attempt"):
         told.append(f"attempt {attempt}")
     told += about.get("gen_ai.response.finish_reasons", [])
@@ -150,6 +152,8 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             jobs["left"] = await impatient.run(params=FEW, notify=targets)
             targets = webhook(unavailable.on("/again", status(503), status(200)))
             jobs["notified again"] = await client.run(params=FEW, notify=targets)
+            targets = webhook(unavailable.on("/hung", hang, status(200)))
+            jobs["not answered"] = await client.run(params=FEW, notify=targets)
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
