@@ -49,17 +49,20 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
     Temporal answers.
 
-    Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help.
+    Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
+    when the configuration does not say where Temporal is.
     """
     options = ClientConfig.load_client_connect_config()
     tracing = OpenTelemetryPlugin(add_temporal_spans=True)
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
+    if "target_host" not in options:
+        raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
     connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
 
     async def ready() -> bool:
         return connected.done() and await answers(connected.result(), CHECK_TIMEOUT)
 
-    readiness.describe(namespace=options.get("namespace", "default"), temporal=options.get("target_host", ""))
+    readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
     while True:
         try:
