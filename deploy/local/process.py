@@ -13,7 +13,7 @@ from typing import Final
 from deploy.local.errors import ProcessFailed
 
 Probe = Callable[["Process"], Awaitable[bool]]
-"""Looks once, within about a second, whether the process does its work."""
+"""Looks once, within a few seconds, whether the process does its work."""
 
 _EXEC_WITH_PARENT: Final = str(Path(__file__).with_name("exec_with_parent.py"))
 _PROBE_INTERVAL: Final = 0.05

@@ -12,7 +12,7 @@ from typing import Final
 
 from deploy.local.errors import ProgramMissing
 from deploy.local.ports import HOST, Ports
-from deploy.local.probes import has_search_attributes, listens, logs_ready, serves_grpc
+from deploy.local.probes import has_search_attributes, is_ready, listens
 from deploy.local.process import Probe
 from jobs.names import SEARCH_ATTRIBUTES
 
@@ -113,7 +113,7 @@ def _codec(wiring: Wiring) -> Part:
                 f"http://{host}:{wiring.ports.temporal_ui}" for host in (HOST, "localhost")
             ),
         },
-        probe=listens(f"{HOST}:{wiring.ports.codec}"),
+        probe=is_ready(f"{HOST}:{wiring.ports.codec_metrics}"),
     )
 
 
@@ -128,7 +128,7 @@ def _gateway(wiring: Wiring) -> Part:
             "GATEWAY_METRICS_HOST": HOST,
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
         },
-        probe=serves_grpc(f"{HOST}:{wiring.ports.gateway}"),
+        probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}"),
     )
 
 
@@ -142,7 +142,7 @@ def _gpu_worker(wiring: Wiring) -> Part:
             "GPU_WORKER_METRICS_HOST": HOST,
             "GPU_WORKER_METRICS_PORT": str(wiring.ports.gpu_worker_metrics),
         },
-        probe=logs_ready,
+        probe=is_ready(f"{HOST}:{wiring.ports.gpu_worker_metrics}"),
     )
 
 
@@ -158,7 +158,7 @@ def _notifier(wiring: Wiring) -> Part:
             "NOTIFIER_WEBHOOK_SCHEMES": '["https", "http"]',
             "NOTIFIER_WEBHOOK_PORTS": "[]",
         },
-        probe=logs_ready,
+        probe=is_ready(f"{HOST}:{wiring.ports.notifier_metrics}"),
     )
 
 

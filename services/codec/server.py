@@ -20,11 +20,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from opentelemetry.metrics import Histogram
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
-from opentelemetry.semconv.attributes.http_attributes import (
-    HTTP_REQUEST_METHOD,
-    HTTP_RESPONSE_STATUS_CODE,
-    HTTP_ROUTE,
-)
+from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE
 from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
 from temporalio.api.common.v1 import Payload, Payloads
 
@@ -109,8 +105,10 @@ def make_app(
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[None]:
+async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
     """Serve while the context is open, then finish the requests in hand; port 0 takes a free one and logs it.
+
+    Yields where it listens, as host:port.
 
     Raises RuntimeError naming the address when it is taken.
     """
@@ -123,8 +121,10 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[N
             raise RuntimeError(
                 f"cannot listen on {host}:{port}: is it taken? ({error}); CODEC_HOST and CODEC_PORT choose another"
             ) from error
-        logger.info("listening on http://%s:%d", *runner.addresses[0][:2])
-        yield
+        bound, port = runner.addresses[0][:2]
+        address = f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
+        logger.info("listening on http://%s", address)
+        yield address
     finally:
         await runner.cleanup()
 

@@ -3,19 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from functools import partial
 
 from opentelemetry import trace
 from opentelemetry.metrics import Meter
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from feed.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime import temporal
 from runtime.answers import Answers
 from runtime.grpc_server import GrpcServer, Limits
 from runtime.grpc_telemetry import Calls
+from runtime.health import Readiness
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import Deliveries
 from services.gateway.interceptor import Boundary, refusal
@@ -31,7 +31,9 @@ from services.gateway.stream import Streams
 
 
 @asynccontextmanager
-async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, meter: Meter) -> AsyncIterator[None]:
+async def serving_api(
+    client: Client, feed: Feed, settings: GatewaySettings, meter: Meter, readiness: Readiness
+) -> AsyncIterator[None]:
     """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace."""
     models = Models(settings.models)
     delivery_reader = DeliveryReader(client)
@@ -57,17 +59,13 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 
-    async def temporal_answers(within: timedelta) -> bool:
-        try:
-            return await client.service_client.check_health(timeout=within)
-        except RPCError:
-            return False
-
     try:
         await server.start()
     except RuntimeError as error:
         raise RuntimeError(f"{error}; GATEWAY_HOST and GATEWAY_PORT choose another address") from error
-    following = asyncio.create_task(server.follow(temporal_answers))
+    readiness.describe(address=server.address)
+    readiness.need("grpc", "is NOT_SERVING", server.serving)
+    following = asyncio.create_task(server.follow(partial(temporal.answers, client)))
     stalled = partial(answers.stalled, settings.stall_timeout)
     closing = asyncio.create_task(server.close_stalled(stalled))
     counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2
 from temporalio.service import RPCError, RPCStatusCode
@@ -18,11 +19,13 @@ from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import llm_pb2
 from services.gateway import errors
+from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
 from tests.support.blocks import CLIENT, Block, blocks
 from tests.support.commands import missing, run
 from tests.support.jobs import unpack
 from tests.support.paths import ROOT
+from tests.support.scrapes import get
 
 
 def of_language(*languages: str) -> pytest.MarkDecorator:
@@ -63,9 +66,18 @@ def message(name: str) -> Any:
     return getattr({"llm.v1": llm_pb2, "google.rpc": error_details_pb2}[package], short)()
 
 
+@of_language("yaml")
+async def test_a_probe_finds_what_it_asks_for(block: Block, stack: Stack) -> None:
+    probes = [value["httpGet"] for key, value in yaml.safe_load(block.text).items() if key.endswith("Probe")]
+    assert probes
+    for probe in probes:
+        assert probe["port"] == GatewaySettings().metrics_port
+        await get(stack.metrics_url("gateway").replace("/metrics", probe["path"]))
+
+
 def test_every_language_is_tested() -> None:
     """`console` is for what cannot run here, `trace` is for test_tracing; everything else above is run or parsed."""
-    assert {block.language for block in blocks()} <= {"sh", "python", "json", "console", "trace"}
+    assert {block.language for block in blocks()} <= {"sh", "python", "json", "yaml", "console", "trace"}
 
 
 def test_the_table_of_job_errors_is_the_code() -> None:

@@ -13,6 +13,7 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime import temporal
+from runtime.health import Readiness
 from tests.support.jobs import new_job, run_job, watch
 from tests.support.temporal_proxy import TemporalProxy, temporal_proxy
 
@@ -25,7 +26,7 @@ async def test_calls_are_compressed_as_set(
     monkeypatch.setenv("TEMPORAL_ADDRESS", stack.address("temporal"))
     if setting is not None:
         monkeypatch.setenv("TEMPORAL_GRPC_COMPRESSION", setting)
-    client = await temporal.connect(Runtime.default())
+    client = await temporal.connect(Runtime.default(), Readiness("test"))
     assert client.service_client.config.grpc_compression is used
     assert isinstance(await client.count_workflows(), WorkflowExecutionCount)
 
@@ -33,7 +34,7 @@ async def test_calls_are_compressed_as_set(
 async def test_an_unknown_compression_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPORAL_GRPC_COMPRESSION", "zstd")
     with pytest.raises(ValidationError, match="'none' or 'gzip'"):
-        await temporal.connect(Runtime.default())
+        await temporal.connect(Runtime.default(), Readiness("test"))
 
 
 @pytest.fixture(scope="module")

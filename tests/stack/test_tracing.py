@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.trace.v1 import trace_pb2
+from yarl import URL
 
 from services.gpu_worker.engines.simulated import EARLY_SECONDS
 from tests.support.blocks import Block, blocks
@@ -41,6 +43,7 @@ def test_a_job_is_one_trace(traced: Traced) -> None:
         "        RunActivity:ForgetFeed",
         "      StartActivity:NotifyUI",
         "        RunActivity:NotifyUI",
+        "          POST (200)",
     ]
 
 
@@ -168,8 +171,10 @@ def test_a_webhook_that_is_taken_at_the_second_try(traced: Traced) -> None:
         "        RunActivity:ForgetFeed",
         "      StartActivity:NotifyUI",
         "        RunActivity:NotifyUI (ERROR DELIVERY_FAILED)",
+        "          POST (503, ERROR 503)",
         "      StartActivity:NotifyUI",
         "        RunActivity:NotifyUI",
+        "          POST (200)",
     ]
     assert traceparents(traced, "/again") == tries(traced, traced.jobs["notified again"].submit)
 
@@ -187,10 +192,12 @@ def test_a_delivery_that_outlives_its_job(traced: Traced) -> None:
         "        RunActivity:ForgetFeed",
         "      StartActivity:NotifyUI",
         "        RunActivity:NotifyUI (ERROR DELIVERY_FAILED)",
+        "          POST (503, ERROR 503)",
         "      StartChildWorkflow:LLMDeliveryWorkflow",
         "        RunWorkflow:LLMDeliveryWorkflow",
         "          StartActivity:NotifyUI",
         "            RunActivity:NotifyUI",
+        "              POST (200)",
     ]
     assert traceparents(traced, "/left")[:2] == tries(traced, traced.jobs["left"].submit)
 
@@ -200,6 +207,34 @@ def test_a_webhook_that_refuses(traced: Traced) -> None:
     assert delivery.failed
     assert delivery.attributes["error.type"] == "DELIVERY_REFUSED"
     assert "410" in delivery.raw.status.message
+    (post,) = traced.spans.named(delivery.trace_id, "POST")
+    assert post.parent_id == delivery.id
+    assert post.failed
+    assert post.attributes["error.type"] == "410"
+    assert post.attributes["http.response.status_code"] == 410
+
+
+def test_a_webhooks_request_is_described_by_the_conventions(traced: Traced, receiver: Receiver) -> None:
+    """Without the path and the query of its URL, which are secrets at many services."""
+    (post,) = traced.spans.named(traced.jobs["succeeded"].submit.trace_id, "POST")
+    assert post.raw.kind == trace_pb2.Span.SPAN_KIND_CLIENT
+    assert post.attributes == {
+        "http.request.method": "POST",
+        "url.full": receiver.url,
+        "server.address": "127.0.0.1",
+        "server.port": URL(receiver.url).port,
+        "http.response.status_code": 200,
+    }
+
+
+def test_a_slow_receiver_shows(traced: Traced) -> None:
+    """The request lasts until the receiver has answered, or for as long as the webhook may take."""
+    trace = traced.jobs["not answered"].submit.trace_id
+    (post, *_) = traced.spans.named(trace, "POST")
+    assert post.failed
+    assert post.attributes["error.type"] == "TimeoutError"
+    assert "http.response.status_code" not in post.attributes
+    assert post.seconds > 0.9, "NOTIFIER_WEBHOOK_TIMEOUT is 1 s"
 
 
 def test_a_hundred_jobs_at_once_do_not_mix(traced: Traced) -> None:
@@ -207,7 +242,9 @@ def test_a_hundred_jobs_at_once_do_not_mix(traced: Traced) -> None:
 
     So many at once may keep a small machine so busy that Temporal has a step done twice: it is then there twice.
     """
-    expected = traced.spans.tree(traced.jobs["succeeded"].submit, lambda _: "")
+    tree = traced.spans.tree(traced.jobs["succeeded"].submit, lambda _: "")
+    # Only that job names a webhook.
+    expected = [line for line in tree if line.strip() != "POST"]
     for job in traced.many:
         assert set(traced.spans.tree(job.submit, lambda _: "")) == set(expected)
         spans = traced.spans.of(job.submit.trace_id)
@@ -235,7 +272,7 @@ def test_each_process_has_its_name(traced: Traced) -> None:
     for span in spans:
         services[span.service].append(span.name)
     assert services["gpu-worker"] == ["RunActivity:RunLLMOnGPU", "text_completion docstrings"]
-    assert services["notifier"] == ["RunActivity:NotifyUI"]
+    assert services["notifier"] == ["RunActivity:NotifyUI", "POST"]
     assert set(services) == {"gateway", "gpu-worker", "notifier"}
 
 
@@ -260,8 +297,8 @@ def test_a_generation_is_described_by_the_conventions(traced: Traced) -> None:
 def test_a_webhook_carries_the_trace_on(traced: Traced) -> None:
     (request,) = traced.webhooks
     job = traced.jobs["succeeded"]
-    (delivery,) = traced.spans.named(job.submit.trace_id, "RunActivity:NotifyUI")
-    assert request.headers["traceparent"] == f"00-{job.submit.trace_id}-{delivery.id}-01"
+    (post,) = traced.spans.named(job.submit.trace_id, "POST")
+    assert request.headers["traceparent"] == f"00-{job.submit.trace_id}-{post.id}-01"
     assert request.event["data"]["status"]["traceId"] == job.submit.trace_id
 
 
@@ -308,6 +345,7 @@ def test_deliveries_sent_again_are_a_trace_of_their_own(traced: Traced) -> None:
         "    HandleSignal:Redeliver",
         "      StartActivity:NotifyUI",
         "        RunActivity:NotifyUI",
+        "          POST (200)",
         "    RunWorkflow:LLMDeliveryWorkflow",
     ]
     assert_linked_to_job(traced, "redeliver", "left", "llm.v1.LlmService/Redeliver")
@@ -349,6 +387,10 @@ def test_prompts_and_outputs_are_captured_where_a_setting_says_so(traced: Traced
     for side, role, text in sides:
         (message,) = json.loads(span.attributes[f"gen_ai.{side}.messages"])
         assert message == {"role": role, "parts": [{"type": "text", "content": text}]}
+
+
+def test_secrets_stay_out(traced: Traced) -> None:
+    assert SECRET not in str([span.raw for span in traced.spans.all])
 
 
 def test_every_line_of_the_log_is_json(traced: Traced) -> None:
@@ -463,7 +505,7 @@ def attempts(traced: Traced, name: str) -> list[Span]:
 
 def tries(traced: Traced, caller: Caller) -> list[str]:
     """Return the context that each try to deliver in a trace has for its receiver."""
-    spans = traced.spans.named(caller.trace_id, "RunActivity:NotifyUI")
+    spans = traced.spans.named(caller.trace_id, "POST")
     return [f"00-{span.trace_id}-{span.id}-01" for span in spans]
 
 

@@ -18,7 +18,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.jobs import Seen, new_job, until_output, watch, webhook
 from tests.support.otlp import Caller, Collector, Span, Spans
-from tests.support.receivers import Receiver, Request, receiving, status
+from tests.support.receivers import Receiver, Request, hang, receiving, status
 from tests.support.stacks import FAST, stack_settings
 
 MANY = 100
@@ -116,6 +116,8 @@ def words(span: Span) -> str:
     told = []
     if code := about.get("rpc.response.status_code"):
         told.append(code)
+    if answered := about.get("http.response.status_code"):
+        told.append(str(answered))
     if attempt := about.get("llm.job.attempt"):
         told.append(f"attempt {attempt}")
     told += about.get("gen_ai.response.finish_reasons", [])
@@ -151,6 +153,8 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             jobs["left"] = await impatient.run(params=FEW, notify=targets)
             targets = webhook(unavailable.on("/again", status(503), status(200)))
             jobs["notified again"] = await client.run(params=FEW, notify=targets)
+            targets = webhook(unavailable.on("/hung", hang, status(200)))
+            jobs["not answered"] = await client.run(params=FEW, notify=targets)
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))

@@ -82,6 +82,8 @@ class Versions:
         try:
             await _start(processes.values())
             async with grpc.aio.insecure_channel(address) as channel:
+                # A gateway from before /readyz passes for ready as soon as it serves metrics.
+                await asyncio.wait_for(channel.channel_ready(), SECONDS)
                 yield Running(processes, address, LlmServiceStub(channel))
         finally:
             for process in processes.values():

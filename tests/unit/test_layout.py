@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-OURS = {"deploy", "feed", "jobs", "llm_pb", "payload_converter", "runtime", "services", "workflows"}
+OURS = {"deploy", "feed", "jobs", "llm_pb", "models", "payload_converter", "runtime", "services", "workflows"}
 
 MAY_IMPORT = {
     "llm_pb": set(),
@@ -19,9 +19,9 @@ MAY_IMPORT = {
     "workflows": {"jobs", "llm_pb"},
     "feed": {"jobs", "llm_pb"},
     "runtime": {"payload_converter"},
-    "services": {"feed", "jobs", "runtime", "llm_pb"},
+    "services": {"feed", "jobs", "models", "runtime", "llm_pb"},
     "services/codec": {"payload_converter", "runtime"},
-    "services/gateway": {"feed", "jobs", "runtime", "llm_pb", "workflows"},
+    "services/gateway": {"feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
 """What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
 

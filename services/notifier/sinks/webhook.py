@@ -2,14 +2,24 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
 
 import aiohttp
+from aiohttp import hdrs
+from opentelemetry import trace
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE
+from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
+from opentelemetry.semconv.attributes.url_attributes import URL_FULL
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from standardwebhooks import Webhook
+from yarl import URL
 
-from jobs.errors import DeliveryFailed, DeliveryRefused
+from jobs.errors import DeliveryFailed, DeliveryRefused, error_type
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
@@ -34,6 +44,7 @@ class WebhookSink:
         `guard` decides where the webhooks may go; default: that of the settings, for URLs that clients choose.
         """
         self._settings = settings
+        self._tracer = trace.get_tracer(__package__)
         self._guard = guard or Guard(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
         proxy = settings.webhook_proxy
         self._proxy = proxy.get_secret_value() if proxy else None
@@ -68,15 +79,17 @@ class WebhookSink:
         url = self._guard.parse(target.webhook.url)
         body = json.dumps(event, ensure_ascii=False)
         try:
-            async with self._session.post(
-                url,
-                data=io.BytesIO(body.encode()),
-                headers={**self._signed(event["id"], body, user_id), **current_headers()},
-                allow_redirects=False,
-                proxy=self._proxy,
-            ) as response:
-                # The status says it all: the body is not read, however long it is.
-                return _answer(response)
+            with _request_span(self._tracer, url) as span:
+                async with self._session.post(
+                    url,
+                    data=io.BytesIO(body.encode()),
+                    headers={**self._signed(event["id"], body, user_id), **current_headers()},
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                ) as response:
+                    _describe_response(span, response.status)
+                    # The status says it all: the body is not read, however long it is.
+                    return _answer(response)
         except TimeoutError as error:
             longest = self._settings.webhook_timeout.total_seconds()
             raise DeliveryFailed(f"the webhook did not answer within {longest:g} s") from error
@@ -98,6 +111,42 @@ class WebhookSink:
             signatures = (Webhook(secret.get_secret_value()).sign(id_, now, body) for secret in secrets)
             headers["webhook-signature"] = " ".join(signatures)
         return headers
+
+
+@contextmanager
+def _request_span(tracer: Tracer, url: URL) -> Iterator[Span]:
+    """Make the span of one request, current while the context is open, by OpenTelemetry's conventions for HTTP.
+
+    Of the URL it has what statuses show: whoever knows the rest may send there.
+    """
+    attributes: dict[str, str | int] = {
+        HTTP_REQUEST_METHOD: hdrs.METH_POST,
+        URL_FULL: str(url.origin()),
+        SERVER_ADDRESS: url.raw_host or "",
+        SERVER_PORT: url.port or 0,
+    }
+    with tracer.start_as_current_span(
+        hdrs.METH_POST,
+        kind=SpanKind.CLIENT,
+        attributes=attributes,
+        # A library's exception may hold the whole URL.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield span
+        except BaseException as error:
+            # Also when the delivery is cancelled, whose time is over.
+            span.set_attribute(ERROR_TYPE, error_type(error))
+            span.set_status(Status(StatusCode.ERROR))
+            raise
+
+
+def _describe_response(span: Span, status: int) -> None:
+    span.set_attribute(HTTP_RESPONSE_STATUS_CODE, status)
+    if status >= 400:
+        span.set_attribute(ERROR_TYPE, str(status))
+        span.set_status(Status(StatusCode.ERROR))
 
 
 def _answer(response: aiohttp.ClientResponse) -> Answer:
