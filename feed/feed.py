@@ -11,9 +11,9 @@ from typing import Protocol
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2
 
-Take = Callable[[llm_pb2.FeedRecord], bool | None]
+Take = Callable[[internal_pb2.FeedRecord], bool | None]
 """Called with each record of a reader's, as soon as it is there; returns True when it wants no more."""
 
 
@@ -37,14 +37,14 @@ class Feed(Protocol):
         """Whether records are taken and delivered now, as far as is known."""
         ...
 
-    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+    async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
         """Hand a record over without waiting until it is stored. Never raises, never blocks.
 
         A feed that is away, or has more under way than it keeps in memory, loses it.
         """
         ...
 
-    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+    async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """Append a record and wait, a bounded time, until it and all before it are stored; False when that failed."""
         ...
 
@@ -74,7 +74,7 @@ class Fence:
         self._attempt = 0
         self._over = False
 
-    def admits(self, record: llm_pb2.FeedRecord) -> bool:
+    def admits(self, record: internal_pb2.FeedRecord) -> bool:
         """Return whether the record counts; to be asked of each one, in order."""
         if record.HasField("job_ending"):
             self._over = True

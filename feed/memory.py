@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from feed.feed import Take, ignore
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2
 
 
 class MemoryFeed:
@@ -17,18 +17,18 @@ class MemoryFeed:
     """See Feed."""
 
     def __init__(self) -> None:
-        self._logs: defaultdict[str, list[llm_pb2.FeedRecord]] = defaultdict(list)
+        self._logs: defaultdict[str, list[internal_pb2.FeedRecord]] = defaultdict(list)
         self._grown = asyncio.Condition()
 
-    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+    async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
         """See Feed."""
-        copy = llm_pb2.FeedRecord()
+        copy = internal_pb2.FeedRecord()
         copy.CopyFrom(record)
         async with self._grown:
             self._logs[key].append(copy)
             self._grown.notify_all()
 
-    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+    async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """See Feed."""
         await self.append(key, record)
         return True

@@ -19,7 +19,7 @@ from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
 from feed.feed import FeedSettings, Take, ignore
 from feed.nats_consumers import Consumers, answer
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2
 
 _log = logging.getLogger(__name__)
 _PENDING_BYTES: Final = 4 * 1024 * 1024
@@ -63,7 +63,7 @@ class NatsFeed:
         """Return once the stream is there."""
         await self._ready.wait()
 
-    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+    async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
         """See Feed."""
         if not self._ready.is_set() or self._client.pending_data_size > _PENDING_BYTES:
             self._losing = True
@@ -77,7 +77,7 @@ class NatsFeed:
             self._losing = True
             _log.warning("feed lost a record: %r", error)
 
-    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+    async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """See Feed."""
         if not self._ready.is_set():
             return False
@@ -102,7 +102,7 @@ class NatsFeed:
                 return False
             last = place
             try:
-                return take(llm_pb2.FeedRecord.FromString(message.data))
+                return take(internal_pb2.FeedRecord.FromString(message.data))
             except Exception as error:  # noqa: BLE001  # it is the reader's, not the broker's
                 failure = error
                 return True

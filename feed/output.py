@@ -13,7 +13,7 @@ from typing import Final
 from feed.feed import Feed, Fence
 from feed.transcript import Transcript
 from jobs.limits import MAX_OUTPUT_BYTES
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS: Final = 10
@@ -34,7 +34,7 @@ class MadeOutput:
     """The worker that told of its progress last."""
     whole: bool = True
     """Whether no record is missing."""
-    last_attempt: llm_pb2.AttemptStarted = field(default_factory=llm_pb2.AttemptStarted)
+    last_attempt: internal_pb2.AttemptStarted = field(default_factory=internal_pb2.AttemptStarted)
     """The attempt that had the feed last."""
 
     @property
@@ -42,7 +42,7 @@ class MadeOutput:
         """Whether there is output, and all of it."""
         return bool(self.token_ids) and self.whole
 
-    def add(self, record: llm_pb2.FeedRecord) -> None:
+    def add(self, record: internal_pb2.FeedRecord) -> None:
         """Take a record, in order."""
         if record.HasField("tokens_made"):
             self._add_tokens(record.tokens_made)
@@ -51,7 +51,7 @@ class MadeOutput:
         elif record.HasField("progress"):
             self.worker = record.progress.worker
 
-    def _add_tokens(self, made: llm_pb2.TokensMade) -> None:
+    def _add_tokens(self, made: internal_pb2.TokensMade) -> None:
         self.transcript.put(made.offset, made.text)
         self.transcript.add_rewinds(made.rewinds, made.lowest_rewind_offset)
         if made.token_offset > len(self.token_ids) or made.offset > len(self.text):
@@ -96,7 +96,7 @@ async def read_made_output(feed: Feed, key: str, writer: str) -> MadeOutput:
     try:
         async with asyncio.timeout(_SILENCE_SECONDS) as silence:
 
-            def take(record: llm_pb2.FeedRecord) -> bool:
+            def take(record: internal_pb2.FeedRecord) -> bool:
                 silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_SECONDS)
                 if record.writer == writer:
                     return True

@@ -10,7 +10,7 @@ from typing import Final
 from feed.feed import Feed
 from feed.output import MadeOutput, read_made_output
 from feed.transcript import Transcript
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2
 
 _TAKEOVER_PAUSES: Final = (0, 1, 2)
 """Seconds before each try to take the feed over: a broker that restarts is back by then."""
@@ -23,7 +23,7 @@ _REPEATED_AT_ONCE: Final = 100_000
 class FeedWriter:
     """One attempt's writer: it keeps the output that it has published, to repeat what a feed has lost."""
 
-    def __init__(self, feed: Feed, key: str, started: llm_pb2.AttemptStarted) -> None:
+    def __init__(self, feed: Feed, key: str, started: internal_pb2.AttemptStarted) -> None:
         """`key` is the job's in the feed; `started` describes the attempt."""
         self.name = uuid.uuid4().hex
         """The writer in all its records, unguessable."""
@@ -84,9 +84,9 @@ class FeedWriter:
         self.prompt_tokens = made.prompt_tokens
         self.first_token = made.first_token
 
-    def keep(self, text: str, token_ids: Sequence[int]) -> llm_pb2.TokensMade:
+    def keep(self, text: str, token_ids: Sequence[int]) -> internal_pb2.TokensMade:
         """Append to the output; return what is to be published of it."""
-        made = llm_pb2.TokensMade(
+        made = internal_pb2.TokensMade(
             offset=self.output_bytes, text=text, token_offset=len(self.token_ids), token_ids=token_ids
         )
         if not self.token_ids and token_ids:
@@ -96,14 +96,14 @@ class FeedWriter:
         self.token_ids += token_ids
         return made
 
-    async def publish(self, made: llm_pb2.TokensMade) -> None:
+    async def publish(self, made: internal_pb2.TokensMade) -> None:
         """Write what keep() returned, unless there is nothing in it."""
         if made.text or made.token_ids:
             self.transcript.put(made.offset, made.text)
             self._describe_rewinds(made)
-            await self.write(llm_pb2.FeedRecord(tokens_made=made))
+            await self.write(internal_pb2.FeedRecord(tokens_made=made))
 
-    async def write(self, record: llm_pb2.FeedRecord) -> None:
+    async def write(self, record: internal_pb2.FeedRecord) -> None:
         """Write a record in this writer's name."""
         record.writer = self.name
         await self._feed.append(self._key, record)
@@ -125,25 +125,25 @@ class FeedWriter:
             if not stored:
                 return False
             end = start + _REPEATED_AT_ONCE
-            made = llm_pb2.TokensMade(
+            made = internal_pb2.TokensMade(
                 offset=offset, text=text[start:end], token_offset=min(start, len(ids)), token_ids=ids[start:end]
             )
             if start == 0:
                 self._describe_first(made)
                 self._describe_rewinds(made)
-            stored = await self._feed.sync(self._key, llm_pb2.FeedRecord(writer=self.name, tokens_made=made))
+            stored = await self._feed.sync(self._key, internal_pb2.FeedRecord(writer=self.name, tokens_made=made))
             offset += len(made.text.encode())
         return stored
 
-    def _describe_first(self, made: llm_pb2.TokensMade) -> None:
+    def _describe_first(self, made: internal_pb2.TokensMade) -> None:
         """Say with the first token what is not known before it, and does not change after it."""
         made.prompt_tokens = self.prompt_tokens
         if self.first_token is not None:
             made.made_at.FromDatetime(self.first_token.astimezone(UTC))
 
-    def _describe_rewinds(self, made: llm_pb2.TokensMade) -> None:
+    def _describe_rewinds(self, made: internal_pb2.TokensMade) -> None:
         made.rewinds = self.transcript.rewinds
         made.lowest_rewind_offset = self.transcript.lowest_rewind
 
-    def _takeover(self) -> llm_pb2.FeedRecord:
-        return llm_pb2.FeedRecord(writer=self.name, attempt_started=self._started)
+    def _takeover(self) -> internal_pb2.FeedRecord:
+        return internal_pb2.FeedRecord(writer=self.name, attempt_started=self._started)

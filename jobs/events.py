@@ -1,13 +1,13 @@
 """What is said of a job to its receivers: the events of its life, and how their deliveries stand."""
 
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 
 def base_event(
     job: llm_pb2.JobRequest, event: "llm_pb2.NotifyEvent.ValueType", status: llm_pb2.JobStatus
-) -> llm_pb2.NotifyRequest:
+) -> internal_pb2.NotifyRequest:
     """Return an event of a job's, without what is different for each target."""
-    return llm_pb2.NotifyRequest(
+    return internal_pb2.NotifyRequest(
         event=event,
         status=status,
         user_id=job.user_id,
@@ -17,7 +17,7 @@ def base_event(
     )
 
 
-def event_type(event: llm_pb2.NotifyRequest) -> str:
+def event_type(event: internal_pb2.NotifyRequest) -> str:
     """Return the CloudEvent's type."""
     match event.event:
         case llm_pb2.NOTIFY_EVENT_STARTED:

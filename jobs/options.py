@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 
 def duration(value: timedelta) -> Duration:
@@ -38,7 +38,7 @@ DEFAULT_NOTIFY_WITHIN: Final = timedelta(hours=72)
 DEFAULT_NOTIFY_TIMEOUT: Final = timedelta(seconds=40)
 DEFAULT_NOTIFY_HOLD: Final = timedelta(seconds=10)
 
-DEFAULTS: Final = llm_pb2.JobOptions(
+DEFAULTS: Final = internal_pb2.JobOptions(
     gpu_task_queue=names.GPU_QUEUE,
     notify_task_queue=names.NOTIFY_QUEUE,
     timeouts=llm_pb2.JobTimeouts(
@@ -47,10 +47,10 @@ DEFAULTS: Final = llm_pb2.JobOptions(
         run=duration(DEFAULT_RUN_TIMEOUT),
     ),
     heartbeat_timeout=duration(timedelta(seconds=30)),
-    gpu_retry=llm_pb2.RetryOptions(
+    gpu_retry=internal_pb2.RetryOptions(
         initial_interval=duration(timedelta(seconds=10)), backoff_coefficient=2.0, maximum_attempts=3
     ),
-    notify_retry=llm_pb2.RetryOptions(
+    notify_retry=internal_pb2.RetryOptions(
         initial_interval=duration(DEFAULT_NOTIFY_INTERVAL),
         backoff_coefficient=DEFAULT_NOTIFY_BACKOFF,
         maximum_interval=duration(DEFAULT_NOTIFY_MAX_INTERVAL),
@@ -62,9 +62,9 @@ DEFAULTS: Final = llm_pb2.JobOptions(
 )
 
 
-def complete(chosen: llm_pb2.JobOptions | None, job: llm_pb2.JobRequest) -> llm_pb2.JobOptions:
+def complete(chosen: internal_pb2.JobOptions | None, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
     """Return what the gateway chose, or the defaults without a gateway, with the job's own timeouts in place."""
-    options = llm_pb2.JobOptions()
+    options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS if chosen is None else chosen)
     for descriptor, value in job.timeouts.ListFields():
         # MergeFrom would merge two durations field by field: 2 s over 0.5 s would make 2.5 s.
@@ -72,7 +72,7 @@ def complete(chosen: llm_pb2.JobOptions | None, job: llm_pb2.JobRequest) -> llm_
     return options
 
 
-def retry_policy(options: llm_pb2.RetryOptions) -> RetryPolicy:
+def retry_policy(options: internal_pb2.RetryOptions) -> RetryPolicy:
     """Return Temporal's form of the retry options."""
     return RetryPolicy(
         initial_interval=options.initial_interval.ToTimedelta(),

@@ -1,1 +1,1 @@
-"""Generated from proto/llm.proto by `make generate`: never edited by hand."""
+"""Generated from proto/ by `make generate`: never edited by hand."""

@@ -13,6 +13,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 # Imported so that this process knows the types: the API's, and what its google.rpc.Status details hold.
 from google.rpc import error_details_pb2 as _error_details_pb2  # noqa: F401
 
+from llm_pb import internal_pb2 as _internal_pb2  # noqa: F401
 from llm_pb import llm_pb2 as _llm_pb2  # noqa: F401
 from payload_converter import _betterproto
 from payload_converter._errors import PayloadError

@@ -1,9 +1,9 @@
-"""The plugin that `buf generate` calls: writes the package `llm_pb` from `proto/llm.proto`.
+"""The plugin that `buf generate` calls: writes the package `llm_pb` from the files of `proto/`.
 
 The compiler names a Python module after the path of its proto file, and `proto/llm.proto` lies at the root of buf's
 module, so the stock plugins would write a top-level `llm_pb2` that no package contains. This one gives the file the
 virtual path `llm_pb/llm.proto` and then lets `grpc_tools.protoc` and mypy-protobuf write what they always write:
-messages, gRPC stubs, and type stubs for both.
+messages, type stubs, and gRPC stubs of the files that have a service.
 
 Plugin protocol: a CodeGeneratorRequest on stdin, a CodeGeneratorResponse on stdout.
 """
@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 PACKAGE = "llm_pb"
-_INIT = '"""Generated from proto/llm.proto by `make generate`: never edited by hand."""\n'
+_INIT = '"""Generated from proto/ by `make generate`: never edited by hand."""\n'
 
 
 def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGeneratorResponse:
@@ -26,6 +26,8 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
     files = FileDescriptorSet(file=request.proto_file)
     for file in files.file:
         file.name = virtual.get(file.name, file.name)
+        file.dependency[:] = [virtual.get(name, name) for name in file.dependency]
+    with_service = {Path(file.name).stem for file in files.file if file.service}
     response = plugin_pb2.CodeGeneratorResponse(
         supported_features=plugin_pb2.CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
     )
@@ -51,6 +53,9 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
         response.file.add(name=f"{PACKAGE}/__init__.py", content=_INIT)
         response.file.add(name=f"{PACKAGE}/py.typed", content="")
         for path in sorted(out.rglob("*.py*")):
+            stem, _, kind = path.name.partition("_pb2")
+            if kind.startswith("_grpc") and stem not in with_service:
+                continue
             response.file.add(name=str(path.relative_to(out)), content=path.read_text())
     return response
 

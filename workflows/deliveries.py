@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.events import base_event, event_type, targets_of, wants
     from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
     from jobs.targets import describe
-    from llm_pb import llm_pb2
+    from llm_pb import internal_pb2, llm_pb2
 
 _KEPT_ATTEMPTS: Final = 50
 _JITTER: Final = 0.2
@@ -35,11 +35,11 @@ def new_state(
     job: llm_pb2.JobRequest,
     outcome: llm_pb2.JobStatus,
     result: llm_pb2.JobResult | None,
-    options: llm_pb2.JobOptions,
+    options: internal_pb2.JobOptions,
     now: datetime,
-) -> llm_pb2.DeliveryState:
+) -> internal_pb2.DeliveryState:
     """Return what is to be delivered of a job's outcome, and to whom: nobody when the job did not ask for its end."""
-    state = llm_pb2.DeliveryState(event=base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome), options=options)
+    state = internal_pb2.DeliveryState(event=base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome), options=options)
     if result is not None:
         whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
         state.event.output_omitted = not whole and bool(result.output or result.logprobs)
@@ -59,19 +59,19 @@ def new_state(
 
 
 def start_telling(
-    job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, options: llm_pb2.JobOptions, within: timedelta
-) -> workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None:
+    job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, options: internal_pb2.JobOptions, within: timedelta
+) -> workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None:
     """Have the targets told how the job gets on, until cancelled; None for a job that does not ask for it."""
     if not wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS):
         return None
     return workflow.start_activity(
         names.ACTIVITY_NOTIFY_PROGRESS,
-        llm_pb2.NotifyProgressRequest(
+        internal_pb2.NotifyProgressRequest(
             event=base_event(job, llm_pb2.NOTIFY_EVENT_PROGRESS, status),
             targets=targets_of(job),
             options=job.notify_options,
         ),
-        result_type=llm_pb2.NotifyProgressResponse,
+        result_type=internal_pb2.NotifyProgressResponse,
         task_queue=options.notify_task_queue + names.PROGRESS_QUEUE_SUFFIX,
         schedule_to_close_timeout=within,
         heartbeat_timeout=_PROGRESS_HEARTBEAT,
@@ -80,7 +80,7 @@ def start_telling(
 
 
 def next_attempt(
-    retry: llm_pb2.RetryOptions,
+    retry: internal_pb2.RetryOptions,
     tries: int,
     began: datetime,
     now: datetime,
@@ -105,7 +105,7 @@ def next_attempt(
 class Deliveries:
     """Makes the deliveries of a state, and keeps the state as they go. For use in a workflow."""
 
-    def __init__(self, state: llm_pb2.DeliveryState) -> None:
+    def __init__(self, state: internal_pb2.DeliveryState) -> None:
         self.state = state
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
@@ -213,9 +213,9 @@ class Deliveries:
         else:
             delivery.next_attempt_time.FromDatetime(due)
 
-    async def _attempt(self, index: int) -> llm_pb2.NotifyResponse:
+    async def _attempt(self, index: int) -> internal_pb2.NotifyResponse:
         delivery, target, options = self.state.deliveries[index], self.state.targets[index], self.state.options
-        request = llm_pb2.NotifyRequest()
+        request = internal_pb2.NotifyRequest()
         request.CopyFrom(self.state.event)
         request.notification_id = delivery.id
         if target.WhichOneof("target") is not None:
@@ -227,10 +227,10 @@ class Deliveries:
         if self._hold is not None:
             limit = wait = max(min(limit, self._hold - now), timedelta(milliseconds=1))
         try:
-            response: llm_pb2.NotifyResponse = await workflow.execute_activity(
+            response: internal_pb2.NotifyResponse = await workflow.execute_activity(
                 names.ACTIVITY_NOTIFY,
                 request,
-                result_type=llm_pb2.NotifyResponse,
+                result_type=internal_pb2.NotifyResponse,
                 task_queue=options.notify_task_queue,
                 schedule_to_close_timeout=wait,
                 start_to_close_timeout=limit,
@@ -241,7 +241,7 @@ class Deliveries:
         except ActivityError:
             lost = llm_pb2.DeliveryAttempt(error=errors.to_status(errors.DeliveryFailed(_LOST)))
             lost.time.FromDatetime(now)
-            return llm_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_PENDING, attempt=lost)
+            return internal_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_PENDING, attempt=lost)
 
     def _note(self, delivery: llm_pb2.Delivery, attempt: llm_pb2.DeliveryAttempt) -> None:
         if not attempt.HasField("time"):

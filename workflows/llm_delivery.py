@@ -11,7 +11,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, names
     from jobs.inputs import one_input
-    from llm_pb import llm_pb2
+    from llm_pb import internal_pb2, llm_pb2
 
 from workflows.deliveries import Deliveries
 
@@ -22,13 +22,13 @@ class LLMDeliveryWorkflow:
 
     @workflow.init
     @one_input
-    def __init__(self, state: llm_pb2.DeliveryState | None = None) -> None:
+    def __init__(self, state: internal_pb2.DeliveryState | None = None) -> None:
         # Started by hand without one input, it has nothing to deliver.
-        self._deliveries = Deliveries(state if state is not None else llm_pb2.DeliveryState())
+        self._deliveries = Deliveries(state if state is not None else internal_pb2.DeliveryState())
 
     @workflow.run
     @one_input
-    async def run(self, state: llm_pb2.DeliveryState | None = None) -> None:
+    async def run(self, state: internal_pb2.DeliveryState | None = None) -> None:
         """Deliver what is pending, and what is asked for meanwhile."""
         self._deliveries.start()
         try:
@@ -49,7 +49,7 @@ class LLMDeliveryWorkflow:
         self._deliveries.send_again(request.delivery_ids if request else ())
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
-    def get_deliveries(self) -> llm_pb2.DeliveryState:
+    def get_deliveries(self) -> internal_pb2.DeliveryState:
         """Return how the deliveries stand."""
         return self._deliveries.state
 

@@ -39,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.outcome import add_attempt, add_result, final_state, understand
     from jobs.search import attributes_of
     from jobs.times import TotalTime
-    from llm_pb import llm_pb2
+    from llm_pb import internal_pb2, llm_pb2
     from workflows.outcome_metrics import record_outcome
 
 from workflows.cancellation import Cancellation
@@ -65,7 +65,7 @@ class LLMJobWorkflow:
         self._error: errors.JobError | None = None
         self._ended_at = workflow.now()
         try:
-            chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), llm_pb2.JobOptions)
+            chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
         except ValueError as error:
             chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
         self._by_hand = chosen is None or job is None
@@ -73,8 +73,8 @@ class LLMJobWorkflow:
         self._options = options.complete(chosen, self._job)
         self._cancellation = Cancellation()
         self._result: llm_pb2.JobResult | None = None
-        self._deliveries = Deliveries(llm_pb2.DeliveryState())
-        self._telling: workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None = None
+        self._deliveries = Deliveries(internal_pb2.DeliveryState())
+        self._telling: workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None = None
         self._status = llm_pb2.JobStatus(
             workflow_id=info.workflow_id,
             run_id=info.run_id,
@@ -123,7 +123,7 @@ class LLMJobWorkflow:
         return llm_pb2.GetStatusResponse(status=self._told_status(), result=self._result)
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
-    def get_deliveries(self) -> llm_pb2.DeliveryState:
+    def get_deliveries(self) -> internal_pb2.DeliveryState:
         """Return how the deliveries stood when the job closed, or stand."""
         return self._deliveries.state
 
@@ -155,7 +155,7 @@ class LLMJobWorkflow:
         A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
         """
         self._telling = start_telling(self._job, self._status, self._options, self._time_to_run())
-        request = llm_pb2.RunRequest(
+        request = internal_pb2.RunRequest(
             job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
         )
         while request.handovers < _MAX_HANDOVERS:
@@ -169,9 +169,9 @@ class LLMJobWorkflow:
                 request.queue_time.CopyFrom(self._result.metadata.queue_time)
         return final_state(self._error)
 
-    async def _run_activity(self, request: llm_pb2.RunRequest) -> None:
+    async def _run_activity(self, request: internal_pb2.RunRequest) -> None:
         timeouts = self._options.timeouts
-        retry = llm_pb2.RetryOptions()
+        retry = internal_pb2.RetryOptions()
         retry.CopyFrom(self._options.gpu_retry)
         retry.maximum_attempts -= request.earlier_attempts
         run = workflow.start_activity(

@@ -12,7 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from jobs.events import notification
 from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
 
@@ -30,7 +30,7 @@ _SETTLED: Final = (llm_pb2.NOTIFY_STATE_DELIVERED, llm_pb2.NOTIFY_STATE_SKIPPED)
 class Standing(NamedTuple):
     """How a job's deliveries stand."""
 
-    state: llm_pb2.DeliveryState
+    state: internal_pb2.DeliveryState
     delivery_workflow_id: str
     """The id of the LLMDeliveryWorkflow that goes on with them, whether it has ever been started or not."""
 
@@ -78,7 +78,7 @@ class DeliveryReader:
                 return Standing(state, id_)
         return None
 
-    async def _left(self, id_: str) -> llm_pb2.DeliveryState | None:
+    async def _left(self, id_: str) -> internal_pb2.DeliveryState | None:
         """Return what the LLMDeliveryWorkflow of this id says, None when there is none."""
         try:
             execution = await self._client.get_workflow_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)
@@ -90,12 +90,12 @@ class DeliveryReader:
             return None
         return await self._ask(execution)
 
-    async def _ask(self, execution: WorkflowExecution) -> llm_pb2.DeliveryState | None:
+    async def _ask(self, execution: WorkflowExecution) -> internal_pb2.DeliveryState | None:
         """Return what the workflow itself says, None when it cannot."""
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
-            state: llm_pb2.DeliveryState = await handle.query(
-                names.QUERY_GET_DELIVERIES, result_type=llm_pb2.DeliveryState, rpc_timeout=RPC_TIMEOUT
+            state: internal_pb2.DeliveryState = await handle.query(
+                names.QUERY_GET_DELIVERIES, result_type=internal_pb2.DeliveryState, rpc_timeout=RPC_TIMEOUT
             )
         except RPCError as error:
             if error.status in _NO_ANSWER:

@@ -8,7 +8,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 
 from jobs import names
 from jobs.field_rules import Violation
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended
@@ -69,7 +69,7 @@ class Deliveries:
         )
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
-    def _check_interval(self, workflow_id: str, state: llm_pb2.DeliveryState) -> None:
+    def _check_interval(self, workflow_id: str, state: internal_pb2.DeliveryState) -> None:
         if not state.HasField("redeliver_time"):
             return
         wait = state.redeliver_time.ToDatetime(UTC) + self._interval - datetime.now(UTC)

@@ -20,7 +20,7 @@ from jobs.ids import ID_PATTERN, job_digest, trace_id, unshortened_workflow_id, 
 from jobs.memo import to_memo
 from jobs.search import attributes_of
 from jobs.times import execution_timeout
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
@@ -247,11 +247,11 @@ class Jobs:
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
         return violations
 
-    def _options(self, job: llm_pb2.JobRequest) -> llm_pb2.JobOptions:
+    def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
         settings, span = self._settings, options.duration
         model = self._models.get(job.model)
 
-        return llm_pb2.JobOptions(
+        return internal_pb2.JobOptions(
             gpu_task_queue=model.queue if model else names.GPU_QUEUE,
             notify_task_queue=settings.notify_queue,
             timeouts=llm_pb2.JobTimeouts(
@@ -260,12 +260,12 @@ class Jobs:
                 run=span(settings.run_timeout),
             ),
             heartbeat_timeout=span(settings.heartbeat_timeout),
-            gpu_retry=llm_pb2.RetryOptions(
+            gpu_retry=internal_pb2.RetryOptions(
                 initial_interval=span(settings.retry_interval),
                 backoff_coefficient=settings.retry_backoff,
                 maximum_attempts=settings.retry_attempts,
             ),
-            notify_retry=llm_pb2.RetryOptions(
+            notify_retry=internal_pb2.RetryOptions(
                 initial_interval=span(settings.notify_interval),
                 backoff_coefficient=settings.notify_backoff,
                 maximum_interval=span(settings.notify_max_interval),

@@ -6,7 +6,7 @@ from typing import Final
 
 from feed.feed import Feed
 from feed.output import read_made_output
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 _READER: Final = "gateway"
 """The writer of the mark up to which the output of an ended job is read, the same at each gateway."""
@@ -20,7 +20,7 @@ async def close_feed(feed: Feed, run_id: str, writer: str | None = None) -> llm_
     What an attempt writes later does not count.
     """
     writer = writer or uuid.uuid4().hex
-    ending = llm_pb2.FeedRecord(writer=writer, job_ending=llm_pb2.JobEnding())
+    ending = internal_pb2.FeedRecord(writer=writer, job_ending=internal_pb2.JobEnding())
     if not await feed.sync(run_id, ending):
         return None
     return (await read_made_output(feed, run_id, writer)).result()

@@ -22,7 +22,7 @@ from feed.feed import Feed, Fence
 from feed.transcript import Transcript
 from jobs import names
 from jobs.resume_token import ResumeToken
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cursor import Cursor
 from services.gateway.errors import ApiError
 from services.gateway.job_reader import Ending, JobReader
@@ -278,7 +278,7 @@ class Watch:
         if not reading.cancelled() and (error := reading.exception()) is not None:
             _log.error("the feed of %s broke, Temporal is asked instead", self._workflow_id, exc_info=error)
 
-    def _apply(self, record: llm_pb2.FeedRecord) -> None:
+    def _apply(self, record: internal_pb2.FeedRecord) -> None:
         event = record.WhichOneof("event")
         if event == "job_ending":
             self.expect_end()

@@ -8,7 +8,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from feed.feed import Feed
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
@@ -42,7 +42,7 @@ class LocalActivities:
     async def forget_feed(self) -> None:
         """Tell the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it."""
         if run_id := activity.info().workflow_run_id:
-            await self._feed.sync(run_id, llm_pb2.FeedRecord(job_ending=llm_pb2.JobEnding()))
+            await self._feed.sync(run_id, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
             await self._feed.remove(run_id)
 
 

@@ -32,7 +32,7 @@ from jobs.errors import (
     message_of,
 )
 from jobs.rules import require_valid
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
@@ -90,7 +90,7 @@ class RunLLMOnGPU:
         raise EngineDead("the engine hangs" if self._hung.is_set() else "the engine died")
 
     @activity.defn(name=names.ACTIVITY_RUN)
-    async def __call__(self, request: llm_pb2.RunRequest) -> llm_pb2.JobResult:
+    async def __call__(self, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
         """Run the model and return the job's result, a partial one when the user cancelled.
 
         Raises ApplicationError of jobs.errors, its detail the partial JobResult.

@@ -16,7 +16,7 @@ from feed.writer import FeedWriter
 from jobs.errors import ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from jobs.options import duration
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.engines.engine import Engine, Generation, Output
 from services.gpu_worker.report_throttle import Pace
@@ -34,7 +34,7 @@ class Attempt:
 
     def __init__(
         self,
-        request: llm_pb2.RunRequest,
+        request: internal_pb2.RunRequest,
         number: int,
         key: str,
         worker: str,
@@ -53,7 +53,7 @@ class Attempt:
         self._pace = pace
         self._created = request.create_time.ToDatetime(UTC)
         self._started = datetime.now(UTC)
-        started = llm_pb2.AttemptStarted(
+        started = internal_pb2.AttemptStarted(
             attempt=number, start_time=_timestamp(self._started), traceparent=current_traceparent()
         )
         self._writer = FeedWriter(feed, key, started)
@@ -167,8 +167,8 @@ class Attempt:
 
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
         """Say in the feed that the attempt is over."""
-        event = llm_pb2.AttemptEnded(finish_reason=reason)
-        await self._writer.write(llm_pb2.FeedRecord(attempt_ended=event))
+        event = internal_pb2.AttemptEnded(finish_reason=reason)
+        await self._writer.write(internal_pb2.FeedRecord(attempt_ended=event))
 
     def progress(self) -> llm_pb2.JobProgress:
         """Return how far the attempt is."""
@@ -222,7 +222,7 @@ class Attempt:
 
     async def _tell_progress(self) -> None:
         self._progress_at = time.monotonic()
-        await self._writer.write(llm_pb2.FeedRecord(progress=self.progress()))
+        await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
 
     @property
     def _fits(self) -> bool:

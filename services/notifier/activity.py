@@ -6,7 +6,7 @@ from typing import Final
 from temporalio import activity
 
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2
 from services.notifier.dispatcher import Courier
 
 _SHARE: Final = 0.9
@@ -20,7 +20,7 @@ class NotifyUI:
         self._courier = courier
 
     @activity.defn(name=names.ACTIVITY_NOTIFY)
-    async def __call__(self, request: llm_pb2.NotifyRequest) -> llm_pb2.NotifyResponse:
+    async def __call__(self, request: internal_pb2.NotifyRequest) -> internal_pb2.NotifyResponse:
         """Deliver; an attempt that fails is a response, too: when to try again is the workflow's to decide."""
         limit = activity.info().start_to_close_timeout or timedelta.max
         return await self._courier.deliver(request, limit * _SHARE)

@@ -12,7 +12,7 @@ from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from jobs.errors import DeliveryFailed, DeliveryRefused, to_status
 from jobs.options import duration
 from jobs.targets import describe, origin
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.keyed_limiter import KeyedLimiter
 from services.notifier.event import to_event
 from services.notifier.metrics import NotifierMetrics
@@ -41,7 +41,7 @@ class Courier:
             waiting=settings.max_waiting_per_destination,
         )
 
-    async def deliver(self, request: llm_pb2.NotifyRequest, within: timedelta) -> llm_pb2.NotifyResponse:
+    async def deliver(self, request: internal_pb2.NotifyRequest, within: timedelta) -> internal_pb2.NotifyResponse:
         """Return how it went; SKIPPED when neither the job nor the operator names a target."""
         target = request.target
         kind = target.WhichOneof("target") or "webhook"
@@ -51,7 +51,7 @@ class Courier:
             sink = OPERATORS
             url = self._default_url(request.user_id)
             if url is None:
-                return llm_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_SKIPPED)
+                return internal_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_SKIPPED)
             target = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=url))
             # A hash would let the job's user try what the path of the operator's endpoint is.
             shown = origin(url)
@@ -73,13 +73,13 @@ class Courier:
             _log.warning("not delivered: %s", answer.error, extra={"error": answer.error.reason, **about})
         else:
             _log.info("delivered", extra=about)
-        response = llm_pb2.NotifyResponse(target=shown, state=state, attempt=attempt)
+        response = internal_pb2.NotifyResponse(target=shown, state=state, attempt=attempt)
         if answer.retry_after:
             response.retry_after.CopyFrom(duration(answer.retry_after))
         return response
 
     async def _try(
-        self, request: llm_pb2.NotifyRequest, name: str, target: llm_pb2.NotifyTarget, within: timedelta
+        self, request: internal_pb2.NotifyRequest, name: str, target: llm_pb2.NotifyTarget, within: timedelta
     ) -> Answer:
         try:
             if name not in self._sinks:

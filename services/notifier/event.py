@@ -6,19 +6,19 @@ from urllib.parse import quote
 from google.protobuf import json_format
 
 from jobs.events import event_type
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 CloudEvent = dict[str, Any]
 
 
-def to_event(request: llm_pb2.NotifyRequest, source: str, job_url: str = "") -> CloudEvent:
+def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = "") -> CloudEvent:
     """Return the event: type `llm.v1.job.<what>`, subject the workflow id, data the job in proto3 JSON.
 
     Its id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats. `job_url` is the
     link to the job, with {workflow_id} in it, which is percent-encoded; none when empty.
     """
     status = request.status
-    about = llm_pb2.NotifyRequest()
+    about = internal_pb2.NotifyRequest()
     about.CopyFrom(request)
     for field in ("notification_id", "target", "event"):
         about.ClearField(field)

@@ -23,7 +23,7 @@ from jobs.events import event_type
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.pending import add_run, pending_run
 from jobs.targets import describe
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from runtime.keyed_limiter import KeyedLimiter
 from runtime.temporal import RPC_TIMEOUT
 from services.notifier.dispatcher import Courier
@@ -48,7 +48,7 @@ class NotifyProgress:
         )
 
     @activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
-    async def __call__(self, request: llm_pb2.NotifyProgressRequest) -> llm_pb2.NotifyProgressResponse:
+    async def __call__(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
         """Tell until cancelled, or until there is nothing more to tell; return how the deliveries went.
 
         Raises ApplicationError, to be called again later, when the user has too many jobs here already.
@@ -61,8 +61,8 @@ class NotifyProgress:
                 raise ApplicationError(str(error), type=error.reason, category=benign) from error
             return await self._tell_all(request)
 
-    async def _tell_all(self, request: llm_pb2.NotifyProgressRequest) -> llm_pb2.NotifyProgressResponse:
-        log = _Log(next(iter(activity.info().heartbeat_details), llm_pb2.NotifyProgressResponse()))
+    async def _tell_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
+        log = _Log(next(iter(activity.info().heartbeat_details), internal_pb2.NotifyProgressResponse()))
         running = _Running(self._client, request)
         try:
             async with _beating(log), asyncio.TaskGroup() as tasks:
@@ -79,7 +79,9 @@ class NotifyProgress:
                 raise
         return log.ended()
 
-    async def _tell(self, request: llm_pb2.NotifyProgressRequest, index: int, running: "_Running", log: "_Log") -> None:
+    async def _tell(
+        self, request: internal_pb2.NotifyProgressRequest, index: int, running: "_Running", log: "_Log"
+    ) -> None:
         """Tell one target: a receiver that hangs delays no other."""
         options = request.options
         interval = options.progress_interval.ToTimedelta() or DEFAULT_PROGRESS_INTERVAL
@@ -104,12 +106,12 @@ class NotifyProgress:
 
     def _event(
         self,
-        request: llm_pb2.NotifyProgressRequest,
+        request: internal_pb2.NotifyProgressRequest,
         index: int,
         kind: "llm_pb2.NotifyEvent.ValueType",
         status: llm_pb2.JobStatus,
-    ) -> llm_pb2.NotifyRequest:
-        event = llm_pb2.NotifyRequest()
+    ) -> internal_pb2.NotifyRequest:
+        event = internal_pb2.NotifyRequest()
         event.CopyFrom(request.event)
         event.event = kind
         event.status.MergeFrom(status)
@@ -126,7 +128,7 @@ class NotifyProgress:
 class _Running:
     """The job's running attempt, as Temporal knows it."""
 
-    def __init__(self, client: Client, request: llm_pb2.NotifyProgressRequest) -> None:
+    def __init__(self, client: Client, request: internal_pb2.NotifyProgressRequest) -> None:
         job = request.event.status
         self._handle = client.get_workflow_handle(job.workflow_id, run_id=job.run_id)
         self._converter = client.data_converter
@@ -172,27 +174,27 @@ class _Running:
 class _Log:
     """How the deliveries went: of each event and target the last, kept in heartbeats for the next attempt."""
 
-    def __init__(self, so_far: llm_pb2.NotifyProgressResponse) -> None:
+    def __init__(self, so_far: internal_pb2.NotifyProgressResponse) -> None:
         self._by_target = {(item.type, _place(item.id)): item for item in so_far.deliveries}
 
     @property
-    def response(self) -> llm_pb2.NotifyProgressResponse:
+    def response(self) -> internal_pb2.NotifyProgressResponse:
         """All of it."""
-        return llm_pb2.NotifyProgressResponse(deliveries=self._by_target.values())
+        return internal_pb2.NotifyProgressResponse(deliveries=self._by_target.values())
 
-    def open(self, event: llm_pb2.NotifyRequest) -> bool:
+    def open(self, event: internal_pb2.NotifyRequest) -> bool:
         """Return whether the event is still to be delivered."""
         known = self._by_target.get(_key(event))
         return known is None or known.state == llm_pb2.NOTIFY_STATE_PENDING
 
-    def rest(self, event: llm_pb2.NotifyRequest, interval: timedelta) -> float:
+    def rest(self, event: internal_pb2.NotifyRequest, interval: timedelta) -> float:
         """Return how many seconds are left of the interval since an event like this was last tried."""
         known = self._by_target.get(_key(event))
         if known is None or not known.attempts:
             return 0
         return (known.attempts[-1].time.ToDatetime(UTC) + interval - datetime.now(UTC)).total_seconds()
 
-    def note(self, event: llm_pb2.NotifyRequest, response: llm_pb2.NotifyResponse) -> None:
+    def note(self, event: internal_pb2.NotifyRequest, response: internal_pb2.NotifyResponse) -> None:
         """Add an attempt."""
         key = _key(event)
         known = self._by_target.setdefault(key, llm_pb2.Delivery(type=key[0], target=describe(event.target)))
@@ -203,7 +205,7 @@ class _Log:
             known.attempts.append(response.attempt)
             del known.attempts[:-_KEPT_ATTEMPTS]
 
-    def ended(self) -> llm_pb2.NotifyProgressResponse:
+    def ended(self) -> internal_pb2.NotifyProgressResponse:
         """Return all of it, with nothing pending any more."""
         response = self.response
         for item in response.deliveries:
@@ -214,7 +216,7 @@ class _Log:
         return response
 
 
-def _key(event: llm_pb2.NotifyRequest) -> tuple[str, str]:
+def _key(event: internal_pb2.NotifyRequest) -> tuple[str, str]:
     return event_type(event), _place(event.notification_id)
 
 

@@ -19,7 +19,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from feed.feed import FeedSettings
 from feed.nats import NatsFeed
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.jobs import Seen, new_job, run_job, watch
 from tests.support.stacks import FAST, stack_settings
@@ -200,16 +200,16 @@ async def when_another_makes_output(stub: LlmServiceStub, id_: str, worker: str)
     raise AssertionError("the job ended too soon")
 
 
-async def whole_log(stack: Stack, key: str) -> list[llm_pb2.FeedRecord]:
+async def whole_log(stack: Stack, key: str) -> list[internal_pb2.FeedRecord]:
     """Return the job's log up to the end of its second attempt; forge records of others into it on the way."""
     feed = NatsFeed(FeedSettings(url=SecretStr(f"nats://{stack.address('nats')}")))
     feed.start()
-    records: list[llm_pb2.FeedRecord] = []
-    wrong = llm_pb2.TokensMade(text="WRONG")
+    records: list[internal_pb2.FeedRecord] = []
+    wrong = internal_pb2.TokensMade(text="WRONG")
     starts: list[str] = []
     second = asyncio.Event()
 
-    def take(record: llm_pb2.FeedRecord) -> bool:
+    def take(record: internal_pb2.FeedRecord) -> bool:
         records.append(record)
         event = record.WhichOneof("event")
         # One that finds the broker restarted says a second time that it has started.
@@ -222,10 +222,10 @@ async def whole_log(stack: Stack, key: str) -> list[llm_pb2.FeedRecord]:
     async with asyncio.timeout(60):
         reading = asyncio.create_task(feed.read(key, take))
         await second.wait()
-        takeover = llm_pb2.AttemptStarted(attempt=1)
-        await feed.append(key, llm_pb2.FeedRecord(writer=starts[0], tokens_made=wrong))
-        await feed.append(key, llm_pb2.FeedRecord(writer="forged", attempt_started=takeover))
-        await feed.append(key, llm_pb2.FeedRecord(writer="forged", tokens_made=wrong))
+        takeover = internal_pb2.AttemptStarted(attempt=1)
+        await feed.append(key, internal_pb2.FeedRecord(writer=starts[0], tokens_made=wrong))
+        await feed.append(key, internal_pb2.FeedRecord(writer="forged", attempt_started=takeover))
+        await feed.append(key, internal_pb2.FeedRecord(writer="forged", tokens_made=wrong))
         await reading
     await feed.close()
     return records

@@ -17,7 +17,7 @@ from temporalio.worker import Worker
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.attacks import (
@@ -43,7 +43,7 @@ MB = 1_000_000
 
 
 @activity.defn(name=names.ACTIVITY_RUN)
-async def large_answer(request: llm_pb2.RunRequest) -> llm_pb2.JobResult:
+async def large_answer(request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
     """Answer at once with as many bytes as the prompt says, and as many logprobs as max_tokens."""
     logprob = llm_pb2.TokenLogprobs(chosen=llm_pb2.TokenLogprob(token="x", logprob=-1.0))
     return llm_pb2.JobResult(

@@ -18,19 +18,19 @@ from deploy.local.stack import Stack
 from feed.feed import Feed, FeedSettings
 from feed.memory import MemoryFeed
 from feed.nats import NatsFeed
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2
 from tests.support.stacks import stack_settings
 
 
-def record(number: int) -> llm_pb2.FeedRecord:
-    return llm_pb2.FeedRecord(writer="w", tokens_made=llm_pb2.TokensMade(offset=number, text=str(number)))
+def record(number: int) -> internal_pb2.FeedRecord:
+    return internal_pb2.FeedRecord(writer="w", tokens_made=internal_pb2.TokensMade(offset=number, text=str(number)))
 
 
 async def read(feed: Feed, key: str, count: int) -> list[int]:
     """Return the numbers of the first so many records."""
     numbers: list[int] = []
 
-    def take(item: llm_pb2.FeedRecord) -> bool:
+    def take(item: internal_pb2.FeedRecord) -> bool:
         numbers.append(item.tokens_made.offset)
         return len(numbers) == count
 
@@ -47,7 +47,7 @@ class Follower:
         self._grown = asyncio.Event()
         self._task = asyncio.create_task(feed.read(key, self._take))
 
-    def _take(self, item: llm_pb2.FeedRecord) -> None:
+    def _take(self, item: internal_pb2.FeedRecord) -> None:
         self.numbers.append(item.tokens_made.offset)
         self._grown.set()
 
@@ -125,7 +125,7 @@ async def test_a_reader_learns_when_it_has_caught_up(feed: Feed, request: pytest
         numbers: list[int] = []
         had: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-        def take(item: llm_pb2.FeedRecord, numbers: list[int] = numbers) -> None:
+        def take(item: internal_pb2.FeedRecord, numbers: list[int] = numbers) -> None:
             numbers.append(item.tokens_made.offset)
 
         def caught_up(numbers: list[int] = numbers, had: "asyncio.Future[int]" = had) -> None:
@@ -174,7 +174,7 @@ async def test_what_a_reader_raises_ends_its_reading(
     """And nobody else's; even an error of a kind that a broker causes, after which a reading goes on."""
     key = request.node.name
 
-    def take(item: llm_pb2.FeedRecord) -> None:
+    def take(item: internal_pb2.FeedRecord) -> None:
         raise kind(item.tokens_made.text)
 
     for number in range(2):
@@ -309,7 +309,7 @@ async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: 
     """Append returns at once and keeps at most a few MiB in memory; what is over is lost, and the writer can tell."""
     follower = Follower(own_feed, "job")
     own_broker.processes["nats"].signal(signal.SIGSTOP)
-    big = llm_pb2.FeedRecord(writer="w", tokens_made=llm_pb2.TokensMade(text="x" * 100_000))
+    big = internal_pb2.FeedRecord(writer="w", tokens_made=internal_pb2.TokensMade(text="x" * 100_000))
     since = time.monotonic()
     for number in range(200):
         big.tokens_made.offset = number

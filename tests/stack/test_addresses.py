@@ -18,7 +18,7 @@ from jobs import names
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from jobs.options import DEFAULTS
 from jobs.rules import check_job
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks.egress_policy import unguarded, why_not_public
@@ -226,7 +226,7 @@ async def test_what_is_no_url_is_refused_by_the_gateway_and_the_notifier(strict:
             "job.notify[0].webhook.url"
         }
     job = new_job(params={"max_tokens": 1}, notify=[target for url in urls for target in webhook(url)])
-    options = llm_pb2.JobOptions()
+    options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS)
     options.notify_task_queue = QUEUE
     handle = await temporal.start_workflow(

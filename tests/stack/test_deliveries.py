@@ -22,7 +22,7 @@ from jobs import names
 from jobs.ids import delivery_workflow_id
 from jobs.options import DEFAULTS
 from jobs.targets import describe
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.deliveries import QUICK, deliveries, exists, settled, until
 from tests.support.jobs import details_of, new_job, run_job, unpack, until_output, watch, webhook
@@ -311,7 +311,7 @@ async def test_a_workflow_in_the_place_of_a_jobs_deliveries_is_not_believed(
     )
     await in_place.result()
     assert await listed_and_redelivered(stub, "no-job-1") == NO_JOB
-    state = llm_pb2.DeliveryState(options=DEFAULTS)
+    state = internal_pb2.DeliveryState(options=DEFAULTS)
     state.event.status.workflow_id = seen.final.status.workflow_id
     state.event.status.run_id = "another"
     for id_ in ("no-job-2", seen.final.status.workflow_id):
@@ -462,13 +462,15 @@ async def test_a_receiver_that_hangs_does_not_slow_the_job(stub: LlmServiceStub,
 
 async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
     """Each attempt carries the event, and large events would outgrow what Temporal keeps of one run: 50 MiB."""
-    options = llm_pb2.JobOptions()
+    options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS)
     options.notify_retry.initial_interval.FromMilliseconds(10)
     options.notify_retry.backoff_coefficient = 1
-    event = llm_pb2.NotifyRequest(event=llm_pb2.NOTIFY_EVENT_FINISHED, result=llm_pb2.JobResult(output="x" * 250_000))
+    event = internal_pb2.NotifyRequest(
+        event=llm_pb2.NOTIFY_EVENT_FINISHED, result=llm_pb2.JobResult(output="x" * 250_000)
+    )
     event.status.workflow_id = "long"
-    state = llm_pb2.DeliveryState(event=event, options=options)
+    state = internal_pb2.DeliveryState(event=event, options=options)
     for place in range(4):
         (target,) = webhook(sink.on(f"/long/{place}", *[status(503)] * 7, status(200)))
         state.targets.append(target)

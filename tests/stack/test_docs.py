@@ -17,7 +17,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from deploy.local.stack import Stack
 from jobs.errors import RULES
 from jobs.field_rules import Violation
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gateway import errors
 from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
@@ -53,7 +53,7 @@ def test_the_json_is_what_it_says(block: Block) -> None:
     value = json.loads(block.text)
     if block.of == "CloudEvent":
         links = value["data"].pop("links")
-        request = json_format.ParseDict(value["data"], llm_pb2.NotifyRequest(notification_id=value["id"]))
+        request = json_format.ParseDict(value["data"], internal_pb2.NotifyRequest(notification_id=value["id"]))
         value["data"]["links"] = links
         job_url = links["job"].replace(value["subject"], "{workflow_id}")
         assert to_event(request, value["source"], job_url) == value

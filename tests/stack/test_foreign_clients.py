@@ -17,7 +17,7 @@ from deploy.local.stack import Stack
 from jobs import names, options
 from jobs.ids import job_digest, workflow_id
 from jobs.memo import from_memo, to_memo
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.jobs import new_job, run_job, unpack, until_output, watch
@@ -69,7 +69,7 @@ async def test_a_job_of_an_older_gateway_goes_on(stub: LlmServiceStub, temporal:
     Also by a job that writes out what the first one left out.
     """
     job = new_job(params={"max_tokens": 2})
-    chosen = llm_pb2.JobOptions()
+    chosen = internal_pb2.JobOptions()
     chosen.CopyFrom(options.DEFAULTS)
     chosen.gpu_task_queue = "nobody"
     id_ = workflow_id(job.user_id, job.request_id)
@@ -98,20 +98,20 @@ async def test_what_this_build_writes_an_older_one_reads() -> None:
     """It asks its converter for the message: JSON is as good as bytes, as long as it knows every field that is set."""
     (payload,) = await data_converter.encode([to_memo(options.DEFAULTS)])
     assert payload.metadata["encoding"] == b"json/plain"
-    assert await data_converter.decode([payload], [llm_pb2.JobOptions]) == [options.DEFAULTS]
+    assert await data_converter.decode([payload], [internal_pb2.JobOptions]) == [options.DEFAULTS]
 
 
 def test_a_field_of_a_newer_build_is_skipped() -> None:
     newer = {**to_memo(options.DEFAULTS), "aFieldFromTheFuture": {"a": 1}}
-    assert from_memo(newer, llm_pb2.JobOptions) == options.DEFAULTS
+    assert from_memo(newer, internal_pb2.JobOptions) == options.DEFAULTS
 
 
 def test_a_message_of_an_older_build_is_taken_as_it_is() -> None:
-    assert from_memo(options.DEFAULTS, llm_pb2.JobOptions) is options.DEFAULTS
-    assert from_memo(None, llm_pb2.JobOptions) is None
+    assert from_memo(options.DEFAULTS, internal_pb2.JobOptions) is options.DEFAULTS
+    assert from_memo(None, internal_pb2.JobOptions) is None
 
 
 @pytest.mark.parametrize("value", [llm_pb2.JobStatus(), "nonsense", {"timeouts": 1}])
 def test_what_is_no_such_message_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"is no llm\.v1\.JobOptions"):
-        from_memo(value, llm_pb2.JobOptions)
+        from_memo(value, internal_pb2.JobOptions)

@@ -23,7 +23,7 @@ from jobs.ids import (
 )
 from jobs.limits import MAX_TEMPORAL_ID
 from jobs.options import DEFAULTS
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.deliveries import QUICK, exists, settled, until
@@ -71,7 +71,7 @@ async def test_a_repeat_finds_a_job_that_an_earlier_version_started(stub: LlmSer
     job.user_id = job.user_id[:118]
     id_ = unshortened_workflow_id(job.user_id, job.request_id)
     assert MAX_JOB_ID < len(id_) < MAX_TEMPORAL_ID
-    memo = {names.MEMO_DIGEST: job_digest(job), names.MEMO_OPTIONS: llm_pb2.JobOptions(gpu_task_queue="nobody")}
+    memo = {names.MEMO_DIGEST: job_digest(job), names.MEMO_OPTIONS: internal_pb2.JobOptions(gpu_task_queue="nobody")}
     handle = await temporal.start_workflow(names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
     found = await stub.Submit(llm_pb2.SubmitRequest(job=job))
     assert (found.workflow_id, found.run_id) == (id_, handle.first_execution_run_id)
@@ -99,7 +99,7 @@ async def test_the_deliveries_of_a_job_with_the_longest_id_chosen_by_hand_go_on(
     stub: LlmServiceStub, temporal: Client
 ) -> None:
     """There is no room for a prefix before such an id."""
-    options = llm_pb2.JobOptions()
+    options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS)
     options.notify_hold.FromSeconds(1)
     async with receiving() as sink:
@@ -149,7 +149,7 @@ async def test_the_deliveries_of_a_job_that_an_earlier_version_started_go_on(tmp
         url = sink.on("/earlier", status(429, retry_after="3600"), status(200))
         job = new_job(user_id=USER, request_id="r" * 128, params=QUICK, notify=webhook(url))
         id_ = unshortened_workflow_id(job.user_id, job.request_id)
-        options = llm_pb2.JobOptions()
+        options = internal_pb2.JobOptions()
         options.CopyFrom(DEFAULTS)
         options.notify_hold.FromSeconds(1)
         memo = {names.MEMO_DIGEST: job_digest(job), names.MEMO_OPTIONS: options}
@@ -175,7 +175,7 @@ async def test_the_deliveries_of_a_job_that_an_earlier_version_started_go_on(tmp
 async def _as_an_earlier_version_left_it(temporal: Client, job_id: str) -> str:
     """Move the deliveries of a job to the workflow id that earlier versions gave them; return that id."""
     current = temporal.get_workflow_handle(delivery_workflow_id(job_id))
-    state = await current.query(names.QUERY_GET_DELIVERIES, result_type=llm_pb2.DeliveryState)
+    state = await current.query(names.QUERY_GET_DELIVERIES, result_type=internal_pb2.DeliveryState)
     await current.terminate()
     await temporal.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(

@@ -13,7 +13,7 @@ from temporalio.client import Client
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.jobs import new_job, run_job, until_output, webhook
@@ -110,7 +110,7 @@ async def heartbeat(temporal: Client, workflow_id: str) -> list[llm_pb2.Delivery
     for activity in described.raw_description.pending_activities:
         if activity.activity_type.name == names.ACTIVITY_NOTIFY_PROGRESS and activity.heartbeat_details.payloads:
             (details,) = await data_converter.decode(
-                activity.heartbeat_details.payloads, [llm_pb2.NotifyProgressResponse]
+                activity.heartbeat_details.payloads, [internal_pb2.NotifyProgressResponse]
             )
             return list(details.deliveries)
     return []

@@ -16,7 +16,7 @@ from opentelemetry.metrics import NoOpMeter
 
 from feed.memory import MemoryFeed
 from jobs.resume_token import ResumeToken
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
@@ -116,7 +116,7 @@ class Job:
 
     async def _begin(self, *, starts_over: bool) -> Attempt:
         self.number += 1
-        request = llm_pb2.RunRequest(job=new_job())
+        request = internal_pb2.RunRequest(job=new_job())
         self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), Pace())
         if self.heartbeat is not None:
             self.attempt.continue_from(*self.heartbeat)

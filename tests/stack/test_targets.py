@@ -11,7 +11,7 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from jobs.ids import delivery_workflow_id
 from jobs.targets import describe, origin
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.event import to_event
 from tests.support.deliveries import settled, until
@@ -82,6 +82,6 @@ async def test_the_path_of_a_webhook_is_not_shown(stack: Stack, stub: LlmService
 
 def test_the_link_to_a_job_can_hold_any_id() -> None:
     """Percent-encoded, for it may be in a path or in a query."""
-    request = llm_pb2.NotifyRequest(status=llm_pb2.JobStatus(workflow_id="p/a+b,c"))
+    request = internal_pb2.NotifyRequest(status=llm_pb2.JobStatus(workflow_id="p/a+b,c"))
     event = to_event(request, "source", "https://llm.example.com/jobs?id={workflow_id}")
     assert event["data"]["links"] == {"job": "https://llm.example.com/jobs?id=p%2Fa%2Bb%2Cc"}

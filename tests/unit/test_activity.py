@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from feed.memory import MemoryFeed
 from jobs.rules import check_job
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import Engine, EngineConfig, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -43,7 +43,7 @@ class Worker:
     async def run(self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0) -> llm_pb2.JobResult:
         environment = ActivityEnvironment()
         environment.info = dataclasses.replace(environment.info, attempt=attempt)
-        request = llm_pb2.RunRequest(job=job, handovers=handovers)
+        request = internal_pb2.RunRequest(job=job, handovers=handovers)
         request.create_time.GetCurrentTime()
         return await environment.run(self._activity.__call__, request)
 
@@ -60,12 +60,12 @@ class Worker:
         return sum(points)
 
 
-async def log_of(feed: MemoryFeed) -> list[llm_pb2.FeedRecord]:
+async def log_of(feed: MemoryFeed) -> list[internal_pb2.FeedRecord]:
     """Return what is in the feed."""
-    await feed.append(KEY, llm_pb2.FeedRecord(writer="end"))
-    records: list[llm_pb2.FeedRecord] = []
+    await feed.append(KEY, internal_pb2.FeedRecord(writer="end"))
+    records: list[internal_pb2.FeedRecord] = []
 
-    def take(record: llm_pb2.FeedRecord) -> bool:
+    def take(record: internal_pb2.FeedRecord) -> bool:
         records.append(record)
         return record.writer == "end"
 
@@ -74,7 +74,7 @@ async def log_of(feed: MemoryFeed) -> list[llm_pb2.FeedRecord]:
     return records[:-1]
 
 
-async def broken_off(engine: Engine, job: llm_pb2.JobRequest, after: int) -> list[llm_pb2.FeedRecord]:
+async def broken_off(engine: Engine, job: llm_pb2.JobRequest, after: int) -> list[internal_pb2.FeedRecord]:
     """Return what the feed holds of an attempt that was killed after so many pieces of output."""
     feed = MemoryFeed()
     await Worker(engine, feed).run(job)
@@ -87,7 +87,7 @@ async def broken_off(engine: Engine, job: llm_pb2.JobRequest, after: int) -> lis
     return kept
 
 
-async def refill(records: list[llm_pb2.FeedRecord]) -> MemoryFeed:
+async def refill(records: list[internal_pb2.FeedRecord]) -> MemoryFeed:
     feed = MemoryFeed()
     for record in records:
         await feed.append(KEY, record)
@@ -116,7 +116,7 @@ async def test_an_attempt_continues(engine: Engine, *, handed_over: bool) -> Non
         assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (1, 0)
 
 
-async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[llm_pb2.FeedRecord]) -> None:
+async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[internal_pb2.FeedRecord]) -> None:
     """Check that a second attempt makes the whole output itself, and counts that."""
     feed = await refill(records)
     worker = Worker(engine, feed)
@@ -133,7 +133,7 @@ async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
 
 
 async def test_an_attempt_after_one_that_made_nothing_takes_nothing_back(engine: Engine) -> None:
-    feed = await refill([llm_pb2.FeedRecord(writer="1", attempt_started=llm_pb2.AttemptStarted(attempt=1))])
+    feed = await refill([internal_pb2.FeedRecord(writer="1", attempt_started=internal_pb2.AttemptStarted(attempt=1))])
     worker = Worker(engine, feed)
     assert (await worker.run(JOB, attempt=2)).metadata.output_tokens == 60
     assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 0)
@@ -188,9 +188,9 @@ async def test_logprobs_mean_starting_over(engine: Engine) -> None:
 async def test_a_zombies_records_are_void(engine: Engine) -> None:
     """What an attempt writes after another took over is not continued from."""
     left = await broken_off(engine, JOB, 20)
-    zombie = llm_pb2.FeedRecord()
+    zombie = internal_pb2.FeedRecord()
     zombie.CopyFrom(left[-1])
-    takes_over = llm_pb2.FeedRecord(writer="second", attempt_started=llm_pb2.AttemptStarted(attempt=2))
+    takes_over = internal_pb2.FeedRecord(writer="second", attempt_started=internal_pb2.AttemptStarted(attempt=2))
     zombie.tokens_made.offset += len(zombie.tokens_made.text.encode())
     zombie.tokens_made.token_offset += len(zombie.tokens_made.token_ids)
     result = await Worker(engine, await refill([*left, takes_over, zombie])).run(JOB, attempt=3)

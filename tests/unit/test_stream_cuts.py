@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from feed.output import MadeOutput
 from feed.transcript import Transcript
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cursor import Cursor
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.engines.output_text import OutputWriter
@@ -59,13 +59,13 @@ class Log:
         self.transcript = Transcript()
 
     def publish(self, output: Output) -> None:
-        record = llm_pb2.TokensMade(
+        record = internal_pb2.TokensMade(
             offset=len(self.made.text),
             text=output.text,
             token_offset=len(self.made.token_ids),
             token_ids=output.token_ids,
         )
-        self.made.add(llm_pb2.FeedRecord(tokens_made=record))
+        self.made.add(internal_pb2.FeedRecord(tokens_made=record))
         assert self.made.whole
         self.transcript.put(record.offset, record.text)
 
