@@ -104,7 +104,12 @@ class RunLLMOnGPU:
         if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
             attempt.continue_from(carried[1], carried[0])
         elif request.HasField("queue_time"):
-            attempt.continue_from(llm_pb2.ResultMetadata(queue_time=request.queue_time))
+            earlier = llm_pb2.ResultMetadata(
+                queue_time=request.queue_time,
+                rewinds=request.rewinds,
+                lowest_rewind_offset=request.lowest_rewind_offset,
+            )
+            attempt.continue_from(earlier, llm_pb2.JobProgress(output_bytes=request.output_bytes))
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
             async with self._beating(attempt):
