@@ -51,7 +51,12 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
         _limits(settings),
         [
             Calls(trace.get_tracer(__package__), meter),
-            Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes),
+            Boundary(
+                {"Submit": jobs.check_bounds, "List": page_tokens.check},
+                {"Submit": service.submit_refused},
+                answers,
+                settings.max_job_bytes,
+            ),
         ],
         refusal,
     )
