@@ -148,12 +148,21 @@ class RunRequest(_message.Message):
     HANDOVERS_FIELD_NUMBER: _builtins.int
     EARLIER_ATTEMPTS_FIELD_NUMBER: _builtins.int
     QUEUE_TIME_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
+    LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens if the job sets none. 0: the worker's own default."""
     handovers: _builtins.int
     """How often the job was handed over by a worker that had to stop. Above 0 its output is continued from the feed."""
     earlier_attempts: _builtins.int
     """Attempts before this activity's first one."""
+    output_bytes: _builtins.int
+    """How much output the attempt before the last hand-over has published, in bytes of UTF-8: less in the feed means a rewind."""
+    rewinds: _builtins.int
+    """As in ResultMetadata, as of the last hand-over."""
+    lowest_rewind_offset: _builtins.int
+    """As in ResultMetadata, as of the last hand-over."""
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -175,10 +184,13 @@ class RunRequest(_message.Message):
         handovers: _builtins.int = ...,
         earlier_attempts: _builtins.int = ...,
         queue_time: _duration_pb2.Duration | None = ...,
+        output_bytes: _builtins.int = ...,
+        rewinds: _builtins.int = ...,
+        lowest_rewind_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "handovers", b"handovers", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

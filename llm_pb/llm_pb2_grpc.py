@@ -87,7 +87,8 @@ class LlmServiceServicer:
         Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
         never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
         priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-        timeouts and notify_options count as unset. Any other difference makes another job.
+        timeouts and notify_options count as unset. Any other difference makes another job. The first job is also found if it
+        breaks a rule or a bound of the operator's that did not hold when it was accepted.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
         the job's trace_id, also for clients that do not read the response.

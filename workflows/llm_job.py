@@ -165,8 +165,12 @@ class LLMJobWorkflow:
             request.handovers += 1
             self._note_attempt()
             if self._result is not None:
-                request.earlier_attempts = max(0, self._result.metadata.attempts - 1)
-                request.queue_time.CopyFrom(self._result.metadata.queue_time)
+                earlier = self._result.metadata
+                request.earlier_attempts = max(0, earlier.attempts - 1)
+                request.queue_time.CopyFrom(earlier.queue_time)
+                request.output_bytes = len(self._result.output.encode())
+                request.rewinds = earlier.rewinds
+                request.lowest_rewind_offset = earlier.lowest_rewind_offset
         return final_state(self._error)
 
     async def _run_activity(self, request: internal_pb2.RunRequest) -> None:

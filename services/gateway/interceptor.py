@@ -48,6 +48,9 @@ larger; those of the others are small."""
 Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
 """Finds what only this gateway's operator can tell to be wrong with a request. Any request that parses may come."""
 
+Refused = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | None]]
+"""Answers a request that breaks the rules although it was right once; None refuses it. Any request that parses may
+come."""
 
 _JOB_OVERHEAD: Final = 8
 """Bytes that a SubmitRequest adds to its job, and some."""
@@ -56,11 +59,14 @@ _JOB_OVERHEAD: Final = 8
 class Boundary(grpc.aio.ServerInterceptor):
     """Parses and checks requests, counts them and answers, turns errors into statuses.
 
-    `bounds` is by method name; not all have some.
+    `bounds` and `refused` are by method name; not all have some.
     """
 
-    def __init__(self, bounds: Mapping[str, Bounds], answers: Answers, max_job_bytes: int) -> None:
+    def __init__(
+        self, bounds: Mapping[str, Bounds], refused: Mapping[str, Refused], answers: Answers, max_job_bytes: int
+    ) -> None:
         self._bounds = bounds
+        self._refused = refused
         self._answers = answers
         self._max_job_bytes = max_job_bytes
 
@@ -76,16 +82,22 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[name].input_type)
 
-        async def admit(data: bytes) -> Message:
+        async def admit(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Message, Message | None]:
+            """Return the request, and its answer if it broke the rules and has one all the same."""
             self._check_size(name, len(data))
             request, violations = parse(data, kind)
             not_text = {violation.field for violation in violations}
             violations += [violation for violation in RULES[name](request) if violation.field not in not_text]
             if name in self._bounds:
                 violations += [item for item in await self._bounds[name](request) if item.field not in not_text]
-            if violations:
-                raise invalid(violations)
-            return request
+            if not violations:
+                return request, None
+            # A text that is not UTF-8 was never right.
+            if name in self._refused and not not_text:
+                answer = await self._refused[name](request, context)
+                if answer is not None:
+                    return request, answer
+            raise invalid(violations)
 
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
@@ -103,13 +115,20 @@ class Boundary(grpc.aio.ServerInterceptor):
             raise invalid([Violation("", f"the request {too_large(size, MAX_REQUEST_BYTES)}")])
 
 
-def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: Answers, large: int) -> Any:
+Admit = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[tuple[Message, Message | None]]]
+
+
+def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
+    async def respond(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        request, response = await admit(data, context)
+        return response if response is not None else await handle(request, context)
+
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
             answer = answers.open(context)
             with answer.request(len(data)):
                 await answer.reserve(max(large, len(data)))
-                response: Message = await handle(await admit(data), context)
+                response = await respond(data, context)
         except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
             del data
             await _abort(context, error)
@@ -122,13 +141,14 @@ def _unary(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: A
     return call
 
 
-def _stream(handle: Any, admit: Callable[[bytes], Awaitable[Message]], answers: Answers) -> Any:
+def _stream(handle: Any, admit: Admit, answers: Answers) -> Any:
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
         try:
             answer = answers.open(context, stream=True)
             with answer.request(len(data)):
-                handling = handle(await admit(data), context)
-                del data
+                request, _ = await admit(data, context)
+                handling = handle(request, context)
+                del data, request
             async with aclosing(handling) as responses:
                 async for response in responses:
                     yield response

@@ -50,8 +50,8 @@ _log = logging.getLogger(__name__)
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
 _FIRST_RUN_EVENTS: Final = 6
-"""Maximum events of a history that surely holds no hand-over: the first task's and two scheduled activities. Of a
-longer one the workflow has to say: Temporal does not tell a first RunLLMOnGPU from one after a hand-over."""
+"""A history without more events holds no hand-over: the first task's and two scheduled activities. Of a longer one the
+workflow is asked, because Temporal does not tell a first RunLLMOnGPU from one after a hand-over."""
 _EARLIER_TIMEOUT: Final = timedelta(seconds=2)
 """Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
 _LARGE_BYTES: Final = 256 * 1024

@@ -16,8 +16,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names, options
 from jobs.equality import same_job_digest
 from jobs.field_rules import Violation, too_large
-from jobs.ids import ID_PATTERN, job_digest, trace_id, unshortened_workflow_id, workflow_id
+from jobs.ids import job_digest, trace_id, unshortened_workflow_id, workflow_id
 from jobs.memo import to_memo
+from jobs.rules import check_job
 from jobs.search import attributes_of
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
@@ -128,7 +129,8 @@ class Jobs:
         accepted the job. Raises RPCError when Temporal is away.
         """
         job = request.job
-        if ID_PATTERN.fullmatch(job.user_id) is None or ID_PATTERN.fullmatch(job.request_id) is None:
+        if check_job(job, strict=False):
+            # No version has ever accepted it, and Temporal need not be asked.
             return None
         ids = (workflow_id(job.user_id, job.request_id), unshortened_workflow_id(job.user_id, job.request_id))
         for id_ in dict.fromkeys(ids):

@@ -53,7 +53,12 @@ async def serving_api(
         _limits(settings),
         [
             Calls(trace.get_tracer(__package__), meter),
-            Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes),
+            Boundary(
+                {"Submit": jobs.check_bounds, "List": page_tokens.check},
+                {"Submit": service.submit_refused},
+                answers,
+                settings.max_job_bytes,
+            ),
         ],
         refusal,
     )

@@ -47,10 +47,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def Submit(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse:
         """See llm.proto."""
-        response = await self._jobs.submit(request)
-        if response.status.trace_id:
-            context.set_trailing_metadata(((TRACE_ID_KEY, response.status.trace_id),))
-        return response
+        return _with_trace_id(await self._jobs.submit(request), context)
+
+    async def submit_refused(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse | None:
+        """Return the answer to a Submit that breaks the rules, where its job exists; None if it is to be refused."""
+        response = await self._jobs.find_accepted(request)
+        return response and _with_trace_id(response, context)
 
     async def GetStatus(self, request: llm_pb2.GetStatusRequest, context: _Context) -> llm_pb2.GetStatusResponse:
         """See llm.proto."""
@@ -88,3 +90,9 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def Redeliver(self, request: llm_pb2.RedeliverRequest, context: _Context) -> llm_pb2.RedeliverResponse:
         """See llm.proto."""
         return await self._deliveries.redeliver(request)
+
+
+def _with_trace_id(response: llm_pb2.SubmitResponse, context: _Context) -> llm_pb2.SubmitResponse:
+    if response.status.trace_id:
+        context.set_trailing_metadata(((TRACE_ID_KEY, response.status.trace_id),))
+    return response

@@ -22,15 +22,7 @@ from temporalio.exceptions import ApplicationError
 
 from feed.feed import Feed
 from jobs import names
-from jobs.errors import (
-    RULES,
-    EngineDead,
-    EngineFailed,
-    JobError,
-    UnknownModel,
-    WorkerShutdown,
-    message_of,
-)
+from jobs.errors import RULES, EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, message_of
 from jobs.rules import require_valid
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker import spans
@@ -104,7 +96,12 @@ class RunLLMOnGPU:
         if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
             attempt.continue_from(carried[1], carried[0])
         elif request.HasField("queue_time"):
-            attempt.continue_from(llm_pb2.ResultMetadata(queue_time=request.queue_time))
+            earlier = llm_pb2.ResultMetadata(
+                queue_time=request.queue_time,
+                rewinds=request.rewinds,
+                lowest_rewind_offset=request.lowest_rewind_offset,
+            )
+            attempt.continue_from(earlier, llm_pb2.JobProgress(output_bytes=request.output_bytes))
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
             async with self._beating(attempt):

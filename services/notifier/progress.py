@@ -152,7 +152,8 @@ class _Running:
 
     async def further(self, told: int) -> int:
         """Return once there is another report than that of this time, in nanoseconds since 1970; return its time."""
-        while (when := self.status.progress.updated_at.ToNanoseconds()) == told:
+        # A worker that has taken over after a hand-over has not reported at first.
+        while (when := self.status.progress.updated_at.ToNanoseconds()) in (0, told):
             await self._change()
         return when
 

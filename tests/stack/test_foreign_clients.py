@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import grpc
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.converter import (
@@ -15,7 +16,7 @@ from temporalio.converter import (
 
 from deploy.local.stack import Stack
 from jobs import names, options
-from jobs.ids import job_digest, workflow_id
+from jobs.ids import job_digest, unshortened_workflow_id, workflow_id
 from jobs.memo import from_memo, to_memo
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -79,6 +80,47 @@ async def test_a_job_of_an_older_gateway_goes_on(stub: LlmServiceStub, temporal:
         job.priority = priority
         assert (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id == id_
     assert (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))).status.state == llm_pb2.JOB_STATE_QUEUED
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    assert (await watch(stub, id_)).states[-1] == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "structured", "params": {"regex": "((a*)*)*"}},
+        {"model": "m" * 256},
+        {"model": "retired"},
+        {"priority": 1},
+        {"user_id": "u" * 125, "request_id": "r" * 117, "priority": 1},
+        {"notify": [{"webhook": {"url": "https://10.1/hook"}}]},
+    ],
+    ids=["a rule", "the length of a model", "a model", "a bound", "a bound, with long ids", "a host"],
+)
+async def test_a_job_is_found_again_that_is_refused_since(
+    stub: LlmServiceStub, temporal: Client, changes: dict[str, Any]
+) -> None:
+    """An older gateway took it, or one with other settings. Another job under its key is refused as ever."""
+    job = new_job(**changes)
+    chosen = internal_pb2.JobOptions()
+    chosen.CopyFrom(options.DEFAULTS)
+    chosen.gpu_task_queue = "nobody"
+    id_ = unshortened_workflow_id(job.user_id, job.request_id)
+    memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: job_digest(job)}
+    await temporal.start_workflow(names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
+    answer = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=60)
+    assert (answer.workflow_id, answer.status.state) == (id_, llm_pb2.JOB_STATE_QUEUED)
+    for field, value in (
+        ("prompt", "Something else."),
+        ("request_id", "another"),
+        ("request_id", ""),
+        ("user_id", "-"),
+    ):
+        other = llm_pb2.JobRequest()
+        other.CopyFrom(job)
+        setattr(other, field, value)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.Submit(llm_pb2.SubmitRequest(job=other), timeout=60)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
     assert (await watch(stub, id_)).states[-1] == "CANCELLED"
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from temporalio.client import Client
@@ -16,7 +18,7 @@ from jobs import names
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
-from tests.support.jobs import new_job, run_job, until_output, webhook
+from tests.support.jobs import new_job, run_job, until_output, watch, webhook
 from tests.support.receivers import Receiver, hang, receiving, status
 from tests.support.stacks import running
 
@@ -114,3 +116,31 @@ async def heartbeat(temporal: Client, workflow_id: str) -> list[llm_pb2.Delivery
             )
             return list(details.deliveries)
     return []
+
+
+async def test_progress_goes_on_after_a_handover(stack: Stack, narrow: Narrow) -> None:
+    """Nothing is told of the worker that has taken over before it has said how far it is."""
+    sizes = {"context_tokens": 8192, "max_output_tokens": 8192, "default_max_tokens": 64}
+    model = {"name": "docstrings", "queue": "gpu-progress", **sizes}
+    gateway = stack.add("gateway", {"GATEWAY_MODELS": json.dumps([model])})
+    queue = {"GPU_WORKER_TASK_QUEUE": "gpu-progress", "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"}
+    first = stack.add("gpu-worker", queue)
+    # Temporal then knows for seconds only that it has the job.
+    second = stack.add("gpu-worker", {**queue, "GPU_WORKER_HEARTBEAT_INTERVAL": "PT6S"})
+    for process in (gateway, first):
+        await process.start()
+        await process.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        stub = LlmServiceStub(channel)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=told_job(narrow, "/handover")))).workflow_id
+        await narrow.receiver.received("/handover", 3)
+        await first.terminate()
+        before = len(narrow.receiver.so_far("/handover"))
+        await second.start()
+        requests = await narrow.receiver.received("/handover", before + 2)
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+        assert (await watch(stub, id_)).states[-1] == "CANCELLED"
+    for process in (second, gateway):
+        await process.terminate()
+    told = [request.event["data"]["status"] for request in requests[1:]]
+    assert all(int(status_.get("progress", {}).get("outputTokens", 0)) > 0 for status_ in told), told

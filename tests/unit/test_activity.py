@@ -3,8 +3,10 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -40,10 +42,12 @@ class Worker:
         loaded = asyncio.create_task(asyncio.sleep(0))
         self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, "w", meter, trace.NoOpTracer())
 
-    async def run(self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0) -> llm_pb2.JobResult:
+    async def run(
+        self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, **earlier: Any
+    ) -> llm_pb2.JobResult:
         environment = ActivityEnvironment()
         environment.info = dataclasses.replace(environment.info, attempt=attempt)
-        request = internal_pb2.RunRequest(job=job, handovers=handovers)
+        request = internal_pb2.RunRequest(job=job, handovers=handovers, **earlier)
         request.create_time.GetCurrentTime()
         return await environment.run(self._activity.__call__, request)
 
@@ -130,6 +134,22 @@ async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[int
 
 async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
     await starts_over(engine, JOB, [])
+
+
+async def test_output_that_the_feed_lost_at_a_handover_is_a_rewind(engine: Engine) -> None:
+    """Watchers hold it, and what is generated in its place may differ."""
+    whole = (await Worker(engine, MemoryFeed()).run(JOB)).output
+    queue_time = Duration(seconds=1)
+    for lost, earlier, rewinds, lowest in ((False, 0, 0, 0), (True, 0, 1, None), (True, 2, 3, 5), (False, 2, 2, 5)):
+        left = await broken_off(engine, JOB, 40)
+        published = sum(len(record.tokens_made.text.encode()) for record in left)
+        kept = left[:20] if lost else left
+        offset = sum(len(record.tokens_made.text.encode()) for record in kept)
+        known = {"rewinds": earlier, "lowest_rewind_offset": 5 if earlier else 0, "output_bytes": published}
+        result = await Worker(engine, await refill(kept)).run(JOB, handovers=1, queue_time=queue_time, **known)
+        assert result.output == whole
+        found = (result.metadata.rewinds, result.metadata.lowest_rewind_offset)
+        assert found == (rewinds, offset if lowest is None else lowest)
 
 
 async def test_an_attempt_after_one_that_made_nothing_takes_nothing_back(engine: Engine) -> None:
