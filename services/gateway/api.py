@@ -49,11 +49,9 @@ async def serving_api(client: Client, feed: Feed, settings: GatewaySettings, met
         settings.host,
         settings.port,
         _limits(settings),
-        [
-            Calls(trace.get_tracer(__package__), meter),
-            Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes),
-        ],
+        [Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes)],
         refusal,
+        Calls(trace.get_tracer(__package__), meter),
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 
