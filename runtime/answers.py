@@ -139,15 +139,15 @@ class Answers:
         full = len(self._answers) >= self._max_calls
         found = set()
         for answer in self._answers.values():
+            if (unread := answer.unread) is None:
+                continue
             one = answer.connection
             short = full or (self._waiting and self.others.held_by[one] > _SMALL)
             seconds = (min(SHORT_STALL, timeout) if short else timeout).total_seconds()
-            if one.unread and now - one.moved_at > seconds:
+            others = one.sent_bytes - unread.taken_before - unread.size
+            time_of_one = seconds * min(1 + others / _STALL_BYTES, _MAX_TIMEOUTS)
+            if now - one.moved_at > seconds or now - unread.since > time_of_one:
                 found.add(one.peer)
-            elif (unread := answer.unread) is not None:
-                others = one.sent_bytes - unread.taken_before - unread.size
-                if now - unread.since > seconds * min(1 + others / _STALL_BYTES, _MAX_TIMEOUTS):
-                    found.add(one.peer)
         return found
 
     def _close(self, context: Context) -> None:

@@ -5,45 +5,35 @@ gRPC's own deserializer answers UNKNOWN to bytes that do not parse, logs a trace
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from runtime.grpc_requests import Details
+from runtime.grpc_interceptor import OWN_SERVICES, Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 """Maximum size of a request that holds names and filters, nothing to work on."""
-_OWN_SERVICES: Final = "/grpc."
 
 _Read = Callable[[bytes], Any]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class OwnServices(grpc.aio.ServerInterceptor):
+class OwnServices(Interceptor):
     """Answers INVALID_ARGUMENT to a request of health or reflection that cannot be parsed or is too large."""
 
     def __init__(self, details: Details) -> None:
         self._details = details
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
         """Wrap the handlers of these services: Check answers, Watch writes its answers, reflection yields them."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_OWN_SERVICES):
+        if not call.method.startswith(OWN_SERVICES):
             return handler
+        parsed = self._of_many if handler.request_streaming else self._of_one
         read: Any = handler.request_deserializer
-        write = handler.response_serializer
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._of_one(handler.unary_unary, read), None, write)
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._of_one(handler.unary_stream, read), None, write)
-        return grpc.stream_stream_rpc_method_handler(self._of_many(handler.stream_stream, read), None, write)
+        return with_behavior(handler, parsed(behavior_of(handler), read), parses=False)
 
     def _of_one(self, handle: Any, read: _Read) -> Any:
         async def call(data: bytes, context: _Context) -> Any:
@@ -71,8 +61,7 @@ class OwnServices(grpc.aio.ServerInterceptor):
         return call
 
     async def _refuse(self, context: _Context, error: _Unreadable) -> NoReturn:
-        code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        await context.abort(code, message, tuple(self._details(code, message)))
+        await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error), self._details)
 
 
 class _Unreadable(Exception):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,10 +20,8 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
+from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.tracebacks import forget_frames
-
-Details = Callable[[grpc.StatusCode, str], Sequence[tuple[str, bytes]]]
-"""Returns the trailing metadata of a refusal with a message: google.rpc details, as a service's own errors have."""
 
 MAX_QUEUED: Final = 1000
 """Maximum number of calls that wait for a place."""
@@ -177,7 +175,7 @@ class Places:
             slow.remove(oldest)
 
 
-class OneRequest(grpc.aio.ServerInterceptor):
+class OneRequest(Interceptor):
     """Ends calls whose request does not come: INVALID_ARGUMENT when it is late, or when the client says that none will.
 
     RESOURCE_EXHAUSTED ends those that have waited for it while too many others do. Belongs before all interceptors that
@@ -196,17 +194,9 @@ class OneRequest(grpc.aio.ServerInterceptor):
         self.unread = Unread(places // 4)
         """The refusals."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
         """Wrap the handler of a call."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
-        serializers = (handler.request_deserializer, handler.response_serializer)
-        handle: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
+        handle = behavior_of(handler)
 
         # None of these uses gRPC's iterator, which keeps the last request for as long as the call lasts.
         async def unary(_: object, context: _Context) -> Any:
@@ -217,25 +207,25 @@ class OneRequest(grpc.aio.ServerInterceptor):
                 raise
 
         async def stream(_: object, context: _Context) -> None:
-            # Not a generator, and nothing in between: see runtime.grpc_telemetry. In no variable: a stream lasts.
+            # Not a generator: a cancel would not reach one that waits for its message to be sent. The request is in no
+            # variable: a stream lasts, and its handler alone knows how long it needs it.
             answering = handle(await self._first(context), context)
             if not hasattr(answering, "__aiter__"):
                 await answering
                 return
             async with aclosing(answering) as responses:
                 async for response in responses:
-                    await context.write(response)
+                    await _write(context, response)
 
         async def each(context: _Context) -> AsyncIterator[Any]:
             while (request := await self._next(context, self._idle)) is not None:
                 yield request
 
-        async def both(_: object, context: _Context) -> None:
-            await handle(each(context), context)
+        async def many(_: object, context: _Context) -> Any:
+            return await handle(each(context), context)
 
-        if handler.unary_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(unary, *serializers)
-        return grpc.stream_stream_rpc_method_handler(both if handler.request_streaming else stream, *serializers)
+        behavior = many if handler.request_streaming else stream if handler.response_streaming else unary
+        return with_behavior(handler, behavior, request_streaming=True)
 
     async def _first(self, context: _Context) -> Any:
         request = await self._next(context, self._limit)
@@ -272,7 +262,15 @@ class OneRequest(grpc.aio.ServerInterceptor):
         self.unread.add(context)
         done: Any = self.unread.remove
         context.add_done_callback(done)
-        await context.abort(code, message, tuple(self._details(code, message)))
+        await refuse(context, code, message, self._details)
+
+
+async def _write(context: _Context, response: Any) -> None:
+    """Send a message; raises CancelledError when the client has left, also where gRPC says so only by failing."""
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 def _ignore(coming: asyncio.Future[Any]) -> None:

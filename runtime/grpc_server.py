@@ -14,9 +14,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime.connections import shut_down
+from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
-from runtime.grpc_requests import MAX_QUEUED, Details, OneRequest, Unread
+from runtime.grpc_requests import MAX_QUEUED, OneRequest, Unread
+from runtime.grpc_telemetry import Calls
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -152,14 +154,24 @@ class GrpcServer:
         limits: Limits,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         details: Details = lambda code, message: (),
+        telemetry: Calls | None = None,
     ) -> None:
-        """`details`: what refusals of this server carry, like the service's own errors."""
+        """`details`: what refusals of this server carry, like the service's own errors.
+
+        `telemetry` observes every call, those too that are refused before the `interceptors` see them.
+        """
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
         self._requests = OneRequest(limits.request_timeout, limits.request_idle, places, details)
         self._own_calls = _OwnCalls(details)
         self.server = grpc.aio.server(
-            interceptors=[self._requests, OwnServices(details), *interceptors, self._own_calls],
+            interceptors=[
+                *([telemetry] if telemetry is not None else ()),
+                self._requests,
+                OwnServices(details),
+                *interceptors,
+                self._own_calls,
+            ],
             options=channel_options(limits),
             maximum_concurrent_rpcs=limits.max_calls + sum(_OWN_CALLS.values()) + MAX_QUEUED + places,
         )
@@ -232,7 +244,7 @@ def _without_traceback_for_who_left(record: logging.LogRecord) -> bool:
     return True
 
 
-class _OwnCalls(grpc.aio.ServerInterceptor):
+class _OwnCalls(Interceptor):
     """Refuses calls of health and reflection beyond their number with RESOURCE_EXHAUSTED, and counts unread answers.
 
     For every call takes one of the places that the server has, and keeps it until its answer has left.
@@ -244,19 +256,12 @@ class _OwnCalls(grpc.aio.ServerInterceptor):
         self.unread = Unread(_MAX_UNREAD)
         """The answers."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
         """Wrap the handler of a call."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        kind = next((name for name in _OWN_CALLS if method.startswith(name)), None)
-        if handler is None or kind is None:
+        kind = next((name for name in _OWN_CALLS if call.method.startswith(name)), None)
+        if kind is None:
             return handler
-        serializers = (handler.request_deserializer, handler.response_serializer)
-        handle: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
+        handle = behavior_of(handler)
 
         async def unary(request: Any, context: Any) -> Any:
             await self._enter(kind, context)
@@ -276,16 +281,14 @@ class _OwnCalls(grpc.aio.ServerInterceptor):
                 yield response
                 self.unread.remove(context)
 
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(unary, *serializers)
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(watch, *serializers)
-        return grpc.stream_stream_rpc_method_handler(stream, *serializers)
+        return with_behavior(
+            handler, stream if handler.request_streaming else watch if handler.response_streaming else unary
+        )
 
     async def _enter(self, kind: str, context: Any) -> None:
         if self._calls[kind] >= _OWN_CALLS[kind] or self.unread.of_peer[context.peer()] >= _MAX_UNREAD_OF_PEER:
             code, message = grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls of health or reflection; call again"
-            await context.abort(code, message, tuple(self._details(code, message)))
+            await refuse(context, code, message, self._details)
         self._calls[kind] += 1
 
         def leave(_: object) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from opentelemetry.semconv._incubating.metrics.rpc_metrics import RPC_SERVER_CAL
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
+from runtime.grpc_interceptor import OWN_SERVICES, Handler, Interceptor, behavior_of, with_behavior
 from runtime.metrics import SHORT_SECONDS
 from runtime.telemetry import context_of
 
@@ -41,17 +42,18 @@ _SERVERS_FAULT: Final = frozenset(
     }
 )
 """What the conventions have a server call an error; the other codes are answers."""
-_OWN_SERVICES: Final = "/grpc."
-"""Health and reflection, asked every second by machines: they would drown the others."""
 _NEARLY: Final = timedelta(milliseconds=50)
 """A client whose deadline passes cancels the call, which can arrive just before the deadline does here."""
 
 
-class Calls(grpc.aio.ServerInterceptor):
+class Calls(Interceptor):
     """Makes the spans, children of what the caller's metadata names, and measures. A stream lasts to its end.
 
-    Belongs before interceptors that turn exceptions into statuses, whose statuses it reports. Calls that stream
-    requests pass through: the suite has none.
+    Calls of health and reflection have no span, and only those are measured that are refused: machines make one every
+    second, which would drown the others.
+
+    Belongs before all interceptors that refuse calls, and before runtime.grpc_requests, whose handlers write the
+    messages of their streams themselves.
     """
 
     def __init__(self, tracer: Tracer, meter: Meter) -> None:
@@ -59,46 +61,33 @@ class Calls(grpc.aio.ServerInterceptor):
         self._duration = meter.create_histogram(
             RPC_SERVER_CALL_DURATION,
             unit="s",
-            description="How long calls took, streams to their end.",
+            description="How long calls took, from their headers to their end.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a call."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or handler.request_streaming or method.startswith(_OWN_SERVICES):
-            return handler
-        metadata = handler_call_details.invocation_metadata or ()
-        parent = context_of({key: value for key, value in metadata if isinstance(value, str)})
+    def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
+        """Wrap the handler of a call, a coroutine function."""
+        method, handle = call.method, behavior_of(handler)
+        parent = context_of({key: value for key, value in call.invocation_metadata or () if isinstance(value, str)})
 
-        handle: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
-
-        async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def observed(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, parent, context):
-                return await handle(request, context)
+                return await handle(requests, context)
 
-        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            # Not a generator: a cancel would not reach one that waits for its message to be sent.
-            handling = handle(request, context)
-            # A stream lasts, and its handler alone knows how long it needs the request.
-            del request
-            with self._observed(method, parent, context):
-                async with aclosing(handling) as responses:
-                    async for response in responses:
-                        await _write(context, response)
+        async def own(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            began = time.perf_counter()
+            try:
+                return await handle(requests, context)
+            finally:
+                refused: Any = context.code()
+                if refused is not None:
+                    self._record(method, refused, began)
 
-        serializers = (handler.request_deserializer, handler.response_serializer)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(stream, *serializers)
-        return grpc.unary_unary_rpc_method_handler(unary, *serializers)
+        return with_behavior(handler, own if method.startswith(OWN_SERVICES) else observed)
 
     @contextmanager
     def _observed(self, method: str, parent: Context, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+        # Samplers look at those that a span begins with.
         attributes = {RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value, RPC_METHOD: method[1:]}
         otherwise, broken, began = grpc.StatusCode.OK, "", time.perf_counter()
         with self._tracer.start_as_current_span(
@@ -120,17 +109,18 @@ class Calls(grpc.aio.ServerInterceptor):
                 # What a handler has set or aborted with, whatever it raised; None, whatever its type says, without.
                 chosen: Any = context.code()
                 code = chosen or otherwise
-                attributes[RPC_RESPONSE_STATUS_CODE] = code.name
                 if code in _SERVERS_FAULT:
-                    attributes[ERROR_TYPE] = code.name
                     span.set_status(Status(StatusCode.ERROR, broken or context.details()))
-                span.set_attributes(attributes)
-                self._duration.record(time.perf_counter() - began, attributes)
+                span.set_attributes(self._record(method, code, began))
 
-
-async def _write(context: grpc.aio.ServicerContext[Any, Any], response: Any) -> None:
-    """Send a message; raises CancelledError when the client has left, also where gRPC says so only by failing."""
-    try:
-        await context.write(response)
-    except grpc.aio.InternalError as error:
-        raise asyncio.CancelledError from error
+    def _record(self, method: str, code: grpc.StatusCode, began: float) -> dict[str, str]:
+        """Measure a call; return what is said of it."""
+        attributes = {
+            RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value,
+            RPC_METHOD: method[1:],
+            RPC_RESPONSE_STATUS_CODE: code.name,
+        }
+        if code in _SERVERS_FAULT:
+            attributes[ERROR_TYPE] = code.name
+        self._duration.record(time.perf_counter() - began, attributes)
+        return attributes

@@ -21,6 +21,7 @@ from jobs import rules
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
+from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 from services.gateway.errors import ApiError, exhausted, from_temporal, invalid
 from services.gateway.parsing import parse
@@ -56,7 +57,7 @@ _JOB_OVERHEAD: Final = 8
 """Bytes that a SubmitRequest adds to its job, and some."""
 
 
-class Boundary(grpc.aio.ServerInterceptor):
+class Boundary(Interceptor):
     """Parses and checks requests, counts them and answers, turns errors into statuses.
 
     `bounds` and `refused` are by method name; not all have some.
@@ -70,15 +71,10 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._answers = answers
         self._max_job_bytes = max_job_bytes
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
         """Wrap the handlers of LlmService."""
-        handler = await continuation(handler_call_details)
-        service, _, name = handler_call_details.method.strip("/").rpartition("/")
-        if handler is None or service != _SERVICE.full_name:
+        service, _, name = call.method.strip("/").rpartition("/")
+        if service != _SERVICE.full_name:
             return handler
         kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[name].input_type)
 
@@ -99,12 +95,11 @@ class Boundary(grpc.aio.ServerInterceptor):
                     return request, answer
             raise invalid(violations)
 
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream, admit, self._answers), None, handler.response_serializer
-            )
-        large = _LARGE_ANSWERS.get(name, 0)
-        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, admit, self._answers, large))
+        handle = behavior_of(handler)
+        if handler.response_streaming:
+            return with_behavior(handler, _stream(handle, admit, self._answers), parses=False)
+        unary = _unary(handle, admit, self._answers, _LARGE_ANSWERS.get(name, 0))
+        return with_behavior(handler, unary, parses=False, serializes=False)
 
     def _check_size(self, method: str, size: int) -> None:
         """Raise ApiError INVALID_ARGUMENT for a request that is too large to be worth parsing."""

@@ -52,15 +52,15 @@ async def serving_api(
         settings.port,
         _limits(settings),
         [
-            Calls(trace.get_tracer(__package__), meter),
             Boundary(
                 {"Submit": jobs.check_bounds, "List": page_tokens.check},
                 {"Submit": service.submit_refused},
                 answers,
                 settings.max_job_bytes,
-            ),
+            )
         ],
         refusal,
+        Calls(trace.get_tracer(__package__), meter),
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 

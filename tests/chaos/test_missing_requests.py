@@ -14,8 +14,10 @@ from runtime.grpc_server import GrpcServer, Limits
 from tests.chaos.test_unread_answers import GET_STATUS, REFLECTION, STREAM_STATUS, target
 from tests.support.attacks import stalled_clients
 from tests.support.jobs import details_of, new_job, run_job
+from tests.support.scrapes import Scrape, scrape_until
 
 CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 METHODS = [GET_STATUS, STREAM_STATUS, CHECK]
 
 
@@ -52,6 +54,40 @@ async def test_a_call_whose_request_is_late_is_answered(stack: Stack, method: st
             await channel.stream_stream(method)(never(), timeout=20).read()
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(refused.value)["ErrorInfo"].reason == "INVALID_REQUEST"
+
+
+async def too_large() -> AsyncIterator[bytes]:
+    """Send more than GATEWAY_MAX_MESSAGE_BYTES."""
+    yield bytes(5 << 20)
+
+
+async def test_calls_refused_for_their_requests_are_measured(stack: Stack) -> None:
+    """By method and code, like all others; of health, which is asked every second, refusals alone."""
+
+    def counted(found: Scrape) -> dict[tuple[str, ...], float]:
+        return found.by("rpc_server_call_duration_seconds_count", "rpc_method", "rpc_response_status_code")
+
+    expected = {(method[1:], "INVALID_ARGUMENT"): 2 for method in METHODS}
+    # gRPC refuses requests that are too large by itself, and tells the server that they are cancelled.
+    expected |= {(method[1:], "CANCELLED"): 1 for method in METHODS if method != CHECK}
+    expected[WATCH[1:], "RESOURCE_EXHAUSTED"] = 3
+    async with (
+        target(stack, {}, request_timeout="PT2S") as attacked,
+        grpc.aio.insecure_channel(attacked.address) as channel,
+        stalled_clients(attacked.address, window=1000) as (client,),
+        asyncio.timeout(100),
+    ):
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        for method in METHODS:
+            for requests in (none(), never(), too_large()):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await channel.stream_stream(method)(requests, timeout=20).read()
+        client.call(WATCH, health_pb2.HealthCheckRequest(), 100 + 3)
+        await client.until_ended(3)
+        found = await scrape_until(
+            stack, lambda found: sum(counted(found).values()) >= sum(expected.values()), attacked.gateway.name
+        )
+        assert counted(found) == expected
 
 
 async def test_calls_without_a_request_make_room(stack: Stack) -> None:

@@ -114,7 +114,7 @@ async def called() -> AsyncIterator[Called]:
     provider.add_span_processor(SimpleSpanProcessor(spans))
     servicer = Servicer()
     calls = Calls(provider.get_tracer("test"), MeterProvider().get_meter("test"))
-    server = GrpcServer(SERVICE, "127.0.0.1", 0, Limits(4 << 20), [calls])
+    server = GrpcServer(SERVICE, "127.0.0.1", 0, Limits(4 << 20), telemetry=calls)
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(servicer.unary),
         "Stream": grpc.unary_stream_rpc_method_handler(servicer.stream),
@@ -195,6 +195,15 @@ async def test_a_call_that_the_client_cancels(called: Called) -> None:
 async def test_a_call_past_its_deadline(called: Called) -> None:
     assert await fails(called.unary(b"hang", timeout=0.2)) == grpc.StatusCode.DEADLINE_EXCEEDED
     assert await called.ended() == ("DEADLINE_EXCEEDED", StatusCode.ERROR, "", "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("method", ["Unary", "Stream"])
+async def test_a_call_that_ends_without_a_request(called: Called, method: str) -> None:
+    """Refused before the service sees it."""
+    call = called.channel.stream_stream(f"/{SERVICE}/{method}")()
+    await call.done_writing()
+    assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert await called.ended() == ("INVALID_ARGUMENT", StatusCode.UNSET, None, None)
 
 
 async def test_a_streams_span_lasts_as_long_as_the_stream(called: Called) -> None:
