@@ -6,6 +6,7 @@ from temporalio.client import WorkflowExecutionDescription
 from temporalio.converter import DataConverter
 
 from jobs import errors, names
+from jobs.heartbeat import from_details
 from llm_pb import llm_pb2
 
 
@@ -35,10 +36,8 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
             kind = errors.RunTimeout if late else errors.WorkerLost
         status.error.CopyFrom(errors.to_status(kind(failure.message)))
     if not waiting and run.heartbeat_details.payloads:
-        report, *carried = await converter.decode(
-            run.heartbeat_details.payloads, [llm_pb2.JobProgress, llm_pb2.ResultMetadata]
-        )
-        status.progress.CopyFrom(report)
-        if carried:
+        heartbeat = from_details(await converter.decode(run.heartbeat_details.payloads))
+        status.progress.CopyFrom(heartbeat.progress)
+        if heartbeat.HasField("metadata"):
             # Temporal counts anew after a handover.
-            status.attempt = carried[0].attempts
+            status.attempt = heartbeat.metadata.attempts

@@ -23,6 +23,7 @@ from temporalio.exceptions import ApplicationError
 from feed.feed import Feed
 from jobs import names
 from jobs.errors import RULES, EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, message_of
+from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.rules import require_valid
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker import spans
@@ -93,15 +94,10 @@ class RunLLMOnGPU:
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
         attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._pace)
-        if len(carried := info.heartbeat_details) > 1 and isinstance(carried[1], llm_pb2.ResultMetadata):
-            attempt.continue_from(carried[1], carried[0])
+        if (heartbeat := from_details(info.heartbeat_details)).HasField("metadata"):
+            attempt.restore(heartbeat)
         elif request.HasField("queue_time"):
-            earlier = llm_pb2.ResultMetadata(
-                queue_time=request.queue_time,
-                rewinds=request.rewinds,
-                lowest_rewind_offset=request.lowest_rewind_offset,
-            )
-            attempt.continue_from(earlier, llm_pb2.JobProgress(output_bytes=request.output_bytes))
+            attempt.restore(before_handover(request))
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
             async with self._beating(attempt):
@@ -191,7 +187,7 @@ class RunLLMOnGPU:
             # Twice in a row, lest a process that has stood still takes that for the engine.
             while not (hung and attempt.hangs):
                 hung = attempt.hangs
-                activity.heartbeat(attempt.progress(), attempt.carried())
+                activity.heartbeat(*to_details(attempt.heartbeat()))
                 await pause()
             _log.error("nothing moves in %s for too long: no more heartbeats", attempt.stage)
             if self._moved_at <= attempt.moved_at:

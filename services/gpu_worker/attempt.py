@@ -76,20 +76,24 @@ class Attempt:
         """From Submit to the first attempt's start."""
         return self._queue_time
 
-    def carried(self) -> llm_pb2.ResultMetadata:
-        """Return what a heartbeat carries beside progress: for the next attempt, and for those who ask Temporal."""
-        return llm_pb2.ResultMetadata(
-            queue_time=self._queue_time,
-            attempts=self._number,
-            rewinds=self._writer.transcript.rewinds,
-            lowest_rewind_offset=self._writer.transcript.lowest_rewind,
+    def heartbeat(self) -> internal_pb2.RunHeartbeat:
+        """Return how far the attempt is, for those who ask Temporal, and what the next attempt is to restore."""
+        return internal_pb2.RunHeartbeat(
+            progress=self.progress(),
+            metadata=llm_pb2.ResultMetadata(
+                queue_time=self._queue_time,
+                attempts=self._number,
+                rewinds=self._writer.transcript.rewinds,
+                lowest_rewind_offset=self._writer.transcript.lowest_rewind,
+            ),
         )
 
-    def continue_from(self, earlier: llm_pb2.ResultMetadata, report: llm_pb2.JobProgress | None = None) -> None:
+    def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Take over what an earlier attempt knew, and how far it said that it was."""
+        earlier = heartbeat.metadata
         self._queue_time = earlier.queue_time
         self._writer.transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
-        self._reported_bytes = report.output_bytes if report else 0
+        self._reported_bytes = heartbeat.progress.output_bytes
 
     @property
     def hangs(self) -> bool:

@@ -1,0 +1,23 @@
+"""The heartbeat of RunLLMOnGPU is read in the form of this version, and in the one to come."""
+
+import pytest
+
+from jobs.heartbeat import from_details, to_details
+from llm_pb import internal_pb2, llm_pb2
+from payload_converter import data_converter
+
+HEARTBEAT = internal_pb2.RunHeartbeat(
+    progress=llm_pb2.JobProgress(output_tokens=7, stage="decode"), metadata=llm_pb2.ResultMetadata(attempts=2)
+)
+
+
+@pytest.mark.parametrize("details", [to_details(HEARTBEAT), (HEARTBEAT,)], ids=["fields", "message"])
+async def test_a_heartbeat_is_read_back(details: tuple[object, ...]) -> None:
+    payloads = await data_converter.encode(details)
+    assert from_details(await data_converter.decode(payloads)) == HEARTBEAT
+
+
+@pytest.mark.parametrize("details", [(), ("decode", 7), (None,)])
+async def test_a_heartbeat_of_somebody_else_says_nothing(details: tuple[object, ...]) -> None:
+    payloads = await data_converter.encode(details)
+    assert from_details(await data_converter.decode(payloads)) == internal_pb2.RunHeartbeat()
