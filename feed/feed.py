@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_pb import internal_pb2
 
-Take = Callable[[internal_pb2.FeedRecord], bool | None]
+RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
 """Called with each record of a reader's, as soon as it is there; returns True when it wants no more."""
 
 
@@ -25,7 +25,7 @@ class Feed(Protocol):
     """Where the records of jobs go. A job's key is the run id of its workflow."""
 
     @property
-    def outages(self) -> int:
+    def recoveries(self) -> int:
         """How often so far the feed took records again after some may have been lost.
 
         A writer that sees it change, after an append, repeats what its readers must not miss.
@@ -48,12 +48,12 @@ class Feed(Protocol):
         """Append a record and wait, a bounded time, until it and all before it are stored; False when that failed."""
         ...
 
-    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
-        """Hand the job's records to `take`, from the first one kept, then each as it comes, until it has enough.
+    async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
+        """Hand the job's records to `on_record`, from the first one kept, then each as it comes, until it has enough.
 
-        Calls `caught_up` once `take` has had all records that were stored when the reading began; it may do so again.
-        Waits while the feed is away, and goes on by itself. Each record comes once, in order. What `take` raises ends
-        it.
+        Calls `caught_up` once `on_record` has had all records that were stored when the reading began; it may do so
+        again. Waits while the feed is away, and goes on by itself. Each record comes once, in order. What `on_record`
+        raises ends it.
         """
         ...
 

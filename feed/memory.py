@@ -4,14 +4,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
-from feed.feed import Take, ignore
+from feed.feed import RecordHandler, ignore
 from llm_pb import internal_pb2
 
 
 class MemoryFeed:
     """A Feed whose records live as long as the process."""
 
-    outages = 0
+    recoveries = 0
     """See Feed: it never loses a record."""
     available = True
     """See Feed."""
@@ -33,7 +33,7 @@ class MemoryFeed:
         await self.append(key, record)
         return True
 
-    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
+    async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
         """See Feed."""
         log, position = self._logs[key], 0
         while True:
@@ -46,7 +46,7 @@ class MemoryFeed:
                     log, position = self._logs[key], 0
                 records = log[position:]
             position += len(records)
-            if any(take(record) for record in records):
+            if any(on_record(record) for record in records):
                 return
 
     async def remove(self, key: str) -> None:

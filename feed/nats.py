@@ -17,8 +17,8 @@ from nats.errors import Error as NatsError
 from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
-from feed.feed import FeedSettings, Take, ignore
-from feed.nats_consumers import Consumers, answer
+from feed.feed import FeedSettings, RecordHandler, ignore
+from feed.nats_consumers import Consumers, reraise_cancel
 from llm_pb import internal_pb2
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class NatsFeed:
         self._outages = 0
 
     @property
-    def outages(self) -> int:
+    def recoveries(self) -> int:
         """See Feed."""
         return self._outages
 
@@ -82,14 +82,14 @@ class NatsFeed:
         if not self._ready.is_set():
             return False
         try:
-            await answer(self._stream.publish(self._subject(key), record.SerializeToString()))
+            await reraise_cancel(self._stream.publish(self._subject(key), record.SerializeToString()))
         except (NatsError, OSError, TimeoutError) as error:
             _log.warning("feed did not store a record: %r", error)
             self._note_failure(error)
             return False
         return True
 
-    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
+    async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
         """See Feed."""
         last: tuple[datetime, int] | None = None
         failure: Exception | None = None
@@ -102,7 +102,7 @@ class NatsFeed:
                 return False
             last = place
             try:
-                return take(internal_pb2.FeedRecord.FromString(message.data))
+                return on_record(internal_pb2.FeedRecord.FromString(message.data))
             except Exception as error:  # noqa: BLE001  # it is the reader's, not the broker's
                 failure = error
                 return True
@@ -126,7 +126,7 @@ class NatsFeed:
         if not self._ready.is_set():
             return
         try:
-            await answer(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
+            await reraise_cancel(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
         except (NatsError, OSError, TimeoutError) as error:
             _log.warning("feed did not forget a job: %r", error)
 
@@ -154,7 +154,7 @@ class NatsFeed:
     async def _stay_connected(self) -> None:
         """Connect, and keep the stream in place until the client is closed."""
         try:
-            await answer(self._connect())
+            await reraise_cancel(self._connect())
             while not self._client.is_closed:
                 self._stream_unsure.clear()
                 try:
@@ -193,11 +193,11 @@ class NatsFeed:
             max_bytes=self._settings.max_bytes,
         )
         try:
-            await answer(self._stream.add_stream(config))
+            await reraise_cancel(self._stream.add_stream(config))
         except BadRequestError as error:
             if error.err_code != _OTHER_CONFIG:
                 raise
-            await answer(self._stream.update_stream(config))
+            await reraise_cancel(self._stream.update_stream(config))
 
     async def _note_disconnect(self) -> None:
         self._ready.clear()

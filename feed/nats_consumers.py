@@ -19,7 +19,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 
 T = TypeVar("T")
-TakeMessage = Callable[[Msg], bool | None]
+MessageHandler = Callable[[Msg], bool | None]
 """Called with each message, in order; returns True when it wants no more. Raises nothing."""
 
 _HEARTBEAT_SECONDS: Final = 1
@@ -32,13 +32,13 @@ _SUBSCRIBING: Final = 64
 class _Consumer:
     """What one of the broker's consumers sends, up to where some of it may be missing."""
 
-    def __init__(self, client: Client, take: TakeMessage, caught_up: Callable[[], None]) -> None:
+    def __init__(self, client: Client, on_record: MessageHandler, caught_up: Callable[[], None]) -> None:
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        """When no more is taken: True if `take` has enough."""
+        """When no more is taken: True if `on_record` has enough."""
         self.heard_at = math.inf
         """When something came last, by the monotonic clock; before the broker is asked to send, never too long ago."""
         self._client = client
-        self._take = take
+        self._on_record = on_record
         self._caught_up = caught_up
         self._delivered = 0
         self._stored = math.inf
@@ -60,7 +60,7 @@ class _Consumer:
                 self._delivered += 1
                 if message.metadata.sequence.consumer != self._delivered:
                     self.end()
-                elif self._take(message):
+                elif self._on_record(message):
                     self.ended.set_result(True)
                 elif self._delivered == self._stored:
                     self._caught_up()
@@ -94,7 +94,7 @@ class Consumers:
         jetstream: JetStreamContext,
         subject: str,
         since: datetime | None,
-        take: TakeMessage,
+        on_record: MessageHandler,
         caught_up: Callable[[], None],
     ) -> bool:
         """Have what was stored from a moment on, or all, taken until it is enough: True; or until some may be missing.
@@ -104,7 +104,7 @@ class Consumers:
         broker began to send has been taken. Raises NatsError, OSError or TimeoutError when the broker
         does not send.
         """
-        address, consumer = client.new_inbox(), _Consumer(client, take, caught_up)
+        address, consumer = client.new_inbox(), _Consumer(client, on_record, caught_up)
         subscription = await client.subscribe(address, cb=consumer.hear)
         self._open.add(consumer)
         try:
@@ -122,7 +122,7 @@ class Consumers:
                     flow_control=True,
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
-                info = await answer(jetstream.add_consumer(self._stream, config))
+                info = await reraise_cancel(jetstream.add_consumer(self._stream, config))
             # The broker may have sent some before it said how many are left.
             sent = info.delivered.consumer_seq if info.delivered else 0
             consumer.begin((info.num_pending or 0) + sent)
@@ -148,7 +148,7 @@ class Consumers:
                     consumer.end()
 
 
-async def answer(asked: Awaitable[T]) -> T:
+async def reraise_cancel(asked: Awaitable[T]) -> T:
     """Return the broker's answer; raises CancelledError when the task was cancelled meanwhile.
 
     nats-py waits by asyncio.wait_for, which on Python 3.11 forgets a cancel that comes together with the answer.

@@ -21,7 +21,7 @@ _SILENCE_SECONDS: Final = 10
 
 
 @dataclass
-class MadeOutput:
+class GeneratedOutput:
     """Output as the feed tells it: tokens, and the text that watchers were given for them."""
 
     token_ids: list[int] = field(default_factory=list)
@@ -87,16 +87,16 @@ class MadeOutput:
         return llm_pb2.JobResult(output=output, finish_reason=llm_pb2.FINISH_REASON_ERROR, metadata=metadata)
 
 
-async def read_made_output(feed: Feed, key: str, writer: str) -> MadeOutput:
+async def read_generated_output(feed: Feed, key: str, writer: str) -> GeneratedOutput:
     """Return what was made before the first record of `writer`, which must be in the feed already.
 
     Nothing when the feed does not answer.
     """
-    made, fence = MadeOutput(), Fence()
+    made, fence = GeneratedOutput(), Fence()
     try:
         async with asyncio.timeout(_SILENCE_SECONDS) as silence:
 
-            def take(record: internal_pb2.FeedRecord) -> bool:
+            def on_record(record: internal_pb2.FeedRecord) -> bool:
                 silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_SECONDS)
                 if record.writer == writer:
                     return True
@@ -104,8 +104,8 @@ async def read_made_output(feed: Feed, key: str, writer: str) -> MadeOutput:
                     made.add(record)
                 return False
 
-            await feed.read(key, take)
+            await feed.read(key, on_record)
     except TimeoutError:
         _log.warning("the feed of %s could not be read", key)
-        return MadeOutput()
+        return GeneratedOutput()
     return made

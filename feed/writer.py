@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from feed.feed import Feed
-from feed.output import MadeOutput, read_made_output
+from feed.output import GeneratedOutput, read_generated_output
 from feed.transcript import Transcript
 from llm_pb import internal_pb2
 
@@ -39,7 +39,7 @@ class FeedWriter:
         self._key = key
         self._started = started
         self._texts: list[str] = []
-        self._outages = feed.outages
+        self._recoveries = feed.recoveries
         self._repeat_at = 0.0
 
     @property
@@ -51,15 +51,15 @@ class FeedWriter:
         """Take the feed over as the first attempt."""
         await self.write(self._takeover())
 
-    async def take_over(self, reported_bytes: int) -> MadeOutput:
+    async def take_over(self, reported_bytes: int) -> GeneratedOutput:
         """Take the feed over from earlier attempts and return what they generated; nothing when the feed is away.
 
         From here on every reader ignores what an earlier attempt may still write. `reported_bytes` is how much output
         one of them is known to have published.
         """
-        made = MadeOutput()
+        made = GeneratedOutput()
         if await self._store_takeover():
-            made = await read_made_output(self._feed, self._key, self.name)
+            made = await read_generated_output(self._feed, self._key, self.name)
         transcript = made.transcript
         transcript.add_rewinds(self.transcript.rewinds, self.transcript.lowest_rewind)
         if not (made.last_attempt.attempt and made.whole) or reported_bytes > len(transcript.data):
@@ -76,7 +76,7 @@ class FeedWriter:
                 return True
         return False
 
-    def restore(self, made: MadeOutput) -> None:
+    def restore(self, made: GeneratedOutput) -> None:
         """Make this the output so far: what earlier attempts generated, or nothing."""
         self._texts = [made.text.decode()]
         self.output_bytes = len(made.text)
@@ -107,11 +107,11 @@ class FeedWriter:
         """Write a record in this writer's name."""
         record.writer = self.name
         await self._feed.append(self._key, record)
-        outages, now = self._feed.outages, time.monotonic()
-        if outages != self._outages and now >= self._repeat_at:
+        recoveries, now = self._feed.recoveries, time.monotonic()
+        if recoveries != self._recoveries and now >= self._repeat_at:
             self._repeat_at = now + _REPEAT_SECONDS
             if await self._repeat():
-                self._outages, self._repeat_at = outages, 0.0
+                self._recoveries, self._repeat_at = recoveries, 0.0
 
     async def _repeat(self) -> bool:
         """Write all output into the feed again, which has lost a part of it: so that readers need not wait for the end.

@@ -6,7 +6,7 @@ from temporalio.common import SearchAttributeKey
 
 from jobs.limits import MAX_TEMPORAL_ID
 
-WORKFLOW_TYPE: Final = "LLMJobWorkflow"
+JOB_WORKFLOW_TYPE: Final = "LLMJobWorkflow"
 QUERY_GET_STATUS: Final = "GetStatus"
 SIGNAL_CANCEL: Final = "Cancel"
 QUERY_GET_DELIVERIES: Final = "GetDeliveries"

@@ -26,7 +26,7 @@ def final_state(error: errors.JobError | None) -> "llm_pb2.JobState.ValueType":
     return llm_pb2.JOB_STATE_TIMED_OUT if isinstance(error, _TIMED_OUT) else llm_pb2.JOB_STATE_FAILED
 
 
-def understand(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.JobResult | None]:
+def classify_failure(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.JobResult | None]:
     """Return what ended the last attempt, and the output it had made; None of one that could not say."""
     match cause:
         case CancelledError():

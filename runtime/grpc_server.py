@@ -18,7 +18,7 @@ from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of,
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
 from runtime.grpc_requests import MAX_QUEUED, OneRequest, Unread
-from runtime.grpc_telemetry import Calls
+from runtime.grpc_telemetry import RpcTelemetryInterceptor
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -154,7 +154,7 @@ class GrpcServer:
         limits: Limits,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         details: Details = lambda code, message: (),
-        telemetry: Calls | None = None,
+        telemetry: RpcTelemetryInterceptor | None = None,
     ) -> None:
         """`details`: what refusals of this server carry, like the service's own errors.
 

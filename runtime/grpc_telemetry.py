@@ -46,7 +46,7 @@ _NEARLY: Final = timedelta(milliseconds=50)
 """A client whose deadline passes cancels the call, which can arrive just before the deadline does here."""
 
 
-class Calls(Interceptor):
+class RpcTelemetryInterceptor(Interceptor):
     """Makes the spans, children of what the caller's metadata names, and measures. A stream lasts to its end.
 
     Calls of health and reflection have no span, and only those are measured that are refused: machines make one every

@@ -25,7 +25,7 @@ _JITTER: Final = 0.2
 """Waits are up to this part longer or shorter: what failed together must not come back together."""
 _MAX_EXPONENT: Final = 64
 _LOST: Final = "no notifier said in time how it went: none took the delivery, or the one that did was lost"
-_LAST_PART: Final = 0.25
+_NO_START_FRACTION: Final = 0.25
 """Of the time that a job is held open: an attempt that began in it would have too little time left."""
 _PROGRESS_HEARTBEAT: Final = timedelta(seconds=10)
 """A notifier that is silent for so long is gone; another one goes on telling of progress."""
@@ -58,7 +58,7 @@ def new_state(
     return state
 
 
-def start_telling(
+def start_progress(
     job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, options: internal_pb2.JobOptions, within: timedelta
 ) -> workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None:
     """Have the targets told how the job gets on, until cancelled; None for a job that does not ask for it."""
@@ -102,7 +102,7 @@ def next_attempt(
     return max(min(now + max(wait, min(asked, longest)), end), now)
 
 
-class Deliveries:
+class DeliveryLoops:
     """Makes the deliveries of a state, and keeps the state as they go. For use in a workflow."""
 
     def __init__(self, state: internal_pb2.DeliveryState) -> None:
@@ -117,7 +117,7 @@ class Deliveries:
         """Begin with all that are pending. With `hold`, those that are not settled by then are left pending."""
         self._hold = hold
         if hold is not None:
-            self._no_more_after = hold - (hold - workflow.now()) * _LAST_PART
+            self._no_more_after = hold - (hold - workflow.now()) * _NO_START_FRACTION
         for index, delivery in enumerate(self.state.deliveries):
             if delivery.state == llm_pb2.NOTIFY_STATE_PENDING and index not in self._tasks:
                 self._tasks[index] = asyncio.create_task(self._deliver(index))

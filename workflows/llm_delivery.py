@@ -13,7 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.inputs import one_input
     from llm_pb import internal_pb2, llm_pb2
 
-from workflows.deliveries import Deliveries
+from workflows.deliveries import DeliveryLoops
 
 
 @workflow.defn(name=names.DELIVERY_WORKFLOW_TYPE)
@@ -24,7 +24,7 @@ class LLMDeliveryWorkflow:
     @one_input
     def __init__(self, state: internal_pb2.DeliveryState | None = None) -> None:
         # Started by hand without one input, it has nothing to deliver.
-        self._deliveries = Deliveries(state if state is not None else internal_pb2.DeliveryState())
+        self._deliveries = DeliveryLoops(state if state is not None else internal_pb2.DeliveryState())
 
     @workflow.run
     @one_input

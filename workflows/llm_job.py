@@ -36,20 +36,20 @@ with workflow.unsafe.imports_passed_through():
     from jobs.events import notification
     from jobs.inputs import one_input
     from jobs.memo import from_memo, to_memo
-    from jobs.outcome import add_attempt, add_result, final_state, understand
+    from jobs.outcome import add_attempt, add_result, classify_failure, final_state
     from jobs.search import attributes_of
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
     from workflows.outcome_metrics import record_outcome
 
 from workflows.cancellation import Cancellation
-from workflows.deliveries import Deliveries, new_state, start_telling
+from workflows.deliveries import DeliveryLoops, new_state, start_progress
 
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
 
 
-@workflow.defn(name=names.WORKFLOW_TYPE)
+@workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class LLMJobWorkflow:
     """Runs one JobRequest and returns its JobResult."""
 
@@ -68,13 +68,13 @@ class LLMJobWorkflow:
             chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
         except ValueError as error:
             chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
-        self._by_hand = chosen is None or job is None
+        self._without_options = chosen is None or job is None
         self._patched = False
         self._options = options.complete(chosen, self._job)
         self._cancellation = Cancellation()
         self._result: llm_pb2.JobResult | None = None
-        self._deliveries = Deliveries(internal_pb2.DeliveryState())
-        self._telling: workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None = None
+        self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
+        self._progress_activity: workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None = None
         self._status = llm_pb2.JobStatus(
             workflow_id=info.workflow_id,
             run_id=info.run_id,
@@ -87,7 +87,7 @@ class LLMJobWorkflow:
     @one_input
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
         """Return the result of a job that succeeded; otherwise close the way the module's table says."""
-        self._patched = self._by_hand and workflow.patched(names.PATCH_BY_HAND)
+        self._patched = self._without_options and workflow.patched(names.PATCH_BY_HAND)
         valid = self._is_valid()
         if valid and self._patched:
             # No gateway has done it. Not of an invalid job: what breaks the rules may break Temporal's, too.
@@ -120,14 +120,14 @@ class LLMJobWorkflow:
         Attempt, error and times are those of the last attempt before a hand-over. The gateway adds what Temporal knows
         of a pending activity.
         """
-        return llm_pb2.GetStatusResponse(status=self._told_status(), result=self._result)
+        return llm_pb2.GetStatusResponse(status=self._public_status(), result=self._result)
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
     def get_deliveries(self) -> internal_pb2.DeliveryState:
         """Return how the deliveries stood when the job closed, or stand."""
         return self._deliveries.state
 
-    def _told_status(self) -> llm_pb2.JobStatus:
+    def _public_status(self) -> llm_pb2.JobStatus:
         status = llm_pb2.JobStatus()
         status.CopyFrom(self._status)
         status.cancel_requested = self._cancellation.error is not None
@@ -136,7 +136,7 @@ class LLMJobWorkflow:
 
     def _is_valid(self) -> bool:
         """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
-        if self._by_hand:
+        if self._without_options:
             try:
                 if self._error is not None:
                     raise self._error
@@ -154,7 +154,7 @@ class LLMJobWorkflow:
 
         A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
         """
-        self._telling = start_telling(self._job, self._status, self._options, self._time_to_run())
+        self._progress_activity = start_progress(self._job, self._status, self._options, self._time_to_run())
         request = internal_pb2.RunRequest(
             job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
         )
@@ -205,7 +205,7 @@ class LLMJobWorkflow:
             # Cancelled before Temporal knew of the activity.
             self._error = self._cancellation.error
         except ActivityError as failure:
-            self._error, partial = understand(failure.cause)
+            self._error, partial = classify_failure(failure.cause)
             self._result = partial or await self._recover_output() or self._result
             if self._cancellation.error is not None:
                 # No attempt follows a cancel, so whatever ended the last one, the cancel ended the job.
@@ -256,17 +256,17 @@ class LLMJobWorkflow:
         outcome.CopyFrom(self._status)
         outcome.cancel_requested = self._cancellation.error is not None
         outcome.state = final
-        if (telling := self._telling) is not None:
-            telling.cancel()
+        if (progress_activity := self._progress_activity) is not None:
+            progress_activity.cancel()
         now = workflow.now()
         state = new_state(self._job, outcome, self._result, self._options, now)
-        self._deliveries = Deliveries(state)
+        self._deliveries = DeliveryLoops(state)
         self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._total_time().end - now) / 2))
         await self._cancellation.wait(self._deliveries.idle)
-        if telling is not None:
-            await self._cancellation.wait(telling.done)
-            if not telling.cancelled() and telling.exception() is None:
-                state.earlier.extend(telling.result().deliveries)
+        if progress_activity is not None:
+            await self._cancellation.wait(progress_activity.done)
+            if not progress_activity.cancelled() and progress_activity.exception() is None:
+                state.earlier.extend(progress_activity.result().deliveries)
         if any(item.state == llm_pb2.NOTIFY_STATE_PENDING for item in state.deliveries):
             leaving = asyncio.create_task(self._deliveries.leave())
             await self._cancellation.wait(leaving.done)
@@ -290,10 +290,10 @@ class LLMJobWorkflow:
             names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
             names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
         ]
-        if self._by_hand and not self._patched:
+        if self._without_options and not self._patched:
             updates += _attributes_of(self._job)
         workflow.upsert_search_attributes(updates)
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status())})
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._public_status())})
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
         if final == llm_pb2.JOB_STATE_CANCELLED:

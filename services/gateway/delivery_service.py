@@ -17,7 +17,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
 
 
-class Deliveries:
+class DeliveryService:
     """The two methods of the API."""
 
     def __init__(self, client: Client, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings) -> None:

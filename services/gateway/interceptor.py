@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
-RULES: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
+VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "Submit": rules.check_submit,
     "GetStatus": rules.check_workflow_id,
     "StreamStatus": rules.check_stream,
@@ -57,7 +57,7 @@ _JOB_OVERHEAD: Final = 8
 """Bytes that a SubmitRequest adds to its job, and some."""
 
 
-class Boundary(Interceptor):
+class RequestInterceptor(Interceptor):
     """Parses and checks requests, counts them and answers, turns errors into statuses.
 
     `bounds` and `refused` are by method name; not all have some.
@@ -83,7 +83,7 @@ class Boundary(Interceptor):
             self._check_size(name, len(data))
             request, violations = parse(data, kind)
             not_text = {violation.field for violation in violations}
-            violations += [violation for violation in RULES[name](request) if violation.field not in not_text]
+            violations += [violation for violation in VALIDATORS[name](request) if violation.field not in not_text]
             if name in self._bounds:
                 violations += [item for item in await self._bounds[name](request) if item.field not in not_text]
             if not violations:

@@ -80,14 +80,14 @@ class JobReader:
         self._feed = feed
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
 
-    async def read(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
+    async def get(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
 
         Raises ApiError NOT_FOUND when there is no such job; RPCError when Temporal or its workflow worker is away.
         """
-        return await self.look(await self.describe(workflow_id))
+        return await self.status_of(await self.describe(workflow_id))
 
-    async def look(
+    async def status_of(
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
         """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
@@ -100,7 +100,7 @@ class JobReader:
     async def describe(
         self, workflow_id: str, run_id: str | None = None, *, once: bool = False
     ) -> WorkflowExecutionDescription:
-        """Return what Temporal says of the job's workflow, of its last run unless one is named. Raises like read.
+        """Return what Temporal says of the job's workflow, of its last run unless one is named. Raises like get.
 
         `once` asks a single time, which is not enough for a workflow that may have been started a moment ago.
         """
@@ -113,7 +113,7 @@ class JobReader:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
             raise
-        if description.workflow_type != names.WORKFLOW_TYPE:
+        if description.workflow_type != names.JOB_WORKFLOW_TYPE:
             raise not_found(workflow_id)
         return description
 

@@ -95,7 +95,7 @@ class Jobs:
             memo[names.MEMO_TRACEPARENT] = traceparent
         try:
             handle = await self._client.start_workflow(
-                names.WORKFLOW_TYPE,
+                names.JOB_WORKFLOW_TYPE,
                 job,
                 id=id_,
                 task_queue=self._settings.workflow_queue,
@@ -155,7 +155,7 @@ class Jobs:
 
     async def _as_submitted(self, description: WorkflowExecutionDescription) -> llm_pb2.SubmitResponse:
         await link_call(description)
-        status = (await self._reader.look(description)).status
+        status = (await self._reader.status_of(description)).status
         return llm_pb2.SubmitResponse(workflow_id=description.id, run_id=status.run_id, status=status)
 
     async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
@@ -172,7 +172,7 @@ class Jobs:
                 raise
             signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
-        status = (await self._reader.read(request.workflow_id)).status
+        status = (await self._reader.get(request.workflow_id)).status
         if status.state not in FINAL_STATES:
             if not signalled:
                 await signal()
@@ -222,7 +222,9 @@ class Jobs:
         """Return the status that GetStatus returns; what the list alone tells when that cannot be had in time."""
         try:
             async with asyncio.timeout_at(until), self._describes:
-                return (await self._reader.look(await self._reader.describe(execution.id, execution.run_id))).status
+                return (
+                    await self._reader.status_of(await self._reader.describe(execution.id, execution.run_id))
+                ).status
         except (ApiError, RPCError, TimeoutError) as error:
             # Past its retention since it was listed; or nobody runs workflows now, which must not cost the whole page.
             _log.info("%s cannot be looked at: %r", execution.id, error)
@@ -301,7 +303,7 @@ def _fairness_key(user_id: str) -> str:
 
 def _query(request: llm_pb2.ListRequest) -> str:
     """Return the visibility query; every value has passed a rule that keeps quotes out."""
-    terms = [f"WorkflowType = '{names.WORKFLOW_TYPE}'"]
+    terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
     for key, value in (
         (names.USER_ID, request.user_id),
         (names.MODEL, request.model),

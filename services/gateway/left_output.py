@@ -5,7 +5,7 @@ import uuid
 from typing import Final
 
 from feed.feed import Feed
-from feed.output import read_made_output
+from feed.output import read_generated_output
 from llm_pb import internal_pb2, llm_pb2
 
 _READER: Final = "gateway"
@@ -23,7 +23,7 @@ async def close_feed(feed: Feed, run_id: str, writer: str | None = None) -> llm_
     ending = internal_pb2.FeedRecord(writer=writer, job_ending=internal_pb2.JobEnding())
     if not await feed.sync(run_id, ending):
         return None
-    return (await read_made_output(feed, run_id, writer)).result()
+    return (await read_generated_output(feed, run_id, writer)).result()
 
 
 async def left_output(feed: Feed, run_id: str) -> llm_pb2.JobResult | None:
@@ -35,7 +35,7 @@ async def left_output(feed: Feed, run_id: str) -> llm_pb2.JobResult | None:
     result: llm_pb2.JobResult | None
     try:
         async with asyncio.timeout(_SECONDS):
-            result = (await read_made_output(feed, run_id, _READER)).result()
+            result = (await read_generated_output(feed, run_id, _READER)).result()
     except TimeoutError:
         result = await close_feed(feed, run_id, _READER)
     return result if result is not None and result.metadata.attempts else None

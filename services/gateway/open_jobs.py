@@ -53,7 +53,7 @@ class OpenJobs:
             self._counted.clear()
 
     async def _count(self, model: Model) -> None:
-        jobs = f"WorkflowType = '{names.WORKFLOW_TYPE}' AND Model = '{model.name}' AND ExecutionStatus = 'Running'"
+        jobs = f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}' AND Model = '{model.name}' AND ExecutionStatus = 'Running'"
         try:
             # Not the client's count_workflows: that tries again for ten seconds.
             found = await self._client.workflow_service.count_workflow_executions(

@@ -14,11 +14,11 @@ from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.grpc_server import GrpcServer, Limits
-from runtime.grpc_telemetry import Calls
+from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
 from services.gateway.delivery_reader import DeliveryReader
-from services.gateway.delivery_service import Deliveries
-from services.gateway.interceptor import Boundary, refusal
+from services.gateway.delivery_service import DeliveryService
+from services.gateway.interceptor import RequestInterceptor, refusal
 from services.gateway.job_reader import JobReader
 from services.gateway.jobs_api import Jobs
 from services.gateway.metrics import GatewayMetrics
@@ -42,7 +42,7 @@ async def serving_api(
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
     jobs = Jobs(client, models, reader, page_tokens, settings, metrics)
-    deliveries = Deliveries(client, reader, delivery_reader, settings)
+    deliveries = DeliveryService(client, reader, delivery_reader, settings)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
     service = LlmServicer(client, jobs, deliveries, models, reader, streams, answers)
@@ -52,7 +52,7 @@ async def serving_api(
         settings.port,
         _limits(settings),
         [
-            Boundary(
+            RequestInterceptor(
                 {"Submit": jobs.check_bounds, "List": page_tokens.check},
                 {"Submit": service.submit_refused},
                 answers,
@@ -60,7 +60,7 @@ async def serving_api(
             )
         ],
         refusal,
-        Calls(trace.get_tracer(__package__), meter),
+        RpcTelemetryInterceptor(trace.get_tracer(__package__), meter),
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 

@@ -11,7 +11,7 @@ from temporalio.client import Client
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
-from services.gateway.delivery_service import Deliveries
+from services.gateway.delivery_service import DeliveryService
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
@@ -31,7 +31,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self,
         client: Client,
         jobs: Jobs,
-        deliveries: Deliveries,
+        deliveries: DeliveryService,
         models: Models,
         reader: JobReader,
         streams: Streams,
@@ -59,7 +59,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         description = await self._reader.describe(request.workflow_id)
         await link_call(description)
         await self._answers.of(context).reserve(expected_result_bytes(description))
-        return await self._reader.look(description)
+        return await self._reader.status_of(description)
 
     def StreamStatus(
         self, request: llm_pb2.StreamStatusRequest, context: _Context

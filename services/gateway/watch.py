@@ -31,7 +31,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
-_SLOWEST: Final = 5
+_MAX_BACKOFF_FACTOR: Final = 5
 """A job that waits for a worker, or whose outcome is delivered, is asked about less and less often, at last every so
 many poll intervals: the feed tells when it starts, a long poll when it ends."""
 
@@ -225,7 +225,7 @@ class Watch:
     def _longer_pause(self) -> float:
         """Return a pause twice as long as the last one, up to a limit; short again once there was news."""
         patience = self._patience
-        self._patience = min(2 * patience, _SLOWEST)
+        self._patience = min(2 * patience, _MAX_BACKOFF_FACTOR)
         return patience * self._pause()
 
     async def _ask(self, ending: Ending | None = None) -> None:
@@ -233,7 +233,7 @@ class Watch:
         starts = self._starts
         description = self._description = await self._reader.describe(self._workflow_id)
         self.user_id = description.typed_search_attributes.get(names.USER_ID) or ""
-        response = await self._reader.look(description, ending)
+        response = await self._reader.status_of(description, ending)
         # A copy: a part of a message keeps the whole of it in memory, here the result.
         fresh, old = llm_pb2.JobStatus(), self._status
         fresh.CopyFrom(response.status)

@@ -53,7 +53,7 @@ async def main() -> None:
                 graceful_shutdown_timeout=settings.shutdown_grace,
             ):
                 with readiness.serving():
-                    await activity.outlive_engine()
+                    await activity.wait_until_engine_fails()
         finally:
             loading.cancel()
             await engine.close()

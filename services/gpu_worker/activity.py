@@ -30,12 +30,12 @@ from services.gpu_worker import spans
 from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
-from services.gpu_worker.report_throttle import Pace
+from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
 
 _log = logging.getLogger(__name__)
-_AT_ONCE: Final = timedelta(milliseconds=100)
+_IMMEDIATELY: Final = timedelta(milliseconds=100)
 _NO_TIMEOUT: Final = timedelta(hours=1)
 """In place of a heartbeat timeout for whom Temporal has none."""
 
@@ -61,11 +61,11 @@ class RunLLMOnGPU:
         self._feed = feed
         self._settings = settings
         self._worker = worker
-        self._pace = Pace()
+        self._pace = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
 
-    async def outlive_engine(self) -> NoReturn:
+    async def wait_until_engine_fails(self) -> NoReturn:
         """Wait until the engine makes no more tokens: it cannot load, died or hangs. Raises EngineDead then."""
         limit = self._settings.load_timeout
         try:
@@ -211,5 +211,5 @@ class RunLLMOnGPU:
             # A job of a worker that stops goes on as a new activity, which costs it no attempt: see workflows.llm_job.
             non_retryable=not RULES[type(error)].retryable or isinstance(error, WorkerShutdown),
             # An engine that died says nothing about the job: no need to wait.
-            next_retry_delay=_AT_ONCE if isinstance(error, EngineDead) else None,
+            next_retry_delay=_IMMEDIATELY if isinstance(error, EngineDead) else None,
         )

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feed.feed import Feed
-from feed.output import MadeOutput
+from feed.output import GeneratedOutput
 from feed.writer import FeedWriter
 from jobs.errors import ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
@@ -19,7 +19,7 @@ from jobs.options import duration
 from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.engines.engine import Engine, Generation, Output
-from services.gpu_worker.report_throttle import Pace
+from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
 
@@ -40,7 +40,7 @@ class Attempt:
         worker: str,
         feed: Feed,
         settings: GpuWorkerSettings,
-        pace: Pace,
+        pace: ReportThrottle,
     ) -> None:
         """`number` counts from 1; `key` is the job's in the feed; `worker` is this worker's name."""
         self.job = llm_pb2.JobRequest()
@@ -137,9 +137,9 @@ class Attempt:
     def start_over(self) -> None:
         """Forget what earlier attempts made."""
         self.rewinds = True
-        self._continue(MadeOutput())
+        self._continue(GeneratedOutput())
 
-    def _continue(self, made: MadeOutput) -> None:
+    def _continue(self, made: GeneratedOutput) -> None:
         self._writer.restore(made)
         self._last_token = made.first_token
 

@@ -13,7 +13,7 @@ _FULL_PACE: Final = 16
 """Attempts at once that each report as often as the settings say."""
 
 
-class Pace:
+class ReportThrottle:
     """Counts the attempts of a worker, and stretches their intervals."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.notifier.activity import NotifyUI
-from services.notifier.dispatcher import Courier
+from services.notifier.dispatcher import Dispatcher
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.progress import NotifyProgress
 from services.notifier.settings import NotifierSettings
@@ -28,18 +28,18 @@ async def main() -> None:
         open_sinks(settings) as sinks,
     ):
         client = await temporal.connect(metrics.temporal, readiness)
-        courier = Courier(sinks, settings, NotifierMetrics(metrics.meter(__package__)))
+        dispatcher = Dispatcher(sinks, settings, NotifierMetrics(metrics.meter(__package__)))
         outcomes = Worker(
             client,
             task_queue=settings.task_queue,
-            activities=[NotifyUI(courier).__call__],
+            activities=[NotifyUI(dispatcher).__call__],
             max_concurrent_activities=settings.max_concurrent,
             graceful_shutdown_timeout=settings.shutdown_grace,
         )
         progress = Worker(
             client,
             task_queue=settings.task_queue + names.PROGRESS_QUEUE_SUFFIX,
-            activities=[NotifyProgress(client, courier, settings.max_progress_per_user).__call__],
+            activities=[NotifyProgress(client, dispatcher, settings.max_progress_per_user).__call__],
             max_concurrent_activities=settings.max_progress,
             # Heartbeats carry the log, and bring word of a job's end: none may be kept back for long.
             max_heartbeat_throttle_interval=timedelta(seconds=1),

@@ -7,7 +7,7 @@ from temporalio import activity
 
 from jobs import names
 from llm_pb import internal_pb2
-from services.notifier.dispatcher import Courier
+from services.notifier.dispatcher import Dispatcher
 
 _SHARE: Final = 0.9
 """Of the time that Temporal gives an attempt: the rest is for saying how it went."""
@@ -16,11 +16,11 @@ _SHARE: Final = 0.9
 class NotifyUI:
     """The activity, bound to this process's sinks."""
 
-    def __init__(self, courier: Courier) -> None:
-        self._courier = courier
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
     @activity.defn(name=names.ACTIVITY_NOTIFY)
     async def __call__(self, request: internal_pb2.NotifyRequest) -> internal_pb2.NotifyResponse:
         """Deliver; an attempt that fails is a response, too: when to try again is the workflow's to decide."""
         limit = activity.info().start_to_close_timeout or timedelta.max
-        return await self._courier.deliver(request, limit * _SHARE)
+        return await self._dispatcher.deliver(request, limit * _SHARE)

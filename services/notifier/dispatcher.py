@@ -22,7 +22,7 @@ from services.notifier.sinks.sink import OPERATORS, Answer, Sink
 _log = logging.getLogger(__name__)
 
 
-class Courier:
+class Dispatcher:
     """Takes events to the sinks of this process."""
 
     def __init__(self, sinks: Mapping[str, Sink], settings: NotifierSettings, metrics: NotifierMetrics) -> None:

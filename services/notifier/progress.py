@@ -26,7 +26,7 @@ from jobs.targets import describe
 from llm_pb import internal_pb2, llm_pb2
 from runtime.keyed_limiter import KeyedLimiter
 from runtime.temporal import RPC_TIMEOUT
-from services.notifier.dispatcher import Courier
+from services.notifier.dispatcher import Dispatcher
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
@@ -39,9 +39,9 @@ _KEPT_ATTEMPTS: Final = 10
 class NotifyProgress:
     """The activity, bound to this process's client and sinks."""
 
-    def __init__(self, client: Client, courier: Courier, max_per_user: int) -> None:
+    def __init__(self, client: Client, dispatcher: Dispatcher, max_per_user: int) -> None:
         self._client = client
-        self._courier = courier
+        self._dispatcher = dispatcher
         self._users = KeyedLimiter(
             max_per_user,
             lambda: DeliveryFailed(f"the progress of {max_per_user} running jobs of the same user is notified already"),
@@ -63,7 +63,7 @@ class NotifyProgress:
 
     async def _tell_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
         log = _Log(next(iter(activity.info().heartbeat_details), internal_pb2.NotifyProgressResponse()))
-        running = _Running(self._client, request)
+        running = _RunningJob(self._client, request)
         try:
             async with _beating(log), asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(running.follow())
@@ -80,7 +80,7 @@ class NotifyProgress:
         return log.ended()
 
     async def _tell(
-        self, request: internal_pb2.NotifyProgressRequest, index: int, running: "_Running", log: "_Log"
+        self, request: internal_pb2.NotifyProgressRequest, index: int, running: "_RunningJob", log: "_Log"
     ) -> None:
         """Tell one target: a receiver that hangs delays no other."""
         options = request.options
@@ -91,7 +91,7 @@ class NotifyProgress:
             for _ in range(_TRIES):
                 if not log.open(started):
                     break
-                log.note(started, await self._courier.deliver(started, _ATTEMPT))
+                log.note(started, await self._dispatcher.deliver(started, _ATTEMPT))
                 await asyncio.sleep(_POLL_SECONDS if log.open(started) else 0)
         told = 0
         if llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
@@ -101,7 +101,7 @@ class NotifyProgress:
         while llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
             told = await running.further(told)
             event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
-            log.note(event, await self._courier.deliver(event, _ATTEMPT))
+            log.note(event, await self._dispatcher.deliver(event, _ATTEMPT))
             await asyncio.sleep(interval.total_seconds())
 
     def _event(
@@ -125,7 +125,7 @@ class NotifyProgress:
         return event
 
 
-class _Running:
+class _RunningJob:
     """The job's running attempt, as Temporal knows it."""
 
     def __init__(self, client: Client, request: internal_pb2.NotifyProgressRequest) -> None:

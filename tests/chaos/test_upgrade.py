@@ -283,7 +283,7 @@ async def start_by_hand(versions: Versions, id_: str, job: dict[str, Any] | None
     written = () if job is None else ("--input", json.dumps({**HAND, "request_id": id_, **job}))
     await temporal_cli(
         *(versions.stack, "workflow", "start", "--workflow-id", id_, *written),
-        *("--type", names.WORKFLOW_TYPE, "--task-queue", names.WORKFLOW_QUEUE),
+        *("--type", names.JOB_WORKFLOW_TYPE, "--task-queue", names.WORKFLOW_QUEUE),
     )
 
 

@@ -13,7 +13,7 @@ from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Output
 from services.gpu_worker.engines.torch import TorchEngine, create
 from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
-from services.gpu_worker.engines.torch_sampling import Place, Sampling, candidates, choose, sampling_of
+from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, candidates, choose, sampling_of
 from tests.support.paths import ROOT
 
 MODEL = str(ROOT / "models" / "docstrings")
@@ -106,13 +106,13 @@ def test_narrowing_keeps_the_likeliest(narrowing: dict[str, Any], left: list[int
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    drawn = [choose(SCORES, Sampling(seed=1), Place([], [0] * position, [])) for position in range(4000)]
+    drawn = [choose(SCORES, Sampling(seed=1), SamplingContext([], [0] * position, [])) for position in range(4000)]
     shares = torch.tensor(drawn).bincount(minlength=4) / len(drawn)
     assert torch.allclose(shares, SCORES.exp(), atol=0.03)
 
 
 def test_penalties_count_what_they_say() -> None:
-    place = Place(prompt=[0], output=[1, 1], end_ids=[])
+    place = SamplingContext(prompt=[0], output=[1, 1], end_ids=[])
 
     def after(**penalty: Any) -> list[int]:
         scores = torch.tensor([3.0, 2.9, 2.0, 1.0])
@@ -131,8 +131,8 @@ def test_penalties_count_what_they_say() -> None:
 
 def test_no_end_is_chosen_before_min_tokens() -> None:
     sampling = Sampling(seed=0, temperature=0, min_tokens=2)
-    assert choose(SCORES, sampling, Place([], [2], end_ids=[0, 1])) == 2
-    assert choose(SCORES, sampling, Place([], [2, 2], end_ids=[0, 1])) == 0
+    assert choose(SCORES, sampling, SamplingContext([], [2], end_ids=[0, 1])) == 2
+    assert choose(SCORES, sampling, SamplingContext([], [2, 2], end_ids=[0, 1])) == 0
 
 
 Before = Callable[[int, int], None]

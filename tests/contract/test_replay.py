@@ -84,7 +84,7 @@ async def test_a_job_by_hand_goes_on_whose_form_is_refused_since(changes: dict[s
     await replayer(LLMJobWorkflow).replay_workflow(recorded)
 
 
-@workflow.defn(name=names.WORKFLOW_TYPE)
+@workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class Counts(LLMJobWorkflow):
     """A workflow that counts without regard to replay."""
 
@@ -105,7 +105,7 @@ async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[s
     assert {update.metric.name for update in buffer.retrieve_updates()} == counted
 
 
-@workflow.defn(name=names.WORKFLOW_TYPE)
+@workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class NotifiesFirst(LLMJobWorkflow):
     """A change that would break running jobs."""
 
@@ -115,7 +115,7 @@ class NotifiesFirst(LLMJobWorkflow):
         return await super().run(job)
 
 
-@workflow.defn(name=names.WORKFLOW_TYPE)
+@workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class AsksTheClock(LLMJobWorkflow):
     """Code that would not do the same when it is replayed."""
 

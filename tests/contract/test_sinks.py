@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from deploy.local.stack import Stack
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import internal_pb2, llm_pb2
-from services.notifier.dispatcher import Courier
+from services.notifier.dispatcher import Dispatcher
 from services.notifier.event import CloudEvent
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.settings import NotifierSettings, UserEndpoint
@@ -152,10 +152,10 @@ async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
     request = internal_pb2.NotifyRequest(notification_id="1", target=peer.refused())
     if peer.kind != "nats":
         async with open_sinks(peer.settings) as sinks:
-            response = await Courier(sinks, peer.settings, METRICS).deliver(request, SHORT)
+            response = await Dispatcher(sinks, peer.settings, METRICS).deliver(request, SHORT)
         assert response.state == llm_pb2.NOTIFY_STATE_FAILED
     request.target.CopyFrom(peer.target("whole"))
-    response = await Courier({}, peer.settings, METRICS).deliver(request, SHORT)
+    response = await Dispatcher({}, peer.settings, METRICS).deliver(request, SHORT)
     assert response.state == llm_pb2.NOTIFY_STATE_FAILED
     assert peer.kind in response.attempt.error.message
 
@@ -251,15 +251,15 @@ async def test_a_slow_destination_delays_no_other() -> None:
     """At most so many at once go to one, a few wait, and more are put off: none of them holds up another's."""
     settings = NotifierSettings(max_per_destination=3, max_waiting_per_destination=2, **LOOPBACK)
     async with receiving() as slow, receiving() as good, open_sinks(settings) as sinks:
-        courier = Courier(sinks, settings, METRICS)
+        dispatcher = Dispatcher(sinks, settings, METRICS)
         (slow_target,) = webhook(slow.on("/slow", hang))
         (good_target,) = webhook(good.on("/good", status(200)))
         begun = [
-            asyncio.create_task(courier.deliver(internal_pb2.NotifyRequest(target=slow_target), 10 * SHORT))
+            asyncio.create_task(dispatcher.deliver(internal_pb2.NotifyRequest(target=slow_target), 10 * SHORT))
             for _ in range(20)
         ]
         await slow.received("/slow", 3)
-        response = await courier.deliver(internal_pb2.NotifyRequest(target=good_target), SHORT)
+        response = await dispatcher.deliver(internal_pb2.NotifyRequest(target=good_target), SHORT)
         assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
         assert sum(not task.done() for task in begun) == 5
         assert len(slow.so_far("/slow")) == 3
@@ -274,19 +274,19 @@ async def test_a_users_slow_receivers_leave_room_for_others() -> None:
     async with AsyncExitStack() as opened:
         receivers = [await opened.enter_async_context(receiving()) for _ in range(5)]
         sinks = await opened.enter_async_context(open_sinks(settings))
-        courier = Courier(sinks, settings, METRICS)
+        dispatcher = Dispatcher(sinks, settings, METRICS)
         targets = [target for receiver in receivers for target in webhook(receiver.on("/slow", hang))]
         responses = await asyncio.gather(
-            *(courier.deliver(internal_pb2.NotifyRequest(target=target, user_id="one"), SHORT) for target in targets)
+            *(dispatcher.deliver(internal_pb2.NotifyRequest(target=target, user_id="one"), SHORT) for target in targets)
         )
         assert sum("of the same user" in response.attempt.error.message for response in responses) == 2
         begun = [
-            asyncio.create_task(courier.deliver(internal_pb2.NotifyRequest(target=target, user_id="one"), 2 * SHORT))
+            asyncio.create_task(dispatcher.deliver(internal_pb2.NotifyRequest(target=target, user_id="one"), 2 * SHORT))
             for target in targets[:3]
         ]
         await asyncio.gather(*(receiver.received("/slow", 2) for receiver in receivers[:3]))
         (good,) = webhook(receivers[4].on("/good", status(200)))
-        response = await courier.deliver(internal_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
+        response = await dispatcher.deliver(internal_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
         assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
         await asyncio.gather(*begun)
 
@@ -301,10 +301,10 @@ async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
         changes = {"dns_servers": (names.address,), "webhook_timeout": 5 * SHORT}
         settings = NotifierSettings(**{**LOOPBACK, **changes})
         async with open_sinks(settings) as sinks:
-            courier = Courier(sinks, settings, METRICS)
+            dispatcher = Dispatcher(sinks, settings, METRICS)
             begun = [
                 asyncio.create_task(
-                    courier.deliver(internal_pb2.NotifyRequest(target=target, user_id="one"), 10 * SHORT), name=name
+                    dispatcher.deliver(internal_pb2.NotifyRequest(target=target, user_id="one"), 10 * SHORT), name=name
                 )
                 for name in many
                 for target in webhook(f"http://{name}:{receiver.port}/")
@@ -313,7 +313,7 @@ async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
                 while any(not names.asked[name, 4] for name in many):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             (good,) = webhook(receiver.on("/good", status(200)).replace("127.0.0.1", "good.example.com"))
-            response = await courier.deliver(internal_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
+            response = await dispatcher.deliver(internal_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
             assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
             assert not any(task.done() for task in begun), "all still ask"
             for response in await asyncio.gather(*begun):
@@ -329,15 +329,15 @@ async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default(
             users={"mine": UserEndpoint(url=SecretStr(f"{receiver.url}/mine"))},
         )
         async with open_sinks(settings) as sinks:
-            courier = Courier(sinks, settings, METRICS)
+            dispatcher = Dispatcher(sinks, settings, METRICS)
             for user, path in (("mine", "/mine"), ("other", "/default")):
-                response = await courier.deliver(internal_pb2.NotifyRequest(user_id=user), SHORT)
+                response = await dispatcher.deliver(internal_pb2.NotifyRequest(user_id=user), SHORT)
                 assert response.target == receiver.url
                 assert len(receiver.so_far(path)) == 1
         async with open_sinks(NotifierSettings(**LOOPBACK)) as sinks:
-            response = await Courier(sinks, settings.model_copy(update={"default_webhook_url": None}), METRICS).deliver(
-                internal_pb2.NotifyRequest(user_id="other"), SHORT
-            )
+            response = await Dispatcher(
+                sinks, settings.model_copy(update={"default_webhook_url": None}), METRICS
+            ).deliver(internal_pb2.NotifyRequest(user_id="other"), SHORT)
             assert response.state == llm_pb2.NOTIFY_STATE_SKIPPED
 
 

@@ -230,7 +230,7 @@ async def test_what_is_no_url_is_refused_by_the_gateway_and_the_notifier(strict:
     options.CopyFrom(DEFAULTS)
     options.notify_task_queue = QUEUE
     handle = await temporal.start_workflow(
-        names.WORKFLOW_TYPE, job, id="hostile-by-hand", task_queue=names.WORKFLOW_QUEUE, memo={"options": options}
+        names.JOB_WORKFLOW_TYPE, job, id="hostile-by-hand", task_queue=names.WORKFLOW_QUEUE, memo={"options": options}
     )
     final = (await watch(strict.stub, handle.id)).final.status
     assert len(final.notifications) == len(urls)

@@ -304,7 +304,7 @@ async def test_a_workflow_in_the_place_of_a_jobs_deliveries_is_not_believed(
     seen = await run_job(stub, job)
     true = await deliveries(stub, seen.final.status.workflow_id)
     in_place = await temporal.start_workflow(
-        names.WORKFLOW_TYPE,
+        names.JOB_WORKFLOW_TYPE,
         new_job(params=QUICK, notify=webhook(sink.on("/impostor", status(200)))),
         id=delivery_workflow_id("no-job-1"),
         task_queue=names.WORKFLOW_QUEUE,

@@ -40,7 +40,7 @@ async def plain(stack: Stack) -> Client:
 async def test_a_plain_client_starts_a_job_and_sees_it_end(plain: Client, stub: LlmServiceStub) -> None:
     job = {"user_id": "plain", "request_id": "1", "model": "docstrings", "prompt": "Hi", "params": {"maxTokens": 4000}}
     handle: WorkflowHandle[Any, Any] = await plain.start_workflow(
-        names.WORKFLOW_TYPE, job, id="llmjob-plain-1", task_queue=names.WORKFLOW_QUEUE
+        names.JOB_WORKFLOW_TYPE, job, id="llmjob-plain-1", task_queue=names.WORKFLOW_QUEUE
     )
     await until_output(stub, handle.id)
     assert await (await handle.describe()).memo() == {}
@@ -75,7 +75,7 @@ async def test_a_job_of_an_older_gateway_goes_on(stub: LlmServiceStub, temporal:
     chosen.gpu_task_queue = "nobody"
     id_ = workflow_id(job.user_id, job.request_id)
     memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: job_digest(job)}
-    await temporal.start_workflow(names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
+    await temporal.start_workflow(names.JOB_WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
     for priority in (0, 3):
         job.priority = priority
         assert (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id == id_
@@ -106,7 +106,7 @@ async def test_a_job_is_found_again_that_is_refused_since(
     chosen.gpu_task_queue = "nobody"
     id_ = unshortened_workflow_id(job.user_id, job.request_id)
     memo = {names.MEMO_OPTIONS: chosen, names.MEMO_DIGEST: job_digest(job)}
-    await temporal.start_workflow(names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
+    await temporal.start_workflow(names.JOB_WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
     answer = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=60)
     assert (answer.workflow_id, answer.status.state) == (id_, llm_pb2.JOB_STATE_QUEUED)
     for field, value in (
@@ -129,7 +129,7 @@ async def test_options_that_are_none_fail_the_job(stub: LlmServiceStub, temporal
     """They are not retried for ever."""
     memo = {names.MEMO_OPTIONS: "nonsense", names.MEMO_TRACEPARENT: 5, names.MEMO_STATUS: []}
     queue = names.WORKFLOW_QUEUE
-    await temporal.start_workflow(names.WORKFLOW_TYPE, new_job(), id="odd-options", task_queue=queue, memo=memo)
+    await temporal.start_workflow(names.JOB_WORKFLOW_TYPE, new_job(), id="odd-options", task_queue=queue, memo=memo)
     final = (await watch(stub, "odd-options")).final.status
     assert final.state == llm_pb2.JOB_STATE_FAILED
     assert unpack(final.error)["ErrorInfo"].reason == "INVALID_JOB"

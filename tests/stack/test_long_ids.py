@@ -72,7 +72,9 @@ async def test_a_repeat_finds_a_job_that_an_earlier_version_started(stub: LlmSer
     id_ = unshortened_workflow_id(job.user_id, job.request_id)
     assert MAX_JOB_ID < len(id_) < MAX_TEMPORAL_ID
     memo = {names.MEMO_DIGEST: job_digest(job), names.MEMO_OPTIONS: internal_pb2.JobOptions(gpu_task_queue="nobody")}
-    handle = await temporal.start_workflow(names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo)
+    handle = await temporal.start_workflow(
+        names.JOB_WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo
+    )
     found = await stub.Submit(llm_pb2.SubmitRequest(job=job))
     assert (found.workflow_id, found.run_id) == (id_, handle.first_execution_run_id)
     job.prompt = "Something else."
@@ -105,7 +107,7 @@ async def test_the_deliveries_of_a_job_with_the_longest_id_chosen_by_hand_go_on(
     async with receiving() as sink:
         url = sink.on("/by-hand", status(429, retry_after="3600"), status(200))
         handle = await temporal.start_workflow(
-            names.WORKFLOW_TYPE,
+            names.JOB_WORKFLOW_TYPE,
             new_job(params=QUICK, notify=webhook(url)),
             id="by-hand-".ljust(MAX_TEMPORAL_ID, "x"),
             task_queue=names.WORKFLOW_QUEUE,
@@ -154,7 +156,7 @@ async def test_the_deliveries_of_a_job_that_an_earlier_version_started_go_on(tmp
         options.notify_hold.FromSeconds(1)
         memo = {names.MEMO_DIGEST: job_digest(job), names.MEMO_OPTIONS: options}
         handle = await temporal.start_workflow(
-            names.WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo
+            names.JOB_WORKFLOW_TYPE, job, id=id_, task_queue=names.WORKFLOW_QUEUE, memo=memo
         )
         await handle.result()
         earlier = await _as_an_earlier_version_left_it(temporal, id_)

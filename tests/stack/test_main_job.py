@@ -277,7 +277,7 @@ def in_a_list(status: llm_pb2.JobStatus) -> llm_pb2.JobStatus:
     return shown
 
 
-@workflow.defn(name=names.WORKFLOW_TYPE)
+@workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class Replayed(LLMJobWorkflow):
     """Keeps what it says in the end."""
 
@@ -335,7 +335,7 @@ async def test_temporals_terminate_is_told_as_it_is(stub: LlmServiceStub, tempor
 async def test_a_job_that_ends_before_its_first_step_is_told_as_it_is(stub: LlmServiceStub, temporal: Client) -> None:
     """Nobody runs its workflow, which cannot be asked anything."""
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
-        names.WORKFLOW_TYPE,
+        names.JOB_WORKFLOW_TYPE,
         new_job(),
         id="llmjob-nobody-1",
         task_queue="nobody",

@@ -74,7 +74,7 @@ async def test_a_workflow_without_one_job_fails(
 ) -> None:
     """It is not retried for ever."""
     id_ = f"by-hand-with-{about}"
-    await temporal.start_workflow(names.WORKFLOW_TYPE, args=given, id=id_, task_queue=names.WORKFLOW_QUEUE)
+    await temporal.start_workflow(names.JOB_WORKFLOW_TYPE, args=given, id=id_, task_queue=names.WORKFLOW_QUEUE)
     seen = await watch(stub, id_)
     assert seen.states[-1] == "FAILED"
     assert unpack(seen.final.status.error)["ErrorInfo"].reason == "INVALID_JOB"

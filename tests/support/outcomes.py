@@ -58,7 +58,7 @@ async def _cancelled_by_temporal(stub: LlmServiceStub, temporal: Client) -> str:
 
 async def _started_by_hand(stub: LlmServiceStub, temporal: Client) -> str:
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
-        names.WORKFLOW_TYPE, new_job(params={"max_tokens": 2}), id="by-hand", task_queue=names.WORKFLOW_QUEUE
+        names.JOB_WORKFLOW_TYPE, new_job(params={"max_tokens": 2}), id="by-hand", task_queue=names.WORKFLOW_QUEUE
     )
     await watch(stub, handle.id)
     return handle.id
@@ -69,7 +69,7 @@ async def _by_hand_and_invalid(stub: LlmServiceStub, temporal: Client) -> str:
     timeouts = llm_pb2.JobTimeouts(total=Duration(seconds=315_576_000_000), run=Duration(seconds=-5))
     job = llm_pb2.JobRequest(user_id="u" * 10_000, timeouts=timeouts)
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
-        names.WORKFLOW_TYPE, job, id="by-hand-invalid", task_queue=names.WORKFLOW_QUEUE
+        names.JOB_WORKFLOW_TYPE, job, id="by-hand-invalid", task_queue=names.WORKFLOW_QUEUE
     )
     await watch(stub, handle.id)
     return handle.id

@@ -12,7 +12,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs.ids import delivery_workflow_id
-from jobs.names import DELIVERY_WORKFLOW_TYPE, WORKFLOW_TYPE
+from jobs.names import DELIVERY_WORKFLOW_TYPE, JOB_WORKFLOW_TYPE
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
@@ -165,7 +165,7 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             histories = {
                 kind: (await temporal.get_workflow_handle(id_).fetch_history()).to_json()
                 for kind, id_ in (
-                    (WORKFLOW_TYPE, jobs["retried"].id),
+                    (JOB_WORKFLOW_TYPE, jobs["retried"].id),
                     (DELIVERY_WORKFLOW_TYPE, delivery_workflow_id(jobs["left"].id)),
                 )
             }

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from runtime.grpc_server import GrpcServer, Limits
-from runtime.grpc_telemetry import Calls
+from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from tests.support.otlp import Caller
 
 SERVICE = "test.Service"
@@ -113,7 +113,7 @@ async def called() -> AsyncIterator[Called]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     servicer = Servicer()
-    calls = Calls(provider.get_tracer("test"), MeterProvider().get_meter("test"))
+    calls = RpcTelemetryInterceptor(provider.get_tracer("test"), MeterProvider().get_meter("test"))
     server = GrpcServer(SERVICE, "127.0.0.1", 0, Limits(4 << 20), telemetry=calls)
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(servicer.unary),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feed.output import MadeOutput
+from feed.output import GeneratedOutput
 from feed.transcript import Transcript
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cursor import Cursor
@@ -55,7 +55,7 @@ class Log:
     """What attempts publish of their outputs, as services.gpu_worker.attempt does."""
 
     def __init__(self) -> None:
-        self.made = MadeOutput()
+        self.made = GeneratedOutput()
         self.transcript = Transcript()
 
     def publish(self, output: Output) -> None:

@@ -86,7 +86,7 @@ class SimulatedOptions(BaseModel):
 
 
 @dataclass(eq=False)
-class Begun:
+class ActiveGeneration:
     """A generation that was asked for."""
 
     prompt_tokens: int
@@ -110,7 +110,7 @@ class SimulatedEngine:
         self._why_dead = ""
         self._places = asyncio.Semaphore(config.max_concurrent)
         self._cache_tokens = config.max_concurrent * options.context_tokens
-        self._begun: set[Begun] = set()
+        self._begun: set[ActiveGeneration] = set()
         self._struck: set[tuple[str, str]] = set()
 
     async def start(self) -> None:
@@ -137,7 +137,7 @@ class SimulatedEngine:
             return
         yield writer.opening()
         fault = self._fault_of(prompt, generation)
-        async with self._place(Begun(len(prompt_ids), writer)):
+        async with self._place(ActiveGeneration(len(prompt_ids), writer)):
             due = asyncio.get_running_loop().time() + self._options.prefill_seconds
             for token in tokens:
                 # Due times are added up, so that a late wake-up does not slow the pace.
@@ -158,7 +158,7 @@ class SimulatedEngine:
         return Load(len(running), len(begun) - len(running), min(cached / self._cache_tokens, 1.0))
 
     @contextlib.asynccontextmanager
-    async def _place(self, begun: Begun) -> AsyncIterator[None]:
+    async def _place(self, begun: ActiveGeneration) -> AsyncIterator[None]:
         """Wait for a place in the batch and hold it while the context is open."""
         self._begun.add(begun)
         try:

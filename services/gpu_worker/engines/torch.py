@@ -21,7 +21,7 @@ from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfi
 from services.gpu_worker.engines.output_text import OutputWriter
 from services.gpu_worker.engines.torch_batch import Batch, Sequence
 from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
-from services.gpu_worker.engines.torch_sampling import Place, Sampling, choose, sampling_of, token_logprobs
+from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, choose, sampling_of, token_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ CLOSED: Final = "the engine was closed"
 _CLOSE_SECONDS: Final = 10
 
 
-class Running:
+class ActiveGeneration:
     """One generation between the event loop and the model's thread."""
 
     def __init__(self, sequence: Sequence, prompt_tokens: int, sampling: Sampling, writer: OutputWriter) -> None:
@@ -43,7 +43,7 @@ class Running:
         """Set by either side: nobody waits for more output."""
 
 
-Made = tuple[Running, Output | JobError]
+Made = tuple[ActiveGeneration, Output | JobError]
 
 
 class TorchEngine:
@@ -67,11 +67,11 @@ class TorchEngine:
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
         # Guarded by _changed: what the event loop wants.
-        self._waiting: list[Running] = []
+        self._waiting: list[ActiveGeneration] = []
         self._closing = False
         # The thread's own: generations that read their prompt, and those in the batch by their sequence.
-        self._reading: list[Running] = []
-        self._writing: dict[Sequence, Running] = {}
+        self._reading: list[ActiveGeneration] = []
+        self._writing: dict[Sequence, ActiveGeneration] = {}
 
     @property
     def context_tokens(self) -> int:
@@ -146,7 +146,7 @@ class TorchEngine:
         self._loaded = None
         self.dead.set()
 
-    def _prepare(self, generation: Generation) -> tuple[Running, Output | None]:
+    def _prepare(self, generation: Generation) -> tuple[ActiveGeneration, Output | None]:
         """Return a generation as the thread takes it, and its last output if an earlier attempt had ended it."""
         loaded, job = self._started(), generation.job
         if job.params.WhichOneof("structured_output"):
@@ -158,7 +158,7 @@ class TorchEngine:
             raise CannotContinue("the tokens made so far are not this model's")
         ended = writer.resume(resumed, generation.resume_text)
         sampling = sampling_of(job.params, loaded.defaults)
-        return Running(Sequence([*prompt, *resumed]), len(prompt), sampling, writer), ended
+        return ActiveGeneration(Sequence([*prompt, *resumed]), len(prompt), sampling, writer), ended
 
     # From here on: the engine's thread.
 
@@ -238,7 +238,7 @@ class TorchEngine:
             (running, self._next(loaded, running, scores[row], likeliest[row])) for row, running in enumerate(everyone)
         ]
 
-    def _read(self, loaded: LoadedModel, batch: Batch, running: Running) -> list[Made]:
+    def _read(self, loaded: LoadedModel, batch: Batch, running: ActiveGeneration) -> list[Made]:
         try:
             scores = batch.read(running.sequence, self._options.prefill_tokens)
             if scores is None:
@@ -253,14 +253,16 @@ class TorchEngine:
         self._reading.remove(running)
         return [(running, made)]
 
-    def _next(self, loaded: LoadedModel, running: Running, scores: torch.Tensor, likeliest: int) -> Output | JobError:
+    def _next(
+        self, loaded: LoadedModel, running: ActiveGeneration, scores: torch.Tensor, likeliest: int
+    ) -> Output | JobError:
         """Choose a generation's next token; return its output."""
         sampling, ids = running.sampling, running.sequence.ids
         token, logprobs = likeliest, []
         try:
             if not sampling.plain:
                 scores = scores.cpu()
-                place = Place(ids[: running.prompt_tokens], ids[running.prompt_tokens :], loaded.end_ids)
+                place = SamplingContext(ids[: running.prompt_tokens], ids[running.prompt_tokens :], loaded.end_ids)
                 token = choose(scores, sampling, place)
                 if sampling.logprobs is not None:
                     logprobs = [token_logprobs(scores, token, sampling.logprobs, loaded.decode_token)]
@@ -274,7 +276,7 @@ class TorchEngine:
             running.over = True
         return output
 
-    def _drop(self, batch: Batch, leaving: list[Running]) -> None:
+    def _drop(self, batch: Batch, leaving: list[ActiveGeneration]) -> None:
         batch.leave([running.sequence for running in leaving])
         for running in leaving:
             del self._writing[running.sequence]

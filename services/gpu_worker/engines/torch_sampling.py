@@ -60,7 +60,7 @@ def sampling_of(params: llm_pb2.SamplingParams, defaults: Mapping[str, Any]) -> 
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplingContext:
     """Where in a generation a token is chosen."""
 
     prompt: Sequence[int]
@@ -69,7 +69,7 @@ class Place:
     """Tokens that would end the output; not to be chosen before min_tokens."""
 
 
-def choose(scores: torch.Tensor, sampling: Sampling, place: Place) -> int:
+def choose(scores: torch.Tensor, sampling: Sampling, place: SamplingContext) -> int:
     """Return the next token for one row of scores (float32, on the CPU). The scores are left as they are."""
     scores = penalised(scores, sampling, place)
     if len(place.output) < sampling.min_tokens:
@@ -79,7 +79,7 @@ def choose(scores: torch.Tensor, sampling: Sampling, place: Place) -> int:
     return draw(candidates(scores / sampling.temperature, sampling), sampling.seed, len(place.output))
 
 
-def penalised(scores: torch.Tensor, sampling: Sampling, place: Place) -> torch.Tensor:
+def penalised(scores: torch.Tensor, sampling: Sampling, place: SamplingContext) -> torch.Tensor:
     """Return the scores with the penalties for tokens seen so far: repetition counts the prompt too."""
     if not sampling.penalised:
         return scores

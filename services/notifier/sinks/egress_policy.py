@@ -57,7 +57,7 @@ def why_not_public(address: Address) -> str:
     return ""
 
 
-class Guard:
+class EgressPolicy:
     """Decides where webhooks may go."""
 
     def __init__(self, schemes: Collection[str], ports: Collection[int], networks: Collection[Network]) -> None:
@@ -100,9 +100,9 @@ class Guard:
             raise DeliveryRefused(f"the webhook leads to {reason}; only public addresses are allowed")
 
 
-def unguarded() -> Guard:
+def unguarded() -> EgressPolicy:
     """Return a guard that lets through what an operator has chosen: any address and port, by HTTP and HTTPS."""
-    return Guard(("https", "http"), (), (ip_network("0.0.0.0/0"), ip_network("::/0")))
+    return EgressPolicy(("https", "http"), (), (ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 def _literal(host: str) -> Address | None:

@@ -24,7 +24,7 @@ from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
 from services.notifier.settings import NotifierSettings
-from services.notifier.sinks.egress_policy import Guard
+from services.notifier.sinks.egress_policy import EgressPolicy
 from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _GONE: Final = 410
@@ -38,14 +38,14 @@ _LOOKUP_TRIES: Final = 5
 class WebhookSink:
     """A Sink for NotifyTarget.webhook."""
 
-    def __init__(self, settings: NotifierSettings, guard: Guard | None = None) -> None:
+    def __init__(self, settings: NotifierSettings, guard: EgressPolicy | None = None) -> None:
         """Must be made inside an event loop.
 
         `guard` decides where the webhooks may go; default: that of the settings, for URLs that clients choose.
         """
         self._settings = settings
         self._tracer = trace.get_tracer(__package__)
-        self._guard = guard or Guard(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
+        self._guard = guard or EgressPolicy(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
         proxy = settings.webhook_proxy
         self._proxy = proxy.get_secret_value() if proxy else None
         # The names of an operator's own servers may be known to the system's name servers alone.
