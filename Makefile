@@ -30,8 +30,17 @@ up: $(RUN) ## Run everything until Ctrl-C (settings: STACK_*, see deploy/local/s
 	@$(DEV)/bin/python -m deploy.local up
 
 .PHONY: test
-test: lint $(NODE) ## Run lint and all tests, but those of vLLM
+ifdef T
+test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/stack/test_list.py: these alone, in one process)
+	$(DEV)/bin/python -m pytest $(T)
+else
+test: lint $(NODE)
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
+endif
+
+.PHONY: check
+check: lint ## Run lint, and the tests of units and of contracts: under a minute
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 2 --dist loadfile tests/unit tests/contract
 
 # Debian's package, unpacked and not installed: nothing is started, nothing outside this folder changes.
 .PHONY: tools
@@ -46,11 +55,11 @@ tools: .tools/usr/bin/promtool ## Fetch Prometheus from Debian's archive, for th
 .PHONY: chaos
 chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50)
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
-	$(DEV)/bin/python -m pytest -m "not vllm" tests/test_crash.py tests/test_notifier_crash.py
+	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py
 
 .PHONY: fuzz
 fuzz: $(DEV)/.installed ## Make 100,000 calls at random against a stack of its own (FUZZ="--seed 7 --calls 1000")
-	$(DEV)/bin/python -m tests.fuzz $(FUZZ)
+	$(DEV)/bin/python -m tests.support.fuzz $(FUZZ)
 
 .PHONY: test-vllm
 test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU
@@ -70,7 +79,7 @@ test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, besid
 	@git worktree remove --force $(EARLIER) 2> /dev/null || true
 	git worktree add --force --detach $(EARLIER) $(FROM)
 	trap 'git worktree remove --force $(EARLIER)' EXIT; \
-	UPGRADE_FROM=$(EARLIER) $(DEV)/bin/python -m pytest tests/test_upgrade.py
+	UPGRADE_FROM=$(EARLIER) $(DEV)/bin/python -m pytest tests/chaos/test_upgrade.py
 
 # buf's plugin and the compiler's own plugins are programs of the environment.
 lint format generate: export PATH := $(CURDIR)/$(DEV)/bin:$(PATH)
@@ -102,7 +111,7 @@ settings: $(DEV)/.installed ## Write the table of settings into the README
 
 .PHONY: histories
 histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v2)
-	$(DEV)/bin/python -m tests.record_histories $(VERSION)
+	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench
 bench: $(DEV)/.installed $(VLLM)/.installed ## Measure all, beside peers, and write bench/RESULTS.md (over an hour)

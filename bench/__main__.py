@@ -13,12 +13,11 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
-from bench import results
+from bench.support import results
+from bench.support.stacks import ROOT
 
-ROOT: Final = Path(__file__).parents[1]
 PLAIN: Final = ()
 VLLM_TOO: Final = ("--engine", "vllm", "--rounds", "3")
 TOKENS_BY_TEN: Final = ("--engine-options", '{"stream_interval":10}')

@@ -35,11 +35,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
 
-from bench import script
-from bench.cancel_peer import QUEUE, WaitingWorkflow
-from bench.cancel_phases import Phases, Receiver, Sample
-from bench.report import Report, quantiles
-from bench.stacks import beside, models, new_stack, simulated
+from bench.peers.cancel_peer import QUEUE, WaitingWorkflow
+from bench.support import script
+from bench.support.cancel_phases import Phases, Receiver, Sample
+from bench.support.report import Report, quantiles
+from bench.support.stacks import beside, models, new_stack, simulated
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
@@ -130,7 +130,7 @@ async def all_phases(jobs: int) -> AsyncIterator[dict[str, Phase]]:
                 of_model = {"GPU_WORKER_MODEL": name, "GPU_WORKER_TASK_QUEUE": f"bench-{name}"}
                 stack.add("gpu-worker", simulated(**options) | of_model | {"GPU_WORKER_MAX_CONCURRENT": "1"})
         await opened.enter_async_context(stack)
-        await opened.enter_async_context(beside("bench.cancel_peer", stack.address("temporal")))
+        await opened.enter_async_context(beside("bench.peers.cancel_peer", stack.address("temporal")))
         opened.push_async_callback((await receiver.start()).cleanup)
         client = await Client.connect(stack.address("temporal"))
         channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))

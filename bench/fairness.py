@@ -18,10 +18,10 @@ from typing import Final
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from bench import script
-from bench.report import Report
-from bench.stacks import new_stack, simulated
-from bench.watched_job import finish, submit, together
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import new_stack, simulated
+from bench.support.watched_job import finish, submit, together
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 

@@ -28,12 +28,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from temporalio.client import Client
 
-from bench import script
-from bench.bare_workflow import QUEUE, BareWorkflow
-from bench.report import Report, quantiles
-from bench.stacks import beside, new_stack, simulated
-from bench.vllm_peers import BareVllm, VllmServe, worker_environment
-from bench.watched_job import finish, submit
+from bench.peers.bare_workflow import QUEUE, BareWorkflow
+from bench.peers.vllm_peers import BareVllm, VllmServe, worker_environment
+from bench.support import script
+from bench.support.report import Report, quantiles
+from bench.support.stacks import beside, new_stack, simulated
+from bench.support.watched_job import finish, submit
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
@@ -96,7 +96,7 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": worker}, engine=sizes.engine))
         await opened.enter_async_context(stack)
-        await opened.enter_async_context(beside("bench.bare_workflow", stack.address("temporal")))
+        await opened.enter_async_context(beside("bench.peers.bare_workflow", stack.address("temporal")))
         channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
         temporal = await Client.connect(stack.address("temporal"))
         ways = {"suite": suite(LlmServiceStub(channel)), "peer_bare_workflow": bare_workflow(temporal)}

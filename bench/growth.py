@@ -23,11 +23,11 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from temporalio.client import Client
 
-from bench import script
-from bench.report import Report
-from bench.stacks import models, new_stack, simulated
-from bench.usage import cpu_of, since
-from bench.watched_job import MODEL, finish, submit, together
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import models, new_stack, simulated
+from bench.support.usage import cpu_of, since
+from bench.support.watched_job import MODEL, finish, submit, together
 from deploy.local.stack import Stack
 from jobs.names import GPU_QUEUE
 from llm_pb import llm_pb2

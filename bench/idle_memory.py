@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from bench import script
-from bench.report import Report
-from bench.stacks import new_stack, simulated
-from bench.usage import resident_bytes
-from bench.watched_job import finish, submit, together
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import new_stack, simulated
+from bench.support.usage import resident_bytes
+from bench.support.watched_job import finish, submit, together
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 

@@ -26,13 +26,13 @@ from typing import Final
 import grpc
 from temporalio.client import Client
 
-from bench import script
-from bench.bare_workflow import QUEUE, BareWorkflow
-from bench.celery_peer import running_celery
-from bench.report import Report
-from bench.stacks import beside, new_stack, simulated
-from bench.usage import cpu_of, cpu_seconds
-from bench.watched_job import finish, submit, together
+from bench.peers.bare_workflow import QUEUE, BareWorkflow
+from bench.peers.celery_peer import running_celery
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import beside, new_stack, simulated
+from bench.support.usage import cpu_of, cpu_seconds
+from bench.support.watched_job import finish, submit, together
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
@@ -79,7 +79,7 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[tuple[str, str], Way]]:
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": simulated(tokens_per_second=1e9)}))
         await opened.enter_async_context(stack)
-        worker = await opened.enter_async_context(beside("bench.bare_workflow", stack.address("temporal")))
+        worker = await opened.enter_async_context(beside("bench.peers.bare_workflow", stack.address("temporal")))
         channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
         celery = await opened.enter_async_context(running_celery())
         client, stub = await Client.connect(stack.address("temporal")), LlmServiceStub(channel)

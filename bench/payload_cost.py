@@ -21,8 +21,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, PayloadConverter
 
 import payload_converter
-from bench import script
-from bench.report import Report
+from bench.support import script
+from bench.support.report import Report
 from llm_pb import llm_pb2
 
 

@@ -21,13 +21,13 @@ from typing import Final
 import grpc
 from temporalio.client import Client
 
-from bench import script
-from bench.bare_workflow import QUEUE, BareWorkflow
-from bench.report import Report
-from bench.stacks import beside, models, new_stack, simulated
-from bench.streaming_workflow import AS_IN_ITS_SAMPLE, read_stream, start_stream
-from bench.temporal_counts import TemporalCounts
-from bench.watched_job import DEADLINE_SECONDS, MODEL, finish, submit
+from bench.peers.bare_workflow import QUEUE, BareWorkflow
+from bench.peers.streaming_workflow import AS_IN_ITS_SAMPLE, read_stream, start_stream
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import beside, models, new_stack, simulated
+from bench.support.temporal_counts import TemporalCounts
+from bench.support.watched_job import DEADLINE_SECONDS, MODEL, finish, submit
 from jobs.names import GPU_QUEUE
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
@@ -100,8 +100,10 @@ async def running() -> AsyncIterator[tuple[dict[str, Way], TemporalCounts, Clien
         stack = opened.enter_context(new_stack(environment))
         await opened.enter_async_context(stack)
         temporal = stack.address("temporal")
-        await opened.enter_async_context(beside("bench.bare_workflow", temporal))
-        await opened.enter_async_context(beside("bench.stamp_sources", temporal, f"nats://{stack.address('nats')}"))
+        await opened.enter_async_context(beside("bench.peers.bare_workflow", temporal))
+        await opened.enter_async_context(
+            beside("bench.peers.stamp_sources", temporal, f"nats://{stack.address('nats')}")
+        )
         channel = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
         stub, client = LlmServiceStub(channel), await Client.connect(temporal)
 

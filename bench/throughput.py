@@ -26,11 +26,12 @@ from typing import Any, Final
 
 import grpc
 
-from bench import script, vllm_peers
-from bench.report import Report
-from bench.stacks import new_stack
-from bench.vllm_peers import BareVllm, VllmServe, worker_environment
-from bench.watched_job import finish, submit
+from bench.peers import vllm_peers
+from bench.peers.vllm_peers import BareVllm, VllmServe, worker_environment
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import new_stack
+from bench.support.watched_job import finish, submit
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 

@@ -1,6 +1,6 @@
 """How old a token is when the client reads it: from the engine's yield to the StreamStatus message, in milliseconds.
 
-The text of every token is the time at which the engine yielded it (see bench.stamping_worker), and the client
+The text of every token is the time at which the engine yielded it (see bench.peers.stamping_worker), and the client
 subtracts: nothing of the suite is changed or told. All runs on this machine, over loopback, with the suite's default
 settings but for the size of the worker's batch; the client is one Python process that reads all streams.
 
@@ -35,14 +35,15 @@ import nats
 from nats.aio.client import Client as Nats
 from temporalio.client import Client
 
-from bench import script, vllm_peers
-from bench.report import Report, quantiles
-from bench.stacks import beside, new_stack, simulated
-from bench.stamp_sources import SERVICE, SUBJECT
-from bench.stamps import Read, read_stamps
-from bench.streaming_workflow import AS_IN_ITS_SAMPLE, FASTEST, Setup, end_stream, read_stream, start_stream
-from bench.vllm_peers import VllmServe
-from bench.watched_job import submit
+from bench.peers import vllm_peers
+from bench.peers.stamp_sources import SERVICE, SUBJECT
+from bench.peers.streaming_workflow import AS_IN_ITS_SAMPLE, FASTEST, Setup, end_stream, read_stream, start_stream
+from bench.peers.vllm_peers import VllmServe
+from bench.support import script
+from bench.support.report import Report, quantiles
+from bench.support.stacks import beside, new_stack, simulated
+from bench.support.stamps import Read, read_stamps
+from bench.support.watched_job import submit
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
@@ -158,10 +159,10 @@ async def all_sources(most_streams: int) -> AsyncIterator[dict[str, Source]]:
     worker = simulated(tokens_per_second=PER_SECOND) | {"GPU_WORKER_MAX_CONCURRENT": str(most_streams)}
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": worker}))
-        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.stamping_worker")
+        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.peers.stamping_worker")
         await opened.enter_async_context(stack)
         temporal, broker = stack.address("temporal"), f"nats://{stack.address('nats')}"
-        other = await opened.enter_async_context(beside("bench.stamp_sources", temporal, broker))
+        other = await opened.enter_async_context(beside("bench.peers.stamp_sources", temporal, broker))
         client, feed = await Client.connect(temporal), await nats.connect(broker)
         opened.push_async_callback(feed.close)
         gateway = await opened.enter_async_context(grpc.aio.insecure_channel(stack.address("gateway")))
@@ -172,7 +173,7 @@ async def all_sources(most_streams: int) -> AsyncIterator[dict[str, Source]]:
             PEER_AS_SAMPLE: workflow_streams(client, AS_IN_ITS_SAMPLE),
         }
         if vllm_peers.installed():
-            command = ("bench.stamping_vllm_serve", str(PER_SECOND))
+            command = ("bench.peers.stamping_vllm_serve", str(PER_SECOND))
             serve = await opened.enter_async_context(
                 VllmServe.running("models/docstrings", most_streams, command=command)
             )

@@ -24,13 +24,13 @@ from typing import Any, Final
 
 import grpc
 
-from bench import script
-from bench.report import Report
-from bench.stacks import new_stack, simulated
+from bench.support import script
+from bench.support.report import Report
+from bench.support.stacks import new_stack, simulated
+from bench.support.usage import cpu_of
+from bench.support.watched_job import together
 from bench.token_latency import measure as token_ages
 from bench.token_latency import suite
-from bench.usage import cpu_of
-from bench.watched_job import together
 from deploy.local.stack import Stack
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
@@ -103,7 +103,7 @@ async def running_turn(tracing: dict[str, str], sizes: Sizes) -> AsyncIterator["
     """Run a stack with these variables in every service."""
     worker = {"GPU_WORKER_MAX_CONCURRENT": str(sizes.at_once), **simulated(tokens_per_second=PER_SECOND)}
     with new_stack({"gateway": tracing, "notifier": tracing, "gpu-worker": {**tracing, **worker}}) as stack:
-        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.stamping_worker")
+        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.peers.stamping_worker")
         async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             yield Turn(stack, LlmServiceStub(channel), sizes)
 

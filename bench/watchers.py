@@ -20,13 +20,13 @@ from typing import Final
 
 import grpc
 
-from bench import script
-from bench.report import Report, quantiles
-from bench.stacks import beside, models, new_stack, simulated
-from bench.stamp_sources import SERVICE
-from bench.stamps import read_stamps
-from bench.usage import cpu_seconds, resident_bytes
-from bench.watched_job import MODEL, submit
+from bench.peers.stamp_sources import SERVICE
+from bench.support import script
+from bench.support.report import Report, quantiles
+from bench.support.stacks import beside, models, new_stack, simulated
+from bench.support.stamps import read_stamps
+from bench.support.usage import cpu_seconds, resident_bytes
+from bench.support.watched_job import MODEL, submit
 from deploy.local.stack import Stack
 from jobs.names import GPU_QUEUE
 from llm_pb import llm_pb2
@@ -115,10 +115,10 @@ async def measure(sizes: Sizes) -> Report:
         "gpu-worker": simulated(tokens_per_second=PER_SECOND, context_tokens=1_000_000),
     }
     with new_stack(environment) as stack:
-        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.stamping_worker")
+        stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.peers.stamping_worker")
         async with stack:
             temporal, broker = stack.address("temporal"), f"nats://{stack.address('nats')}"
-            async with beside("bench.stamp_sources", temporal, broker) as other:
+            async with beside("bench.peers.stamp_sources", temporal, broker) as other:
                 for number in range(sizes.rounds):
                     if number > 0:
                         await restart_gateway(stack)

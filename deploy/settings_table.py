@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from deploy.local.settings import StackSettings
-from jobs.feed import FeedSettings
+from feed.feed import FeedSettings
 from runtime.log import LogSettings
 from runtime.temporal import TemporalSettings
 from services.codec.settings import CodecSettings

@@ -109,10 +109,9 @@ def check_url(field: str, value: str, *, strict: bool = True) -> Iterator[Violat
     else:
         if url.username is not None or url.password is not None:
             yield Violation(field, "must not hold a user or password")
-        # A name in another alphabet is turned into ASCII, and looked at, by what sends there.
         host = url.hostname or ""
         in_brackets = "[" in url.netloc
-        if strict and usable and host.isascii() and not (is_host(host) and in_brackets == (":" in host)):
+        if strict and usable and not (is_host(host) and in_brackets == (":" in host)):
             rule = "must name a host that can exist: a DNS name, an IPv4 address of four numbers or an IPv6 address"
             yield Violation(field, rule)
     if not usable or re.search(r"[\s\\]", value):

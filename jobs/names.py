@@ -19,7 +19,7 @@ ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
 # Tells the targets of a running job that asked for it how it gets on.
 ACTIVITY_NOTIFY_PROGRESS: Final = "NotifyProgress"
-# Asks Temporal to cancel the workflow that runs it: see jobs.workflow.
+# Asks Temporal to cancel the workflow that runs it: see workflows.llm_job.
 ACTIVITY_REQUEST_CANCEL: Final = "RequestCancel"
 # Reads back from the feed what the job that runs it had made, when its last attempt could not say so.
 ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"

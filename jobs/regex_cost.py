@@ -23,10 +23,10 @@ one core of a busy machine, in milliseconds a token (mean of the first 100 to 20
 | `(\w{1,500} ?){1,500}`               | 3145 |  7981 | refused  |
 
 The judgement is of the form alone, in time that grows with the expression's length, which its caller bounds. It errs
-to both sides, so the engine has a guard, too (services.gpu_worker.structured_guard). What it cannot read it leaves to
-the engine, which refuses what it cannot compile. An expression is read as xgrammar reads it, close to JavaScript, and
-not as Python's `re` does: the two differ in where a class ends and in flags, and what one takes for a comment or for
-characters can be a repeat to the other.
+to both sides, so the engine has a guard, too (services.gpu_worker.engines.structured_guard). What it cannot read it
+leaves to the engine, which refuses what it cannot compile. An expression is read as xgrammar reads it, close to
+JavaScript, and not as Python's `re` does: the two differ in where a class ends and in flags, and what one takes for a
+comment or for characters can be a repeat to the other.
 """
 
 from typing import Final

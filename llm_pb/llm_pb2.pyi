@@ -537,8 +537,9 @@ class Webhook(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """An absolute http or https URL without user or password; at most 2048 bytes. Required. Its host is a DNS name, an IPv4
-    address of four decimal numbers or an IPv6 address without a zone. Where it may lead is the operator's choice: by default
-    https on port 443 to public addresses only.
+    address of four decimal numbers or an IPv6 address without a zone. The labels of a DNS name hold letters, digits, _ and,
+    inside, hyphens; an international name is one that IDNA converts to such labels. Where it may lead is the operator's
+    choice: by default https on port 443 to public addresses only.
     """
     def __init__(
         self,

@@ -14,11 +14,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime.connections import shut_down
-from runtime.grpc_calls import Calls
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
 from runtime.grpc_requests import MAX_QUEUED, OneRequest, Unread
+from runtime.grpc_telemetry import Calls
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -133,6 +133,10 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # without type 
             self._changed.set()
             self._changed = asyncio.Event()
 
+    def serving(self) -> bool:
+        """Return whether the server as a whole says SERVING."""
+        return bool(self._server_status.get(health.OVERALL_HEALTH) == health_pb2.HealthCheckResponse.SERVING)
+
     async def List(self, request: health_pb2.HealthListRequest, context: object) -> health_pb2.HealthListResponse:
         """Return the health of every name that has one."""
         known = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items()}
@@ -178,6 +182,15 @@ class GrpcServer:
         self._address = f"{host}:{port}"
         self._port = port
 
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port. Valid after start()."""
+        return f"{self._address.rpartition(':')[0]}:{self._port}"
+
+    def serving(self) -> bool:
+        """Return whether its health is SERVING."""
+        return self._health.serving()
+
     async def start(self) -> None:
         """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -186,7 +199,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise RuntimeError(f"cannot listen on {self._address}: is it taken? ({error})") from error
         await self.server.start()
-        _log.info("listening on %s:%d", self._address.rpartition(":")[0], self._port)
+        _log.info("listening on %s", self.address)
 
     async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
         """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""

@@ -46,7 +46,7 @@ def configure(settings: LogSettings) -> None:
 def new_handler(settings: LogSettings | None = None) -> logging.Handler:
     """Return what writes to stderr in the form of the settings, by default those of the environment.
 
-    For libraries that log in processes of their own: see services/gpu_worker/vllm_logging.json.
+    For libraries that log in processes of their own: see services/gpu_worker/engines/vllm_logging.json.
     """
     settings = settings or LogSettings()
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())

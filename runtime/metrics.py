@@ -1,4 +1,4 @@
-"""The metrics of a process: made with OpenTelemetry's instruments, served to Prometheus on one port.
+"""The metrics of a process: made with OpenTelemetry's instruments, served to Prometheus on one port, beside its health.
 
 Temporal's SDK could serve its own metrics only on a second port. It hands them over in a buffer instead, from which
 they are moved into instruments of the same names; what workflow code measures comes the same way. What a library keeps
@@ -9,16 +9,20 @@ in prometheus_client's own registry is served along: the process's memory and CP
 
 import asyncio
 import logging
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app
 from temporalio.runtime import (
     BUFFERED_METRIC_KIND_COUNTER,
     BUFFERED_METRIC_KIND_GAUGE,
@@ -30,7 +34,11 @@ from temporalio.runtime import (
     TelemetryConfig,
 )
 
+from runtime.health import Readiness, with_health
 from runtime.log import core_logging
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
 
 _log = logging.getLogger(__name__)
 
@@ -65,19 +73,21 @@ class Metrics:
 
 
 @asynccontextmanager
-async def serving_metrics(host: str, port: int, prefix: str) -> AsyncIterator[Metrics]:
-    """Serve metrics over HTTP while the context is open; port 0 takes a free one and logs it.
+async def serving_metrics(host: str, port: int, prefix: str, readiness: Readiness) -> AsyncIterator[Metrics]:
+    """Serve metrics and health over HTTP while the context is open; port 0 takes a free one and logs it.
 
-    A thread serves, so that metrics can be read while the event loop is busy. Raises RuntimeError when the address is
+    Threads serve, so that metrics can be read while the event loop is busy. Raises RuntimeError when the address is
     taken, naming the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`.
     """
     try:
-        server, thread = start_http_server(port, host)
+        server = _Server(host, port, with_health(make_wsgi_app(), readiness))
     except OSError as error:
         raise RuntimeError(
             f"cannot serve metrics on {host}:{port}: is it taken? ({error});"
             f" {prefix}METRICS_HOST and {prefix}METRICS_PORT choose another address"
         ) from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics and health", daemon=True)
+    thread.start()
     _log.info("metrics on http://%s:%d/metrics", host, server.server_port)
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
     # Prometheus's text format has no place for exemplars.
@@ -93,6 +103,23 @@ async def serving_metrics(host: str, port: int, prefix: str) -> AsyncIterator[Me
         await asyncio.to_thread(server.shutdown)
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A server with a thread for each request. The one of prometheus_client serves metrics at every path."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, application: "WSGIApplication") -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        super().__init__((str(address[0]), port), _SilentHandler)
+        self.set_app(application)
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
 
 
 class BufferedMetrics:

@@ -21,6 +21,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
 from payload_converter import data_converter
+from runtime.health import CHECK_TIMEOUT, Readiness
 
 _log = logging.getLogger(__name__)
 _RETRY = timedelta(seconds=1)
@@ -42,20 +43,31 @@ class TemporalSettings(BaseSettings):
     time that a job takes goes into it."""
 
 
-async def connect(runtime: Runtime) -> Client:
+async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     """Return a client that is connected and speaks protobuf payloads; waits for a Temporal that is away.
 
     It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
-    `runtime` is the process's, which has its metrics and logs: see runtime.metrics.
+    `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
+    Temporal answers.
 
-    Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help.
+    Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
+    when the configuration does not say where Temporal is.
     """
     options = ClientConfig.load_client_connect_config()
     tracing = OpenTelemetryPlugin(add_temporal_spans=True)
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
+    if "target_host" not in options:
+        raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
+    connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+
+    async def ready() -> bool:
+        return connected.done() and await answers(connected.result(), CHECK_TIMEOUT)
+
+    readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
+    readiness.need("temporal", "does not answer", ready)
     while True:
         try:
-            return await Client.connect(
+            client = await Client.connect(
                 **options,
                 data_converter=data_converter,
                 plugins=[tracing],
@@ -66,6 +78,17 @@ async def connect(runtime: Runtime) -> Client:
             # The SDK reports a failed connection as a plain RuntimeError.
             _log.warning("Temporal cannot be reached yet: %s", error)
             await asyncio.sleep(_RETRY.total_seconds())
+        else:
+            connected.set_result(client)
+            return client
+
+
+async def answers(client: Client, within: timedelta) -> bool:
+    """Return whether Temporal's frontend says in that time that it is well."""
+    try:
+        return await client.service_client.check_health(timeout=within)
+    except RPCError:
+        return False
 
 
 async def register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> None:

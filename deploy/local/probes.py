@@ -1,18 +1,19 @@
-"""Ways to see that a process is ready. Each looks once and answers within about a second."""
+"""Ways to see that a process is ready. Each looks once and answers within a few seconds."""
 
 import asyncio
-import re
 from collections.abc import Collection
+from http import HTTPStatus
 from typing import Final
 
+import aiohttp
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest, ListSearchAttributesResponse
 
 from deploy.local.process import Probe, Process
 
 _TIMEOUT: Final = 1.0
-_READY_LINE: Final = re.compile(r'\bready(?:"|\s*$)', re.MULTILINE)
+_READY_TIMEOUT: Final = 5.0
+"""Longer than a service takes to find out that something does not answer."""
 CHANNEL_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
 """For every gRPC channel on the loopback interface: the user's proxy must not be asked for it."""
 
@@ -33,22 +34,17 @@ def listens(address: str) -> Probe:
     return probe
 
 
-async def logs_ready(process: Process) -> bool:
-    """Succeed once the run has logged a message that ends with ready: the sign of a process that only polls."""
-    return _READY_LINE.search(process.log) is not None
+def is_ready(address: str) -> Probe:
+    """Return a probe that succeeds once a service says so at /readyz beside its metrics."""
 
-
-def serves_grpc(address: str) -> Probe:
-    """Return a probe that succeeds once gRPC's health service says SERVING for the whole server."""
+    url, timeout = f"http://{address}/readyz", aiohttp.ClientTimeout(total=_READY_TIMEOUT)
 
     async def probe(_: Process) -> bool:
-        async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check
-            try:
-                answer = await check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
-            except grpc.aio.AioRpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+                return answer.status == HTTPStatus.OK
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     return probe
 

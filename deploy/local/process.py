@@ -13,17 +13,17 @@ from typing import Final
 from deploy.local.errors import ProcessFailed
 
 Probe = Callable[["Process"], Awaitable[bool]]
-"""Looks once, within about a second, whether the process does its work."""
+"""Looks once, within a few seconds, whether the process does its work."""
 
-_EXEC_TIED: Final = str(Path(__file__).with_name("exec_tied.py"))
+_EXEC_WITH_PARENT: Final = str(Path(__file__).with_name("exec_with_parent.py"))
 _PROBE_INTERVAL: Final = 0.05
 
 
 class Process:
     """A program in a process group of its own, whose output is appended to a log file.
 
-    It dies with the process that started it (see exec_tied), provided that start() is called on a thread that lives on.
-    The whole group goes when the program ends, so that its own children never outlive it.
+    It dies with the process that started it (see exec_with_parent), provided that start() is called on a thread that
+    lives on. The whole group goes when the program ends, so that its own children never outlive it.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Process:
                 sys.executable,
                 "-I",
                 "-S",
-                _EXEC_TIED,
+                _EXEC_WITH_PARENT,
                 str(os.getpid()),
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,

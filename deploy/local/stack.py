@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Final, Self
 
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
-from deploy.local.parts import LISTENERS, METRICS, PARTS, SERVERS, Wiring
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
+from deploy.local.process_specs import LISTENERS, METRICS, PARTS, SERVERS, Wiring
 from deploy.local.settings import StackSettings
 
 _ROOT: Final = Path(__file__).parents[2]

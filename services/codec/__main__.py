@@ -1,17 +1,22 @@
 """`python -m services.codec`: show payloads as JSON until told to stop."""
 
+from typing import Final
+
 from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURATION
 
-from payload_converter.codec_server import make_app, serving
 from runtime import process
+from runtime.health import Readiness
 from runtime.metrics import SHORT_SECONDS, serving_metrics
+from services.codec.server import make_app, serving
 from services.codec.settings import CodecSettings
+
+SERVICE: Final = "codec"
 
 
 async def main() -> None:
     """Serve the codec protocol. Raises RuntimeError for an address that is taken."""
-    settings = CodecSettings()
-    async with serving_metrics(settings.metrics_host, settings.metrics_port, "CODEC_") as metrics:
+    settings, readiness = CodecSettings(), Readiness(SERVICE)
+    async with serving_metrics(settings.metrics_host, settings.metrics_port, "CODEC_", readiness) as metrics:
         duration = metrics.meter(__package__).create_histogram(
             HTTP_SERVER_REQUEST_DURATION,
             unit="s",
@@ -21,9 +26,11 @@ async def main() -> None:
         app = make_app(
             (*settings.allowed_hosts, settings.host), settings.allowed_origins, settings.max_request_bytes, duration
         )
-        async with serving(app, settings.host, settings.port):
-            await process.forever()
+        async with serving(app, settings.host, settings.port) as address:
+            readiness.describe(address=address)
+            with readiness.serving():
+                await process.forever()
 
 
 if __name__ == "__main__":
-    process.run("codec", main, (CodecSettings,))
+    process.run(SERVICE, main, (CodecSettings,))

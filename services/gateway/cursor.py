@@ -2,8 +2,8 @@
 
 from typing import Final
 
+from feed.transcript import Transcript, character_start
 from jobs.resume_token import Digest, ResumeToken
-from jobs.transcript import Transcript, character_start
 from llm_pb import llm_pb2
 
 MAX_DELTA_BYTES: Final = 256 * 1024

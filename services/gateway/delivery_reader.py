@@ -10,7 +10,7 @@ from temporalio.client import Client, WorkflowExecution, WorkflowQueryFailedErro
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
-from jobs.delivery import notification
+from jobs.events import notification
 from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT

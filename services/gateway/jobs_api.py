@@ -8,44 +8,39 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
-from temporalio.common import (
-    Priority,
-    TypedSearchAttributes,
-    WorkflowIDConflictPolicy,
-    WorkflowIDReusePolicy,
-)
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
+from temporalio.common import Priority, TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names, options
 from jobs.equality import same_job_digest
 from jobs.field_rules import Violation, too_large
-from jobs.ids import job_digest, trace_id, unshortened_workflow_id, workflow_id
+from jobs.ids import ID_PATTERN, job_digest, trace_id, unshortened_workflow_id, workflow_id
 from jobs.memo import to_memo
 from jobs.search import attributes_of
-from jobs.total_time import execution_timeout
+from jobs.times import execution_timeout
 from llm_pb import llm_pb2
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
 from services.gateway.errors import ApiError, JobNotFound, invalid, key_reused, temporal_unavailable
-from services.gateway.job_record import FINAL_STATES, base_status
+from services.gateway.job_reader import JobReader
+from services.gateway.job_record import FINAL_STATES, base_status, final_status
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import JobReader
 
 _log = logging.getLogger(__name__)
 _DEFAULT_PAGE_SIZE: Final = 20
 _MAX_FAIRNESS_KEY: Final = 64
 """Bytes that Temporal takes of a fairness key."""
 _DESCRIBES: Final = 32
-"""Open jobs that List describes at once, whatever number of pages is asked for."""
+"""Jobs that List describes at once, whatever number of pages is asked for."""
 _SHARE_OF_VISIBILITY: Final = 0.5
-"""Of the time that List has: the rest is for describing the open jobs of the page."""
+"""Of the time that List has: the rest is for describing jobs of the page, above all the open ones."""
 
 _STATE_QUERIES: Final = {
     llm_pb2.JOB_STATE_QUEUED: "ExecutionStatus = 'Running'",
@@ -88,7 +83,7 @@ class Jobs:
         """
         job = request.job
         id_ = workflow_id(job.user_id, job.request_id)
-        digests = {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
+        digests = _digests(job)
         if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != id_:
             # Started by a version that did not shorten ids, it may run still.
             with suppress(JobNotFound):
@@ -108,7 +103,7 @@ class Jobs:
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=memo,
                 search_attributes=TypedSearchAttributes(attributes_of(job)),
-                # Not the job's priority, which is of its turn at the GPU alone: see jobs.workflow.
+                # Not the job's priority, which is of its turn at the GPU alone: see workflows.llm_job.
                 priority=Priority(fairness_key=_fairness_key(job.user_id)),
                 request_eager_start=True,
                 rpc_timeout=RPC_TIMEOUT,
@@ -126,6 +121,23 @@ class Jobs:
         _log.info("job accepted", extra={"workflow_id": id_, "run_id": run_id, "model": job.model})
         return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
 
+    async def find_accepted(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse | None:
+        """Return the job under the request's key if it is the request's own; None if not.
+
+        For a request that breaks today's rules or bounds: an older gateway, or one with other settings, may have
+        accepted the job. Raises RPCError when Temporal is away.
+        """
+        job = request.job
+        if ID_PATTERN.fullmatch(job.user_id) is None or ID_PATTERN.fullmatch(job.request_id) is None:
+            return None
+        ids = (workflow_id(job.user_id, job.request_id), unshortened_workflow_id(job.user_id, job.request_id))
+        for id_ in dict.fromkeys(ids):
+            with suppress(JobNotFound):
+                description = await self._reader.describe(id_, once=True)
+                if await _is_of(description, _digests(job)):
+                    return await self._as_submitted(description)
+        return None
+
     async def _found(
         self,
         id_: str,
@@ -134,13 +146,15 @@ class Jobs:
         error: WorkflowAlreadyStartedError | None,
     ) -> llm_pb2.SubmitResponse:
         description = await self._reader.describe(id_)
-        await link_call(description)
-        # A job of an older gateway has the digest of its bytes alone, which are its normal form where it left out all
-        # defaults.
-        if not {await description.memo_value(key, None) for key in digests} & {*digests.values()}:
+        if not await _is_of(description, digests):
+            await link_call(description)
             raise key_reused(job.user_id, job.request_id) from error
+        return await self._as_submitted(description)
+
+    async def _as_submitted(self, description: WorkflowExecutionDescription) -> llm_pb2.SubmitResponse:
+        await link_call(description)
         status = (await self._reader.look(description)).status
-        return llm_pb2.SubmitResponse(workflow_id=id_, run_id=status.run_id, status=status)
+        return llm_pb2.SubmitResponse(workflow_id=description.id, run_id=status.run_id, status=status)
 
     async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Ask the job to stop; on a job that has ended, return how. Raises ApiError NOT_FOUND, RPCError."""
@@ -189,9 +203,8 @@ class Jobs:
         return llm_pb2.ListResponse(jobs=jobs, next_page_token=self._page_tokens.seal(request, page.next_page_token))
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
-        status = await base_status(execution)
-        if execution.status == WorkflowExecutionStatus.RUNNING:
-            status = await self._open_status(execution, status, until)
+        # Without one it is open, or Temporal has ended it before it could leave one.
+        status = await final_status(execution) or await self._look_up(execution, until)
         status.ClearField("progress")
         status.ClearField("notifications")
         attributes = execution.typed_search_attributes
@@ -203,16 +216,15 @@ class Jobs:
             project_id=attributes.get(names.PROJECT_ID) or "",
         )
 
-    async def _open_status(
-        self, execution: WorkflowExecution, listed: llm_pb2.JobStatus, until: float
-    ) -> llm_pb2.JobStatus:
+    async def _look_up(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobStatus:
+        """Return the status that GetStatus returns; what the list alone tells when that cannot be had in time."""
         try:
             async with asyncio.timeout_at(until), self._describes:
-                return (await self._reader.read(execution.id)).status
+                return (await self._reader.look(await self._reader.describe(execution.id, execution.run_id))).status
         except (ApiError, RPCError, TimeoutError) as error:
             # Past its retention since it was listed; or nobody runs workflows now, which must not cost the whole page.
             _log.info("%s cannot be looked at: %r", execution.id, error)
-            return listed
+            return await base_status(execution)
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
         """Return what the operator's models and bounds forbid. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
@@ -264,6 +276,19 @@ class Jobs:
             notify_hold=span(settings.notify_hold),
             default_max_tokens=model.default_max_tokens if model else 0,
         )
+
+
+def _digests(job: llm_pb2.JobRequest) -> dict[str, str]:
+    return {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
+
+
+async def _is_of(description: WorkflowExecutionDescription, digests: Mapping[str, str]) -> bool:
+    """Return whether the workflow is of the job with these digests.
+
+    A job of an older gateway has the digest of its bytes alone, which are its normal form where it left out all
+    defaults.
+    """
+    return bool({await description.memo_value(key, None) for key in digests} & {*digests.values()})
 
 
 def _fairness_key(user_id: str) -> str:

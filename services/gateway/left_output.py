@@ -4,8 +4,8 @@ import asyncio
 import uuid
 from typing import Final
 
-from jobs.feed import Feed
-from jobs.made_output import read_made_output
+from feed.feed import Feed
+from feed.output import read_made_output
 from llm_pb import llm_pb2
 
 _READER: Final = "gateway"

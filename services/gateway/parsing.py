@@ -3,8 +3,8 @@
 gRPC's own deserializer answers INTERNAL to bytes that do not parse. Most such requests hold a text that is not UTF-8;
 to name the field, they are parsed once more by a schema of the same shape in which every text is bytes.
 
-Parsing and checking run on the event loop, so a request is bounded before: by its bytes in services.gateway.boundary,
-here by its fields.
+Parsing and checking run on the event loop, so a request is bounded before: by its bytes in
+services.gateway.interceptor, here by its fields.
 """
 
 import contextlib

@@ -2,9 +2,8 @@
 
 from datetime import timedelta
 from enum import StrEnum
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import limits, names
@@ -21,6 +20,7 @@ from jobs.options import (
     DEFAULT_RUN_TIMEOUT,
     DEFAULT_TOTAL_TIMEOUT,
 )
+from models import DOCSTRINGS
 from runtime.grpc_server import PING_INTERVAL
 
 
@@ -43,7 +43,7 @@ class Model(BaseModel):
     default_max_tokens: int = Field(gt=0)
     queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of its workers: one of its own when several models are served."""
-    tokenizer: Path | None = None
+    tokenizer: FilePath | None = None
     """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit and a message that holds a special
     token. Without, the worker does."""
     structured_output: bool = False
@@ -57,7 +57,7 @@ EMBEDDED_MODEL = Model(
     context_tokens=2048,
     max_output_tokens=2048,
     default_max_tokens=256,
-    tokenizer=Path("models/docstrings/tokenizer.json"),
+    tokenizer=DOCSTRINGS / "tokenizer.json",
 )
 
 

@@ -1,41 +1,18 @@
 """StreamStatus: the watchers of this gateway, and the one Watch that those of one job share."""
 
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
-from jobs.feed import Feed
+from feed.feed import Feed
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from runtime.answers import Answer
+from runtime.keyed_limiter import KeyedLimiter
 from services.gateway.errors import exhausted, shutting_down
+from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import JobReader
 from services.gateway.watch import Watch
-
-
-class Limit:
-    """Lets in at most so many at once under each key."""
-
-    def __init__(self, most: int, message: str) -> None:
-        """`message` is for those who are refused."""
-        self._most = most
-        self._message = message
-        self._inside: Counter[str] = Counter()
-
-    @contextmanager
-    def entered(self, key: str = "") -> Iterator[None]:
-        """Be one of them while the context is open. Raises ApiError RESOURCE_EXHAUSTED when there is no room."""
-        if self._inside[key] >= self._most:
-            raise exhausted(self._message)
-        self._inside[key] += 1
-        try:
-            yield
-        finally:
-            self._inside[key] -= 1
-            if not self._inside[key]:
-                del self._inside[key]
 
 
 class Streams:
@@ -48,8 +25,13 @@ class Streams:
         self._settings = settings
         self._watches: dict[str, Watch] = {}
         most, most_of_user = settings.max_watchers, settings.max_watchers_per_user
-        self._all = Limit(most, f"this gateway serves {most} streams, its limit; call again or call another")
-        self._of_user = Limit(most_of_user, f"{most_of_user} streams watch this user's jobs, the limit; end one first")
+        self._all = KeyedLimiter(
+            most, lambda: exhausted(f"this gateway serves {most} streams, its limit; call again or call another")
+        )
+        self._of_user = KeyedLimiter(
+            most_of_user,
+            lambda: exhausted(f"{most_of_user} streams watch this user's jobs, the limit; end one first"),
+        )
 
     async def stream(
         self, request: llm_pb2.StreamStatusRequest, answer: Answer
@@ -59,16 +41,18 @@ class Streams:
         Raises ApiError NOT_FOUND, RESOURCE_EXHAUSTED above a limit of watchers, UNAVAILABLE when the gateway stops;
         RPCError when Temporal is away at the start.
         """
-        with self._all.entered():
-            async with self._joined(request.workflow_id) as watch:
-                with self._of_user.entered(watch.user_id):
-                    token = ResumeToken.parse(request.resume_token)
-                    async with aclosing(watch.messages(request.output_offset, answer.room, token)) as messages:
-                        async for message in messages:
-                            answer.sending(message.ByteSize())
-                            # Goes on once gRPC has sent it.
-                            yield message
-                            answer.left()
+        async with (
+            self._all.acquired(),
+            self._joined(request.workflow_id) as watch,
+            self._of_user.acquired(watch.user_id),
+        ):
+            token = ResumeToken.parse(request.resume_token)
+            async with aclosing(watch.messages(request.output_offset, answer.room, token)) as messages:
+                async for message in messages:
+                    answer.sending(message.ByteSize())
+                    # Goes on once gRPC has sent it.
+                    yield message
+                    answer.left()
 
     def expect_end(self, workflow_id: str) -> None:
         """Be told that a job is about to end: its watchers here hear of it at once."""

@@ -18,17 +18,17 @@ from opentelemetry.metrics import Histogram
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.service import RPCError
 
+from feed.feed import Feed, Fence
+from feed.transcript import Transcript
 from jobs import names
-from jobs.feed import Feed, Fence
 from jobs.resume_token import ResumeToken
-from jobs.transcript import Transcript
 from llm_pb import llm_pb2
 from services.gateway.cursor import Cursor
 from services.gateway.errors import ApiError
+from services.gateway.job_reader import Ending, JobReader
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
-from services.gateway.status import Ending, JobReader
 
 _log = logging.getLogger(__name__)
 _SLOWEST: Final = 5

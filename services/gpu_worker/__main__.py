@@ -3,36 +3,43 @@
 import asyncio
 import os
 import socket
+from typing import Final
 
 from opentelemetry import trace
 from temporalio.worker import Worker
 
-from jobs.feed import FeedSettings
-from jobs.feed_nats import NatsFeed
+from feed.feed import FeedSettings
+from feed.nats import NatsFeed
 from runtime import process, temporal
+from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.engine import EngineConfig, create_engine
+from services.gpu_worker.engines.engine import EngineConfig, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
+
+SERVICE: Final = "gpu-worker"
 
 
 async def main() -> None:
     """Poll from the start, also while the model loads. Raises EngineDead: the process then ends with status 1."""
-    settings = GpuWorkerSettings()
+    settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
+    readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
     config = EngineConfig(
         settings.model_path,
         settings.max_concurrent,
         settings.engine_options,
         special_tokens_in_messages=settings.special_tokens_in_messages,
     )
-    engine = create_engine(settings.engine, config)
-    feed = NatsFeed(FeedSettings())
-    feed.start()
-    name = f"{socket.gethostname()}-{os.getpid()}"
-    loading = asyncio.create_task(engine.start())
-    try:
-        async with serving_metrics(settings.metrics_host, settings.metrics_port, "GPU_WORKER_") as metrics:
-            client = await temporal.connect(metrics.temporal)
+    async with serving_metrics(settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness) as metrics:
+        engine = create_engine(settings.engine, config)
+        feed = NatsFeed(FeedSettings())
+        feed.start()
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        loading = asyncio.create_task(engine.start())
+        readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
+        readiness.want("feed", "is not connected: watchers see no tokens", lambda: feed.available)
+        try:
+            client = await temporal.connect(metrics.temporal, readiness)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry)
             async with Worker(
@@ -45,12 +52,13 @@ async def main() -> None:
                 max_heartbeat_throttle_interval=settings.heartbeat_interval,
                 graceful_shutdown_timeout=settings.shutdown_grace,
             ):
-                await activity.outlive_engine()
-    finally:
-        loading.cancel()
-        await engine.close()
-        await feed.close()
+                with readiness.serving():
+                    await activity.outlive_engine()
+        finally:
+            loading.cancel()
+            await engine.close()
+            await feed.close()
 
 
 if __name__ == "__main__":
-    process.run("gpu-worker", main, (GpuWorkerSettings, FeedSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (GpuWorkerSettings, FeedSettings, temporal.TemporalSettings))

@@ -20,6 +20,7 @@ from opentelemetry.trace import Tracer
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from feed.feed import Feed
 from jobs import names
 from jobs.errors import (
     RULES,
@@ -30,14 +31,13 @@ from jobs.errors import (
     WorkerShutdown,
     message_of,
 )
-from jobs.feed import Feed
 from jobs.rules import require_valid
 from llm_pb import llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
-from services.gpu_worker.engine import CannotContinue, Engine
+from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
-from services.gpu_worker.pace import Pace
+from services.gpu_worker.report_throttle import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
 
@@ -215,7 +215,7 @@ class RunLLMOnGPU:
             message_of(error),
             attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR),
             type=error.reason,
-            # A job of a worker that stops goes on as a new activity, which costs it no attempt: see jobs.workflow.
+            # A job of a worker that stops goes on as a new activity, which costs it no attempt: see workflows.llm_job.
             non_retryable=not RULES[type(error)].retryable or isinstance(error, WorkerShutdown),
             # An engine that died says nothing about the job: no need to wait.
             next_retry_delay=_AT_ONCE if isinstance(error, EngineDead) else None,

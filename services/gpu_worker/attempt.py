@@ -10,16 +10,16 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feed.feed import Feed
+from feed.output import MadeOutput
+from feed.writer import FeedWriter
 from jobs.errors import ResultTooLarge
-from jobs.feed import Feed
-from jobs.feed_writer import FeedWriter
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
-from jobs.made_output import MadeOutput
 from jobs.options import duration
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
-from services.gpu_worker.engine import Engine, Generation, Output
-from services.gpu_worker.pace import Pace
+from services.gpu_worker.engines.engine import Engine, Generation, Output
+from services.gpu_worker.report_throttle import Pace
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
 

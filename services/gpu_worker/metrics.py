@@ -16,7 +16,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from jobs.errors import error_type
 from llm_pb import llm_pb2
 from runtime.metrics import LONG_SECONDS
-from services.gpu_worker.engine import Engine, Output
+from services.gpu_worker.engines.engine import Engine, Output
 from services.gpu_worker.spans import operation_name
 
 _TOKENS: Final = tuple(4**power for power in range(11))

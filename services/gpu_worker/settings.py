@@ -3,11 +3,12 @@
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import names
 from jobs.limits import MAX_TEMPORAL_ID
+from models import DOCSTRINGS
 
 
 class GpuWorkerSettings(BaseSettings):
@@ -19,8 +20,9 @@ class GpuWorkerSettings(BaseSettings):
     """What runs the model."""
     model: str = "docstrings"
     """The name that jobs ask for."""
-    model_path: str = "models/docstrings"
-    """A folder in Hugging Face format, or a hub name."""
+    model_path: str = ""
+    """A folder in Hugging Face format, or a hub name. Unset: the model docstrings, which comes along; of another name
+    only with the engine simulated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs, and structured_floor and
     structured_slowdown."""
@@ -51,3 +53,13 @@ class GpuWorkerSettings(BaseSettings):
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9465, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+
+    @field_validator("model_path")
+    @classmethod
+    def _found(cls, path: str, info: ValidationInfo) -> str:
+        """Return where the model is. Raises ValueError for one that does not come along."""
+        if path or info.data.get("engine") == "simulated":
+            return path
+        if (model := info.data.get("model")) == DOCSTRINGS.name:
+            return str(DOCSTRINGS)
+        raise ValueError(f"the model {model!r} does not come along: name its folder or its name at the hub")

@@ -19,8 +19,8 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from jobs.errors import JobError, error_type
 from llm_pb import llm_pb2
-from services.gpu_worker.chat import ROLE_NAMES
-from services.gpu_worker.engine import CannotContinue, Output
+from services.gpu_worker.engines.chat import ROLE_NAMES
+from services.gpu_worker.engines.engine import CannotContinue, Output
 
 ATTEMPT: Final = "llm.job.attempt"
 HANDOVERS: Final = "llm.job.handovers"

@@ -2,28 +2,32 @@
 
 import logging
 from datetime import timedelta
+from typing import Final
 
 from temporalio.worker import Worker
 
 from jobs import names
 from runtime import process, temporal
+from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.notifier.activity import NotifyUI
-from services.notifier.courier import Courier
+from services.notifier.dispatcher import Courier
 from services.notifier.metrics import NotifierMetrics
 from services.notifier.progress import NotifyProgress
 from services.notifier.settings import NotifierSettings
-from services.notifier.sinks import open_sinks
+from services.notifier.sinks.registry import open_sinks
+
+SERVICE: Final = "notifier"
 
 
 async def main() -> None:
     """Run one worker for outcomes and one for progress."""
-    settings = NotifierSettings()
+    settings, readiness = NotifierSettings(), Readiness(SERVICE)
     async with (
-        serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_") as metrics,
+        serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_", readiness) as metrics,
         open_sinks(settings) as sinks,
     ):
-        client = await temporal.connect(metrics.temporal)
+        client = await temporal.connect(metrics.temporal, readiness)
         courier = Courier(sinks, settings, NotifierMetrics(metrics.meter(__package__)))
         outcomes = Worker(
             client,
@@ -42,8 +46,9 @@ async def main() -> None:
         )
         async with outcomes, progress:
             logging.getLogger("services.notifier").info("ready")
-            await process.forever()
+            with readiness.serving():
+                await process.forever()
 
 
 if __name__ == "__main__":
-    process.run("notifier", main, (NotifierSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (NotifierSettings, temporal.TemporalSettings))

@@ -7,7 +7,7 @@ from temporalio import activity
 
 from jobs import names
 from llm_pb import llm_pb2
-from services.notifier.courier import Courier
+from services.notifier.dispatcher import Courier
 
 _SHARE: Final = 0.9
 """Of the time that Temporal gives an attempt: the rest is for saying how it went."""

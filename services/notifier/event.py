@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from google.protobuf import json_format
 
-from jobs.delivery import event_type
+from jobs.events import event_type
 from llm_pb import llm_pb2
 
 CloudEvent = dict[str, Any]

@@ -18,15 +18,15 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from jobs import names
-from jobs.delivery import event_type
 from jobs.errors import DeliveryFailed, to_status
+from jobs.events import event_type
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
-from jobs.running import add_run, pending_run
+from jobs.pending import add_run, pending_run
 from jobs.targets import describe
 from llm_pb import llm_pb2
+from runtime.keyed_limiter import KeyedLimiter
 from runtime.temporal import RPC_TIMEOUT
-from services.notifier.courier import Courier
-from services.notifier.turns import Turns
+from services.notifier.dispatcher import Courier
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
@@ -42,7 +42,10 @@ class NotifyProgress:
     def __init__(self, client: Client, courier: Courier, max_per_user: int) -> None:
         self._client = client
         self._courier = courier
-        self._users = Turns("running jobs of the same user whose progress is told", max_per_user)
+        self._users = KeyedLimiter(
+            max_per_user,
+            lambda: DeliveryFailed(f"the progress of {max_per_user} running jobs of the same user is notified already"),
+        )
 
     @activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
     async def __call__(self, request: llm_pb2.NotifyProgressRequest) -> llm_pb2.NotifyProgressResponse:
@@ -52,7 +55,7 @@ class NotifyProgress:
         """
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self._users.turn(request.event.user_id))
+                await stack.enter_async_context(self._users.acquired(request.event.user_id))
             except DeliveryFailed as error:
                 benign = ApplicationErrorCategory.BENIGN
                 raise ApplicationError(str(error), type=error.reason, category=benign) from error

@@ -1,0 +1,54 @@
+"""The peer of several scripts: the smallest workflow that does what a job does, remote activities one after the other.
+
+In a process of its own, as a user of Temporal's SDK would write it, but that its activities go through their task
+queue, as those of a worker on another machine do: `python -m bench.peers.bare_workflow TEMPORAL_ADDRESS`
+"""
+
+import asyncio
+import sys
+import time
+from datetime import timedelta
+from typing import Final
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+QUEUE: Final = "bench-bare"
+
+
+@activity.defn
+async def note_time() -> int:
+    """Return when this was, by the clock that all processes of this machine share, in nanoseconds."""
+    return time.monotonic_ns()
+
+
+@workflow.defn
+class BareWorkflow:
+    """Runs the activity some times."""
+
+    @workflow.run
+    async def run(self, activities: int) -> int:
+        """Return when the first activity ran."""
+        first = await workflow.execute_activity(note_time, start_to_close_timeout=timedelta(minutes=1))
+        for _ in range(activities - 1):
+            await workflow.execute_activity(note_time, start_to_close_timeout=timedelta(minutes=1))
+        return first
+
+
+async def main(temporal: str) -> None:
+    """Run the worker until killed."""
+    client = await Client.connect(temporal)
+    async with Worker(
+        client,
+        task_queue=QUEUE,
+        workflows=[BareWorkflow],
+        activities=[note_time],
+        disable_eager_activity_execution=True,
+    ):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

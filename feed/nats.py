@@ -1,0 +1,218 @@
+"""The live feed on NATS JetStream.
+
+One subject for each job gives one order. Output is published without an acknowledgement: JetStream stores what one
+connection sends in the order it was sent, so the acknowledgement of the last record (`sync`) covers all before it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import StorageType, StreamConfig
+from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
+
+from feed.feed import FeedSettings, Take, ignore
+from feed.nats_consumers import Consumers, answer
+from llm_pb import llm_pb2
+
+_log = logging.getLogger(__name__)
+_PENDING_BYTES: Final = 4 * 1024 * 1024
+"""What may be under way to the broker. Beyond it, and while the broker is away, records are lost."""
+_RETRY_SECONDS: Final = 1
+_PING_SECONDS: Final = 5
+"""How often the broker must answer; a connection on which it does not is given up after three times this."""
+_OTHER_CONFIG: Final = 10058
+"""JetStream's error for a stream that exists with other settings."""
+
+
+class NatsFeed:
+    """A Feed on a JetStream stream, which it creates when there is none."""
+
+    def __init__(self, settings: FeedSettings) -> None:
+        self._settings = settings
+        self._client = Client()
+        self._stream = self._client.jetstream(timeout=settings.timeout.total_seconds())
+        self._ready = asyncio.Event()
+        self._stream_unsure = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._consumers = Consumers(settings.stream)
+        self._losing = False
+        self._outages = 0
+
+    @property
+    def outages(self) -> int:
+        """See Feed."""
+        return self._outages
+
+    @property
+    def available(self) -> bool:
+        """See Feed."""
+        return self._ready.is_set()
+
+    def start(self) -> None:
+        """Begin to connect, and go on trying: a service starts without its feed."""
+        self._tasks = [asyncio.create_task(self._stay_ready()), asyncio.create_task(self._consumers.end_silent())]
+
+    async def wait_ready(self) -> None:
+        """Return once the stream is there."""
+        await self._ready.wait()
+
+    async def append(self, key: str, record: llm_pb2.FeedRecord) -> None:
+        """See Feed."""
+        if not self._ready.is_set() or self._client.pending_data_size > _PENDING_BYTES:
+            self._losing = True
+            return
+        if self._losing:
+            self._losing = False
+            self._outages += 1
+        try:
+            await self._client.publish(self._subject(key), record.SerializeToString())
+        except (NatsError, OSError) as error:
+            self._losing = True
+            _log.warning("feed lost a record: %r", error)
+
+    async def sync(self, key: str, record: llm_pb2.FeedRecord) -> bool:
+        """See Feed."""
+        if not self._ready.is_set():
+            return False
+        try:
+            await answer(self._stream.publish(self._subject(key), record.SerializeToString()))
+        except (NatsError, OSError, TimeoutError) as error:
+            _log.warning("feed did not store a record: %r", error)
+            self._note_failure(error)
+            return False
+        return True
+
+    async def read(self, key: str, take: Take, caught_up: Callable[[], None] = ignore) -> None:
+        """See Feed."""
+        last: tuple[datetime, int] | None = None
+        failure: Exception | None = None
+
+        def take_new(message: Msg) -> bool | None:
+            nonlocal last, failure
+            metadata = message.metadata
+            place = (metadata.timestamp, metadata.sequence.stream)
+            if last is not None and place <= last:
+                return False
+            last = place
+            try:
+                return take(llm_pb2.FeedRecord.FromString(message.data))
+            except Exception as error:  # noqa: BLE001  # it is the reader's, not the broker's
+                failure = error
+                return True
+
+        enough = False
+        while not enough:
+            await self._ready.wait()
+            try:
+                enough = await self._consumers.deliver(
+                    self._client, self._stream, self._subject(key), last and last[0], take_new, caught_up
+                )
+            except (NatsError, OSError, TimeoutError) as error:
+                _log.warning("feed cannot be read now: %r", error)
+                self._note_failure(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+        if failure is not None:
+            raise failure
+
+    async def remove(self, key: str) -> None:
+        """See Feed."""
+        if not self._ready.is_set():
+            return
+        try:
+            await answer(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
+        except (NatsError, OSError, TimeoutError) as error:
+            _log.warning("feed did not forget a job: %r", error)
+
+    async def close(self) -> None:
+        """See Feed."""
+        if self._client.is_connected:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await self._client.flush(timeout=int(max(1, self._settings.timeout.total_seconds())))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _subject(self, key: str) -> str:
+        return f"{self._settings.subject_prefix}.{key}"
+
+    async def _stay_ready(self) -> None:
+        while True:
+            await self._stay_connected()
+            # nats-py closes a client for good when the broker refuses it: its credentials were changed, say.
+            _log.warning("the feed's broker has ended the connection")
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._client = Client()
+            self._stream = self._client.jetstream(timeout=self._settings.timeout.total_seconds())
+
+    async def _stay_connected(self) -> None:
+        """Connect, and keep the stream in place until the client is closed."""
+        try:
+            await answer(self._connect())
+            while not self._client.is_closed:
+                self._stream_unsure.clear()
+                try:
+                    await self._make_stream()
+                except (NatsError, OSError, TimeoutError) as error:
+                    _log.warning("feed's stream cannot be made now: %r", error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                self._ready.set()
+                await self._stream_unsure.wait()
+        finally:
+            await self._client.close()
+
+    async def _connect(self) -> None:
+        await self._client.connect(
+            servers=self._settings.url.get_secret_value(),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RETRY_SECONDS,
+            connect_timeout=max(1, round(self._settings.timeout.total_seconds())),
+            ping_interval=_PING_SECONDS,
+            # Past this nats-py makes a publisher wait; append stays below it.
+            pending_size=2 * _PENDING_BYTES,
+            error_cb=_log_error,
+            disconnected_cb=self._note_disconnect,
+            reconnected_cb=self._note_change,
+            closed_cb=self._note_change,
+        )
+
+    async def _make_stream(self) -> None:
+        """Make the stream, or give one that is there the limits of the settings."""
+        config = StreamConfig(
+            name=self._settings.stream,
+            subjects=[f"{self._settings.subject_prefix}.*"],
+            storage=StorageType.FILE,
+            max_age=self._settings.max_age.total_seconds(),
+            max_bytes=self._settings.max_bytes,
+        )
+        try:
+            await answer(self._stream.add_stream(config))
+        except BadRequestError as error:
+            if error.err_code != _OTHER_CONFIG:
+                raise
+            await answer(self._stream.update_stream(config))
+
+    async def _note_disconnect(self) -> None:
+        self._ready.clear()
+        self._losing = True
+        self._consumers.end()
+
+    async def _note_change(self) -> None:
+        self._stream_unsure.set()
+
+    def _note_failure(self, error: Exception) -> None:
+        if isinstance(error, (NoStreamResponseError, NotFoundError)):
+            # Somebody deleted the stream, and what it held and was sent since.
+            self._losing = True
+            self._stream_unsure.set()
+
+
+async def _log_error(error: Exception) -> None:
+    _log.info("feed: %r", error)

@@ -1,0 +1,67 @@
+"""A job's output as its watchers hold it, and how often a part of it was replaced. Offsets count UTF-8 bytes."""
+
+
+class Transcript:
+    """The output so far. What was put is cut back only where it turns out to be wrong.
+
+    Gateways and the worker build it from the same records of the feed, so that they agree on what was replaced.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        """The output. To be read only."""
+        self.cuts: list[int] = []
+        """Where the output was cut back, in order. To be read only."""
+        self.rewinds = 0
+        """How often watchers had to go back, here and as far as it is known from elsewhere."""
+        self.lowest_rewind = 0
+        """The lowest offset that they went back to. 0 without rewinds."""
+
+    def put(self, offset: int, text: str) -> None:
+        """Place text at an offset. Nothing changes when what lies before it is unknown.
+
+        An attempt that starts over repeats text. As long as it is the same text nothing changes, so nobody has to
+        rewind; from the first difference on the output is the new attempt's.
+        """
+        if offset > len(self.data):
+            return
+        new = text.encode()
+        known = self.data[offset : offset + len(new)]
+        same = _same_bytes(known, new)
+        if same < len(known):
+            self._cut(offset + same)
+            same = len(self.data) - offset
+        self.data += new[same:]
+
+    def settle(self, output: str) -> None:
+        """Make this the whole output: it is durable now."""
+        self.put(0, output)
+        if len(self.data) > (size := len(output.encode())):
+            self._cut(size)
+
+    def add_rewinds(self, rewinds: int, lowest: int) -> None:
+        """Take over what was counted elsewhere, where more of the output's history was seen."""
+        if rewinds:
+            self.lowest_rewind = min(self.lowest_rewind, lowest) if self.rewinds else lowest
+            self.rewinds = max(self.rewinds, rewinds)
+
+    def _cut(self, offset: int) -> None:
+        del self.data[character_start(self.data, offset) :]
+        self.cuts.append(len(self.data))
+        self.lowest_rewind = min(self.lowest_rewind, len(self.data)) if self.rewinds else len(self.data)
+        self.rewinds += 1
+
+
+def character_start(data: bytearray, offset: int) -> int:
+    """Return where the character begins that the offset lies in."""
+    while 0 < offset < len(data) and data[offset] & 0xC0 == 0x80:
+        offset -= 1
+    return offset
+
+
+def _same_bytes(left: bytes | bytearray, right: bytes) -> int:
+    """Return how many bytes the two have in common at their beginning."""
+    size = min(len(left), len(right))
+    if left[:size] == right[:size]:
+        return size
+    return next(index for index in range(size) if left[index] != right[index])

@@ -1,0 +1,102 @@
+"""ListDeliveries and Redeliver: how a job's deliveries stand, and sending them again."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+
+from jobs import names
+from jobs.field_rules import Violation
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended
+from services.gateway.job_reader import JobReader
+from services.gateway.job_traces import link_call
+from services.gateway.settings import GatewaySettings
+
+
+class Deliveries:
+    """The two methods of the API."""
+
+    def __init__(self, client: Client, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings) -> None:
+        self._client = client
+        self._jobs = jobs
+        self._reader = reader
+        self._workflow_queue = settings.workflow_queue
+        self._interval = settings.redeliver_interval
+        self._redelivering: set[str] = set()
+
+    async def list_all(self, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
+        """Return the log. Raises ApiError NOT_FOUND, RPCError."""
+        job = await self._job(request.workflow_id)
+        state = (await self._reader.standing(request.workflow_id, job)).state
+        return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
+
+    async def redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
+        """Send again, from where the deliveries stand.
+
+        Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery, RESOURCE_EXHAUSTED
+        too soon after the last time; RPCError.
+        """
+        # Calls that come together would all find that the last time was long ago.
+        if request.workflow_id in self._redelivering:
+            raise exhausted(f"another Redeliver of job {request.workflow_id} is under way")
+        self._redelivering.add(request.workflow_id)
+        try:
+            return await self._redeliver(request)
+        finally:
+            self._redelivering.remove(request.workflow_id)
+
+    async def _redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
+        job = await self._job(request.workflow_id)
+        if job is not None and job.status == WorkflowExecutionStatus.RUNNING:
+            raise job_not_ended(request.workflow_id)
+        state, delivery_workflow_id = await self._reader.standing(request.workflow_id, job)
+        chosen = _choose(state.deliveries, request.delivery_ids)
+        self._check_interval(request.workflow_id, state)
+        await self._client.start_workflow(
+            names.DELIVERY_WORKFLOW_TYPE,
+            state,
+            id=delivery_workflow_id,
+            task_queue=self._workflow_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            start_signal=names.SIGNAL_REDELIVER,
+            start_signal_args=[request],
+            rpc_timeout=RPC_TIMEOUT,
+        )
+        return llm_pb2.RedeliverResponse(deliveries=chosen)
+
+    def _check_interval(self, workflow_id: str, state: llm_pb2.DeliveryState) -> None:
+        if not state.HasField("redeliver_time"):
+            return
+        wait = state.redeliver_time.ToDatetime(UTC) + self._interval - datetime.now(UTC)
+        if wait > timedelta(0):
+            message = f"the deliveries of job {workflow_id} are sent again once in {self._interval} at most"
+            raise exhausted(message, min(wait, self._interval))
+
+    async def _job(self, workflow_id: str) -> WorkflowExecutionDescription | None:
+        """Return the job, with the call linked to its trace; None when it is past its retention or never was."""
+        try:
+            description = await self._jobs.describe(workflow_id)
+        except JobNotFound:
+            # Its deliveries may be known even so.
+            return None
+        await link_call(description)
+        return description
+
+
+def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[llm_pb2.Delivery]:
+    known = {delivery.id for delivery in deliveries}
+    violations = [
+        Violation(f"delivery_ids[{index}]", "is no delivery of the job's outcome: see ListDeliveries")
+        for index, id_ in enumerate(ids)
+        if id_ not in known
+    ]
+    if not deliveries:
+        violations = [Violation("workflow_id", "names a job whose outcome was to be told to nobody")]
+    if violations:
+        raise invalid(violations)
+    return [delivery for delivery in deliveries if not ids or delivery.id in ids]

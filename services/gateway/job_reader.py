@@ -1,0 +1,286 @@
+"""What Temporal knows of a job, as the API says it.
+
+One DescribeWorkflowExecution tells almost everything. Of an open job, which activity is pending, whether a worker has
+it, which attempt it is and what it reported last; of a closed one its final status, which the workflow has left in its
+memo, while the result is in the event that closed it. What neither tells the workflow itself is asked for, by the query
+GetStatus: how the outcome of an open job is being delivered, which attempts went before a hand-over, and the partial
+output of a job that was cancelled or ran out of its total time, for which Temporal's closing event has no room. A job
+that Temporal has ended before its workflow could settle the outcome has left its output on the live feed.
+"""
+
+import asyncio
+import contextlib
+import logging
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+)
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from feed.feed import Feed
+from jobs import errors, names
+from jobs.errors import EngineFailed, to_status
+from jobs.outcome import add_result
+from jobs.pending import add_run, pending_run
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.errors import not_found
+from services.gateway.job_record import (
+    CLOSED_STATES,
+    FINAL_STATES,
+    base_status,
+    expected_result_bytes,
+    final_status,
+    set_times,
+)
+from services.gateway.left_output import left_output
+from services.gateway.models import Models
+
+_log = logging.getLogger(__name__)
+_TASK_STARTED_EVENTS: Final = 4
+"""Events of a workflow that has not yet scheduled its activity."""
+_FIRST_RUN_EVENTS: Final = 6
+"""Maximum events of a history that surely holds no hand-over: the first task's and two scheduled activities. Of a
+longer one the workflow has to say: Temporal does not tell a first RunLLMOnGPU from one after a hand-over."""
+_EARLIER_TIMEOUT: Final = timedelta(seconds=2)
+"""Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
+_LARGE_BYTES: Final = 256 * 1024
+_LARGE_READS: Final = 8
+"""Results of jobs with a large history that are read at once: each is in memory several times meanwhile, for whichever
+call it is."""
+_SECOND_LOOK_SECONDS: Final = 0.1
+"""How long after Temporal did not know a workflow it is asked once more."""
+
+
+class Ending(NamedTuple):
+    """What the event that closed a workflow tells."""
+
+    result: llm_pb2.JobResult | None
+    """Partial after a failure; none where the event has no room for one."""
+    failure: ApplicationError | None
+
+
+class JobReader:
+    """Reads jobs from Temporal."""
+
+    def __init__(self, client: Client, models: Models, deliveries: DeliveryReader, feed: Feed) -> None:
+        self._client = client
+        self._models = models
+        self._deliveries = deliveries
+        self._feed = feed
+        self._large_reads = asyncio.Semaphore(_LARGE_READS)
+
+    async def read(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
+        """Return the job's status, and its result once that is settled.
+
+        Raises ApiError NOT_FOUND when there is no such job; RPCError when Temporal or its workflow worker is away.
+        """
+        return await self.look(await self.describe(workflow_id))
+
+    async def look(
+        self, description: WorkflowExecutionDescription, ending: Ending | None = None
+    ) -> llm_pb2.GetStatusResponse:
+        """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
+        large = expected_result_bytes(description) > _LARGE_BYTES
+        async with self._large_reads if large else contextlib.nullcontext():
+            if description.status == WorkflowExecutionStatus.RUNNING:
+                return await self._open(description)
+            return await self._closed(description, ending)
+
+    async def describe(
+        self, workflow_id: str, run_id: str | None = None, *, once: bool = False
+    ) -> WorkflowExecutionDescription:
+        """Return what Temporal says of the job's workflow, of its last run unless one is named. Raises like read.
+
+        `once` asks a single time, which is not enough for a workflow that may have been started a moment ago.
+        """
+        try:
+            if once:
+                description = await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
+            else:
+                description = await self._describe(workflow_id, run_id)
+        except RPCError as error:
+            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+                raise not_found(workflow_id) from error
+            raise
+        if description.workflow_type != names.WORKFLOW_TYPE:
+            raise not_found(workflow_id)
+        return description
+
+    async def _describe(self, workflow_id: str, run_id: str | None) -> WorkflowExecutionDescription:
+        """Ask a second time before a workflow is taken to be unknown.
+
+        Temporal has been seen to say so of one that it had just started, with hundreds more at once: a query that its
+        database gave up looks to it like one that found nothing.
+        """
+        handle = self._handle(workflow_id, run_id)
+        try:
+            return await handle.describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            _log.info("Temporal says of %s: %s", workflow_id, error)
+        await asyncio.sleep(_SECOND_LOOK_SECONDS)
+        return await handle.describe(rpc_timeout=RPC_TIMEOUT)
+
+    def _handle(self, workflow_id: str, run_id: str | None) -> WorkflowHandle[Any, Any]:
+        return self._client.get_workflow_handle(workflow_id, run_id=run_id)
+
+    async def ending(self, workflow_id: str, run_id: str, *, rpc_timeout: timedelta | None = None) -> Ending:
+        """Return, once the job has ended, what the event tells that closed its workflow. Raises RPCError.
+
+        Waits by one long poll after the other, unless there is an `rpc_timeout`.
+        """
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id, result_type=llm_pb2.JobResult)
+        try:
+            return Ending(await handle.result(follow_runs=False, rpc_timeout=rpc_timeout), None)
+        except WorkflowFailureError as error:
+            failure = error.cause
+        if not isinstance(failure, ApplicationError):
+            return Ending(None, None)
+        return Ending(errors.partial_result(failure), failure)
+
+    async def _open(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
+        status = await base_status(description)
+        run = pending_run(description)
+        if run is not None:
+            if description.history_length > _FIRST_RUN_EVENTS:
+                await self._add_earlier(status, description)
+            await self._add_run(status, run)
+        elif description.history_length > _TASK_STARTED_EVENTS:
+            response = await self._settled(description)
+            if response is not None:
+                return response
+            # An attempt has just ended, and the workflow has not gone on yet.
+            status.state = llm_pb2.JOB_STATE_RUNNING
+        else:
+            status.state = llm_pb2.JOB_STATE_QUEUED
+        return llm_pb2.GetStatusResponse(status=status)
+
+    async def _settled(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
+        """Return what the workflow says of its outcome, None when it has none yet."""
+        try:
+            response = await self._ask_workflow(description)
+        except RPCError:
+            if description.raw_description.HasField("pending_workflow_task"):
+                # Nobody runs workflows now: what has happened last it does not know itself.
+                return None
+            raise
+        if response.status.state in (llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING):
+            return None
+        # Final only once Temporal has closed the workflow.
+        response.status.state = llm_pb2.JOB_STATE_NOTIFYING
+        return response
+
+    async def _add_earlier(self, status: llm_pb2.JobStatus, description: WorkflowExecutionDescription) -> None:
+        """Put into the status what the workflow knows of attempts before a hand-over, if it says so soon."""
+        try:
+            earlier = (await self._query(description, _EARLIER_TIMEOUT)).status
+        except (WorkflowQueryFailedError, RPCError) as error:
+            _log.info("%s does not say which attempts went before: %s", description.id, error)
+            return
+        if earlier.state != llm_pb2.JOB_STATE_QUEUED:
+            return
+        status.attempt = earlier.attempt
+        for field in ("error", "start_time", "first_token_time"):
+            if earlier.HasField(field):
+                getattr(status, field).CopyFrom(getattr(earlier, field))
+
+    async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
+        await add_run(status, run, self._client.data_converter)
+        if status.state == llm_pb2.JOB_STATE_QUEUED:
+            info = await self._models.queue_info(self._client, run.activity_options.task_queue.name)
+            if info is not None:
+                status.queue.CopyFrom(info)
+
+    async def _ask_workflow(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
+        """Return the workflow's own answer; when it has none, what its record tells.
+
+        Raises RPCError when Temporal or the workflow worker is away.
+        """
+        try:
+            response = await self._query(description, RPC_TIMEOUT)
+        except (WorkflowQueryFailedError, RPCError) as error:
+            if isinstance(error, RPCError) and error.status != RPCStatusCode.FAILED_PRECONDITION:
+                raise
+            # FAILED_PRECONDITION: it has not come through its first step, or does not come through the next one.
+            _log.warning("%s does not answer, its code or its input is at fault: %s", description.id, error)
+            response = llm_pb2.GetStatusResponse(status=await base_status(description))
+            if description.status == WorkflowExecutionStatus.FAILED:
+                response.status.error.CopyFrom(to_status(await self._failure(description)))
+        return response
+
+    async def _query(
+        self, description: WorkflowExecutionDescription, rpc_timeout: timedelta
+    ) -> llm_pb2.GetStatusResponse:
+        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        response: llm_pb2.GetStatusResponse = await handle.query(
+            names.QUERY_GET_STATUS, result_type=llm_pb2.GetStatusResponse, rpc_timeout=rpc_timeout
+        )
+        return response
+
+    async def _failure(self, description: WorkflowExecutionDescription) -> errors.JobError:
+        ending = await self.ending(description.id, description.run_id, rpc_timeout=RPC_TIMEOUT)
+        if ending.failure is None:
+            return EngineFailed("the workflow failed")
+        return errors.from_application_error(ending.failure, otherwise=EngineFailed)
+
+    async def _recorded(
+        self, description: WorkflowExecutionDescription, ending: Ending | None
+    ) -> llm_pb2.GetStatusResponse | None:
+        """Return what a closed workflow has left of itself; None of one that did not get so far."""
+        status = await final_status(description)
+        if status is None:
+            return None
+        if description.status not in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED):
+            # The event that closed it has no room for the result.
+            response = await self._ask_workflow(description)
+            response.status.CopyFrom(status)
+            return response
+        if ending is None:
+            ending = await self.ending(description.id, description.run_id, rpc_timeout=RPC_TIMEOUT)
+        return llm_pb2.GetStatusResponse(status=status, result=ending.result)
+
+    async def _closed(
+        self, description: WorkflowExecutionDescription, ending: Ending | None
+    ) -> llm_pb2.GetStatusResponse:
+        response = await self._recorded(description, ending) or await self._ask_workflow(description)
+        status = response.status
+        await self._deliveries.refresh(status)
+        set_times(status, description)
+        settled = status.state in FINAL_STATES or status.state == llm_pb2.JOB_STATE_NOTIFYING
+        if description.status is not None and status.state not in FINAL_STATES:
+            status.state = CLOSED_STATES[description.status]
+        if not settled:
+            await self._add_left_output(response, description)
+        if description.status == WorkflowExecutionStatus.TERMINATED:
+            status.state = llm_pb2.JOB_STATE_CANCELLED
+            status.error.CopyFrom(to_status(errors.Terminated("the workflow was terminated by an operator")))
+        if description.status == WorkflowExecutionStatus.TIMED_OUT and not status.HasField("error"):
+            status.error.CopyFrom(to_status(errors.TotalTimeout("the job's total time was spent")))
+        return response
+
+    async def _add_left_output(
+        self, response: llm_pb2.GetStatusResponse, description: WorkflowExecutionDescription
+    ) -> None:
+        """Put into the response what the live feed still holds of a job that Temporal ended too soon."""
+        if description.status not in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT):
+            return
+        result = await left_output(self._feed, description.run_id)
+        if result is None:
+            return
+        result.metadata.model = description.typed_search_attributes.get(names.MODEL) or ""
+        if description.status == WorkflowExecutionStatus.TERMINATED:
+            result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
+        response.result.CopyFrom(result)
+        add_result(response.status, result, response.status.state)

@@ -1,0 +1,90 @@
+"""The half of the gateway that serves the API: its parts joined, from listening to the last call's end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from opentelemetry import trace
+from opentelemetry.metrics import Meter
+from temporalio.client import Client
+
+from feed.feed import Feed
+from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime import temporal
+from runtime.answers import Answers
+from runtime.grpc_server import GrpcServer, Limits
+from runtime.grpc_telemetry import Calls
+from runtime.health import Readiness
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.delivery_service import Deliveries
+from services.gateway.interceptor import Boundary, refusal
+from services.gateway.job_reader import JobReader
+from services.gateway.jobs_api import Jobs
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.models import Models
+from services.gateway.open_jobs import OpenJobs
+from services.gateway.page_token import PageTokens
+from services.gateway.servicer import LlmServicer
+from services.gateway.settings import GatewaySettings
+from services.gateway.stream import Streams
+
+
+@asynccontextmanager
+async def serving_api(
+    client: Client, feed: Feed, settings: GatewaySettings, meter: Meter, readiness: Readiness
+) -> AsyncIterator[None]:
+    """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace."""
+    models = Models(settings.models)
+    delivery_reader = DeliveryReader(client)
+    reader = JobReader(client, models, delivery_reader, feed)
+    metrics = GatewayMetrics(meter)
+    streams = Streams(reader, feed, settings, metrics)
+    page_tokens = PageTokens(settings.page_token_key)
+    jobs = Jobs(client, models, reader, page_tokens, settings, metrics)
+    deliveries = Deliveries(client, reader, delivery_reader, settings)
+    answers = Answers(settings.max_calls, settings.unread_bytes)
+    metrics.observe_unread(meter, lambda: answers.held_bytes)
+    service = LlmServicer(client, jobs, deliveries, models, reader, streams, answers)
+    server = GrpcServer(
+        llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
+        settings.host,
+        settings.port,
+        _limits(settings),
+        [Boundary({"Submit": jobs.check_bounds, "List": page_tokens.check}, answers, settings.max_job_bytes)],
+        refusal,
+        Calls(trace.get_tracer(__package__), meter),
+    )
+    llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
+
+    try:
+        await server.start()
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; GATEWAY_HOST and GATEWAY_PORT choose another address") from error
+    readiness.describe(address=server.address)
+    readiness.need("grpc", "is NOT_SERVING", server.serving)
+    following = asyncio.create_task(server.follow(partial(temporal.answers, client)))
+    stalled = partial(answers.stalled, settings.stall_timeout)
+    closing = asyncio.create_task(server.close_stalled(stalled))
+    counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval))
+    try:
+        yield
+    finally:
+        following.cancel()
+        closing.cancel()
+        counting.cancel()
+        await server.drain()
+        streams.close()
+        await server.stop(settings.shutdown_grace)
+
+
+def _limits(settings: GatewaySettings) -> Limits:
+    return Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_calls=settings.max_calls,
+        max_calls_per_connection=settings.max_calls_per_connection,
+        ping_interval=settings.ping_interval,
+        request_timeout=settings.request_timeout,
+        connection_idle=settings.connection_idle,
+        connection_age=settings.connection_age,
+    )

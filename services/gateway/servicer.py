@@ -1,0 +1,90 @@
+"""LlmService: each method in one line of what it means, the rest elsewhere.
+
+Requests arrive parsed and checked, errors leave as ApiError or RPCError: see services.gateway.interceptor.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import grpc
+from temporalio.client import Client
+
+from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime.answers import Answers
+from services.gateway.delivery_service import Deliveries
+from services.gateway.job_reader import JobReader
+from services.gateway.job_record import expected_result_bytes
+from services.gateway.job_traces import link_call
+from services.gateway.jobs_api import Jobs
+from services.gateway.models import Models
+from services.gateway.stream import Streams
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+TRACE_ID_KEY: Final = "trace-id"
+"""Trailing metadata of Submit."""
+
+
+class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
+    """The methods of llm.proto."""
+
+    def __init__(
+        self,
+        client: Client,
+        jobs: Jobs,
+        deliveries: Deliveries,
+        models: Models,
+        reader: JobReader,
+        streams: Streams,
+        answers: Answers,
+    ) -> None:
+        self._answers = answers
+        self._client = client
+        self._jobs = jobs
+        self._deliveries = deliveries
+        self._models = models
+        self._reader = reader
+        self._streams = streams
+
+    async def Submit(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse:
+        """See llm.proto."""
+        response = await self._jobs.submit(request)
+        if response.status.trace_id:
+            context.set_trailing_metadata(((TRACE_ID_KEY, response.status.trace_id),))
+        return response
+
+    async def GetStatus(self, request: llm_pb2.GetStatusRequest, context: _Context) -> llm_pb2.GetStatusResponse:
+        """See llm.proto."""
+        description = await self._reader.describe(request.workflow_id)
+        await link_call(description)
+        await self._answers.of(context).reserve(expected_result_bytes(description))
+        return await self._reader.look(description)
+
+    def StreamStatus(
+        self, request: llm_pb2.StreamStatusRequest, context: _Context
+    ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+        """See llm.proto."""
+        return self._streams.stream(request, self._answers.of(context))
+
+    async def Cancel(self, request: llm_pb2.CancelRequest, context: _Context) -> llm_pb2.CancelResponse:
+        """See llm.proto."""
+        response = await self._jobs.cancel(request)
+        self._streams.expect_end(request.workflow_id)
+        return response
+
+    async def List(self, request: llm_pb2.ListRequest, context: _Context) -> llm_pb2.ListResponse:
+        """See llm.proto."""
+        return await self._jobs.list_page(request)
+
+    async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
+        """See llm.proto."""
+        return llm_pb2.ListModelsResponse(models=await self._models.infos(self._client))
+
+    async def ListDeliveries(
+        self, request: llm_pb2.ListDeliveriesRequest, context: _Context
+    ) -> llm_pb2.ListDeliveriesResponse:
+        """See llm.proto."""
+        return await self._deliveries.list_all(request)
+
+    async def Redeliver(self, request: llm_pb2.RedeliverRequest, context: _Context) -> llm_pb2.RedeliverResponse:
+        """See llm.proto."""
+        return await self._deliveries.redeliver(request)

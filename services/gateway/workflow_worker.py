@@ -1,0 +1,65 @@
+"""The half of the gateway that runs the workflows."""
+
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from feed.feed import Feed
+from jobs import names
+from llm_pb import llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.left_output import close_feed
+from services.gateway.settings import GatewaySettings
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
+
+
+class LocalActivities:
+    """What a job's workflow has done for itself in this process: see workflows.llm_job."""
+
+    def __init__(self, client: Client, feed: Feed) -> None:
+        self._client = client
+        self._feed = feed
+
+    @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
+    async def request_cancel(self) -> None:
+        """Have Temporal asked to cancel the workflow."""
+        info = activity.info()
+        if info.workflow_id is not None:
+            handle = self._client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+            await handle.cancel(rpc_timeout=RPC_TIMEOUT)
+
+    @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
+    async def recover_output(self) -> llm_pb2.JobResult:
+        """Return what the job's feed holds of its output. What an attempt still writes from here on counts no more."""
+        run_id = activity.info().workflow_run_id
+        result = await close_feed(self._feed, run_id) if run_id else None
+        return result if result is not None else llm_pb2.JobResult()
+
+    @activity.defn(name=names.ACTIVITY_FORGET_FEED)
+    async def forget_feed(self) -> None:
+        """Tell the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it."""
+        if run_id := activity.info().workflow_run_id:
+            await self._feed.sync(run_id, llm_pb2.FeedRecord(job_ending=llm_pb2.JobEnding()))
+            await self._feed.remove(run_id)
+
+
+def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:
+    """Return the worker for the queue of workflows."""
+    local = LocalActivities(client, feed)
+    return Worker(
+        client,
+        task_queue=settings.workflow_queue,
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
+        activities=[local.request_cancel, local.recover_output, local.forget_feed],
+        # The sandbox imports the workflow's module anew for each job: half of this worker's time. It finds code
+        # that is not deterministic, and does so in tests/contract/test_replay.py.
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        no_remote_activities=True,
+        # How long a job's next step waits for a gateway that is gone, before another one takes it.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+        max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )

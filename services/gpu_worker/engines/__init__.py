@@ -1,0 +1,1 @@
+"""The engines: the seam, and each of its implementations."""

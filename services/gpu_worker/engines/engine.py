@@ -1,0 +1,132 @@
+"""The seam between the worker and what runs the model: one Protocol, one contract suite, three engines.
+
+An engine is chosen by name and only its module is imported, so that a worker without a GPU never loads vllm.
+"""
+
+import asyncio
+import importlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
+
+from llm_pb import llm_pb2
+
+ENGINES: Final = {
+    "torch": "services.gpu_worker.engines.torch",
+    "vllm": "services.gpu_worker.engines.vllm",
+    "simulated": "services.gpu_worker.engines.simulated",
+}
+"""Engine name to the module whose `create(config: EngineConfig) -> Engine` makes it."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What every engine is made from."""
+
+    model_path: str
+    """A folder in Hugging Face format, or a hub name."""
+    max_concurrent: int
+    """How many generations may run at once; the size of the batch."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The engine's own options, passed through; an unknown one is a ValueError."""
+    special_tokens_in_messages: bool = False
+    """Whether a chat message may hold special tokens of the model's tokenizer."""
+
+
+class CannotContinue(Exception):
+    """These tokens cannot be continued to what one uninterrupted run would give. Raised before any output.
+
+    The caller starts over, without resume_token_ids.
+    """
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation, as the engine is asked for it."""
+
+    request_id: str
+    """Made by the worker, unique among all attempts; never the client's."""
+    job: llm_pb2.JobRequest
+    """Model input and sampling parameters, already valid by llm.proto. params.max_tokens is always set."""
+    resume_token_ids: tuple[int, ...] = ()
+    """Output tokens that an earlier attempt made: generation continues after them. They count as output (max_tokens,
+    min_tokens, stop texts) but are not yielded again."""
+    resume_text: str = ""
+    """The output text that goes with resume_token_ids and was already published: not yielded again."""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    """The W3C context that an engine's own spans belong to."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One step's output. The texts of all outputs, joined, are the job's output.
+
+    Before the model has read the prompt comes one without output, which tells how long the prompt is.
+    """
+
+    text: str
+    """New text: whole characters; may be empty while a character or a stop text is undecided."""
+    token_ids: tuple[int, ...]
+    """The step's new tokens."""
+    prompt_tokens: int
+    """Tokens of the prompt, the chat template's included. The same in every output."""
+    finish_reason: "llm_pb2.FinishReason.ValueType | None" = None
+    """FINISH_REASON_STOP or _LENGTH in the last output, None before."""
+    logprobs: tuple[llm_pb2.TokenLogprobs, ...] = ()
+    """One for each of token_ids when params.logprobs is set."""
+
+
+class Load(NamedTuple):
+    """How full an engine is."""
+
+    running: int
+    """Generations in the batch."""
+    waiting: int
+    """Generations that wait for a place in it."""
+    kv_cache_usage: float
+    """Share of the most keys and values that the engine can hold, 0 to 1."""
+
+
+IDLE: Final = Load(0, 0, 0.0)
+
+
+class Engine(Protocol):
+    """What runs a model. All methods but load() are called on one event loop, which they must never block."""
+
+    name: str
+    """Its key in ENGINES."""
+    context_tokens: int
+    """Most tokens of prompt and output together. Valid after start()."""
+    gpu: llm_pb2.GpuInfo
+    """Where the model runs. Valid after start()."""
+    dead: asyncio.Event
+    """Set once the engine can make no more tokens, ever. Running generations then raise EngineDead."""
+
+    async def start(self) -> None:
+        """Load the model. Raises EngineDead when that fails, saying why."""
+        ...
+
+    def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        """Yield an Output without output, then output as it is made; the last Output has a finish_reason.
+
+        Closing the generator, or cancelling the task that iterates it, frees the generation's place in the batch
+        within one step, in prefill too.
+
+        Raises CannotContinue when resume_token_ids cannot be honoured, PromptTooLong when the prompt leaves no room for
+        a token, UnsupportedParams for parameters that the engine cannot honour, OutOfMemory, EngineFailed, EngineDead.
+        """
+        ...
+
+    def load(self) -> Load:
+        """Return how full the engine is, lately. At any time, from any thread, and at once."""
+        ...
+
+    async def close(self) -> None:
+        """End running generations with EngineDead and free the device. Idempotent."""
+        ...
+
+
+def create_engine(name: str, config: EngineConfig) -> Engine:
+    """Import the engine's module and return its engine, not yet started. Raises KeyError for an unknown name."""
+    engine: Engine = importlib.import_module(ENGINES[name]).create(config)
+    return engine

@@ -1,0 +1,304 @@
+"""The embedded engine: any causal model in Hugging Face format, with transformers, on a CPU or one GPU.
+
+One thread owns the model: it loads it and then runs one step after the other, as long as there is something to do.
+The event loop and that thread share a list of generations under a lock, and outputs come back through the loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Final
+
+import torch
+
+from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory, UnsupportedParams
+from llm_pb import llm_pb2
+from services.gpu_worker.engines.chat import PromptEncoder
+from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
+from services.gpu_worker.engines.output_text import OutputWriter
+from services.gpu_worker.engines.torch_batch import Batch, Sequence
+from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
+from services.gpu_worker.engines.torch_sampling import Place, Sampling, choose, sampling_of, token_logprobs
+
+log = logging.getLogger(__name__)
+
+CLOSED: Final = "the engine was closed"
+_CLOSE_SECONDS: Final = 10
+
+
+class Running:
+    """One generation between the event loop and the model's thread."""
+
+    def __init__(self, sequence: Sequence, prompt_tokens: int, sampling: Sampling, writer: OutputWriter) -> None:
+        self.sequence = sequence
+        self.prompt_tokens = prompt_tokens
+        self.sampling = sampling
+        self.writer = writer
+        self.outputs: asyncio.Queue[Output | JobError] = asyncio.Queue()
+        """Filled on the event loop."""
+        self.over = False
+        """Set by either side: nobody waits for more output."""
+
+
+Made = tuple[Running, Output | JobError]
+
+
+class TorchEngine:
+    """An Engine, which see. Continues any generation exactly, seeded and penalised ones too."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        options: TorchOptions,
+        load: Callable[[str, TorchOptions], LoadedModel] = load_model,
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._load = load
+        self._loaded: LoadedModel | None = None
+        # Set before _loaded is.
+        self._prompts: PromptEncoder
+        self.dead = asyncio.Event()
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        # Guarded by _changed: what the event loop wants.
+        self._waiting: list[Running] = []
+        self._closing = False
+        # The thread's own: generations that read their prompt, and those in the batch by their sequence.
+        self._reading: list[Running] = []
+        self._writing: dict[Sequence, Running] = {}
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self._started().context_tokens
+
+    @property
+    def gpu(self) -> llm_pb2.GpuInfo:
+        """Where the model runs."""
+        return self._started().gpu
+
+    def _started(self) -> LoadedModel:
+        if self._loaded is None:
+            raise EngineDead(CLOSED if self.dead.is_set() else "the engine has not started")
+        return self._loaded
+
+    async def start(self) -> None:
+        """Load the model in the engine's thread."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[LoadedModel] = loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(loop, ready), name="torch-engine", daemon=True)
+        self._thread.start()
+        loaded = await ready
+        self._prompts = await asyncio.to_thread(
+            PromptEncoder, loaded.tokenizer, loaded.context_tokens, self._config.special_tokens_in_messages
+        )
+        self._loaded = loaded
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        """Yield a generation's output; see Engine.generate."""
+        running, ended = await asyncio.to_thread(self._prepare, generation)
+        if ended is not None:
+            yield ended
+            return
+        yield running.writer.opening()
+        with self._changed:
+            if self._closing or self.dead.is_set():
+                raise EngineDead(CLOSED)
+            self._waiting.append(running)
+            self._changed.notify()
+        try:
+            while True:
+                item = await running.outputs.get()
+                if isinstance(item, JobError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            running.over = True
+            with self._changed:
+                self._changed.notify()
+
+    def load(self) -> Load:
+        """Count generations, and their cached tokens against a full batch of full contexts."""
+        if self._loaded is None:
+            return IDLE
+        # Copied at once: the engine's thread changes them.
+        running = [*self._reading, *self._writing.values()]
+        cached = sum(one.sequence.cached for one in running)
+        most = self._config.max_concurrent * self._loaded.context_tokens
+        return Load(len(running), len(self._waiting), min(cached / most, 1.0))
+
+    async def close(self) -> None:
+        """End the thread and free the model."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            # A step that hangs does not end; the thread is a daemon, which does not keep the process.
+            await asyncio.to_thread(self._thread.join, _CLOSE_SECONDS)
+        self._loaded = None
+        self.dead.set()
+
+    def _prepare(self, generation: Generation) -> tuple[Running, Output | None]:
+        """Return a generation as the thread takes it, and its last output if an earlier attempt had ended it."""
+        loaded, job = self._started(), generation.job
+        if job.params.WhichOneof("structured_output"):
+            raise UnsupportedParams("params.structured_output: the torch engine cannot do it; use a vllm worker")
+        prompt = self._prompts.ids(job)
+        writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, loaded.context_tokens)
+        resumed = generation.resume_token_ids
+        if any(token_id >= loaded.model.config.get_text_config().vocab_size for token_id in resumed):
+            raise CannotContinue("the tokens made so far are not this model's")
+        ended = writer.resume(resumed, generation.resume_text)
+        sampling = sampling_of(job.params, loaded.defaults)
+        return Running(Sequence([*prompt, *resumed]), len(prompt), sampling, writer), ended
+
+    # From here on: the engine's thread.
+
+    def _run(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[LoadedModel]") -> None:
+        def post(callback: Callable[[], object]) -> None:
+            # The loop may be closed already; then nobody listens.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(callback)
+
+        why = "the engine's thread died"
+        try:
+            try:
+                loaded = self._load(self._config.model_path, self._options)
+            except Exception as error:  # noqa: BLE001  whatever transformers raises, there is no model
+                why = f"cannot load the model {self._config.model_path}: {error}"
+                failed = EngineDead(why)
+                post(lambda: None if ready.done() else ready.set_exception(failed))
+                return
+            post(lambda: None if ready.done() else ready.set_result(loaded))
+            batch = Batch(loaded.model)
+            while self._wait_for_work():
+                made = self._step(loaded, batch)
+                if made:
+                    post(partial(deliver, made))
+            why = CLOSED
+        except Exception as error:
+            why = f"the engine's thread died: {error}"
+            log.exception("the engine is dead")
+        finally:
+            with self._changed:
+                self._closing = True
+                left = [*self._waiting, *self._reading, *self._writing.values()]
+            post(self.dead.set)
+            post(partial(deliver, [(running, EngineDead(why)) for running in left]))
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is a generation, take in what fits, drop what nobody waits for. False: the end."""
+        with self._changed:
+            while not self._closing:
+                self._waiting = [running for running in self._waiting if not running.over]
+                self._reading = [running for running in self._reading if not running.over]
+                active = len(self._reading) + sum(not running.over for running in self._writing.values())
+                free = max(self._config.max_concurrent - active, 0)
+                self._reading += self._waiting[:free]
+                del self._waiting[:free]
+                if self._reading or self._writing:
+                    return True
+                self._changed.wait()
+            return False
+
+    def _step(self, loaded: LoadedModel, batch: Batch) -> list[Made]:
+        """Write one token of every generation in the batch, then read a piece of one prompt."""
+        self._drop(batch, [running for running in self._writing.values() if running.over])
+        made: list[Made] = []
+        if batch.sequences:
+            made += self._write(loaded, batch)
+        if self._reading:
+            made += self._read(loaded, batch, self._reading[0])
+        return made
+
+    def _write(self, loaded: LoadedModel, batch: Batch) -> list[Made]:
+        everyone = [self._writing[sequence] for sequence in batch.sequences]
+        try:
+            scores = batch.step()
+        except Exception as error:  # noqa: BLE001  whatever the model raises, it ends generations, not the engine
+            failure = as_job_error(error)
+            # Memory is short by one sequence: the last to join goes, the others try again.
+            failed = everyone[-1:] if isinstance(failure, OutOfMemory) else everyone
+            for running in failed:
+                running.over = True
+            self._drop(batch, failed)
+            return [(running, failure) for running in failed]
+        likeliest = scores.argmax(-1).tolist()
+        if not all(running.sampling.plain for running in everyone):
+            scores = scores.cpu()
+        return [
+            (running, self._next(loaded, running, scores[row], likeliest[row])) for row, running in enumerate(everyone)
+        ]
+
+    def _read(self, loaded: LoadedModel, batch: Batch, running: Running) -> list[Made]:
+        try:
+            scores = batch.read(running.sequence, self._options.prefill_tokens)
+            if scores is None:
+                return []
+            made = self._next(loaded, running, scores, int(scores.argmax()))
+            if not running.over:
+                batch.join(running.sequence)
+                self._writing[running.sequence] = running
+        except Exception as error:  # noqa: BLE001  as above
+            running.over = True
+            made = as_job_error(error)
+        self._reading.remove(running)
+        return [(running, made)]
+
+    def _next(self, loaded: LoadedModel, running: Running, scores: torch.Tensor, likeliest: int) -> Output | JobError:
+        """Choose a generation's next token; return its output."""
+        sampling, ids = running.sampling, running.sequence.ids
+        token, logprobs = likeliest, []
+        try:
+            if not sampling.plain:
+                scores = scores.cpu()
+                place = Place(ids[: running.prompt_tokens], ids[running.prompt_tokens :], loaded.end_ids)
+                token = choose(scores, sampling, place)
+                if sampling.logprobs is not None:
+                    logprobs = [token_logprobs(scores, token, sampling.logprobs, loaded.decode_token)]
+            ids.append(token)
+            output = running.writer.write([token], logprobs)
+        except Exception as error:  # noqa: BLE001  as above
+            running.over = True
+            return as_job_error(error)
+        # Only ever set: the event loop may have done so meanwhile.
+        if output.finish_reason is not None:
+            running.over = True
+        return output
+
+    def _drop(self, batch: Batch, leaving: list[Running]) -> None:
+        batch.leave([running.sequence for running in leaving])
+        for running in leaving:
+            del self._writing[running.sequence]
+
+
+def deliver(made: list[Made]) -> None:
+    """Hand outputs to those who wait for them, on the event loop."""
+    for running, item in made:
+        running.outputs.put_nowait(item)
+
+
+def as_job_error(error: Exception) -> JobError:
+    """Return what a generation ends with after an error of a step. Raises it again if no step can work after it."""
+    # The CPU's allocator has no type of its own for it.
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return OutOfMemory("the device has no memory left for this job")
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    log.error("a step failed", exc_info=error)
+    return EngineFailed(f"the engine failed on this job: {type(error).__name__}: {error}")
+
+
+def create(config: EngineConfig) -> TorchEngine:
+    """Return the engine, not yet started. Raises ValueError for an unknown or bad option."""
+    return TorchEngine(config, TorchOptions.model_validate(dict(config.options)))

@@ -1,0 +1,318 @@
+"""The production engine: vLLM's AsyncLLM. Only this module, vllm_options and vllm_requests import vllm.
+
+Options are fields of vLLM's AsyncEngineArgs, passed through, and GUARD_OPTIONS. vLLM schedules: requests join and leave
+its batch at any step, by priority, and share cached prefixes within one user's jobs only (a cache salt per user, so
+that timing tells nobody what others ask). Its model runs in processes of its own, started afresh rather than forked,
+because a worker has threads that do not survive a fork: the worker's main module must guard its start by
+`__name__ == "__main__"`.
+
+Text is made here, not by vLLM, so that it comes out the same as from the other engines and across a cut.
+"""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Any, Final
+
+# Read when vllm is imported. Whatever the operator has set stands.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(os.path.dirname(__file__), "vllm_logging.json"))
+
+from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
+from vllm.exceptions import VLLMClientError
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import SchedulerStats
+
+from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
+from jobs.options import DEFAULT_PRIORITY
+from llm_pb import llm_pb2
+from services.gpu_worker.engines.chat import PromptEncoder
+from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Load, Output
+from services.gpu_worker.engines.output_text import LENGTH, STOP, OutputWriter
+from services.gpu_worker.engines.structured_guard import PACE_STEPS, Member, StructuredGuard
+from services.gpu_worker.engines.vllm_options import engine_arguments, gpu_info, new_guard
+from services.gpu_worker.engines.vllm_requests import SAME_NAME, structured_outputs, token_logprobs
+
+log = logging.getLogger(__name__)
+
+PACE_ID: Final = "pace"
+"""Of the generations that show how fast the engine is."""
+PACE_PROMPT: Final = 256
+"""Tokens of their prompts."""
+WATCH_SECONDS: Final = 0.5
+GONE_SECONDS: Final = 5
+"""The kernel may take a while to take back a large process."""
+
+
+class VllmEngine:
+    """An Engine, which see.
+
+    Refuses, by CannotContinue, to continue where vLLM would not give what one uninterrupted run gives: structured
+    output, seeded sampling, and penalties that count output tokens.
+    """
+
+    name = "vllm"
+
+    def __init__(self, arguments: AsyncEngineArgs, special_tokens_in_messages: bool, guard: StructuredGuard) -> None:
+        self._arguments = arguments
+        self._logs_steps = arguments.enable_logging_iteration_details
+        arguments.enable_logging_iteration_details = True
+        self._special_tokens_in_messages = special_tokens_in_messages
+        self._guard = guard
+        self._ending: set[asyncio.Task[None]] = set()
+        self._loading: asyncio.Future[AsyncLLM] | None = None
+        self._llm: AsyncLLM | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._closed = False
+        self._stats: list[LatestStats] = []
+        self._defaults: dict[str, Any] = {}
+        self._end_ids: frozenset[int] = frozenset()
+        self.dead = asyncio.Event()
+        self.context_tokens = 0
+        self.gpu = llm_pb2.GpuInfo()
+
+    async def start(self) -> None:
+        """Load the model; takes from half a minute up."""
+        load = partial(AsyncLLM.from_engine_args, self._arguments, stat_loggers=[self._new_stats])
+        self._loading = asyncio.ensure_future(asyncio.to_thread(load))
+        try:
+            self._llm = llm = await asyncio.shield(self._loading)
+        except Exception as error:
+            raise EngineDead(f"cannot load the model {self._arguments.model}: {error}") from error
+        self.context_tokens = llm.model_config.max_model_len
+        self.gpu = gpu_info(llm.vllm_config.parallel_config.world_size)
+        self._defaults = llm.model_config.get_diff_sampling_param()
+        ends = llm.model_config.try_get_generation_config().get("eos_token_id", [])
+        tokenizer_end = llm.get_tokenizer().eos_token_id
+        self._end_ids = frozenset({*(ends if isinstance(ends, list) else [ends]), tokenizer_end} - {None})
+        self._prompts = await asyncio.to_thread(
+            PromptEncoder, llm.get_tokenizer(), self.context_tokens, self._special_tokens_in_messages
+        )
+        await self._learn_pace(llm)
+        self._watch = asyncio.create_task(self._watch_over(llm))
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        """Yield a generation's output; see Engine.generate."""
+        llm, job, resumed = self._alive(), generation.job, generation.resume_token_ids
+        prompt, writer, ended = await asyncio.to_thread(self._prepare, llm, generation)
+        if ended is not None:
+            yield ended
+            return
+        yield writer.opening()
+        stream = llm.generate(
+            TokensPrompt(prompt_token_ids=[*prompt, *resumed], cache_salt=job.user_id or None),
+            self._sampling(job.params, writer.limit - writer.count, writer.count),
+            generation.request_id,
+            # Its tracing is an option of its own (otlp_traces_endpoint); without, it would warn of them.
+            trace_headers=generation.trace_headers if await llm.is_tracing_enabled() else None,
+            priority=job.priority or DEFAULT_PRIORITY,
+        )
+        form = job.params.WhichOneof("structured_output")
+        with self._guard.member(generation.request_id, structured=form is not None) as member:
+            async with contextlib.aclosing(stream):
+                try:
+                    async for request in stream:
+                        if member.ended:
+                            raise UnsupportedParams(f"params.{form} {self._guard.reason()}")
+                        member.decoding = True
+                        output = self._output(llm, writer, request.outputs[0], job.params)
+                        yield output
+                        if output.finish_reason is not None:
+                            return
+                except EngineDeadError as error:
+                    self.dead.set()
+                    raise self._death() from error
+                except EngineGenerateError as error:
+                    raise EngineFailed(f"the engine failed on this job: {error.__cause__ or error}") from error
+                except (VLLMClientError, ValueError) as error:
+                    raise UnsupportedParams(f"params: {error}") from error
+
+    async def _learn_pace(self, llm: AsyncLLM) -> None:
+        """Generate a few tokens, so that the guard knows how fast the engine is before any job can slow it."""
+        self._guard.max_step_tokens = llm.vllm_config.scheduler_config.max_num_batched_tokens
+        few = min(PACE_STEPS + 4, self.context_tokens - 1)
+        length = min(PACE_PROMPT, self.context_tokens - few)
+        try:
+            # The first one may wait for what is compiled when it is first needed.
+            times = [await self._time_prompt(llm, length, count, f"{PACE_ID}-{count}") for count in (1, few)]
+        except Exception as error:
+            raise EngineDead(f"cannot generate with the model {self._arguments.model}: {error}") from error
+        self._guard.token_seconds = min(times) / length
+
+    async def _time_prompt(self, llm: AsyncLLM, length: int, max_tokens: int, request_id: str) -> float:
+        """Generate so many tokens after a prompt of this length. Return the seconds until the first one came."""
+        params = SamplingParams(
+            max_tokens=max_tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
+        )
+        # A salt of its own, or else the second would find the first one's prompt read.
+        prompt = TokensPrompt(prompt_token_ids=[0] * length, cache_salt=request_id)
+        began, seconds = time.monotonic(), 0.0
+        with self._guard.member(request_id, structured=False) as member:
+            async for _ in llm.generate(prompt, params, request_id):
+                seconds = seconds or time.monotonic() - began
+                member.decoding = True
+        return seconds
+
+    def _on_step(self, scheduler: int, tokens: int) -> None:
+        self._end(self._guard.step(scheduler, tokens))
+
+    def _end(self, member: Member | None) -> None:
+        """Take a generation out of the batch, which its generate() then says."""
+        if member is not None and self._llm is not None:
+            log.warning("structured output ended: it slowed the whole batch", extra={"request_id": member.request_id})
+            ending = asyncio.create_task(self._llm.abort(member.request_id))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    def load(self) -> Load:
+        """Sum up what vLLM's schedulers, one for each data-parallel rank, have said after their last step."""
+        latest = [one.latest for one in self._stats]
+        return Load(
+            running=sum(stats.num_running_reqs for stats in latest),
+            waiting=sum(stats.num_waiting_reqs + stats.num_skipped_waiting_reqs for stats in latest),
+            kv_cache_usage=sum(stats.kv_cache_usage for stats in latest) / max(len(latest), 1),
+        )
+
+    def _new_stats(self, vllm_config: Any, engine_index: int = 0) -> "LatestStats":
+        self._stats.append(LatestStats(vllm_config, engine_index, self._on_step, self._logs_steps))
+        return self._stats[-1]
+
+    async def close(self) -> None:
+        """End running generations and the model's processes."""
+        self._closed = True
+        self.dead.set()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._loading is not None and not self._loading.done():
+            await self._end_loading(self._loading)
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            # shutdown() alone would leave those who wait for output waiting.
+            llm.output_processor.propagate_error(EngineDeadError())
+            await asyncio.to_thread(llm.shutdown)
+
+    async def _end_loading(self, loading: "asyncio.Future[AsyncLLM]") -> None:
+        """Make a load fail, which can take many minutes and cannot be cancelled, by killing the model's process."""
+        while not loading.done():
+            await asyncio.to_thread(_kill_children)
+            await asyncio.wait([loading], timeout=WATCH_SECONDS)
+        if loading.exception() is None:
+            self._llm = loading.result()
+        else:
+            # One may have been started just before the load failed.
+            await asyncio.to_thread(_kill_children)
+
+    def _alive(self) -> AsyncLLM:
+        if self._llm is None or self.dead.is_set():
+            raise self._death()
+        return self._llm
+
+    def _death(self) -> EngineDead:
+        return EngineDead("the engine was closed" if self._closed else "the engine's process ended")
+
+    async def _watch_over(self, llm: AsyncLLM) -> None:
+        """Notice the death of the model's process also when nothing runs, and a step that does not end."""
+        while not llm.errored:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._end(self._guard.check())
+        self.dead.set()
+
+    def _prepare(self, llm: AsyncLLM, generation: Generation) -> tuple[list[int], OutputWriter, Output | None]:
+        job, resumed = generation.job, generation.resume_token_ids
+        decode = partial(llm.get_tokenizer().decode, skip_special_tokens=True)
+        prompt = self._prompts.ids(job)
+        writer = OutputWriter(decode, prompt, job.params, self._end_ids, self.context_tokens)
+        if resumed:
+            self._check_continues(job.params)
+        return prompt, writer, writer.resume(resumed, generation.resume_text)
+
+    def _check_continues(self, params: llm_pb2.SamplingParams) -> None:
+        values = self._values(params)
+        if params.WhichOneof("structured_output"):
+            raise CannotContinue("vLLM begins structured output anew")
+        if values.get("presence_penalty") or values.get("frequency_penalty"):
+            raise CannotContinue("vLLM would not count the tokens made so far")
+        if "seed" in values and values.get("temperature", 1) > 0:
+            raise CannotContinue("vLLM would draw the same numbers again")
+
+    def _values(self, params: llm_pb2.SamplingParams) -> dict[str, Any]:
+        """Return how tokens are chosen: as the job asks, else by the model's generation_config.json."""
+        asked = {field.name: value for field, value in params.ListFields() if field.name in SAME_NAME}
+        return {**self._defaults, **asked}
+
+    def _sampling(self, params: llm_pb2.SamplingParams, max_tokens: int, made: int) -> SamplingParams:
+        try:
+            return SamplingParams(
+                **{
+                    **self._values(params),
+                    "max_tokens": max_tokens,
+                    "min_tokens": min(max(params.min_tokens - made, 0), max_tokens),
+                    "structured_outputs": structured_outputs(params),
+                    "detokenize": False,
+                    "output_kind": RequestOutputKind.DELTA,
+                }
+            )
+        except ValueError as error:
+            raise UnsupportedParams(f"params: {error}") from error
+
+    def _output(
+        self, llm: AsyncLLM, writer: OutputWriter, made: CompletionOutput, params: llm_pb2.SamplingParams
+    ) -> Output:
+        if made.finish_reason not in (None, "stop", "length"):
+            raise EngineFailed(f"vLLM ended the generation: {made.finish_reason}")
+        tokens = list(made.token_ids)
+        logprobs = []
+        if made.logprobs is not None:
+            decode = llm.get_tokenizer().decode
+            logprobs = [
+                token_logprobs(place, token, params.logprobs, decode)
+                for place, token in zip(made.logprobs, tokens, strict=True)
+            ]
+        return writer.write(tokens, logprobs, {"stop": STOP, "length": LENGTH}.get(made.finish_reason or ""))
+
+
+class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there when types are checked
+    """Keeps what a scheduler of vLLM's says after each step."""
+
+    def __init__(
+        self, vllm_config: Any, engine_index: int, on_step: Callable[[int, int], None], logs_steps: bool
+    ) -> None:
+        self.latest = SchedulerStats()
+        self._engine_index = engine_index
+        self._on_step = on_step
+        self._logs_steps = logs_steps
+
+    def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
+        """Take a step's figures; None for a step without."""
+        if scheduler_stats is not None:
+            self.latest = scheduler_stats
+            details = scheduler_stats.iteration_details
+            if not self._logs_steps:
+                # vLLM's own logger, which is called next, writes a line for each.
+                scheduler_stats.iteration_details = None
+            self._on_step(self._engine_index, details.num_ctx_tokens + details.num_generation_tokens if details else 0)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+def create(config: EngineConfig) -> VllmEngine:
+    """Return the engine, not yet started. Raises ValueError for an option that there is not."""
+    return VllmEngine(engine_arguments(config), config.special_tokens_in_messages, new_guard(config))
+
+
+def _kill_children() -> None:
+    """Kill this process's children, which are vLLM's, and wait until they are gone."""
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join(GONE_SECONDS)

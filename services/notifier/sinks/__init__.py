@@ -1,0 +1,1 @@
+"""The sinks: the seam, and each of its implementations."""

@@ -1,0 +1,115 @@
+"""Events on a subject of NATS JetStream; beside those of the feed the only module that imports nats.
+
+An event counts as taken when JetStream has acknowledged it: it is in a stream, which the operator has made. JetStream
+drops repeats by Nats-Msg-Id within the stream's window.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.api import Header
+from nats.js.errors import APIError, NoStreamResponseError
+
+from jobs.errors import DeliveryFailed, DeliveryRefused
+from llm_pb import llm_pb2
+from runtime.telemetry import current_headers
+from services.notifier.event import CloudEvent
+from services.notifier.settings import NotifierSettings
+from services.notifier.sinks.sink import CONTENT_TYPE, Answer
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS: Final = 1
+_CONNECT_SECONDS: Final = 5
+_PING_SECONDS: Final = 5
+"""How often the server must answer; a connection on which it does not is given up after three times this."""
+
+_OVER_STREAMS_LIMIT: Final = 10054
+"""JetStream's error code for a message that is over the stream's max_msg_size."""
+
+
+class NatsSink:
+    """A Sink for NotifyTarget.nats. Connects with the first delivery, and again after every loss."""
+
+    def __init__(self, settings: NotifierSettings) -> None:
+        """`settings.nats_url` must be set."""
+        self._url = settings.nats_url.get_secret_value() if settings.nats_url else ""
+        self._prefix = settings.nats_subject_prefix
+        self._timeout = settings.broker_timeout.total_seconds()
+        self._connecting: asyncio.Task[Client] | None = None
+
+    def destination(self, target: llm_pb2.NotifyTarget) -> str:
+        """See Sink. The server: one subject is as fast as the other."""
+        return "nats"
+
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
+        """Publish the event in structured mode, and wait until JetStream has it."""
+        subject = f"{self._prefix}.{target.nats.subject}"
+        body = json.dumps(event, ensure_ascii=False).encode()
+        headers = {"content-type": CONTENT_TYPE, Header.MSG_ID.value: event["id"], **current_headers()}
+        try:
+            async with asyncio.timeout(self._timeout):
+                client = await self._connected()
+                if len(body) + _header_bytes(headers) > client.max_payload:
+                    raise _too_large(body)
+                await client.jetstream(timeout=self._timeout).publish(subject, body, headers=headers)
+        except APIError as error:
+            if error.err_code == _OVER_STREAMS_LIMIT:
+                raise _too_large(body) from error
+            raise DeliveryFailed(f"JetStream did not take the event: {error.description}") from error
+        except NoStreamResponseError as error:
+            raise DeliveryFailed(f"no JetStream stream takes the subject {subject}") from error
+        except (NatsError, OSError, TimeoutError) as error:
+            raise DeliveryFailed(f"NATS did not acknowledge the event: {type(error).__name__}") from error
+        return Answer()
+
+    async def close(self) -> None:
+        """See Sink."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, NatsError, OSError):
+                await (await self._connecting).close()
+
+    async def _connected(self) -> Client:
+        """Return the one client, which looks for its server by itself once it has found it a first time."""
+        if self._connecting is None or _is_over(self._connecting):
+            self._connecting = asyncio.create_task(self._connect())
+        # Shared: a delivery that is cancelled must not cancel it.
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> Client:
+        client = Client()
+        await client.connect(
+            servers=self._url,
+            connect_timeout=_CONNECT_SECONDS,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RETRY_SECONDS,
+            ping_interval=_PING_SECONDS,
+            error_cb=_log_error,
+        )
+        return client
+
+
+def _header_bytes(headers: Mapping[str, str]) -> int:
+    """Return what headers take on the wire: the server closes the connection of who sends more than it takes."""
+    return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+
+
+def _too_large(body: bytes) -> DeliveryRefused:
+    return DeliveryRefused(f"the event of {len(body)} bytes is larger than NATS takes")
+
+
+async def _log_error(error: Exception) -> None:
+    _log.info("NATS: %r", error)
+
+
+def _is_over(connecting: "asyncio.Task[Client]") -> bool:
+    """Return whether it has failed, or the server has ended what it made: nats-py then closes the client for good."""
+    return connecting.done() and (
+        connecting.cancelled() or connecting.exception() is not None or connecting.result().is_closed
+    )

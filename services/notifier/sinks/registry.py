@@ -1,0 +1,35 @@
+"""The sinks that the settings ask for. Those of NATS and Kafka are imported only then: their packages are extras."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from services.notifier.settings import NotifierSettings
+from services.notifier.sinks.egress_policy import unguarded
+from services.notifier.sinks.sink import OPERATORS, Sink
+from services.notifier.sinks.webhook import WebhookSink
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, Sink]]:
+    """Yield the sinks by the name of their target's field in NotifyTarget, and OPERATORS; close them at the end.
+
+    Raises ImportError when the extra that a setting asks for is not installed.
+    """
+    sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, guard=unguarded())}
+    if not settings.webhook_secrets:
+        _log.warning("webhooks are not signed, apart from those of users with secrets: set NOTIFIER_WEBHOOK_SECRETS")
+    if settings.nats_url is not None:
+        from services.notifier.sinks.nats import NatsSink
+
+        sinks["nats"] = NatsSink(settings)
+    if settings.kafka_servers is not None:
+        from services.notifier.sinks.kafka import KafkaSink
+
+        sinks["kafka"] = KafkaSink(settings)
+    async with AsyncExitStack() as stack:
+        for sink in sinks.values():
+            stack.push_async_callback(sink.close)
+        yield sinks

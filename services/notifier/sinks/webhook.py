@@ -1,0 +1,169 @@
+"""Webhooks by the Standard Webhooks specification; the only module that speaks HTTP outwards."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs
+from opentelemetry import trace
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE
+from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
+from opentelemetry.semconv.attributes.url_attributes import URL_FULL
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from standardwebhooks import Webhook
+from yarl import URL
+
+from jobs.errors import DeliveryFailed, DeliveryRefused, error_type
+from llm_pb import llm_pb2
+from runtime.telemetry import current_headers
+from services.notifier.event import CloudEvent
+from services.notifier.settings import NotifierSettings
+from services.notifier.sinks.egress_policy import Guard
+from services.notifier.sinks.sink import CONTENT_TYPE, Answer
+
+_GONE: Final = 410
+_SAY_WHEN: Final = (429, 503)
+"""What Retry-After belongs to."""
+_MAX_HEADER_BYTES: Final = 8190
+_LOOKUP_TRIES: Final = 5
+"""Questions to a name server that does not answer, over 8 to 21 s, each a longer wait than the one before."""
+
+
+class WebhookSink:
+    """A Sink for NotifyTarget.webhook."""
+
+    def __init__(self, settings: NotifierSettings, guard: Guard | None = None) -> None:
+        """Must be made inside an event loop.
+
+        `guard` decides where the webhooks may go; default: that of the settings, for URLs that clients choose.
+        """
+        self._settings = settings
+        self._tracer = trace.get_tracer(__package__)
+        self._guard = guard or Guard(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
+        proxy = settings.webhook_proxy
+        self._proxy = proxy.get_secret_value() if proxy else None
+        # The names of an operator's own servers may be known to the system's name servers alone.
+        servers = settings.dns_servers if guard is None and proxy is None else ()
+        # Without threads: names that nobody answers for, however many, take nothing that others need.
+        self._resolver = aiohttp.AsyncResolver(nameservers=servers, tries=_LOOKUP_TRIES)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=self._resolver,
+                # Through a proxy the connection goes to the operator's own address.
+                socket_factory=None if proxy else self._guard.socket,
+                # One address after the other, so that the first that is refused refuses the webhook.
+                happy_eyeballs_delay=None,
+                use_dns_cache=False,
+                force_close=True,
+                limit=0,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "durable-llm-notifier", "Content-Type": CONTENT_TYPE},
+            timeout=aiohttp.ClientTimeout(total=settings.webhook_timeout.total_seconds()),
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
+
+    def destination(self, target: llm_pb2.NotifyTarget) -> str:
+        """See Sink. The server, whatever the path."""
+        return str(self._guard.parse(target.webhook.url).origin())
+
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
+        """POST the event. 2xx is success, 410 ends the deliveries for good; a redirect is a failure, not followed."""
+        url = self._guard.parse(target.webhook.url)
+        body = json.dumps(event, ensure_ascii=False)
+        try:
+            with _request_span(self._tracer, url) as span:
+                async with self._session.post(
+                    url,
+                    data=io.BytesIO(body.encode()),
+                    headers={**self._signed(event["id"], body, user_id), **current_headers()},
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                ) as response:
+                    _describe_response(span, response.status)
+                    # The status says it all: the body is not read, however long it is.
+                    return _answer(response)
+        except TimeoutError as error:
+            longest = self._settings.webhook_timeout.total_seconds()
+            raise DeliveryFailed(f"the webhook did not answer within {longest:g} s") from error
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise DeliveryFailed(f"the webhook could not be reached: {type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """See Sink."""
+        await self._session.close()
+        await self._resolver.close()
+
+    def _signed(self, id_: str, body: str, user_id: str) -> dict[str, str]:
+        """Return the headers of Standard Webhooks: one signature for each secret that is active."""
+        now = datetime.now(UTC)
+        headers = {"webhook-id": id_, "webhook-timestamp": str(int(now.timestamp()))}
+        user = self._settings.users.get(user_id)
+        secrets = user.secrets if user and user.secrets else self._settings.webhook_secrets
+        if secrets:
+            signatures = (Webhook(secret.get_secret_value()).sign(id_, now, body) for secret in secrets)
+            headers["webhook-signature"] = " ".join(signatures)
+        return headers
+
+
+@contextmanager
+def _request_span(tracer: Tracer, url: URL) -> Iterator[Span]:
+    """Make the span of one request, current while the context is open, by OpenTelemetry's conventions for HTTP.
+
+    Of the URL it has what statuses show: whoever knows the rest may send there.
+    """
+    attributes: dict[str, str | int] = {
+        HTTP_REQUEST_METHOD: hdrs.METH_POST,
+        URL_FULL: str(url.origin()),
+        SERVER_ADDRESS: url.raw_host or "",
+        SERVER_PORT: url.port or 0,
+    }
+    with tracer.start_as_current_span(
+        hdrs.METH_POST,
+        kind=SpanKind.CLIENT,
+        attributes=attributes,
+        # A library's exception may hold the whole URL.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield span
+        except BaseException as error:
+            # Also when the delivery is cancelled, whose time is over.
+            span.set_attribute(ERROR_TYPE, error_type(error))
+            span.set_status(Status(StatusCode.ERROR))
+            raise
+
+
+def _describe_response(span: Span, status: int) -> None:
+    span.set_attribute(HTTP_RESPONSE_STATUS_CODE, status)
+    if status >= 400:
+        span.set_attribute(ERROR_TYPE, str(status))
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _answer(response: aiohttp.ClientResponse) -> Answer:
+    status = response.status
+    if 200 <= status < 300:
+        return Answer(status)
+    if status == _GONE:
+        return Answer(status, DeliveryRefused(f"the webhook answered {status}: it is gone for good"))
+    wait = _retry_after(response.headers.get("Retry-After", "")) if status in _SAY_WHEN else timedelta(0)
+    return Answer(status, DeliveryFailed(f"the webhook answered {status}; 2xx would be success"), wait)
+
+
+def _retry_after(text: str) -> timedelta:
+    """Return what the header asks for, in seconds or as a date (RFC 9110, 10.2.3); 0 for what is neither."""
+    try:
+        if text.isascii() and text.isdigit():
+            return timedelta(seconds=int(text))
+        return max(parsedate_to_datetime(text) - datetime.now(UTC), timedelta(0))
+    except (ValueError, TypeError, OverflowError):
+        return timedelta(0)

@@ -1,0 +1,133 @@
+"""A worker dies in the middle of an answer: nobody sees a byte twice, or misses one.
+
+Each round kills, or asks to stop, the worker that runs a job while another is there, at a random place of the output.
+Three watchers, one from the start, one late, one that comes back at random offsets, must each hold exactly the output
+of an uninterrupted greedy run, and none may have been told to rewind. `make chaos` runs many rounds.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import grpc
+import pytest
+
+from deploy.local.process import Process
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.jobs import Seen, new_job, run_job, watch
+from tests.support.stacks import FAST, stack_settings
+from tests.support.watchers import watch_in_pieces, when_output_reaches
+
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
+TOKENS = 300
+PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
+
+
+class Crashing(NamedTuple):
+    stack: Stack
+    stub: LlmServiceStub
+
+    def worker_of(self, status: llm_pb2.JobStatus) -> Process:
+        """Return the process that the status names as the job's worker."""
+        pid = int(status.progress.worker.rpartition("-")[2])
+        (process,) = [process for process in self.stack.processes.values() if process.pid == pid]
+        return process
+
+    async def start_workers(self) -> None:
+        """Start those that earlier rounds have ended; they get ready meanwhile."""
+        for process in self._workers:
+            if not process.running:
+                await process.start()
+
+    async def workers_ready(self) -> None:
+        for process in self._workers:
+            await process.wait_ready()
+
+    @property
+    def _workers(self) -> list[Process]:
+        return [process for name, process in self.stack.processes.items() if name.startswith("gpu-worker")]
+
+
+@pytest.fixture(scope="module", params=["simulated", "torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crashing]:
+    engine = request.param
+    if engine != "simulated":
+        pytest.importorskip(engine)
+    worker = {**FAST["gpu-worker"], "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"}
+    if engine != "simulated":
+        worker["GPU_WORKER_ENGINE_OPTIONS"] = '{"threads": 1}' if engine == "torch" else "{}"
+    gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S"}
+    settings = stack_settings(tmp_path_factory.mktemp(f"crash-{engine}"), engine=engine, gpu_workers=2)
+    only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    async with (
+        Stack(settings, only=only, environment={**FAST, "gateway": gateway, "gpu-worker": worker}) as stack,
+        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+    ):
+        yield Crashing(stack, LlmServiceStub(channel))
+
+
+async def interrupted(
+    crashing: Crashing,
+    prompt: str,
+    how: signal.Signals,
+    chance: random.Random,
+    to: LlmServiceStub | None = None,
+) -> list[Seen]:
+    """Run a job, interrupt its worker at a random place, and return what its three watchers saw."""
+    stub = crashing.stub
+    await crashing.start_workers()
+    expected = (await run_job(stub, new_job(prompt, params=PARAMS))).output
+    await crashing.workers_ready()
+    request = llm_pb2.SubmitRequest(job=new_job(prompt, params=PARAMS))
+    id_ = (await (to or stub).Submit(request)).workflow_id
+    early = asyncio.create_task(watch(stub, id_))
+    pieces = asyncio.create_task(watch_in_pieces(stub, id_, chance))
+    status = await when_output_reaches(stub, id_, chance.randrange(1, len(expected) * 3 // 4))
+    worker = crashing.worker_of(status)
+    worker.signal(how)
+    late = asyncio.create_task(watch(stub, id_))
+    watchers = [await early, await late, await pieces]
+    await worker.wait()
+    for seen in watchers:
+        assert seen.states[-1] == "SUCCEEDED"
+        assert seen.output == expected
+        assert seen.final.result.output.encode() == expected
+        assert seen.rewinds == 0
+        assert seen.final.result.metadata.output_tokens == TOKENS
+        assert seen.final.status.first_token_time == status.first_token_time
+    return watchers
+
+
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+async def test_a_killed_workers_jobs_continue(crashing: Crashing) -> None:
+    """SIGKILL: the next attempt goes on after the last token that reached the feed."""
+    chance = random.Random(0)
+    for number in range(ROUNDS):
+        for seen in await interrupted(crashing, f"Return the {number}", signal.SIGKILL, chance):
+            assert seen.final.status.attempt >= 2
+
+
+async def test_a_stopping_worker_hands_its_jobs_over(crashing: Crashing) -> None:
+    """SIGTERM, a deploy: the job goes on elsewhere at once, and no attempt is used up.
+
+    Its gateway would miss a worker only after minutes: a job that waited for that, or lost an attempt, is found out.
+    """
+    patient = crashing.stack.add("gateway", {"GATEWAY_HEARTBEAT_TIMEOUT": "PT200S"})
+    await patient.start()
+    await patient.wait_ready()
+    async with grpc.aio.insecure_channel(crashing.stack.address(patient.name)) as channel:
+        watchers = await interrupted(
+            crashing, "Return the list", signal.SIGTERM, random.Random(1), LlmServiceStub(channel)
+        )
+    for seen in watchers:
+        assert seen.final.status.attempt == 1
+        gaps = [m.status.progress.updated_at.ToNanoseconds() for m in seen.messages if m.HasField("status")]
+        gaps = sorted(time for time in gaps if time)
+        assert max((b - a for a, b in itertools.pairwise(gaps)), default=0) < 190e9, "no heartbeat timeout"
+    await patient.terminate()

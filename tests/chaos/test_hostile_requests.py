@@ -1,0 +1,115 @@
+"""No request holds a gateway up: whatever its bytes are, the others are served meanwhile."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import DecodeError, Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.local.process import Process
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from services.gateway.wire import count_fields
+from tests.support.bad_requests import REQUESTS, send
+from tests.support.hostile_requests import BODIES, length_delimited, varint
+from tests.support.jobs import details_of, new_job
+
+ALLOWED = 0.05
+"""Seconds for which one request may hold the event loop."""
+
+
+@pytest.fixture(scope="module")
+async def channel(stack: Stack) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        yield channel
+
+
+def loop_seconds(process: Process) -> float:
+    """Return the processor time of the process's main thread, which runs its event loop."""
+    pid = process.pid
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count it")
+@pytest.mark.parametrize("what", BODIES)
+async def test_no_request_holds_the_event_loop(stack: Stack, channel: grpc.aio.Channel, what: str) -> None:
+    """It is refused, with every field that it breaks or as a whole, within 50 ms of the loop's own time.
+
+    Processor time, because other processes take the machine away; the least of three, because other calls are served.
+    """
+    gateway = stack.processes["gateway"]
+    rpc, data = BODIES[what]
+    used = []
+    for _ in range(3):
+        before = loop_seconds(gateway)
+        error = await send(channel, rpc, data)
+        used.append(loop_seconds(gateway) - before)
+        assert error is not None or what == "a schema of many numbers"
+        if error is not None:
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
+            assert details_of(error)["BadRequest"].field_violations
+    assert min(used) < ALLOWED, used
+
+
+@pytest.mark.parametrize("kind", REQUESTS.values(), ids=REQUESTS)
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_fields_are_counted_as_protobuf_reads_them(kind: type[Message], data: Any) -> None:
+    """What does not parse by the count does not parse at all; and no field that is parsed was missed."""
+    body = data.draw(st.binary(max_size=40) | wire_fields)
+    try:
+        count = count_fields(body, kind, 1000)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            kind.FromString(body)
+        return
+    with contextlib.suppress(DecodeError):
+        assert fields_of(kind.FromString(body)) <= count
+
+
+wire_values = st.deferred(lambda: wire_fields | st.binary(max_size=4))
+wire_fields = st.lists(
+    st.builds(length_delimited, st.integers(1, 16), wire_values)
+    | st.builds(lambda tag, value: varint(tag) + varint(value), st.integers(8, 127), st.integers(0, 2**35))
+    | st.just(b"\x4b")
+    | st.just(b"\x4c"),
+    max_size=4,
+).map(b"".join)
+"""Bytes that are nearly messages: fields of small numbers, messages in messages, groups."""
+
+
+def fields_of(message: Message) -> int:
+    """Return how many values a message holds, those of its messages included."""
+    count = 0
+    for field, value in message.ListFields():
+        items = value if field.is_repeated else [value]
+        count += sum(1 + fields_of(item) if isinstance(item, Message) else 1 for item in items)
+    return count
+
+
+async def test_a_request_may_have_all_that_the_rules_allow(channel: grpc.aio.Channel) -> None:
+    """The bound on fields is none of its own: 1024 messages and 1000 choices are taken."""
+    job = new_job(
+        model="structured",
+        messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content="x")] * 1024,
+        params={"stop": ["x"] * 16, "choice": {"options": ["yes"] * 1000}, "max_tokens": 1},
+        timeouts={"queue": {"nanos": 1_000_000}},
+    )
+    assert await send(channel, "Submit", llm_pb2.SubmitRequest(job=job).SerializeToString()) is None
+
+
+@pytest.mark.parametrize("rpc", [rpc for rpc in REQUESTS if rpc != "Submit"])
+async def test_a_request_of_any_other_method_is_at_most_64_kib(channel: grpc.aio.Channel, rpc: str) -> None:
+    """Its bytes count, whatever they hold."""
+    error = await send(channel, rpc, length_delimited(999, b"x" * (64 * 1024)))
+    assert error is not None
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "the request is 65541 bytes; at most 65536 fit",
+    )

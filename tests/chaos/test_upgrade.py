@@ -1,0 +1,382 @@
+"""A rolling upgrade, and its way back: processes of an earlier version beside this one's.
+
+UPGRADE_FROM is the folder of the earlier version's checkout, as `make test-upgrade` makes it; all of this is skipped
+without. The earlier version runs in this one's environment.
+"""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Final
+
+import grpc
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+
+from deploy.local.stack import Stack
+from jobs import names
+from llm_pb import llm_pb2
+from payload_converter import data_converter
+from tests.support.jobs import Seen, new_job, webhook
+from tests.support.outcomes import run_all
+from tests.support.receivers import Reply, Request, receiving, status
+from tests.support.stacks import stack_settings, temporal_cli
+from tests.support.versions import (
+    ENVIRONMENT,
+    SECONDS,
+    Running,
+    Version,
+    Versions,
+    generated,
+    get_status,
+    submit,
+    until,
+    watch_wherever,
+)
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
+
+FROM: Final = os.environ.get("UPGRADE_FROM", "")
+pytestmark = [
+    pytest.mark.skipif(not FROM, reason="UPGRADE_FROM names no checkout of an earlier version"),
+    pytest.mark.timeout(600),
+]
+upgrade_and_rollback = pytest.mark.parametrize(
+    ("first", "then"), [("earlier", "this"), ("this", "earlier")], ids=["upgrade", "rollback"]
+)
+TOKENS: Final = 1600
+PLAIN: Final = "".join(f"{number:04} " for number in range(TOKENS // 5))
+"""Text that is the same in every attempt. Of other characters versions make pieces in ways of their own."""
+SAME: Final = {"max_tokens": 2 * TOKENS, "choice": llm_pb2.Choice(options=[PLAIN])}
+SHORT: Final = {"max_tokens": 5}
+STRUCTURED: Final = {"GPU_WORKER_MODEL": "structured"}
+# Forms that rules of this version refuse.
+SHORT_ADDRESS: Final = "http://127.1:9/"
+NO_HOST: Final = "http://a.b%c/"
+COSTLY_REGEX: Final = "((a*)*)*"
+
+
+def exactly(tokens: int) -> dict[str, Any]:
+    return {"temperature": 0.0, "max_tokens": tokens, "min_tokens": tokens}
+
+
+@pytest.fixture(scope="module")
+async def versions(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Versions]:
+    settings = stack_settings(tmp_path_factory.mktemp("upgrade"))
+    async with Stack(settings, only=("temporal", "nats"), environment=ENVIRONMENT) as stack:
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        yield Versions(stack, temporal, FROM)
+
+
+def assert_whole(seen: Seen) -> None:
+    assert seen.states[-1] == "SUCCEEDED", seen.final.status
+    assert seen.final.result.output.encode() == seen.output
+
+
+@upgrade_and_rollback
+@pytest.mark.parametrize(
+    ("how", "order"),
+    [(signal.SIGKILL, ("gateway", "gpu-worker", "notifier")), (signal.SIGTERM, ("notifier", "gpu-worker", "gateway"))],
+    ids=["SIGKILL", "SIGTERM"],
+)
+async def test_jobs_go_on_in_the_other_version(
+    versions: Versions, first: Version, then: Version, how: signal.Signals, order: tuple[str, ...]
+) -> None:
+    """The other version starts beside, the first one's processes end one by one, in mid-job: no byte is lost."""
+    async with versions.running(first, worker=STRUCTURED) as one:
+        same = [await submit(one, new_job(model="structured", params=SAME)) for _ in range(3)]
+        prompts = ("[[vary]] Other words in each attempt.", "Words of many scripts.")
+        varying = [await submit(one, new_job(prompt, model="structured", params=exactly(TOKENS))) for prompt in prompts]
+        worker = (await generated(one, same[0], 1)).progress.worker
+        async with versions.running(then, worker=STRUCTURED) as two:
+            both = [one, two]
+            watching = []
+            async with asyncio.TaskGroup() as tasks:
+                for id_ in (*same, *varying):
+                    ways = [partial(watch_wherever, [two])]
+                    if then == "this" or id_ in same:
+                        # Not where jobs rewind and watchers come back to an earlier gateway. Before the resume token
+                        # it took their offset for one in the text of now.
+                        ways += [partial(watch_wherever, both), partial(watch_wherever, both, leave=20)]
+                    if id_ in same:
+                        ways.append(partial(watch_wherever, both, leave=20, token=False))
+                    watching += [tasks.create_task(way(id_)) for way in ways]
+                await generated(two, same[0], TOKENS // 4)
+                for kind in order:
+                    one.processes[kind].signal(how)
+                    await one.processes[kind].wait()
+            late = [await watch_wherever([two], id_) for id_ in (*same, *varying)]
+    for seen in (*(task.result() for task in watching), *late):
+        assert_whole(seen)
+        if seen.final.status.workflow_id in same:
+            assert (seen.output, seen.rewinds) == (PLAIN.encode(), 0)
+    assert late[0].final.result.metadata.worker != worker, "it ended before its worker did: this machine is too slow"
+
+
+@pytest.mark.parametrize(
+    "sequence", [("earlier", "this", "earlier", "this"), ("this", "earlier", "this")], ids=["upgrade", "rollback"]
+)
+async def test_a_job_rewinds_across_versions(versions: Versions, sequence: tuple[Version, ...]) -> None:
+    """Its workers die one after the other, and each attempt has other words; watchers hold what the last one made."""
+    async with (
+        versions.running("earlier", ["gateway"]) as earlier,
+        versions.running("this", ["gateway"]) as this,
+        asyncio.TaskGroup() as tasks,
+    ):
+        id_ = await submit(this, new_job("[[vary]] Again and again.", params=exactly(TOKENS // 2)))
+        watching = [
+            tasks.create_task(watch_wherever([earlier], id_)),
+            tasks.create_task(watch_wherever([this], id_)),
+            # Only at this version's gateway: an earlier one could not tell that they are from before a rewind.
+            tasks.create_task(watch_wherever([this], id_, leave=10)),
+            tasks.create_task(watch_wherever([this], id_, leave=10, token=False)),
+        ]
+        clients = [
+            tasks.create_task(versions.earlier_watch(earlier.address, id_)),
+            tasks.create_task(versions.earlier_watch(this.address, id_)),
+            tasks.create_task(versions.earlier_watch(this.address, id_, leave_after=10)),
+        ]
+        *dying, last = sequence
+        workers: set[str] = set()
+        for version in dying:
+            async with versions.worker(version):
+                # Fewer each time, so that every attempt but the first goes over what the one before has made.
+                job = await generated(this, id_, 300 - 60 * len(workers), but=workers)
+                workers.add(job.progress.worker)
+        async with versions.worker(last):
+            await asyncio.wait([*watching, *clients])
+    for task in watching:
+        assert_whole(task.result())
+    output = watching[0].result().final.result.output
+    for client in clients:
+        assert client.result()["output"] == client.result()["result"] == output
+
+
+async def test_clients_with_the_earlier_stubs(versions: Versions) -> None:
+    """At this version's gateway, through a job's life: submit, repeat, watch, cancel, list, redeliver."""
+    async with versions.running("this") as this, receiving() as receiver:
+
+        async def call(method: str, **fields: Any) -> Any:
+            request, answer = (getattr(llm_pb2, f"{method}{end}") for end in ("Request", "Response"))
+            return await versions.earlier_call(this.address, method, request(**fields), answer)
+
+        job = new_job(params=exactly(600), notify=webhook(receiver.on("/earlier", status(200))))
+        submitted = await call("Submit", job=job)
+        assert (await call("Submit", job=job)).run_id == submitted.run_id
+        id_ = submitted.workflow_id
+        watches = (versions.earlier_watch(this.address, id_, leave_after=leave) for leave in (0, 3, 40))
+        for seen in await asyncio.gather(*watches):
+            assert (seen["state"], seen["rewinds"]) == ("SUCCEEDED", 0)
+            assert seen["output"] == seen["result"] != ""
+        cancelled = (await call("Submit", job=new_job(params=exactly(TOKENS)))).workflow_id
+        await generated(this, cancelled, 20)
+        await call("Cancel", workflow_id=cancelled, reason="enough")
+        assert (await versions.earlier_watch(this.address, cancelled))["state"] == "CANCELLED"
+        await receiver.received("/earlier", 1)
+
+        async def list_jobs() -> Any:
+            return (await call("List", user_id=job.user_id)).jobs
+
+        listed = await until(list_jobs)
+        assert [entry.status.workflow_id for entry in listed] == [id_]
+        assert len((await call("Redeliver", workflow_id=id_)).deliveries) == 1
+        await receiver.received("/earlier", 2)
+        assert len((await call("ListDeliveries", workflow_id=id_)).deliveries) == 1
+
+
+async def test_a_large_result_reaches_clients_with_the_earlier_stubs(versions: Versions) -> None:
+    """They do not know output_omitted: the deltas and GetStatus bring the output that the last message leaves out."""
+    fast = {"GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 400}'}
+    async with versions.running("this", worker=fast) as this:
+        id_ = await submit(this, new_job(params={**exactly(TOKENS), "logprobs": 20}))
+        seen = await versions.earlier_watch(this.address, id_)
+        request = llm_pb2.GetStatusRequest(workflow_id=id_)
+        told = await versions.earlier_call(this.address, "GetStatus", request, llm_pb2.GetStatusResponse)
+        assert told.ByteSize() > 256 * 1024
+        assert (seen["output"], seen["result"]) == (told.result.output, "")
+
+
+@upgrade_and_rollback
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name)
+async def test_pending_deliveries_go_on(versions: Versions, first: Version, then: Version, how: signal.Signals) -> None:
+    """In workflows of their own and in their job's, of a first outcome and of a Redeliver: under the same id."""
+    ready = False
+
+    async def once_ready(writer: asyncio.StreamWriter, request: Request) -> None:
+        await status(200 if ready else 503)(writer, request)
+
+    async with receiving() as receiver:
+        async with versions.running(first) as one:
+
+            async def submit_to(path: str, reply: Reply, **changes: Any) -> str:
+                return await submit(one, new_job(params=SHORT, notify=webhook(receiver.on(path, reply)), **changes))
+
+            ids = {
+                "/left": await submit_to("/left", once_ready),
+                "/again": await submit_to("/again", status(200)),
+            }
+            for id_ in ids.values():
+                await watch_wherever([one], id_)
+            receiver.on("/again", once_ready)
+            await one.stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=ids["/again"]), timeout=SECONDS)
+            await receiver.received("/again", 2)
+            if then == "this":
+                # The earlier version's gateways refuse the id that this one shortens.
+                longest = {"user_id": "u" * 128, "request_id": how.name.ljust(114, "r")}
+                ids["/long"] = await submit_to("/long", once_ready, **longest)
+                await receiver.received("/long", 1)
+            # The outcome is settled, and the job holds its delivery, when all goes down.
+            ids["/held"] = await submit_to("/held", once_ready)
+            await receiver.received("/held", 1)
+            for process in one.processes.values():
+                process.signal(how)
+            for process in one.processes.values():
+                await process.wait()
+        tried = {path: len(receiver.so_far(path)) for path in ids}
+        async with versions.running(then) as two:
+            ready = True
+            for path, id_ in ids.items():
+                await delivered(two, id_)
+                requests = receiver.so_far(path)
+                assert len(requests) > tried[path]
+                assert len({request.headers["webhook-id"] for request in requests}) == 1
+                job = (await get_status(two, id_)).status
+                assert job.state == llm_pb2.JOB_STATE_SUCCEEDED
+                assert [told.state for told in job.notifications] == [llm_pb2.NOTIFY_STATE_DELIVERED]
+
+
+async def delivered(running: Running, id_: str) -> None:
+    """Return once the delivery log shows one delivery, and that it has arrived."""
+    request = llm_pb2.ListDeliveriesRequest(workflow_id=id_)
+
+    async def arrived() -> bool:
+        log = (await running.stub.ListDeliveries(request, timeout=SECONDS)).deliveries
+        return [delivery.state for delivery in log] == [llm_pb2.NOTIFY_STATE_DELIVERED]
+
+    await until(arrived)
+
+
+async def test_jobs_that_this_versions_rules_refuse_go_on(versions: Versions) -> None:
+    """An earlier gateway has accepted them, and no worker has taken them yet."""
+    refused: dict[str, dict[str, Any]] = {
+        "a short address": {"notify": webhook(SHORT_ADDRESS)},
+        "a host that is none": {"notify": webhook(NO_HOST)},
+        "a priority for operators": {"priority": 1},
+    }
+    async with versions.running("earlier", ["gateway"]) as earlier:
+        ids = {about: await submit(earlier, new_job(params=SHORT, **job)) for about, job in refused.items()}
+    async with versions.running("this") as this:
+        for about, id_ in ids.items():
+            seen = await watch_wherever([this], id_)
+            assert seen.states[-1] == "SUCCEEDED", (about, seen.final.status)
+
+
+HAND: Final = {"user_id": "hand", "model": "docstrings", "prompt": "By hand.", "params": {"max_tokens": 1000}}
+
+
+async def start_by_hand(versions: Versions, id_: str, job: dict[str, Any] | None) -> None:
+    written = () if job is None else ("--input", json.dumps({**HAND, "request_id": id_, **job}))
+    await temporal_cli(
+        *(versions.stack, "workflow", "start", "--workflow-id", id_, *written),
+        *("--type", names.WORKFLOW_TYPE, "--task-queue", names.WORKFLOW_QUEUE),
+    )
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "waiting"])
+async def test_workflows_started_by_hand_go_on(versions: Versions, *, taken: bool) -> None:
+    """By the rules under which they began, whether a worker of the earlier version has had them or none yet."""
+    async with receiving() as receiver:
+        url = receiver.on("/hand", *[status(503)] * 3, status(200))
+        jobs: dict[str, dict[str, Any] | None] = {
+            "SUCCEEDED plain": {},
+            "SUCCEEDED webhook": {"notify": [{"webhook": {"url": url}}]},
+            "SUCCEEDED short address": {"notify": [{"webhook": {"url": SHORT_ADDRESS}}]},
+            "SUCCEEDED no host": {"notify": [{"webhook": {"url": NO_HOST}}]},
+            "FAILED regex": {"params": {"max_tokens": 5, "regex": COSTLY_REGEX}},
+            "FAILED model": {"model": "m" * 256},
+            # Earlier code fails its task, this one's ends it.
+            "FAILED nothing": None,
+        }
+        ids = {about: f"hand-{about.replace(' ', '-')}-{taken}" for about in jobs}
+        async with versions.running("earlier", ["gateway", "notifier"]) as earlier:
+            for about, job in jobs.items():
+                await start_by_hand(versions, ids[about], job)
+            if taken:
+                async with versions.worker("earlier"):
+                    await generated(earlier, ids["SUCCEEDED plain"], 50)
+            for about, id_ in ids.items():
+                kind = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+                if jobs[about] is None:
+                    kind = EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
+                await until(partial(versions.events, id_, kind))
+        async with versions.running("this") as this:
+            seen = await asyncio.gather(*(watch_wherever([this], id_) for id_ in ids.values()))
+    for about, one in zip(ids, seen, strict=True):
+        assert one.states[-1] == about.split()[0], (about, one.final.status)
+        if jobs[about] is not None:
+            assert not await versions.events(ids[about], EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED), about
+
+
+async def test_a_workflow_started_by_hand_waits_out_a_rollback(versions: Versions) -> None:
+    """Earlier code does not know the patch that it began with: it goes on when this version is back."""
+    async with versions.running("this") as this:
+        await start_by_hand(versions, "hand-back", {})
+        await generated(this, "hand-back", 50)
+    async with versions.running("earlier") as earlier:
+        other = await submit(earlier, new_job(params=SHORT))
+        assert_whole(await watch_wherever([earlier], other))
+    async with versions.running("this") as this:
+        assert_whole(await watch_wherever([this], "hand-back"))
+
+
+@upgrade_and_rollback
+async def test_a_job_that_was_submitted_to_the_other_version_is_found(
+    versions: Versions, first: Version, then: Version
+) -> None:
+    """Open and ended; another job under its key is refused."""
+    async with versions.running(first) as one, versions.running(then, ["gateway"]) as two:
+        for model in ("idle", "docstrings"):
+            job = new_job(model=model, priority=3, params=SHORT)
+            id_ = await submit(one, job)
+            if model == "docstrings":
+                await watch_wherever([one], id_)
+            run = (await get_status(one, id_)).status.run_id
+            found = await two.stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=SECONDS)
+            assert (found.workflow_id, found.run_id) == (id_, run)
+            job.prompt = "Another."
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await submit(two, job)
+            assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+
+
+@upgrade_and_rollback
+async def test_every_outcome_reads_the_same_at_the_other_version(
+    versions: Versions, first: Version, then: Version
+) -> None:
+    """Memos, closing events, and queries, for which the other version replays the workflow."""
+    async with versions.running(first) as one:
+        ids = await run_all(one.stub, versions.temporal)
+        before = {outcome: await get_status(one, id_) for outcome, id_ in ids.items()}
+    async with versions.running(then, ["gateway"]) as two:
+        after = {outcome: await get_status(two, id_) for outcome, id_ in ids.items()}
+    for answer in (*before.values(), *after.values()):
+        # Deliveries may go on in between.
+        answer.status.ClearField("notifications")
+    assert after == before
+
+
+async def test_histories_of_all_of_this_replay(versions: Versions) -> None:
+    """Of every workflow that the tests above have left."""
+    replayer = Replayer(
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
+        data_converter=data_converter,
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    )
+    async for execution in versions.temporal.list_workflows():
+        handle = versions.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
+        await replayer.replay_workflow(await handle.fetch_history())

@@ -1,0 +1,245 @@
+"""What only the torch engine does: its sampling, its failures, and continuing what was drawn."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.errors import EngineDead, EngineFailed, OutOfMemory
+from llm_pb import llm_pb2
+from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Output
+from services.gpu_worker.engines.torch import TorchEngine, create
+from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
+from services.gpu_worker.engines.torch_sampling import Place, Sampling, candidates, choose, sampling_of
+from tests.support.paths import ROOT
+
+MODEL = str(ROOT / "models" / "docstrings")
+CONFIG = EngineConfig(MODEL, 3, {"device": "cpu", "threads": 1, "context_tokens": 512, "prefill_tokens": 8})
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[TorchEngine]:
+    engine = create(CONFIG)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+def job(text: str = "Return the number of", **params: Any) -> llm_pb2.JobRequest:
+    return llm_pb2.JobRequest(
+        prompt=text, params=llm_pb2.SamplingParams(**{"max_tokens": 30, "min_tokens": 30, "temperature": 0, **params})
+    )
+
+
+async def outputs(
+    engine: TorchEngine, request: llm_pb2.JobRequest, ids: tuple[int, ...] = (), text: str = ""
+) -> list[Output]:
+    return [output async for output in engine.generate(Generation("attempt", request, ids, text))]
+
+
+def ids_of(made: list[Output]) -> tuple[int, ...]:
+    return tuple(token for output in made for token in output.token_ids)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 1.0, "seed": 5},
+        {"temperature": 0.8, "seed": 5, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
+        {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+    ],
+    ids=["seeded", "narrowed", "penalised"],
+)
+async def test_what_was_drawn_or_penalised_is_continued_exactly(engine: TorchEngine, params: dict[str, Any]) -> None:
+    request = job(**params)
+    whole = await outputs(engine, request)
+    for cut in (1, 13, 29):
+        text = "".join(output.text for output in whole[:cut])
+        assert ids_of(await outputs(engine, request, ids_of(whole[:cut]), text)) == ids_of(whole[cut:])
+
+
+async def test_a_seed_draws_the_same_tokens_in_a_batch_as_alone(engine: TorchEngine) -> None:
+    jobs = [job(temperature=1, seed=seed) for seed in (1, 2, 3)]
+    alone = [ids_of(await outputs(engine, request)) for request in jobs]
+    assert [ids_of(made) for made in await asyncio.gather(*(outputs(engine, request) for request in jobs))] == alone
+
+
+async def test_without_a_seed_each_job_draws_its_own(engine: TorchEngine) -> None:
+    assert ids_of(await outputs(engine, job(temperature=1))) != ids_of(await outputs(engine, job(temperature=1)))
+
+
+async def test_tokens_of_another_model_cannot_be_continued(engine: TorchEngine) -> None:
+    for ids in ((999_999,), (300, 301)):
+        with pytest.raises(CannotContinue):
+            await outputs(engine, job(), ids, "this was published")
+
+
+def test_an_unset_parameter_is_the_models_own_default() -> None:
+    defaults = {"temperature": 0.7, "top_p": 0.95}
+    assert sampling_of(llm_pb2.SamplingParams(seed=1), defaults) == Sampling(seed=1, temperature=0.7, top_p=0.95)
+    asked = llm_pb2.SamplingParams(seed=1, temperature=0, logprobs=0)
+    assert sampling_of(asked, defaults) == Sampling(seed=1, temperature=0, top_p=0.95, logprobs=0)
+
+
+# Probabilities 0.5, 0.3, 0.15, 0.05.
+SCORES = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+
+
+@pytest.mark.parametrize(
+    ("narrowing", "left"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 2}, [0, 1]),
+        ({"top_k": 9}, [0, 1, 2, 3]),
+        ({"top_p": 0.79}, [0, 1]),
+        ({"top_p": 0.81}, [0, 1, 2]),
+        ({"top_p": 0.01}, [0]),
+        ({"min_p": 0.4}, [0, 1]),
+        ({"min_p": 1.0}, [0]),
+    ],
+)
+def test_narrowing_keeps_the_likeliest(narrowing: dict[str, Any], left: list[int]) -> None:
+    assert candidates(SCORES, Sampling(seed=0, **narrowing)).nonzero().flatten().tolist() == left
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    drawn = [choose(SCORES, Sampling(seed=1), Place([], [0] * position, [])) for position in range(4000)]
+    shares = torch.tensor(drawn).bincount(minlength=4) / len(drawn)
+    assert torch.allclose(shares, SCORES.exp(), atol=0.03)
+
+
+def test_penalties_count_what_they_say() -> None:
+    place = Place(prompt=[0], output=[1, 1], end_ids=[])
+
+    def after(**penalty: Any) -> list[int]:
+        scores = torch.tensor([3.0, 2.9, 2.0, 1.0])
+        ordered: list[int] = []
+        while len(ordered) < 4:
+            ordered.append(choose(scores, Sampling(seed=0, temperature=0, **penalty), place))
+            scores[ordered[-1]] = -1e9
+        return ordered
+
+    assert after() == [0, 1, 2, 3]
+    assert after(presence_penalty=1.0) == [0, 2, 1, 3], "1.0 once"
+    assert after(frequency_penalty=1.0) == [0, 2, 3, 1], "1.0 twice"
+    assert after(repetition_penalty=1.6) == [2, 0, 1, 3], "the prompt's token too"
+    assert after(presence_penalty=-1.0) == [1, 0, 2, 3]
+
+
+def test_no_end_is_chosen_before_min_tokens() -> None:
+    sampling = Sampling(seed=0, temperature=0, min_tokens=2)
+    assert choose(SCORES, sampling, Place([], [2], end_ids=[0, 1])) == 2
+    assert choose(SCORES, sampling, Place([], [2, 2], end_ids=[0, 1])) == 0
+
+
+Before = Callable[[int, int], None]
+
+
+class Watched:
+    """A model that calls back before each step, with its rows and its tokens a row."""
+
+    def __init__(self, loaded: LoadedModel, before: Before) -> None:
+        self._model = loaded.model
+        self._before = before
+        self.device, self.config = loaded.model.device, loaded.model.config
+        self.forward = loaded.model.forward
+
+    def __call__(self, **arguments: Any) -> Any:
+        self._before(*arguments["input_ids"].shape)
+        return self._model(**arguments)
+
+
+async def watched_engine(before: Before) -> TorchEngine:
+    def load(path: str, options: TorchOptions) -> LoadedModel:
+        loaded = load_model(path, options)
+        return replace(loaded, model=Watched(loaded, before))
+
+    engine = TorchEngine(CONFIG, TorchOptions(**CONFIG.options), load)
+    await engine.start()
+    return engine
+
+
+async def test_a_cancelled_generation_is_out_of_the_batch_within_one_step() -> None:
+    steps: list[tuple[int, int]] = []
+    engine = await watched_engine(lambda rows, tokens: steps.append((rows, tokens)))
+    kept, cancelled = (
+        engine.generate(Generation(text, job(text, max_tokens=300, min_tokens=300))) for text in ("Return", "class ")
+    )
+    for stream in (kept, cancelled):
+        while not (await anext(stream)).token_ids:
+            pass
+    await cancelled.aclose()
+    seen = len(steps)
+    assert len([output async for output in kept]) == 299
+    assert {rows for rows, _ in steps[seen + 1 :]} == {1}
+    await engine.close()
+
+
+async def test_a_generation_cancelled_while_its_prompt_is_read_is_read_no_further() -> None:
+    loop, begun, steps = asyncio.get_running_loop(), asyncio.Event(), []
+
+    def before(_: int, tokens: int) -> None:
+        steps.append(tokens)
+        loop.call_soon_threadsafe(begun.set)
+
+    engine = await watched_engine(before)
+    steps.clear()
+    begun.clear()
+    reading = asyncio.create_task(outputs(engine, job("word " * 150)))
+    await begun.wait()
+    reading.cancel()
+    await asyncio.wait([reading])
+    seen = len(steps)
+    assert len(ids_of(await outputs(engine, job()))) == 30
+    assert steps[seen + 1 :].count(8) == 0, "the one job's prompt is shorter"
+    await engine.close()
+
+
+async def test_too_little_memory_for_a_batch_ends_the_last_to_join_and_changes_no_other() -> None:
+    def before(rows: int, _: int) -> None:
+        if rows == 3:
+            torch.empty(1 << 60)  # more than there is, so the allocator's own error
+
+    engine = await watched_engine(before)
+    jobs = [job(text, max_tokens=300, min_tokens=300) for text in ("Return", "class ", "A list of")]
+    alone = [ids_of(await outputs(engine, request)) for request in jobs]
+    ended = await asyncio.gather(*(outputs(engine, request) for request in jobs), return_exceptions=True)
+    (last,) = (place for place, end in enumerate(ended) if isinstance(end, OutOfMemory))
+    for place, made in enumerate(ended):
+        assert place == last or (isinstance(made, list) and ids_of(made) == alone[place])
+    assert ids_of(await outputs(engine, jobs[last])) == alone[last], "the engine lives on"
+    await engine.close()
+
+
+async def test_an_error_of_the_model_fails_the_generations_in_the_step_and_the_engine_lives_on() -> None:
+    fails = True
+
+    def before(rows: int, _: int) -> None:
+        if rows == 2 and fails:
+            raise IndexError("scripted")
+
+    engine = await watched_engine(before)
+    jobs = [job(text, max_tokens=300, min_tokens=300) for text in ("a", "b")]
+    ended = await asyncio.gather(*(outputs(engine, request) for request in jobs), return_exceptions=True)
+    assert [type(error) for error in ended] == [EngineFailed, EngineFailed]
+    assert "IndexError: scripted" in str(ended[0])
+    fails = False
+    assert all(await asyncio.gather(*(outputs(engine, request) for request in jobs)))
+    assert not engine.dead.is_set()
+    await engine.close()
+
+
+async def test_an_error_of_the_device_ends_the_engine() -> None:
+    def before(*_: int) -> None:
+        raise torch.AcceleratorError("scripted")
+
+    engine = await watched_engine(before)
+    with pytest.raises(EngineDead, match="scripted"):
+        await outputs(engine, job())
+    await engine.dead.wait()
+    with pytest.raises(EngineDead):
+        await outputs(engine, job())
+    await engine.close()

@@ -1,0 +1,346 @@
+"""The contract of the live feed, kept by every implementation."""
+
+import asyncio
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import nats
+import pytest
+from nats.js import JetStreamContext
+from pydantic import SecretStr
+
+from deploy.local.stack import Stack
+from feed.feed import Feed, FeedSettings
+from feed.memory import MemoryFeed
+from feed.nats import NatsFeed
+from llm_pb import llm_pb2
+from tests.support.stacks import stack_settings
+
+
+def record(number: int) -> llm_pb2.FeedRecord:
+    return llm_pb2.FeedRecord(writer="w", tokens_made=llm_pb2.TokensMade(offset=number, text=str(number)))
+
+
+async def read(feed: Feed, key: str, count: int) -> list[int]:
+    """Return the numbers of the first so many records."""
+    numbers: list[int] = []
+
+    def take(item: llm_pb2.FeedRecord) -> bool:
+        numbers.append(item.tokens_made.offset)
+        return len(numbers) == count
+
+    async with asyncio.timeout(60):
+        await feed.read(key, take)
+    return numbers
+
+
+class Follower:
+    """A reader that stays, and what it has read."""
+
+    def __init__(self, feed: Feed, key: str) -> None:
+        self.numbers: list[int] = []
+        self._grown = asyncio.Event()
+        self._task = asyncio.create_task(feed.read(key, self._take))
+
+    def _take(self, item: llm_pb2.FeedRecord) -> None:
+        self.numbers.append(item.tokens_made.offset)
+        self._grown.set()
+
+    async def until(self, number: int) -> list[int]:
+        """Return all numbers read so far, once this one is among them."""
+        async with asyncio.timeout(60):
+            while number not in self.numbers:
+                self._grown.clear()
+                await self._grown.wait()
+        return self.numbers
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    async with Stack(stack_settings(tmp_path_factory.mktemp("feed")), only=("nats",)) as stack:
+        yield stack
+
+
+async def nats_feed(broker: Stack) -> NatsFeed:
+    feed = NatsFeed(FeedSettings(url=SecretStr(f"nats://{broker.address('nats')}")))
+    feed.start()
+    return feed
+
+
+@asynccontextmanager
+async def jetstream(broker: Stack) -> AsyncIterator[JetStreamContext]:
+    """A client of an operator's."""
+    client = await nats.connect(f"nats://{broker.address('nats')}")
+    yield client.jetstream()
+    await client.close()
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def feed(request: pytest.FixtureRequest, broker: Stack) -> AsyncIterator[Feed]:
+    feed: Feed = MemoryFeed() if request.param == "memory" else await nats_feed(broker)
+    if isinstance(feed, NatsFeed):
+        await feed.wait_ready()
+    yield feed
+    await feed.close()
+
+
+async def test_a_late_reader_gets_all_in_order(feed: Feed, request: pytest.FixtureRequest) -> None:
+    key = request.node.name
+    for number in range(1000):
+        await feed.append(key, record(number))
+    assert await feed.sync(key, record(1000))
+    assert await read(feed, key, 1001) == list(range(1001))
+
+
+async def test_readers_follow_live(feed: Feed, request: pytest.FixtureRequest) -> None:
+    """Two readers, one of which was there before the first record, get the same."""
+    key = request.node.name
+    early = asyncio.create_task(read(feed, key, 20))
+    for number in range(10):
+        await feed.append(key, record(number))
+    late = asyncio.create_task(read(feed, key, 20))
+    await read(feed, key, 10)
+    for number in range(10, 20):
+        await feed.append(key, record(number))
+    assert await early == await late == list(range(20))
+
+
+async def test_a_reader_learns_when_it_has_caught_up(feed: Feed, request: pytest.FixtureRequest) -> None:
+    """With no record stored, and with as many as come in pieces: not before it has had them all."""
+    key = request.node.name
+    for stored in (0, 2000):
+        for number in range(stored):
+            await feed.append(key, record(number))
+        if stored:
+            await feed.sync(key, record(stored))
+        numbers: list[int] = []
+        had: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def take(item: llm_pb2.FeedRecord, numbers: list[int] = numbers) -> None:
+            numbers.append(item.tokens_made.offset)
+
+        def caught_up(numbers: list[int] = numbers, had: "asyncio.Future[int]" = had) -> None:
+            if not had.done():
+                had.set_result(len(numbers))
+
+        reading = asyncio.create_task(feed.read(key, take, caught_up))
+        async with asyncio.timeout(20):
+            assert await had == (stored + 1 if stored else 0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_jobs_do_not_mix(feed: Feed, request: pytest.FixtureRequest) -> None:
+    key = request.node.name
+    await feed.append(f"{key}-one", record(1))
+    await feed.append(f"{key}-two", record(2))
+    assert await read(feed, f"{key}-one", 1) == [1]
+    assert await read(feed, f"{key}-two", 1) == [2]
+
+
+async def test_a_removed_job_is_forgotten(feed: Feed, request: pytest.FixtureRequest) -> None:
+    key = request.node.name
+    await feed.sync(key, record(1))
+    await feed.remove(key)
+    await feed.append(key, record(2))
+    assert await read(feed, key, 1) == [2]
+
+
+async def test_a_reader_goes_on_after_a_removal(feed: Feed, request: pytest.FixtureRequest) -> None:
+    key = request.node.name
+    for number in range(3):
+        await feed.sync(key, record(number))
+    follower = Follower(feed, key)
+    await follower.until(2)
+    await feed.remove(key)
+    await feed.sync(key, record(3))
+    assert await follower.until(3) == [0, 1, 2, 3]
+    await follower.close()
+
+
+@pytest.mark.parametrize("kind", [ArithmeticError, TimeoutError])
+async def test_what_a_reader_raises_ends_its_reading(
+    feed: Feed, request: pytest.FixtureRequest, kind: type[Exception]
+) -> None:
+    """And nobody else's; even an error of a kind that a broker causes, after which a reading goes on."""
+    key = request.node.name
+
+    def take(item: llm_pb2.FeedRecord) -> None:
+        raise kind(item.tokens_made.text)
+
+    for number in range(2):
+        await feed.sync(key, record(number))
+    async with asyncio.timeout(60):
+        with pytest.raises(kind, match="0"):
+            await feed.read(key, take)
+    assert await read(feed, key, 2) == [0, 1]
+
+
+async def test_a_feed_closes_at_any_moment_of_its_start(broker: Stack) -> None:
+    """Also in that in which the broker's answer comes, which a cancel can be lost in."""
+    for moment in range(300):
+        feed = await nats_feed(broker)
+        for _ in range(moment // 10):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            await feed.close()
+
+
+@pytest.fixture
+async def own_broker(tmp_path: Path) -> AsyncIterator[Stack]:
+    """A broker to break."""
+    async with Stack(stack_settings(tmp_path), only=("nats",)) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def own_feed(own_broker: Stack) -> AsyncIterator[NatsFeed]:
+    feed = await nats_feed(own_broker)
+    await feed.wait_ready()
+    yield feed
+    await feed.close()
+
+
+async def until_stored(feed: Feed, key: str, number: int) -> None:
+    """Return once the feed is back and has stored the record: it connects again at a moment that nothing else tells."""
+    async with asyncio.timeout(60):
+        while not await feed.sync(key, record(number)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_feed_without_a_broker_loses_records_and_nothing_else(own_broker: Stack) -> None:
+    """Append and sync return at once while the broker is away, and work when it comes; the writer can tell."""
+    await own_broker.processes["nats"].kill()
+    feed = await nats_feed(own_broker)
+    async with asyncio.timeout(20):
+        await feed.append("job", record(1))
+        assert not await feed.sync("job", record(2))
+        await feed.remove("job")
+    assert feed.outages == 0
+    await own_broker.processes["nats"].start()
+    async with asyncio.timeout(60):
+        await feed.wait_ready()
+    await feed.append("job", record(3))
+    await feed.append("job", record(4))
+    assert feed.outages == 1
+    assert await read(feed, "job", 2) == [3, 4]
+    await feed.close()
+
+
+async def test_readers_and_records_survive_the_broker(own_broker: Stack, own_feed: NatsFeed) -> None:
+    """After a SIGKILL a reader goes on where it was, each record once, in order; a late one gets the whole log."""
+    follower = Follower(own_feed, "job")
+    for number in range(100):
+        assert await own_feed.sync("job", record(number))
+    await follower.until(99)
+    for round_ in range(2):
+        await own_broker.processes["nats"].kill()
+        await own_broker.processes["nats"].start()
+        await until_stored(own_feed, "job", 100 + round_)
+    assert await follower.until(101) == list(range(102))
+    assert await read(own_feed, "job", 102) == list(range(102))
+    await follower.close()
+
+
+async def test_a_store_that_is_lost_is_made_anew(own_broker: Stack, own_feed: NatsFeed) -> None:
+    """Readers go on with the records that the new store gets, though it numbers them from the start again."""
+    follower = Follower(own_feed, "job")
+    for number in range(10):
+        assert await own_feed.sync("job", record(number))
+    await follower.until(9)
+    await own_broker.processes["nats"].kill()
+    shutil.rmtree(own_broker.state_dir / "nats")
+    await own_broker.processes["nats"].start()
+    for number in range(10, 13):
+        await until_stored(own_feed, "job", number)
+    assert await follower.until(12) == list(range(13))
+    assert await read(own_feed, "job", 3) == [10, 11, 12]
+    await follower.close()
+
+
+# nats-py leaves it to the collector of garbage to close the sockets of connections that were refused.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_broker_that_ends_the_connection_is_tried_again(own_broker: Stack, tmp_path: Path) -> None:
+    """Its credentials are changed, and changed back: nats-py closes its client for good then."""
+    broker, config = own_broker.processes["nats"], tmp_path / "nats.conf"
+    config.write_text("")
+    broker.command = (*broker.command, "-c", str(config))
+    await broker.kill()
+    await broker.start()
+    await broker.wait_ready()
+    feed = await nats_feed(own_broker)
+    follower = Follower(feed, "job")
+    await until_stored(feed, "job", 0)
+    await follower.until(0)
+    config.write_text("authorization { user: another, password: word }")
+    broker.signal(signal.SIGHUP)
+    async with asyncio.timeout(60):
+        while "authentication error" not in broker.log:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    config.write_text("")
+    broker.signal(signal.SIGHUP)
+    await until_stored(feed, "job", 1)
+    assert await follower.until(1) == [0, 1]
+    await follower.close()
+    await feed.close()
+
+
+async def test_a_stream_that_an_operator_deletes_is_made_anew(own_broker: Stack, own_feed: NatsFeed) -> None:
+    follower = Follower(own_feed, "job")
+    assert await own_feed.sync("job", record(0))
+    await follower.until(0)
+    async with jetstream(own_broker) as stream:
+        await stream.delete_stream(FeedSettings().stream)
+    await until_stored(own_feed, "job", 1)
+    assert await follower.until(1) == [0, 1]
+    await follower.close()
+
+
+async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: NatsFeed) -> None:
+    """Append returns at once and keeps at most a few MiB in memory; what is over is lost, and the writer can tell."""
+    follower = Follower(own_feed, "job")
+    own_broker.processes["nats"].signal(signal.SIGSTOP)
+    big = llm_pb2.FeedRecord(writer="w", tokens_made=llm_pb2.TokensMade(text="x" * 100_000))
+    since = time.monotonic()
+    for number in range(200):
+        big.tokens_made.offset = number
+        await own_feed.append("job", big)
+        # As between two tokens: what can be sent is sent.
+        await asyncio.sleep(0)
+    # Each would have waited for the broker, for seconds.
+    assert time.monotonic() - since < 20
+    assert own_feed.outages == 0
+    own_broker.processes["nats"].signal(signal.SIGCONT)
+    await until_stored(own_feed, "job", 1000)
+    await own_feed.append("job", record(1001))
+    assert own_feed.outages == 1
+    *numbers, last, after = await follower.until(1001)
+    # Up to 4 MiB were kept; the sockets' own buffers come on top.
+    assert numbers == list(range(len(numbers)))
+    assert 40 < len(numbers) < 150
+    assert (last, after) == (1000, 1001)
+    await follower.close()
+
+
+async def test_changed_limits_are_taken_over(own_broker: Stack, own_feed: NatsFeed) -> None:
+    """By the next process that starts with them: the records stay."""
+    assert await own_feed.sync("job", record(0))
+    address = f"nats://{own_broker.address('nats')}"
+    other = NatsFeed(FeedSettings(url=SecretStr(address), max_age=timedelta(hours=1), max_bytes=1 << 20))
+    other.start()
+    async with asyncio.timeout(60):
+        await other.wait_ready()
+    assert await read(other, "job", 1) == [0]
+    async with jetstream(own_broker) as stream:
+        config = (await stream.stream_info(FeedSettings().stream)).config
+    assert (config.max_age, config.max_bytes) == (3600, 1 << 20)
+    await other.close()

@@ -1,0 +1,135 @@
+"""Jobs that run while the workflow's code changes must go on: every recorded history replays.
+
+In Temporal's sandbox, which refuses what is not deterministic: the gateway, for speed, runs the same code without it.
+"""
+
+import base64
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import workflow
+from temporalio.client import WorkflowHistory
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.workflow import NondeterminismError
+
+from jobs import names
+from jobs.rules import check_job
+from llm_pb import llm_pb2
+from payload_converter import data_converter
+from tests.support.outcomes import OUTCOMES
+from tests.support.record_histories import HISTORIES
+from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_job import LLMJobWorkflow
+
+# The generated types register themselves once for each process, so that a sandbox has to share them.
+SANDBOX = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
+)
+RECORDED = sorted(HISTORIES.glob("*.json"))
+
+
+def read(path: Path) -> WorkflowHistory:
+    text = path.read_text()
+    started = json.loads(text)["events"][0]["workflowExecutionStartedEventAttributes"]
+    return WorkflowHistory.from_json(started["workflowId"], text)
+
+
+def replayer(*workflows: type, runner: WorkflowRunner = SANDBOX, runtime: Runtime | None = None) -> Replayer:
+    return Replayer(workflows=workflows, data_converter=data_converter, workflow_runner=runner, runtime=runtime)
+
+
+def test_every_outcome_is_recorded() -> None:
+    assert {path.name.partition(".")[0] for path in RECORDED} >= set(OUTCOMES)
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+async def test_a_recorded_history_replays(path: Path) -> None:
+    await replayer(LLMJobWorkflow, LLMDeliveryWorkflow).replay_workflow(read(path))
+
+
+async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
+    """An earlier version did not shorten the id of an LLMDeliveryWorkflow, whose job's own may be as long."""
+    short = read(HISTORIES / "succeeded-notification-failed.v1.json")
+    text = json.dumps(short.to_json_dict()).replace(short.workflow_id, short.workflow_id.ljust(300, "x"))
+    assert f"{names.DELIVERY_WORKFLOW_TYPE}" in text
+    long = WorkflowHistory.from_json(short.workflow_id.ljust(300, "x"), text)
+    await replayer(LLMJobWorkflow).replay_workflow(long)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"params": {"regex": "((a*)*)*"}},
+        {"notify": [{"webhook": {"url": "https://10.1/hook"}}]},
+        {"model": "m" * 256},
+    ],
+    ids=["a regex", "a host", "a model"],
+)
+async def test_a_job_by_hand_goes_on_whose_form_is_refused_since(changes: dict[str, Any]) -> None:
+    path = HISTORIES / "started-by-hand.v1.json"
+    history = json.loads(path.read_text())
+    (payload,) = history["events"][0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
+    job = llm_pb2.JobRequest.FromString(base64.b64decode(payload["data"]))
+    for field in changes:
+        job.ClearField(field)
+    job.MergeFrom(llm_pb2.JobRequest(**changes))
+    assert check_job(job), "what the rules of today refuse"
+    payload["data"] = base64.b64encode(job.SerializeToString()).decode()
+    recorded = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
+    await replayer(LLMJobWorkflow).replay_workflow(recorded)
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class Counts(LLMJobWorkflow):
+    """A workflow that counts without regard to replay."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
+        workflow.metric_meter()._underlying.create_counter("llm.unsafe").add(1)  # type: ignore[attr-defined]
+        return await super().run(job)
+
+
+@pytest.mark.parametrize(("workflow_class", "counted"), [(LLMJobWorkflow, set()), (Counts, {"llm.unsafe"})])
+async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[str]) -> None:
+    """Whatever the outcome; a workflow that counted in another way would be found. Run as the gateway runs it."""
+    buffer = MetricBuffer(10_000)
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
+    replaying = replayer(workflow_class, LLMDeliveryWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime)
+    for path in RECORDED:
+        await replaying.replay_workflow(read(path))
+    assert {update.metric.name for update in buffer.retrieve_updates()} == counted
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class NotifiesFirst(LLMJobWorkflow):
+    """A change that would break running jobs."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
+        await self._notify(llm_pb2.JOB_STATE_SUCCEEDED)
+        return await super().run(job)
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class AsksTheClock(LLMJobWorkflow):
+    """Code that would not do the same when it is replayed."""
+
+    @workflow.run
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
+        time.time()
+        return await super().run(job)
+
+
+async def test_code_that_is_not_deterministic_is_found() -> None:
+    with pytest.raises(RuntimeError, match="Cannot access time"):
+        await replayer(AsksTheClock).replay_workflow(read(HISTORIES / "succeeded.v1.json"))
+
+
+async def test_a_change_that_breaks_running_jobs_is_found() -> None:
+    with pytest.raises(NondeterminismError):
+        await replayer(NotifiesFirst).replay_workflow(read(HISTORIES / "succeeded.v1.json"))

@@ -1,0 +1,230 @@
+"""What a client can send that is wrong, and the one answer it gets: every row of bad_requests, and random bytes."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.bad_requests import NO_BAD_VALUE, REQUESTS, Row, field_paths, not_utf8_rows, rows, send, submit
+from tests.support.jobs import details_of, new_job, webhook
+from tests.support.receivers import Receiver
+from tests.support.stacks import FAST, stack_settings
+
+ROWS = rows()
+NOT_UTF8 = list(not_utf8_rows())
+MAX_TRAILERS = 8 * 1024
+"""Bytes of metadata that gRPC clients take by default, most of them."""
+
+
+@pytest.fixture(scope="module")
+async def channel(stack: Stack) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        yield channel
+
+
+async def refused(channel: grpc.aio.Channel, row: Row) -> set[str]:
+    """Send a bad request; return the fields that its INVALID_ARGUMENT names."""
+    error = await send(channel, row.rpc, row.data)
+    assert error is not None, "it was taken"
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
+    details = details_of(error)
+    assert details["ErrorInfo"].reason == "INVALID_REQUEST"
+    violations = details["BadRequest"].field_violations
+    assert all(violation.description for violation in violations)
+    assert violations[0].field in (error.details() or "")
+    return {violation.field for violation in violations}
+
+
+def row_ids(row: Row) -> str:
+    return f"{row.rpc}: {row.what}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=row_ids)
+async def test_a_bad_request_is_told_every_bad_field(channel: grpc.aio.Channel, row: Row) -> None:
+    """INVALID_ARGUMENT names the bad fields, all of them, and no other."""
+    assert await refused(channel, row) == row.fields
+
+
+@pytest.mark.parametrize("row", NOT_UTF8, ids=row_ids)
+async def test_text_that_is_not_utf8_is_named(channel: grpc.aio.Channel, row: Row) -> None:
+    """gRPC's own parser would answer INTERNAL; here the field is named, next to whatever else is wrong."""
+    assert row.fields <= await refused(channel, row)
+
+
+def test_every_field_of_every_request_is_in_the_table() -> None:
+    """A field that is added to llm.proto needs a row here, or a reason why it has none."""
+    index = re.compile(r"\[\d+\]")
+    named = {f"{row.rpc} {index.sub('', field)}" for row in ROWS for field in row.fields}
+    fields = {f"{rpc} {name}" for rpc, kind in REQUESTS.items() for name, _ in field_paths(kind.DESCRIPTOR)}
+    assert fields - named == NO_BAD_VALUE.keys()
+
+
+async def test_the_limits_themselves_are_allowed(stub: LlmServiceStub, receiver: Receiver) -> None:
+    """A job with every value at its limit is taken."""
+    characters = "Az09._:@=+~-"
+    job = new_job(
+        user_id=(characters * 11)[:128],
+        request_id=(characters * 11)[:128],
+        project_id=(characters * 11)[:128],
+        model="idle",
+        params={
+            "temperature": 2,
+            "top_p": 1,
+            "top_k": 1_000_000,
+            "min_p": 1,
+            "max_tokens": 8192,
+            "min_tokens": 8192,
+            "seed": 2**63 - 1,
+            "stop": ["x" * 256] * 16,
+            "presence_penalty": -2,
+            "frequency_penalty": 2,
+            "repetition_penalty": 2,
+            "logprobs": 20,
+        },
+        priority=5,
+        messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="\x00")] * 1024,
+        notify=webhook(f"{receiver.url}/".ljust(2048, "a")) * 4,
+    )
+    job.timeouts.total.FromSeconds(24 * 3600)
+    job.timeouts.queue.FromSeconds(12 * 3600)
+    job.timeouts.run.FromMilliseconds(1)
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=job))
+    cancel = llm_pb2.CancelRequest(workflow_id=response.workflow_id, reason="é" * 512)
+    assert (await stub.Cancel(cancel)).status.cancel_requested
+
+
+async def test_a_page_token_holds_for_its_filters(stub: LlmServiceStub) -> None:
+    """A token with other filters would lead to a page that belongs to neither list."""
+    for _ in range(2):
+        await stub.Submit(llm_pb2.SubmitRequest(job=new_job(user_id="pager", params={"max_tokens": 1})))
+    request = llm_pb2.ListRequest(user_id="pager", page_size=1)
+    token = ""
+    while not token:
+        token = (await stub.List(request)).next_page_token
+    await stub.List(llm_pb2.ListRequest(user_id="pager", page_size=2, page_token=token))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.List(llm_pb2.ListRequest(user_id="other", page_token=token))
+    assert [item.field for item in details_of(error.value)["BadRequest"].field_violations] == ["page_token"]
+
+
+async def test_a_thousand_bad_fields_fit_one_answer(channel: grpc.aio.Channel) -> None:
+    """The trailers of a call are small: the answer names what fits and says how many more there are."""
+    bad = llm_pb2.JobRequest(messages=[llm_pb2.ChatMessage()] * 1024, params=llm_pb2.SamplingParams(stop=[""] * 16))
+    error = await send(channel, "Submit", llm_pb2.SubmitRequest(job=bad).SerializeToString())
+    assert error is not None
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    violations = details_of(error)["BadRequest"].field_violations
+    assert len(violations) > 20
+    # Two for each message, three required texts, sixteen stops.
+    assert violations[-1].description == f"and {2 * 1024 + 3 + 16 - (len(violations) - 1)} more"
+    assert trailers_size(error) < MAX_TRAILERS
+
+
+async def test_a_hundred_thousand_texts_that_are_not_utf8_fit_one_answer(channel: grpc.aio.Channel) -> None:
+    """A hostile request costs no more than its answer."""
+    data = b"\x2a\x03\x12\x01\xff" * 100_000
+    head = b"\x0a" + _varint(len(data))
+    error = await send(channel, "Submit", head + data)
+    assert error is not None
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert trailers_size(error) < MAX_TRAILERS
+
+
+async def test_a_message_over_the_size_limit_is_refused_by_grpc(channel: grpc.aio.Channel) -> None:
+    """GATEWAY_MAX_MESSAGE_BYTES, 4 MiB by default: gRPC itself answers, before the request is read."""
+    error = await send(channel, "Submit", submit(prompt="x" * (5 << 20)))
+    assert error is not None
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(4 << 20) in (error.details() or "")
+
+
+async def test_what_does_not_exist_is_not_found(channel: grpc.aio.Channel) -> None:
+    """A well-formed id without a job: NOT_FOUND from all three methods that take one."""
+    for rpc in ("GetStatus", "StreamStatus", "Cancel"):
+        error = await send(channel, rpc, REQUESTS[rpc](workflow_id="llmjob-no-body").SerializeToString())
+        assert error is not None
+        assert error.code() == grpc.StatusCode.NOT_FOUND
+        assert details_of(error)["ErrorInfo"].reason == "JOB_NOT_FOUND"
+
+
+VALID = {
+    "Submit": submit(params={"max_tokens": 1, "stop": ["x"], "temperature": 1.0}, project_id="p", priority=4),
+    "GetStatus": llm_pb2.GetStatusRequest(workflow_id="llmjob-u-r").SerializeToString(),
+    "StreamStatus": llm_pb2.StreamStatusRequest(workflow_id="llmjob-u-r", output_offset=1).SerializeToString(),
+    "Cancel": llm_pb2.CancelRequest(workflow_id="llmjob-u-r", reason="why").SerializeToString(),
+    "List": llm_pb2.ListRequest(
+        user_id="u", states=[llm_pb2.JOB_STATE_QUEUED], page_size=1, page_token="AAAA"
+    ).SerializeToString(),
+    "ListModels": b"",
+    "ListDeliveries": llm_pb2.ListDeliveriesRequest(workflow_id="llmjob-u-r").SerializeToString(),
+    "Redeliver": llm_pb2.RedeliverRequest(workflow_id="llmjob-u-r", delivery_ids=["a"]).SerializeToString(),
+}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, data: bytes) -> bytes:
+    """Draw a request of which a piece was replaced by random bytes."""
+    start = draw(st.integers(0, len(data)))
+    end = draw(st.integers(start, min(len(data), start + 8)))
+    return data[:start] + draw(st.binary(max_size=8)) + data[end:]
+
+
+@pytest.mark.parametrize("rpc", REQUESTS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_no_bytes_make_an_internal_error(channel: grpc.aio.Channel, rpc: str, data: Any) -> None:
+    """Random bytes, and requests damaged at random: an answer, or an error that is the client's to understand."""
+    error = await send(channel, rpc, data.draw(st.binary(max_size=64) | damaged(VALID[rpc])))
+    allowed = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS)
+    assert error is None or error.code() in allowed, error
+
+
+async def test_temporal_is_not_asked_about_bad_requests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With Temporal killed a bad request gets the same answer, a good one UNAVAILABLE; health says so meanwhile.
+
+    Once Temporal is back the gateway serves again, without a restart.
+    """
+    settings_ = stack_settings(tmp_path_factory.mktemp("no-temporal"))
+    async with (
+        Stack(settings_, only=("temporal", "gateway"), environment=FAST) as stack,
+        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="llm.v1.LlmService"))
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await stack.processes["temporal"].kill()
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+        for row in (*ROWS, *NOT_UTF8):
+            assert row.fields <= await refused(channel, row), row_ids(row)
+        error = await send(channel, "Submit", submit())
+        assert error is not None
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        details = details_of(error)
+        assert details["ErrorInfo"].reason == "TEMPORAL_UNAVAILABLE"
+        assert details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() > 0
+
+        await stack.processes["temporal"].start()
+        assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert await send(channel, "Submit", submit()) is None
+
+
+def trailers_size(error: grpc.aio.AioRpcError) -> int:
+    """Return how many bytes the answer's metadata takes on the wire, by the count of HTTP/2."""
+    binary = sum(len(key) + 32 + (len(value) * 4 + 2) // 3 for key, value in error.trailing_metadata() or ())
+    return binary + len("grpc-message") + 32 + 3 * len((error.details() or "").encode())
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])

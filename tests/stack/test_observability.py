@@ -1,0 +1,236 @@
+"""deploy/observability: what it asks for exists, in a real Prometheus that scrapes real processes after real jobs."""
+
+import asyncio
+import json
+import re
+import shutil
+import urllib.parse
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+
+from deploy.local.ports import free_port
+from deploy.local.process_specs import METRICS
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.jobs import new_job, run_job, webhook
+from tests.support.paths import ROOT
+from tests.support.receivers import Receiver
+from tests.support.scrapes import Scrape, get, measured_stack, scrape_until
+
+FOLDER = ROOT / "deploy" / "observability"
+DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "llm-jobs.json").read_text())
+CONFIG = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+COLLECTOR = yaml.safe_load((FOLDER / "otel-collector.yaml").read_text())
+ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
+
+WORDS = {"and", "or", "unless", "bool", "offset"}
+CLAUSE = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
+MADE_BY_PROMETHEUS = {"up"}
+
+
+def program(name: str) -> str:
+    """Return a program of Prometheus's: what `make tools` brought, or else what is installed."""
+    found = shutil.which(name, path=str(ROOT / ".tools" / "usr" / "bin")) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: `make tools`")
+    return found
+
+
+def queries() -> dict[str, str]:
+    """Return every query of the dashboard by its panel's title and its letter."""
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    }
+
+
+def rules() -> dict[str, str]:
+    """Return the expression of every alert."""
+    return {rule["alert"]: rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]}
+
+
+def metrics_in(query: str) -> set[str]:
+    """Return the names of the metrics in a query of PromQL: what is no function, no label and no word of its own."""
+    bare = CLAUSE.sub("", re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", "", query))
+    return {name for name in re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare) if name not in WORDS}
+
+
+def test_names_are_found_in_a_query() -> None:
+    assert metrics_in('sum by (a) (rate(b_total{c="d"}[5m])) / e unless on (f) g{h=~"i|j"} > 0.5') == {
+        "b_total",
+        "e",
+        "g",
+    }
+
+
+@pytest.fixture(scope="module")
+async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> AsyncIterator[Stack]:
+    """A stack in which jobs of every outcome ran, one delivery was taken, and one job waits for a worker."""
+    async with measured_stack(tmp_path_factory.mktemp("observed")) as stack:
+        async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+            client = LlmServiceStub(channel)
+            job = new_job(params={"max_tokens": 1}, notify=webhook(f"{receiver.url}/observed"))
+            await run_job(client, job)
+            await client.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+        yield stack
+
+
+@pytest.fixture(scope="module")
+async def scraped(measured: Stack) -> Scrape:
+    """A scrape of all processes, once Temporal has said how many jobs wait."""
+    return await scrape_until(
+        measured, lambda found: found.total("approximate_backlog_count", task_type="Activity") > 0, *METRICS
+    )
+
+
+@pytest.mark.parametrize("query", [*queries().values(), *rules().values()], ids=[*queries(), *rules()])
+async def test_every_metric_asked_for_exists(scraped: Scrape, query: str) -> None:
+    """In the dashboard and in the alerts."""
+    served = {sample.name for sample in scraped.samples} | MADE_BY_PROMETHEUS
+    assert metrics_in(query)
+    assert not metrics_in(query) - served
+
+
+async def test_the_variable_of_the_dashboard_exists(scraped: Scrape) -> None:
+    (model,) = (variable for variable in DASHBOARD["templating"]["list"] if variable["name"] == "model")
+    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", model["definition"]).groups()  # type: ignore[union-attr]
+    assert {("docstrings",), ("idle",)} <= scraped.by(metric, label).keys()
+
+
+class Prometheus:
+    """A running Prometheus."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def ask(self, query: str) -> list[Any]:
+        """Return the result of a query: one item for each series."""
+        url = f"http://{self._address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        found: list[Any] = json.loads(await get(url))["data"]["result"]
+        return found
+
+
+@pytest.fixture(scope="module")
+async def prometheus(
+    measured: Stack, scraped: Scrape, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Prometheus]:
+    """Prometheus with this repository's configuration, but for the addresses and a shorter interval."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = {**CONFIG, "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
+    config["rule_files"] = [str(FOLDER / "alerts.yml")]
+    config["scrape_configs"] = [
+        {**job, "static_configs": [{"targets": [measured.metrics_url(job["job_name"]).split("/")[2]]}]}
+        for job in CONFIG["scrape_configs"]
+    ]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    with (folder / "log").open("w") as log:
+        process = await asyncio.create_subprocess_exec(
+            program("prometheus"),
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+            stdout=log,
+            stderr=log,
+        )
+    running = Prometheus(address)
+    try:
+        async with asyncio.timeout(40):
+            while not await _has_scraped_twice(running):
+                assert process.returncode is None, (folder / "log").read_text()
+                await asyncio.sleep(0.2)
+        yield running
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _has_scraped_twice(prometheus: Prometheus) -> bool:
+    try:
+        return len(await prometheus.ask("count_over_time(up[1m]) > 2 and up == 1")) == len(CONFIG["scrape_configs"])
+    except OSError:
+        return False
+
+
+async def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus) -> None:
+    """With the labels that it names, too: a real Prometheus finds at least one series for each."""
+    silent = []
+    for title, query in queries().items():
+        for variable, value in {"$__rate_interval": "1m", "$model": ".*"}.items():
+            query = query.replace(variable, value)
+        assert "$" not in query, title
+        if not await prometheus.ask(query):
+            silent.append((title, query))
+    assert not silent
+
+
+async def test_prometheus_takes_the_alerts(prometheus: Prometheus) -> None:
+    """All of them are evaluated, and none fails."""
+    counted = await prometheus.ask("sum(prometheus_rule_group_rules) or vector(0)")
+    assert counted
+    groups = json.loads(await get(f"http://{prometheus._address}/api/v1/rules"))["data"]["groups"]
+    health = {rule["name"]: (rule["health"], rule.get("lastError")) for group in groups for rule in group["rules"]}
+    assert health.keys() == rules().keys()
+    assert {state for state, _ in health.values()} <= {"ok", "unknown"}, health
+
+
+@pytest.mark.parametrize("check", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts.test.yml")])
+async def test_promtool_finds_nothing_wrong(check: tuple[str, ...]) -> None:
+    """With the configuration, and with what the alerts say about made-up series."""
+    process = await asyncio.create_subprocess_exec(
+        program("promtool"), *check, cwd=FOLDER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+
+
+def test_every_alert_is_tested() -> None:
+    tests = yaml.safe_load((FOLDER / "alerts.test.yml").read_text())["tests"]
+    firing = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert firing == rules().keys()
+
+
+def targets(jobs: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the one target of each scrape job."""
+    found = {}
+    for job in jobs:
+        ((target,),) = (static["targets"] for static in job["static_configs"])
+        found[job["job_name"]] = target
+    return found
+
+
+def test_the_ports_are_those_of_make_up() -> None:
+    """What Prometheus and the Collector scrape is where `make up` serves."""
+    ports = {
+        kind: f"127.0.0.1:{StackSettings.model_fields[f'{field}_port'].default}" for kind, field in METRICS.items()
+    }
+    assert targets(CONFIG["scrape_configs"]) == ports
+    services = {kind: port for kind, port in ports.items() if kind != "temporal"}
+    assert targets(COLLECTOR["receivers"]["prometheus"]["config"]["scrape_configs"]) == services
+
+
+def test_the_collectors_pipelines_use_what_is_defined() -> None:
+    """Every component that a pipeline names is configured, and every one that is configured is used."""
+    used: dict[str, set[str]] = {"extensions": set(COLLECTOR["service"]["extensions"])}
+    for pipeline in COLLECTOR["service"]["pipelines"].values():
+        for kind, names in pipeline.items():
+            used.setdefault(kind, set()).update(names)
+    assert used == {kind: set(COLLECTOR[kind]) for kind in ("receivers", "processors", "exporters", "extensions")}
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    """Panels have their own ids and lie in the grid; the data source is the one that is provisioned."""
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in DASHBOARD["panels"])
+    provisioned = yaml.safe_load((FOLDER / "grafana" / "provisioning" / "datasources" / "prometheus.yaml").read_text())
+    (source,) = provisioned["datasources"]
+    assert source["type"] == "prometheus"
+    assert source["jsonData"]["timeInterval"] == CONFIG["global"]["scrape_interval"]

@@ -1,0 +1,110 @@
+"""The gauge of jobs that have not ended, against a real Temporal that comes and goes."""
+
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.jobs import new_job, until_output
+from tests.support.scrapes import Scrape, scrape, scrape_until
+from tests.support.stacks import FAST, stack_settings
+
+ROOM = {"context_tokens": 8192, "max_output_tokens": 8192, "default_max_tokens": 64}
+MODELS = [
+    {"name": "twin", "queue": "llm-gpu-activities.twins", **ROOM},
+    {"name": "other-twin", "queue": "llm-gpu-activities.twins", **ROOM},
+    {"name": "docstrings", **ROOM},
+    {"name": "idle", "queue": "llm-gpu-activities.idle", **ROOM},
+]
+"""Counted in this order."""
+NOTHING = {
+    ("docstrings", "queued"): 0,
+    ("docstrings", "running"): 0,
+    ("idle", "queued"): 0,
+    ("idle", "running"): 0,
+}
+
+
+@pytest.fixture(scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A stack whose one worker runs one job at once."""
+    environment = {
+        "gateway": {
+            **FAST["gateway"],
+            "GATEWAY_MODELS": json.dumps(MODELS),
+            "GATEWAY_OPEN_JOBS_INTERVAL": "PT1S",
+        },
+        "gpu-worker": {
+            **FAST["gpu-worker"],
+            "GPU_WORKER_MAX_CONCURRENT": "1",
+            "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 20}',
+        },
+    }
+    kinds = ("temporal", "nats", "gateway", "gpu-worker")
+    async with Stack(stack_settings(tmp_path_factory.mktemp("open")), only=kinds, environment=environment) as running:
+        yield running
+
+
+def counted(found: Scrape) -> dict[tuple[str, ...], float]:
+    return found.by("llm_job_open", "gen_ai_request_model", "llm_job_state")
+
+
+async def until_counted(stack: Stack, expected: dict[tuple[str, str], float]) -> None:
+    await scrape_until(stack, lambda found: counted(found) == expected, "gateway")
+
+
+async def test_open_jobs_are_counted_by_model_and_state(stack: Stack) -> None:
+    """Nothing is said of models that share a queue, whose jobs cannot be told apart there."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        client = LlmServiceStub(channel)
+
+        async def submit(model: str) -> str:
+            job = new_job(model=model, params={"max_tokens": 8000})
+            return (await client.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+
+        await until_counted(stack, NOTHING)
+        ids = [await submit("docstrings")]
+        await until_output(client, ids[0])
+        ids += [await submit(model) for model in ("docstrings", "docstrings", "idle", "twin")]
+        open_jobs = NOTHING | {("docstrings", "running"): 1, ("docstrings", "queued"): 2, ("idle", "queued"): 1}
+        await until_counted(stack, open_jobs)
+
+        for id_ in ids:
+            await client.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+        await until_counted(stack, NOTHING)
+
+
+async def test_nothing_is_said_while_temporal_is_away(stack: Stack) -> None:
+    """Rather than what was counted last; afterwards all is as before."""
+    await until_counted(stack, NOTHING)
+    temporal, gateway = stack.processes["temporal"], stack.processes["gateway"]
+    await temporal.kill()
+    await until_counted(stack, {})
+    await temporal.start()
+    await temporal.wait_ready()
+    await until_counted(stack, NOTHING)
+    messages = [json.loads(line)["message"] for line in gateway.log.splitlines()]
+    told = [message for message in messages if "cannot be counted" in message]
+    assert len(told) == 2, "once for each model that could be counted before"
+
+
+async def test_counting_can_be_turned_off(stack: Stack) -> None:
+    """Temporal is not asked, neither before a call that asks it nor after."""
+    silent = stack.add("gateway", {"GATEWAY_OPEN_JOBS_INTERVAL": "PT0S"})
+    await silent.start()
+    await silent.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(silent.name)) as channel:
+        await LlmServiceStub(channel).ListModels(llm_pb2.ListModelsRequest())
+
+    def asked(found: Scrape, operation: str) -> float:
+        return found.total("temporal_request_total", operation=operation)
+
+    found = await scrape_until(stack, lambda found: asked(found, "DescribeTaskQueue") > 0, silent.name)
+    assert asked(found, "CountWorkflowExecutions") == 0
+    assert asked(await scrape(stack, "gateway"), "CountWorkflowExecutions") > 0
+    assert counted(found) == {}
+    await silent.terminate()

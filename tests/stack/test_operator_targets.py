@@ -1,0 +1,128 @@
+"""Jobs whose outcome goes where only an operator's settings can say: brokers, and endpoints for jobs that name none.
+
+NATS is a real server, Kafka a peer that speaks its protocol.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import nats
+import pytest
+from standardwebhooks import Webhook
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.notifier.event import CloudEvent
+from tests.support.jobs import new_job, run_job, unpack
+from tests.support.peers import KafkaPeer, NatsPeer, kafka_peer, secret
+from tests.support.receivers import Receiver, receiving
+from tests.support.stacks import FAST, running
+
+QUEUE = "notifications-operator"
+USER = "user-with-an-endpoint"
+OWN = secret("own").get_secret_value()
+
+
+class Brokers(NamedTuple):
+    """A gateway whose notifier knows both, and endpoints for jobs that name no target."""
+
+    stub: LlmServiceStub
+    nats: NatsPeer
+    kafka: KafkaPeer
+    receiver: Receiver
+
+
+@pytest.fixture(scope="module")
+async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
+    nats_peer = NatsPeer(stack)
+    await nats_peer.start()
+    client = await nats.connect(nats_peer.url)
+    await client.jetstream().add_stream(name="SMALL", subjects=["llm.events.small"], max_msg_size=100)
+    await client.close()
+    async with kafka_peer() as kafka, receiving() as receiver:
+        notifier = stack.add(
+            "notifier",
+            {
+                "NOTIFIER_TASK_QUEUE": QUEUE,
+                "NOTIFIER_NATS_URL": nats_peer.url,
+                "NOTIFIER_KAFKA_SERVERS": kafka.address,
+                "NOTIFIER_KAFKA_TOPICS": '["jobs"]',
+                "NOTIFIER_DEFAULT_WEBHOOK_URL": f"{receiver.url}/default",
+                "NOTIFIER_USERS": json.dumps({USER: {"url": f"{receiver.url}/own", "secrets": [OWN]}}),
+                "NOTIFIER_JOB_URL": "https://llm.example.com/jobs/{workflow_id}",
+            },
+        )
+        gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
+        async with running(stack, notifier, gateway) as stub:
+            yield Brokers(stub, nats_peer, kafka, receiver)
+
+
+def expect(event: CloudEvent, final: llm_pb2.StreamStatusResponse, place: int) -> None:
+    status = final.status
+    assert event["specversion"] == "1.0"
+    assert event["id"] == f"{status.run_id}-finished-{place}"
+    assert event["type"] == "llm.v1.job.succeeded"
+    assert event["subject"] == status.workflow_id
+    assert event["data"]["status"]["state"] == "JOB_STATE_SUCCEEDED"
+    assert event["data"]["result"]["metadata"]["outputTokens"] == str(final.result.metadata.output_tokens)
+    assert status.notifications[place].state == llm_pb2.NOTIFY_STATE_DELIVERED
+
+
+async def test_a_jobs_end_arrives_at_both_brokers(brokers: Brokers) -> None:
+    """As the same CloudEvent; Kafka's key is the workflow id, NATS has the event's id to drop repeats by."""
+    targets = [brokers.nats.target("jobs"), brokers.kafka.target("jobs")]
+    seen = await run_job(brokers.stub, new_job(params={"max_tokens": 5}, notify=targets))
+    assert [shown.target for shown in seen.final.status.notifications] == ["nats:taken.jobs", "kafka:jobs"]
+    (published,) = await brokers.nats.taken("jobs", 1)
+    expect(published.event, seen.final, 0)
+    assert published.id == published.event["id"]
+    (produced,) = await brokers.kafka.taken("jobs", 1)
+    expect(produced.event, seen.final, 1)
+    assert produced.key == seen.final.status.workflow_id
+    assert {**published.event, "id": produced.id} == produced.event
+
+
+@pytest.mark.parametrize(
+    ("user", "path", "secrets"),
+    [
+        (USER, "/own", [OWN]),
+        ("user-without", "/default", json.loads(FAST["notifier"]["NOTIFIER_WEBHOOK_SECRETS"])),
+    ],
+    ids=["the user's", "the default"],
+)
+async def test_a_job_that_names_no_target_is_told_to_an_endpoint_of_the_settings(
+    brokers: Brokers, user: str, path: str, secrets: list[str]
+) -> None:
+    """Signed by each of its secrets, with a link to the job. The endpoint's path is not shown to the job's user."""
+    seen = await run_job(brokers.stub, new_job(user_id=user, params={"max_tokens": 5}))
+    (request,) = await brokers.receiver.received(path)
+    expect(request.event, seen.final, 0)
+    id_ = seen.final.status.workflow_id
+    assert request.event["data"]["links"] == {"job": f"https://llm.example.com/jobs/{id_}"}
+    assert len(request.headers["webhook-signature"].split()) == len(secrets)
+    for one in secrets:
+        Webhook(one).verify(request.body, request.headers)
+    assert [shown.target for shown in seen.final.status.notifications] == [brokers.receiver.url]
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="small")), "larger than NATS takes"),
+        (llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic="other")), "allows no events on the topic other"),
+    ],
+    ids=["too large", "topic"],
+)
+async def test_what_a_broker_never_takes_is_not_tried_again(
+    brokers: Brokers, target: llm_pb2.NotifyTarget, says: str
+) -> None:
+    """One attempt, and the log says why."""
+    seen = await run_job(brokers.stub, new_job(params={"max_tokens": 5}, notify=[target]))
+    request = llm_pb2.ListDeliveriesRequest(workflow_id=seen.final.status.workflow_id)
+    (entry,) = (await brokers.stub.ListDeliveries(request)).deliveries
+    assert entry.state == llm_pb2.NOTIFY_STATE_FAILED
+    (attempt,) = entry.attempts
+    assert unpack(attempt.error)["ErrorInfo"].reason == "DELIVERY_REFUSED"
+    assert says in attempt.error.message

@@ -1,0 +1,256 @@
+"""Clients that know nothing of this code base: buf by reflection, Node.js by the proto file; and the Python example."""
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.message_factory import GetMessages
+from google.rpc import code_pb2 as rpc_code
+
+from deploy.local.ports import free_port
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.commands import NODE, missing, run, start
+from tests.support.jobs import new_job, run_job, until_output, webhook
+from tests.support.paths import ROOT
+from tests.support.stacks import FAST, tool
+
+SPECIFIED = {
+    "user_id": "user-123",
+    "model": "docstrings",
+    "prompt": "Tell me about durable jobs.",
+    "params": {"temperature": "0.1", "max_tokens": 30},
+}
+"""The job as the original specification writes it: a number as a text, names in snake case."""
+
+
+async def node_example(name: str) -> tuple[str, str]:
+    """Return the command of a Node.js example; see missing() for a machine without Node.js."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None:
+        missing("node")
+    if not (NODE / "node_modules").exists():
+        if npm is None:
+            missing("npm")
+        installed = await run(npm, "ci", "--prefix", str(NODE), "--ignore-scripts", "--no-audit", "--no-fund")
+        assert installed.status == 0, installed.errors
+    return node, str(NODE / name)
+
+
+@pytest.fixture(scope="module", params=["python", "node"])
+async def client(request: pytest.FixtureRequest) -> Sequence[str]:
+    """The command of an example client; both take the same arguments."""
+    if request.param == "python":
+        return (sys.executable, "-m", "examples.python.client")
+    return await node_example("client.js")
+
+
+def job(client: Sequence[str], name: str, **changes: Any) -> str:
+    return json.dumps({**SPECIFIED, "request_id": f"{Path(client[0]).name}-{name}", **changes})
+
+
+async def test_an_example_submits_and_watches_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
+    """The JSON of the specification is taken as it stands; what is printed is the job's output."""
+    address = stack.address("gateway")
+    submitted = await run(*client, "submit", job(client, "whole"), LLM_ADDRESS=address)
+    assert submitted.status == 0, submitted.errors
+    workflow_id = submitted.output.strip()
+    assert workflow_id.startswith("llmjob-user--123-")
+    watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=address)
+    assert watched.status == 0, watched.errors
+    assert "JOB_STATE_SUCCEEDED" in watched.errors
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
+    assert watched.output == look.result.output != ""
+
+
+async def test_an_example_cancels_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
+    """Its watcher ends with the reason and another exit status."""
+    address = stack.address("gateway")
+    text = job(client, "cancelled", params={"max_tokens": 4000})
+    workflow_id = (await run(*client, "submit", text, LLM_ADDRESS=address)).output.strip()
+    await until_output(stub, workflow_id)
+    reason = ["not needed"] if client[-1].endswith(".js") else ["--reason", "not needed"]
+    cancelled = await run(*client, "cancel", workflow_id, *reason, LLM_ADDRESS=address)
+    assert cancelled.output == "cancel requested\n", cancelled.errors
+    watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=address)
+    assert watched.status == 1
+    assert watched.errors.endswith("not needed\n")
+    again = await run(*client, "cancel", workflow_id, LLM_ADDRESS=address)
+    assert "cancel" in again.output.lower()
+
+
+async def test_an_example_says_what_is_wrong(client: Sequence[str], stack: Stack) -> None:
+    """A refused job ends it with the gateway's own words."""
+    address = stack.address("gateway")
+    refused = await run(*client, "submit", job(client, "bad", model="gpt", priority=9), LLM_ADDRESS=address)
+    assert refused.status == 1
+    assert refused.errors.startswith("INVALID_ARGUMENT: job.priority must be")
+    assert "job.model" in refused.errors
+
+
+@pytest.mark.parametrize("command", [("submit", "{}"), ("watch", "llmjob-a-b"), ("cancel", "llmjob-a-b")])
+async def test_an_example_gives_a_wrong_address_up(client: Sequence[str], command: Sequence[str]) -> None:
+    """And says which it was, and where it comes from."""
+    address = f"127.0.0.1:{free_port()}"
+    ended = await run(*client, *command, LLM_ADDRESS=address)
+    assert ended.status == 1
+    assert "UNAVAILABLE" in ended.errors
+    assert ended.errors.endswith(f"Does a gateway listen at {address}? LLM_ADDRESS names another address.\n")
+    assert "Traceback" not in ended.errors
+
+
+async def test_the_python_example_is_interrupted_without_a_traceback(stack: Stack, stub: LlmServiceStub) -> None:
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+    command = (sys.executable, "-m", "examples.python.client", "watch", response.workflow_id)
+    watching = await start(*command, LLM_ADDRESS=stack.address("gateway"))
+    assert watching.stderr is not None
+    await watching.stderr.readline()
+    watching.send_signal(signal.SIGINT)
+    _, errors = await watching.communicate()
+    assert watching.returncode == 130
+    assert b"Traceback" not in errors
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=response.workflow_id))
+
+
+async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
+    """The gateway is killed under a watcher and started again: the watcher prints every byte once."""
+    gateway = stack.add("gateway")
+    await gateway.start()
+    await gateway.wait_ready()
+    text = job(client, "killed", params={"max_tokens": 600})
+    # By another gateway, which stays: the death of the one that runs a workflow delays it until Temporal gives that up.
+    submitted = await run(*client, "submit", text, LLM_ADDRESS=stack.address("gateway"))
+    workflow_id = submitted.output.strip()
+    watching = await start(*client, "watch", workflow_id, LLM_ADDRESS=stack.address(gateway.name))
+    assert watching.stdout is not None
+    first = await watching.stdout.read(1)
+    await gateway.kill()
+    await gateway.start()
+    rest, errors = await watching.communicate()
+    assert watching.returncode == 0, errors
+    assert b"going on at byte" in errors
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
+    assert (first + rest).decode() == look.result.output
+    await gateway.terminate()
+
+
+async def call(stack: Stack, method: str, request: dict[str, Any]) -> list[Any]:
+    """Call a method by `buf curl`, which learns the contract from the gateway by reflection; return its answers."""
+    url = f"http://{stack.address('gateway')}/llm.v1.LlmService/{method}"
+    options = ("--protocol", "grpc", "--http2-prior-knowledge")
+    ended = await run(tool("buf"), "curl", *options, "--data", json.dumps(request), url)
+    assert ended.status == 0, ended.errors
+    return list(json_values(ended.output))
+
+
+def json_values(text: str) -> list[Any]:
+    """Return the JSON values that stand one after the other in a text."""
+    values, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        value, end = decoder.raw_decode(text)
+        values.append(value)
+        text = text[end:]
+    return values
+
+
+async def test_buf_submits_and_streams_a_job(stack: Stack) -> None:
+    """By reflection alone."""
+    (submitted,) = await call(stack, "Submit", {"job": {**SPECIFIED, "request_id": "buf-whole"}})
+    messages = await call(stack, "StreamStatus", {"workflow_id": submitted["workflowId"]})
+    output = "".join(message["delta"]["text"] for message in messages if "delta" in message)
+    assert messages[-1]["status"]["state"] == "JOB_STATE_SUCCEEDED"
+    assert messages[-1]["result"]["output"] == output != ""
+
+
+async def test_buf_cancels_a_job(stack: Stack, stub: LlmServiceStub) -> None:
+    """And sees why it ended."""
+    submitted_job = {**SPECIFIED, "request_id": "buf-cancelled", "params": {"max_tokens": 4000}}
+    (submitted,) = await call(stack, "Submit", {"job": submitted_job})
+    named = {"workflow_id": submitted["workflowId"]}
+    await until_output(stub, submitted["workflowId"])
+    (cancelled,) = await call(stack, "Cancel", {**named, "reason": "not needed"})
+    assert cancelled["status"]["cancelRequested"]
+    *_, last = await call(stack, "StreamStatus", named)
+    assert last["status"]["state"] == "JOB_STATE_CANCELLED"
+    assert last["status"]["error"]["message"] == "not needed"
+    # The error's details are known to the gateway's reflection, too.
+    assert last["status"]["error"]["details"][0]["reason"] == "CANCELLED"
+
+
+async def test_buf_lists_jobs_and_models(stack: Stack) -> None:
+    """The rest of the service."""
+    (models,) = await call(stack, "ListModels", {})
+    assert models["models"][0]["name"] == "docstrings"
+    await call(stack, "List", {"userId": "user-123"})
+    (look,) = await call(stack, "GetStatus", {"workflow_id": "llmjob-user--123-buf-whole"})
+    assert look["status"]["state"] == "JOB_STATE_SUCCEEDED"
+
+
+@pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
+async def test_buf_reflects_by_either_version(stack: Stack, version: str) -> None:
+    """Newer clients ask for v1, older ones only know v1alpha."""
+    url = f"http://{stack.address('gateway')}"
+    options = ("--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", version)
+    ended = await run(tool("buf"), "curl", *options, "--list-methods", url)
+    assert "llm.v1.LlmService/Submit" in ended.output, ended.errors
+
+
+async def test_third_party_holds_what_error_details_need(stub: LlmServiceStub, tmp_path: Path) -> None:
+    """A client that has nothing but the proto files of this repository reads what was wrong with its request."""
+    folder, out = ROOT / "third_party" / "googleapis", tmp_path / "descriptors"
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.proto"))
+    compiled = await run(
+        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", "--include_imports", f"-o{out}", *files)
+    )
+    assert compiled.status == 0, compiled.errors
+    messages = GetMessages(FileDescriptorSet.FromString(out.read_bytes()).file)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.Submit(llm_pb2.SubmitRequest(job=new_job(priority=9)))
+    trailers = dict(error.value.trailing_metadata() or ())
+    status = messages["google.rpc.Status"].FromString(trailers["grpc-status-details-bin"])
+    details = {}
+    for packed in status.details:  # type: ignore[attr-defined]
+        name = packed.type_url.rpartition("/")[2]
+        details[name] = messages[name].FromString(packed.value)
+    assert details["google.rpc.BadRequest"].field_violations[0].field == "job.priority"
+    assert details["google.rpc.ErrorInfo"].reason == "INVALID_REQUEST"
+
+
+def test_third_party_is_what_its_package_ships() -> None:
+    shipped = Path(rpc_code.__file__).parent
+    for file in (ROOT / "third_party").rglob("*.proto"):
+        assert file.read_text() == (shipped / file.name).read_text()
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["new secret", "old secret"])
+async def test_a_receiver_in_another_language_verifies_webhooks(stub: LlmServiceStub, place: int) -> None:
+    """By the library of Standard Webhooks for Node.js, with either of the active secrets; a forgery it refuses."""
+    secret = json.loads(FAST["notifier"]["NOTIFIER_WEBHOOK_SECRETS"])[place]
+    receiver = await start(*await node_example("receiver.js"), WEBHOOK_SECRET=secret)
+    assert receiver.stdout is not None
+    assert receiver.stderr is not None
+    try:
+        port = (await receiver.stderr.readline()).decode().removeprefix("port ").strip()
+        url = f"http://127.0.0.1:{port}/"
+        forged = {"webhook-id": "a", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,AAAA"}
+        async with aiohttp.ClientSession() as session, session.post(url, data="{}", headers=forged) as answer:
+            assert answer.status == 400
+        notify_options = llm_pb2.NotifyOptions(include_output=True)
+        seen = await run_job(stub, new_job(notify=webhook(url), notify_options=notify_options))
+        assert not seen.output.isascii(), "a receiver that does not verify the bytes as they came gets that wrong"
+        event = json.loads(await receiver.stdout.readline())
+        assert event["data"]["result"]["output"] == seen.final.result.output
+        assert seen.final.status.notifications[0].state == llm_pb2.NOTIFY_STATE_DELIVERED
+    finally:
+        receiver.kill()
+        await receiver.communicate()

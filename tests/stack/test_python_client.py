@@ -1,0 +1,460 @@
+"""The Python client on a real stack: every byte once, whatever breaks; every error a class of its own."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import durable_llm
+import grpc
+import pytest
+from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
+
+from deploy.local.stack import Stack
+from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
+from llm_pb import llm_pb2, llm_pb2_grpc
+from tests.support.jobs import new_job
+from tests.support.paths import ROOT
+
+GREEDY = {"temperature": 0.0}
+
+# Runs as a process of its own, which the test then interrupts: it has an answer, and waits for the next one.
+INTERRUPTED = """
+import sys
+from durable_llm import Client
+
+with Client(sys.argv[1]) as client:
+    jobs = [{"user_id": "ann", "request_id": name, "model": model, "prompt": "x", "params": {"max_tokens": 1}}
+            for name, model in zip(sys.argv[3:], ("docstrings", "idle"))]
+    if sys.argv[2] == "map":
+        answers = client.map(jobs)
+    else:
+        answers = client.submit(**jobs[1]).watch()
+    for _ in answers:
+        print("waiting", flush=True)
+"""
+
+
+class Turn(NamedTuple):
+    """How an UnsteadyGateway serves one stream."""
+
+    messages: int | None = None
+    """After how many it ends; None: after all."""
+    fails: bool = True
+    """Whether it then fails, instead of saying that all went well."""
+    knows_tokens: bool = True
+    """Whether it has resume tokens, as all but an earlier version have."""
+
+
+class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
+    """StreamStatus of a gateway, served as its turns say, the last one for ever."""
+
+    def __init__(self, gateway: llm_pb2_grpc.LlmServiceStub, *turns: Turn) -> None:
+        self._gateway = gateway
+        self._turns = list(turns)
+
+    async def StreamStatus(  # type: ignore[override]
+        self, request: llm_pb2.StreamStatusRequest, context: Any
+    ) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
+        turn = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
+        if not turn.knows_tokens:
+            request.ClearField("resume_token")
+        count = 0
+        async for message in self._gateway.StreamStatus(request):
+            if count == turn.messages:
+                break
+            if not turn.knows_tokens:
+                message.ClearField("resume_token")
+            yield message
+            count += 1
+        if turn.fails:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+
+
+@asynccontextmanager
+async def unsteady(stack: Stack, *turns: Turn, **options: Any) -> AsyncIterator[AsyncClient]:
+    """Serve an UnsteadyGateway while the context is open; yield a client of it."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        server = grpc.aio.server()
+        gateway = UnsteadyGateway(llm_pb2_grpc.LlmServiceStub(channel), *turns)
+        llm_pb2_grpc.add_LlmServiceServicer_to_server(gateway, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with AsyncClient(f"127.0.0.1:{port}", **options) as client:
+            yield client
+        await server.stop(None)
+
+
+@pytest.fixture(scope="module")
+async def client(stack: Stack) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(stack.address("gateway")) as client:
+        yield client
+
+
+async def read_into(output: Output, job: AsyncJob) -> None:
+    """Add all pieces of a job's output."""
+    async for piece in job.stream():
+        output.add(piece)
+
+
+async def test_a_job_from_its_fields_to_its_result(client: AsyncClient) -> None:
+    """Pieces, joined, are the output; messages may be dicts; a job is found again by its id."""
+    messages = [{"role": "user", "content": "Hello"}]
+    job = await client.submit(user_id="ann", model="docstrings", messages=messages, params={"max_tokens": 20})
+    output = Output()
+    await read_into(output, job)
+    result = await client.job(job.workflow_id).result(timedelta(seconds=30))
+    assert output.text == result.output
+    assert result.metadata.output_tokens == 20
+    assert (await job.get()).status.state == llm_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_stream_goes_on_after_any_piece(client: AsyncClient) -> None:
+    job = await client.submit(new_job(params={"max_tokens": 40}))
+    pieces = [piece async for piece in job.stream()]
+    for index in range(len(pieces)):
+        rest = [piece async for piece in job.stream(pieces[index].resume_token)]
+        whole = "".join(piece.text for piece in [*pieces[: index + 1], *rest])
+        assert whole == (await job.result()).output
+
+
+async def test_a_rewind_is_reported(client: AsyncClient) -> None:
+    job = await client.submit(new_job("x [[vary]] [[fault:failed@30:once]]", params={"max_tokens": 60}))
+    output, rewinds = Output(), 0
+    async for piece in job.stream():
+        rewinds += piece.rewind
+        output.add(piece)
+    assert rewinds >= 1
+    assert output.text == (await job.result()).output
+
+
+async def test_every_byte_comes_once_however_often_the_gateway_dies(stack: Stack) -> None:
+    gateway = stack.add("gateway")
+    await gateway.start()
+    await gateway.wait_ready()
+    async with AsyncClient(stack.address(gateway.name)) as client:
+        job = await client.submit(new_job(params={"max_tokens": 600, **GREEDY}))
+        output, pieces = Output(), 0
+        async with asyncio.timeout(100):
+            async for piece in job.stream():
+                assert not piece.rewind
+                output.add(piece)
+                pieces += 1
+                if pieces in (1, 5, 20):
+                    await gateway.kill()
+                    await gateway.start()
+        assert output.text == (await job.result()).output
+    await gateway.terminate()
+
+
+async def test_every_byte_comes_once_while_gateways_are_upgraded(stack: Stack, client: AsyncClient) -> None:
+    """Those of an earlier version send and take no resume_token, and streams break between them and newer ones."""
+    job = await client.submit(new_job(params={"max_tokens": 400}))
+    earlier, newer = Turn(messages=4, knows_tokens=False), Turn(messages=4)
+    async with unsteady(stack, newer, earlier, earlier, newer, newer, earlier, Turn(fails=False)) as other:
+        output = b""
+        async for piece in other.job(job.workflow_id).stream():
+            assert (piece.offset, piece.rewind) == (len(output), False)
+            output += piece.text.encode()
+    assert output.decode() == (await job.result()).output
+
+
+async def test_an_earlier_gateway_that_overlooks_a_token_rewinds_its_reader(stack: Stack, client: AsyncClient) -> None:
+    """Else the reader, who goes on after a piece, would take the start of the output for its next part."""
+    job = await client.submit(new_job(params={"max_tokens": 40}))
+    first, *_ = [piece async for piece in job.stream()]
+    output = Output()
+    output.add(first)
+    async with unsteady(stack, Turn(fails=False, knows_tokens=False)) as other:
+        pieces = [piece async for piece in other.job(job.workflow_id).stream(first.resume_token)]
+    assert [piece.rewind for piece in pieces] == [True, *[False] * (len(pieces) - 1)]
+    for piece in pieces:
+        output.add(piece)
+    assert output.text == (await job.result()).output
+
+
+async def test_a_stream_that_ends_before_its_job_goes_on(stack: Stack, client: AsyncClient) -> None:
+    """Whatever the gateway says of it: how the job ended is not known."""
+    job = await client.submit(new_job(params={"max_tokens": 100}))
+    output = Output()
+    async with unsteady(
+        stack, Turn(messages=3, fails=False), Turn(messages=0, fails=False), Turn(fails=False)
+    ) as other:
+        await read_into(output, other.job(job.workflow_id))
+    assert output.text == (await job.result()).output
+
+
+async def test_a_stream_that_always_ends_before_its_job_is_given_up(stack: Stack, client: AsyncClient) -> None:
+    job = await client.submit(new_job(model="idle"))
+    policy = RetryPolicy(connect_timeout=timedelta(seconds=1))
+    async with unsteady(stack, Turn(messages=0, fails=False), retry=policy) as other:
+        with pytest.raises(errors.Unavailable, match="before the job"):
+            await other.job(job.workflow_id).result()
+
+
+async def test_the_end_is_told_once(stack: Stack, client: AsyncClient) -> None:
+    """A stream that breaks after it has nothing more to say."""
+    job = await client.submit(new_job(params={"max_tokens": 1}))
+    result = await job.result()
+    async with unsteady(stack, Turn(), Turn(fails=False)) as other:
+        messages = [message async for message in other.job(job.workflow_id).watch()]
+    assert [message.result.output for message in messages if message.HasField("result")] == [result.output]
+
+
+async def test_a_result_is_whole_after_a_stream_that_was_left(client: AsyncClient) -> None:
+    """Of a job that has ended: the first message says so, the last one has the result."""
+    job = await client.submit(new_job(params={"max_tokens": 20}))
+    result = await job.result()
+    again = client.job(job.workflow_id)
+    async for _ in again.stream():
+        break
+    assert await again.result() == result
+
+
+async def test_a_token_of_another_job_rewinds_to_where_the_outputs_part(client: AsyncClient) -> None:
+    """Whoever holds the other job's output is not given the rest of this one's."""
+    long, short = [await client.submit(new_job(f"{n}", params={"max_tokens": n})) for n in (60, 10)]
+    await short.result()
+    for mine, other in ((long, short), (short, long)):
+        output, pieces = Output(), 0
+        async for piece in other.stream():
+            output.add(piece)
+        async for rest in mine.stream(piece.resume_token):
+            assert rest.rewind == (pieces == 0)
+            output.add(rest)
+            pieces += 1
+        assert output.text == (await mine.result()).output
+    with pytest.raises(errors.InvalidRequest, match="resume_token"):
+        await anext(long.stream("no token"))
+
+
+async def test_a_call_is_repeated_when_the_gateway_is_silent(stack: Stack) -> None:
+    gateway = stack.add("gateway")
+    await gateway.start()
+    await gateway.wait_ready()
+    async with AsyncClient(stack.address(gateway.name), timeout=timedelta(seconds=2)) as client:
+        assert await client.models()
+        gateway.signal(signal.SIGSTOP)
+        asked = asyncio.create_task(client.models())
+        await asyncio.wait([asked], timeout=3)
+        still = not asked.done()
+        gateway.signal(signal.SIGCONT)
+        assert still, "the first try has timed out"
+        assert await asked
+    await gateway.terminate()
+
+
+async def test_a_job_that_fails_raises_its_own_error_with_what_it_produced(client: AsyncClient) -> None:
+    job = await client.submit(new_job("[[fault:oom@7]]", params={"max_tokens": 20}))
+    output = Output()
+    with pytest.raises(errors.OutOfMemory) as failed:
+        await read_into(output, job)
+    assert failed.value.result.output == output.text
+    assert failed.value.result.metadata.output_tokens == 7
+    with pytest.raises(errors.OutOfMemory):
+        await job.result()
+
+
+async def test_a_cancelled_job_raises_cancelled(client: AsyncClient) -> None:
+    job = await client.submit(new_job(params={"max_tokens": 5000}))
+    await anext(job.stream())
+    await job.cancel("enough")
+    with pytest.raises(errors.Cancelled, match="enough"):
+        await job.result()
+
+
+async def test_result_may_be_waited_for_a_while(client: AsyncClient) -> None:
+    """The job goes on after that."""
+    job = await client.submit(new_job(params={"max_tokens": 400}))
+    with pytest.raises(TimeoutError):
+        await job.result(timedelta(milliseconds=50))
+    assert (await job.result()).metadata.output_tokens == 400
+
+
+async def test_no_time_to_wait_is_not_any_time(client: AsyncClient) -> None:
+    job = await client.submit(new_job(model="idle"))
+    asked = asyncio.create_task(job.result(timedelta(0)))
+    done, _ = await asyncio.wait([asked], timeout=30)
+    assert done
+    assert isinstance(asked.exception(), TimeoutError)
+
+
+async def test_the_address_may_come_from_the_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_ADDRESS", stack.address("gateway"))
+    async with AsyncClient() as client:
+        assert await client.models()
+
+
+async def test_calls_raise_an_error_of_their_own(client: AsyncClient) -> None:
+    with pytest.raises(errors.InvalidRequest) as invalid:
+        await client.submit(user_id="-", model="docstrings", prompt="x", params={"temperature": 9})
+    assert {violation.field for violation in invalid.value.violations} == {"job.user_id", "job.params.temperature"}
+    with pytest.raises(errors.JobNotFound):
+        await client.job("llmjob-no-such").result()
+    job = new_job()
+    await client.submit(job)
+    with pytest.raises(errors.RequestIdReused):
+        await client.submit(job, prompt="something else")
+    with pytest.raises(ValueError, match="no_such_field"):
+        await client.submit(no_such_field=1)
+
+
+async def test_a_wrong_address_is_given_up() -> None:
+    policy = RetryPolicy(connect_timeout=timedelta(seconds=1))
+    began = time.monotonic()
+    async with AsyncClient("127.0.0.1:1", retry=policy) as client:
+        with pytest.raises(errors.Unavailable):
+            await client.submit(new_job())
+        with pytest.raises(errors.Unavailable):
+            await client.job("llmjob-a-b").result()
+    assert time.monotonic() - began > 2
+
+
+async def test_many_jobs_at_a_time(client: AsyncClient) -> None:
+    """One that is refused and one that fails are outcomes; so many run at once, and no more."""
+    jobs = [new_job(params={"max_tokens": 20}) for _ in range(10)]
+    jobs[3].model = "no-such-model"
+    jobs[6].prompt = "[[fault:oom@3]]"
+    outcomes = [outcome async for outcome in client.map(iter(jobs), concurrency=4)]
+    assert sorted(outcome.index for outcome in outcomes) == list(range(10))
+    kinds = {outcome.index: type(outcome.error) for outcome in outcomes if outcome.error}
+    assert kinds == {3: errors.InvalidRequest, 6: errors.OutOfMemory}
+    assert all(outcome.result.metadata.output_tokens == 20 for outcome in outcomes if outcome.result)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"promt": "x"},
+        {"prompt": 1},
+        {"params": {"max_tokens": "many"}},
+        {"messages": [{"role": "nobody", "content": "x"}]},
+        {1: "x"},
+        "a prompt",
+        None,
+    ],
+    ids=str,
+)
+async def test_a_job_that_is_none_is_an_outcome(client: AsyncClient, bad: Any) -> None:
+    """It ends no other job's."""
+    good = new_job(params={"max_tokens": 20})
+    outcomes = {outcome.index: outcome async for outcome in client.map([good, bad, good])}
+    assert outcomes[0].result == outcomes[2].result is not None
+    assert outcomes[1].job is None
+    assert isinstance(outcomes[1].error, errors.InvalidRequest)
+    assert str(outcomes[1].error)
+
+
+async def test_jobs_and_models_are_listed(client: AsyncClient) -> None:
+    for _ in range(3):
+        await (await client.submit(new_job(user_id="lister"))).result()
+    listed: set[str] = set()
+    async with asyncio.timeout(30):
+        # Temporal's visibility lags.
+        while len(listed) < 3:
+            listed |= {one.status.workflow_id async for one in client.list(user_id="lister", page_size=1)}
+    assert "docstrings" in [model.name for model in await client.models()]
+
+
+async def test_the_client_without_asyncio(stack: Stack) -> None:
+    """All of it, in a thread that has no event loop."""
+
+    def work() -> None:
+        with Client(stack.address("gateway")) as client:
+            job = client.submit(new_job(params={"max_tokens": 30}))
+            output = Output()
+            for piece in job.stream():
+                output.add(piece)
+            assert output.text == job.result(timedelta(seconds=30)).output == job.get().result.output
+            for message in client.job(job.workflow_id).watch():
+                assert message.next_offset
+                break
+            long = client.submit(new_job(params={"max_tokens": 5000}))
+            assert long.cancel("enough").cancel_requested
+            with pytest.raises(errors.Cancelled):
+                long.result()
+            outcomes = list(client.map([new_job(params={"max_tokens": 5}) for _ in range(3)]))
+            assert [outcome.error for outcome in outcomes] == [None] * 3
+            assert client.models()
+            assert next(client.list())
+
+    await asyncio.to_thread(work)
+
+
+@pytest.mark.parametrize("method", ["map", "watch"])
+async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str) -> None:
+    names = [new_job().request_id for _ in range(2)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", INTERRUPTED, stack.address("gateway"), method, *names),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "clients/python"), str(ROOT)])},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(120):
+        assert await process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, said = await process.communicate()
+    assert said.decode().splitlines()[-1] == "KeyboardInterrupt"
+    assert "RuntimeError" not in said.decode()
+    assert "Exception ignored" not in said.decode()
+    assert process.returncode == -signal.SIGINT
+
+
+async def test_a_client_without_asyncio_that_is_closed(stack: Stack) -> None:
+    """Ends the waits of other threads and the loops over it; says so afterwards."""
+
+    def work() -> None:
+        client = Client(stack.address("gateway"))
+        job = client.submit(new_job(model="idle"))
+        messages = job.watch()
+        assert next(messages)
+        ended: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                job.result()
+            except RuntimeError as error:
+                ended.append(error)
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        client.close()
+        client.close()
+        waiting.join(60)
+        assert len(ended) == 1, "it would wait for ever"
+        messages.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            job.get()
+
+    await asyncio.to_thread(work)
+
+
+async def test_jobs_that_come_from_the_same_client_are_refused(stack: Stack) -> None:
+    """The client reads them where it works itself: it would wait for ever."""
+
+    def work() -> None:
+        with Client(stack.address("gateway")) as client:
+
+            def jobs() -> Iterator[llm_pb2.JobRequest]:
+                yield new_job(model=client.models()[0].name)
+
+            with pytest.raises(RuntimeError, match="its own client"):
+                list(client.map(jobs()))
+
+    await asyncio.wait_for(asyncio.to_thread(work), 60)
+
+
+def test_every_error_of_a_job_has_a_class() -> None:
+    of_jobs = set(BY_REASON) - {DeliveryFailed.reason, DeliveryRefused.reason}
+    assert set(errors.JOB_ERRORS) == of_jobs
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(durable_llm, name) is not None for name in durable_llm.__all__)

@@ -1,0 +1,231 @@
+"""A container's view of a service: `/healthz` says that it lives, `/readyz` that it can do its work."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import aiohttp
+import grpc
+import pytest
+
+from deploy.local.ports import free_port
+from deploy.local.process import Process
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.stack.test_polyglot import ROOT
+from tests.support.jobs import new_job, until_output, watch
+from tests.support.stacks import FAST, stack_settings
+
+SECONDS = 120
+CALLS_TEMPORAL = ("gateway", "gpu-worker", "notifier")
+SERVICES = (*CALLS_TEMPORAL, "codec")
+
+
+class Answer(NamedTuple):
+    status: int
+    body: Any
+
+
+async def get(url: str, method: str = "GET") -> Answer:
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.request(method, url) as response:
+        text = await response.text()
+        is_json = response.content_type == "application/json"
+        return Answer(response.status, json.loads(text) if is_json and text else text)
+
+
+async def ask(stack: Stack, name: str, path: str) -> Answer:
+    return await get(stack.metrics_url(name).replace("/metrics", path))
+
+
+async def ask_until(stack: Stack, name: str, true: Callable[[Answer], bool]) -> Answer:
+    """Return the first answer of /readyz of which it is true."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                if true(answer := await ask(stack, name, "/readyz")):
+                    return answer
+            except aiohttp.ClientConnectionError:
+                # It does not listen yet.
+                pass
+            await asyncio.sleep(0.1)
+
+
+def misses(name: str) -> Callable[[Answer], bool]:
+    return lambda answer: name in answer.body["missing"]
+
+
+def is_ready(answer: Answer) -> bool:
+    return answer.status == 200
+
+
+@pytest.fixture(scope="module")
+async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A stack whose servers may be killed."""
+    async with Stack(stack_settings(tmp_path_factory.mktemp("readiness")), environment=FAST) as stack:
+        yield stack
+
+
+async def lives(stack: Stack, name: str) -> bool:
+    return (await ask(stack, name, "/healthz")).status == 200
+
+
+@pytest.mark.parametrize("name", SERVICES)
+async def test_a_service_says_what_it_is(stack: Stack, name: str) -> None:
+    """For people: what it is, where it listens, what it talks to, and of which version all that is."""
+    ready, alive = await ask(stack, name, "/readyz"), await ask(stack, name, "/healthz")
+    assert (ready.status, alive.status) == (200, 200)
+    assert ready.body == {"ready": True, "missing": {}, "degraded": {}, **alive.body}
+    assert alive.body["service"] == name
+    versions = alive.body["versions"]
+    assert versions["temporalio"] == metadata.version("temporalio")
+    assert re.fullmatch(r"[\w.+-]+", versions["durable-llm"])
+    if name in CALLS_TEMPORAL:
+        assert alive.body["namespace"] == "default"
+        assert alive.body["temporal"] == stack.address("temporal")
+        assert versions["grpcio"] == metadata.version("grpcio") or name != "gateway"
+    if name in ("gateway", "codec"):
+        assert alive.body["address"] == stack.address(name)
+
+
+async def test_a_path_that_does_not_exist_is_no_health(stack: Stack) -> None:
+    """A probe with a misspelt path fails. Metrics are at /metrics alone."""
+    for path in ("/", "/ready", "/readyz/", "/healthz2"):
+        assert (await ask(stack, "notifier", path)).status == 404
+    assert (await ask(stack, "notifier", "/metrics")).status == 200
+    url = stack.metrics_url("notifier").replace("/metrics", "/readyz")
+    assert await get(url, "HEAD") == (200, "")
+    assert (await get(url, "POST")).status == 405
+
+
+async def test_a_worker_is_ready_once_its_model_has_loaded(fragile: Stack) -> None:
+    """And lives meanwhile."""
+    worker = loading(fragile, 3600)
+    await worker.start()
+    answer = await ask_until(fragile, worker.name, lambda answer: list(answer.body["missing"]) == ["engine"])
+    assert answer.status == 503
+    assert not answer.body["ready"]
+    assert await lives(fragile, worker.name)
+    await worker.kill()
+
+    worker = loading(fragile, 2)
+    await worker.start()
+    await worker.wait_ready()
+    assert is_ready(await ask(fragile, worker.name, "/readyz"))
+    await worker.kill()
+
+
+def loading(stack: Stack, seconds: float) -> Process:
+    """Return a worker whose model takes so long to load."""
+    return stack.add("gpu-worker", {"GPU_WORKER_ENGINE_OPTIONS": json.dumps({"load_seconds": seconds})})
+
+
+@pytest.mark.parametrize("kind", CALLS_TEMPORAL)
+async def test_a_service_that_waits_for_temporal_is_not_ready(fragile: Stack, kind: str) -> None:
+    """It says so from its start, and lives."""
+    process = fragile.add(kind, {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"})
+    await process.start()
+    answer = await ask_until(fragile, process.name, misses("temporal"))
+    assert answer.status == 503
+    assert answer.body["missing"]["process"] == "is starting"
+    assert await lives(fragile, process.name)
+    await process.terminate()
+    assert process.returncode == 0
+
+
+async def test_a_service_that_loses_temporal_is_not_ready_until_it_is_back(fragile: Stack) -> None:
+    await fragile.processes["temporal"].kill()
+    for name in CALLS_TEMPORAL:
+        answer = await ask_until(fragile, name, misses("temporal"))
+        assert answer.status == 503
+        assert await lives(fragile, name)
+    assert is_ready(await ask(fragile, "codec", "/readyz")), "it does not call Temporal"
+    await fragile.processes["temporal"].start()
+    await fragile.processes["temporal"].wait_ready()
+    for name in CALLS_TEMPORAL:
+        await ask_until(fragile, name, is_ready)
+
+
+async def test_a_service_without_its_feed_is_ready(fragile: Stack) -> None:
+    """Jobs run and end as ever: a gateway taken out of its balancer, and all are at once, would serve nobody."""
+    await fragile.processes["nats"].kill()
+    for name in ("gateway", "gpu-worker"):
+        answer = await ask_until(fragile, name, lambda answer: "feed" in answer.body["degraded"])
+        assert answer.status == 200
+    await fragile.processes["nats"].start()
+    await fragile.processes["nats"].wait_ready()
+    for name in ("gateway", "gpu-worker"):
+        await ask_until(fragile, name, lambda answer: not answer.body["degraded"])
+
+
+async def test_a_service_that_shuts_down_is_not_ready(fragile: Stack) -> None:
+    """For as long as it lives, which is until its jobs are done."""
+    patient = {
+        "GPU_WORKER_MODEL": "idle",
+        "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
+        "GPU_WORKER_SHUTDOWN_GRACE": "PT600S",
+    }
+    worker = fragile.add("gpu-worker", {**patient, "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 5}'})
+    await worker.start()
+    await worker.wait_ready()
+    async with grpc.aio.insecure_channel(fragile.address("gateway")) as channel:
+        client = LlmServiceStub(channel)
+        job = new_job(model="idle", params={"max_tokens": 8000})
+        id_ = (await client.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+        await until_output(client, id_)
+        worker.signal(signal.SIGTERM)
+        answer = await ask_until(fragile, worker.name, misses("process"))
+        assert (answer.status, answer.body["missing"]) == (503, {"process": "is shutting down"})
+        assert await lives(fragile, worker.name)
+        await client.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+        assert (await watch(client, id_)).states[-1] == "CANCELLED"
+    assert await worker.wait() == 0
+
+
+async def test_a_gateway_that_only_runs_workflows_gets_ready(fragile: Stack) -> None:
+    """It listens on no port but that of its metrics."""
+    gateway = fragile.add("gateway", {"GATEWAY_ROLE": "workflows"})
+    await gateway.start()
+    await gateway.wait_ready()
+    assert "address" not in (await ask(fragile, gateway.name, "/readyz")).body
+    await gateway.terminate()
+
+
+HUNG = """
+import asyncio, time
+from runtime import process
+from runtime.health import Readiness
+from runtime.metrics import serving_metrics
+
+async def main():
+    readiness = Readiness("hung")
+    async with serving_metrics("127.0.0.1", 0, "TEST_", readiness):
+        with readiness.serving():
+            time.sleep(3600)
+
+process.run("hung", main)
+"""
+
+
+async def test_a_process_whose_event_loop_stands_still_is_not_ready() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HUNG), stderr=asyncio.subprocess.PIPE, cwd=ROOT, env=os.environ
+    )
+    try:
+        assert process.stderr is not None
+        line = json.loads(await process.stderr.readline())
+        url = line["message"].removeprefix("metrics on ")
+        assert (await get(url.replace("/metrics", "/healthz"))).status == 200
+        answer = await get(url.replace("/metrics", "/readyz"))
+        assert answer.status == 503
+        assert answer.body["missing"] == {"process": "has not answered within 3 s"}
+    finally:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,87 @@
+"""Whole jobs through the whole stack on a real model: what `make demo` shows, proved."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.jobs import assert_not_tried_again, new_job, run_job, unpack, until_output, watch
+from tests.support.stacks import stack_settings
+
+GREEDY = {"temperature": 0.0, "max_tokens": 60}
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+def engine(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+async def real(engine: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlmServiceStub]:
+    settings = stack_settings(tmp_path_factory.mktemp(engine), engine=engine)
+    only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    async with (
+        Stack(settings, only=only) as stack,
+        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+    ):
+        yield LlmServiceStub(channel)
+
+
+async def test_a_real_model_answers(real: LlmServiceStub, engine: str) -> None:
+    """Token by token, and greedy decoding says the same again."""
+    seen = await run_job(real, new_job("Return the ", params=GREEDY))
+    result = seen.final.result
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.output == result.output.encode()
+    assert result.metadata.output_tokens == 60
+    assert result.metadata.engine == engine
+    assert result.metadata.gpu.name
+    assert sum(message.HasField("delta") for message in seen.messages) > 3
+    again = await run_job(real, new_job("Return the ", params=GREEDY))
+    assert again.output == seen.output
+
+
+async def test_jobs_share_the_batch(real: LlmServiceStub) -> None:
+    """Many at once: every one gets its own answer, the same as alone."""
+    prompts = [f"Return the {word}" for word in ("number", "list", "name", "value", "file", "string", "object", "time")]
+    alone = [(await run_job(real, new_job(prompt, params=GREEDY))).output for prompt in prompts[:2]]
+    together = await asyncio.gather(*(run_job(real, new_job(prompt, params=GREEDY)) for prompt in prompts))
+    assert [seen.output for seen in together[:2]] == alone
+
+
+async def test_a_conversation_goes_through_the_chat_template(real: LlmServiceStub) -> None:
+    messages = [llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content="Tell me about `open`.")]
+    seen = await run_job(real, new_job(messages=messages, params=GREEDY))
+    assert seen.states[-1] == "SUCCEEDED"
+    assert seen.output
+
+
+async def test_a_running_job_is_cancelled(real: LlmServiceStub) -> None:
+    params = {"max_tokens": 1900, "min_tokens": 1900}
+    id_ = (await real.Submit(llm_pb2.SubmitRequest(job=new_job("Return", params=params)))).workflow_id
+    await until_output(real, id_)
+    await real.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    seen = await watch(real, id_)
+    assert seen.states[-1] == "CANCELLED"
+    assert seen.final.result.output.encode() == seen.output != b""
+
+
+async def test_a_prompt_over_the_context_is_refused_at_the_gateway(real: LlmServiceStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await real.Submit(llm_pb2.SubmitRequest(job=new_job("Return the number of bits. " * 500)))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_conversation_over_the_context_fails_for_good(real: LlmServiceStub) -> None:
+    """The template's own tokens are counted by the worker: it fails the job without another attempt."""
+    # Each turn costs the gateway one token and the template at least one more.
+    messages = [llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content="a")] * 1024
+    seen = await run_job(real, new_job(messages=messages))
+    assert seen.states[-1] == "FAILED"
+    assert unpack(seen.final.status.error)["ErrorInfo"].reason == "PROMPT_TOO_LONG"
+    assert_not_tried_again(seen)

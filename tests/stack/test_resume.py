@@ -1,0 +1,241 @@
+"""What a reader holds in the end is the job's result, whatever was generated, lost, replaced and left meanwhile.
+
+The real parts, from an attempt's output to what a client holds, in one process: attempts write into a feed, watches
+read it, and readers leave and come back at any of them. Temporal alone is played here: it knows the result once there
+is one.
+"""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.metrics import NoOpMeter
+
+from feed.memory import MemoryFeed
+from jobs.resume_token import ResumeToken
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.gateway.settings import GatewaySettings
+from services.gateway.watch import Watch
+from services.gpu_worker.attempt import Attempt
+from services.gpu_worker.engines.engine import Output
+from services.gpu_worker.report_throttle import Pace
+from services.gpu_worker.settings import GpuWorkerSettings
+from tests.support.jobs import Seen, new_job, watch
+
+KEY: Final = "run"
+ENGINE: Any = SimpleNamespace(name="played", gpu=llm_pb2.GpuInfo())
+LAG: Final = NoOpMeter("test").create_histogram("lag")
+ROOM: Final = 4096
+"""Bytes of output in one message."""
+ALPHABET: Final = "aé🙂"
+"""Few characters, of one to four bytes: two texts often begin alike."""
+
+
+class PlayedTemporal:
+    """What a Watch asks of a JobReader."""
+
+    def __init__(self) -> None:
+        self.response = llm_pb2.GetStatusResponse(status=llm_pb2.JobStatus(run_id=KEY, state=llm_pb2.JOB_STATE_RUNNING))
+        self._ended = asyncio.Event()
+
+    def end(self, result: llm_pb2.JobResult) -> None:
+        self.response.status.state = llm_pb2.JOB_STATE_SUCCEEDED
+        self.response.result.CopyFrom(result)
+        self._ended.set()
+
+    async def describe(self, _: str) -> Any:
+        async def memo_value(_: str, default: Any, type_hint: Any = None) -> Any:
+            return default
+
+        return SimpleNamespace(typed_search_attributes={}, memo_value=memo_value, id="llmjob-u-r")
+
+    async def look(self, *_: Any) -> llm_pb2.GetStatusResponse:
+        response = llm_pb2.GetStatusResponse()
+        response.CopyFrom(self.response)
+        return response
+
+    async def ending(self, *_: Any) -> None:
+        await self._ended.wait()
+
+
+class Reader:
+    """A client: what it holds, and the stream that it has open."""
+
+    def __init__(self) -> None:
+        self.seen = Seen()
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def away(self) -> bool:
+        return self._reading is None
+
+    def come(self, watch: Watch, *, with_token: bool) -> None:
+        """Open a stream with what the last message said."""
+        token = ResumeToken.parse(self.seen.resume_token) if with_token else None
+        self._reading = asyncio.create_task(self._read(watch, token))
+
+    async def _read(self, watch: Watch, token: ResumeToken | None) -> None:
+        async for message in watch.messages(self.seen.next_offset, lambda: ROOM, token):
+            self.seen.add(message)
+
+    async def leave(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._reading = None
+
+    async def read_to_the_end(self) -> None:
+        assert self._reading is not None
+        await self._reading
+
+
+class Job:
+    """A job that is generated, with the watches of two gateways."""
+
+    def __init__(self) -> None:
+        self.feed = MemoryFeed()
+        self.temporal = PlayedTemporal()
+        self.attempt: Attempt | None = None
+        self.number = 0
+        self.token_id = 0
+        self.heartbeat: tuple[llm_pb2.ResultMetadata, llm_pb2.JobProgress] | None = None
+        self.watches = [self.new_watch(), self.new_watch()]
+
+    def new_watch(self) -> Watch:
+        reader: Any = self.temporal
+        return Watch("llmjob-u-r", reader, self.feed, GatewaySettings(), LAG)
+
+    async def generate(self, text: str, *, starts_over: bool) -> None:
+        attempt = self.attempt or await self._begin(starts_over=starts_over)
+        self.token_id += 1
+        await attempt.add(Output(text, (self.token_id,), 1))
+
+    async def _begin(self, *, starts_over: bool) -> Attempt:
+        self.number += 1
+        request = llm_pb2.RunRequest(job=new_job())
+        self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), Pace())
+        if self.heartbeat is not None:
+            self.attempt.continue_from(*self.heartbeat)
+        if await self.attempt.start(first=self.number == 1) and starts_over:
+            self.attempt.start_over()
+        return self.attempt
+
+    async def end(self) -> str:
+        attempt = self.attempt or await self._begin(starts_over=True)
+        result = attempt.result(ENGINE, llm_pb2.FINISH_REASON_STOP)
+        self.temporal.end(result)
+        await attempt.end(llm_pb2.FINISH_REASON_STOP)
+        return result.output
+
+    async def close(self) -> None:
+        for one in self.watches:
+            await one.close()
+
+
+async def everybody_goes_on() -> None:
+    """Let all tasks run until they wait for something."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def play(data: st.DataObject) -> None:
+    job, readers = Job(), [Reader(), Reader()]
+    for one in job.watches:
+        await one.known()
+    steps = st.sampled_from(["generate", "generate", "generate", "crash", "beat", "lose", "come", "leave", "restart"])
+    for step in data.draw(st.lists(steps, max_size=30), "steps"):
+        reader = data.draw(st.sampled_from(readers), "reader") if step in ("come", "leave") else readers[0]
+        if step == "generate":
+            text = data.draw(st.text(ALPHABET, min_size=1, max_size=3), "text")
+            await job.generate(text, starts_over=data.draw(st.booleans(), "starts over"))
+        elif step == "crash":
+            job.attempt = None
+        elif step == "beat" and job.attempt is not None:
+            job.heartbeat = (job.attempt.carried(), job.attempt.progress())
+        elif step == "lose":
+            await job.feed.remove(KEY)
+            # An attempt that lives on repeats what it has generated; a lost one's is gone.
+            job.attempt = None
+        elif step == "come" and reader.away:
+            reader.come(data.draw(st.sampled_from(job.watches), "watch"), with_token=data.draw(st.booleans(), "token"))
+        elif step == "leave":
+            await reader.leave()
+        elif step == "restart" and all(reader.away for reader in readers):
+            await job.watches[0].close()
+            job.watches[0] = job.new_watch()
+            await job.watches[0].known()
+        if data.draw(st.booleans(), "pause"):
+            await everybody_goes_on()
+    output = (await job.end()).encode()
+    for reader in readers:
+        if reader.away or data.draw(st.booleans(), "leaves at the end"):
+            await reader.leave()
+            right, rewinds = output.startswith(reader.seen.output), reader.seen.rewinds
+            with_token = bool(reader.seen.resume_token) and data.draw(st.booleans(), "token")
+            late = job.new_watch()
+            await late.known()
+            job.watches.append(late)
+            reader.come(late, with_token=with_token)
+            await reader.read_to_the_end()
+            assert not (right and with_token) or reader.seen.rewinds == rewinds, "taken back without a reason"
+        else:
+            async with asyncio.timeout(20):
+                await reader.read_to_the_end()
+        assert reader.seen.output == output
+    await job.close()
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_whatever_happens_a_reader_holds_the_result_in_the_end(data: st.DataObject) -> None:
+    asyncio.run(play(data))
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+@pytest.mark.parametrize("closed", [True, False])
+async def test_a_reader_that_comes_back_after_a_rewind_gets_the_text_that_counts(
+    stub: LlmServiceStub, *, with_token: bool, closed: bool
+) -> None:
+    """It holds the first attempt's text, and comes back when the second one's has taken its place."""
+    job = new_job("Say something. [[vary]] [[fault:failed@60:once]]", params={"max_tokens": 150})
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    whole = asyncio.create_task(watch(stub, id_))
+    seen = Seen()
+    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+        seen.add(message)
+        if seen.next_offset > 20:
+            break
+    if closed:
+        await whole
+    else:
+        # The other reader has gone past the rewind.
+        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+            if message.status.attempt > 1 and message.next_offset > 40:
+                break
+    request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
+    if with_token:
+        request.resume_token = seen.resume_token
+    async for message in stub.StreamStatus(request, timeout=60):
+        seen.add(message)
+    assert seen.rewinds >= 1
+    assert seen.output.decode() == seen.final.result.output
+    assert seen.final.result.metadata.rewinds >= 1
+    assert (await whole).output == seen.output
+
+
+async def test_a_reader_whose_text_still_counts_is_not_taken_back(stub: LlmServiceStub) -> None:
+    """Of a job that has rewound: its token proves that it holds the second attempt's text."""
+    job = new_job("Say something. [[vary]] [[fault:failed@40:once]]", params={"max_tokens": 80})
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    whole = await watch(stub, id_)
+    assert whole.final.result.metadata.rewinds >= 1
+    for message in whole.messages[-10:]:
+        seen = Seen(output=whole.output[: message.next_offset], next_offset=message.next_offset)
+        request = llm_pb2.StreamStatusRequest(workflow_id=id_, resume_token=message.resume_token)
+        async for again in stub.StreamStatus(request, timeout=60):
+            seen.add(again)
+        assert (seen.rewinds, seen.output) == (0, whole.output)

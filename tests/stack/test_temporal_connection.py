@@ -1,0 +1,78 @@
+"""The connection to Temporal takes its settings, and what comes over it is not believed too soon."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from pydantic import ValidationError
+from temporalio.client import WorkflowExecutionCount
+from temporalio.runtime import Runtime
+from temporalio.service import GrpcCompression
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime import temporal
+from runtime.health import Readiness
+from tests.support.jobs import new_job, run_job, watch
+from tests.support.temporal_proxy import TemporalProxy, temporal_proxy
+
+
+@pytest.mark.parametrize(("setting", "used"), [(None, GrpcCompression.NONE), ("gzip", GrpcCompression.GZIP)])
+async def test_calls_are_compressed_as_set(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, setting: str | None, used: GrpcCompression
+) -> None:
+    """The server takes both; what is sent is not compressed unless asked for."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", stack.address("temporal"))
+    if setting is not None:
+        monkeypatch.setenv("TEMPORAL_GRPC_COMPRESSION", setting)
+    client = await temporal.connect(Runtime.default(), Readiness("test"))
+    assert client.service_client.config.grpc_compression is used
+    assert isinstance(await client.count_workflows(), WorkflowExecutionCount)
+
+
+async def test_an_unknown_compression_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORAL_GRPC_COMPRESSION", "zstd")
+    with pytest.raises(ValidationError, match="'none' or 'gzip'"):
+        await temporal.connect(Runtime.default(), Readiness("test"))
+
+
+@pytest.fixture(scope="module")
+async def doubtful(stack: Stack) -> AsyncIterator[tuple[TemporalProxy, LlmServiceStub]]:
+    """A gateway that reaches Temporal through a proxy, and the proxy."""
+    async with temporal_proxy(stack.address("temporal")) as (proxy, address):
+        gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "TEMPORAL_ADDRESS": address})
+        await gateway.start()
+        await gateway.wait_ready()
+        async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+            yield proxy, LlmServiceStub(channel)
+        await gateway.terminate()
+
+
+async def test_one_not_found_of_temporals_is_not_believed(doubtful: tuple[TemporalProxy, LlmServiceStub]) -> None:
+    """A database that gives a query up makes Temporal forget what it knows for a moment: it is asked once more."""
+    proxy, stub = doubtful
+    proxy.unknown["DescribeWorkflowExecution"] = 1
+    seen = await run_job(stub, new_job(params={"max_tokens": 5}))
+    assert seen.states[-1] == "SUCCEEDED"
+    assert proxy.unknown["DescribeWorkflowExecution"] == 0
+
+    proxy.unknown["DescribeWorkflowExecution"] = 2
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=seen.final.status.workflow_id))
+    assert error.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_cancel_that_temporal_lost_is_sent_again(doubtful: tuple[TemporalProxy, LlmServiceStub]) -> None:
+    """Temporal says the same of a workflow that has ended: only the job's state tells which it was."""
+    proxy, stub = doubtful
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id
+    proxy.unknown["SignalWorkflowExecution"] = 1
+    asked = await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    assert asked.status.cancel_requested
+    assert (await watch(stub, id_)).states[-1] == "CANCELLED"
+
+    proxy.unknown["SignalWorkflowExecution"] = 1
+    again = await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    assert again.status.state == llm_pb2.JOB_STATE_CANCELLED
+    assert proxy.unknown["SignalWorkflowExecution"] == 0

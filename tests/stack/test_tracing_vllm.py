@@ -1,0 +1,39 @@
+"""vLLM's own tracing is a part of the job's trace, and its log of the worker's."""
+
+import json
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+
+from deploy.local.stack import Stack
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.otlp import Collector
+from tests.support.stacks import FAST, stack_settings
+from tests.support.traced_run import MARKER, CallingClient, words
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+async def test_vllms_span_lies_below_the_generation_and_its_log_is_the_workers(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    kinds = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    async with Collector() as collector:
+        options = json.dumps({"otlp_traces_endpoint": f"http://{collector.address}"})
+        worker = {**collector.environment, "GPU_WORKER_ENGINE_OPTIONS": options}
+        environment = {**FAST, "gateway": FAST["gateway"] | collector.environment, "gpu-worker": worker}
+        stack = Stack(stack_settings(tmp_path, engine="vllm"), only=kinds, environment=environment)
+        async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+            job = await CallingClient(LlmServiceStub(channel)).run(params={"max_tokens": 5, "min_tokens": 5})
+        log = stack.processes["gpu-worker"].log_path.read_text()
+    tree = collector.spans.tree(job.submit, words)
+    generation = tree.index("          text_completion docstrings (length)")
+    assert tree[generation + 1] == "            llm_request"
+    # What Torch's own code writes is no log of Python's.
+    loggers = {json.loads(line)["logger"] for line in log.splitlines() if line.startswith('{"time": "')}
+    assert {"services.gpu_worker.activity", "vllm.config.model", "vllm.v1.engine.core"} <= loggers, (
+        "of all its processes"
+    )
+    assert not re.search(r"^\(\w+ pid=\d+\) ", log, re.MULTILINE), "vLLM's own form"
+    assert MARKER not in log

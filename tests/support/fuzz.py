@@ -1,0 +1,269 @@
+"""`make fuzz`: many thousand calls of every kind against a stack of its own, and attacks beside them.
+
+A run is good when every call got an answer that is its own or its client's fault (no INTERNAL, no UNKNOWN, nothing that
+hangs), no process logged a traceback or ended, and none has grown. It prints the seed by which it can be repeated, and
+in the end one JSON object.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from deploy.local.probes import CHANNEL_OPTIONS
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.attacks import stalled_clients
+from tests.support.fuzz_calls import REFLECTION, SERVICE, Call, Calls
+from tests.support.hostile_requests import BODIES
+from tests.support.jobs import new_job
+from tests.support.stacks import FAST, stack_settings
+
+Code = grpc.StatusCode
+CLIENTS: Final = 24
+CONNECTIONS: Final = 6
+CALL_SECONDS: Final = 60
+"""A call that takes longer hangs."""
+STREAM_SECONDS: Final = 2
+"""How long a stream is read at most."""
+STREAM_MESSAGES: Final = 5
+GROWTH_BYTES: Final = 48 << 20
+"""What a process may have grown from the middle of a run to its end."""
+PYTHON: Final = ("gateway", "gpu-worker", "notifier")
+ANSWERS: Final = frozenset(
+    {
+        Code.OK,
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.FAILED_PRECONDITION,
+        Code.RESOURCE_EXHAUSTED,
+        # Temporal on a busy machine; with RetryInfo.
+        Code.UNAVAILABLE,
+    }
+)
+LEFT: Final = "the client left"
+OVERTAKEN: Final = "the answer came before the last request was sent"
+"""The client library calls that INTERNAL by itself: https://github.com/grpc/grpc/issues/36066"""
+
+
+class Report(NamedTuple):
+    """How a run went."""
+
+    seed: int
+    calls: int
+    seconds: float
+    codes: dict[str, int]
+    """How many calls ended so."""
+    grown_bytes: dict[str, int]
+    """By process, from the middle to the end."""
+    problems: list[str]
+
+
+async def big_messages(address: str, rng: random.Random) -> list[str]:
+    """Send the bodies that cost most, eight at once; return what was wrong with the answers."""
+    bodies = [*BODIES.values()]
+    rng.shuffle(bodies)
+
+    async def send(bodies: Iterator[tuple[str, bytes]]) -> list[str]:
+        problems = []
+        async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
+            for name, data in bodies:
+                code, details = await _outcome(channel, Call(0, f"{SERVICE}/{name}", (data,), (), None))
+                if code not in ANSWERS:
+                    problems.append(f"{name} with {len(data)} bytes: {code} {details}")
+        return problems
+
+    queue = iter(bodies)
+    return [*itertools.chain(*await asyncio.gather(*(send(queue) for _ in range(8))))]
+
+
+async def slow_readers(address: str, rng: random.Random) -> list[str]:
+    """Ask for a job's status and stream, for lists and for the contract, and read nothing of the answers."""
+    job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
+    async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
+        stub = LlmServiceStub(channel)
+        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS)).workflow_id
+        requests: dict[str, Message] = {
+            f"{SERVICE}/GetStatus": llm_pb2.GetStatusRequest(workflow_id=id_),
+            f"{SERVICE}/StreamStatus": llm_pb2.StreamStatusRequest(workflow_id=id_),
+            f"{SERVICE}/List": llm_pb2.ListRequest(page_size=100),
+            f"{SERVICE}/ListModels": llm_pb2.ListModelsRequest(),
+        }
+        async with stalled_clients(address, 4, rng.choice((0, 1, 100))) as clients:
+            for method, request in requests.items():
+                for client in clients:
+                    client.call(f"/{method}", request, 25)
+            # Meanwhile others are served, and what waits for the slow ones waits.
+            async for _ in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=CALL_SECONDS):
+                pass
+    return []
+
+
+async def large_requests(address: str, rng: random.Random) -> list[str]:
+    """Send jobs as large as they may be, all but their last bytes of some: more than the gateway takes at once."""
+    # Of a model that is not served: it costs the gateway what any job does, and Temporal nothing.
+    job = new_job("x" * 1_900_000, model="none", user_id=f"large-{rng.randrange(1 << 30)}")
+    body = llm_pb2.SubmitRequest(job=job).SerializeToString()
+    async with stalled_clients(address, 8) as clients:
+        await asyncio.gather(
+            *(
+                client.upload(f"/{SERVICE}/Submit", body, 20, withheld=number % 2)
+                for number, client in enumerate(clients)
+            )
+        )
+    return []
+
+
+Attack = Callable[[str, random.Random], Awaitable[list[str]]]
+ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests)
+"""What runs beside the second half of the calls: gets the gateway's address, returns what went wrong."""
+_OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+
+
+async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
+    """Make the calls of a seed, for so many seconds at most."""
+    began, codes, problems = time.monotonic(), Counter[str](), list[str]()
+    # So few that they cost little beside the calls; of each there are many calls.
+    calls = Calls(seed, jobs=max(count // 250, 20))
+    address, numbers = stack.address("gateway"), iter(range(count))
+    channels = [grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) for _ in range(CONNECTIONS)]
+
+    async def client(channel: grpc.aio.Channel, until: int) -> None:
+        for number in numbers:
+            if number and number % 10_000 == 0:
+                print(f"{number} calls in {time.monotonic() - began:.0f} s", file=sys.stderr)
+            call = calls.call(number)
+            code, details = await _outcome(channel, call)
+            codes[code.name if isinstance(code, Code) else code] += 1
+            if not _is_answer(call, code) and len(problems) < 20:
+                problems.append(f"{call}: {code} {details}")
+            if number >= until or time.monotonic() - began > seconds:
+                return
+
+    async def clients(until: int) -> None:
+        await asyncio.gather(*(client(channels[number % CONNECTIONS], until) for number in range(CLIENTS)))
+
+    await clients(count // 2)
+    middle = _sizes(stack)
+    attacks = [asyncio.create_task(attack(address, random.Random(seed))) for attack in ATTACKS]
+    await clients(count)
+    for attack in attacks:
+        problems += await attack
+    for channel in channels:
+        await channel.close()
+    if (made := codes.total()) < count:
+        problems.append(f"only {made} calls within {seconds} s")
+    if not await _serves(address):
+        problems.append("the gateway does not serve any more")
+    end = _sizes(stack)
+    grown = {name: end[name] - size for name, size in middle.items() if name in end}
+    problems += [f"{name} has grown by {size >> 20} MiB" for name, size in grown.items() if size > GROWTH_BYTES]
+    problems += _troubles(stack)
+    return Report(seed, made, round(time.monotonic() - began, 1), dict(codes.most_common()), grown, problems)
+
+
+async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCode | str, str]:
+    """Make a call; return how it ended."""
+    request: Any = iter(call.requests)
+    if "Reflection" in call.method:
+        making: Any = channel.stream_stream(f"/{call.method}")
+    else:
+        (request,) = call.requests
+        streams = call.method.rpartition("/")[2] in ("StreamStatus", "Watch")
+        making = channel.unary_stream(f"/{call.method}") if streams else channel.unary_unary(f"/{call.method}")
+    made = making(request, metadata=call.metadata, timeout=CALL_SECONDS)
+    if call.leave is not None:
+        await asyncio.sleep(call.leave)
+        made.cancel()
+    try:
+        if isinstance(made, grpc.aio.UnaryUnaryCall):
+            await made
+        else:
+            await _read(made)
+    except grpc.aio.AioRpcError as error:
+        if error.details() == "Internal error from Core":
+            return OVERTAKEN, ""
+        return error.code(), error.details() or ""
+    except asyncio.CancelledError:
+        return LEFT, ""
+    return Code.OK, ""
+
+
+async def _read(stream: Any) -> None:
+    """Read a stream to its end, some messages of it, or for a while; then leave it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STREAM_SECONDS):
+            for _ in range(STREAM_MESSAGES):
+                if await stream.read() is grpc.aio.EOF:
+                    return
+    stream.cancel()
+
+
+def _is_answer(call: Call, code: grpc.StatusCode | str) -> bool:
+    if code in ANSWERS or (code == OVERTAKEN and REFLECTION in call.method):
+        return True
+    if code in (LEFT, Code.CANCELLED):
+        return call.leave is not None
+    return code == Code.UNIMPLEMENTED and "Nothing" in call.method
+
+
+def _sizes(stack: Stack) -> dict[str, int]:
+    """Return the bytes of memory that each process of ours has; nothing of one that has ended."""
+    sizes = {}
+    for name in PYTHON:
+        if pid := stack.processes[name].pid:
+            status = Path(f"/proc/{pid}/status").read_text()
+            sizes[name] = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    return sizes
+
+
+def _troubles(stack: Stack) -> list[str]:
+    """Return which processes have ended or logged a traceback."""
+    ended = [f"{name} {process.ending}" for name, process in stack.processes.items() if not process.running]
+    logs = {name: stack.processes[name].log for name in PYTHON}
+    lines = [(name, line) for name, log in logs.items() for line in log.splitlines() if "Traceback" in line]
+    return ended + [f"{len(lines)} tracebacks, first in {name}: {line[:3000]}" for name, line in lines[:1]]
+
+
+async def _serves(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        try:
+            health = await check(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def main() -> int:
+    """Run a stack, fuzz it, say how that went; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
+    parser.add_argument("--seconds", type=float, default=1800, help="after which the run is given up")
+    chosen = parser.parse_args()
+    print(f"seed {chosen.seed}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        async with Stack(stack_settings(Path(folder)), environment=FAST) as stack:
+            report = await fuzz(stack, chosen.seed, chosen.calls, chosen.seconds)
+    print(json.dumps(report._asdict(), indent=2))
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,208 @@
+"""Calls made up at random: valid, nearly valid by the fields of the messages, and plain garbage.
+
+Call number n of a seed is always the same, whatever the calls before it have led to.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from jobs.ids import workflow_id
+from llm_pb import llm_pb2
+from tests.support.bad_requests import REQUESTS
+
+SERVICE: Final = "llm.v1.LlmService"
+REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
+WEIGHTS: Final[Mapping[str, int]] = {
+    f"{SERVICE}/Submit": 24,
+    f"{SERVICE}/GetStatus": 14,
+    f"{SERVICE}/StreamStatus": 12,
+    f"{SERVICE}/Cancel": 8,
+    f"{SERVICE}/List": 8,
+    f"{SERVICE}/ListModels": 6,
+    f"{SERVICE}/ListDeliveries": 4,
+    f"{SERVICE}/Redeliver": 4,
+    "grpc.health.v1.Health/Check": 5,
+    "grpc.health.v1.Health/Watch": 3,
+    "grpc.health.v1.Health/List": 2,
+    f"grpc.reflection.v1.{REFLECTION}": 4,
+    f"grpc.reflection.v1alpha.{REFLECTION}": 4,
+    f"{SERVICE}/Nothing": 1,
+    "nobody.v1.Nothing/Call": 1,
+}
+"""How often each method is called: all of them, and two that do not exist."""
+KINDS: Final[Mapping[str, type[Message]]] = {
+    **{f"{SERVICE}/{name}": kind for name, kind in REQUESTS.items()},
+    "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest,
+    "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest,
+    "grpc.health.v1.Health/List": health_pb2.HealthListRequest,
+    f"grpc.reflection.v1.{REFLECTION}": reflection_pb2.ServerReflectionRequest,
+    f"grpc.reflection.v1alpha.{REFLECTION}": reflection_pb2.ServerReflectionRequest,
+}
+TEXTS: Final = (
+    *("", "a", "llm.v1.LlmService", "llm.v1.JobRequest", "llm.proto", "docstrings", "structured", "user", "é" * 128),
+    *("\x00", "\n", "'", '"; --', "../a", "%s%n", "\u202e", "👩\u200d👧", "\ufffd", "a" * 129, "-1", "{}", "[" * 999),
+    *("<|end|>", "[[fault:oom@1]]", "((a*)*)*", "http://[::1", "http://127.0.0.1:9/", "AAAA", "NaN", "x" * 5000),
+)
+NUMBERS: Final = (0, 1, -1, 2, 3, 5, 20, 100, 999_999_999, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
+FLOATS: Final = (0.0, -0.0, 0.5, 1.0, 2.0, -1.0, 1e308, float("nan"), float("inf"), float("-inf"))
+INT64: Final = (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_SINT64)
+MAX_DEPTH: Final = 5
+
+
+class Call(NamedTuple):
+    """One call."""
+
+    number: int
+    method: str
+    requests: tuple[bytes, ...]
+    """One, but for reflection, which takes several."""
+    metadata: tuple[tuple[str, str], ...]
+    leave: float | None
+    """Seconds after which the client leaves; None: once it has its answer, or some messages of a stream."""
+
+    def __str__(self) -> str:
+        data = b" ".join(self.requests)
+        return f"call {self.number} of {self.method} with {len(data)} bytes: {data[:80].hex()}"
+
+
+class Calls:
+    """The calls of one seed."""
+
+    def __init__(self, seed: int, jobs: int) -> None:
+        """`jobs`: about how many different jobs the valid calls are about."""
+        self._seed = seed
+        self._jobs = jobs
+
+    def call(self, number: int) -> Call:
+        """Return call number n."""
+        rng = random.Random(f"{self._seed} {number}")
+        (method,) = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        count = rng.randint(0, 3) if REFLECTION in method else 1
+        requests = tuple(self._request(rng, KINDS.get(method, llm_pb2.SubmitRequest)) for _ in range(count))
+        metadata = ((rng.choice(("traceparent", "tracestate", "x-any")), _header(rng)),) if rng.random() < 0.2 else ()
+        leave = rng.random() * 0.05 if rng.random() < 0.1 else None
+        return Call(number, method, requests, metadata, leave)
+
+    def _request(self, rng: random.Random, kind: type[Message]) -> bytes:
+        how = rng.random()
+        if how < 0.1:
+            return rng.randbytes(rng.choice((0, 1, 2, 5, 20, 200, 5000)))
+        if how < 0.3:
+            return random_message(rng, kind).SerializeToString()
+        message = self._valid(rng, kind)
+        if how < 0.6:
+            for _ in range(rng.randint(1, 3)):
+                change(rng, message)
+        data = message.SerializeToString()
+        return damage(rng, data) if how > 0.85 else data
+
+    def _valid(self, rng: random.Random, kind: type[Message]) -> Message:
+        number = rng.randrange(self._jobs)
+        # Of few users, so that the jobs are the same again and again: an equal Submit finds the first one.
+        user, request = f"fuzz-{number % 7}", f"{self._seed}-{number}"
+        if kind is llm_pb2.SubmitRequest:
+            return llm_pb2.SubmitRequest(job=job(number, user, request))
+        if kind is llm_pb2.ListRequest:
+            return llm_pb2.ListRequest(user_id=user, page_size=rng.randint(0, 5))
+        if kind is health_pb2.HealthCheckRequest:
+            return health_pb2.HealthCheckRequest(service=rng.choice(("", SERVICE)))
+        if kind is reflection_pb2.ServerReflectionRequest:
+            return reflection_pb2.ServerReflectionRequest(file_containing_symbol=rng.choice(TEXTS))
+        message = kind()
+        if "workflow_id" in kind.DESCRIPTOR.fields_by_name:
+            message.workflow_id = workflow_id(user, request)  # type: ignore[attr-defined]
+        return message
+
+
+def job(number: int, user: str, request: str) -> llm_pb2.JobRequest:
+    """Return a job that is done in a few tokens."""
+    values: dict[str, Any] = {"user_id": user, "request_id": request, "model": "docstrings", "project_id": "fuzz"}
+    values |= {"params": {"max_tokens": 1 + number % 4, "temperature": 0, "stop": ["x"]}, "priority": number % 6}
+    values |= {"timeouts": {"total": {"seconds": 60}}}
+    if number % 5 == 0:
+        values["notify"] = [{"webhook": {"url": "http://127.0.0.1:9/"}}]
+    if number % 3:
+        return llm_pb2.JobRequest(prompt=f"Prompt {number}.", **values)
+    return llm_pb2.JobRequest(messages=[{"role": llm_pb2.ROLE_USER, "content": "Hi."}], **values)  # type: ignore[list-item]
+
+
+def random_message(rng: random.Random, kind: Any, depth: int = 0) -> Message:
+    """Return a message of which any field may be set to anything that its type can hold."""
+    message: Message = kind()
+    for field in kind.DESCRIPTOR.fields:
+        if rng.random() < 0.6 / (depth + 1):
+            fill(rng, message, field, depth)
+    return message
+
+
+def change(rng: random.Random, message: Message) -> None:
+    """Change a field somewhere in a message: another value, none, or very many."""
+    inner = [value for field, value in message.ListFields() if isinstance(value, Message)]
+    if inner and rng.random() < 0.7:
+        change(rng, rng.choice(inner))
+    elif fields := message.DESCRIPTOR.fields:
+        field = rng.choice(fields)
+        message.ClearField(field.name)
+        if rng.random() < 0.8:
+            fill(rng, message, field, MAX_DEPTH - 2)
+
+
+def fill(rng: random.Random, message: Message, field: FieldDescriptor, depth: int) -> None:
+    """Set a field to something."""
+    of_messages = field.message_type is not None
+    if field.is_repeated:
+        items = getattr(message, field.name)
+        for _ in range(rng.choice((1, 1, 2, 5, 20, 1100))):
+            if of_messages:
+                item = items.add()
+                item.CopyFrom(random_message(rng, type(item), depth + 1))
+            else:
+                items.append(scalar(rng, field))
+    elif of_messages:
+        inner = getattr(message, field.name)
+        inner.SetInParent()
+        if depth < MAX_DEPTH:
+            inner.CopyFrom(random_message(rng, type(inner), depth + 1))
+    else:
+        setattr(message, field.name, scalar(rng, field))
+
+
+def scalar(rng: random.Random, field: FieldDescriptor) -> Any:
+    """Return a value that the field's type can hold."""
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return rng.choice(TEXTS)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return rng.randbytes(rng.randint(0, 50))
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return rng.random() < 0.5
+    if field.type == FieldDescriptor.TYPE_DOUBLE:
+        return rng.choice(FLOATS)
+    number = rng.choice(NUMBERS)
+    return number if field.type in INT64 else max(-(2**31), min(2**31 - 1, number))
+
+
+def damage(rng: random.Random, data: bytes) -> bytes:
+    """Return the bytes as a broken client, or a hostile one, would send them."""
+    start, end = sorted((rng.randint(0, len(data)), rng.randint(0, len(data))))
+    ways: tuple[Callable[[], bytes], ...] = (
+        lambda: data[:end],
+        lambda: data[start:],
+        lambda: data[:start] + data[end:],
+        lambda: data[:end] + data[start:],
+        lambda: data[:start] + rng.randbytes(end - start) + data[end:],
+        lambda: data[:start] + bytes(byte ^ 1 << rng.randrange(8) for byte in data[start:end]) + data[end:],
+        lambda: data + data[start:end] * 200,
+        lambda: data * 20,
+    )
+    return rng.choice(ways)()
+
+
+def _header(rng: random.Random) -> str:
+    trace = f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-01"
+    return rng.choice((trace, trace[:-1], "", "00-" + "0" * 32 + "-" + "0" * 16 + "-00", "a=b," * 100, "~" * 500))

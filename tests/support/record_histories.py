@@ -1,0 +1,84 @@
+"""`make histories`: record the history of one job for every outcome into tests/histories/.
+
+Do this when the workflow has changed on purpose, in a way that jobs which run during the upgrade survive (see
+https://docs.temporal.io/develop/python/versioning): the new histories then join the old ones. Histories that are there
+are kept, because jobs like them may still be open somewhere.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from typing import Any, Final
+
+import grpc
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from jobs.ids import delivery_workflow_id
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from payload_converter import data_converter
+from tests.support.jobs import new_job, until_output, watch
+from tests.support.outcomes import run_all
+from tests.support.paths import ROOT
+from tests.support.stacks import FAST, stack_settings
+
+HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
+
+
+def without_stack_traces(value: Any) -> Any:
+    """Return the JSON without the stack traces of failures: they hold paths of the machine that recorded them."""
+    if isinstance(value, dict):
+        return {key: without_stack_traces(item) for key, item in value.items() if key != "stackTrace"}
+    return [without_stack_traces(item) for item in value] if isinstance(value, list) else value
+
+
+async def handed_over(stack: Stack, stub: LlmServiceStub) -> str:
+    """Run a job whose worker stops in the middle of it; return its id."""
+    worker = stack.processes["gpu-worker"]
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 600})))
+    await until_output(stub, response.workflow_id)
+    await worker.terminate()
+    await worker.start()
+    await watch(stub, response.workflow_id)
+    return response.workflow_id
+
+
+async def delivered_later(stub: LlmServiceStub, temporal: Client, job_id: str) -> str:
+    """Send the outcome of an ended job again, to the end; return the id of the workflow that did."""
+    handle = temporal.get_workflow_handle(delivery_workflow_id(job_id))
+    await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=job_id))
+    await handle.result()
+    return handle.id
+
+
+async def main(version: str) -> None:
+    """Record into files named after the outcome and the version."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            Stack(stack_settings(folder), environment=FAST) as stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+        ):
+            temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+            stub = LlmServiceStub(channel)
+            ids = await run_all(stub, temporal)
+            ids["succeeded-after-a-handover"] = await handed_over(stack, stub)
+            failed = ids["succeeded-notification-failed"]
+            await temporal.get_workflow_handle(delivery_workflow_id(failed)).result()
+            ids["delivery-given-up"] = delivery_workflow_id(failed)
+            for outcome, id_ in ids.items():
+                await record(temporal, id_, f"{outcome}.{version}")
+            again = await delivered_later(stub, temporal, failed)
+            await record(temporal, again, f"delivery-sent-again.{version}")
+
+
+async def record(temporal: Client, id_: str, name: str) -> None:
+    """Write the history of the last run of a workflow."""
+    history = await temporal.get_workflow_handle(id_).fetch_history()
+    text = json.dumps(without_stack_traces(history.to_json_dict()), indent=1)
+    (HISTORIES / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

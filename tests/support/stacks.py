@@ -1,0 +1,93 @@
+"""Stacks of real processes, whose waits and retries are shortened by the settings that an operator has."""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from deploy.local.process import Process
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2_grpc
+
+FAST = {
+    "gateway": {
+        "GATEWAY_RETRY_INTERVAL": "PT0.1S",
+        "GATEWAY_NOTIFY_HOLD": "PT2S",
+        "GATEWAY_NOTIFY_INTERVAL": "PT0.1S",
+        "GATEWAY_NOTIFY_BACKOFF": "2",
+        "GATEWAY_NOTIFY_WITHIN": "PT6S",
+        "GATEWAY_NOTIFY_TIMEOUT": "PT2S",
+        "GATEWAY_POLL": "PT0.3S",
+        "GATEWAY_REDELIVER_INTERVAL": "PT0S",
+        "GATEWAY_KEEPALIVE": "PT1S",
+        "GATEWAY_SHUTDOWN_GRACE": "PT2S",
+        "GATEWAY_MODELS": """[
+            {"name": "docstrings", "context_tokens": 8192, "max_output_tokens": 8192, "default_max_tokens": 64,
+             "tokenizer": "models/docstrings/tokenizer.json"},
+            {"name": "structured", "context_tokens": 8192, "max_output_tokens": 8192, "default_max_tokens": 64,
+             "structured_output": true},
+            {"name": "idle", "context_tokens": 2000000, "max_output_tokens": 8192, "default_max_tokens": 64,
+             "queue": "llm-gpu-activities.idle"}
+        ]""",
+    },
+    "gpu-worker": {
+        "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 200}',
+        "GPU_WORKER_HEARTBEAT_INTERVAL": "PT0.3S",
+        "GPU_WORKER_MAX_CONCURRENT": "64",
+        "GPU_WORKER_SHUTDOWN_GRACE": "PT1S",
+    },
+    "notifier": {
+        "NOTIFIER_WEBHOOK_TIMEOUT": "PT1S",
+        "NOTIFIER_WEBHOOK_SECRETS": """[
+            "whsec_bmV3ZXIgMDEyMzQ1Njc4OTAxMjM0NTY3", "whsec_b2xkZXIgMDEyMzQ1Njc4OTAxMjM0NTY3"
+        ]""",
+    },
+}
+"""Settings of the services under test, by kind of process.
+
+The heartbeat timeout is left at its default: on a busy machine a live worker is silent for seconds, and an attempt
+that is lost so is one more than a test expects. Tests that kill workers shorten it, and expect no exact number.
+"""
+
+
+def stack_settings(folder: Any, **changes: Any) -> StackSettings:
+    """Return settings for a stack of its own: any free ports, the simulated engine."""
+    chosen = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
+    return StackSettings(**{**chosen, "state_dir": folder, "engine": "simulated", **changes})
+
+
+@asynccontextmanager
+async def running(stack: Stack, notifier: Process, gateway: Process) -> AsyncIterator[llm_pb2_grpc.LlmServiceStub]:
+    """Run a notifier and a gateway beside the stack's own while the context is open; yield a client of the gateway."""
+    for process in (notifier, gateway):
+        await process.start()
+        await process.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        yield llm_pb2_grpc.LlmServiceStub(channel)
+    for process in (gateway, notifier):
+        await process.terminate()
+
+
+def tool(name: str) -> str:
+    """Return the path of an installed program: beside the interpreter, or else in PATH."""
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert path, f"{name} is not installed"
+    return path
+
+
+async def temporal_cli(stack: Stack, *arguments: str) -> str:
+    """Run Temporal's CLI against the stack and return what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(tool("temporal"), *arguments, "--address", stack.address("temporal")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, problem = await process.communicate()
+    assert process.returncode == 0, problem.decode()
+    return output.decode()

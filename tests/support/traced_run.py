@@ -1,0 +1,237 @@
+"""One run of the stack with jobs of every kind, and all that it leaves: spans, logs, webhooks, a history."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from jobs.ids import delivery_workflow_id
+from jobs.names import DELIVERY_WORKFLOW_TYPE, WORKFLOW_TYPE
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from payload_converter import data_converter
+from tests.support.jobs import Seen, new_job, until_output, watch, webhook
+from tests.support.otlp import Caller, Collector, Span, Spans
+from tests.support.receivers import Receiver, Request, hang, receiving, status
+from tests.support.stacks import FAST, stack_settings
+
+MANY = 100
+MARKER = "xyzzy"
+"""Part of every prompt, and of nothing else."""
+SECRET = "hush-hush"
+"""Part of the feed's URL and of the webhooks'."""
+CAPTURING = {
+    "GPU_WORKER_MODEL": "idle",
+    "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
+    "GPU_WORKER_CAPTURE_CONTENT": "true",
+}
+SERVICES = ("gateway", "gateway-2", "gpu-worker", "gpu-worker-2", "notifier")
+IMPATIENT = {"GATEWAY_ROLE": "api", "GATEWAY_NOTIFY_HOLD": "PT6S", "GATEWAY_NOTIFY_WITHIN": "PT60S"}
+"""Of a second gateway, whose jobs do not wait for a receiver that asks for more than three quarters of that."""
+FEW = {"max_tokens": 2}
+LONG = {"max_tokens": 4000}
+
+
+@dataclass
+class Job:
+    """A job, who asked for it, and what they got."""
+
+    submit: Caller
+    response: llm_pb2.SubmitResponse
+    trailing: dict[str, str]
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def id(self) -> str:
+        return self.response.workflow_id
+
+
+class CallingClient:
+    """Calls the gateway, each time with a trace of its own."""
+
+    def __init__(self, stub: LlmServiceStub) -> None:
+        self.stub = stub
+        self.calls: dict[str, Caller] = {}
+        """By what the test calls them."""
+
+    async def submit(self, job: llm_pb2.JobRequest) -> Job:
+        caller = Caller()
+        call = self.stub.Submit(llm_pb2.SubmitRequest(job=job), metadata=caller.metadata)
+        response = await call
+        return Job(caller, response, dict(await call.trailing_metadata()))
+
+    async def run(self, prompt: str = "", **changes: object) -> Job:
+        job = await self.submit(new_job(f"{MARKER} {prompt}", **changes))
+        job.seen = await watch(self.stub, job.id)
+        return job
+
+    def calling(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Return the metadata of one more call."""
+        self.calls[name] = Caller()
+        return self.calls[name].metadata
+
+
+@dataclass
+class Traced:
+    """What was left."""
+
+    spans: Spans
+    jobs: dict[str, Job]
+    many: list[Job]
+    calls: dict[str, Caller]
+    webhooks: list[Request]
+    requests: dict[str, list[Request]]
+    """What the receiver that is unavailable at first was sent, by path."""
+    histories: dict[str, str]
+    """Of a job's workflow and of one that went on with its deliveries, by type."""
+    again: Job
+    logs: dict[str, str]
+    """All that each process has written, by its name."""
+
+    def tree(self, name: str) -> list[str]:
+        """Return the whole trace of a job."""
+        return self.spans.tree(self.jobs[name].submit, words)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return what the services have logged of a job, in order."""
+        lines = [json.loads(line) for kind in SERVICES for line in self.logs[kind].splitlines()]
+        return sorted(
+            (line for line in lines if line.get("workflow_id") == self.jobs[name].id), key=lambda line: line["time"]
+        )
+
+    def call(self, name: str) -> list[str]:
+        """Return the whole trace of a later call."""
+        return self.spans.tree(self.calls[name], words)
+
+
+def words(span: Span) -> str:
+    """Return what a reader of the trace wants to know besides the name."""
+    about = span.attributes
+    told = []
+    if code := about.get("rpc.response.status_code"):
+        told.append(code)
+    if answered := about.get("http.response.status_code"):
+        told.append(str(answered))
+    if attempt := about.get("llm.job.attempt"):
+        told.append(f"attempt {attempt}")
+    told += about.get("gen_ai.response.finish_reasons", [])
+    if reason := about.get("llm.job.finish_reason"):
+        told.append(reason)
+    if span.failed or "error.type" in about:
+        told.append(f"{'ERROR' if span.failed else 'not an error:'} {about.get('error.type', '')}".rstrip())
+    told += ["linked"] * len(span.links)
+    return f" ({', '.join(told)})" if told else ""
+
+
+async def run_everything(folder: Path, receiver: Receiver) -> Traced:
+    """Run jobs of every kind, then stop all processes, which sends their last spans."""
+    kinds = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    async with Collector() as collector:
+        environment = {kind: {**FAST.get(kind, {}), **collector.environment} for kind in kinds}
+        # On a busy machine, too, every delivery belongs to its job's own workflow.
+        environment["gateway"] |= {"GATEWAY_NOTIFY_HOLD": "PT60S", "GATEWAY_NOTIFY_TIMEOUT": "PT30S"}
+        stack = Stack(stack_settings(folder), only=kinds, environment=environment)
+        stack.add("gpu-worker", CAPTURING)
+        stack.add("gateway", IMPATIENT)
+        for process in stack.processes.values():
+            process.environment["FEED_URL"] = f"nats://someone:{SECRET}@{stack.address('nats')}"
+        async with (
+            stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+            grpc.aio.insecure_channel(stack.address("gateway-2")) as impatient_channel,
+            receiving() as unavailable,
+        ):
+            client, jobs = CallingClient(LlmServiceStub(channel)), {}
+            impatient = CallingClient(LlmServiceStub(impatient_channel))
+            targets = webhook(unavailable.on("/left", status(503, retry_after="5"), status(200)))
+            jobs["left"] = await impatient.run(params=FEW, notify=targets)
+            targets = webhook(unavailable.on("/again", status(503), status(200)))
+            jobs["notified again"] = await client.run(params=FEW, notify=targets)
+            targets = webhook(unavailable.on("/hung", hang, status(200)))
+            jobs["not answered"] = await client.run(params=FEW, notify=targets)
+            jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
+            jobs |= await all_kinds(client, receiver)
+            many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
+            again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
+            temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+            await redelivered(client, temporal, jobs["left"])
+            requests = {path: await unavailable.received(path, count) for path, count in (("/left", 3), ("/again", 2))}
+            histories = {
+                kind: (await temporal.get_workflow_handle(id_).fetch_history()).to_json()
+                for kind, id_ in (
+                    (WORKFLOW_TYPE, jobs["retried"].id),
+                    (DELIVERY_WORKFLOW_TYPE, delivery_workflow_id(jobs["left"].id)),
+                )
+            }
+            webhooks = await receiver.received("/traced")
+        logs = {name: process.log_path.read_text() for name, process in stack.processes.items()}
+        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, histories, again, logs)
+
+
+async def interrupted(stack: Stack, client: CallingClient, *ways: str) -> list[Job]:
+    """Run jobs, one after the other, whose worker is ended in one of these ways in the middle."""
+    jobs = []
+    for way in ways:
+        job = await client.submit(new_job(MARKER, params={"max_tokens": 400}))
+        await until_output(client.stub, job.id)
+        worker = stack.processes["gpu-worker"]
+        await getattr(worker, way)()
+        await worker.start()
+        job.seen = await watch(client.stub, job.id)
+        jobs.append(job)
+    return jobs
+
+
+async def all_kinds(client: CallingClient, receiver: Receiver) -> dict[str, Job]:
+    async def cancelled() -> Job:
+        job = await client.submit(new_job(MARKER, params=LONG))
+        await until_output(client.stub, job.id)
+        request = llm_pb2.CancelRequest(workflow_id=job.id, reason="enough")
+        await client.stub.Cancel(request, metadata=client.calling("cancel"))
+        job.seen = await watch(client.stub, job.id)
+        return job
+
+    refused = receiver.on("/refused", status(410))
+    kinds = {
+        "succeeded": client.run(params={"max_tokens": 20}, notify=webhook(f"{receiver.url}/traced?token={SECRET}")),
+        "retried": client.run("[[fault:failed@3:once]]", params={"max_tokens": 20}),
+        "failed": client.run("[[fault:oom@3]]", params={"max_tokens": 20}),
+        "cancelled": cancelled(),
+        "captured": client.run(model="idle", params={"max_tokens": 20}),
+        "refused": client.run(params={"max_tokens": 2}, notify=webhook(f"{refused}?token={SECRET}")),
+    }
+    return dict(zip(kinds, await asyncio.gather(*kinds.values()), strict=True))
+
+
+async def redelivered(client: CallingClient, temporal: Client, job: Job) -> None:
+    """Have the outcome of a job sent again, whose deliveries went on without it."""
+    delivering = temporal.get_workflow_handle(delivery_workflow_id(job.id))
+    await delivering.result()
+    again = llm_pb2.RedeliverRequest(workflow_id=job.id)
+    await client.stub.Redeliver(again, metadata=client.calling("redeliver"))
+    await delivering.result()
+    log = llm_pb2.ListDeliveriesRequest(workflow_id=job.id)
+    await client.stub.ListDeliveries(log, metadata=client.calling("deliveries"))
+
+
+async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
+    """Make calls that are not a part of the job; return the answer to the same Submit, made again."""
+    stub = client.stub
+    stream = llm_pb2.StreamStatusRequest(workflow_id=job.id)
+    async for _ in stub.StreamStatus(stream, metadata=client.calling("stream")):
+        pass
+    await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=job.id), metadata=client.calling("status"))
+    await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cancelled.id), metadata=client.calling("partial"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id="llmjob-no-1"), metadata=client.calling("not found"))
+    listing = llm_pb2.ListRequest(model="docstrings", page_size=5)
+    await stub.List(listing, metadata=client.calling("list"))
+    first = new_job(MARKER, params={"max_tokens": 2})
+    await client.submit(first)
+    return await client.submit(first)

@@ -1,0 +1,72 @@
+"""Watchers of a job, as clients write them: one that leaves and comes back, one that goes on at another gateway."""
+
+import random
+from collections.abc import Sequence
+
+import grpc
+
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.gateway.job_record import FINAL_STATES
+from tests.support.jobs import Seen
+
+
+async def watch_on(
+    stub: LlmServiceStub, id_: str, seen: Seen, token: str = "", *, most: int | None = None, seconds: float = 60
+) -> bool:
+    """Watch a job from where `seen` ends, for up to `most` messages; return whether it has ended.
+
+    Comes back with the token where there is one, as well as with the offset.
+    """
+    request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset, resume_token=token)
+    call = stub.StreamStatus(request, timeout=seconds)
+    left = most
+    async for message in call:
+        seen.add(message)
+        if left is not None and (left := left - 1) == 0:
+            call.cancel()
+            break
+    return bool(seen.messages) and seen.final.status.state in FINAL_STATES
+
+
+async def watch_in_pieces(
+    stub: LlmServiceStub, id_: str, chance: random.Random, then: LlmServiceStub | None = None, tokens: float = 0.5
+) -> Seen:
+    """Watch a job, leaving and coming back after every few messages; at `then` if the gateway dies.
+
+    `tokens` is how often it comes back with the resume token, rather than with the offset alone: 0 to 1.
+    """
+    seen = Seen()
+    while True:
+        token = seen.resume_token if chance.random() < tokens else ""
+        try:
+            if await watch_on(stub, id_, seen, token, most=chance.randrange(1, 30)):
+                return seen
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or then is None:
+                raise
+            stub, then = then, None
+
+
+async def watch_anywhere(stubs: Sequence[LlmServiceStub], id_: str) -> Seen:
+    """Watch a job at the first gateway; when that breaks off, go on at the next with the token."""
+    seen = Seen()
+    for stub in stubs:
+        try:
+            await watch_on(stub, id_, seen, seen.resume_token)
+            break
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
+    return seen
+
+
+async def when_output_reaches(stub: LlmServiceStub, id_: str, size: int) -> llm_pb2.JobStatus:
+    """Return the last status, which names the worker, once there are so many bytes."""
+    status = llm_pb2.JobStatus()
+    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+        if message.HasField("status"):
+            status = message.status
+        if message.next_offset >= size and status.progress.worker:
+            return status
+    raise AssertionError("the job ended too soon")

@@ -1,0 +1,207 @@
+"""RunLLMOnGPU by itself: what a second attempt makes of what the first one left in the feed."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from feed.memory import MemoryFeed
+from jobs.rules import check_job
+from llm_pb import llm_pb2
+from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.engines.engine import Engine, EngineConfig, create_engine
+from services.gpu_worker.settings import GpuWorkerSettings
+from tests.support.jobs import new_job
+
+KEY = ActivityEnvironment.default_info().workflow_run_id or ""
+SETTINGS = GpuWorkerSettings(engine="simulated")
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[Engine]:
+    engine = create_engine("simulated", EngineConfig("", 8, {"tokens_per_second": 2000}))
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+class Worker:
+    """The activity with everything it needs, and what it has counted."""
+
+    def __init__(self, engine: Engine, feed: MemoryFeed) -> None:
+        self._reader = InMemoryMetricReader()
+        meter = MeterProvider([self._reader]).get_meter("test")
+        loaded = asyncio.create_task(asyncio.sleep(0))
+        self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, "w", meter, trace.NoOpTracer())
+
+    async def run(self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0) -> llm_pb2.JobResult:
+        environment = ActivityEnvironment()
+        environment.info = dataclasses.replace(environment.info, attempt=attempt)
+        request = llm_pb2.RunRequest(job=job, handovers=handovers)
+        request.create_time.GetCurrentTime()
+        return await environment.run(self._activity.__call__, request)
+
+    def counted(self, name: str) -> int:
+        data = self._reader.get_metrics_data()
+        points = [
+            point.value
+            for resource in (data.resource_metrics if data else [])
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+        return sum(points)
+
+
+async def log_of(feed: MemoryFeed) -> list[llm_pb2.FeedRecord]:
+    """Return what is in the feed."""
+    await feed.append(KEY, llm_pb2.FeedRecord(writer="end"))
+    records: list[llm_pb2.FeedRecord] = []
+
+    def take(record: llm_pb2.FeedRecord) -> bool:
+        records.append(record)
+        return record.writer == "end"
+
+    await feed.read(KEY, take)
+    await feed.remove(KEY)
+    return records[:-1]
+
+
+async def broken_off(engine: Engine, job: llm_pb2.JobRequest, after: int) -> list[llm_pb2.FeedRecord]:
+    """Return what the feed holds of an attempt that was killed after so many pieces of output."""
+    feed = MemoryFeed()
+    await Worker(engine, feed).run(job)
+    kept, pieces = [], 0
+    for record in await log_of(feed):
+        pieces += record.WhichOneof("event") == "tokens_made"
+        if pieces > after:
+            break
+        kept.append(record)
+    return kept
+
+
+async def refill(records: list[llm_pb2.FeedRecord]) -> MemoryFeed:
+    feed = MemoryFeed()
+    for record in records:
+        await feed.append(KEY, record)
+    return feed
+
+
+JOB = new_job("Say something with ünïcödé.", params={"max_tokens": 60, "stop": ["no such text"]})
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_an_attempt_continues(engine: Engine, *, handed_over: bool) -> None:
+    """After a crash and after a handover, from any place: the same output, only the rest of it made again."""
+    whole = await Worker(engine, MemoryFeed()).run(JOB)
+    for after in range(1, 60, 7):
+        left = await broken_off(engine, JOB, after)
+        feed = await refill(left)
+        worker = Worker(engine, feed)
+        result = await worker.run(JOB, attempt=1 if handed_over else 2, handovers=int(handed_over))
+        assert result.output == whole.output
+        assert result.metadata.output_tokens == 60
+        assert result.metadata.first_token_time == next(
+            record.tokens_made.made_at for record in left if record.tokens_made.HasField("made_at")
+        )
+        made = [r for r in (await log_of(feed))[len(left) :] if r.WhichOneof("event") == "tokens_made"]
+        assert sum(len(record.tokens_made.token_ids) for record in made) == 60 - after
+        assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (1, 0)
+
+
+async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[llm_pb2.FeedRecord]) -> None:
+    """Check that a second attempt makes the whole output itself, and counts that."""
+    feed = await refill(records)
+    worker = Worker(engine, feed)
+    result = await worker.run(job, attempt=2)
+    assert result.output == (await Worker(engine, MemoryFeed()).run(job)).output
+    made = [r.tokens_made for r in (await log_of(feed))[len(records) :] if r.WhichOneof("event") == "tokens_made"]
+    assert made[0].token_offset == made[0].offset == 0
+    assert sum(len(record.token_ids) for record in made) == 60
+    assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 1)
+
+
+async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
+    await starts_over(engine, JOB, [])
+
+
+async def test_an_attempt_after_one_that_made_nothing_takes_nothing_back(engine: Engine) -> None:
+    feed = await refill([llm_pb2.FeedRecord(writer="1", attempt_started=llm_pb2.AttemptStarted(attempt=1))])
+    worker = Worker(engine, feed)
+    assert (await worker.run(JOB, attempt=2)).metadata.output_tokens == 60
+    assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 0)
+
+
+async def test_a_log_with_a_gap_means_starting_over(engine: Engine) -> None:
+    left = await broken_off(engine, JOB, 20)
+    del left[len(left) // 2]
+    await starts_over(engine, JOB, left)
+
+
+async def test_another_models_log_means_starting_over(engine: Engine) -> None:
+    """The engine refuses tokens that are not its own."""
+    other = llm_pb2.JobRequest()
+    other.CopyFrom(JOB)
+    other.prompt = "Say something else."
+    await starts_over(engine, JOB, await broken_off(engine, other, 20))
+
+
+async def test_a_job_that_was_accepted_before_a_rule_goes_on(engine: Engine) -> None:
+    """In the middle of a rolling upgrade, say: no worker judges by a rule that its gateway did not have."""
+    job = llm_pb2.JobRequest()
+    job.CopyFrom(JOB)
+    job.notify.add(webhook=llm_pb2.Webhook(url="https://10.1/hook"))
+    assert check_job(job)
+    result = await Worker(engine, await refill(await broken_off(engine, JOB, 20))).run(job, attempt=2)
+    assert result.output == (await Worker(engine, MemoryFeed()).run(JOB)).output
+
+
+async def test_an_attempt_that_cannot_begin_keeps_what_an_earlier_one_generated(engine: Engine) -> None:
+    """On a worker of another model, say, that listens to the wrong queue."""
+    job = llm_pb2.JobRequest()
+    job.CopyFrom(JOB)
+    job.model = "another"
+    with pytest.raises(ApplicationError) as failed:
+        await Worker(engine, await refill(await broken_off(engine, JOB, 20))).run(job, attempt=2)
+    assert failed.value.type == "UNKNOWN_MODEL"
+    (detail,) = failed.value.details
+    assert detail.metadata.output_tokens == 20
+    assert (await Worker(engine, MemoryFeed()).run(JOB)).output.startswith(detail.output)
+    assert detail.output
+
+
+async def test_logprobs_mean_starting_over(engine: Engine) -> None:
+    """The feed does not keep them."""
+    job = llm_pb2.JobRequest()
+    job.CopyFrom(JOB)
+    job.params.logprobs = 1
+    await starts_over(engine, job, await broken_off(engine, job, 20))
+
+
+async def test_a_zombies_records_are_void(engine: Engine) -> None:
+    """What an attempt writes after another took over is not continued from."""
+    left = await broken_off(engine, JOB, 20)
+    zombie = llm_pb2.FeedRecord()
+    zombie.CopyFrom(left[-1])
+    takes_over = llm_pb2.FeedRecord(writer="second", attempt_started=llm_pb2.AttemptStarted(attempt=2))
+    zombie.tokens_made.offset += len(zombie.tokens_made.text.encode())
+    zombie.tokens_made.token_offset += len(zombie.tokens_made.token_ids)
+    result = await Worker(engine, await refill([*left, takes_over, zombie])).run(JOB, attempt=3)
+    assert result.output == (await Worker(engine, MemoryFeed()).run(JOB)).output
+
+
+async def test_a_failure_carries_what_was_made(engine: Engine) -> None:
+    """As the error's detail, for the workflow."""
+    with pytest.raises(ApplicationError) as failed:
+        await Worker(engine, MemoryFeed()).run(new_job("[[fault:oom@7]]", params={"max_tokens": 20}))
+    assert failed.value.type == "OUT_OF_MEMORY"
+    assert not failed.value.non_retryable
+    (detail,) = failed.value.details
+    assert detail.metadata.output_tokens == 7

@@ -1,0 +1,103 @@
+"""The rules of the layout: who may import whom, and how big a module may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+OURS = {"deploy", "feed", "jobs", "llm_pb", "models", "payload_converter", "runtime", "services", "workflows"}
+
+MAY_IMPORT = {
+    "llm_pb": set(),
+    "payload_converter": {"llm_pb"},
+    "jobs": {"llm_pb"},
+    "workflows": {"jobs", "llm_pb"},
+    "feed": {"jobs", "llm_pb"},
+    "runtime": {"payload_converter"},
+    "services": {"feed", "jobs", "models", "runtime", "llm_pb"},
+    "services/codec": {"payload_converter", "runtime"},
+    "services/gateway": {"feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
+}
+"""What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
+
+ONLY = {
+    "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sinks/nats.py"},
+    "aiokafka": {"services/notifier/sinks/kafka.py"},
+    "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},
+    "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
+    "torch": {
+        f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")
+    },
+}
+"""Heavy dependencies and the only modules that import them."""
+
+DETERMINISTIC = {
+    "__future__",
+    "asyncio",
+    "collections",
+    "dataclasses",
+    "datetime",
+    "typing",
+    "jobs",
+    "llm_pb",
+    "workflows",
+}
+"""What the code of a workflow may import, and of temporalio what is below: no clock, no socket, no chance."""
+OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
+
+
+PACKAGES = [name for name in MAY_IMPORT if "/" not in name]
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_keeps_the_import_rules(path: Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    allowed = MAY_IMPORT.get("/".join(parts[:2]), MAY_IMPORT[parts[0]])
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top in OURS and top != parts[0]:
+            assert top in allowed, f"{name} is not for {path.parent}"
+        if top == "services" and parts[0] == "services":
+            assert rest[0] == parts[1], "no service imports another"
+        if top in ONLY:
+            assert str(path.relative_to(ROOT)) in ONLY[top], f"{top} has its own module"
+        if parts[0] == "workflows":
+            assert top in DETERMINISTIC or name in OF_TEMPORAL, f"{name} is not for a workflow"
+
+
+def test_entry_points_only_join_parts() -> None:
+    for path in (ROOT / "services").glob("*/__main__.py"):
+        code = [line for line in path.read_text().splitlines() if line.strip()]
+        assert len(code) < 60, path
+
+
+def test_a_module_holds_one_thing() -> None:
+    big = {p: n for p in modules() if "_pb2" not in p.name and (n := len(p.read_text().splitlines())) > 320}
+    assert not big
+
+
+def test_a_worker_imports_only_its_engine() -> None:
+    """The module of the seam loads no engine; the simulated one brings neither torch nor vllm."""
+    code = (
+        "import sys; from services.gpu_worker import __main__; from services.gpu_worker.engines import engine; "
+        "engine.create_engine('simulated', engine.EngineConfig('', 1)); "
+        "sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

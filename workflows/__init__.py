@@ -1,0 +1,1 @@
+"""What the suite runs in Temporal: deterministic code alone, which any process can replay."""

@@ -1,0 +1,250 @@
+"""The deliveries of one job's outcome, as workflows make them: attempt after attempt, each one run of NotifyUI.
+
+Each target has a loop of its own, so that a receiver that fails or hangs holds up no other. LLMJobWorkflow begins, and
+holds itself open for a few seconds; what is left then LLMDeliveryWorkflow goes on with, from the same state.
+"""
+
+import asyncio
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import errors, limits, names
+    from jobs.events import base_event, event_type, targets_of, wants
+    from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
+    from jobs.targets import describe
+    from llm_pb import llm_pb2
+
+_KEPT_ATTEMPTS: Final = 50
+_JITTER: Final = 0.2
+"""Waits are up to this part longer or shorter: what failed together must not come back together."""
+_MAX_EXPONENT: Final = 64
+_LOST: Final = "no notifier said in time how it went: none took the delivery, or the one that did was lost"
+_LAST_PART: Final = 0.25
+"""Of the time that a job is held open: an attempt that began in it would have too little time left."""
+_PROGRESS_HEARTBEAT: Final = timedelta(seconds=10)
+"""A notifier that is silent for so long is gone; another one goes on telling of progress."""
+
+
+def new_state(
+    job: llm_pb2.JobRequest,
+    outcome: llm_pb2.JobStatus,
+    result: llm_pb2.JobResult | None,
+    options: llm_pb2.JobOptions,
+    now: datetime,
+) -> llm_pb2.DeliveryState:
+    """Return what is to be delivered of a job's outcome, and to whom: nobody when the job did not ask for its end."""
+    state = llm_pb2.DeliveryState(event=base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome), options=options)
+    if result is not None:
+        whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
+        state.event.output_omitted = not whole and bool(result.output or result.logprobs)
+        state.event.result.CopyFrom(
+            result if whole else llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
+        )
+    if wants(job, llm_pb2.NOTIFY_EVENT_FINISHED):
+        for index, target in enumerate(targets_of(job)):
+            state.targets.append(target)
+            state.deliveries.add(
+                id=f"{outcome.run_id}-finished-{index}",
+                type=event_type(state.event),
+                target=describe(target),
+                state=llm_pb2.NOTIFY_STATE_PENDING,
+            ).give_up_time.FromDatetime(now + options.notify_retry.within.ToTimedelta())
+    return state
+
+
+def start_telling(
+    job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, options: llm_pb2.JobOptions, within: timedelta
+) -> workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None:
+    """Have the targets told how the job gets on, until cancelled; None for a job that does not ask for it."""
+    if not wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS):
+        return None
+    return workflow.start_activity(
+        names.ACTIVITY_NOTIFY_PROGRESS,
+        llm_pb2.NotifyProgressRequest(
+            event=base_event(job, llm_pb2.NOTIFY_EVENT_PROGRESS, status),
+            targets=targets_of(job),
+            options=job.notify_options,
+        ),
+        result_type=llm_pb2.NotifyProgressResponse,
+        task_queue=options.notify_task_queue + names.PROGRESS_QUEUE_SUFFIX,
+        schedule_to_close_timeout=within,
+        heartbeat_timeout=_PROGRESS_HEARTBEAT,
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
+
+
+def next_attempt(
+    retry: llm_pb2.RetryOptions,
+    tries: int,
+    began: datetime,
+    now: datetime,
+    end: datetime,
+    asked: timedelta,
+    chance: float,
+) -> datetime | None:
+    """Return when to try again after so many tries, None to give up.
+
+    `began` is when the last one did: whoever was away since, there is always one more at the `end` or after it.
+    `asked` is what the receiver asked for, `chance` a number from 0 to 1 that spreads the waits.
+    """
+    if tries >= retry.maximum_attempts or began >= end:
+        return None
+    longest = retry.maximum_interval.ToTimedelta()
+    factor = retry.backoff_coefficient ** min(tries - 1, _MAX_EXPONENT)
+    seconds = min(retry.initial_interval.ToTimedelta().total_seconds() * factor, longest.total_seconds())
+    wait = timedelta(seconds=seconds * (1 - _JITTER + 2 * _JITTER * chance))
+    return max(min(now + max(wait, min(asked, longest)), end), now)
+
+
+class Deliveries:
+    """Makes the deliveries of a state, and keeps the state as they go. For use in a workflow."""
+
+    def __init__(self, state: llm_pb2.DeliveryState) -> None:
+        self.state = state
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._again: set[int] = set()
+        self._hold: datetime | None = None
+        self._no_more_after = datetime.max.replace(tzinfo=UTC)
+        self._pausing = False
+
+    def start(self, hold: datetime | None = None) -> None:
+        """Begin with all that are pending. With `hold`, those that are not settled by then are left pending."""
+        self._hold = hold
+        if hold is not None:
+            self._no_more_after = hold - (hold - workflow.now()) * _LAST_PART
+        for index, delivery in enumerate(self.state.deliveries):
+            if delivery.state == llm_pb2.NOTIFY_STATE_PENDING and index not in self._tasks:
+                self._tasks[index] = asyncio.create_task(self._deliver(index))
+
+    def idle(self) -> bool:
+        """Return whether nothing is under way."""
+        for task in self._tasks.values():
+            if task.done():
+                task.result()
+        return all(task.done() for task in self._tasks.values())
+
+    def send_again(self, ids: Collection[str]) -> None:
+        """Send these again, or all without ids, at once and with a fresh schedule."""
+        within = self.state.options.notify_retry.within.ToTimedelta()
+        for index, delivery in enumerate(self.state.deliveries):
+            if not ids or delivery.id in ids:
+                delivery.state = llm_pb2.NOTIFY_STATE_PENDING
+                delivery.give_up_time.FromDatetime(workflow.now() + within)
+                delivery.ClearField("next_attempt_time")
+                self._again.add(index)
+                if index not in self._tasks or self._tasks[index].done():
+                    self._tasks[index] = asyncio.create_task(self._deliver(index))
+
+    async def leave(self) -> None:
+        """Leave what is pending to an LLMDeliveryWorkflow: returns once that has started."""
+        job = workflow.info().workflow_id
+        id_, earlier = delivery_workflow_id(job), unshortened_delivery_workflow_id(job)
+        if id_ != earlier and not workflow.patched(names.PATCH_SHORTENED_DELIVERY_IDS):
+            id_ = earlier
+        try:
+            await workflow.start_child_workflow(
+                names.DELIVERY_WORKFLOW_TYPE,
+                self.state,
+                id=id_,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            )
+        except WorkflowAlreadyStartedError:
+            self.stop(errors.DeliveryFailed("an earlier job under this id is still being delivered"))
+
+    def pause(self) -> None:
+        """Begin no more attempts: idle once those that are under way have ended, with what is left still pending."""
+        self._pausing = True
+
+    def stop(self, error: errors.JobError) -> None:
+        """Give up all that are pending."""
+        for delivery in self.state.deliveries:
+            if delivery.state == llm_pb2.NOTIFY_STATE_PENDING:
+                delivery.state = llm_pb2.NOTIFY_STATE_FAILED
+                delivery.ClearField("next_attempt_time")
+                self._note(delivery, llm_pb2.DeliveryAttempt(error=errors.to_status(error)))
+
+    async def _deliver(self, index: int) -> None:
+        delivery = self.state.deliveries[index]
+        while delivery.state == llm_pb2.NOTIFY_STATE_PENDING:
+            if delivery.HasField("next_attempt_time"):
+                due = delivery.next_attempt_time.ToDatetime(UTC)
+                if self._too_late(due):
+                    return
+                await self._until_due(index, due)
+                # Temporal's timers are up to a second late.
+                if self._pausing or self._too_late(workflow.now()):
+                    return
+            self._again.discard(index)
+            began = workflow.now()
+            response = await self._attempt(index)
+            delivery.target = response.target or delivery.target
+            delivery.ClearField("next_attempt_time")
+            if response.HasField("attempt"):
+                self._note(delivery, response.attempt)
+            if index in self._again:
+                continue
+            delivery.state = response.state
+            if response.state == llm_pb2.NOTIFY_STATE_PENDING:
+                self._schedule(delivery, began, response.retry_after.ToTimedelta())
+
+    def _too_late(self, when: datetime) -> bool:
+        return when > self._no_more_after
+
+    async def _until_due(self, index: int, due: datetime) -> None:
+        wait = max(due - workflow.now(), timedelta(0))
+        try:
+            await workflow.wait_condition(lambda: index in self._again or self._pausing, timeout=wait)
+        except TimeoutError:
+            return
+
+    def _schedule(self, delivery: llm_pb2.Delivery, began: datetime, asked: timedelta) -> None:
+        retry, end = self.state.options.notify_retry, delivery.give_up_time.ToDatetime(UTC)
+        since = end - retry.within.ToTimedelta()
+        tries = sum(attempt.time.ToDatetime(UTC) >= since for attempt in delivery.attempts)
+        due = next_attempt(retry, max(tries, 1), began, workflow.now(), end, asked, workflow.random().random())
+        if due is None:
+            delivery.state = llm_pb2.NOTIFY_STATE_FAILED
+        else:
+            delivery.next_attempt_time.FromDatetime(due)
+
+    async def _attempt(self, index: int) -> llm_pb2.NotifyResponse:
+        delivery, target, options = self.state.deliveries[index], self.state.targets[index], self.state.options
+        request = llm_pb2.NotifyRequest()
+        request.CopyFrom(self.state.event)
+        request.notification_id = delivery.id
+        if target.WhichOneof("target") is not None:
+            request.target.CopyFrom(target)
+        now = workflow.now()
+        limit = options.notify_timeout.ToTimedelta()
+        # Once the job has closed the delivery waits in the queue for a notifier, so that it goes out when one is back.
+        wait = max(delivery.give_up_time.ToDatetime(UTC) - now, timedelta(0)) + limit
+        if self._hold is not None:
+            limit = wait = max(min(limit, self._hold - now), timedelta(milliseconds=1))
+        try:
+            response: llm_pb2.NotifyResponse = await workflow.execute_activity(
+                names.ACTIVITY_NOTIFY,
+                request,
+                result_type=llm_pb2.NotifyResponse,
+                task_queue=options.notify_task_queue,
+                schedule_to_close_timeout=wait,
+                start_to_close_timeout=limit,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                summary=delivery.target or None,
+            )
+            return response
+        except ActivityError:
+            lost = llm_pb2.DeliveryAttempt(error=errors.to_status(errors.DeliveryFailed(_LOST)))
+            lost.time.FromDatetime(now)
+            return llm_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_PENDING, attempt=lost)
+
+    def _note(self, delivery: llm_pb2.Delivery, attempt: llm_pb2.DeliveryAttempt) -> None:
+        if not attempt.HasField("time"):
+            attempt.time.FromDatetime(workflow.now())
+        delivery.attempts.append(attempt)
+        del delivery.attempts[:-_KEPT_ATTEMPTS]

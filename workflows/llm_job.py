@@ -1,0 +1,308 @@
+"""LLMJobWorkflow: one job from its acceptance to its end.
+
+    run the model (RunLLMOnGPU) ──▶ settle the outcome ──▶ tell it (NotifyUI, one for each target) ──▶ close
+    tell how it gets on, if asked to (NotifyProgress)  │        └─ what is not taken soon ──▶ LLMDeliveryWorkflow
+                                                       └──▶ forget the live feed (ForgetFeed)
+
+What the job has made comes with the end of its last attempt. An attempt that could not say how it ended has written
+it to the live feed, from where it is read back (RecoverOutput) before the outcome is settled.
+
+Every wait in here goes through `Cancellation.wait`, so that a cancel, whether it comes as the signal Cancel or from
+Temporal itself (Web UI, `temporal workflow cancel`), is noted wherever the job is and acted upon in one place.
+
+How it closes:
+
+| outcome   | native status | how                                                                             |
+|-----------|---------------|---------------------------------------------------------------------------------|
+| SUCCEEDED | Completed     | the JobResult is the workflow's result                                          |
+| CANCELLED | Canceled      | only a workflow that Temporal was asked to cancel can close so: after a signal  |
+|           |               | the workflow has that asked for itself (RequestCancel)                          |
+| FAILED    | Failed        | an ApplicationError; its type is the reason, its detail the partial JobResult   |
+| TIMED_OUT | Timed out     | when the job's total time is spent: the workflow settles the outcome and waits  |
+|           |               | for Temporal to end it; after the limits of queue and run: Failed, for Temporal |
+|           |               | gives a workflow no way to close itself as timed out                            |
+"""
+
+import asyncio
+from datetime import UTC, timedelta
+from typing import Any, Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy, SearchAttributeUpdate
+from temporalio.exceptions import ActivityError, CancelledError
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import errors, ids, names, options, rules
+    from jobs.events import notification
+    from jobs.inputs import one_input
+    from jobs.memo import from_memo, to_memo
+    from jobs.outcome import add_attempt, add_result, final_state, understand
+    from jobs.search import attributes_of
+    from jobs.times import TotalTime
+    from llm_pb import llm_pb2
+    from workflows.outcome_metrics import record_outcome
+
+from workflows.cancellation import Cancellation
+from workflows.deliveries import Deliveries, new_state, start_telling
+
+_MAX_HANDOVERS: Final = 100
+"""A job that was handed over so often is not the workers' problem any more."""
+
+
+@workflow.defn(name=names.WORKFLOW_TYPE)
+class LLMJobWorkflow:
+    """Runs one JobRequest and returns its JobResult."""
+
+    @workflow.init
+    @one_input
+    def __init__(self, job: llm_pb2.JobRequest | None = None) -> None:
+        """Take the options from the memo; without one (a workflow started by hand) the defaults hold.
+
+        A workflow that was not started with one input has an empty job, which breaks the rules.
+        """
+        info = workflow.info()
+        self._job = job if job is not None else llm_pb2.JobRequest()
+        self._error: errors.JobError | None = None
+        self._ended_at = workflow.now()
+        try:
+            chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), llm_pb2.JobOptions)
+        except ValueError as error:
+            chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
+        self._by_hand = chosen is None or job is None
+        self._patched = False
+        self._options = options.complete(chosen, self._job)
+        self._cancellation = Cancellation()
+        self._result: llm_pb2.JobResult | None = None
+        self._deliveries = Deliveries(llm_pb2.DeliveryState())
+        self._telling: workflow.ActivityHandle[llm_pb2.NotifyProgressResponse] | None = None
+        self._status = llm_pb2.JobStatus(
+            workflow_id=info.workflow_id,
+            run_id=info.run_id,
+            state=llm_pb2.JOB_STATE_QUEUED,
+            trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
+        )
+        self._status.create_time.FromDatetime(info.workflow_start_time)
+
+    @workflow.run
+    @one_input
+    async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
+        """Return the result of a job that succeeded; otherwise close the way the module's table says."""
+        self._patched = self._by_hand and workflow.patched(names.PATCH_BY_HAND)
+        valid = self._is_valid()
+        if valid and self._patched:
+            # No gateway has done it. Not of an invalid job: what breaks the rules may break Temporal's, too.
+            workflow.upsert_search_attributes(_attributes_of(self._job))
+        final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
+        self._settle_outcome(final)
+        forgetting = workflow.start_local_activity(
+            names.ACTIVITY_FORGET_FEED,
+            start_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+        await self._notify(final)
+        await self._cancellation.wait(forgetting.done)
+        # A feed that was away forgets by its retention.
+        forgetting.exception()
+        self._status.state = final
+        workflow.logger.info("job ended", extra={"state": llm_pb2.JobState.Name(final)})
+        return await self._close(final)
+
+    @workflow.signal(name=names.SIGNAL_CANCEL)
+    @one_input
+    def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
+        """Ask the job to stop. Once its outcome is settled this changes nothing."""
+        self._cancellation.note(request.reason if request else "")
+
+    @workflow.query(name=names.QUERY_GET_STATUS)
+    def get_status(self) -> llm_pb2.GetStatusResponse:
+        """Return the status as the workflow knows it: without progress, and QUEUED until the outcome is settled.
+
+        Attempt, error and times are those of the last attempt before a hand-over. The gateway adds what Temporal knows
+        of a pending activity.
+        """
+        return llm_pb2.GetStatusResponse(status=self._told_status(), result=self._result)
+
+    @workflow.query(name=names.QUERY_GET_DELIVERIES)
+    def get_deliveries(self) -> llm_pb2.DeliveryState:
+        """Return how the deliveries stood when the job closed, or stand."""
+        return self._deliveries.state
+
+    def _told_status(self) -> llm_pb2.JobStatus:
+        status = llm_pb2.JobStatus()
+        status.CopyFrom(self._status)
+        status.cancel_requested = self._cancellation.error is not None
+        status.notifications.extend(map(notification, self._deliveries.state.deliveries))
+        return status
+
+    def _is_valid(self) -> bool:
+        """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
+        if self._by_hand:
+            try:
+                if self._error is not None:
+                    raise self._error
+                rules.require_valid(self._job, strict=self._patched)
+            except errors.InvalidJob as error:
+                self._error = error
+                # Nothing that it asks for counts: who is told of its end is the operator's choice.
+                self._job = llm_pb2.JobRequest()
+                self._options = options.complete(None, self._job)
+                return False
+        return True
+
+    async def _run_model(self) -> "llm_pb2.JobState.ValueType":
+        """Run the model to its end; return the final state, leaving result and error in their fields.
+
+        A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
+        """
+        self._telling = start_telling(self._job, self._status, self._options, self._time_to_run())
+        request = llm_pb2.RunRequest(
+            job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
+        )
+        while request.handovers < _MAX_HANDOVERS:
+            await self._run_activity(request)
+            if not isinstance(self._error, errors.WorkerShutdown):
+                break
+            request.handovers += 1
+            self._note_attempt()
+            if self._result is not None:
+                request.earlier_attempts = max(0, self._result.metadata.attempts - 1)
+                request.queue_time.CopyFrom(self._result.metadata.queue_time)
+        return final_state(self._error)
+
+    async def _run_activity(self, request: llm_pb2.RunRequest) -> None:
+        timeouts = self._options.timeouts
+        retry = llm_pb2.RetryOptions()
+        retry.CopyFrom(self._options.gpu_retry)
+        retry.maximum_attempts -= request.earlier_attempts
+        run = workflow.start_activity(
+            names.ACTIVITY_RUN,
+            request,
+            result_type=llm_pb2.JobResult,
+            task_queue=self._options.gpu_task_queue,
+            schedule_to_start_timeout=timeouts.queue.ToTimedelta(),
+            start_to_close_timeout=timeouts.run.ToTimedelta(),
+            schedule_to_close_timeout=self._time_to_run(),
+            heartbeat_timeout=self._options.heartbeat_timeout.ToTimedelta(),
+            retry_policy=options.retry_policy(retry),
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=self._job.model,
+            priority=options.gpu_priority(self._job, workflow.info().priority),
+        )
+        await self._cancellation.wait(lambda: run.done() or self._cancellation.error is not None)
+        if not run.done():
+            run.cancel()
+            await self._cancellation.wait(run.done)
+        # Not after the local activity that may follow: a replay can find another time there.
+        self._ended_at = workflow.now()
+        self._error = None
+        try:
+            self._result = run.result()
+        except asyncio.CancelledError:
+            # Cancelled before Temporal knew of the activity.
+            self._error = self._cancellation.error
+        except ActivityError as failure:
+            self._error, partial = understand(failure.cause)
+            self._result = partial or await self._recover_output() or self._result
+            if self._cancellation.error is not None:
+                # No attempt follows a cancel, so whatever ended the last one, the cancel ended the job.
+                self._error = self._cancellation.error
+        else:
+            if self._result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED:
+                self._error = self._cancellation.error or errors.Cancelled("cancelled on request")
+
+    async def _recover_output(self) -> llm_pb2.JobResult | None:
+        """Return what the live feed holds of the job's output; None when no attempt began, or the feed is away."""
+        recovering = workflow.start_local_activity(
+            names.ACTIVITY_RECOVER_OUTPUT,
+            result_type=llm_pb2.JobResult,
+            start_to_close_timeout=timedelta(seconds=30),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+        await self._cancellation.wait(recovering.done)
+        if recovering.exception() is not None:
+            return None
+        result: llm_pb2.JobResult = recovering.result()
+        result.metadata.model = self._job.model
+        return result if result.metadata.attempts else None
+
+    def _note_attempt(self) -> None:
+        """Write into the status how the last attempt went."""
+        self._status.ClearField("error")
+        if self._error is not None:
+            self._status.error.CopyFrom(errors.to_status(self._error))
+        if self._result is not None:
+            add_attempt(self._status, self._result)
+
+    def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
+        """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
+        status, result = self._status, self._result
+        status.state = llm_pb2.JOB_STATE_NOTIFYING
+        status.end_time.FromDatetime(self._ended_at)
+        self._note_attempt()
+        if result is not None:
+            if final == llm_pb2.JOB_STATE_CANCELLED:
+                # Also where the cancel came between two attempts, of which the last one had failed.
+                result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
+            add_result(status, result, final)
+        record_outcome(self._job, final, self._error, self._cancellation.noted_at)
+
+    async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
+        """Tell the outcome. What its receivers do not take soon is left to a workflow of its own."""
+        outcome = llm_pb2.JobStatus()
+        outcome.CopyFrom(self._status)
+        outcome.cancel_requested = self._cancellation.error is not None
+        outcome.state = final
+        if (telling := self._telling) is not None:
+            telling.cancel()
+        now = workflow.now()
+        state = new_state(self._job, outcome, self._result, self._options, now)
+        self._deliveries = Deliveries(state)
+        self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._total_time().end - now) / 2))
+        await self._cancellation.wait(self._deliveries.idle)
+        if telling is not None:
+            await self._cancellation.wait(telling.done)
+            if not telling.cancelled() and telling.exception() is None:
+                state.earlier.extend(telling.result().deliveries)
+        if any(item.state == llm_pb2.NOTIFY_STATE_PENDING for item in state.deliveries):
+            leaving = asyncio.create_task(self._deliveries.leave())
+            await self._cancellation.wait(leaving.done)
+            leaving.result()
+
+    def _time_to_run(self) -> timedelta:
+        return self._total_time().to_run(workflow.now())
+
+    def _total_time(self) -> TotalTime:
+        info = workflow.info()
+        total = self._options.timeouts.total.ToTimedelta()
+        return TotalTime(info.workflow_start_time, total, info.execution_timeout)
+
+    def _publish(self, final: "llm_pb2.JobState.ValueType") -> None:
+        """Write the outcome where it is read once the workflow has closed.
+
+        Together with the close: an update of its own would cost Temporal a third of what a whole job does.
+        """
+        latency = self._status.end_time.ToDatetime(UTC) - workflow.info().workflow_start_time
+        updates: list[SearchAttributeUpdate[Any]] = [
+            names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
+            names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
+        ]
+        if self._by_hand and not self._patched:
+            updates += _attributes_of(self._job)
+        workflow.upsert_search_attributes(updates)
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status())})
+
+    async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            await self._cancellation.request()
+        self._publish(final)
+        if self._error is None:
+            return self._result or llm_pb2.JobResult()
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            raise CancelledError(str(self._error))
+        if isinstance(self._error, errors.TotalTimeout) and self._total_time().ends_workflow:
+            await self._cancellation.wait(lambda: False)
+        raise errors.to_application_error(self._error, *([] if self._result is None else [self._result]))
+
+
+def _attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:
+    return [pair.key.value_set(pair.value) for pair in attributes_of(job)]
