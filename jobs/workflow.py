@@ -292,7 +292,8 @@ class LLMJobWorkflow:
         if self._by_hand and not self._patched:
             updates += _attributes_of(self._job)
         workflow.upsert_search_attributes(updates)
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status())})
+        size = 0 if self._result is None else self._result.ByteSize()
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._told_status()), names.MEMO_RESULT_BYTES: size})
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
         if final == llm_pb2.JOB_STATE_CANCELLED:
