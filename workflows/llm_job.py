@@ -293,7 +293,8 @@ class LLMJobWorkflow:
         if self._without_options and not self._patched:
             updates += _attributes_of(self._job)
         workflow.upsert_search_attributes(updates)
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._public_status())})
+        size = 0 if self._result is None else self._result.ByteSize()
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._public_status()), names.MEMO_RESULT_BYTES: size})
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
         if final == llm_pb2.JOB_STATE_CANCELLED:

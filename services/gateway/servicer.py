@@ -58,7 +58,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         """See llm.proto."""
         description = await self._reader.describe(request.workflow_id)
         await link_call(description)
-        await self._answers.of(context).reserve(expected_result_bytes(description))
+        await self._answers.of(context).reserve(await expected_result_bytes(description))
         return await self._reader.status_of(description)
 
     def StreamStatus(
