@@ -5,8 +5,11 @@ the same settings that an operator has.
 """
 
 import asyncio
+import ctypes
 import itertools
+import os
 import shutil
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -253,3 +256,17 @@ async def receiver() -> AsyncIterator[Receiver]:
 def webhook(url: str) -> list[llm_pb2.NotifyTarget]:
     """Return JobRequest.notify for one webhook."""
     return [llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=url))]
+
+
+def interrupt(pid: int) -> None:
+    """Send SIGINT to a process, as Ctrl-C does."""
+    os.kill(pid, signal.SIGINT)
+
+
+def interrupt_another_thread(pid: int) -> None:
+    """Send SIGINT to another thread than the main one, which sleeps on, as after a signal just before its sleep."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux sends a signal to one thread")
+    thread = max(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))
+    assert thread != pid
+    assert ctypes.CDLL(None).tgkill(pid, thread, signal.SIGINT) == 0
