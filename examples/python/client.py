@@ -7,16 +7,17 @@ python -m examples.python.client cancel llmjob-u-r [--reason WHY]
 The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr.
 """
 
-import argparse
-import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
 
 if __name__ == "__main__":
     # An interrupted import may print the interrupt and go on. Until there is an event loop, Ctrl-C ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
 
 import grpc
 from google.protobuf import json_format
