@@ -374,9 +374,11 @@ class SamplingParams(_message.Message):
     what would slow every job of the engine's batch:
     - A repeat of a part that varies in length has something in the part that must stand there and separates two
       rounds: ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are not. Without, the lengths of the part times the
-      rounds are at most 16, * and + within the part counting as 8: ([a-z]{1,4}){1,4} is accepted, (a{1,8}){1,8} not.
+      rounds are at most 6, * and + within the part counting as 3: ([a-z]{1,3}){1,2} is accepted, (a{1,8}){1,8} not.
+      Where that part matches digits alone they are at most 16.
       Alternatives of different lengths that name no character vary in length, too: ([a-z]{3}|[0-9]{4})* is refused.
-    - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3.
+    - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3, a repeat of what
+      varies in length as 4: (\\w+ ?){2}(\\w+ ?){2} is refused.
     - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
     - Groups stand within each other at most 32 deep.
     - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, one above 128 as 128.

@@ -42,6 +42,7 @@ DETERMINISTIC = {
     "collections",
     "dataclasses",
     "datetime",
+    "google",
     "typing",
     "jobs",
     "llm_pb",
