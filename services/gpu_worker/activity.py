@@ -22,7 +22,7 @@ from temporalio.exceptions import ApplicationError
 
 from feed.feed import Feed
 from jobs import names
-from jobs.errors import RULES, EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, message_of
+from jobs.errors import EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, to_attempt_error
 from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.rules import require_valid
 from llm_pb import internal_pb2, llm_pb2
@@ -35,7 +35,6 @@ from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
 
 _log = logging.getLogger(__name__)
-_IMMEDIATELY: Final = timedelta(milliseconds=100)
 _NO_TIMEOUT: Final = timedelta(hours=1)
 """In place of a heartbeat timeout for whom Temporal has none."""
 
@@ -204,12 +203,4 @@ class RunLLMOnGPU:
     def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
         """Return the error for Temporal, with what the attempt had made."""
         spans.describe_error(error)
-        return ApplicationError(
-            message_of(error),
-            attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR),
-            type=error.reason,
-            # A job of a worker that stops goes on as a new activity, which costs it no attempt: see workflows.llm_job.
-            non_retryable=not RULES[type(error)].retryable or isinstance(error, WorkerShutdown),
-            # An engine that died says nothing about the job: no need to wait.
-            next_retry_delay=_IMMEDIATELY if isinstance(error, EngineDead) else None,
-        )
+        return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR))

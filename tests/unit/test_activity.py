@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from feed.memory import MemoryFeed
+from jobs.errors import RULES, EngineDead, EngineFailed, JobError
 from jobs.rules import check_job
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -225,3 +226,15 @@ async def test_a_failure_carries_what_was_made(engine: Engine) -> None:
     assert not failed.value.non_retryable
     (detail,) = failed.value.details
     assert detail.metadata.output_tokens == 7
+
+
+@pytest.mark.parametrize(("fault", "error"), [("failed@3", EngineFailed), ("die@3", EngineDead)])
+async def test_a_failed_attempt_is_tried_again_by_the_table(fault: str, error: type[JobError]) -> None:
+    own = create_engine("simulated", EngineConfig("", 8, {"tokens_per_second": 2000}))
+    await own.start()
+    with pytest.raises(ApplicationError) as failed:
+        await Worker(own, MemoryFeed()).run(new_job(f"[[fault:{fault}]]", params={"max_tokens": 20}))
+    assert failed.value.type == error.reason
+    assert not failed.value.non_retryable
+    assert failed.value.next_retry_delay == RULES[error].retry_delay
+    await own.close()
