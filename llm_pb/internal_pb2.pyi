@@ -527,10 +527,13 @@ class AttemptStarted(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Its number, from 1. Void when it is lower than an earlier one's: Temporal has given that attempt up."""
     traceparent: _builtins.str
     """The W3C traceparent of its span, which the next attempt's links to. Empty without traces."""
+    worker: _builtins.str
+    """The worker that runs it. Empty in the records of version 0.1.0."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -541,10 +544,11 @@ class AttemptStarted(_message.Message):
         attempt: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
+        worker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "start_time", b"start_time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "start_time", b"start_time", "traceparent", b"traceparent", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

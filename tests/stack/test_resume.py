@@ -22,7 +22,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import Output
-from services.gpu_worker.report_throttle import Pace
+from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
 from tests.support.jobs import Seen, new_job, watch
 
@@ -53,7 +53,7 @@ class PlayedTemporal:
 
         return SimpleNamespace(typed_search_attributes={}, memo_value=memo_value, id="llmjob-u-r")
 
-    async def look(self, *_: Any) -> llm_pb2.GetStatusResponse:
+    async def status_of(self, *_: Any) -> llm_pb2.GetStatusResponse:
         response = llm_pb2.GetStatusResponse()
         response.CopyFrom(self.response)
         return response
@@ -102,7 +102,7 @@ class Job:
         self.attempt: Attempt | None = None
         self.number = 0
         self.token_id = 0
-        self.heartbeat: tuple[llm_pb2.ResultMetadata, llm_pb2.JobProgress] | None = None
+        self.heartbeat: internal_pb2.RunHeartbeat | None = None
         self.watches = [self.new_watch(), self.new_watch()]
 
     def new_watch(self) -> Watch:
@@ -117,9 +117,9 @@ class Job:
     async def _begin(self, *, starts_over: bool) -> Attempt:
         self.number += 1
         request = internal_pb2.RunRequest(job=new_job())
-        self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), Pace())
+        self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), ReportThrottle())
         if self.heartbeat is not None:
-            self.attempt.continue_from(*self.heartbeat)
+            self.attempt.restore(self.heartbeat)
         if await self.attempt.start(first=self.number == 1) and starts_over:
             self.attempt.start_over()
         return self.attempt
@@ -155,7 +155,7 @@ async def play(data: st.DataObject) -> None:
         elif step == "crash":
             job.attempt = None
         elif step == "beat" and job.attempt is not None:
-            job.heartbeat = (job.attempt.carried(), job.attempt.progress())
+            job.heartbeat = job.attempt.heartbeat()
         elif step == "lose":
             await job.feed.remove(KEY)
             # An attempt that lives on repeats what it has generated; a lost one's is gone.
