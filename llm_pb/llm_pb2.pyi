@@ -378,7 +378,7 @@ class SamplingParams(_message.Message):
       Where that part matches digits alone they are at most 16.
       Alternatives of different lengths that name no character vary in length, too: ([a-z]{3}|[0-9]{4})* is refused.
     - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3, a repeat of what
-      varies in length as 4: (\\w+ ?){2}(\\w+ ?){2} is refused.
+      varies in length as 4: ([a-z]+ ?){2}([a-z]+ ?){2} is refused.
     - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
     - Groups stand within each other at most 32 deep.
     - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, one above 128 as 128.
