@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import durable_llm
 import grpc
 import pytest
-from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 
+import durable_llm
 from deploy.local.stack import Stack
+from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2, llm_pb2_grpc
 from tests.support.jobs import new_job
@@ -392,7 +392,7 @@ async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str) -> N
     names = [new_job().request_id for _ in range(2)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", INTERRUPTED, stack.address("gateway"), method, *names),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "clients/python"), str(ROOT)])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -1,8 +1,8 @@
 """A client of LlmService: submits a job, watches it across broken connections, cancels it.
 
-python -m examples.python.client submit '{"user_id": "u", "request_id": "r", "model": "docstrings", "prompt": "def f("}'
-python -m examples.python.client watch llmjob-u-r [--offset N]
-python -m examples.python.client cancel llmjob-u-r [--reason WHY]
+python -m clients.python.examples.client submit '{"user_id": "u", "request_id": "r", "model": "docstrings", "prompt": "x"}'
+python -m clients.python.examples.client watch llmjob-u-r [--offset N]
+python -m clients.python.examples.client cancel llmjob-u-r [--reason WHY]
 
 The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr.
 """
