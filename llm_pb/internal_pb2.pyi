@@ -41,12 +41,17 @@ class JobOptions(_message.Message):
     NOTIFY_TIMEOUT_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     NOTIFY_HOLD_FIELD_NUMBER: _builtins.int
+    NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
     """Task queue of the notifiers. Default "notifications-activities"."""
     default_max_tokens: _builtins.int
     """The model's max_tokens for a job that sets none. Default 0: the worker's."""
+    notify_operator: _builtins.bool
+    """Whether the operator's endpoint is notified of a job that names no target. False: nobody is, and the job runs no
+    NotifyUI. Unset, as when a workflow is started by hand: the notifier decides by its settings.
+    """
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
         """Time limits, all set. Defaults: see JobTimeouts."""
@@ -83,12 +88,15 @@ class JobOptions(_message.Message):
         notify_timeout: _duration_pb2.Duration | None = ...,
         default_max_tokens: _builtins.int = ...,
         notify_hold: _duration_pb2.Duration | None = ...,
+        notify_operator: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
+    _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__notify_operator) -> _WhichOneofReturnType__notify_operator | None: ...
 
 Global___JobOptions: _TypeAlias = JobOptions  # noqa: Y015
 
@@ -244,6 +252,7 @@ class NotifyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    TARGET_INDEX_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """The same for every attempt of this delivery, unique among all deliveries."""
     output_omitted: _builtins.bool
@@ -258,6 +267,8 @@ class NotifyRequest(_message.Message):
     """The job's label. May be empty."""
     event: _llm_pb2.NotifyEvent.ValueType
     """What is told."""
+    target_index: _builtins.int
+    """Index of the target among those that are notified."""
     @_builtins.property
     def target(self) -> _llm_pb2.NotifyTarget:
         """Where to deliver. Unset: the operator's default for the user."""
@@ -283,12 +294,15 @@ class NotifyRequest(_message.Message):
         model: _builtins.str = ...,
         project_id: _builtins.str = ...,
         event: _llm_pb2.NotifyEvent.ValueType = ...,
+        target_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
+    _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_index) -> _WhichOneofReturnType__target_index | None: ...
 
 Global___NotifyRequest: _TypeAlias = NotifyRequest  # noqa: Y015
 

@@ -374,9 +374,11 @@ class SamplingParams(_message.Message):
     what would slow every job of the engine's batch:
     - A repeat of a part that varies in length has something in the part that must stand there and separates two
       rounds: ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are not. Without, the lengths of the part times the
-      rounds are at most 16, * and + within the part counting as 8: ([a-z]{1,4}){1,4} is accepted, (a{1,8}){1,8} not.
+      rounds are at most 6, * and + within the part counting as 3: ([a-z]{1,3}){1,2} is accepted, (a{1,8}){1,8} not.
+      Where that part matches digits alone they are at most 16.
       Alternatives of different lengths that name no character vary in length, too: ([a-z]{3}|[0-9]{4})* is refused.
-    - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3.
+    - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3, a repeat of what
+      varies in length as 4: (\\w+ ?){2}(\\w+ ?){2} is refused.
     - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
     - Groups stand within each other at most 32 deep.
     - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, one above 128 as 128.
@@ -1693,6 +1695,7 @@ class Delivery(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     GIVE_UP_TIME_FIELD_NUMBER: _builtins.int
+    TARGET_INDEX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The same for every attempt, also when sent again: the CloudEvent's id, a webhook's webhook-id."""
     type: _builtins.str
@@ -1703,6 +1706,10 @@ class Delivery(_message.Message):
     """Where it goes, as in NotifyStatus.target."""
     state: Global___NotifyState.ValueType
     """How far the delivery is."""
+    target_index: _builtins.int
+    """Index of the target in JobRequest.notify; 0 for the operator's endpoint. Unset in deliveries that began under a version
+    before 0.2.0.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryAttempt]:
         """The attempts, oldest first; the last 50 of them."""
@@ -1725,12 +1732,15 @@ class Delivery(_message.Message):
         attempts: _abc.Iterable[Global___DeliveryAttempt] | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         give_up_time: _timestamp_pb2.Timestamp | None = ...,
+        target_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["give_up_time", b"give_up_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "give_up_time", b"give_up_time", "next_attempt_time", b"next_attempt_time", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "give_up_time", b"give_up_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "state", b"state", "target", b"target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "attempts", b"attempts", "give_up_time", b"give_up_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "state", b"state", "target", b"target", "target_index", b"target_index", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
+    _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_index) -> _WhichOneofReturnType__target_index | None: ...
 
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 

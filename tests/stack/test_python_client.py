@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2, llm_pb2_grpc
+from tests.support.commands import interrupt, interrupt_another_thread
 from tests.support.jobs import new_job
 from tests.support.paths import ROOT
 
@@ -387,8 +388,10 @@ async def test_the_client_without_asyncio(stack: Stack) -> None:
     await asyncio.to_thread(work)
 
 
+@pytest.mark.parametrize("send", [interrupt, interrupt_another_thread])
 @pytest.mark.parametrize("method", ["map", "watch"])
-async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str) -> None:
+async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str, send: Callable[[int], None]) -> None:
+    """Also where the signal does not wake the main thread."""
     names = [new_job().request_id for _ in range(2)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", INTERRUPTED, stack.address("gateway"), method, *names),
@@ -399,7 +402,7 @@ async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str) -> N
     assert process.stdout is not None
     async with asyncio.timeout(120):
         assert await process.stdout.readline() == b"waiting\n"
-        process.send_signal(signal.SIGINT)
+        send(process.pid)
         _, said = await process.communicate()
     assert said.decode().splitlines()[-1] == "KeyboardInterrupt"
     assert "RuntimeError" not in said.decode()

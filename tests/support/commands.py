@@ -1,7 +1,10 @@
 """Programs as tests run them."""
 
 import asyncio
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -43,3 +46,17 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI") or (NODE / "node_modules").exists():
         pytest.fail(f"{what} is not installed")
     pytest.skip(f"{what} is not installed")
+
+
+def interrupt(pid: int) -> None:
+    """Send SIGINT to a process, as Ctrl-C does."""
+    os.kill(pid, signal.SIGINT)
+
+
+def interrupt_another_thread(pid: int) -> None:
+    """Send SIGINT to another thread than the main one, which sleeps on, as after a signal just before its sleep."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux sends a signal to one thread")
+    thread = max(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))
+    assert thread != pid
+    assert ctypes.CDLL(None).tgkill(pid, thread, signal.SIGINT) == 0

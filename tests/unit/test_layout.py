@@ -54,6 +54,7 @@ DETERMINISTIC = {
     "collections",
     "dataclasses",
     "datetime",
+    "google",
     "typing",
     "jobs",
     "llm_pb",

@@ -14,6 +14,8 @@ from llm_pb import llm_pb2
 
 T = TypeVar("T")
 _END: Final = object()
+_WAIT_SECONDS: Final = 1.0
+"""How long Ctrl-C may wait for the thread that it interrupts."""
 _CLOSED: Final = "the client is closed"
 
 
@@ -140,6 +142,9 @@ class _Loop:
             coroutine.close()
             raise
         try:
+            # Not without a timeout: a signal that another thread takes, or that comes just before, wakes no wait.
+            while not concurrent.futures.wait([future], _WAIT_SECONDS).done:
+                pass
             return future.result()
         except concurrent.futures.CancelledError:
             raise RuntimeError(_CLOSED) from None

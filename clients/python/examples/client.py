@@ -7,6 +7,12 @@ python -m clients.python.examples.client cancel llmjob-u-r [--reason WHY]
 The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # An interrupted import may print the interrupt and go on. Until there is an event loop, Ctrl-C ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
 import os
@@ -65,7 +71,12 @@ def show(message: llm_pb2.StreamStatusResponse) -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Do what the command line asks for; return the exit status. Ctrl-C cancels it."""
+    task = asyncio.current_task()
+    assert task is not None
+    # It wakes the loop. The handler of asyncio.run does not: a signal that another thread takes, or that comes just
+    # before the loop sleeps, would wait for the next event.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     options = [("grpc.keepalive_time_ms", 30_000)]
     async with grpc.aio.insecure_channel(ADDRESS, options) as channel:
         stub = LlmServiceStub(channel)
@@ -107,8 +118,11 @@ def main() -> int:
         print(f"{error.code().name}: {error.details()}", file=sys.stderr)
         if error.code() == grpc.StatusCode.UNAVAILABLE:
             print(f"Does a gateway listen at {ADDRESS}? LLM_ADDRESS names another address.", file=sys.stderr)
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
         return 130
+    finally:
+        # The loop has given it back, and nothing is left to interrupt.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return 1
 
 
