@@ -27,7 +27,7 @@ CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 _ANSWER_TIMEOUT: Final = timedelta(seconds=3)
 """Longer than a check takes: a loop that needs more stands still."""
-_DISTRIBUTION: Final = "durable-llm"
+_DISTRIBUTION: Final = "durable-llm-suite"
 """The name of this suite in pyproject.toml."""
 _LIBRARIES: Final = {"temporalio": "temporalio", "grpcio": "grpc", "torch": "torch", "vllm": "vllm"}
 """Distributions whose versions matter, and their modules."""

@@ -50,7 +50,7 @@ async def node_example(name: str) -> tuple[str, str]:
 async def client(request: pytest.FixtureRequest) -> Sequence[str]:
     """The command of an example client; both take the same arguments."""
     if request.param == "python":
-        return (sys.executable, "-m", "examples.python.client")
+        return (sys.executable, "-m", "clients.python.examples.client")
     return await node_example("client.js")
 
 
@@ -113,7 +113,7 @@ async def test_the_python_example_is_interrupted_without_a_traceback(
     stack: Stack, stub: LlmServiceStub, send: Callable[[int], None]
 ) -> None:
     response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
-    command = (sys.executable, "-m", "examples.python.client", "watch", response.workflow_id)
+    command = (sys.executable, "-m", "clients.python.examples.client", "watch", response.workflow_id)
     watching = await start(*command, LLM_ADDRESS=stack.address("gateway"))
     assert watching.stderr is not None
     await watching.stderr.readline()

@@ -87,7 +87,7 @@ async def test_a_service_says_what_it_is(stack: Stack, name: str) -> None:
     assert alive.body["service"] == name
     versions = alive.body["versions"]
     assert versions["temporalio"] == metadata.version("temporalio")
-    assert re.fullmatch(r"[\w.+-]+", versions["durable-llm"])
+    assert re.fullmatch(r"[\w.+-]+", versions["durable-llm-suite"])
     if name in CALLS_TEMPORAL:
         assert alive.body["namespace"] == "default"
         assert alive.body["temporal"] == stack.address("temporal")

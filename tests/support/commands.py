@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from tests.support.paths import ROOT
 
-NODE = ROOT / "examples" / "node"
+NODE = ROOT / "clients" / "node"
 
 
 @dataclass
@@ -24,18 +25,18 @@ class Ended:
     errors: str
 
 
-async def start(*command: str, **environment: str) -> asyncio.subprocess.Process:
+async def start(*command: str, cwd: Path = ROOT, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *command,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
 
 
-async def run(*command: str, **environment: str) -> Ended:
-    process = await start(*command, **environment)
+async def run(*command: str, cwd: Path = ROOT, **environment: str) -> Ended:
+    process = await start(*command, cwd=cwd, **environment)
     output, errors = await process.communicate()
     return Ended(process.returncode or 0, output.decode(), errors.decode())
 

@@ -10,10 +10,22 @@ import pytest
 
 from tests.support.paths import ROOT
 
-OURS = {"deploy", "feed", "jobs", "llm_pb", "models", "payload_converter", "runtime", "services", "workflows"}
+OURS = {
+    "deploy",
+    "durable_llm",
+    "feed",
+    "jobs",
+    "llm_pb",
+    "models",
+    "payload_converter",
+    "runtime",
+    "services",
+    "workflows",
+}
 
 MAY_IMPORT = {
     "llm_pb": set(),
+    "durable_llm": {"llm_pb"},
     "payload_converter": {"llm_pb"},
     "jobs": {"llm_pb"},
     "workflows": {"jobs", "llm_pb"},

@@ -4,12 +4,16 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from durable_llm._client import AsyncClient, Outcome
+import grpc
+
+from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, Outcome
 from durable_llm._job import AsyncJob, Piece
+from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 
 T = TypeVar("T")
@@ -25,11 +29,19 @@ class Client:
     Takes the arguments of AsyncClient.
     """
 
-    def __init__(self, address: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        address: str = "",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, **options)
+            return AsyncClient(address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry)
 
         self._client = self._loop.run(connect())
 
@@ -57,9 +69,12 @@ class Client:
 
     def map(
         self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
-    ) -> Generator[Outcome, None, None]:
+    ) -> Generator[Outcome["Job"], None, None]:
         """See AsyncClient.map. The jobs are read in the client's own thread, and must not call the client."""
-        return self._loop.iterate(self._client.map(jobs, concurrency=concurrency))
+        with closing(self._loop.iterate(self._client.map(jobs, concurrency=concurrency))) as outcomes:
+            for outcome in outcomes:
+                job = Job(self._loop, outcome.job) if outcome.job is not None else None
+                yield Outcome(outcome.index, job, outcome.result, outcome.error)
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """See AsyncClient.models."""
