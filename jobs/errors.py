@@ -39,6 +39,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from jobs.names import ERROR_DOMAIN
 from llm_pb import llm_pb2
+from payload_converter import PAYLOAD_ERROR_TYPE
 
 
 class JobError(Exception):
@@ -213,8 +214,6 @@ RULES: Final[dict[type[JobError], Rule]] = {
 
 _MAX_MESSAGE: Final = 2000
 """Characters: an engine's own words may be pages, which neither Temporal's memo nor gRPC's trailers have room for."""
-_PAYLOAD_ERROR: Final = "PayloadValidationError"
-"""The type that the payload converter gives to an input that cannot be read."""
 
 BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in RULES}
 
@@ -247,7 +246,7 @@ def to_attempt_error(
 
 def from_application_error(error: ApplicationError, otherwise: type[JobError]) -> JobError:
     """Return the error that travelled; `otherwise` for one that is none of ours, an exception in an activity, say."""
-    if error.type == _PAYLOAD_ERROR:
+    if error.type == PAYLOAD_ERROR_TYPE:
         return InvalidJob(error.message)
     return BY_REASON.get(error.type or "", otherwise)(error.message)
 
