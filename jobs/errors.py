@@ -30,6 +30,7 @@ another attempt may help, and how that attempt comes about. In Temporal an error
 type is the reason; to clients it is a google.rpc.Status with an ErrorInfo.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -266,9 +267,9 @@ def error_type(error: BaseException) -> str:
     return error.reason if isinstance(error, JobError) else type(error).__name__
 
 
-def error_info(reason: str) -> error_details_pb2.ErrorInfo:
+def error_info(reason: str, about: Mapping[str, str] | None = None) -> error_details_pb2.ErrorInfo:
     """Return the detail that every error of the API carries."""
-    return error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN)
+    return error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=about)
 
 
 def make_status(code: int, message: str, *details: Message) -> status_pb2.Status:

@@ -107,8 +107,8 @@ class LlmServiceServicer:
     def StreamStatus(self, request, context):
         """Watches a job: its status now, then every change and the output as it is made, then the final status and result.
 
-        May be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
-        stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
+        May be called at any time, before, during or after the run, by anyone who may read the job, any number of times, on any
+        gateway. The stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -13,10 +13,22 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | NOT_FOUND           | no job has this workflow_id (or it is past retention)  | ErrorInfo JOB_NOT_FOUND                   |
 | ALREADY_EXISTS      | the (user_id, request_id) key was used for another job | ErrorInfo REQUEST_ID_REUSED               |
 | FAILED_PRECONDITION | Redeliver of a job that has not ended                  | ErrorInfo JOB_NOT_ENDED                   |
+| UNAUTHENTICATED     | the call has no credential, or one that is not good    | ErrorInfo CREDENTIAL_MISSING, _INVALID or |
+|                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
+| PERMISSION_DENIED   | the credential lacks a scope, or is for another user   | ErrorInfo MISSING_SCOPE, USER_NOT_ALLOWED |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
+| UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
+|                     |                                                        | RetryInfo                                 |
 
 All ErrorInfo carry the domain "llm.v1".
+
+Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
+metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
+List, ListDeliveries), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels); Submit also asks for
+jobs:notify, jobs:structured and jobs:priority, for jobs that name targets, structured output or a priority of 1 or 2. It
+may be bound to one user_id: to this credential, the jobs of other users do not exist. A call that runs ends with
+UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
 Sizes. A request is at most 64 KiB; that of Submit is bounded by its job, which is at most 1984 KiB, or what the operator
 allows. A request holds at most 8192 fields, those of its messages included, about twice what the rules below allow. A
@@ -53,8 +65,8 @@ class LlmServiceStub:
     StreamStatus: _aio.UnaryStreamMultiCallable[_llm_pb2.StreamStatusRequest, _llm_pb2.StreamStatusResponse]
     """Watches a job: its status now, then every change and the output as it is made, then the final status and result.
 
-    May be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
-    stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
+    May be called at any time, before, during or after the run, by anyone who may read the job, any number of times, on any
+    gateway. The stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_llm_pb2.CancelRequest, _llm_pb2.CancelResponse]
     """Asks a job to stop and keeps the output it has made. Idempotent: on a finished job it changes nothing and returns
@@ -114,8 +126,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_llm_pb2.StreamStatusResponse]:
         """Watches a job: its status now, then every change and the output as it is made, then the final status and result.
 
-        May be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
-        stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
+        May be called at any time, before, during or after the run, by anyone who may read the job, any number of times, on any
+        gateway. The stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
         """
 
     @_abc_1.abstractmethod

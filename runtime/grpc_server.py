@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime.connections import shut_down
+from runtime.grpc_auth import AuthInterceptor
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
@@ -155,10 +156,14 @@ class GrpcServer:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         details: Details = lambda code, message: (),
         telemetry: RpcTelemetryInterceptor | None = None,
+        auth: AuthInterceptor | None = None,
+        *,
+        reflection: bool = False,
     ) -> None:
         """`details`: what refusals of this server carry, like the service's own errors.
 
-        `telemetry` observes every call, those too that are refused before the `interceptors` see them.
+        `telemetry` observes every call, those too that are refused before the `interceptors` see them. `auth` says who
+        calls; None: nobody asks. `reflection`: whether clients may ask for the contract.
         """
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
@@ -167,6 +172,7 @@ class GrpcServer:
         self.server = grpc.aio.server(
             interceptors=[
                 *([telemetry] if telemetry is not None else ()),
+                *([auth] if auth is not None else ()),
                 self._requests,
                 OwnServices(details),
                 *interceptors,
@@ -175,10 +181,12 @@ class GrpcServer:
             options=channel_options(limits),
             maximum_concurrent_rpcs=limits.max_calls + sum(_OWN_CALLS.values()) + MAX_QUEUED + places,
         )
+        self._unread = [self._own_calls.unread, self._requests.unread, *([auth.unread] if auth is not None else ())]
         self._service = service
         self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        add_reflection((service, health.SERVICE_NAME), self.server)
+        if reflection:
+            add_reflection((service, health.SERVICE_NAME), self.server)
         self._address = f"{host}:{port}"
         self._port = port
 
@@ -216,7 +224,7 @@ class GrpcServer:
         """
         while True:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
-            if peers := stalled() | self._own_calls.unread.stalled() | self._requests.unread.stalled():
+            if peers := stalled().union(*(refusals.stalled() for refusals in self._unread)):
                 found = await asyncio.to_thread(shut_down, peers, self._port)
                 _log.warning("closed %d connections whose clients have stopped reading", found)
 

@@ -126,6 +126,8 @@ def _gateway(wiring: Wiring) -> Part:
             **wiring.feed,
             "GATEWAY_HOST": HOST,
             "GATEWAY_PORT": str(wiring.ports.gateway),
+            # Whoever tries the stack has no proto file at hand.
+            "GATEWAY_REFLECTION": os.environ.get("GATEWAY_REFLECTION", "true"),
             "GATEWAY_METRICS_HOST": HOST,
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
             "GATEWAY_NOTIFY_OPERATOR": os.environ.get("GATEWAY_NOTIFY_OPERATOR", _has_operators_endpoint()),

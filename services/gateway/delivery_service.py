@@ -9,9 +9,10 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from jobs import names
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
+from runtime.grpc_auth import Caller
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.delivery_reader import DeliveryReader
-from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended
+from services.gateway.delivery_reader import DeliveryReader, Standing
+from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended, not_found
 from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
@@ -28,32 +29,35 @@ class DeliveryService:
         self._interval = settings.redeliver_interval
         self._redelivering: set[str] = set()
 
-    async def list_all(self, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
+    async def list_all(self, caller: Caller, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
         """Return the log. Raises ApiError NOT_FOUND, RPCError."""
-        job = await self._job(request.workflow_id)
-        state = (await self._reader.standing(request.workflow_id, job)).state
+        _, standing = await self._standing(caller, request.workflow_id)
+        state = standing.state
         return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
 
-    async def redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
+    async def redeliver(self, caller: Caller, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
         """Send again, from where the deliveries stand.
 
         Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery, RESOURCE_EXHAUSTED
         too soon after the last time; RPCError.
         """
+        if caller.user_id:
+            # Whose job it is decides before anything is said of it.
+            await self._standing(caller, request.workflow_id)
         # Calls that come together would all find that the last time was long ago.
         if request.workflow_id in self._redelivering:
             raise exhausted(f"another Redeliver of job {request.workflow_id} is under way")
         self._redelivering.add(request.workflow_id)
         try:
-            return await self._redeliver(request)
+            return await self._redeliver(caller, request)
         finally:
             self._redelivering.remove(request.workflow_id)
 
-    async def _redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
-        job = await self._job(request.workflow_id)
+    async def _redeliver(self, caller: Caller, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
+        job, standing = await self._standing(caller, request.workflow_id)
         if job is not None and job.status == WorkflowExecutionStatus.RUNNING:
             raise job_not_ended(request.workflow_id)
-        state, delivery_workflow_id = await self._reader.standing(request.workflow_id, job)
+        state, delivery_workflow_id = standing
         chosen = _choose(state.deliveries, request.delivery_ids)
         self._check_interval(request.workflow_id, state)
         await self._client.start_workflow(
@@ -77,10 +81,21 @@ class DeliveryService:
             message = f"the deliveries of job {workflow_id} are sent again once in {self._interval} at most"
             raise exhausted(message, min(wait, self._interval))
 
-    async def _job(self, workflow_id: str) -> WorkflowExecutionDescription | None:
+    async def _standing(self, caller: Caller, workflow_id: str) -> tuple[WorkflowExecutionDescription | None, Standing]:
+        """Return the job, None when it is past its retention, and how its deliveries stand.
+
+        Raises ApiError NOT_FOUND also for a job that is not the caller's to see.
+        """
+        job = await self._job(caller, workflow_id)
+        standing = await self._reader.standing(workflow_id, job)
+        if job is None and not caller.may_see(standing.state.event.user_id):
+            raise not_found(workflow_id)
+        return job, standing
+
+    async def _job(self, caller: Caller, workflow_id: str) -> WorkflowExecutionDescription | None:
         """Return the job, with the call linked to its trace; None when it is past its retention or never was."""
         try:
-            description = await self._jobs.describe(workflow_id)
+            description = await self._jobs.describe(caller, workflow_id)
         except JobNotFound:
             # Its deliveries may be known even so.
             return None

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs.errors import error_info, make_status
 from jobs.field_rules import Violation
+from runtime.grpc_auth import Refusal
 
 _RETRY: Final = timedelta(seconds=1)
 _MAX_DETAILS_BYTES: Final = 4096
@@ -73,6 +76,14 @@ def shutting_down() -> ApiError:
     """UNAVAILABLE: this gateway is about to stop; another one, or this one in a moment, can go on."""
     message = "the gateway is shutting down; call again"
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("GATEWAY_SHUTDOWN"), _retry_info()))
+
+
+def refused(refusal: Refusal) -> ApiError:
+    """UNAUTHENTICATED or PERMISSION_DENIED for who calls; UNAVAILABLE when that cannot be told now."""
+    details: list[Message] = [error_info(refusal.reason, refusal.about)]
+    if refusal.code == grpc.StatusCode.UNAVAILABLE:
+        details.append(_retry_info())
+    return ApiError(make_status(refusal.code.value[0], str(refusal), *details))
 
 
 def from_temporal(error: RPCError) -> ApiError:

@@ -21,10 +21,12 @@ from jobs import rules
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
+from runtime.grpc_auth import Refusal, current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
-from services.gateway.errors import ApiError, exhausted, from_temporal, invalid
+from services.gateway.errors import ApiError, exhausted, from_temporal, invalid, refused
 from services.gateway.parsing import parse
+from services.gateway.scopes import CHECKS
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
@@ -82,6 +84,8 @@ class RequestInterceptor(Interceptor):
             """Return the request, and its answer if it broke the rules and has one all the same."""
             self._check_size(name, len(data))
             request, violations = parse(data, kind)
+            if name in CHECKS:
+                CHECKS[name](current_caller(), request)
             not_text = {violation.field for violation in violations}
             violations += [violation for violation in VALIDATORS[name](request) if violation.field not in not_text]
             if name in self._bounds:
@@ -124,7 +128,7 @@ def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
             with answer.request(len(data)):
                 await answer.reserve(max(large, len(data)))
                 response = await respond(data, context)
-        except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
+        except (ApiError, Refusal, RPCError, NoRoomError, TooManyCallsError) as error:
             del data
             await _abort(context, error)
             raise
@@ -147,19 +151,21 @@ def _stream(handle: Any, admit: Admit, answers: Answers) -> Any:
             async with aclosing(handling) as responses:
                 async for response in responses:
                     yield response
-        except (ApiError, RPCError, NoRoomError, TooManyCallsError) as error:
+        except (ApiError, Refusal, RPCError, NoRoomError, TooManyCallsError) as error:
             await _abort(context, error)
 
     return call
 
 
 async def _abort(
-    context: grpc.aio.ServicerContext[Any, Any], error: ApiError | RPCError | NoRoomError | TooManyCallsError
+    context: grpc.aio.ServicerContext[Any, Any], error: ApiError | Refusal | RPCError | NoRoomError | TooManyCallsError
 ) -> None:
     if isinstance(error, TooManyCallsError):
         error = exhausted("this gateway serves as many calls as it takes; call again or call another")
     if isinstance(error, NoRoomError):
         error = exhausted("this gateway holds as much for other calls as it may; call again or call another")
+    if isinstance(error, Refusal):
+        error = refused(error)
     if isinstance(error, RPCError):
         _log.warning("Temporal refused or failed: %s %s", error.status.name, error)
         error = from_temporal(error)
@@ -171,6 +177,11 @@ def refusal(code: grpc.StatusCode, message: str) -> tuple[tuple[str, bytes], ...
     """Return the trailing metadata of a call that the server has ended before it was one of LlmService."""
     exceeded = code == grpc.StatusCode.RESOURCE_EXHAUSTED
     return _trailers((exhausted(message) if exceeded else invalid([Violation("", message)])).status)
+
+
+def auth_refusal(refused_call: Refusal) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata of a call that has ended for who made it."""
+    return _trailers(refused(refused_call).status)
 
 
 def _trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:

@@ -32,6 +32,7 @@ from jobs.errors import EngineFailed, to_status
 from jobs.outcome import add_result
 from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
+from runtime.grpc_auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import not_found
@@ -43,6 +44,7 @@ from services.gateway.job_record import (
     expected_result_bytes,
     final_status,
     set_times,
+    user_of,
 )
 from services.gateway.left_output import left_output
 from services.gateway.models import Models
@@ -78,12 +80,13 @@ class JobReader:
         self._feed = feed
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
 
-    async def get(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
+    async def get(self, caller: Caller, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
 
-        Raises ApiError NOT_FOUND when there is no such job; RPCError when Temporal or its workflow worker is away.
+        Raises ApiError NOT_FOUND when there is no such job that the caller may see; RPCError when Temporal or its
+        workflow worker is away.
         """
-        return await self.status_of(await self.describe(workflow_id))
+        return await self.status_of(await self.describe(caller, workflow_id))
 
     async def status_of(
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
@@ -96,7 +99,7 @@ class JobReader:
             return await self._closed(description, ending)
 
     async def describe(
-        self, workflow_id: str, run_id: str | None = None, *, once: bool = False
+        self, caller: Caller, workflow_id: str, run_id: str | None = None, *, once: bool = False
     ) -> WorkflowExecutionDescription:
         """Return what Temporal says of the job's workflow, of its last run unless one is named. Raises like get.
 
@@ -111,7 +114,7 @@ class JobReader:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
             raise
-        if description.workflow_type != names.JOB_WORKFLOW_TYPE:
+        if description.workflow_type != names.JOB_WORKFLOW_TYPE or not caller.may_see(user_of(description)):
             raise not_found(workflow_id)
         return description
 

@@ -53,6 +53,11 @@ async def expected_result_bytes(description: WorkflowExecutionDescription) -> in
     return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
 
 
+def user_of(execution: WorkflowExecution) -> str:
+    """Return who a job is for. Empty for one that was started by hand without saying so."""
+    return execution.typed_search_attributes.get(names.USER_ID) or ""
+
+
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     """Return what a description or a listing of a workflow tells without its activities.
 

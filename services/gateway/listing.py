@@ -13,6 +13,7 @@ from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import base_status, final_status
 from services.gateway.page_token import REFUSED, PageTokens
+from services.gateway.scopes import GATEWAY
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class JobListing:
         try:
             async with asyncio.timeout_at(until), self._describes:
                 return (
-                    await self._reader.status_of(await self._reader.describe(execution.id, execution.run_id))
+                    await self._reader.status_of(await self._reader.describe(GATEWAY, execution.id, execution.run_id))
                 ).status
         except (ApiError, RPCError, TimeoutError) as error:
             # Past its retention since it was listed; or nobody runs workflows now, which must not cost the whole page.

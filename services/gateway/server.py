@@ -16,6 +16,7 @@ from runtime.answers import Answers
 from runtime.grpc_server import GrpcServer, Limits
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
+from services.gateway.authentication import auth_interceptor
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.interceptor import RequestInterceptor, refusal
@@ -25,6 +26,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.stream import Streams
@@ -36,6 +38,8 @@ async def serving_api(
     client: Client, feed: Feed, settings: GatewaySettings, meter: Meter, readiness: Readiness
 ) -> AsyncIterator[None]:
     """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace."""
+    require_all_methods(llm_pb2.DESCRIPTOR.services_by_name.values())
+    auth = await auth_interceptor(settings)
     models = Models(settings.models)
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
@@ -63,6 +67,8 @@ async def serving_api(
         ],
         refusal,
         RpcTelemetryInterceptor(trace.get_tracer(__package__), meter),
+        auth,
+        reflection=settings.reflection,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 
@@ -76,9 +82,11 @@ async def serving_api(
     stalled = partial(answers.stalled, settings.stall_timeout)
     closing = asyncio.create_task(server.close_stalled(stalled))
     counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval))
+    authenticating = asyncio.create_task(auth.keep_current())
     try:
         yield
     finally:
+        authenticating.cancel()
         following.cancel()
         closing.cancel()
         counting.cancel()

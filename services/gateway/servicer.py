@@ -11,6 +11,7 @@ from temporalio.client import Client
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
+from runtime.grpc_auth import current_caller
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
@@ -50,16 +51,16 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def Submit(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse:
         """See llm.proto."""
-        return _with_trace_id(await self._submission.submit(request), context)
+        return _with_trace_id(await self._submission.submit(current_caller(), request), context)
 
     async def submit_refused(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse | None:
         """Return the answer to a Submit that breaks the rules, where its job exists; None if it is to be refused."""
-        response = await self._submission.find_accepted(request)
+        response = await self._submission.find_accepted(current_caller(), request)
         return response and _with_trace_id(response, context)
 
     async def GetStatus(self, request: llm_pb2.GetStatusRequest, context: _Context) -> llm_pb2.GetStatusResponse:
         """See llm.proto."""
-        description = await self._reader.describe(request.workflow_id)
+        description = await self._reader.describe(current_caller(), request.workflow_id)
         await link_call(description)
         await self._answers.of(context).reserve(await expected_result_bytes(description))
         return await self._reader.status_of(description)
@@ -68,11 +69,11 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self, request: llm_pb2.StreamStatusRequest, context: _Context
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """See llm.proto."""
-        return self._streams.stream(request, self._answers.of(context))
+        return self._streams.stream(current_caller(), request, self._answers.of(context))
 
     async def Cancel(self, request: llm_pb2.CancelRequest, context: _Context) -> llm_pb2.CancelResponse:
         """See llm.proto."""
-        response = await self._submission.cancel(request)
+        response = await self._submission.cancel(current_caller(), request)
         self._streams.expect_end(request.workflow_id)
         return response
 
@@ -88,11 +89,11 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self, request: llm_pb2.ListDeliveriesRequest, context: _Context
     ) -> llm_pb2.ListDeliveriesResponse:
         """See llm.proto."""
-        return await self._deliveries.list_all(request)
+        return await self._deliveries.list_all(current_caller(), request)
 
     async def Redeliver(self, request: llm_pb2.RedeliverRequest, context: _Context) -> llm_pb2.RedeliverResponse:
         """See llm.proto."""
-        return await self._deliveries.redeliver(request)
+        return await self._deliveries.redeliver(current_caller(), request)
 
 
 def _with_trace_id(response: llm_pb2.SubmitResponse, context: _Context) -> llm_pb2.SubmitResponse:

@@ -7,8 +7,9 @@ from feed.feed import Feed
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from runtime.answers import Answer
+from runtime.grpc_auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
-from services.gateway.errors import exhausted, shutting_down
+from services.gateway.errors import exhausted, not_found, shutting_down
 from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
@@ -34,7 +35,7 @@ class Streams:
         )
 
     async def stream(
-        self, request: llm_pb2.StreamStatusRequest, answer: Answer
+        self, caller: Caller, request: llm_pb2.StreamStatusRequest, answer: Answer
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield what StreamStatus promises: see llm.proto. Messages are as large as `answer` has room.
 
@@ -43,7 +44,7 @@ class Streams:
         """
         async with (
             self._all.acquired(),
-            self._joined(request.workflow_id) as watch,
+            self._joined(caller, request.workflow_id) as watch,
             self._of_user.acquired(watch.user_id),
         ):
             token = ResumeToken.parse(request.resume_token)
@@ -65,7 +66,7 @@ class Streams:
             watch.stop(shutting_down())
 
     @asynccontextmanager
-    async def _joined(self, workflow_id: str) -> AsyncIterator[Watch]:
+    async def _joined(self, caller: Caller, workflow_id: str) -> AsyncIterator[Watch]:
         watch = self._watches.get(workflow_id)
         if watch is None or watch.over:
             watch = Watch(workflow_id, self._reader, self._feed, self._settings, self._metrics.feed_lag, watch)
@@ -75,6 +76,9 @@ class Streams:
         self._metrics.watchers.add(1)
         try:
             await watch.known()
+            # The watch itself is that of all callers.
+            if not caller.may_see(watch.user_id):
+                raise not_found(workflow_id)
             yield watch
         finally:
             watch.watchers -= 1

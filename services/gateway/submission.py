@@ -15,6 +15,7 @@ from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
 from jobs.start import digests, job_start
 from llm_pb import internal_pb2, llm_pb2
+from runtime.grpc_auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
@@ -62,7 +63,7 @@ class JobSubmission:
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
         return violations
 
-    async def submit(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
+    async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
         """Start the job, or find the equal one already started under its key. It has passed the rules and bounds.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is away.
@@ -72,7 +73,7 @@ class JobSubmission:
         if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != id_:
             # Started by a version that did not shorten ids, it may run still.
             with suppress(JobNotFound):
-                return await self._found(earlier, job, None)
+                return await self._found(caller, earlier, job, None)
         traceparent = current_traceparent()
         start = job_start(job, self._options(job), traceparent=traceparent)
         try:
@@ -92,7 +93,7 @@ class JobSubmission:
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
-            return await self._found(id_, job, error)
+            return await self._found(caller, id_, job, error)
         # A model of the catalogue: any other name was refused.
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
@@ -103,7 +104,7 @@ class JobSubmission:
         _log.info("job accepted", extra={"workflow_id": id_, "run_id": run_id, "model": job.model})
         return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
 
-    async def find_accepted(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse | None:
+    async def find_accepted(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse | None:
         """Return the job under the request's key if it is the request's own; None if not.
 
         For a request that breaks today's rules or bounds: an older gateway, or one with other settings, may have
@@ -116,14 +117,14 @@ class JobSubmission:
         ids = (workflow_id(job.user_id, job.request_id), unshortened_workflow_id(job.user_id, job.request_id))
         for id_ in dict.fromkeys(ids):
             with suppress(JobNotFound):
-                description = await self._reader.describe(id_, once=True)
+                description = await self._reader.describe(caller, id_, once=True)
                 if await _is_of(description, job):
                     return await self._as_submitted(description)
         return None
 
-    async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
+    async def cancel(self, caller: Caller, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Ask the job to stop; on a job that has ended, return how. Raises ApiError NOT_FOUND, RPCError."""
-        await link_call(await self._reader.describe(request.workflow_id))
+        await link_call(await self._reader.describe(caller, request.workflow_id))
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -135,7 +136,7 @@ class JobSubmission:
                 raise
             signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
-        status = (await self._reader.get(request.workflow_id)).status
+        status = (await self._reader.get(caller, request.workflow_id)).status
         if status.state not in FINAL_STATES:
             if not signalled:
                 await signal()
@@ -144,11 +145,12 @@ class JobSubmission:
 
     async def _found(
         self,
+        caller: Caller,
         id_: str,
         job: llm_pb2.JobRequest,
         error: WorkflowAlreadyStartedError | None,
     ) -> llm_pb2.SubmitResponse:
-        description = await self._reader.describe(id_)
+        description = await self._reader.describe(caller, id_)
         if not await _is_of(description, job):
             await link_call(description)
             raise key_reused(job.user_id, job.request_id) from error

@@ -18,7 +18,9 @@ from deploy.local.stack import Stack
 from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
+from runtime import grpc_auth
 from services.gateway import errors
+from services.gateway.scopes import user_not_allowed
 from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
 from tests.support.blocks import Block, blocks
@@ -100,6 +102,12 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.exhausted("a"),
         errors.shutting_down(),
         errors.from_temporal(RPCError("a", RPCStatusCode.UNKNOWN, b"")),
+        errors.refused(grpc_auth.credential_missing("a")),
+        errors.refused(grpc_auth.credential_invalid("a")),
+        errors.refused(grpc_auth.credential_expired()),
+        errors.refused(grpc_auth.scope_missing("a")),
+        errors.refused(grpc_auth.authentication_unavailable()),
+        errors.refused(user_not_allowed("a")),
     ]
     assert set(rows) == {
         (unpack(error.status)["ErrorInfo"].reason, code_pb2.Code.Name(error.status.code)) for error in made

@@ -41,6 +41,7 @@ ONLY = {
     "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sinks/nats.py"},
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},
+    "jwt": {"runtime/auth_jwt.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {
         f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")

@@ -7,9 +7,15 @@
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
+    │   ├── CredentialMissing     the call had no credential
+    │   ├── CredentialInvalid     the credential does not count, or not any more
+    │   ├── CredentialExpired     the credential was good; call with a new one
+    │   ├── MissingScope          the credential is not for this call
+    │   ├── UserNotAllowed        the credential is for the jobs of another user
     │   └── Unavailable           the service did not answer
-    │       ├── TemporalUnavailable   the service cannot reach Temporal
-    │       └── GatewayShutdown       the gateway that was asked stops
+    │       ├── TemporalUnavailable        the service cannot reach Temporal
+    │       ├── AuthenticationUnavailable  the service cannot verify the credential now
+    │       └── GatewayShutdown            the gateway that was asked stops
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
         ├── UnknownModel          ├── EngineDead       ├── RunTimeout
@@ -101,6 +107,36 @@ class LimitReached(ApiError):
     reason = "LIMIT_REACHED"
 
 
+class CredentialMissing(ApiError):
+    """The call had no credential, and the service asks for one."""
+
+    reason = "CREDENTIAL_MISSING"
+
+
+class CredentialInvalid(ApiError):
+    """The credential does not count, or not any more."""
+
+    reason = "CREDENTIAL_INVALID"
+
+
+class CredentialExpired(ApiError):
+    """The credential was good until it expired; call with a new one."""
+
+    reason = "CREDENTIAL_EXPIRED"
+
+
+class MissingScope(ApiError):
+    """The credential is good, but lacks a scope that the call needs."""
+
+    reason = "MISSING_SCOPE"
+
+
+class UserNotAllowed(ApiError):
+    """The credential is for the jobs of another user."""
+
+    reason = "USER_NOT_ALLOWED"
+
+
 class Unavailable(ApiError):
     """The service did not answer. A Submit may have been accepted all the same: repeat it under its request_id."""
 
@@ -109,6 +145,12 @@ class TemporalUnavailable(Unavailable):
     """The service cannot reach Temporal."""
 
     reason = "TEMPORAL_UNAVAILABLE"
+
+
+class AuthenticationUnavailable(Unavailable):
+    """The service cannot verify the credential now, because its issuer is away."""
+
+    reason = "AUTHENTICATION_UNAVAILABLE"
 
 
 class GatewayShutdown(Unavailable):

@@ -1,0 +1,82 @@
+"""Client certificates: a caller by the SPIFFE id in the certificate that the TLS handshake has verified."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Final
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from runtime.grpc_auth import NO_TENANTS, Caller, Presented, check_expiry, credential_invalid, credential_missing
+
+PROXY: Final = "proxy"
+"""The scope of what calls for others: it needs their credentials, and has no rights itself."""
+_TENANT: Final = "tenant"
+_SPIFFE: Final = "spiffe://"
+
+
+class CertificateRule(BaseModel):
+    """What certificates with a SPIFFE id of some form may do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pattern: re.Pattern[str]
+    """What the whole id matches."""
+    scopes: frozenset[str]
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_no_tenant(cls, pattern: re.Pattern[str]) -> re.Pattern[str]:
+        if _TENANT in pattern.groupindex:
+            raise ValueError(NO_TENANTS)
+        return pattern
+
+
+class ClientCertificates:
+    """The Authenticator of client certificates."""
+
+    hint = "a client certificate"
+
+    def __init__(self, rules: Sequence[CertificateRule]) -> None:
+        """The first rule that an id matches counts."""
+        self._rules = rules
+
+    async def authenticate(self, presented: Presented) -> Caller | None:
+        """See Authenticator."""
+        if presented.certificate is None:
+            return None
+        spiffe_id, not_after = _read(presented.certificate)
+        for rule in self._rules:
+            if rule.pattern.fullmatch(spiffe_id) is None:
+                continue
+            if PROXY in rule.scopes:
+                raise credential_missing("a proxy calls for others: send the credential of who calls it")
+            caller = Caller("", spiffe_id, rule.scopes, spiffe_id, not_after=not_after)
+            check_expiry(caller)
+            return caller
+        raise credential_invalid("the client certificate's SPIFFE id is none that counts here")
+
+    def check(self, caller: Caller) -> None:
+        """See Authenticator."""
+        check_expiry(caller)
+
+    async def refresh(self) -> None:
+        """Nothing changes: the certificate authorities are those of the TLS connection."""
+
+
+@lru_cache(maxsize=1024)
+def _read(pem: bytes) -> tuple[str, datetime]:
+    """Return the SPIFFE id and the end of a certificate. Raises Refusal for one without exactly one id."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        raise credential_invalid("the client certificate has no SPIFFE id") from None
+    ids = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(_SPIFFE)]
+    if len(ids) != 1:
+        raise credential_invalid(f"the client certificate must have one SPIFFE id, not {len(ids)}")
+    return ids[0], certificate.not_valid_after_utc

@@ -1,0 +1,229 @@
+"""JSON Web Tokens of an issuer, verified with the public keys of its JSON Web Key Set.
+
+The only module that imports jwt. Only asymmetric algorithms count: with a symmetric one, whoever knows the public key
+could sign.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import time
+import urllib.request
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import jwt
+
+from runtime.grpc_auth import (
+    Caller,
+    Presented,
+    authentication_unavailable,
+    check_expiry,
+    credential_expired,
+    credential_invalid,
+    require_no_tenant,
+)
+
+_log = logging.getLogger(__name__)
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+_ASYMMETRIC: Final = ("RSA", "EC", "OKP")
+"""The key types (`kty`) that count."""
+_UNKNOWN_INTERVAL: Final = timedelta(minutes=1)
+"""How often it is fetched at most because a token names a key that is not in it."""
+_FETCH_TIMEOUT: Final = timedelta(seconds=5)
+_MAX_SET_BYTES: Final = 1024 * 1024
+_MAX_MESSAGE: Final = 200
+"""Characters of a library's message, which may repeat what the token says."""
+_MAX_SUBJECT: Final = 256
+_NEVER: Final = float("-inf")
+
+
+class KeySetError(Exception):
+    """The key set cannot be had. The message says why."""
+
+
+class KeySet:
+    """The keys of an issuer: the last good ones while it is away."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        lifetime: timedelta = timedelta(minutes=5),
+        retry_interval: timedelta = timedelta(seconds=10),
+    ) -> None:
+        """`source`: a URL, or the path of a file.
+
+        It is read every `lifetime`: a key that the issuer has withdrawn counts no longer than that; and every
+        `retry_interval` while the issuer is away.
+        """
+        self._source = source
+        self._lifetime = lifetime
+        self._retry_interval = retry_interval
+        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._due_at = _NEVER
+        self._asked_at = _NEVER
+        self._failing = True
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def key(self, kid: str) -> jwt.PyJWK:
+        """Return the key. Raises Refusal for one that is not in the set."""
+        if kid not in self._keys:
+            if self._fetching is None and time.monotonic() - self._asked_at >= _UNKNOWN_INTERVAL.total_seconds():
+                self._asked_at = time.monotonic()
+                self._begin()
+            if self._fetching is not None:
+                await asyncio.shield(self._fetching)
+        if (key := self._keys.get(kid)) is not None:
+            return key
+        # The issuer may have a key by now that is not known here.
+        raise authentication_unavailable() if self._failing else credential_invalid("the JWT's key is unknown")
+
+    async def refresh(self) -> None:
+        """Fetch the set if it is due. Logs what fails."""
+        if time.monotonic() < self._due_at:
+            return
+        await asyncio.shield(self._fetching or self._begin())
+
+    def _begin(self) -> asyncio.Task[None]:
+        self._fetching = asyncio.create_task(self._fetch())
+        return self._fetching
+
+    async def _fetch(self) -> None:
+        try:
+            async with asyncio.timeout(2 * _FETCH_TIMEOUT.total_seconds()):
+                self._keys = await asyncio.to_thread(_read, self._source)
+        except (KeySetError, TimeoutError) as error:
+            if not self._failing or self._due_at == _NEVER:
+                _log.error("the keys of JWTs stay as they were: %s", error or "no answer in time")
+            self._failing, wait = True, self._retry_interval
+        else:
+            if self._failing:
+                _log.info("read %d keys of JWTs", len(self._keys))
+            self._failing, wait = False, self._lifetime
+        finally:
+            self._fetching = None
+        self._due_at = time.monotonic() + wait.total_seconds()
+
+
+@dataclass(frozen=True)
+class JwtRules:
+    """Which tokens count, and what their claims mean."""
+
+    issuer: str
+    """The claim `iss`."""
+    audience: str
+    """The claim `aud`, or one of its values."""
+    algorithms: tuple[Algorithm, ...]
+    leeway: timedelta
+    """How far the clocks of issuer and gateway may differ."""
+    scopes_claim: str
+    """A text of scopes with spaces between, or a list of them. Others than the known ones are overlooked."""
+    tenant_claim: str
+    """Empty: the caller has no tenant."""
+    user_claim: str
+    """The one user whose jobs the caller may submit and read. Empty: no such bound."""
+
+
+class Jwts:
+    """The Authenticator of an issuer's tokens."""
+
+    hint = "a JWT as `authorization: Bearer …`"
+
+    def __init__(self, rules: JwtRules, keys: KeySet, known_scopes: Collection[str]) -> None:
+        self._rules = rules
+        self._keys = keys
+        self._known_scopes = frozenset(known_scopes)
+
+    async def authenticate(self, presented: Presented) -> Caller | None:
+        """See Authenticator. Takes every token: belongs behind those that know theirs by a prefix."""
+        if presented.token is None:
+            return None
+        try:
+            header = jwt.get_unverified_header(presented.token)
+            if header.get("alg") not in self._rules.algorithms:
+                raise credential_invalid(f"the JWT's algorithm must be {' or '.join(self._rules.algorithms)}")
+            if not isinstance(kid := header.get("kid"), str):
+                raise credential_invalid("the JWT must name its key (kid)")
+            claims = jwt.decode(
+                presented.token,
+                await self._keys.key(kid),
+                algorithms=self._rules.algorithms,
+                audience=self._rules.audience,
+                issuer=self._rules.issuer,
+                leeway=self._rules.leeway,
+                options={"require": ["exp", "sub", "iss", "aud"], "enforce_minimum_key_length": True},
+            )
+        except jwt.ExpiredSignatureError:
+            raise credential_expired() from None
+        except (jwt.PyJWTError, RecursionError, OverflowError) as error:
+            # The last two: brackets within brackets, numbers without end.
+            raise credential_invalid(f"the JWT does not count: {error}"[:_MAX_MESSAGE]) from None
+        return self._caller(claims, kid)
+
+    def check(self, caller: Caller) -> None:
+        """See Authenticator. A token cannot be revoked, it expires."""
+        check_expiry(caller, self._rules.leeway)
+
+    async def refresh(self) -> None:
+        """See Authenticator."""
+        await self._keys.refresh()
+
+    def _caller(self, claims: Mapping[str, Any], kid: str) -> Caller:
+        rules = self._rules
+        named = rules.tenant_claim and claims.get(rules.tenant_claim)
+        tenant = _text(claims, rules.tenant_claim) if named else ""
+        try:
+            require_no_tenant(tenant)
+            not_after = datetime.fromtimestamp(int(claims["exp"]), UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise credential_invalid(f"the JWT does not count: {error}"[:_MAX_MESSAGE]) from None
+        user_id = _text(claims, rules.user_claim) if rules.user_claim else ""
+        return Caller(tenant, _text(claims, "sub"), self._scopes(claims), kid, user_id, not_after)
+
+    def _scopes(self, claims: Mapping[str, Any]) -> frozenset[str]:
+        claim = claims.get(self._rules.scopes_claim, ())
+        named = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else ()
+        return self._known_scopes & {scope for scope in named if isinstance(scope, str)}
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_SUBJECT:
+        raise credential_invalid(f"the JWT's claim {name} must be a text of 1 to {_MAX_SUBJECT} characters")
+    return value
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect could lead from TLS to none."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _read(source: str) -> dict[str, jwt.PyJWK]:
+    """Return the keys of a set by their names. Raises KeySetError."""
+    try:
+        if "://" in source:
+            opener = urllib.request.build_opener(_NoRedirect)
+            with opener.open(source, timeout=_FETCH_TIMEOUT.total_seconds()) as answer:
+                data = answer.read(_MAX_SET_BYTES + 1)
+        else:
+            data = Path(source).read_bytes()
+        if len(data) > _MAX_SET_BYTES:
+            raise KeySetError(f"{source} has more than {_MAX_SET_BYTES} bytes")
+        found = jwt.PyJWKSet.from_dict(json.loads(data))
+    except (OSError, http.client.HTTPException, ValueError, AttributeError, jwt.PyJWTError, RecursionError) as error:
+        # AttributeError: it is JSON, but no object.
+        raise KeySetError(f"{source} is no key set that can be had: {error}") from error
+    return {
+        key.key_id: key
+        for key in found
+        if key.key_id and key.key_type in _ASYMMETRIC and key.public_key_use in (None, "sig")
+    }

@@ -1,0 +1,166 @@
+"""API keys: `llmk_<id>_<secret>`, of which a file holds the SHA-256 alone.
+
+The secret has 256 random bits, so that a fast hash is enough. The file is read again whenever it has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import string
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid, require_no_tenant
+
+_log = logging.getLogger(__name__)
+PREFIX: Final = "llmk_"
+_BASE62: Final = string.ascii_letters + string.digits
+_ID_CHARACTERS: Final = 12
+_SECRET_CHARACTERS: Final = 43
+"""256 bits: 62 to the power of 43 is more than 2 to that of 256."""
+_NO_DIGEST: Final = "0" * 64
+
+
+def _without_tenant(tenant: str) -> str:
+    require_no_tenant(tenant)
+    return tenant
+
+
+class ApiKey(BaseModel):
+    """What the file holds of a key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    id: str = Field(pattern=r"^[A-Za-z0-9]{1,32}$")
+    """The part of the key that may be shown."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The SHA-256 of the whole key in hexadecimal."""
+    tenant: Annotated[str, AfterValidator(_without_tenant)] = ""
+    scopes: tuple[str, ...]
+    user_id: str = ""
+    """The one user whose jobs the key is for. Empty: all users."""
+    not_after: AwareDatetime | None = None
+    """When the key expires. None: never."""
+
+    def caller(self) -> Caller:
+        """Return who calls with the key."""
+        return Caller(self.tenant, f"{PREFIX}{self.id}", frozenset(self.scopes), self.id, self.user_id, self.not_after)
+
+
+_FILE: Final = TypeAdapter(tuple[ApiKey, ...])
+
+
+class KeyFileError(Exception):
+    """The file of the keys cannot be used. The message says why, without what is in it."""
+
+
+def make_key() -> tuple[str, str, str]:
+    """Return a new key, its id and its SHA-256."""
+    id_ = "".join(secrets.choice(_BASE62) for _ in range(_ID_CHARACTERS))
+    key = f"{PREFIX}{id_}_{''.join(secrets.choice(_BASE62) for _ in range(_SECRET_CHARACTERS))}"
+    return key, id_, _sha256(key)
+
+
+def read_keys(path: Path, known_scopes: Collection[str]) -> dict[str, ApiKey]:
+    """Return the keys of a file by their ids. Raises KeyFileError."""
+    try:
+        keys = _FILE.validate_json(path.read_bytes())
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_input=False, include_context=False)
+        place = ".".join(map(str, first["loc"]))
+        more = f", and {len(others)} more" if others else ""
+        raise KeyFileError(f"{path}: {place or 'the file'}: {first['msg']}{more}") from None
+    by_id = {key.id: key for key in keys}
+    if len(by_id) < len(keys):
+        raise KeyFileError(f"{path}: two keys have the same id")
+    if unknown := sorted({scope for key in keys for scope in key.scopes} - {*known_scopes}):
+        raise KeyFileError(f"{path}: there is no scope {', '.join(unknown)}")
+    return by_id
+
+
+def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
+    """Replace the file at once, readable for its owner alone. Raises OSError."""
+    data = json.dumps([key.model_dump(mode="json", exclude_defaults=True) for key in keys], indent=2)
+    # A new file of mkstemp has the mode 0600.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(data + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class ApiKeys:
+    """The Authenticator of the keys in a file."""
+
+    hint = "an API key as `authorization: Bearer llmk_…`"
+
+    def __init__(self, path: Path, known_scopes: Collection[str]) -> None:
+        """Read the file. Raises KeyFileError."""
+        self._path = path
+        self._known_scopes = known_scopes
+        self._version = _version(path)
+        self._keys: Mapping[str, ApiKey] = read_keys(path, known_scopes)
+
+    async def authenticate(self, presented: Presented) -> Caller | None:
+        """See Authenticator."""
+        token = presented.token
+        if token is None or not token.startswith(PREFIX):
+            return None
+        key = self._keys.get(token.removeprefix(PREFIX).partition("_")[0])
+        # A key that is not there takes as long as one that is wrong.
+        same = hmac.compare_digest(_sha256(token), key.sha256 if key is not None else _NO_DIGEST)
+        if key is None or not same:
+            raise credential_invalid("the API key is unknown or revoked")
+        caller = key.caller()
+        check_expiry(caller)
+        return caller
+
+    def check(self, caller: Caller) -> None:
+        """See Authenticator. A key whose scopes, user or end have changed counts from the next call on."""
+        key = self._keys.get(caller.key_id)
+        if key is None or key.caller() != caller:
+            raise credential_invalid("the API key has been revoked or changed")
+        check_expiry(caller)
+
+    async def refresh(self) -> None:
+        """Read the file if it has changed; log once what is wrong with it, and keep the keys as they were."""
+        version = await asyncio.to_thread(_version, self._path)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._keys = await asyncio.to_thread(read_keys, self._path, self._known_scopes)
+        except KeyFileError as error:
+            _log.error("the API keys stay as they were: %s", error)
+        else:
+            _log.info("read %d API keys", len(self._keys))
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Return what differs once the file has been written or replaced; nothing of a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _sha256(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

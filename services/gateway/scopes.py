@@ -1,0 +1,94 @@
+"""What a caller may do: the scope of each method, and what a request needs beside it.
+
+A method that has no row here is refused, and the gateway does not start with one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from jobs.options import DEFAULT_PRIORITY
+from llm_pb import llm_pb2
+from runtime.grpc_auth import Caller, Refusal, scope_missing
+
+SUBMIT: Final = "jobs:submit"
+READ: Final = "jobs:read"
+CANCEL: Final = "jobs:cancel"
+REDELIVER: Final = "jobs:redeliver"
+DELETE: Final = "jobs:delete"
+"""Reserved: no method needs it yet."""
+NOTIFY: Final = "jobs:notify"
+"""To name targets in a job: the notifier calls what they name."""
+STRUCTURED: Final = "jobs:structured"
+"""To ask for structured output, which can slow the engine's whole batch."""
+PRIORITY: Final = "jobs:priority"
+"""To ask for a priority above the default, which goes before all other jobs."""
+READ_MODELS: Final = "models:read"
+ADMIN: Final = "admin:*"
+"""Reserved: no method needs a scope of admin yet."""
+
+SCOPES: Final = frozenset(
+    {SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, READ_MODELS, "jobs:*", "models:*", ADMIN}
+)
+"""All that a credential can have."""
+
+OF_METHOD: Final[Mapping[str, str]] = {
+    "/llm.v1.LlmService/Submit": SUBMIT,
+    "/llm.v1.LlmService/GetStatus": READ,
+    "/llm.v1.LlmService/StreamStatus": READ,
+    "/llm.v1.LlmService/Cancel": CANCEL,
+    "/llm.v1.LlmService/List": READ,
+    "/llm.v1.LlmService/ListModels": READ_MODELS,
+    "/llm.v1.LlmService/ListDeliveries": READ,
+    "/llm.v1.LlmService/Redeliver": REDELIVER,
+}
+"""The scope of each method."""
+
+ANONYMOUS: Final = Caller("", "", SCOPES)
+"""Who calls where no authentication is configured."""
+GATEWAY: Final = Caller("", "gateway", SCOPES)
+"""The gateway itself, for what it does for all callers."""
+
+
+def require_all_methods(services: Iterable[ServiceDescriptor], of_method: Mapping[str, str] = OF_METHOD) -> None:
+    """Raise RuntimeError for a method without a row."""
+    methods = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+    if without := sorted(methods - of_method.keys()):
+        raise RuntimeError(f"no scope is named for {', '.join(without)}: see services.gateway.scopes")
+
+
+def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
+    """Raise Refusal for a job that is not the caller's to submit."""
+    job = request.job
+    needed = {
+        NOTIFY: bool(job.notify),
+        STRUCTURED: job.params.WhichOneof("structured_output") is not None,
+        PRIORITY: 1 <= job.priority < DEFAULT_PRIORITY,
+    }
+    if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
+        raise scope_missing(*missing)
+    _require_user(caller, job.user_id)
+
+
+def check_list(caller: Caller, request: llm_pb2.ListRequest) -> None:
+    """Raise Refusal for jobs of others; a caller who is bound to a user, and names none, means that user."""
+    if caller.user_id and not request.user_id:
+        request.user_id = caller.user_id
+    _require_user(caller, request.user_id)
+
+
+CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {"Submit": check_submit, "List": check_list}
+"""What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
+
+
+def _require_user(caller: Caller, user_id: str) -> None:
+    if not caller.may_see(user_id):
+        raise user_not_allowed(caller.user_id)
+
+
+def user_not_allowed(bound_to: str) -> Refusal:
+    """PERMISSION_DENIED: the credential is bound to a user, whose jobs these are not."""
+    message = f"the credential is for the jobs of the user {bound_to!r} alone"
+    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "USER_NOT_ALLOWED", message)

@@ -1,0 +1,491 @@
+"""Who may call a gateway, and for what: every method with every kind of credential, at gateways of their own."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.gateway import scopes
+from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
+from tests.support.jobs import details_of, new_job, webhook
+
+SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
+NO_JOB = "llmjob-nobody-1"
+REQUESTS: Mapping[str, Callable[[], Message]] = {
+    "Submit": lambda: llm_pb2.SubmitRequest(job=new_job(model="idle")),
+    "GetStatus": lambda: llm_pb2.GetStatusRequest(workflow_id=NO_JOB),
+    "StreamStatus": lambda: llm_pb2.StreamStatusRequest(workflow_id=NO_JOB),
+    "Cancel": lambda: llm_pb2.CancelRequest(workflow_id=NO_JOB),
+    "List": lambda: llm_pb2.ListRequest(),
+    "ListModels": lambda: llm_pb2.ListModelsRequest(),
+    "ListDeliveries": lambda: llm_pb2.ListDeliveriesRequest(workflow_id=NO_JOB),
+    "Redeliver": lambda: llm_pb2.RedeliverRequest(workflow_id=NO_JOB),
+}
+"""A valid request of each method, about a job that does not exist."""
+FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver"}
+PATIENCE = 60
+ALL = sorted(scopes.SCOPES)
+RSA, EC = "rsa-1", "ec-1"
+
+
+class Guarded:
+    """A gateway that asks who calls, and what its callers have."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = KeyFile(folder / "keys.json")
+        self.issuer = Issuer(RSA, EC)
+        self.server = KeySetServer(self.issuer.key_set())
+        self.revoked = self.file.add(ALL)
+        self.file.revoke(self.revoked)
+        self.expired = self.file.add(ALL, not_after=datetime.now(UTC) - timedelta(seconds=1))
+        self.by_scope = {scope: self.file.add([scope]) for scope in scopes.OF_METHOD.values()}
+        self.without_scope = {
+            scope: self.file.add(scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"}) for scope in self.by_scope
+        }
+        self.all = self.file.add(ALL)
+        self.channel: grpc.aio.Channel
+        self.address = ""
+
+    def settings(self, url: str) -> dict[str, str]:
+        return {
+            "GATEWAY_API_KEYS_FILE": str(self.file.path),
+            "GATEWAY_JWT_ISSUER": ISSUER,
+            "GATEWAY_JWT_AUDIENCE": AUDIENCE,
+            "GATEWAY_JWT_KEYS": url,
+        }
+
+    @property
+    def stub(self) -> LlmServiceStub:
+        return LlmServiceStub(self.channel)
+
+    async def call(self, method: str, metadata: Metadata, data: bytes | None = None) -> grpc.aio.AioRpcError | None:
+        """Call a method; return what it failed with, if it did."""
+        return await call(self.channel, method, metadata, data)
+
+    async def until_accepted(self, credential: str) -> None:
+        """Return once a call is not refused."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.call("ListModels", bearer(credential)) is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+    async def until_refused(self, credential: str) -> grpc.aio.AioRpcError:
+        """Return the error of the first call that is refused."""
+        async with asyncio.timeout(PATIENCE):
+            while (error := await self.call("ListModels", bearer(credential))) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        return error
+
+
+async def call(
+    channel: grpc.aio.Channel, method: str, metadata: Metadata, data: bytes | None = None
+) -> grpc.aio.AioRpcError | None:
+    request = REQUESTS[method]().SerializeToString() if data is None else data
+    path = f"/{SERVICE.full_name}/{method}"
+    try:
+        if SERVICE.methods_by_name[method].server_streaming:
+            await channel.unary_stream(path)(request, metadata=metadata, timeout=PATIENCE).read()
+        else:
+            await channel.unary_unary(path)(request, metadata=metadata, timeout=PATIENCE)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+async def read_to_end(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
+@asynccontextmanager
+async def running(stack: Stack, settings: dict[str, str]) -> AsyncIterator[tuple[grpc.aio.Channel, Any]]:
+    gateway = stack.add("gateway", settings)
+    await gateway.start()
+    await gateway.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        yield channel, gateway
+    await gateway.terminate()
+    assert gateway.returncode == 0
+    # Whatever is presented is an answer, not an error of the server.
+    assert "runtime/auth" not in gateway.log
+    assert "runtime/grpc_auth" not in gateway.log
+
+
+@pytest.fixture(scope="module")
+async def guarded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guarded]:
+    made = Guarded(tmp_path_factory.mktemp("guarded"))
+    with made.server.serving() as url:
+        async with running(stack, made.settings(url)) as (channel, gateway):
+            made.channel = channel
+            made.address = stack.address(gateway.name)
+            yield made
+
+
+def reason_of(error: grpc.aio.AioRpcError | None) -> tuple[str, str]:
+    assert error is not None, "it was let in"
+    info: error_details_pb2.ErrorInfo = details_of(error)["ErrorInfo"]
+    assert info.domain == "llm.v1"
+    return error.code().name, info.reason
+
+
+def segment(value: Any) -> bytes:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+
+def unsigned(algorithm: str, scopes: list[str]) -> bytes:
+    return segment({"alg": algorithm, "typ": "JWT", "kid": RSA}) + b"." + segment(claims_of(scopes))
+
+
+def hs256_with_the_public_key(issuer: Issuer, encoding: Encoding) -> str:
+    """What a library accepts that takes the algorithm from the token and the public key for a shared secret."""
+    form = PublicFormat.PKCS1 if encoding == Encoding.DER else PublicFormat.SubjectPublicKeyInfo
+    secret = issuer.keys[RSA].public_key().public_bytes(encoding, form)
+    data = unsigned("HS256", ALL)
+    signature = base64.urlsafe_b64encode(hmac.digest(secret, data, hashlib.sha256)).rstrip(b"=")
+    return (data + b"." + signature).decode()
+
+
+MISSING, INVALID, EXPIRED = (
+    ("UNAUTHENTICATED", "CREDENTIAL_MISSING"),
+    ("UNAUTHENTICATED", "CREDENTIAL_INVALID"),
+    ("UNAUTHENTICATED", "CREDENTIAL_EXPIRED"),
+)
+DENIED = ("PERMISSION_DENIED", "MISSING_SCOPE")
+REFUSED: Mapping[str, tuple[Callable[[Guarded], Metadata], tuple[str, str]]] = {
+    "no credential": (lambda _: (), MISSING),
+    "basic": (lambda _: (("authorization", "Basic YTpi"),), INVALID),
+    "an empty token": (lambda _: (("authorization", "Bearer "),), INVALID),
+    "two credentials": (lambda known: bearer(known.all) * 2, INVALID),
+    "key: unknown": (lambda known: bearer(known.all[:-1] + ("a" if known.all[-1] != "a" else "b")), INVALID),
+    "key: of no form": (lambda _: bearer("llmk_"), INVALID),
+    "key: revoked": (lambda known: bearer(known.revoked), INVALID),
+    "key: expired": (lambda known: bearer(known.expired), EXPIRED),
+    "token: garbage": (lambda _: bearer("a.b.c"), INVALID),
+    "token: deep": (lambda _: bearer(base64.urlsafe_b64encode(b"[" * 5000).decode().rstrip("=") + ".e30.e30"), INVALID),
+    "token: expired": (lambda known: bearer(known.issuer.token(RSA, ALL, ends_in=-90)), EXPIRED),
+    "token: not yet": (lambda known: bearer(known.issuer.token(RSA, ALL, nbf=int(time.time()) + 900)), INVALID),
+    "token: another audience": (lambda known: bearer(known.issuer.token(RSA, ALL, aud="other")), INVALID),
+    "token: no audience": (lambda known: bearer(known.issuer.token(RSA, ALL, aud=None)), INVALID),
+    "token: another issuer": (lambda known: bearer(known.issuer.token(RSA, ALL, iss="https://evil.test/")), INVALID),
+    "token: no subject": (lambda known: bearer(known.issuer.token(RSA, ALL, sub=None)), INVALID),
+    "token: no end": (lambda known: bearer(known.issuer.token(RSA, ALL, exp=None)), INVALID),
+    "token: another's signature": (lambda _: bearer(Issuer(RSA).token(RSA, ALL)), INVALID),
+    "token: alg none": (lambda _: bearer(unsigned("none", ALL).decode() + "."), INVALID),
+    "token: alg none, signed": (lambda _: bearer(unsigned("none", ALL).decode() + ".AAAA"), INVALID),
+    "token: HS256 with the public key in PEM": (
+        lambda known: bearer(hs256_with_the_public_key(known.issuer, Encoding.PEM)),
+        INVALID,
+    ),
+    "token: HS256 with the public key in DER": (
+        lambda known: bearer(hs256_with_the_public_key(known.issuer, Encoding.DER)),
+        INVALID,
+    ),
+    "token: another key's name": (
+        lambda known: bearer(jwt.encode(claims_of(ALL), known.issuer.keys[EC], "ES256", {"kid": RSA})),
+        INVALID,
+    ),
+    "token: no key's name": (
+        lambda known: bearer(jwt.encode(claims_of(ALL), known.issuer.keys[RSA], "RS256")),
+        INVALID,
+    ),
+    "token: an algorithm that is not allowed": (
+        lambda known: bearer(jwt.encode(claims_of(ALL), known.issuer.keys[RSA], "PS256", {"kid": RSA})),
+        INVALID,
+    ),
+}
+"""What is refused at every method, and how."""
+
+
+def test_every_method_is_in_the_matrix() -> None:
+    """A new one needs a request above, and a scope in services.gateway.scopes."""
+    assert set(REQUESTS) == set(SERVICE.methods_by_name)
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+@pytest.mark.parametrize("case", REFUSED)
+async def test_who_is_unknown_gets_nowhere(guarded: Guarded, method: str, case: str) -> None:
+    """Before a byte of the request is parsed: garbage is not said to be garbage."""
+    metadata, expected = REFUSED[case]
+    error = await guarded.call(method, metadata(guarded), b"\xff\xff\xff")
+    assert reason_of(error) == expected
+    assert error is not None
+    challenge = dict(error.trailing_metadata() or ())["www-authenticate"]
+    assert challenge == ("Bearer" if expected == MISSING else 'Bearer error="invalid_token"')
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+@pytest.mark.parametrize("kind", ["key", "RSA token", "EC token"])
+async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, method: str, kind: str) -> None:
+    scope = scopes.OF_METHOD[f"/{SERVICE.full_name}/{method}"]
+    kid = EC if kind == "EC token" else RSA
+    if kind == "key":
+        without, right = guarded.without_scope[scope], guarded.by_scope[scope]
+    else:
+        without = guarded.issuer.token(kid, scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"})
+        right = guarded.issuer.token(kid, [scope, "openid"])
+    error = await guarded.call(method, bearer(without), b"\xff\xff\xff")
+    assert reason_of(error) == DENIED
+    assert error is not None
+    assert details_of(error)["ErrorInfo"].metadata["scope"] == scope
+    error = await guarded.call(method, bearer(right))
+    assert (None if error is None else reason_of(error)) == (
+        ("NOT_FOUND", "JOB_NOT_FOUND") if method in FINDS_NOTHING else None
+    )
+
+
+async def test_who_sends_no_request_is_refused_all_the_same(guarded: Guarded) -> None:
+    """At once: no place is held for one."""
+    refused = guarded.channel.stream_unary(f"/{SERVICE.full_name}/Submit")(timeout=PATIENCE)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await refused
+    assert reason_of(error.value) == MISSING
+
+
+@pytest.mark.parametrize(
+    ("needed", "job"),
+    [
+        ("jobs:notify", {"notify": webhook("https://example.com/")}),
+        ("jobs:structured", {"params": {"regex": "a"}}),
+        ("jobs:structured", {"params": {"json_schema": "{}"}}),
+        ("jobs:structured", {"params": {"choice": {"options": ["a"]}}}),
+        ("jobs:priority", {"priority": 2}),
+    ],
+)
+async def test_what_costs_others_needs_a_scope_of_its_own(
+    guarded: Guarded, needed: str, job: dict[str, Any], stack: Stack
+) -> None:
+    """Also for a job that breaks a rule, of which nothing is said, and beside the scope to submit."""
+    key = guarded.by_scope["jobs:submit"]
+    for request in (new_job(**job), new_job(**{**job, "model": ""})):
+        data = llm_pb2.SubmitRequest(job=request).SerializeToString()
+        error = await guarded.call("Submit", bearer(key), data)
+        assert reason_of(error) == DENIED
+        assert error is not None
+        assert details_of(error)["ErrorInfo"].metadata["scope"] == needed
+    request = llm_pb2.SubmitRequest(job=new_job(**{"model": "structured", **job}))
+    error = await guarded.call("Submit", bearer(guarded.all), request.SerializeToString())
+    # The operator's bound is another thing.
+    assert error is None or reason_of(error) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+
+
+async def test_a_clock_may_be_off_by_less_than_a_minute(guarded: Guarded) -> None:
+    now = int(time.time())
+    for token in (
+        guarded.issuer.token(RSA, ALL, ends_in=-20),
+        guarded.issuer.token(RSA, ALL, iat=now + 40, nbf=now + 40),
+    ):
+        assert await guarded.call("ListModels", bearer(token)) is None
+
+
+async def test_a_key_counts_as_soon_as_it_is_in_the_file_and_no_longer(guarded: Guarded) -> None:
+    """Without a restart; also when somebody has spoilt the file meanwhile."""
+    key = guarded.file.add(ALL)
+    await guarded.until_accepted(key)
+    good = guarded.file.path.read_bytes()
+    guarded.file.path.write_bytes(b'[{"id": "x"')
+    assert await guarded.call("ListModels", bearer(key)) is None
+    guarded.file.path.write_bytes(good)
+    guarded.file.revoke(key)
+    assert reason_of(await guarded.until_refused(key)) == INVALID
+
+
+async def test_a_stream_ends_with_its_credential(guarded: Guarded, stub: LlmServiceStub) -> None:
+    """Each within seconds: a key revoked, a key and a token expired. Others that watch the same job go on."""
+    job = new_job(model="idle")
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    revoked, kept = guarded.file.add(ALL), guarded.file.add(ALL)
+    soon = guarded.file.add(ALL, not_after=datetime.now(UTC) + timedelta(seconds=25))
+    # Leeway is a minute.
+    token = guarded.issuer.token(RSA, ALL, ends_in=-30)
+    await guarded.until_accepted(soon)
+    request = llm_pb2.StreamStatusRequest(workflow_id=id_)
+    streams = {name: guarded.stub.StreamStatus(request, metadata=bearer(name)) for name in (revoked, soon, token, kept)}
+    for stream in streams.values():
+        assert (await stream.read()).status.state == llm_pb2.JOB_STATE_QUEUED
+    guarded.file.revoke(revoked)
+    for name, reason in ((revoked, INVALID), (soon, EXPIRED), (token, EXPIRED)):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await asyncio.wait_for(read_to_end(streams[name]), 2 * PATIENCE)
+        assert reason_of(error.value) == reason
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            assert await streams[kept].read() is not grpc.aio.EOF
+    streams[kept].cancel()
+
+
+async def test_a_key_of_one_user_is_for_this_users_jobs(guarded: Guarded, stub: LlmServiceStub) -> None:
+    """Another's job and one that does not exist are the same bytes."""
+    own, others = new_job(model="idle"), new_job(model="idle")
+    key = guarded.file.add(ALL, user_id=own.user_id)
+    await guarded.until_accepted(key)
+    metadata = bearer(key)
+    foreign = (await stub.Submit(llm_pb2.SubmitRequest(job=others))).workflow_id
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await guarded.stub.Submit(llm_pb2.SubmitRequest(job=others), metadata=metadata)
+    assert reason_of(error.value) == ("PERMISSION_DENIED", "USER_NOT_ALLOWED")
+    mine = (await guarded.stub.Submit(llm_pb2.SubmitRequest(job=own), metadata=metadata)).workflow_id
+    missing = f"{foreign[:-1]}x"
+    for method in sorted(FINDS_NOTHING):
+        kind = type(REQUESTS[method]())
+        answers = []
+        for id_ in (foreign, missing):
+            error_ = await guarded.call(method, metadata, kind(workflow_id=id_).SerializeToString())
+            assert reason_of(error_) == ("NOT_FOUND", "JOB_NOT_FOUND"), method
+            assert error_ is not None
+            trailers = [(key, value) for key, value in error_.trailing_metadata() or ()]
+            answers.append(str((error_.details(), trailers)).replace(id_, "ID"))
+        assert answers[0] == answers[1]
+    assert (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=foreign))).status.cancel_requested is False
+    found = await guarded.stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=mine), metadata=metadata)
+    assert found.status.workflow_id == mine
+    stream = guarded.stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=mine), metadata=metadata)
+    assert (await stream.read()).status.workflow_id == mine
+    stream.cancel()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await guarded.stub.List(llm_pb2.ListRequest(user_id=others.user_id), metadata=metadata)
+    assert reason_of(error.value) == ("PERMISSION_DENIED", "USER_NOT_ALLOWED")
+    async with asyncio.timeout(PATIENCE):
+        while not (page := await guarded.stub.List(llm_pb2.ListRequest(), metadata=metadata)).jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert {job.user_id for job in page.jobs} == {own.user_id}
+
+
+async def test_two_users_keys_watch_at_once(guarded: Guarded, stub: LlmServiceStub) -> None:
+    """A watch is shared, the right to see it is not: who may not, neither sees nor ends it."""
+    job = new_job(model="idle")
+    owner, other = guarded.file.add(ALL, user_id=job.user_id), guarded.file.add(ALL, user_id="somebody-else")
+    await guarded.until_accepted(other)
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    request = llm_pb2.StreamStatusRequest(workflow_id=id_)
+    foreign = [guarded.stub.StreamStatus(request, metadata=bearer(other)) for _ in range(5)]
+    own = [guarded.stub.StreamStatus(request, metadata=bearer(owner)) for _ in range(5)]
+    for stream in own:
+        assert (await stream.read()).status.workflow_id == id_
+    for stream in foreign:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stream.read()
+        assert reason_of(error.value) == ("NOT_FOUND", "JOB_NOT_FOUND")
+    for stream in own:
+        assert (await stream.read()) is not grpc.aio.EOF
+        stream.cancel()
+
+
+async def test_health_needs_no_credential_and_reflection_is_a_setting(stack: Stack, guarded: Guarded) -> None:
+    health = health_pb2_grpc.HealthStub(guarded.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    answer = await reflection_pb2_grpc.ServerReflectionStub(guarded.channel).ServerReflectionInfo(iter([ask])).read()
+    assert answer.list_services_response.service
+    gateway = stack.add("gateway")
+    del gateway.environment["GATEWAY_REFLECTION"]
+    await gateway.start()
+    await gateway.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask])).read()
+        assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    await gateway.terminate()
+
+
+async def test_an_issuer_that_is_away_shuts_nobody_out(stack: Stack, tmp_path: Path) -> None:
+    """Tokens of known keys count; of an unknown one nobody can tell, until the issuer is back. A flood of them asks
+    it once."""
+    issuer = Issuer("old", "new")
+    server = KeySetServer(issuer.key_set("old"))
+    old, new = bearer(issuer.token("old", ALL)), bearer(issuer.token("new", ALL))
+    made = Guarded(tmp_path)
+    with server.serving() as url:
+        async with running(stack, made.settings(url)) as (channel, _):
+            assert await call(channel, "ListModels", old) is None
+            asked = server.asked
+            errors = await asyncio.gather(*(call(channel, "ListModels", new) for _ in range(50)))
+            assert {reason_of(error) for error in errors} == {INVALID}
+            assert server.asked == asked + 1
+    server.data = issuer.key_set()
+    async with running(stack, made.settings(url)) as (channel, gateway):
+        away = ("UNAVAILABLE", "AUTHENTICATION_UNAVAILABLE")
+        assert reason_of(await call(channel, "ListModels", old)) == away
+        assert "keys of JWTs" in gateway.log
+        assert await call(channel, "ListModels", bearer(made.all)) is None
+        with server.serving():
+            async with asyncio.timeout(PATIENCE):
+                while await call(channel, "ListModels", new) is not None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+        assert await call(channel, "ListModels", old) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"GATEWAY_HOST": "0.0.0.0"}, ["GATEWAY_API_KEYS_FILE", "GATEWAY_JWT_ISSUER", "GATEWAY_ALLOW_ANONYMOUS=true"]),
+        ({"GATEWAY_HOST": "::"}, ["GATEWAY_ALLOW_ANONYMOUS=true"]),
+        ({"GATEWAY_JWT_ISSUER": ISSUER}, ["GATEWAY_JWT_AUDIENCE and GATEWAY_JWT_KEYS"]),
+        ({"GATEWAY_JWT_KEYS": "http://issuer.test/keys"}, ["GATEWAY_JWT_KEYS", "https"]),
+        ({"GATEWAY_JWT_ALGORITHMS": '["HS256"]'}, ["GATEWAY_JWT_ALGORITHMS"]),
+        ({"GATEWAY_JWT_ALGORITHMS": '["none"]'}, ["GATEWAY_JWT_ALGORITHMS"]),
+        ({"GATEWAY_API_KEYS_FILE": "/nowhere/keys.json"}, ["/nowhere/keys.json"]),
+        (
+            {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/(?P<tenant>.+)", "scopes": ["jobs:read"]}]'},
+            ["GATEWAY_CLIENT_CERTIFICATES", "does not separate"],
+        ),
+        (
+            {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/b", "scopes": ["jobs:raed"]}]'},
+            ["GATEWAY_CLIENT_CERTIFICATES", "jobs:raed"],
+        ),
+    ],
+)
+async def test_a_gateway_that_would_let_in_anybody_does_not_start(
+    stack: Stack, settings: dict[str, str], says: list[str]
+) -> None:
+    """And says what is missing."""
+    gateway = stack.add("gateway", settings)
+    await gateway.start()
+    async with asyncio.timeout(PATIENCE):
+        assert await gateway.wait() == 1
+    for words in says:
+        assert words in gateway.log
+
+
+async def test_a_tenants_key_is_refused_until_there_are_tenants(stack: Stack, tmp_path: Path) -> None:
+    made = Guarded(tmp_path)
+    keys = json.loads(made.file.path.read_text())
+    keys[0]["tenant"] = "acme"
+    made.file.path.write_text(json.dumps(keys))
+    gateway = stack.add("gateway", {"GATEWAY_API_KEYS_FILE": str(made.file.path)})
+    await gateway.start()
+    async with asyncio.timeout(PATIENCE):
+        assert await gateway.wait() == 1
+    assert "0.tenant" in gateway.log
+    assert "does not separate" in gateway.log
+    assert keys[0]["sha256"] not in gateway.log
+
+
+async def test_an_operator_may_let_in_anybody(stack: Stack) -> None:
+    """Behind a proxy that knows the callers."""
+    settings = {"GATEWAY_HOST": "0.0.0.0", "GATEWAY_ALLOW_ANONYMOUS": "true"}
+    async with running(stack, settings) as (channel, _):
+        assert await call(channel, "ListModels", ()) is None
+
+
+async def test_a_credential_does_not_matter_where_none_is_asked_for(stack: Stack) -> None:
+    """A client that sends one to an installation without authentication is served as before."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        assert await call(channel, "ListModels", bearer("whatever")) is None

@@ -1,0 +1,408 @@
+"""Credentials by themselves: client certificates over real TLS, hostile tokens, key sets and files that are wrong."""
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import pkgutil
+import stat
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llm_pb
+from llm_pb import llm_pb2
+from runtime.auth_certificates import CertificateRule, ClientCertificates
+from runtime.auth_jwt import JwtRules, Jwts, KeySet
+from runtime.auth_keys import ApiKeys, KeyFileError, read_keys
+from runtime.grpc_auth import AuthInterceptor, Caller, Presented, Refusal, current_caller
+from services.gateway import scopes
+from tests.support.commands import run
+from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer, claims_of, id_of
+
+SERVICE, METHOD = "test.Service", "/test.Service/Who"
+RULES = (
+    CertificateRule(pattern="spiffe://test/jobs/.*", scopes=["jobs:read"]),
+    CertificateRule(pattern="spiffe://test/front", scopes=["proxy", "jobs:read"]),
+    CertificateRule(pattern="spiffe://test/models", scopes=["models:read"]),
+)
+
+
+class Authority:
+    """A certificate authority."""
+
+    def __init__(self) -> None:
+        self.ca = trustme.CA()
+        self.server = self.ca.issue_cert("127.0.0.1")
+
+    def server_credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
+        chain = b"".join(blob.bytes() for blob in self.server.cert_chain_pems)
+        pairs = [(self.server.private_key_pem.bytes(), chain)]
+        return grpc.ssl_server_credentials(pairs, self.ca.cert_pem.bytes() if mutual else None, mutual)
+
+    def client_credentials(
+        self, *uris: str, ends_in: float = 3600, trusts: "Authority | None" = None
+    ) -> grpc.ChannelCredentials:
+        """Return those of a client whose certificate has the URIs; it trusts another authority's servers, maybe."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
+        signer: Any = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        now = datetime.now(UTC)
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris] or [x509.DNSName("client.test")]
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "spiffe://test/jobs/by-common-name")]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(seconds=ends_in))
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(signer, hashes.SHA256())
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        chain = certificate.public_bytes(serialization.Encoding.PEM)
+        return grpc.ssl_channel_credentials((trusts or self).ca.cert_pem.bytes(), private, chain)
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@asynccontextmanager
+async def serving(credentials: grpc.ServerCredentials, authenticators: Sequence[Any]) -> AsyncIterator[str]:
+    """Serve a method that says who calls, with the scope jobs:read, and one that lasts."""
+
+    async def who(request: bytes, context: Any) -> bytes:
+        return current_caller().subject.encode()
+
+    async def last(request: bytes, context: Any) -> None:
+        await context.write(current_caller().subject.encode())
+        await asyncio.Event().wait()
+
+    handlers = {
+        "Who": grpc.unary_unary_rpc_method_handler(who),
+        "Last": grpc.unary_stream_rpc_method_handler(last),
+        "New": grpc.unary_unary_rpc_method_handler(who),
+    }
+    of_method = {METHOD: "jobs:read", "/test.Service/Last": "jobs:read"}
+    interceptor = AuthInterceptor(
+        authenticators, scopes.ANONYMOUS, of_method, lambda refusal: (("reason", refusal.reason.encode()),)
+    )
+    server = grpc.aio.server(interceptors=[interceptor])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    keeping = asyncio.create_task(interceptor.keep_current())
+    yield f"127.0.0.1:{port}"
+    keeping.cancel()
+    await server.stop(0)
+
+
+async def who(address: str, credentials: grpc.ChannelCredentials, metadata: Metadata = (), method: str = METHOD) -> str:
+    """Return who the server says calls, or the reason why it refuses."""
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        try:
+            answer: bytes = await channel.unary_unary(method)(b"", metadata=metadata, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            return str(dict(error.trailing_metadata() or ())["reason"])
+        return answer.decode()
+
+
+async def test_a_certificate_calls_by_its_spiffe_id(authority: Authority, tmp_path: Path) -> None:
+    """A credential in the metadata comes first, good or not; a proxy never acts for itself."""
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add(["jobs:read"])
+    authenticators = (ApiKeys(file.path, scopes.SCOPES), ClientCertificates(RULES))
+    async with serving(authority.server_credentials(mutual=True), authenticators) as address:
+        good = authority.client_credentials("spiffe://test/jobs/a")
+        front = authority.client_credentials("spiffe://test/front")
+        by_key = f"llmk_{id_of(key)}"
+        assert await who(address, good) == "spiffe://test/jobs/a"
+        assert await who(address, good, bearer(key)) == by_key
+        assert await who(address, good, bearer(f"{key}x")) == "CREDENTIAL_INVALID"
+        assert await who(address, good, (("authorization", ""),)) == "CREDENTIAL_INVALID"
+        assert await who(address, front) == "CREDENTIAL_MISSING"
+        assert await who(address, front, bearer(key)) == by_key
+        assert await who(address, authority.client_credentials("spiffe://test/models")) == "MISSING_SCOPE"
+        for uris in (
+            ["spiffe://other/jobs/a"],
+            ["spiffe://test/jobs"],
+            ["https://test/jobs/a"],
+            ["spiffe://test/jobs/a", "spiffe://test/jobs/b"],
+            [],
+        ):
+            assert await who(address, authority.client_credentials(*uris)) == "CREDENTIAL_INVALID", uris
+
+
+async def test_a_certificate_of_another_authority_does_not_connect(authority: Authority) -> None:
+    """TLS says so: nothing of it reaches an authenticator."""
+    strangers = Authority().client_credentials("spiffe://test/jobs/a", trusts=authority)
+    async with (
+        serving(authority.server_credentials(mutual=True), (ClientCertificates(RULES),)) as address,
+        grpc.aio.secure_channel(address, strangers) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await channel.unary_unary(METHOD)(b"", timeout=60)
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_without_a_certificate_there_is_no_credential(authority: Authority) -> None:
+    async with serving(authority.server_credentials(mutual=False), (ClientCertificates(RULES),)) as address:
+        assert await who(address, grpc.ssl_channel_credentials(authority.ca.cert_pem.bytes())) == "CREDENTIAL_MISSING"
+
+
+async def test_a_stream_ends_with_its_certificate(authority: Authority) -> None:
+    soon = authority.client_credentials("spiffe://test/jobs/a", ends_in=15)
+    async with (
+        serving(authority.server_credentials(mutual=True), (ClientCertificates(RULES),)) as address,
+        grpc.aio.secure_channel(address, soon) as channel,
+    ):
+        stream = channel.unary_stream("/test.Service/Last")(b"", timeout=120)
+        assert await stream.read() == b"spiffe://test/jobs/a"
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stream.read()
+        assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert dict(error.value.trailing_metadata() or ())["reason"] == "CREDENTIAL_EXPIRED"
+
+
+async def test_a_method_without_a_scope_is_nobodys(authority: Authority, tmp_path: Path) -> None:
+    """With authentication and without."""
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add(scopes.SCOPES)
+    tls = grpc.ssl_channel_credentials(authority.ca.cert_pem.bytes())
+    for authenticators in ((), (ApiKeys(file.path, scopes.SCOPES),)):
+        async with serving(authority.server_credentials(mutual=False), authenticators) as address:
+            assert await who(address, tls, bearer(key), "/test.Service/New") == "MISSING_SCOPE"
+
+
+def test_every_method_of_the_contract_has_a_scope() -> None:
+    """Those of every service in llm_pb, and a gateway does not start without."""
+    names = [module.name for module in pkgutil.iter_modules(llm_pb.__path__) if module.name.endswith("_pb2")]
+    assert "llm_pb2" in names
+    for name in names:
+        module = importlib.import_module(f"llm_pb.{name}")
+        scopes.require_all_methods(module.DESCRIPTOR.services_by_name.values())
+    assert set(scopes.OF_METHOD.values()) <= scopes.SCOPES
+    without = {key: value for key, value in scopes.OF_METHOD.items() if not key.endswith("/Cancel")}
+    with pytest.raises(RuntimeError, match="LlmService/Cancel"):
+        scopes.require_all_methods(llm_pb2.DESCRIPTOR.services_by_name.values(), without)
+
+
+def test_a_wildcard_is_every_scope_of_its_kind() -> None:
+    caller = Caller("", "a", frozenset({"jobs:*"}))
+    assert caller.may("jobs:submit")
+    assert not caller.may("models:read")
+    assert not Caller("", "a", frozenset({"proxy"})).may("jobs:submit")
+
+
+def jwts(path: Path, keys: KeySet | None = None, **changes: Any) -> Jwts:
+    rules = {
+        "issuer": ISSUER,
+        "audience": AUDIENCE,
+        "algorithms": ("RS256", "ES256"),
+        "leeway": timedelta(seconds=60),
+        "scopes_claim": "scope",
+        "tenant_claim": "",
+        "user_claim": "",
+        **changes,
+    }
+    return Jwts(JwtRules(**rules), keys or KeySet(str(path)), scopes.SCOPES)
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer("a")
+
+
+@pytest.fixture(scope="module")
+def key_file(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("keys") / "set"
+    path.write_bytes(issuer.key_set())
+    return path
+
+
+async def reason(authenticator: Any, token: str) -> str:
+    try:
+        caller = await authenticator.authenticate(Presented(token=token))
+    except Refusal as refusal:
+        return refusal.reason
+    return "" if caller is not None else "none"
+
+
+async def test_what_the_claims_say(issuer: Issuer, key_file: Path) -> None:
+    known = jwts(key_file, scopes_claim="roles", tenant_claim="org", user_claim="uid")
+    await known.refresh()
+    token = issuer.token("a", uid="alice", roles=["jobs:read", "other", 7, None])
+    caller = await known.authenticate(Presented(token=token))
+    assert caller is not None
+    assert (caller.tenant, caller.subject, caller.key_id, caller.user_id) == ("", "somebody", "a", "alice")
+    assert caller.scopes == {"jobs:read"}
+    assert caller.not_after is not None
+    assert await reason(known, issuer.token("a", uid="alice", roles={"jobs:read": 1})) == ""
+    # Who has no user would be everybody.
+    for uid in (None, "", 7, ["alice"], "x" * 1000):
+        assert await reason(known, issuer.token("a", uid=uid)) == "CREDENTIAL_INVALID"
+    for tenant in ("acme", 7, ["acme"]):
+        assert await reason(known, issuer.token("a", uid="alice", org=tenant)) == "CREDENTIAL_INVALID"
+    for empty in (None, ""):
+        assert await reason(known, issuer.token("a", uid="alice", org=empty)) == ""
+    assert await reason(known, issuer.token("a", uid="alice", sub="")) == "CREDENTIAL_INVALID"
+
+
+async def test_no_token_breaks_the_authenticator(issuer: Issuer, key_file: Path) -> None:
+    known = jwts(key_file)
+    await known.refresh()
+    for ends in (float("inf"), float("nan"), 1e300, -1e300, 10**400, "soon", [], {}, True):
+        token = jwt.encode({**claims_of(), "exp": ends}, issuer.keys["a"], "RS256", {"kid": "a"}, sort_headers=True)
+        assert await reason(known, token) in ("CREDENTIAL_INVALID", "CREDENTIAL_EXPIRED"), ends
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["alg", "kid", "exp", "x"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    header=JSON | st.fixed_dictionaries({"alg": st.sampled_from(["RS256", "ES256", "none"]), "kid": JSON}),
+    claims=JSON,
+    signature=st.binary(max_size=80),
+    cut=st.text(alphabet="._-=aA\x00é", max_size=4),
+)
+def test_hostile_tokens_are_refused(key_file: Path, header: Any, claims: Any, signature: bytes, cut: str) -> None:
+    parts = [json.dumps(header).encode(), json.dumps(claims).encode(), signature]
+    token = ".".join(jwt.utils.base64url_encode(part).decode() for part in parts) + cut
+
+    async def refused() -> str:
+        known = jwts(key_file)
+        await known.refresh()
+        return await reason(known, token)
+
+    assert asyncio.run(refused()) == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"7", b"{}", b'{"keys": []}', b'{"keys": 7}', b"\xff", b"[" * 100_000, b'{"keys": [{}]}']
+)
+async def test_a_key_set_that_is_none_leaves_the_last_one(
+    data: bytes, issuer: Issuer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once."""
+    path = tmp_path / "set"
+    path.write_bytes(issuer.key_set())
+    known = jwts(path, keys=KeySet(str(path), lifetime=timedelta(0), retry_interval=timedelta(0)))
+    await known.refresh()
+    path.write_bytes(data)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            await known.refresh()
+    assert await reason(known, issuer.token("a")) == ""
+    assert len([record for record in caplog.records if record.name == "runtime.auth_jwt"]) == 1
+
+
+async def test_only_public_keys_for_signatures_count(issuer: Issuer, tmp_path: Path) -> None:
+    """A secret in the set, or a key that is for something else, verifies nothing."""
+    (key,) = json.loads(issuer.key_set())["keys"]
+    secret = {"kty": "oct", "kid": "secret", "k": "c2VjcmV0" * 8, "alg": "HS256"}
+    path = tmp_path / "set"
+    path.write_text(json.dumps({"keys": [secret, {**key, "kid": "enc", "use": "enc"}, key]}))
+    known = jwts(path)
+    await known.refresh()
+    assert await reason(known, issuer.token("a")) == ""
+    as_enc = jwt.encode(claims_of(), issuer.keys["a"], "RS256", {"kid": "enc"})
+    by_secret = jwt.encode(claims_of(), jwt.utils.base64url_decode("c2VjcmV0" * 8), "HS256", {"kid": "secret"})
+    for token in (as_enc, by_secret):
+        assert await reason(known, token) == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tenant": "acme"}, "does not separate"),
+        ({"scopes": ["jobs:raed"]}, "jobs:raed"),
+        ({"scopes": ["proxy"]}, "proxy"),
+        ({"not_after": "2027-01-01T00:00:00"}, "not_after"),
+        ({"sha256": "SECRET"}, "sha256"),
+        ({"id": "a_b"}, "id"),
+        ({"key": "SECRET"}, "key"),
+    ],
+)
+async def test_a_file_of_keys_that_is_wrong_changes_nothing(
+    change: dict[str, Any], says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once which key and what is wrong, and not with what is in the file."""
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add(["jobs:read"])
+    known = ApiKeys(file.path, scopes.SCOPES)
+    (good,) = json.loads(file.path.read_text())
+    file.path.write_text(json.dumps([good, {**good, "id": "b", **change}]))
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            await known.refresh()
+    (record,) = caplog.records
+    assert says in record.getMessage()
+    assert "SECRET" not in record.getMessage()
+    assert await reason(known, key) == ""
+    file.path.unlink()
+    await known.refresh()
+    assert await reason(known, key) == ""
+    with pytest.raises(KeyFileError):
+        ApiKeys(file.path, scopes.SCOPES)
+
+
+async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
+    """Several at once lose none; the key itself is shown once and kept nowhere."""
+    path = tmp_path / "keys.json"
+
+    async def keys(*arguments: str) -> Any:
+        return await run(sys.executable, "-m", "services.gateway.keys", *arguments, GATEWAY_API_KEYS_FILE=str(path))
+
+    made = await asyncio.gather(*(keys("create", "--user", "alice", "--expires", "P90D") for _ in range(5)))
+    assert all(ended.status == 0 for ended in made), made[0].errors
+    texts = [ended.output.strip() for ended in made]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(read_keys(path, scopes.SCOPES)) == 5
+    listed = await keys("list")
+    known = ApiKeys(path, scopes.SCOPES)
+    for text in texts:
+        assert len(text.rpartition("_")[2]) == 43
+        assert await reason(known, text) == ""
+        assert id_of(text) in listed.output
+        assert text.rpartition("_")[2] not in listed.output + path.read_text()
+    assert "alice" in listed.output
+    assert (await keys("revoke", id_of(texts[0]))).status == 0
+    await known.refresh()
+    assert await reason(known, texts[0]) == "CREDENTIAL_INVALID"
+    assert await reason(known, texts[1]) == ""
+    for wrong in (
+        ["revoke", "nobody"],
+        ["create", "--scopes", "jobs:raed"],
+        ["create", "--user", "-"],
+        ["create", "--expires", "2027-01-01"],
+    ):
+        ended = await keys(*wrong)
+        assert ended.status != 0
+        assert ended.errors
+        assert "Traceback" not in ended.errors
+    assert os.listdir(tmp_path) == ["keys.json"]
