@@ -10,14 +10,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn, Protocol
 
 import grpc
 
 from runtime.grpc_interceptor import OWN_SERVICES, Handler, Interceptor, behavior_of, with_behavior
-from runtime.grpc_requests import Unread
+from runtime.grpc_requests import ENDING, Ending, Unread
+from runtime.tracebacks import forget_frames
 
 _log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -148,25 +149,31 @@ def current_caller() -> Caller:
     return _caller.get()
 
 
-@dataclass(eq=False)
 class _Running:
-    """A call that runs."""
+    """The call that the current task handles."""
 
-    caller: Caller
-    authenticator: Authenticator
-    limit: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
-    refusal: Refusal | None = None
-    """Why it ends early."""
+    def __init__(self, caller: Caller, authenticator: Authenticator) -> None:
+        self._caller = caller
+        self._authenticator = authenticator
+        self._task = asyncio.current_task()
+        self._cancelled = False
+        self.ending = Ending()
 
     def check(self) -> None:
-        """End the call if its credential does not count any more."""
-        if self.refusal is not None:
-            return
+        """End the call if its credential does not count any more; after the message that is being sent."""
         try:
-            self.authenticator.check(self.caller)
+            self._authenticator.check(self._caller)
         except Refusal as refusal:
-            self.refusal = refusal
-            self.limit.reschedule(asyncio.get_running_loop().time())
+            self.ending.error = refusal
+            if self._task is not None and not self.ending.sending and not self._cancelled:
+                self._cancelled = True
+                self._task.cancel()
+
+    def reason_of_cancel(self) -> Exception | None:
+        """Return why check() has cancelled the call; None if somebody else has, too: gRPC, for a client that left."""
+        if self._task is None or not self._cancelled or self._task.uncancel():
+            return None
+        return self.ending.error
 
 
 class AuthInterceptor(Interceptor):
@@ -245,15 +252,15 @@ class AuthInterceptor(Interceptor):
     async def _while_valid(self, running: _Running, handling: Awaitable[Any]) -> Any:
         """Return what handles a call; raises Refusal when its credential does not count any more."""
         self._running.add(running)
+        ENDING.set(running.ending)
         try:
-            async with running.limit:
-                return await handling
-        except TimeoutError:
-            if running.refusal is None or not running.limit.expired():
+            return await handling
+        except asyncio.CancelledError:
+            if (reason := running.reason_of_cancel()) is None:
                 raise
         finally:
             self._running.discard(running)
-        raise running.refusal
+        raise reason
 
     async def _refuse(self, context: _Context, refusal: Refusal) -> NoReturn:
         self.unread.add(context)
@@ -264,7 +271,11 @@ class AuthInterceptor(Interceptor):
             # As HTTP has it: RFC 6750.
             bad = "" if refusal.reason == "CREDENTIAL_MISSING" else ' error="invalid_token"'
             trailers.append(("www-authenticate", f"Bearer{bad}"))  # type: ignore[arg-type]  # text is as good as bytes
-        await context.abort(refusal.code, str(refusal), tuple(trailers))
+        try:
+            await context.abort(refusal.code, str(refusal), tuple(trailers))
+        except grpc.aio.AbortError as error:
+            forget_frames(error)
+            raise
 
     async def _keep_refreshing(self, authenticator: Authenticator) -> None:
         while True:

@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, NoReturn
@@ -175,6 +176,23 @@ class Places:
             slow.remove(oldest)
 
 
+@dataclass(eq=False)
+class Ending:
+    """Whether a streaming call is to end early, and why.
+
+    Its task must not be cancelled while it sends: gRPC takes no status then, and the call would stay for ever.
+    """
+
+    sending: bool = False
+    """Whether gRPC has a message of the call that has not left."""
+    error: Exception | None = None
+    """What the call ends with when that message has left."""
+
+
+ENDING: Final[ContextVar[Ending | None]] = ContextVar("ending", default=None)
+"""That of the call which is being handled, if others may end it."""
+
+
 class OneRequest(Interceptor):
     """Ends calls whose request does not come: INVALID_ARGUMENT when it is late, or when the client says that none will.
 
@@ -266,7 +284,24 @@ class OneRequest(Interceptor):
 
 
 async def _write(context: _Context, response: Any) -> None:
-    """Send a message; raises CancelledError when the client has left, also where gRPC says so only by failing."""
+    """Send a message; raises CancelledError when the client has left, also where gRPC says so only by failing.
+
+    Raises the error that the call is to end with, once the message has left.
+    """
+    ending = ENDING.get()
+    if ending is None:
+        await _send(context, response)
+        return
+    ending.sending = True
+    try:
+        await _send(context, response)
+    finally:
+        ending.sending = False
+    if ending.error is not None:
+        raise ending.error
+
+
+async def _send(context: _Context, response: Any) -> None:
     try:
         await context.write(response)
     except grpc.aio.InternalError as error:

@@ -22,11 +22,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from deploy.local.stack import Stack
+from durable_llm import AsyncClient
+from durable_llm.errors import CredentialInvalid
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway import scopes
+from tests.support.commands import run
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
 from tests.support.jobs import details_of, new_job, webhook
+from tests.support.stacks import tool
 
 SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
 NO_JOB = "llmjob-nobody-1"
@@ -386,6 +390,22 @@ async def test_two_users_keys_watch_at_once(guarded: Guarded, stub: LlmServiceSt
     for stream in own:
         assert (await stream.read()) is not grpc.aio.EOF
         stream.cancel()
+
+
+async def test_other_clients_send_a_key(guarded: Guarded) -> None:
+    """buf, as people do, by reflection; and the Python client, which says what is wrong with one."""
+    url = f"http://{guarded.address}/{SERVICE.full_name}/ListModels"
+    options = ("--protocol", "grpc", "--http2-prior-knowledge", "--data", "{}")
+    header = ("-H", f"authorization: Bearer {guarded.all}")
+    ended = await run(tool("buf"), "curl", *options, *header, url)
+    assert "docstrings" in ended.output, ended.errors
+    ended = await run(tool("buf"), "curl", *options, url)
+    assert "unauthenticated" in ended.errors
+    async with AsyncClient(guarded.address, metadata=dict(bearer(guarded.all))) as client:
+        assert await client.models()
+    async with AsyncClient(guarded.address, metadata=dict(bearer(guarded.revoked))) as client:
+        with pytest.raises(CredentialInvalid, match="revoked"):
+            await client.models()
 
 
 async def test_health_needs_no_credential_and_reflection_is_a_setting(stack: Stack, guarded: Guarded) -> None:

@@ -19,6 +19,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE: Final = 4
 _MOST: Final = 2**31 - 1
+Metadata = tuple[tuple[str, str], ...]
 _CONNECTION_WINDOW: Final = 65_535
 _FRAME_BYTES: Final = 16_384
 
@@ -35,13 +36,13 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, int, bytes
     return header[3], header[4], int.from_bytes(header[5:], "big"), payload
 
 
-def call_frames(stream: int, method: str, request: bytes) -> bytes:
+def call_frames(stream: int, method: str, request: bytes, metadata: Metadata = ()) -> bytes:
     """Return the frames of a call with one request."""
     body = b"\0" + len(request).to_bytes(4, "big") + request
-    return header_frame(stream, method) + frame(DATA, body, END_STREAM, stream)
+    return header_frame(stream, method, metadata=metadata) + frame(DATA, body, END_STREAM, stream)
 
 
-def header_frame(stream: int, method: str, flags: int = 0) -> bytes:
+def header_frame(stream: int, method: str, flags: int = 0, metadata: Metadata = ()) -> bytes:
     """Return the frame that begins a call."""
     fields = {
         ":method": "POST",
@@ -50,6 +51,7 @@ def header_frame(stream: int, method: str, flags: int = 0) -> bytes:
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
+        **dict(metadata),
     }
     # Literals without indexing (RFC 7541, section 6.2.2); no name or value is longer than 126 bytes.
     headers = b"".join(
@@ -80,11 +82,11 @@ class StalledClient:
         self._news = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
 
-    def call(self, method: str, request: Message, count: int = 1) -> None:
+    def call(self, method: str, request: Message, count: int = 1, metadata: Metadata = ()) -> None:
         """Begin so many calls of a method, "/llm.v1.LlmService/GetStatus" say."""
         data = request.SerializeToString()
         for _ in range(count):
-            self._writer.write(call_frames(self._next_stream, method, data))
+            self._writer.write(call_frames(self._next_stream, method, data, metadata))
             self._next_stream += 2
 
     def call_without_request(self, method: str, count: int = 1, *, ended: bool = False) -> None:
