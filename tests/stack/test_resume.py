@@ -20,6 +20,7 @@ from feed.memory import MemoryFeed
 from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime.grpc_auth import Caller
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
 from services.gpu_worker.attempt import Attempt
@@ -49,7 +50,7 @@ class PlayedTemporal:
         self.response.result.CopyFrom(result)
         self._ended.set()
 
-    async def describe(self, _: str) -> Any:
+    async def describe(self, _: Caller, __: str) -> Any:
         async def memo_value(_: str, default: Any, type_hint: Any = None) -> Any:
             return default
 
