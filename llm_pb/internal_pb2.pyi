@@ -159,6 +159,7 @@ class RunRequest(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
+    FEED_KEY_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens if the job sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -171,6 +172,10 @@ class RunRequest(_message.Message):
     """As in ResultMetadata, as of the last hand-over."""
     lowest_rewind_offset: _builtins.int
     """As in ResultMetadata, as of the last hand-over."""
+    feed_key: _builtins.str
+    """Key of the job's records in the live feed: any text that no other job uses. The activities RecoverOutput and ForgetFeed
+    take the same key. Empty: the run id of the workflow, which is where StreamStatus and GetStatus look for a job's records.
+    """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -195,10 +200,11 @@ class RunRequest(_message.Message):
         output_bytes: _builtins.int = ...,
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
+        feed_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

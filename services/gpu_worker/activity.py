@@ -89,7 +89,7 @@ class RunLLMOnGPU:
         Raises ApplicationError of jobs.errors, its detail the partial JobResult.
         """
         info = activity.info()
-        key = info.workflow_run_id or info.activity_id
+        key = request.feed_key or info.workflow_run_id or info.activity_id
         number = request.earlier_attempts + info.attempt
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
