@@ -27,6 +27,7 @@ from tests.support.jobs import webhook
 from tests.support.name_servers import name_server
 from tests.support.peers import (
     LOOPBACK,
+    PEERS,
     SHORT,
     NatsPeer,
     Peer,
@@ -40,7 +41,7 @@ from tests.support.stacks import stack_settings
 METRICS = NotifierMetrics(NoOpMeter("test"))
 
 
-@pytest.fixture(scope="module", params=["webhook", "nats", "kafka"])
+@pytest.fixture(scope="module", params=PEERS)
 async def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Peer]:
     if request.param == "webhook":
         async with receiving() as receiver:

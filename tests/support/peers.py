@@ -231,5 +231,9 @@ async def kafka_peer() -> AsyncIterator[KafkaPeer]:
         await process.wait()
 
 
+PEERS = ("webhook", "nats", "kafka")
+"""Every kind of target, by the name of its field in NotifyTarget; tests.contract.test_sinks starts one of each."""
+
+
 def secret(text: str) -> SecretStr:
     return SecretStr("whsec_" + base64.b64encode(text.ljust(24, ".").encode()).decode())
