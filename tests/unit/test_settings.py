@@ -1,4 +1,4 @@
-"""Settings: documented, in the README, and safe by default."""
+"""Settings: documented, in docs/settings.md, and safe by default."""
 
 from typing import Literal, get_args, get_origin
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from deploy.settings_table import CLASSES, README, with_table
+from deploy.settings_table import CLASSES, PAGE, with_table
 from runtime.environment import rename_variables, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -19,9 +19,9 @@ def test_every_setting_is_described(settings: type[BaseSettings]) -> None:
     assert settings.model_config["frozen"], "settings do not change"
 
 
-def test_the_readme_holds_the_table() -> None:
+def test_the_page_holds_the_table() -> None:
     """`make settings` writes it."""
-    text = README.read_text()
+    text = PAGE.read_text()
     assert text == with_table(text)
 
 
