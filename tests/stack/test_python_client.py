@@ -319,6 +319,32 @@ async def test_the_address_may_come_from_the_environment(stack: Stack, monkeypat
         assert await client.models()
 
 
+async def test_the_channel_takes_options_of_grpc(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this one, without which a proxy of the environment is asked for the gateway."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    policy = RetryPolicy(connect_timeout=timedelta(seconds=1))
+    address, options = stack.address("gateway"), (("grpc.enable_http_proxy", 0),)
+    async with AsyncClient(address, options=options) as client:
+        assert await client.models()
+    with Client(address, options=options) as waiting:
+        assert await asyncio.to_thread(waiting.models)
+    async with AsyncClient(address, retry=policy) as client:
+        with pytest.raises(errors.Unavailable):
+            await client.models()
+
+
+async def test_deltas_of_a_watch_are_pieces_of_its_output(client: AsyncClient) -> None:
+    job = await client.submit(new_job("x [[vary]] [[fault:failed@30:once]]", params={"max_tokens": 60}))
+    output = Output()
+    async for message in job.watch():
+        if message.HasField("delta"):
+            output.add(message.delta)
+        assert len(output) == message.next_offset
+    assert output.text == (await job.result()).output
+
+
 async def test_calls_raise_an_error_of_their_own(client: AsyncClient) -> None:
     with pytest.raises(errors.InvalidRequest) as invalid:
         await client.submit(user_id="-", model="docstrings", prompt="x", params={"temperature": 9})

@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 import grpc
 
-from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, Outcome
+from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, ChannelOptions, Outcome
 from durable_llm._job import AsyncJob, Piece
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
@@ -37,11 +37,14 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
+        options: ChannelOptions = (),
     ) -> None:
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry)
+            return AsyncClient(
+                address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry, options=options
+            )
 
         self._client = self._loop.run(connect())
 
