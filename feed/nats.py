@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
+from urllib.parse import quote
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -140,7 +141,8 @@ class NatsFeed:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _subject(self, key: str) -> str:
-        return f"{self._settings.subject_prefix}.{key}"
+        # Of what quote() leaves as it is, only the dot has a meaning in subjects.
+        return f"{self._settings.subject_prefix}.{quote(key, safe='').replace('.', '%2E')}"
 
     async def _stay_ready(self) -> None:
         while True:

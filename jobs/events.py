@@ -1,5 +1,6 @@
 """What is said of a job to its receivers: the events of its life, and how their deliveries stand."""
 
+from jobs import limits
 from llm_pb import internal_pb2, llm_pb2
 
 
@@ -29,9 +30,30 @@ def event_type(event: internal_pb2.NotifyRequest) -> str:
     return f"llm.v1.job.{name}"
 
 
-def targets_of(job: llm_pb2.JobRequest) -> list[llm_pb2.NotifyTarget]:
-    """Return the job's targets; one without a kind, the operator's default, when it names none."""
-    return [*job.notify] or [llm_pb2.NotifyTarget()]
+def outcome_event(
+    job: llm_pb2.JobRequest, outcome: llm_pb2.JobStatus, result: llm_pb2.JobResult | None
+) -> internal_pb2.NotifyRequest:
+    """Return the event of a job's end: with the whole result where the job asks for it and an event has room for it."""
+    event = base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome)
+    if result is not None:
+        whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
+        event.output_omitted = not whole and bool(result.output or result.logprobs)
+        event.result.CopyFrom(
+            result if whole else llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
+        )
+    return event
+
+
+def targets_of(job: llm_pb2.JobRequest, options: internal_pb2.JobOptions) -> list[llm_pb2.NotifyTarget]:
+    """Return who is notified of the job: its targets, or else the operator's endpoint as a target without a kind.
+
+    Nobody, where the job names no target and its options say that the operator is not notified.
+    """
+    if job.notify:
+        return [*job.notify]
+    if options.HasField("notify_operator") and not options.notify_operator:
+        return []
+    return [llm_pb2.NotifyTarget()]
 
 
 def wants(job: llm_pb2.JobRequest, *events: "llm_pb2.NotifyEvent.ValueType") -> bool:

@@ -44,8 +44,9 @@ SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, 
 
 # Memo of a job's workflow: the JobOptions its gateway chose, two digests of the JobRequest that tell a repeated Submit
 # from another job under the same key, and the W3C traceparent of the Submit that started it. As it closes the workflow
-# adds the final JobStatus, so that a closed job is read without a query, for which a worker may have to replay it.
-# Messages are JSON there: see jobs.memo.
+# adds the final JobStatus, so that a closed job is read without a query, for which a worker may have to replay it, and
+# the size of its JobResult in bytes, so that a gateway has room for it before it reads it. Messages are JSON there: see
+# jobs.memo.
 MEMO_OPTIONS: Final = "options"
 # Of the job's bytes: the only one that older gateways write, and compare.
 MEMO_DIGEST: Final = "request_sha256"
@@ -53,6 +54,7 @@ MEMO_DIGEST: Final = "request_sha256"
 MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_STATUS: Final = "status"
+MEMO_RESULT_BYTES: Final = "result_bytes"
 
 # Changes of workflow code, for workflow.patched: a workflow that began before one goes on without it.
 # A workflow that was started by hand has its search attributes from its start on, and is judged by all rules of today.

@@ -27,13 +27,17 @@ DEFAULT_PROGRESS_INTERVAL: Final = timedelta(seconds=10)
 DEFAULT_QUEUE_TIMEOUT: Final = timedelta(minutes=5)
 DEFAULT_RUN_TIMEOUT: Final = timedelta(hours=2)
 DEFAULT_TOTAL_TIMEOUT: Final = timedelta(hours=8)
+DEFAULT_HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
+DEFAULT_RETRY_INTERVAL: Final = timedelta(seconds=10)
+DEFAULT_RETRY_BACKOFF: Final = 2.0
+DEFAULT_RETRY_ATTEMPTS: Final = 3
 
 # After 5 s, 15 s, 45 s, 2 min, 7 min, 20 min, 1 h, 3 h, 9 h, then every 12 h: about what Standard Webhooks recommends.
 DEFAULT_NOTIFY_INTERVAL: Final = timedelta(seconds=5)
 DEFAULT_NOTIFY_BACKOFF: Final = 3.0
 DEFAULT_NOTIFY_MAX_INTERVAL: Final = timedelta(hours=12)
 DEFAULT_NOTIFY_ATTEMPTS: Final = 50
-DEFAULT_NOTIFY_WITHIN: Final = timedelta(hours=72)
+DEFAULT_NOTIFY_MAX_DURATION: Final = timedelta(hours=72)
 # A receiver has 30 s; the rest is for the way to the notifier and back.
 DEFAULT_NOTIFY_TIMEOUT: Final = timedelta(seconds=40)
 DEFAULT_NOTIFY_HOLD: Final = timedelta(seconds=10)
@@ -46,16 +50,18 @@ DEFAULTS: Final = internal_pb2.JobOptions(
         queue=duration(DEFAULT_QUEUE_TIMEOUT),
         run=duration(DEFAULT_RUN_TIMEOUT),
     ),
-    heartbeat_timeout=duration(timedelta(seconds=30)),
+    heartbeat_timeout=duration(DEFAULT_HEARTBEAT_TIMEOUT),
     gpu_retry=internal_pb2.RetryOptions(
-        initial_interval=duration(timedelta(seconds=10)), backoff_coefficient=2.0, maximum_attempts=3
+        initial_interval=duration(DEFAULT_RETRY_INTERVAL),
+        backoff_coefficient=DEFAULT_RETRY_BACKOFF,
+        maximum_attempts=DEFAULT_RETRY_ATTEMPTS,
     ),
     notify_retry=internal_pb2.RetryOptions(
         initial_interval=duration(DEFAULT_NOTIFY_INTERVAL),
         backoff_coefficient=DEFAULT_NOTIFY_BACKOFF,
         maximum_interval=duration(DEFAULT_NOTIFY_MAX_INTERVAL),
         maximum_attempts=DEFAULT_NOTIFY_ATTEMPTS,
-        within=duration(DEFAULT_NOTIFY_WITHIN),
+        within=duration(DEFAULT_NOTIFY_MAX_DURATION),
     ),
     notify_timeout=duration(DEFAULT_NOTIFY_TIMEOUT),
     notify_hold=duration(DEFAULT_NOTIFY_HOLD),

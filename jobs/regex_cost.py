@@ -12,7 +12,9 @@ one core of a busy machine, in milliseconds a token (mean of the first 100 to 20
 | `((\w+,)*\w+;)*`                     | 0.01 |   0.2 | accepted |
 | `([a-z]+\s+)*`                       |   12 |    46 | accepted |
 | `.{0,500}`                           |   15 |    65 | accepted |
-| `(\w{1,4} ?){1,4}` (product 16)      |   36 |   102 | accepted |
+| `((\w{1,4} ?){1,4},)*` (product 16)  |  160 |   325 | refused  |
+| `((\w+ ?){1,2}(\w+ ?){1,2},)*`       |  295 |   418 | refused  |
+| `((\w+ ?){1,2},)*` (product 6)       |   27 |    38 | accepted |
 | `(\w+ ?)*`                           |   36 |   153 | refused  |
 | `(\w+)?(\w+)?(\w+)?`                 |   66 |   199 | refused  |
 | `((a*)*)*`                           |   96 |  1393 | refused  |
@@ -23,15 +25,17 @@ one core of a busy machine, in milliseconds a token (mean of the first 100 to 20
 | `(\w{1,500} ?){1,500}`               | 3145 |  7981 | refused  |
 
 The judgement is of the form alone, in time that grows with the expression's length, which its caller bounds. It errs
-to both sides, so the engine has a guard, too (services.gpu_worker.engines.structured_guard). What it cannot read it
-leaves to the engine, which refuses what it cannot compile. An expression is read as xgrammar reads it, close to
-JavaScript, and not as Python's `re` does: the two differ in where a class ends and in flags, and what one takes for a
-comment or for characters can be a repeat to the other.
+to both sides: `("([^"]|"")*",)*`, CSV with doubled quotes, costs 0.02 ms a token and is refused, because the judgement
+does not see that a quote inside never stands alone. So the engine has a guard, too
+(services.gpu_worker.engines.structured_guard). What it cannot read it leaves to the engine, which refuses what it
+cannot compile. An expression is read as xgrammar reads it, close to JavaScript, and not as Python's `re` does: the two
+differ in where a class ends and in flags, and what one takes for a comment or for characters can be a repeat to the
+other.
 """
 
 from typing import Final
 
-from jobs.regex_parts import ALL, Part, TooCostly, bits_of, char_of, joined, literal, one_of, range_of, repeated
+from jobs.regex_parts import ALL, DIGITS, Part, TooCostly, bits_of, char_of, joined, literal, one_of, range_of, repeated
 
 MAX_DEPTH: Final = 32
 """Groups within groups."""
@@ -40,10 +44,9 @@ MAX_BOUNDS: Final = 1024
 MAX_BOUND: Final = 128
 """What one repeat adds to that sum at most: a longer one compiles in about the same time."""
 
-_DIGITS: Final = bits_of("0123456789")
 _CLASSES: Final = {
-    "d": _DIGITS,
-    "w": _DIGITS | range_of(ord("a"), ord("z")) | range_of(ord("A"), ord("Z")) | bits_of("_"),
+    "d": DIGITS,
+    "w": DIGITS | range_of(ord("a"), ord("z")) | range_of(ord("A"), ord("Z")) | bits_of("_"),
     "s": bits_of(" \t\n\r\f\v\u00a0"),
 }
 _ANY: Final = char_of(ALL & ~bits_of("\n"))

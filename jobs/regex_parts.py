@@ -8,23 +8,38 @@ from functools import lru_cache, reduce
 from operator import or_
 from typing import Final, NamedTuple
 
-MAX_PRODUCT: Final = 16
+MAX_PRODUCT: Final = 6
 """How often, at most, parts of varying length follow each other in a repeat without a separator."""
+MAX_DIGITS_PRODUCT: Final = 16
+"""The same of parts that match digits alone: few tokens of a vocabulary hold nothing else."""
 MAX_RUN: Final = 6
-"""Such parts side by side that could match the same text: `.*a.*b.*` has three. A group counts thrice."""
+"""Such parts side by side that could match the same text: `.*a.*b.*` has three. A group counts as 3, a repeat of what
+varies as 4."""
 MAX_DIFFERENT: Final = 64
 """Different parts of varying length in one sequence, or at the ends of one group's alternatives. Each is compared with
 all that must stand there, on the event loop that serves everybody."""
 
-_UNBOUNDED: Final = 8
+_UNBOUNDED: Final = 3
 """What an unbounded repeat counts as within MAX_PRODUCT: two in a row still pass."""
 _GROUP: Final = 3
 """What a group of varying length counts as within MAX_RUN."""
+_PRODUCT: Final = 4
+"""What a repeat of what varies counts as within MAX_RUN: two side by side are as costly as one of twice the product."""
 _ASCII: Final = 128
 _BLOCK: Final = 10
 """Characters beyond ASCII are told apart by blocks of 2**10 code points: scripts, mostly."""
 ALL: Final = (1 << (_ASCII + (0x110000 >> _BLOCK))) - 1
 """Every character."""
+
+
+def range_of(low: int, high: int) -> int:
+    """Return the set of the characters between two code points, both included."""
+    first, last = (code if code < _ASCII else _ASCII + (code >> _BLOCK) for code in (low, high))
+    return ((1 << (last - first + 1)) - 1) << first if last >= first else 0
+
+
+DIGITS: Final = range_of(ord("0"), ord("9"))
+"""The decimal digits of ASCII."""
 
 
 class TooCostly(ValueError):
@@ -48,8 +63,8 @@ class Part(NamedTuple):
     """The characters of its varying parts that something separates on one side only."""
     single: bool = False
     """Whether it is one character."""
-    grouped: bool = False
-    """Whether what varies is more than a repeat of one character."""
+    run: int = 1
+    """What it counts as within MAX_RUN."""
     size: int = 0
     """Its length in characters, of a part that has one length."""
 
@@ -65,19 +80,21 @@ def repeated(body: Part, low: int, high: int | None) -> Part:
         return Part()
     required = body.required if low else frozenset()
     weight = _UNBOUNDED if high is None else high - low + 1
+    run = 1 if body.single else max(_GROUP, body.run)
     if (high is None or high > 1) and body.loose:
-        weight = body.weight * (high or MAX_PRODUCT + 1)
-        if weight > MAX_PRODUCT:
+        weight = body.weight * (high or MAX_DIGITS_PRODUCT + 1)
+        if weight > (MAX_PRODUCT if body.loose & ~DIGITS else MAX_DIGITS_PRODUCT):
             raise TooCostly(
                 "must not repeat what varies in length without something that must stand between: in (a+)*, "
                 r"(\w+ ?)* or (\w{1,8}){1,8} one text can be read in many ways, and each costs the engine time at "
                 r"every token; write (\w+ )* or \w+( \w+)*"
             )
+        run = _PRODUCT
     elif low == high:
         return body._replace(required=required, single=False, size=body.size * low)
     elif body.loose:
         weight = body.weight + 1
-    return Part(body.chars, body.first, required, body.chars, weight, grouped=not body.single)
+    return Part(body.chars, body.first, required, body.chars, weight, run=run)
 
 
 def char_of(chars: int) -> Part:
@@ -123,7 +140,7 @@ def joined(parts: list[Part]) -> Part:
     # The smallest separate best. All of them would be compared again in every group around this.
     required = frozenset(sorted(first_at, key=int.bit_count)[:MAX_DIFFERENT])
     size = sum(part.size for part in parts)
-    return Part(chars, first, required, loose, weight, exposed, grouped=True, size=size)
+    return Part(chars, first, required, loose, weight, exposed, run=_run_of(parts), size=size)
 
 
 def _required_at(parts: list[Part], indexes: Iterable[int]) -> dict[int, int]:
@@ -156,13 +173,19 @@ def _check_run(parts: Iterable[Part]) -> None:
             run, count = 0, 0
         if part.loose:
             if part.first & run or not run:
-                count += _GROUP if part.grouped else 1
+                count += part.run
             run |= part.loose
         if count > MAX_RUN:
             raise TooCostly(
                 r"must have fewer parts side by side that vary in length and match the same text, like \w*\w*\w* or "
-                r"(\w+)?(\w+)?(\w+)?: put something between that must stand there, or make one part of them"
+                r"(\w+)?(\w+)?(\w+)? or (\w+ ?){2}(\w+ ?){2}: put something between that must stand there, "
+                "or make one part of them"
             )
+
+
+def _run_of(parts: Iterable[Part]) -> int:
+    """Return what a group of the parts counts as within MAX_RUN."""
+    return max([_GROUP, *(part.run for part in parts)])
 
 
 def _separates(part: Part, loose: int) -> bool:
@@ -193,7 +216,8 @@ def one_of(branches: list[Part]) -> Part:
     required = frozenset[int]()
     if all(branch.required for branch in branches):
         required = frozenset((_union(min(branch.required, key=int.bit_count) for branch in branches),))
-    return Part(chars, first, required, loose, weight, exposed, grouped=True, size=max(b.size for b in branches))
+    size = max(branch.size for branch in branches)
+    return Part(chars, first, required, loose, weight, exposed, run=_run_of(branches), size=size)
 
 
 def _is_vague(part: Part) -> bool:
@@ -212,9 +236,3 @@ def bits_of(text: str) -> int:
     for char in text:
         bits |= range_of(ord(char), ord(char))
     return bits
-
-
-def range_of(low: int, high: int) -> int:
-    """Return the set of the characters between two code points, both included."""
-    first, last = (code if code < _ASCII else _ASCII + (code >> _BLOCK) for code in (low, high))
-    return ((1 << (last - first + 1)) - 1) << first if last >= first else 0

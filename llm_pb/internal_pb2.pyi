@@ -41,12 +41,17 @@ class JobOptions(_message.Message):
     NOTIFY_TIMEOUT_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     NOTIFY_HOLD_FIELD_NUMBER: _builtins.int
+    NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
     """Task queue of the notifiers. Default "notifications-activities"."""
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. Default 0: the worker's own default."""
+    notify_operator: _builtins.bool
+    """Whether the operator's endpoint is notified of a job that names no target. False: nobody is, and the job runs no
+    NotifyUI. Unset, as when a workflow is started by hand: the notifier decides by its settings.
+    """
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
         """Time limits, all of them set. Defaults: see JobTimeouts."""
@@ -85,12 +90,15 @@ class JobOptions(_message.Message):
         notify_timeout: _duration_pb2.Duration | None = ...,
         default_max_tokens: _builtins.int = ...,
         notify_hold: _duration_pb2.Duration | None = ...,
+        notify_operator: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
+    _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__notify_operator) -> _WhichOneofReturnType__notify_operator | None: ...
 
 Global___JobOptions: _TypeAlias = JobOptions  # noqa: Y015
 
@@ -153,6 +161,7 @@ class RunRequest(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
+    FEED_KEY_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -167,6 +176,10 @@ class RunRequest(_message.Message):
     """As in ResultMetadata, as of the last hand-over."""
     lowest_rewind_offset: _builtins.int
     """As in ResultMetadata, as of the last hand-over."""
+    feed_key: _builtins.str
+    """Key of the job's records in the live feed: any text that no other job uses. The activities RecoverOutput and ForgetFeed
+    take the same key. Empty: the run id of the workflow, which is where StreamStatus and GetStatus look for a job's records.
+    """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -191,10 +204,11 @@ class RunRequest(_message.Message):
         output_bytes: _builtins.int = ...,
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
+        feed_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,6 +262,7 @@ class NotifyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    TARGET_INDEX_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
@@ -262,6 +277,8 @@ class NotifyRequest(_message.Message):
     """The job's label. May be empty."""
     event: _llm_pb2.NotifyEvent.ValueType
     """The event."""
+    target_index: _builtins.int
+    """Index of the target among those that are notified."""
     @_builtins.property
     def target(self) -> _llm_pb2.NotifyTarget:
         """The target. Unset: the operator's default for the user."""
@@ -287,12 +304,15 @@ class NotifyRequest(_message.Message):
         model: _builtins.str = ...,
         project_id: _builtins.str = ...,
         event: _llm_pb2.NotifyEvent.ValueType = ...,
+        target_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
+    _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_index) -> _WhichOneofReturnType__target_index | None: ...
 
 Global___NotifyRequest: _TypeAlias = NotifyRequest  # noqa: Y015
 
@@ -517,12 +537,15 @@ class AttemptStarted(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The number of the attempt, from 1. The record is void when the number is lower than an earlier one's, because Temporal
     has given that attempt up.
     """
     traceparent: _builtins.str
     """The W3C traceparent of the attempt's span, to which the span of the next attempt links. Empty without traces."""
+    worker: _builtins.str
+    """The worker that runs it. Empty in the records of version 0.1.0."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the attempt started."""
@@ -533,10 +556,11 @@ class AttemptStarted(_message.Message):
         attempt: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
+        worker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "start_time", b"start_time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "start_time", b"start_time", "traceparent", b"traceparent", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -384,9 +384,11 @@ class SamplingParams(_message.Message):
     engine's batch is INVALID_ARGUMENT, by these rules:
     - A part that varies in length may be repeated if it holds a required piece that separates two rounds:
       ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are refused. Without such a piece the lengths of the part times the
-      rounds are at most 16, where * and + within the part count as 8: ([a-z]{1,4}){1,4} is accepted, (a{1,8}){1,8} is
-      refused. Alternatives of different lengths that name no character vary in length: ([a-z]{3}|[0-9]{4})* is refused.
-    - At most 6 adjacent parts vary in length and match the same text. A group counts as 3.
+      rounds are at most 6, where * and + within the part count as 3: ([a-z]{1,3}){1,2} is accepted, (a{1,8}){1,8} is
+      refused. They are at most 16 where the part matches digits alone.
+      Alternatives of different lengths that name no character vary in length: ([a-z]{3}|[0-9]{4})* is refused.
+    - At most 6 adjacent parts vary in length and match the same text. A group counts as 3, a repeat of what varies in
+      length as 4: ([a-z]+ ?){2}([a-z]+ ?){2} is refused.
     - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
     - Groups are nested at most 32 deep.
     - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, and a number above 128 counts
@@ -1718,6 +1720,7 @@ class Delivery(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     GIVE_UP_TIME_FIELD_NUMBER: _builtins.int
+    TARGET_INDEX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id of the CloudEvent, and the webhook-id of a webhook. It is the same in every attempt, also after Redeliver."""
     type: _builtins.str
@@ -1728,6 +1731,10 @@ class Delivery(_message.Message):
     """The target, as in NotifyStatus.target."""
     state: Global___NotifyState.ValueType
     """The state of the delivery."""
+    target_index: _builtins.int
+    """Index of the target in JobRequest.notify; 0 for the operator's endpoint. Unset in deliveries that began under a version
+    before 0.2.0.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryAttempt]:
         """The last 50 attempts, oldest first."""
@@ -1750,12 +1757,15 @@ class Delivery(_message.Message):
         attempts: _abc.Iterable[Global___DeliveryAttempt] | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         give_up_time: _timestamp_pb2.Timestamp | None = ...,
+        target_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["give_up_time", b"give_up_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "give_up_time", b"give_up_time", "next_attempt_time", b"next_attempt_time", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "give_up_time", b"give_up_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "state", b"state", "target", b"target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "attempts", b"attempts", "give_up_time", b"give_up_time", "id", b"id", "next_attempt_time", b"next_attempt_time", "state", b"state", "target", b"target", "target_index", b"target_index", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
+    _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_index) -> _WhichOneofReturnType__target_index | None: ...
 
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 

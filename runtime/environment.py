@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, MutableMapping
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
@@ -47,6 +47,22 @@ def unknown_variables(names: Iterable[str], settings: Collection[type[BaseSettin
         if prefix or similar:
             unknown.append(Unknown(name, prefix + similar[0] if similar else None))
     return unknown
+
+
+def rename_variables(environment: MutableMapping[str, str], settings: Collection[type[BaseSettings]]) -> list[str]:
+    """Give variables that still have the name of the release before their new one; return a warning for each.
+
+    A settings class says in `RENAMED` which those are. Where both names are set the new one counts.
+    """
+    warnings = []
+    for kind in settings:
+        prefix = str(kind.model_config.get("env_prefix", ""))
+        for earlier, present in getattr(kind, "RENAMED", {}).items():
+            old, new = f"{prefix}{earlier.upper()}", f"{prefix}{present.upper()}"
+            if old in environment:
+                environment.setdefault(new, environment.pop(old))
+                warnings.append(f"{old} is called {new} now; the next release does not know the old name")
+    return warnings
 
 
 def setting_problems(error: ValidationError | SettingsError, settings: Collection[type[BaseSettings]]) -> list[str]:

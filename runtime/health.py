@@ -27,7 +27,7 @@ CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 _ANSWER_TIMEOUT: Final = timedelta(seconds=3)
 """Longer than a check takes: a loop that needs more stands still."""
-_DISTRIBUTION: Final = "durable-llm"
+_DISTRIBUTION: Final = "durable-llm-suite"
 """The name of this suite in pyproject.toml."""
 _LIBRARIES: Final = {"temporalio": "temporalio", "grpcio": "grpc", "torch": "torch", "vllm": "vllm"}
 """Distributions whose versions matter, and their modules."""
@@ -97,6 +97,11 @@ def with_health(metrics: "WSGIApplication", readiness: Readiness) -> "WSGIApplic
     """
 
     def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        answer = respond(environ, start_response)
+        # What follows the headers of an answer to HEAD, a client takes for the start of another answer.
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
+
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             return metrics(environ, start_response)

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
 from runtime import log, telemetry
-from runtime.environment import setting_problems, unknown_variables
+from runtime.environment import rename_variables, setting_problems, unknown_variables
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
     status, settings = 0, [log.LogSettings, *settings]
     try:
         log.configure(log.LogSettings())
+        for warning in rename_variables(os.environ, settings):
+            _log.warning("%s", warning)
         for unknown in unknown_variables(os.environ, settings):
             _log.warning("%s", unknown)
         with telemetry.tracing(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

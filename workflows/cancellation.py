@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import errors, names
+    from jobs import errors
+
+from workflows import activities
 
 
 class Cancellation:
@@ -40,9 +42,7 @@ class Cancellation:
         """Return once Temporal was asked to cancel the workflow: only then can it close as cancelled."""
         if _asked():
             return
-        request = workflow.start_local_activity(
-            names.ACTIVITY_REQUEST_CANCEL, start_to_close_timeout=timedelta(seconds=10)
-        )
+        request = workflow.start_local_activity(activities.request_cancel, start_to_close_timeout=timedelta(seconds=10))
         await self.wait(request.done)
         await self.wait(_asked)
 

@@ -5,7 +5,7 @@ holds itself open for a few seconds; what is left then LLMDeliveryWorkflow goes 
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -14,11 +14,13 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import errors, limits, names
+    from jobs import errors, names
     from jobs.events import base_event, event_type, targets_of, wants
     from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
     from jobs.targets import describe
     from llm_pb import internal_pb2, llm_pb2
+
+from workflows import activities
 
 _KEPT_ATTEMPTS: Final = 50
 _JITTER: Final = 0.2
@@ -32,46 +34,38 @@ _PROGRESS_HEARTBEAT: Final = timedelta(seconds=10)
 
 
 def new_state(
-    job: llm_pb2.JobRequest,
-    outcome: llm_pb2.JobStatus,
-    result: llm_pb2.JobResult | None,
+    event: internal_pb2.NotifyRequest,
+    targets: Sequence[llm_pb2.NotifyTarget],
     options: internal_pb2.JobOptions,
     now: datetime,
 ) -> internal_pb2.DeliveryState:
-    """Return what is to be delivered of a job's outcome, and to whom: nobody when the job did not ask for its end."""
-    state = internal_pb2.DeliveryState(event=base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome), options=options)
-    if result is not None:
-        whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
-        state.event.output_omitted = not whole and bool(result.output or result.logprobs)
-        state.event.result.CopyFrom(
-            result if whole else llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
-        )
-    if wants(job, llm_pb2.NOTIFY_EVENT_FINISHED):
-        for index, target in enumerate(targets_of(job)):
-            state.targets.append(target)
-            state.deliveries.add(
-                id=f"{outcome.run_id}-finished-{index}",
-                type=event_type(state.event),
-                target=describe(target),
-                state=llm_pb2.NOTIFY_STATE_PENDING,
-            ).give_up_time.FromDatetime(now + options.notify_retry.within.ToTimedelta())
+    """Return the deliveries of an event, one for each target, none of them begun."""
+    state = internal_pb2.DeliveryState(event=event, options=options, targets=targets)
+    for index, target in enumerate(targets):
+        state.deliveries.add(
+            id=f"{event.status.run_id}-finished-{index}",
+            type=event_type(event),
+            target=describe(target),
+            state=llm_pb2.NOTIFY_STATE_PENDING,
+            target_index=index,
+        ).give_up_time.FromDatetime(now + options.notify_retry.within.ToTimedelta())
     return state
 
 
 def start_progress(
     job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, options: internal_pb2.JobOptions, within: timedelta
 ) -> workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None:
-    """Have the targets told how the job gets on, until cancelled; None for a job that does not ask for it."""
-    if not wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS):
+    """Notify the targets of the job's progress until cancelled; None for a job that does not ask for it."""
+    targets = targets_of(job, options)
+    if not targets or not wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS):
         return None
     return workflow.start_activity(
-        names.ACTIVITY_NOTIFY_PROGRESS,
+        activities.notify_progress,
         internal_pb2.NotifyProgressRequest(
             event=base_event(job, llm_pb2.NOTIFY_EVENT_PROGRESS, status),
-            targets=targets_of(job),
+            targets=targets,
             options=job.notify_options,
         ),
-        result_type=internal_pb2.NotifyProgressResponse,
         task_queue=options.notify_task_queue + names.PROGRESS_QUEUE_SUFFIX,
         schedule_to_close_timeout=within,
         heartbeat_timeout=_PROGRESS_HEARTBEAT,
@@ -218,6 +212,7 @@ class DeliveryLoops:
         request = internal_pb2.NotifyRequest()
         request.CopyFrom(self.state.event)
         request.notification_id = delivery.id
+        request.target_index = index
         if target.WhichOneof("target") is not None:
             request.target.CopyFrom(target)
         now = workflow.now()
@@ -227,17 +222,15 @@ class DeliveryLoops:
         if self._hold is not None:
             limit = wait = max(min(limit, self._hold - now), timedelta(milliseconds=1))
         try:
-            response: internal_pb2.NotifyResponse = await workflow.execute_activity(
-                names.ACTIVITY_NOTIFY,
+            return await workflow.execute_activity(
+                activities.notify_ui,
                 request,
-                result_type=internal_pb2.NotifyResponse,
                 task_queue=options.notify_task_queue,
                 schedule_to_close_timeout=wait,
                 start_to_close_timeout=limit,
                 retry_policy=RetryPolicy(maximum_attempts=1),
                 summary=delivery.target or None,
             )
-            return response
         except ActivityError:
             lost = llm_pb2.DeliveryAttempt(error=errors.to_status(errors.DeliveryFailed(_LOST)))
             lost.time.FromDatetime(now)

@@ -24,26 +24,28 @@ How it closes:
 """
 
 import asyncio
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy, SearchAttributeUpdate
-from temporalio.exceptions import ActivityError, CancelledError
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
-    from jobs.events import notification
+    from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
-    from jobs.memo import from_memo, to_memo
+    from jobs.memo import from_memo
     from jobs.outcome import add_attempt, add_result, classify_failure, final_state
     from jobs.search import attributes_of
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
     from workflows.outcome_metrics import record_outcome
 
+from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state, start_progress
+from workflows.outcome import publish, raise_failure
 
 _MAX_HANDOVERS: Final = 100
 """A job that was handed over so often is not the workers' problem any more."""
@@ -95,7 +97,7 @@ class LLMJobWorkflow:
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         forgetting = workflow.start_local_activity(
-            names.ACTIVITY_FORGET_FEED,
+            activities.forget_feed,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )
@@ -160,7 +162,7 @@ class LLMJobWorkflow:
         )
         while request.handovers < _MAX_HANDOVERS:
             await self._run_activity(request)
-            if not isinstance(self._error, errors.WorkerShutdown):
+            if self._error is None or not errors.RULES[type(self._error)].handed_over:
                 break
             request.handovers += 1
             self._note_attempt()
@@ -179,9 +181,8 @@ class LLMJobWorkflow:
         retry.CopyFrom(self._options.gpu_retry)
         retry.maximum_attempts -= request.earlier_attempts
         run = workflow.start_activity(
-            names.ACTIVITY_RUN,
+            activities.run_llm_on_gpu,
             request,
-            result_type=llm_pb2.JobResult,
             task_queue=self._options.gpu_task_queue,
             schedule_to_start_timeout=timeouts.queue.ToTimedelta(),
             start_to_close_timeout=timeouts.run.ToTimedelta(),
@@ -217,15 +218,14 @@ class LLMJobWorkflow:
     async def _recover_output(self) -> llm_pb2.JobResult | None:
         """Return what the live feed holds of the job's output; None when no attempt began, or the feed is away."""
         recovering = workflow.start_local_activity(
-            names.ACTIVITY_RECOVER_OUTPUT,
-            result_type=llm_pb2.JobResult,
+            activities.recover_output,
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )
         await self._cancellation.wait(recovering.done)
         if recovering.exception() is not None:
             return None
-        result: llm_pb2.JobResult = recovering.result()
+        result = recovering.result()
         result.metadata.model = self._job.model
         return result if result.metadata.attempts else None
 
@@ -259,7 +259,8 @@ class LLMJobWorkflow:
         if (progress_activity := self._progress_activity) is not None:
             progress_activity.cancel()
         now = workflow.now()
-        state = new_state(self._job, outcome, self._result, self._options, now)
+        targets = targets_of(self._job, self._options) if wants(self._job, llm_pb2.NOTIFY_EVENT_FINISHED) else []
+        state = new_state(outcome_event(self._job, outcome, self._result), targets, self._options, now)
         self._deliveries = DeliveryLoops(state)
         self._deliveries.start(now + min(self._options.notify_hold.ToTimedelta(), (self._total_time().end - now) / 2))
         await self._cancellation.wait(self._deliveries.idle)
@@ -280,32 +281,17 @@ class LLMJobWorkflow:
         total = self._options.timeouts.total.ToTimedelta()
         return TotalTime(info.workflow_start_time, total, info.execution_timeout)
 
-    def _publish(self, final: "llm_pb2.JobState.ValueType") -> None:
-        """Write the outcome where it is read once the workflow has closed.
-
-        Together with the close: an update of its own would cost Temporal a third of what a whole job does.
-        """
-        latency = self._status.end_time.ToDatetime(UTC) - workflow.info().workflow_start_time
-        updates: list[SearchAttributeUpdate[Any]] = [
-            names.JOB_STATE.value_set(llm_pb2.JobState.Name(final)),
-            names.LATENCY_MS.value_set(latency // timedelta(milliseconds=1)),
-        ]
-        if self._without_options and not self._patched:
-            updates += _attributes_of(self._job)
-        workflow.upsert_search_attributes(updates)
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._public_status())})
-
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> llm_pb2.JobResult:
         if final == llm_pb2.JOB_STATE_CANCELLED:
             await self._cancellation.request()
-        self._publish(final)
-        if self._error is None:
-            return self._result or llm_pb2.JobResult()
-        if final == llm_pb2.JOB_STATE_CANCELLED:
-            raise CancelledError(str(self._error))
-        if isinstance(self._error, errors.TotalTimeout) and self._total_time().ends_workflow:
-            await self._cancellation.wait(lambda: False)
-        raise errors.to_application_error(self._error, *([] if self._result is None else [self._result]))
+        publish(
+            self._public_status(),
+            self._result,
+            _attributes_of(self._job) if self._without_options and not self._patched else (),
+        )
+        if self._error is not None:
+            await raise_failure(self._error, self._result, self._cancellation, self._total_time())
+        return self._result or llm_pb2.JobResult()
 
 
 def _attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:

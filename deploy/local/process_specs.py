@@ -3,6 +3,7 @@
 This is the one place that knows how the processes find each other.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -127,6 +128,7 @@ def _gateway(wiring: Wiring) -> Part:
             "GATEWAY_PORT": str(wiring.ports.gateway),
             "GATEWAY_METRICS_HOST": HOST,
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
+            "GATEWAY_NOTIFY_OPERATOR": os.environ.get("GATEWAY_NOTIFY_OPERATOR", _has_operators_endpoint()),
         },
         probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}"),
     )
@@ -191,6 +193,11 @@ METRICS: Final = {
 
 SERVERS: Final = ("temporal", "nats")
 """The kinds that the others need to be ready before they start."""
+
+
+def _has_operators_endpoint() -> str:
+    """Return whether the notifier, which has this environment, too, has an endpoint for jobs that name no target."""
+    return str(bool(os.environ.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS"})).lower()
 
 
 def _program(name: str) -> str:

@@ -38,6 +38,7 @@ from services.gateway.errors import not_found
 from services.gateway.job_record import (
     CLOSED_STATES,
     FINAL_STATES,
+    FIRST_RUN_EVENTS,
     base_status,
     expected_result_bytes,
     final_status,
@@ -49,9 +50,6 @@ from services.gateway.models import Models
 _log = logging.getLogger(__name__)
 _TASK_STARTED_EVENTS: Final = 4
 """Events of a workflow that has not yet scheduled its activity."""
-_FIRST_RUN_EVENTS: Final = 6
-"""A history without more events holds no hand-over: the first task's and two scheduled activities. Of a longer one the
-workflow is asked, because Temporal does not tell a first RunLLMOnGPU from one after a hand-over."""
 _EARLIER_TIMEOUT: Final = timedelta(seconds=2)
 """Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
 _LARGE_BYTES: Final = 256 * 1024
@@ -91,7 +89,7 @@ class JobReader:
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
         """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
-        large = expected_result_bytes(description) > _LARGE_BYTES
+        large = await expected_result_bytes(description) > _LARGE_BYTES
         async with self._large_reads if large else contextlib.nullcontext():
             if description.status == WorkflowExecutionStatus.RUNNING:
                 return await self._open(description)
@@ -154,7 +152,8 @@ class JobReader:
         status = await base_status(description)
         run = pending_run(description)
         if run is not None:
-            if description.history_length > _FIRST_RUN_EVENTS:
+            if description.history_length > FIRST_RUN_EVENTS:
+                # Temporal does not tell a first RunLLMOnGPU from one after a hand-over.
                 await self._add_earlier(status, description)
             await self._add_run(status, run)
         elif description.history_length > _TASK_STARTED_EVENTS:

@@ -7,9 +7,9 @@ from typing import Final
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from jobs import ids, names
-from jobs.limits import MAX_PAYLOAD_BYTES
 from jobs.memo import from_memo
 from llm_pb import llm_pb2
+from payload_converter import MAX_PAYLOAD_BYTES
 from services.gateway.job_traces import traceparent_of
 
 _log = logging.getLogger(__name__)
@@ -30,12 +30,25 @@ CLOSED_STATES: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueTyp
 }
 """The state of a job whose workflow closed so, where nothing says more."""
 
+FIRST_RUN_EVENTS: Final = 6
+"""A history without more events holds no result and no hand-over: the first task's and two scheduled activities."""
 
-def expected_result_bytes(description: WorkflowExecutionDescription) -> int:
-    """Return about how large the result of a job that was just described may be.
 
-    Half of its history: a result is in the event that ends the activity, and in the one that ends the workflow.
+async def expected_result_bytes(description: WorkflowExecutionDescription) -> int:
+    """Return how large the result of a job that was just described may be, in bytes.
+
+    Where the job does not say, half of its history: a result is in the event that ends the activity, and in the one
+    that ends the workflow. So is the prompt, in the events that begin them.
     """
+    if description.status == WorkflowExecutionStatus.RUNNING and description.history_length <= FIRST_RUN_EVENTS:
+        return 0
+    size = await description.memo_value(names.MEMO_RESULT_BYTES, None)
+    # Whoever starts a workflow by hand may have written anything.
+    if description.status != WorkflowExecutionStatus.RUNNING and isinstance(size, int) and size >= 0:
+        return min(size, MAX_PAYLOAD_BYTES)
+    if description.status in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT):
+        # Read from the feed, if at all.
+        return MAX_PAYLOAD_BYTES
     history_bytes: int = description.raw_description.workflow_execution_info.history_size_bytes
     return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
 

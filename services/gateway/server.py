@@ -20,7 +20,7 @@ from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.interceptor import RequestInterceptor, refusal
 from services.gateway.job_reader import JobReader
-from services.gateway.jobs_api import Jobs
+from services.gateway.listing import JobListing
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
@@ -28,6 +28,7 @@ from services.gateway.page_token import PageTokens
 from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.stream import Streams
+from services.gateway.submission import JobSubmission
 
 
 @asynccontextmanager
@@ -41,11 +42,12 @@ async def serving_api(
     metrics = GatewayMetrics(meter)
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
-    jobs = Jobs(client, models, reader, page_tokens, settings, metrics)
+    submission = JobSubmission(client, models, reader, settings, metrics)
+    listing = JobListing(client, reader, page_tokens, settings)
     deliveries = DeliveryService(client, reader, delivery_reader, settings)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
-    service = LlmServicer(client, jobs, deliveries, models, reader, streams, answers)
+    service = LlmServicer(client, submission, listing, deliveries, models, reader, streams, answers)
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
         settings.host,
@@ -53,7 +55,7 @@ async def serving_api(
         _limits(settings),
         [
             RequestInterceptor(
-                {"Submit": jobs.check_bounds, "List": page_tokens.check},
+                {"Submit": submission.check_bounds, "List": page_tokens.check},
                 {"Submit": service.submit_refused},
                 answers,
                 settings.max_job_bytes,

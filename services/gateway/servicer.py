@@ -15,9 +15,10 @@ from services.gateway.delivery_service import DeliveryService
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
-from services.gateway.jobs_api import Jobs
+from services.gateway.listing import JobListing
 from services.gateway.models import Models
 from services.gateway.stream import Streams
+from services.gateway.submission import JobSubmission
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 TRACE_ID_KEY: Final = "trace-id"
@@ -30,7 +31,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     def __init__(
         self,
         client: Client,
-        jobs: Jobs,
+        submission: JobSubmission,
+        listing: JobListing,
         deliveries: DeliveryService,
         models: Models,
         reader: JobReader,
@@ -39,7 +41,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     ) -> None:
         self._answers = answers
         self._client = client
-        self._jobs = jobs
+        self._submission = submission
+        self._listing = listing
         self._deliveries = deliveries
         self._models = models
         self._reader = reader
@@ -47,18 +50,18 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def Submit(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse:
         """See llm.proto."""
-        return _with_trace_id(await self._jobs.submit(request), context)
+        return _with_trace_id(await self._submission.submit(request), context)
 
     async def submit_refused(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse | None:
         """Return the answer to a Submit that breaks the rules, where its job exists; None if it is to be refused."""
-        response = await self._jobs.find_accepted(request)
+        response = await self._submission.find_accepted(request)
         return response and _with_trace_id(response, context)
 
     async def GetStatus(self, request: llm_pb2.GetStatusRequest, context: _Context) -> llm_pb2.GetStatusResponse:
         """See llm.proto."""
         description = await self._reader.describe(request.workflow_id)
         await link_call(description)
-        await self._answers.of(context).reserve(expected_result_bytes(description))
+        await self._answers.of(context).reserve(await expected_result_bytes(description))
         return await self._reader.status_of(description)
 
     def StreamStatus(
@@ -69,13 +72,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def Cancel(self, request: llm_pb2.CancelRequest, context: _Context) -> llm_pb2.CancelResponse:
         """See llm.proto."""
-        response = await self._jobs.cancel(request)
+        response = await self._submission.cancel(request)
         self._streams.expect_end(request.workflow_id)
         return response
 
     async def List(self, request: llm_pb2.ListRequest, context: _Context) -> llm_pb2.ListResponse:
         """See llm.proto."""
-        return await self._jobs.list_page(request)
+        return await self._listing.list_page(request)
 
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""

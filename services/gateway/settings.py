@@ -1,22 +1,28 @@
 """Settings of the gateway."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import limits, names
 from jobs.options import (
+    DEFAULT_HEARTBEAT_TIMEOUT,
     DEFAULT_NOTIFY_ATTEMPTS,
     DEFAULT_NOTIFY_BACKOFF,
     DEFAULT_NOTIFY_HOLD,
     DEFAULT_NOTIFY_INTERVAL,
+    DEFAULT_NOTIFY_MAX_DURATION,
     DEFAULT_NOTIFY_MAX_INTERVAL,
     DEFAULT_NOTIFY_TIMEOUT,
-    DEFAULT_NOTIFY_WITHIN,
     DEFAULT_PRIORITY,
     DEFAULT_QUEUE_TIMEOUT,
+    DEFAULT_RETRY_ATTEMPTS,
+    DEFAULT_RETRY_BACKOFF,
+    DEFAULT_RETRY_INTERVAL,
     DEFAULT_RUN_TIMEOUT,
     DEFAULT_TOTAL_TIMEOUT,
 )
@@ -64,6 +70,9 @@ EMBEDDED_MODEL = Model(
 class GatewaySettings(BaseSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"notify_within": "notify_max_duration"}
+    """Settings by the name that they had in the release before. It works for one release, with a warning."""
+
     model_config = SettingsConfigDict(
         env_prefix="GATEWAY_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
@@ -104,14 +113,17 @@ class GatewaySettings(BaseSettings):
     """Most that a job may ask for."""
     max_run_timeout: timedelta = timedelta(hours=12)
     """Most that a job may ask for."""
-    heartbeat_timeout: timedelta = timedelta(seconds=30)
+    heartbeat_timeout: timedelta = DEFAULT_HEARTBEAT_TIMEOUT
     """Silence after which a worker is lost."""
-    retry_interval: timedelta = timedelta(seconds=10)
+    retry_interval: timedelta = DEFAULT_RETRY_INTERVAL
     """Wait before an activity's second attempt."""
-    retry_backoff: float = Field(2.0, ge=1)
+    retry_backoff: float = Field(DEFAULT_RETRY_BACKOFF, ge=1)
     """Each further wait is this many times longer."""
-    retry_attempts: int = Field(3, ge=1)
+    retry_attempts: int = Field(DEFAULT_RETRY_ATTEMPTS, ge=1)
     """Attempts of RunLLMOnGPU in all."""
+    notify_operator: bool | None = None
+    """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS) is notified of jobs that name no
+    target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
     notify_hold: timedelta = DEFAULT_NOTIFY_HOLD
     """How long an ended job stays open for its deliveries; after that they go on without it."""
     notify_interval: timedelta = Field(DEFAULT_NOTIFY_INTERVAL, gt=timedelta(0))
@@ -120,7 +132,7 @@ class GatewaySettings(BaseSettings):
     """Each further wait is this many times longer."""
     notify_max_interval: timedelta = DEFAULT_NOTIFY_MAX_INTERVAL
     """Longest wait between two attempts of a delivery, also when the receiver asks for a longer one."""
-    notify_within: timedelta = DEFAULT_NOTIFY_WITHIN
+    notify_max_duration: timedelta = DEFAULT_NOTIFY_MAX_DURATION
     """How long a delivery is tried."""
     notify_attempts: int = Field(DEFAULT_NOTIFY_ATTEMPTS, ge=1, le=50)
     """Attempts of a delivery in all, at most."""

@@ -20,7 +20,7 @@ def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = ""
     status = request.status
     about = internal_pb2.NotifyRequest()
     about.CopyFrom(request)
-    for field in ("notification_id", "target", "event"):
+    for field in ("notification_id", "target", "target_index", "event"):
         about.ClearField(field)
     data = json_format.MessageToDict(about)
     if job_url:

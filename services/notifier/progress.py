@@ -14,11 +14,11 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from jobs import names
-from jobs.errors import DeliveryFailed, to_status
+from jobs.errors import DeliveryFailed, to_attempt_error, to_status
 from jobs.events import event_type
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.pending import add_run, pending_run
@@ -57,8 +57,7 @@ class NotifyProgress:
             try:
                 await stack.enter_async_context(self._users.acquired(request.event.user_id))
             except DeliveryFailed as error:
-                benign = ApplicationErrorCategory.BENIGN
-                raise ApplicationError(str(error), type=error.reason, category=benign) from error
+                raise to_attempt_error(error, category=ApplicationErrorCategory.BENIGN) from error
             return await self._tell_all(request)
 
     async def _tell_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
@@ -116,6 +115,7 @@ class NotifyProgress:
         event.event = kind
         event.status.MergeFrom(status)
         event.target.CopyFrom(request.targets[index])
+        event.target_index = index
         if kind == llm_pb2.NOTIFY_EVENT_STARTED:
             event.status.ClearField("progress")
             event.notification_id = f"{event.status.run_id}-started-{index}"
@@ -176,7 +176,10 @@ class _Log:
     """How the deliveries went: of each event and target the last, kept in heartbeats for the next attempt."""
 
     def __init__(self, so_far: internal_pb2.NotifyProgressResponse) -> None:
-        self._by_target = {(item.type, _place(item.id)): item for item in so_far.deliveries}
+        # Deliveries of a notifier of version 0.1.0 do not say whose they are: they are repeated, under the same id.
+        self._by_target = {
+            (item.type, item.target_index): item for item in so_far.deliveries if item.HasField("target_index")
+        }
 
     @property
     def response(self) -> internal_pb2.NotifyProgressResponse:
@@ -198,7 +201,8 @@ class _Log:
     def note(self, event: internal_pb2.NotifyRequest, response: internal_pb2.NotifyResponse) -> None:
         """Add an attempt."""
         key = _key(event)
-        known = self._by_target.setdefault(key, llm_pb2.Delivery(type=key[0], target=describe(event.target)))
+        new = llm_pb2.Delivery(type=key[0], target=describe(event.target), target_index=key[1])
+        known = self._by_target.setdefault(key, new)
         known.id = event.notification_id
         known.target = response.target or known.target
         known.state = response.state
@@ -217,13 +221,8 @@ class _Log:
         return response
 
 
-def _key(event: internal_pb2.NotifyRequest) -> tuple[str, str]:
-    return event_type(event), _place(event.notification_id)
-
-
-def _place(id_: str) -> str:
-    """Return the target's number, with which a delivery's id ends."""
-    return id_.rpartition("-")[2]
+def _key(event: internal_pb2.NotifyRequest) -> tuple[str, int]:
+    return event_type(event), event.target_index
 
 
 @asynccontextmanager

@@ -50,7 +50,7 @@ async def crashing(stack: Stack) -> AsyncIterator[Crashing]:
         {
             "GATEWAY_NOTIFY_QUEUE": QUEUE,
             "GATEWAY_NOTIFY_MAX_INTERVAL": "PT2S",
-            "GATEWAY_NOTIFY_WITHIN": "PT10M",
+            "GATEWAY_NOTIFY_MAX_DURATION": "PT10M",
         },
     )
     async with receiving() as receiver, running(stack, notifier, gateway) as stub:

@@ -149,6 +149,26 @@ async def test_streams_that_stop_reading_cost_little(stack: Stack, ids: dict[str
             assert resident_bytes(attacked.gateway) - before < 50 * MB
 
 
+async def test_a_large_prompt_takes_no_room_of_answers(
+    stack: Stack, stub: LlmServiceStub, temporal: Client, ids: dict[str, str]
+) -> None:
+    """Where little room is left, the status of such a job is returned, before and after its small result is there."""
+    prompt = "5".rjust(1_900_000)
+    waiting = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(prompt, model="idle")), timeout=60)
+    # One large answer that is not read, and no room for another.
+    async with (
+        target(stack, ids, unread_bytes=str(8 * MB)) as attacked,
+        stalled_clients(attacked.address, 1) as clients,
+    ):
+        await flood(clients, GET_STATUS, request_of(GET_STATUS, ids["largest"]), 1)
+        await scrape_until(stack, lambda found: found.total("llm_gateway_unread_bytes") > 3 * MB, attacked.gateway.name)
+        assert await is_refused(attacked.stub, ids["largest"])
+        assert (await get(attacked.stub, waiting.workflow_id)).status.state == llm_pb2.JOB_STATE_QUEUED
+        async with Worker(temporal, task_queue="llm-gpu-activities.idle", activities=[large_answer]):
+            await watch(stub, waiting.workflow_id)
+        assert (await get(attacked.stub, waiting.workflow_id)).result.output == "xxxxx"
+
+
 async def test_a_large_result_leaves_its_output_out_of_the_last_message(stack: Stack, ids: dict[str, str]) -> None:
     """The deltas have brought it; GetStatus returns it, and the logprobs. A small result is whole."""
     async with target(stack, ids) as quiet:

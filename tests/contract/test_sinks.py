@@ -25,16 +25,7 @@ from services.notifier.sinks.registry import open_sinks
 from services.notifier.sinks.sink import Sink
 from tests.support.jobs import webhook
 from tests.support.name_servers import name_server
-from tests.support.peers import (
-    LOOPBACK,
-    PEERS,
-    SHORT,
-    NatsPeer,
-    Peer,
-    WebhookPeer,
-    kafka_peer,
-    secret,
-)
+from tests.support.peers import LOOPBACK, PEERS, SHORT, NatsPeer, Peer, WebhookPeer, kafka_peer, secret
 from tests.support.receivers import hang, receiving, status
 from tests.support.stacks import stack_settings
 

@@ -436,16 +436,22 @@ async def test_progress_is_told_as_a_job_runs(stub: LlmServiceStub, temporal: Cl
     assert kinds.count(names.ACTIVITY_NOTIFY_PROGRESS) == 1, "events in the history do not grow with progress"
 
 
-async def test_a_job_that_asks_for_no_progress_costs_nothing(
-    stub: LlmServiceStub, temporal: Client, sink: Receiver
+@pytest.mark.parametrize(("targets", "events", "calls"), [(0, 14, []), (1, 20, [names.ACTIVITY_NOTIFY])])
+async def test_a_job_pays_for_what_it_asks_for(
+    stub: LlmServiceStub, temporal: Client, sink: Receiver, targets: int, events: int, calls: list[str]
 ) -> None:
-    """A job that asks for none has a history as long as one that nobody is told of, which docs/streams.md counts."""
-    lengths = set()
-    for notify in ([], webhook(sink.on("/free", status(200)))):
-        seen = await run_job(stub, new_job(params={"max_tokens": 20}, notify=notify))
-        history = await temporal.get_workflow_handle(seen.final.status.workflow_id).fetch_history()
-        lengths.add(len(history.events))
-    assert len(lengths) == 1
+    """Without progress no activity for it; without a target, where the operator has no endpoint either, no NotifyUI.
+
+    docs/streams.md counts the events.
+    """
+    notify = webhook(sink.on("/free", status(200))) * targets
+    seen = await run_job(stub, new_job(params={"max_tokens": 20}, notify=notify))
+    assert seen.states[-1] == "SUCCEEDED"
+    assert len(seen.final.status.notifications) == targets
+    history = await temporal.get_workflow_handle(seen.final.status.workflow_id).fetch_history()
+    assert len(history.events) == events
+    scheduled = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
+    assert [name for name in scheduled if name] == [names.ACTIVITY_RUN, *calls]
 
 
 async def test_a_receiver_that_hangs_does_not_slow_the_job(stub: LlmServiceStub, sink: Receiver) -> None:

@@ -22,7 +22,7 @@ from llm_pb import internal_pb2, llm_pb2
 from services.gateway import errors
 from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
-from tests.support.blocks import CLIENT, Block, blocks
+from tests.support.blocks import Block, blocks
 from tests.support.commands import missing, run
 from tests.support.jobs import unpack
 from tests.support.paths import ROOT
@@ -54,7 +54,7 @@ async def test_the_commands_work(block: Block, stack: Stack) -> None:
     text = text.replace("127.0.0.1:7233", stack.address("temporal"))
     command = (sys.executable, "-c") if block.language == "python" else ("bash", "-euo", "pipefail", "-c")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ended = await run(*command, text, LLM_ADDRESS=stack.address("gateway"), PATH=path, PYTHONPATH=str(CLIENT))
+    ended = await run(*command, text, LLM_ADDRESS=stack.address("gateway"), PATH=path)
     assert ended.status == 0, ended.errors
     assert ended.output
 

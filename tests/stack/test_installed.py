@@ -1,6 +1,7 @@
-"""The services as they are deployed: installed from a wheel, started in an empty directory by another user.
+"""The suite and its Python client as they are deployed: installed from wheels, run in an empty directory.
 
-The wheel is built from a copy of this checkout and installed beside this environment's packages.
+The wheels are built from a copy of this checkout, the client's from its sdist. The services run as another user, with
+both wheels beside this environment's packages. The client runs with nothing but what its wheel requires.
 """
 
 import asyncio
@@ -15,22 +16,27 @@ import tomllib
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import pytest
+from packaging.requirements import Requirement
 
 from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.stack.test_polyglot import ROOT
 from tests.stack.test_readiness import SECONDS, get
+from tests.support.commands import run
 from tests.support.jobs import new_job, run_job, webhook
+from tests.support.paths import ROOT
 from tests.support.receivers import Receiver
 from tests.support.stacks import stack_settings
 
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+NO_OTHERS: Final = ("--no-deps", "--no-index")
 NOBODY: Final = 65534
 LOOPBACK: Final = {
     "NOTIFIER_WEBHOOK_NETWORKS": '["127.0.0.0/8"]',
@@ -38,14 +44,33 @@ LOOPBACK: Final = {
     "NOTIFIER_WEBHOOK_PORTS": "[]",
 }
 
+BUILD_SDIST: Final = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+USE_CLIENT: Final = """
+from durable_llm import Client, Output
+
+with Client() as client:
+    job = client.submit(user_id="installed", model="docstrings", prompt="x", params={"max_tokens": 20})
+    output = Output()
+    for piece in job.stream():
+        output.add(piece)
+    text: str = job.result().output
+    print(text == output.text != "")
+"""
+
+
+class Wheels(NamedTuple):
+    """What is installed."""
+
+    suite: Path
+    client: Path
+
 
 class Installed:
     """An installation."""
 
-    def __init__(self, python: Path, empty: Path, wheel: Path) -> None:
+    def __init__(self, python: Path, empty: Path) -> None:
         self.python = python
         self.empty = empty
-        self.wheel = wheel
         self.user = self._user()
 
     def _user(self) -> dict[str, Any]:
@@ -77,27 +102,68 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed() -> Iterator[Installed]:
+def folder() -> Iterator[Path]:
     # Not pytest's folder, which is for its user alone.
     with tempfile.TemporaryDirectory(prefix="installed-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        leave_out = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "build", "*.egg-info", "tests", "bench")
-        shutil.copytree(ROOT, folder / "source", ignore=leave_out)
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-        no_others = ("--no-deps", "--no-index")
-        subprocess.run(
-            (*pip, "wheel", *no_others, "--no-build-isolation", "-w", folder, folder / "source"), check=True, cwd=folder
-        )
-        shutil.rmtree(folder / "source")
-        (wheel,) = folder.glob("*.whl")
-        python = folder / "venv" / "bin" / "python"
-        subprocess.run((sys.executable, "-m", "venv", "--without-pip", folder / "venv"), check=True)
-        subprocess.run((*pip, "--python", python, "install", *no_others, wheel), check=True)
-        (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-        (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        (folder / "empty").mkdir()
-        yield Installed(python, folder / "empty", wheel)
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def wheels(folder: Path) -> Wheels:
+    leave_out = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "build", "*.egg-info", "tests", "bench")
+    shutil.copytree(ROOT, folder / "source", ignore=leave_out, symlinks=True)
+    client = folder / "source" / "clients" / "python"
+    subprocess.run((sys.executable, "-c", BUILD_SDIST, folder), check=True, cwd=client, capture_output=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    for source, into in ((folder / "source", "suite"), (sdist, "client")):
+        built = (*PIP, "wheel", *NO_OTHERS, "--no-build-isolation", "-w", folder / into, source)
+        subprocess.run(built, check=True, cwd=folder)
+    shutil.rmtree(folder / "source")
+    return Wheels(*(next((folder / name).glob("*.whl")) for name in ("suite", "client")))
+
+
+def environment(folder: Path, *wheels: Path) -> Path:
+    """Create an environment that holds the wheels alone; return its folder of packages."""
+    subprocess.run((sys.executable, "-m", "venv", "--without-pip", folder), check=True)
+    subprocess.run((*PIP, "--python", folder / "bin" / "python", "install", *NO_OTHERS, *wheels), check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    return packages
+
+
+@pytest.fixture(scope="module")
+def installed(folder: Path, wheels: Wheels) -> Installed:
+    packages = environment(folder / "venv", *wheels)
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (folder / "empty").mkdir()
+    return Installed(folder / "venv" / "bin" / "python", folder / "empty")
+
+
+def requirements(distribution: metadata.Distribution) -> set[str]:
+    """Return the names of what a distribution requires on this machine, without its extras."""
+    required = (Requirement(text) for text in distribution.requires or ())
+    return {one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})}
+
+
+@pytest.fixture(scope="module")
+def client_alone(folder: Path, wheels: Wheels) -> Path:
+    """The interpreter of an environment with the client's wheel, what that requires, and nothing else."""
+    packages = environment(folder / "client-venv", wheels.client)
+    (own,) = metadata.distributions(path=[str(packages)])
+    assert own.name == "durable-llm"
+    wanted, there = requirements(own), set[str]()
+    assert wanted == {"googleapis-common-protos", "grpcio", "protobuf"}
+    while wanted - there:
+        name = (wanted - there).pop()
+        there.add(name)
+        distribution = metadata.distribution(name)
+        wanted |= requirements(distribution)
+        for file in distribution.files or ():
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                (packages / file).symlink_to(file.locate())
+    return folder / "client-venv" / "bin" / "python"
 
 
 @asynccontextmanager
@@ -158,11 +224,35 @@ async def test_a_job_runs_through_installed_services(installed: Installed, tmp_p
     assert list(installed.empty.iterdir()) == []
 
 
-def test_the_wheel_holds_the_model_that_comes_along(installed: Installed) -> None:
+def files(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheel_holds_the_model_that_comes_along(wheels: Wheels) -> None:
     """All that the default of GPU_WORKER_MODEL_PATH needs."""
     model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "models" / "docstrings").iterdir()}
-    with zipfile.ZipFile(installed.wheel) as wheel:
-        assert model <= set(wheel.namelist())
+    assert model <= files(wheels.suite)
+
+
+def test_the_generated_code_is_in_the_clients_wheel_alone(wheels: Wheels) -> None:
+    """Two copies of it cannot be loaded into one process; the suite requires the client's."""
+    assert not files(wheels.suite) & files(wheels.client)
+    assert {name.partition("/")[0] for name in files(wheels.client)} == {"durable_llm", "llm_pb"}
+    generated = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llm_pb").glob("*[!c]") if path.is_file()}
+    assert generated <= files(wheels.client)
+    assert "durable-llm" in {Requirement(text).name for text in PROJECT["dependencies"]}
+
+
+async def test_the_client_needs_nothing_but_its_wheel(client_alone: Path, stack: Stack, tmp_path: Path) -> None:
+    """It submits and streams a job, and it is typed."""
+    script = tmp_path / "use.py"
+    script.write_text(USE_CLIENT)
+    ended = await run(str(client_alone), "-I", str(script), LLM_ADDRESS=stack.address("gateway"))
+    assert (ended.output, ended.errors) == ("True\n", "")
+    options = ("--strict", "--config-file=", "--cache-dir", str(tmp_path), "--python-executable", str(client_alone))
+    checked = await run(sys.executable, "-m", "mypy", *options, str(script), cwd=tmp_path)
+    assert checked.status == 0, checked.output
 
 
 async def test_what_has_no_default_is_named_by_its_setting(installed: Installed) -> None:

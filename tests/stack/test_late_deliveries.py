@@ -42,7 +42,7 @@ async def late(stack: Stack) -> AsyncIterator[Late]:
             "GATEWAY_NOTIFY_QUEUE": QUEUE,
             "GATEWAY_NOTIFY_HOLD": "PT2S",
             "GATEWAY_NOTIFY_TIMEOUT": "PT40S",
-            "GATEWAY_NOTIFY_WITHIN": "PT8S",
+            "GATEWAY_NOTIFY_MAX_DURATION": "PT8S",
         },
     )
     async with receiving() as receiver, running(stack, notifier, gateway) as stub:

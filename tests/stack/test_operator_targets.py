@@ -54,7 +54,7 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
                 "NOTIFIER_JOB_URL": "https://llm.example.com/jobs/{workflow_id}",
             },
         )
-        gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE})
+        gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE, "GATEWAY_NOTIFY_OPERATOR": "true"})
         async with running(stack, notifier, gateway) as stub:
             yield Brokers(stub, nats_peer, kafka, receiver)
 

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.commands import NODE, missing, run, start
+from tests.support.commands import NODE, interrupt, interrupt_another_thread, missing, run, start
 from tests.support.jobs import new_job, run_job, until_output, webhook
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, tool
@@ -51,7 +50,7 @@ async def node_example(name: str) -> tuple[str, str]:
 async def client(request: pytest.FixtureRequest) -> Sequence[str]:
     """The command of an example client; both take the same arguments."""
     if request.param == "python":
-        return (sys.executable, "-m", "examples.python.client")
+        return (sys.executable, "-m", "clients.python.examples.client")
     return await node_example("client.js")
 
 
@@ -109,13 +108,16 @@ async def test_an_example_gives_a_wrong_address_up(client: Sequence[str], comman
     assert "Traceback" not in ended.errors
 
 
-async def test_the_python_example_is_interrupted_without_a_traceback(stack: Stack, stub: LlmServiceStub) -> None:
+@pytest.mark.parametrize("send", [interrupt, interrupt_another_thread])
+async def test_the_python_example_is_interrupted_without_a_traceback(
+    stack: Stack, stub: LlmServiceStub, send: Callable[[int], None]
+) -> None:
     response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
-    command = (sys.executable, "-m", "examples.python.client", "watch", response.workflow_id)
+    command = (sys.executable, "-m", "clients.python.examples.client", "watch", response.workflow_id)
     watching = await start(*command, LLM_ADDRESS=stack.address("gateway"))
     assert watching.stderr is not None
     await watching.stderr.readline()
-    watching.send_signal(signal.SIGINT)
+    send(watching.pid)
     _, errors = await watching.communicate()
     assert watching.returncode == 130
     assert b"Traceback" not in errors

@@ -1,24 +1,28 @@
 """The Python client on a real stack: every byte once, whatever breaks; every error a class of its own."""
 
 import asyncio
+import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import durable_llm
 import grpc
 import pytest
-from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+import durable_llm
 from deploy.local.stack import Stack
+from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2, llm_pb2_grpc
+from tests.support.commands import interrupt, interrupt_another_thread
 from tests.support.jobs import new_job
 from tests.support.paths import ROOT
 
@@ -50,6 +54,8 @@ class Turn(NamedTuple):
     """Whether it then fails, instead of saying that all went well."""
     knows_tokens: bool = True
     """Whether it has resume tokens, as all but an earlier version have."""
+    retry_delay: timedelta | None = None
+    """What it asks for by RetryInfo when it fails."""
 
 
 class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
@@ -74,7 +80,11 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
             yield message
             count += 1
         if turn.fails:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+            status = status_pb2.Status(code=code_pb2.UNAVAILABLE)
+            if turn.retry_delay is not None:
+                status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=turn.retry_delay))
+            trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke", trailers)
 
 
 @asynccontextmanager
@@ -190,6 +200,24 @@ async def test_a_stream_that_ends_before_its_job_goes_on(stack: Stack, client: A
     assert output.text == (await job.result()).output
 
 
+async def test_a_broken_stream_waits_as_long_as_the_gateway_asks_for(
+    stack: Stack, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says in its log what broke, and where it goes on."""
+    job = await client.submit(new_job(params={"max_tokens": 20}))
+    result = await job.result()
+    delay = timedelta(seconds=2)
+    output = Output()
+    began = time.monotonic()
+    with caplog.at_level(logging.INFO, "durable_llm"):
+        async with unsteady(stack, Turn(messages=1, retry_delay=delay), Turn(fails=False)) as other:
+            await read_into(output, other.job(job.workflow_id))
+    assert time.monotonic() - began >= delay.total_seconds()
+    assert output.text == result.output
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "durable_llm"]
+    assert re.fullmatch(r"the connection broke; going on at byte \d+ in \d+\.\d s", said)
+
+
 async def test_a_stream_that_always_ends_before_its_job_is_given_up(stack: Stack, client: AsyncClient) -> None:
     job = await client.submit(new_job(model="idle"))
     policy = RetryPolicy(connect_timeout=timedelta(seconds=1))
@@ -291,6 +319,32 @@ async def test_the_address_may_come_from_the_environment(stack: Stack, monkeypat
         assert await client.models()
 
 
+async def test_the_channel_takes_options_of_grpc(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this one, without which a proxy of the environment is asked for the gateway."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    policy = RetryPolicy(connect_timeout=timedelta(seconds=1))
+    address, options = stack.address("gateway"), (("grpc.enable_http_proxy", 0),)
+    async with AsyncClient(address, options=options) as client:
+        assert await client.models()
+    with Client(address, options=options) as waiting:
+        assert await asyncio.to_thread(waiting.models)
+    async with AsyncClient(address, retry=policy) as client:
+        with pytest.raises(errors.Unavailable):
+            await client.models()
+
+
+async def test_deltas_of_a_watch_are_pieces_of_its_output(client: AsyncClient) -> None:
+    job = await client.submit(new_job("x [[vary]] [[fault:failed@30:once]]", params={"max_tokens": 60}))
+    output = Output()
+    async for message in job.watch():
+        if message.HasField("delta"):
+            output.add(message.delta)
+        assert len(output) == message.next_offset
+    assert output.text == (await job.result()).output
+
+
 async def test_calls_raise_an_error_of_their_own(client: AsyncClient) -> None:
     with pytest.raises(errors.InvalidRequest) as invalid:
         await client.submit(user_id="-", model="docstrings", prompt="x", params={"temperature": 9})
@@ -381,25 +435,30 @@ async def test_the_client_without_asyncio(stack: Stack) -> None:
                 long.result()
             outcomes = list(client.map([new_job(params={"max_tokens": 5}) for _ in range(3)]))
             assert [outcome.error for outcome in outcomes] == [None] * 3
+            for outcome in outcomes:
+                assert outcome.job is not None
+                assert outcome.job.result() == outcome.result
             assert client.models()
             assert next(client.list())
 
     await asyncio.to_thread(work)
 
 
+@pytest.mark.parametrize("send", [interrupt, interrupt_another_thread])
 @pytest.mark.parametrize("method", ["map", "watch"])
-async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str) -> None:
+async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str, send: Callable[[int], None]) -> None:
+    """Also where the signal does not wake the main thread."""
     names = [new_job().request_id for _ in range(2)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", INTERRUPTED, stack.address("gateway"), method, *names),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "clients/python"), str(ROOT)])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     async with asyncio.timeout(120):
         assert await process.stdout.readline() == b"waiting\n"
-        process.send_signal(signal.SIGINT)
+        send(process.pid)
         _, said = await process.communicate()
     assert said.decode().splitlines()[-1] == "KeyboardInterrupt"
     assert "RuntimeError" not in said.decode()
@@ -454,6 +513,14 @@ async def test_jobs_that_come_from_the_same_client_are_refused(stack: Stack) -> 
 def test_every_error_of_a_job_has_a_class() -> None:
     of_jobs = set(BY_REASON) - {DeliveryFailed.reason, DeliveryRefused.reason}
     assert set(errors.JOB_ERRORS) == of_jobs
+
+
+def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
+    """test_docs keeps the page's table complete."""
+    page = (ROOT / "docs" / "errors.md").read_text()
+    reasons = re.findall(r"^\| `(\w+)` \| `\w+` \| (?!yes \||no \|)", page, re.MULTILINE)
+    assert set(errors.API_ERRORS) == set(reasons)
+    assert [kind.reason for kind in errors.API_ERRORS.values()] == list(errors.API_ERRORS)
 
 
 def test_every_public_name_is_there() -> None:

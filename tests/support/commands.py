@@ -1,15 +1,19 @@
 """Programs as tests run them."""
 
 import asyncio
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from tests.support.paths import ROOT
 
-NODE = ROOT / "examples" / "node"
+NODE = ROOT / "clients" / "node"
 
 
 @dataclass
@@ -21,18 +25,18 @@ class Ended:
     errors: str
 
 
-async def start(*command: str, **environment: str) -> asyncio.subprocess.Process:
+async def start(*command: str, cwd: Path = ROOT, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *command,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
 
 
-async def run(*command: str, **environment: str) -> Ended:
-    process = await start(*command, **environment)
+async def run(*command: str, cwd: Path = ROOT, **environment: str) -> Ended:
+    process = await start(*command, cwd=cwd, **environment)
     output, errors = await process.communicate()
     return Ended(process.returncode or 0, output.decode(), errors.decode())
 
@@ -42,3 +46,17 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI") or (NODE / "node_modules").exists():
         pytest.fail(f"{what} is not installed")
     pytest.skip(f"{what} is not installed")
+
+
+def interrupt(pid: int) -> None:
+    """Send SIGINT to a process, as Ctrl-C does."""
+    os.kill(pid, signal.SIGINT)
+
+
+def interrupt_another_thread(pid: int) -> None:
+    """Send SIGINT to another thread than the main one, which sleeps on, as after a signal just before its sleep."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux sends a signal to one thread")
+    thread = max(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))
+    assert thread != pid
+    assert ctypes.CDLL(None).tgkill(pid, thread, signal.SIGINT) == 0

@@ -32,7 +32,7 @@ CAPTURING = {
     "GPU_WORKER_CAPTURE_CONTENT": "true",
 }
 SERVICES = ("gateway", "gateway-2", "gpu-worker", "gpu-worker-2", "notifier")
-IMPATIENT = {"GATEWAY_ROLE": "api", "GATEWAY_NOTIFY_HOLD": "PT6S", "GATEWAY_NOTIFY_WITHIN": "PT60S"}
+IMPATIENT = {"GATEWAY_ROLE": "api", "GATEWAY_NOTIFY_HOLD": "PT6S", "GATEWAY_NOTIFY_MAX_DURATION": "PT60S"}
 """Of a second gateway, whose jobs do not wait for a receiver that asks for more than three quarters of that."""
 FEW = {"max_tokens": 2}
 LONG = {"max_tokens": 4000}

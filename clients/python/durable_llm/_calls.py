@@ -1,6 +1,7 @@
 """Calls of the service, repeated while what they fail for may pass."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
@@ -15,6 +16,8 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
+
+_log: Final = logging.getLogger("durable_llm")
 
 FINAL_STATES: Final = frozenset(
     {
@@ -45,7 +48,7 @@ class Calls:
             try:
                 answer = await call(request, timeout=self._timeout.total_seconds(), metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
-                await self._pause(from_call(error), tries)
+                await self._pause(from_call(error), tries, f"calling {method} again")
             else:
                 self._answered = True
                 return answer
@@ -71,14 +74,15 @@ class Calls:
                 call.cancel()
             if ended:
                 return
-            await self._pause(broken, tries)
+            await self._pause(broken, tries, f"going on at {place}")
 
-    async def _pause(self, error: ApiError, tries: "_Tries") -> None:
+    async def _pause(self, error: ApiError, tries: "_Tries", then: str) -> None:
         tries.failures += 1
         silence = timedelta(seconds=time.monotonic() - tries.since)
         wait = self._retry.backoff(error, tries.failures, silence, answered=self._answered)
         if wait is None:
             raise error
+        _log.info("%s; %s in %.1f s", error, then, wait.total_seconds())
         await asyncio.sleep(wait.total_seconds())
 
 
@@ -95,6 +99,9 @@ class _Place:
         self._resume_token = resume_token
         self._offset: int | None = None if resume_token else 0
         """None while only the gateway knows it, from the token."""
+
+    def __str__(self) -> str:
+        return f"byte {self._offset}" if self._offset is not None else "its resume_token"
 
     def request(self, workflow_id: str) -> llm_pb2.StreamStatusRequest:
         """Return the request that continues here. A gateway of an earlier version reads the offset alone."""

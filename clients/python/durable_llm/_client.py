@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 
@@ -18,10 +18,13 @@ from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
+J = TypeVar("J")
+ChannelOptions = Sequence[tuple[str, Any]]
+
 ADDRESS_VARIABLE: Final = "LLM_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
-_TIMEOUT: Final = timedelta(seconds=30)
-_RETRY: Final = RetryPolicy()
+DEFAULT_TIMEOUT: Final = timedelta(seconds=30)
+DEFAULT_RETRY: Final = RetryPolicy()
 _CHANNEL_OPTIONS: Final = (
     # Finds out within half a minute that a gateway went away without a word. No gateway refuses so few pings.
     ("grpc.keepalive_time_ms", 20_000),
@@ -33,12 +36,12 @@ _ROLES: Final = {"system": "ROLE_SYSTEM", "user": "ROLE_USER", "assistant": "ROL
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one of the jobs of AsyncClient.map ended: with a result, or with an error."""
+class Outcome(Generic[J]):
+    """How one of the jobs of a client's map ended: with a result, or with an error. J is AsyncJob or Job."""
 
     index: int
     """Which job it was, from 0."""
-    job: AsyncJob | None
+    job: J | None
     """The job. None when it was not accepted."""
     result: llm_pb2.JobResult | None
     """The result of a job that succeeded."""
@@ -55,19 +58,24 @@ class AsyncClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
-        timeout: timedelta = _TIMEOUT,
-        retry: RetryPolicy = _RETRY,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        options: ChannelOptions = (),
     ) -> None:
         """Connect to `address`, by default LLM_ADDRESS of the environment or 127.0.0.1:50051.
 
         `credentials` make the connection TLS. `metadata` goes along with every call. `timeout` is that of one try of a
-        call that does not stream.
+        call that does not stream. `retry` says how long calls and streams are tried again.
+        `options` are more options of the gRPC channel, such as `("grpc.enable_http_proxy", 0)`. They override the
+        client's own.
         """
         address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        # Of a name that is there twice gRPC takes the last.
+        all_options = (*_CHANNEL_OPTIONS, *options)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address, all_options)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, _CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, credentials, all_options)
         pairs: Metadata = tuple((metadata or {}).items())
         self._calls = Calls(LlmServiceStub(self._channel), pairs, timeout, retry)
 
@@ -101,7 +109,7 @@ class AsyncClient:
 
     async def map(
         self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
-    ) -> AsyncGenerator[Outcome, None]:
+    ) -> AsyncGenerator[Outcome[AsyncJob], None]:
         """Submit jobs, at most `concurrency` at a time, and yield how each ended, in the order in which they end.
 
         A job is a JobRequest or a dict of its fields. What fails is an outcome, too: it ends no other job. A dict that
@@ -111,7 +119,7 @@ class AsyncClient:
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
         numbered = enumerate(jobs)
-        running: set[asyncio.Task[Outcome]] = set()
+        running: set[asyncio.Task[Outcome[AsyncJob]]] = set()
         try:
             while True:
                 while len(running) < concurrency and (item := next(numbered, None)) is not None:
@@ -126,7 +134,7 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _outcome(self, index: int, given: llm_pb2.JobRequest | Mapping[str, Any]) -> Outcome:
+    async def _outcome(self, index: int, given: llm_pb2.JobRequest | Mapping[str, Any]) -> Outcome[AsyncJob]:
         job: AsyncJob | None = None
         try:
             job = await self.submit(_given_job(given))

@@ -4,16 +4,22 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from durable_llm._client import AsyncClient, Outcome
+import grpc
+
+from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, ChannelOptions, Outcome
 from durable_llm._job import AsyncJob, Piece
+from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 
 T = TypeVar("T")
 _END: Final = object()
+_WAIT_SECONDS: Final = 1.0
+"""How long Ctrl-C may wait for the thread that it interrupts."""
 _CLOSED: Final = "the client is closed"
 
 
@@ -23,11 +29,22 @@ class Client:
     Takes the arguments of AsyncClient.
     """
 
-    def __init__(self, address: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        address: str = "",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        options: ChannelOptions = (),
+    ) -> None:
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, **options)
+            return AsyncClient(
+                address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry, options=options
+            )
 
         self._client = self._loop.run(connect())
 
@@ -55,9 +72,12 @@ class Client:
 
     def map(
         self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
-    ) -> Generator[Outcome, None, None]:
+    ) -> Generator[Outcome["Job"], None, None]:
         """See AsyncClient.map. The jobs are read in the client's own thread, and must not call the client."""
-        return self._loop.iterate(self._client.map(jobs, concurrency=concurrency))
+        with closing(self._loop.iterate(self._client.map(jobs, concurrency=concurrency))) as outcomes:
+            for outcome in outcomes:
+                job = Job(self._loop, outcome.job) if outcome.job is not None else None
+                yield Outcome(outcome.index, job, outcome.result, outcome.error)
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """See AsyncClient.models."""
@@ -140,6 +160,9 @@ class _Loop:
             coroutine.close()
             raise
         try:
+            # Not without a timeout: a signal that another thread takes, or that comes just before, wakes no wait.
+            while not concurrent.futures.wait([future], _WAIT_SECONDS).done:
+                pass
             return future.result()
         except concurrent.futures.CancelledError:
             raise RuntimeError(_CLOSED) from None

@@ -7,7 +7,9 @@
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
-    │   └── Unavailable           the service cannot be reached, or cannot reach Temporal
+    │   └── Unavailable           the service did not answer
+    │       ├── TemporalUnavailable   the service cannot reach Temporal
+    │       └── GatewayShutdown       the gateway that was asked stops
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
         ├── UnknownModel          ├── EngineDead       ├── RunTimeout
@@ -100,7 +102,19 @@ class LimitReached(ApiError):
 
 
 class Unavailable(ApiError):
-    """The service cannot be reached, stops, or cannot reach Temporal. Nothing was accepted."""
+    """The service did not answer. A Submit may have been accepted all the same: repeat it under its request_id."""
+
+
+class TemporalUnavailable(Unavailable):
+    """The service cannot reach Temporal."""
+
+    reason = "TEMPORAL_UNAVAILABLE"
+
+
+class GatewayShutdown(Unavailable):
+    """The gateway that was asked stops."""
+
+    reason = "GATEWAY_SHUTDOWN"
 
 
 class JobError(DurableLLMError):
@@ -206,9 +220,7 @@ class Terminated(JobError):
 
 
 API_ERRORS: Final[Mapping[str, type[ApiError]]] = {
-    **{kind.reason: kind for kind in ApiError.__subclasses__() if kind.reason},
-    "TEMPORAL_UNAVAILABLE": Unavailable,
-    "GATEWAY_SHUTDOWN": Unavailable,
+    kind.reason: kind for kind in (*ApiError.__subclasses__(), *Unavailable.__subclasses__()) if kind.reason
 }
 """The class of each reason that a call fails for."""
 JOB_ERRORS: Final[Mapping[str, type[JobError]]] = {kind.reason: kind for kind in JobError.__subclasses__()}

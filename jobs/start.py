@@ -1,0 +1,68 @@
+"""How a job's workflow is started: the same by a gateway, and by a workflow whose child it is.
+
+start = job_start(job, chosen)
+client.start_workflow(names.JOB_WORKFLOW_TYPE, job, id=start.id, memo=start.memo, ...)
+workflow.start_child_workflow(names.JOB_WORKFLOW_TYPE, job, id=start.id, memo=start.memo, ...)
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio.common import Priority, TypedSearchAttributes
+
+from jobs import names, options
+from jobs.equality import same_job_digest
+from jobs.ids import job_digest, workflow_id
+from jobs.memo import to_memo
+from jobs.search import attributes_of
+from jobs.times import execution_timeout
+from llm_pb import internal_pb2, llm_pb2
+
+_MAX_FAIRNESS_KEY: Final = 64
+"""Bytes that Temporal takes of a fairness key."""
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """What Temporal is given with a job, under the names that start_workflow and start_child_workflow have for it."""
+
+    id: str
+    memo: Mapping[str, Any]
+    search_attributes: TypedSearchAttributes
+    priority: Priority
+    """Not the job's, which is of its turn at the GPU alone: see jobs.options.gpu_priority."""
+    execution_timeout: timedelta
+
+
+def job_start(
+    job: llm_pb2.JobRequest, chosen: internal_pb2.JobOptions, *, id_: str | None = None, traceparent: str = ""
+) -> JobStart:
+    """Return how the job is started with the options that were chosen for it.
+
+    `id_` is the workflow's id, by default that of the job's user and request. `traceparent` is the W3C trace context of
+    whoever starts the job, empty without a trace.
+    """
+    memo = {names.MEMO_OPTIONS: to_memo(chosen), **digests(job)}
+    if traceparent:
+        memo[names.MEMO_TRACEPARENT] = traceparent
+    return JobStart(
+        id=workflow_id(job.user_id, job.request_id) if id_ is None else id_,
+        memo=memo,
+        search_attributes=TypedSearchAttributes(attributes_of(job)),
+        priority=Priority(fairness_key=_fairness_key(job.user_id)),
+        execution_timeout=execution_timeout(options.complete(chosen, job).timeouts.total.ToTimedelta()),
+    )
+
+
+def digests(job: llm_pb2.JobRequest) -> dict[str, str]:
+    """Return the part of the memo by which a repeated Submit finds out whether it is for the same job."""
+    return {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
+
+
+def _fairness_key(user_id: str) -> str:
+    if len(user_id) <= _MAX_FAIRNESS_KEY:
+        return user_id
+    return hashlib.sha256(user_id.encode()).hexdigest()[:_MAX_FAIRNESS_KEY]

@@ -1,0 +1,42 @@
+"""The activities that workflows call, as Temporal's typed stubs: name, input and result of each. They run elsewhere."""
+
+from temporalio import activity
+
+from jobs import names
+from llm_pb import internal_pb2, llm_pb2
+
+
+@activity.defn(name=names.ACTIVITY_RUN)
+async def run_llm_on_gpu(request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
+    """See services.gpu_worker.activity."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_NOTIFY)
+async def notify_ui(request: internal_pb2.NotifyRequest) -> internal_pb2.NotifyResponse:
+    """See services.notifier.activity."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
+async def notify_progress(request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
+    """See services.notifier.progress."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
+async def request_cancel() -> None:
+    """See services.gateway.workflow_worker, as for the two below."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
+async def recover_output() -> llm_pb2.JobResult:
+    """Read the job's output back from its live feed, and close the feed to attempts that still write."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_FORGET_FEED)
+async def forget_feed() -> None:
+    """Notify the job's watchers that it is about to end, then have the feed forget it."""
+    raise NotImplementedError
