@@ -525,3 +525,27 @@ def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(getattr(durable_llm, name) is not None for name in durable_llm.__all__)
+
+
+async def test_an_interrupt_between_start_and_wait_ends_the_wait_too(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait runs in another thread by then: leaving the loop closes it."""
+
+    def work() -> None:
+        with Client(stack.address("gateway")) as client:
+            messages = client.submit(new_job(model="idle")).watch()
+            assert next(messages)
+            with monkeypatch.context() as patch:
+                start = asyncio.run_coroutine_threadsafe
+
+                def start_and_interrupt(*arguments: Any) -> Any:
+                    patch.undo()
+                    start(*arguments)
+                    raise KeyboardInterrupt
+
+                patch.setattr(asyncio, "run_coroutine_threadsafe", start_and_interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    next(messages)
+
+    await asyncio.to_thread(work)

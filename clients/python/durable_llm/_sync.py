@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapp
 from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 import grpc
 
@@ -176,10 +176,22 @@ class _Loop:
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Yield what the generator yields; close it when the caller leaves."""
 
+        waiting: set[asyncio.Task[Any]] = set()
+
         async def following() -> Any:
-            return await anext(items, _END)
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            waiting.add(task)
+            try:
+                return await anext(items, _END)
+            finally:
+                waiting.remove(task)
 
         async def close() -> None:
+            # Ctrl-C between the start of a wait and the wait itself leaves it running.
+            for task in waiting:
+                task.cancel()
+            if waiting:
+                await asyncio.wait(waiting)
             await items.aclose()
 
         try:
