@@ -261,6 +261,16 @@ def to_status(error: JobError) -> status_pb2.Status:
     return make_status(RULES[type(error)].code, message_of(error), error_info(error.reason))
 
 
+def rule_of(status: status_pb2.Status) -> Rule | None:
+    """Return the rule of the error that to_status made the status from; None of any other status."""
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    kind = BY_REASON.get(info.reason)
+    return None if kind is None else RULES[kind]
+
+
 def error_type(error: BaseException) -> str:
     """Return the name of an error for a metric or a span: a reason of ours, else the name of its class."""
     return error.reason if isinstance(error, JobError) else type(error).__name__

@@ -227,5 +227,5 @@ class JobFollower:
                 self._feed_lag.record(max(time.time() - made_at, 0.0))
         elif event == "attempt_ended":
             self.expect_end()
-        self.status = with_record(self.status, record, self._attempt)
+        self.status = with_record(self.status, record, self._attempt, live=self._caught_up)
         self._on_change()

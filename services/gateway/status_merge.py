@@ -10,6 +10,9 @@ NOTIFYING or a final state to a job that runs.
 
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobs.errors import rule_of
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
 
@@ -45,14 +48,22 @@ def with_answer(
     return known if merged == known else merged
 
 
-def with_record(known: llm_pb2.JobStatus, record: internal_pb2.FeedRecord, attempt: int) -> llm_pb2.JobStatus:
-    """Return the status after a record of the feed that counts, written by the attempt of this number."""
+def with_record(
+    known: llm_pb2.JobStatus, record: internal_pb2.FeedRecord, attempt: int, *, live: bool
+) -> llm_pb2.JobStatus:
+    """Return the status after a record of the feed that counts, written by the attempt of this number.
+
+    `live`: whether all records were read that were in the log when the reading began. Until then the log may tell what
+    Temporal's answer says is over.
+    """
     event = record.WhichOneof("event")
     if known.state in _SETTLED:
         return known
     merged = llm_pb2.JobStatus()
     # Most records change nothing here, and must not cost a copy.
     if event == "attempt_started" and attempt >= known.attempt:
+        if not live and _has_ended(known, attempt, record.attempt_started.start_time):
+            return known
         merged.CopyFrom(known)
         merged.attempt = attempt
         merged.start_time.CopyFrom(record.attempt_started.start_time)
@@ -77,3 +88,12 @@ def _is_news(known: llm_pb2.JobStatus, attempt: int, progress: llm_pb2.JobProgre
     if progress.worker != known.progress.worker:
         return True
     return progress.updated_at.ToNanoseconds() >= known.progress.updated_at.ToNanoseconds()
+
+
+def _has_ended(known: llm_pb2.JobStatus, attempt: int, start_time: Timestamp) -> bool:
+    """Return whether the attempt is the one after which the job waits now for a worker."""
+    if known.state != llm_pb2.JOB_STATE_QUEUED or attempt != known.attempt:
+        return False
+    rule = rule_of(known.error)
+    # The attempt after a hand-over has the same number as the one before it.
+    return rule is None or not rule.handed_over or start_time == known.start_time

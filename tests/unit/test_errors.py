@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from google.rpc import code_pb2
+from google.rpc import code_pb2, status_pb2
 
 from jobs import errors
 from jobs.outcome import final_state
@@ -78,6 +78,7 @@ def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
     assert code_pb2.Code.Name(status.code) != "OK"
     assert status.message == "why"
     assert unpack(status)["ErrorInfo"].reason == kind.reason
+    assert errors.rule_of(status) == errors.RULES[kind]
 
 
 @pytest.mark.parametrize("kind", errors.RULES, ids=lambda kind: kind.__name__)
@@ -105,6 +106,13 @@ def test_a_job_that_ran_out_of_time_or_was_stopped_says_so_in_its_state() -> Non
     for kind in errors.RULES:
         expected = [state for branch, state in by_branch.items() if issubclass(kind, branch)]
         assert final_state(kind("why")) == (expected or [llm_pb2.JOB_STATE_FAILED])[0], kind
+
+
+def test_a_status_of_no_job_has_no_rule() -> None:
+    assert errors.rule_of(status_pb2.Status()) is None
+    assert (
+        errors.rule_of(errors.make_status(code_pb2.UNAVAILABLE, "why", errors.error_info("GATEWAY_SHUTDOWN"))) is None
+    )
 
 
 def test_an_engines_pages_of_words_are_cut() -> None:

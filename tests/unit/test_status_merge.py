@@ -3,10 +3,12 @@
 import itertools
 from collections.abc import Sequence
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import errors
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.status_merge import with_answer, with_record
@@ -58,7 +60,7 @@ def status(state: "llm_pb2.JobState.ValueType", attempt: int = 1, **fields: obje
 def after(known: llm_pb2.JobStatus, step: Step, *, started_meanwhile: bool = False) -> llm_pb2.JobStatus:
     if isinstance(step, llm_pb2.JobStatus):
         return with_answer(known, step, started_meanwhile=started_meanwhile)
-    return with_record(known, *step)
+    return with_record(known, *step, live=True)
 
 
 def seen(first: llm_pb2.JobStatus, following: Sequence[Step]) -> list[llm_pb2.JobStatus]:
@@ -134,6 +136,26 @@ def test_an_attempt_that_started_while_temporal_was_asked_runs() -> None:
     assert with_answer(known, answer, started_meanwhile=True) is known
 
 
+@pytest.mark.parametrize(
+    ("error", "number", "start", "runs"),
+    [
+        (errors.WorkerLost, 1, 5, False),
+        (errors.WorkerLost, 2, 9, True),
+        (errors.WorkerShutdown, 1, 5, False),
+        (errors.WorkerShutdown, 1, 9, True),
+    ],
+    ids=["the lost one", "the next one", "the one that handed over", "the one that goes on after it"],
+)
+def test_what_the_log_held_before_does_not_run_again(
+    error: type[errors.JobError], number: int, start: int, *, runs: bool
+) -> None:
+    """Of a job that waits for another worker."""
+    known = status(QUEUED, 1, start_time=Timestamp(seconds=5), error=errors.to_status(error("why")))
+    record = started(number, Timestamp(seconds=start))
+    assert (with_record(known, record, number, live=False).state == RUNNING) == runs
+    assert with_record(known, record, number, live=True).state == RUNNING
+
+
 def test_an_attempt_that_was_lost_runs_no_more() -> None:
     """The feed of a killed worker does not say so."""
     (*_, known) = seen(status(QUEUED, 0), [(started(1, Timestamp(seconds=5)), 1)])
@@ -150,14 +172,14 @@ def test_a_worker_whose_clock_is_slow_is_believed() -> None:
     """Of the attempt that runs now, after one at a worker whose clock is ahead."""
     known = status(RUNNING, 2, progress=report(9))
     record = internal_pb2.FeedRecord(progress=report(4, "b"))
-    assert with_record(known, record, 2).progress == report(4, "b")
+    assert with_record(known, record, 2, live=True).progress == report(4, "b")
     assert with_answer(known, status(RUNNING, 2, progress=report(4, "b"))).progress == report(4, "b")
 
 
 def test_the_first_token_of_an_earlier_attempt_counts() -> None:
     """An attempt that continues has none of its own."""
     made = internal_pb2.FeedRecord(tokens_made=internal_pb2.TokensMade(made_at=Timestamp(seconds=4)))
-    assert with_record(status(RUNNING, 2), made, 1).first_token_time == Timestamp(seconds=4)
+    assert with_record(status(RUNNING, 2), made, 1, live=True).first_token_time == Timestamp(seconds=4)
 
 
 def test_the_first_token_is_known_also_when_the_next_attempt_comes_from_temporal() -> None:
