@@ -59,8 +59,6 @@ def test_a_retry_is_linked_to_the_attempt_before(traced: Traced) -> None:
         "          text_completion docstrings (length)",
         "      StartActivity:ForgetFeed",
         "        RunActivity:ForgetFeed",
-        "      StartActivity:NotifyUI",
-        "        RunActivity:NotifyUI",
     ]
     first, second = attempts(traced, "retried")
     assert second.links == [(first.trace_id, first.id)]
@@ -80,8 +78,6 @@ def test_a_job_that_fails_says_so_on_its_way_up(traced: Traced) -> None:
         "          text_completion docstrings (ERROR OUT_OF_MEMORY)",
         "      StartActivity:ForgetFeed",
         "        RunActivity:ForgetFeed",
-        "      StartActivity:NotifyUI",
-        "        RunActivity:NotifyUI",
     ]
     first, second, third = attempts(traced, "failed")
     assert (second.links, third.links) == ([(first.trace_id, first.id)], [(second.trace_id, second.id)])
@@ -98,8 +94,6 @@ def test_a_cancelled_job(traced: Traced) -> None:
         "          text_completion docstrings (cancelled)",
         "      StartActivity:ForgetFeed",
         "        RunActivity:ForgetFeed",
-        "      StartActivity:NotifyUI",
-        "        RunActivity:NotifyUI",
         "      StartActivity:RequestCancel",
         "        RunActivity:RequestCancel",
     ]
@@ -124,8 +118,6 @@ def test_a_worker_killed_in_the_middle(traced: Traced) -> None:
         "          text_completion docstrings (length)",
         "      StartActivity:ForgetFeed",
         "        RunActivity:ForgetFeed",
-        "      StartActivity:NotifyUI",
-        "        RunActivity:NotifyUI",
     ]
     (attempt,) = attempts(traced, "killed")
     (link,) = attempt.raw.links
@@ -150,8 +142,6 @@ def test_a_worker_that_stops_hands_the_job_over(traced: Traced) -> None:
         "          text_completion docstrings (length)",
         "      StartActivity:ForgetFeed",
         "        RunActivity:ForgetFeed",
-        "      StartActivity:NotifyUI",
-        "        RunActivity:NotifyUI",
     ]
     before, after = attempts(traced, "stopped")
     assert after.links == [(before.trace_id, before.id)]
@@ -343,8 +333,6 @@ def test_deliveries_sent_again_are_a_trace_of_their_own(traced: Traced) -> None:
         "    HandleQuery:GetDeliveries",
         "  SignalWithStartWorkflow:LLMDeliveryWorkflow",
         "    HandleSignal:Redeliver",
-        "      StartActivity:NotifyUI",
-        "        RunActivity:NotifyUI",
         "          POST (200)",
         "    RunWorkflow:LLMDeliveryWorkflow",
     ]
@@ -481,7 +469,7 @@ def test_the_documentation_shows_real_traces(traced: Traced, block: Block) -> No
     assert traced.tree(block.of) == block.text.splitlines()
 
 
-@pytest.mark.parametrize(("kind", "begun"), [("LLMJobWorkflow", "4"), ("LLMDeliveryWorkflow", "3")])
+@pytest.mark.parametrize(("kind", "begun"), [("LLMJobWorkflow", "3"), ("LLMDeliveryWorkflow", "3")])
 async def test_a_replay_adds_no_span(traced: Traced, kind: str, begun: str, tmp_path: Path) -> None:
     """Its spans begin, so that what is new would have a parent, and none of them ends."""
     path = tmp_path / "history.json"
