@@ -19,7 +19,8 @@ from deploy.local.client import gateway_client
 from deploy.local.process import Process
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2, llm_pb2_grpc
+from durable_llm import AsyncClient, AsyncJob, Output
+from llm_pb import llm_pb2
 
 README: Final = Path(__file__).parents[1] / "README.md"
 BEGIN: Final = "<!-- recording: written by `make record` -->\n"
@@ -74,14 +75,11 @@ async def record() -> Recording:
         chosen: dict[str, Any] = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
         settings = StackSettings(**{**chosen, "state_dir": Path(folder) / "stack", "gpu_workers": 2})
         async with Stack(settings, only=_ONLY, environment=_ENVIRONMENT) as stack, gateway_client(stack) as client:
-            undisturbed = await _submit(client, "undisturbed")
-            async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=undisturbed)):
-                expected = message.result.output
+            expected = await (await _submit(client, "undisturbed")).result()
             recording = Recording()
-            last, held = await _watch_and_kill(stack, client, recording)
-            metadata = last.result.metadata
-            assert held == last.result.output.encode() == expected.encode()
-            assert last.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+            streamed, result = await _watch_and_kill(stack, client, recording)
+            metadata = result.metadata
+            assert streamed == result.output == expected.output
             assert metadata.rewinds == 0
             assert metadata.attempts > 1, "the job ended before its worker was killed"
             recording.event(f"SUCCEEDED: {metadata.output_tokens} tokens, {metadata.attempts} attempts, no rewind.")
@@ -89,21 +87,19 @@ async def record() -> Recording:
             return recording
 
 
-async def _submit(client: llm_pb2_grpc.LlmServiceStub, request_id: str) -> str:
-    params = llm_pb2.SamplingParams(temperature=0.7, seed=7, max_tokens=_MAX_TOKENS, min_tokens=_MAX_TOKENS)
-    job = llm_pb2.JobRequest(user_id="alice", request_id=request_id, model="docstrings", prompt=_PROMPT, params=params)
-    return (await client.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+async def _submit(client: AsyncClient, request_id: str) -> AsyncJob:
+    params = {"temperature": 0.7, "seed": 7, "max_tokens": _MAX_TOKENS, "min_tokens": _MAX_TOKENS}
+    return await client.submit(
+        user_id="alice", request_id=request_id, model="docstrings", prompt=_PROMPT, params=params
+    )
 
 
-async def _watch_and_kill(
-    stack: Stack, client: llm_pb2_grpc.LlmServiceStub, recording: Recording
-) -> tuple[llm_pb2.StreamStatusResponse, bytes]:
-    """Return the last message and the text that the deltas add up to."""
-    id_ = await _submit(client, "killed")
-    recording.event(f"Submit: continue {_PROMPT!r}. {id_} is durable.")
-    held, worker, killed, attempt = b"", "", False, 0
-    message = llm_pb2.StreamStatusResponse()
-    async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
+async def _watch_and_kill(stack: Stack, client: AsyncClient, recording: Recording) -> tuple[str, llm_pb2.JobResult]:
+    """Return the text that the deltas add up to, and the result."""
+    job = await _submit(client, "killed")
+    recording.event(f"Submit: continue {_PROMPT!r}. {job.workflow_id} is durable.")
+    output, worker, killed, attempt = Output(), "", False, 0
+    async for message in job.watch():
         status = message.status
         worker = status.progress.worker or worker
         if status.state == llm_pb2.JOB_STATE_QUEUED and killed and status.HasField("error"):
@@ -112,14 +108,14 @@ async def _watch_and_kill(
             attempt = status.attempt
             recording.event(f"RUNNING, attempt {attempt}")
         if message.HasField("delta"):
-            held = held[: message.delta.offset] + message.delta.text.encode()
+            output.add(message.delta)
             recording.text(message.delta.text)
-        if len(held) >= _KILL_AT and worker and not killed:
+        if len(output) >= _KILL_AT and worker and not killed:
             killed = True
             process = _process_of(stack, worker)
-            recording.event(f"$ kill -9 {process.pid}    # the GPU worker, after {len(held)} bytes")
+            recording.event(f"$ kill -9 {process.pid}    # the GPU worker, after {len(output)} bytes")
             await process.kill()
-    return message, held
+    return output.text, await job.result()
 
 
 def _process_of(stack: Stack, worker: str) -> Process:
