@@ -90,19 +90,19 @@ class Fence:
 
 
 class FeedSettings(BaseSettings):
-    """The live feed, the same for gateway and worker."""
+    """The live feed. Gateway and worker need the same settings."""
 
     model_config = SettingsConfigDict(env_prefix="FEED_", frozen=True, use_attribute_docstrings=True)
 
     url: SecretStr = SecretStr("nats://127.0.0.1:4222")
-    """The NATS server, with JetStream; may hold a user and password."""
+    """The URL of the NATS server, which runs JetStream. It may hold a user and a password."""
     stream: str = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
     subject_prefix: str = "llm.feed"
     """Subjects are this, a dot and the job's key, which is its run id by default."""
     max_age: timedelta = timedelta(hours=24)
-    """How long records are kept."""
+    """Maximum age of records."""
     max_bytes: int = Field(1 << 30, gt=0)
-    """How much disk the records may take; the oldest go first."""
+    """Maximum size of all records on disk, in bytes. The oldest are dropped first."""
     timeout: timedelta = timedelta(seconds=2)
-    """Longest wait for the broker's answer."""
+    """Maximum wait for the broker's answer."""

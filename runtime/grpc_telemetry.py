@@ -61,7 +61,7 @@ class RpcTelemetryInterceptor(Interceptor):
         self._duration = meter.create_histogram(
             RPC_SERVER_CALL_DURATION,
             unit="s",
-            description="How long calls took, from their headers to their end.",
+            description="Duration of calls, from their headers to their end.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
 

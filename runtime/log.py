@@ -27,10 +27,10 @@ class LogSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LOG_", frozen=True, use_attribute_docstrings=True)
 
     format: Literal["auto", "json", "text"] = "auto"
-    """One JSON object a line, or text for people; `auto` is text on a terminal and JSON anywhere else."""
+    """`json` for one JSON object a line, `text` for people. `auto` is text on a terminal and JSON anywhere else."""
     level: Literal["INFO", "WARNING", "ERROR"] = "INFO"
-    """The least that is logged: INFO, WARNING or ERROR. DEBUG is none, for libraries log there what they send: outputs,
-    passwords."""
+    """Minimum level of what is logged: INFO, WARNING or ERROR. DEBUG is not allowed, because libraries log what they
+    send there: outputs, passwords."""
 
 
 def configure(settings: LogSettings) -> None:

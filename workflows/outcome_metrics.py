@@ -33,9 +33,9 @@ def record_outcome(
     if error is not None:
         labels["error.type"] = error.reason
     meter.create_histogram_timedelta(
-        "llm.job.duration", "From Submit to the settled outcome, by final state; its count is the jobs finished.", "s"
+        "llm.job.duration", "Time from Submit to the settled outcome. The count is the number of finished jobs.", "s"
     ).record(now - info.workflow_start_time, labels)
     if cancelled_at is not None and final == llm_pb2.JOB_STATE_CANCELLED:
         meter.create_histogram_timedelta(
-            "llm.job.cancel.duration", "From Cancel to the settled outcome of the jobs that it ended.", "s"
+            "llm.job.cancel.duration", "Time from Cancel to the settled outcome, for jobs that it ended.", "s"
         ).record(now - cancelled_at, model)

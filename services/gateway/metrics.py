@@ -12,18 +12,18 @@ class GatewayMetrics:
 
     def __init__(self, meter: Meter) -> None:
         self.submitted = meter.create_counter(
-            "llm.job.submitted", unit="{job}", description="Jobs that Submit started; repeats of a Submit not counted."
+            "llm.job.submitted", unit="{job}", description="Jobs that Submit started, without repeats of a Submit."
         )
         self.watchers = meter.create_up_down_counter(
-            "llm.gateway.watchers", unit="{call}", description="StreamStatus calls that are open."
+            "llm.gateway.watchers", unit="{call}", description="Number of open StreamStatus calls."
         )
         self.watches = meter.create_up_down_counter(
-            "llm.gateway.watches", unit="{job}", description="Jobs that somebody watches."
+            "llm.gateway.watches", unit="{job}", description="Number of watched jobs."
         )
         self.feed_lag = meter.create_histogram(
             "llm.gateway.feed.lag",
             unit="s",
-            description="From a progress report, made by a worker several times a second, to the gateway that has it.",
+            description="Time from a worker's progress report to its arrival at the gateway, for watched jobs.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
         # So that they are there before the first watcher comes.

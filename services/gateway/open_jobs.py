@@ -39,7 +39,7 @@ class OpenJobs:
             "llm.job.open",
             [self._observe],
             "{job}",
-            "Jobs that have not ended: queued, or running, which they are to the end. Each gateway counts them all.",
+            "Number of jobs that have not ended, queued or running. Every gateway counts all of them.",
         )
 
     async def keep_counting(self, interval: timedelta) -> None:

@@ -41,12 +41,12 @@ class WorkerMetrics:
         self._tokens_read = 0
         self._tokens_made = 0
         self._continuations = meter.create_counter(
-            "llm.job.continuations", "{attempt}", "Attempts that went on where an earlier one stopped."
+            "llm.job.continuations", "{attempt}", "Attempts that continued where an earlier one stopped."
         )
         self._rewinds = meter.create_counter(
-            "llm.job.rewinds", "{attempt}", "Attempts that had to start over what an earlier one had begun."
+            "llm.job.rewinds", "{attempt}", "Attempts that started over what an earlier one had begun."
         )
-        self._queue = _seconds(meter, "llm.job.queue.duration", "From Submit to the first attempt.", LONG_SECONDS)
+        self._queue = _seconds(meter, "llm.job.queue.duration", "Time from Submit to the first attempt.", LONG_SECONDS)
         self._first_token = _seconds(
             meter,
             "gen_ai.server.time_to_first_token",
@@ -60,7 +60,7 @@ class WorkerMetrics:
             _TOKEN_SECONDS,
         )
         self._duration = _seconds(
-            meter, "gen_ai.server.request.duration", "From the engine's start on a job to its end.", LONG_SECONDS
+            meter, "gen_ai.server.request.duration", "Time from the engine's start on a job to its end.", LONG_SECONDS
         )
         self._usage = meter.create_histogram(
             "gen_ai.client.token.usage",
@@ -69,13 +69,19 @@ class WorkerMetrics:
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
         meter.create_observable_counter(
-            "llm.engine.tokens", [self._observe_tokens], "{token}", "Tokens read and made, counted as they are."
+            "llm.engine.tokens",
+            [self._observe_tokens],
+            "{token}",
+            "Tokens of prompts and outputs, counted as they are processed.",
         )
         meter.create_observable_gauge(
-            "llm.engine.requests", [self._observe_requests], "{request}", "Generations that run or wait in the engine."
+            "llm.engine.requests",
+            [self._observe_requests],
+            "{request}",
+            "Number of generations that run or wait in the engine.",
         )
         meter.create_observable_gauge(
-            "llm.engine.capacity", [self._observe_capacity], "{request}", "Generations that the engine runs at once."
+            "llm.engine.capacity", [self._observe_capacity], "{request}", "Maximum number of concurrent generations."
         )
         meter.create_observable_gauge(
             "llm.engine.kv_cache.usage_ratio",

@@ -17,38 +17,41 @@ class GpuWorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
-    """What runs the model."""
+    """The engine that runs the model."""
     model: str = "docstrings"
-    """The name that jobs ask for."""
+    """The name by which jobs ask for the model."""
     model_path: str = ""
-    """A folder in Hugging Face format, or a hub name. Unset: the model docstrings, which comes along; of another name
-    only with the engine simulated."""
+    """The model: a folder in Hugging Face format, or its name at the hub. Unset: the model docstrings of the
+    distribution. Only the engine simulated needs no path for a model of another name."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs, and structured_floor and
+    """The engine's own options, as JSON. Those of vllm are its AsyncEngineArgs, structured_floor and
     structured_slowdown."""
     task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
-    """The queue to take jobs from."""
+    """The task queue from which the worker takes jobs."""
     max_concurrent: int = Field(16, gt=0)
-    """Jobs run at once: the size of the engine's batch."""
+    """Maximum number of concurrent jobs: the size of the engine's batch."""
     default_max_tokens: int = Field(256, gt=0)
-    """max_tokens of a job that came past the gateway without."""
+    """max_tokens of a job that was started past the gateway and sets none."""
     special_tokens_in_messages: bool = False
-    """Whether a chat message may hold special tokens of the model, with which it can pass for other turns."""
+    """Whether a chat message may hold special tokens of the model. Such tokens can forge other turns of a
+    conversation."""
     capture_content: bool = False
-    """Write prompts and outputs into the spans of generations. They go wherever spans go."""
+    """Whether spans of generations hold prompts and outputs, which then go wherever spans go."""
     heartbeat_interval: timedelta = timedelta(seconds=1)
-    """How often progress goes to Temporal, and how soon a cancel is seen at latest. Of more than 16 jobs at once each
-    reports less often, here and to watchers: of 64 every 4 s."""
+    """Interval of heartbeats to Temporal. A cancel is noticed within it. With more than 16 concurrent jobs each job
+    reports less often, to watchers as well: with 64 every 4 s."""
     progress_interval: timedelta = timedelta(milliseconds=250)
-    """How often watchers see progress."""
+    """Interval at which watchers get progress."""
     load_timeout: timedelta = timedelta(minutes=30)
-    """An engine that loads for longer hangs: its worker ends."""
+    """Maximum time for which the engine loads its model. The worker ends when the engine exceeds it."""
     prefill_timeout: timedelta = timedelta(minutes=5)
-    """A job without a first token for longer is lost and tried again; if none has moved meanwhile, the worker ends."""
+    """Maximum wait for the first token of a job. A job that exceeds it is lost and attempted again. The worker ends if
+    no other job has made progress meanwhile."""
     decode_timeout: timedelta = timedelta(minutes=1)
-    """A job without a next token for longer is lost and tried again; if none has moved meanwhile, the worker ends."""
+    """Maximum wait for the next token of a job. A job that exceeds it is lost and attempted again. The worker ends if
+    no other job has made progress meanwhile."""
     shutdown_grace: timedelta = timedelta(seconds=10)
-    """What running jobs get to finish on SIGTERM."""
+    """Maximum time for running jobs to finish after SIGTERM. Other workers continue those that need longer."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9465, ge=0, le=65535)
