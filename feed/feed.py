@@ -22,7 +22,7 @@ def ignore() -> None:
 
 
 class Feed(Protocol):
-    """Where the records of jobs go. A job's key is the run id of its workflow."""
+    """Where the records of jobs go. A job's key is any text: RunRequest.feed_key, or the run id of its workflow."""
 
     @property
     def recoveries(self) -> int:
@@ -99,7 +99,7 @@ class FeedSettings(BaseSettings):
     stream: str = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
     subject_prefix: str = "llm.feed"
-    """Subjects are this, a dot and the job's run id."""
+    """Subjects are this, a dot and the job's key, which is its run id by default."""
     max_age: timedelta = timedelta(hours=24)
     """How long records are kept."""
     max_bytes: int = Field(1 << 30, gt=0)

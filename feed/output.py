@@ -1,7 +1,8 @@
-"""What a job has made so far, read back from its live feed.
+"""What a job has generated so far, as the records of its live feed tell it.
 
-There the next attempt continues; and where none follows, it is what is left of attempts that could not say how they
-ended: killed, cut off, or given up by Temporal.
+The attempt that writes the records keeps it, and reports it when it fails. The next attempt reads it back and continues
+there; and where none follows, it is what is left of attempts that could not report how they ended: killed, cut off, or
+given up by Temporal.
 """
 
 import asyncio
@@ -17,25 +18,27 @@ from llm_pb import internal_pb2, llm_pb2
 
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS: Final = 10
-"""A feed from which nothing comes for so long, although there is more, is not to be waited for."""
+"""Maximum wait for the next record of a feed that holds more."""
 
 
 @dataclass
 class GeneratedOutput:
-    """Output as the feed tells it: tokens, and the text that watchers were given for them."""
+    """Tokens, and the text that watchers were given for them. The same at the writer and at its readers."""
 
     token_ids: list[int] = field(default_factory=list)
     text: bytearray = field(default_factory=bytearray)
+    """In UTF-8."""
     transcript: Transcript = field(default_factory=Transcript)
     """The output as watchers hold it: longer than the text while an attempt repeats what an earlier one generated."""
     first_token: datetime | None = None
+    """When the first of the tokens was generated."""
     prompt_tokens: int = 0
     worker: str = ""
-    """The worker that told of its progress last."""
+    """The worker of the last attempt."""
     whole: bool = True
     """Whether no record is missing."""
     last_attempt: internal_pb2.AttemptStarted = field(default_factory=internal_pb2.AttemptStarted)
-    """The attempt that had the feed last."""
+    """The attempt that had the feed last. Empty when none is known."""
 
     @property
     def can_continue(self) -> bool:
@@ -43,11 +46,13 @@ class GeneratedOutput:
         return bool(self.token_ids) and self.whole
 
     def add(self, record: internal_pb2.FeedRecord) -> None:
-        """Take a record, in order."""
+        """Add a record, in order."""
         if record.HasField("tokens_made"):
             self._add_tokens(record.tokens_made)
         elif record.HasField("attempt_started"):
             self.last_attempt = record.attempt_started
+            # Workers of version 0.1.0 name themselves only when they report progress.
+            self.worker = record.attempt_started.worker or self.worker
         elif record.HasField("progress"):
             self.worker = record.progress.worker
 
@@ -65,14 +70,19 @@ class GeneratedOutput:
             self.whole = True
         self.token_ids += made.token_ids
         self.text += made.text.encode()
-        if made.HasField("made_at") and self.first_token is None:
+        if made.HasField("made_at"):
+            # Another time than before where an attempt has started over.
             self.first_token = made.made_at.ToDatetime(UTC)
             self.prompt_tokens = made.prompt_tokens
 
-    def result(self) -> llm_pb2.JobResult:
-        """Return the output as the partial result of a job that has failed."""
-        output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
-        self.transcript.settle(output)
+    def clear(self) -> None:
+        """Forget the tokens and their text: an attempt starts over. Watchers still hold the transcript."""
+        self.token_ids, self.text = [], bytearray()
+        self.first_token, self.prompt_tokens = None, 0
+        self.whole = True
+
+    def metadata(self) -> llm_pb2.ResultMetadata:
+        """Return what the records tell of the job's result. Timings, engine and model are not in them."""
         metadata = llm_pb2.ResultMetadata(
             prompt_tokens=self.prompt_tokens,
             output_tokens=len(self.token_ids),
@@ -84,15 +94,21 @@ class GeneratedOutput:
         )
         if self.first_token is not None:
             metadata.first_token_time.FromDatetime(self.first_token)
-        return llm_pb2.JobResult(output=output, finish_reason=llm_pb2.FINISH_REASON_ERROR, metadata=metadata)
+        return metadata
+
+    def result(self, reason: "llm_pb2.FinishReason.ValueType" = llm_pb2.FINISH_REASON_ERROR) -> llm_pb2.JobResult:
+        """Return the output as a job's result: by default the partial result of a job that has failed."""
+        output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
+        self.transcript.settle(output)
+        return llm_pb2.JobResult(output=output, finish_reason=reason, metadata=self.metadata())
 
 
 async def read_generated_output(feed: Feed, key: str, writer: str) -> GeneratedOutput:
-    """Return what was made before the first record of `writer`, which must be in the feed already.
+    """Return what was generated before the first record of `writer`, which must be in the feed already.
 
-    Nothing when the feed does not answer.
+    The output is empty when the feed does not answer.
     """
-    made, fence = GeneratedOutput(), Fence()
+    output, fence = GeneratedOutput(), Fence()
     try:
         async with asyncio.timeout(_SILENCE_SECONDS) as silence:
 
@@ -101,11 +117,11 @@ async def read_generated_output(feed: Feed, key: str, writer: str) -> GeneratedO
                 if record.writer == writer:
                     return True
                 if fence.admits(record):
-                    made.add(record)
+                    output.add(record)
                 return False
 
             await feed.read(key, on_record)
     except TimeoutError:
         _log.warning("the feed of %s could not be read", key)
         return GeneratedOutput()
-    return made
+    return output

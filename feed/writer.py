@@ -1,4 +1,4 @@
-"""The live feed from its writer's side: what one attempt publishes of its output."""
+"""The live feed from its writer's side: how one attempt takes the feed over and publishes its output."""
 
 import asyncio
 import time
@@ -9,99 +9,91 @@ from typing import Final
 
 from feed.feed import Feed
 from feed.output import GeneratedOutput, read_generated_output
-from feed.transcript import Transcript
 from llm_pb import internal_pb2
 
 _TAKEOVER_PAUSES: Final = (0, 1, 2)
 """Seconds before each try to take the feed over: a broker that restarts is back by then."""
 _REPEAT_SECONDS: Final = 5
-"""Least time between two tries to repeat: a broker that does not answer must not slow the job."""
+"""Minimum time between two tries to repeat the output: a broker that does not answer must not slow the job."""
 _REPEATED_AT_ONCE: Final = 100_000
-"""Characters and tokens in one record of what is repeated: less than the megabyte that a broker takes."""
+"""Characters and tokens in one record of repeated output: less than the megabyte that a broker takes."""
 
 
 class FeedWriter:
-    """One attempt's writer: it keeps the output that it has published, to repeat what a feed has lost."""
+    """One attempt's writer. It keeps the output that it has published, to repeat what a feed has lost."""
 
     def __init__(self, feed: Feed, key: str, started: internal_pb2.AttemptStarted) -> None:
         """`key` is the job's in the feed; `started` describes the attempt."""
         self.name = uuid.uuid4().hex
         """The writer in all its records, unguessable."""
-        self.transcript = Transcript()
-        """The output as watchers hold it, that of earlier attempts included."""
-        self.output_bytes = 0
-        """Size of this attempt's output in UTF-8 bytes, continued output included."""
-        self.token_ids: list[int] = []
-        self.prompt_tokens = 0
-        self.first_token: datetime | None = None
-        """When the first output token was generated."""
+        self.output = GeneratedOutput()
+        """The job's output so far, with what this attempt continues. To be read only."""
         self._feed = feed
         self._key = key
-        self._started = started
-        self._texts: list[str] = []
+        self._takeover = internal_pb2.FeedRecord(writer=self.name, attempt_started=started)
+        self._reported_bytes = 0
         self._recoveries = feed.recoveries
         self._repeat_at = 0.0
+        self.output.add(self._takeover)
 
-    @property
-    def text(self) -> str:
-        """This attempt's output, continued output included."""
-        return "".join(self._texts)
+    def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
+        """Take over what an earlier attempt has reported of its output: its size, and the rewinds. Before take_over."""
+        self._reported_bytes = heartbeat.progress.output_bytes
+        earlier = heartbeat.metadata
+        self.output.transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
 
     async def begin(self) -> None:
-        """Take the feed over as the first attempt."""
-        await self.write(self._takeover())
+        """Take the feed over as the job's first attempt."""
+        await self.write(self._takeover)
 
-    async def take_over(self, reported_bytes: int) -> GeneratedOutput:
-        """Take the feed over from earlier attempts and return what they generated; nothing when the feed is away.
+    async def take_over(self) -> internal_pb2.AttemptStarted:
+        """Take the feed over from earlier attempts, with their output; return the last of them, empty if none is known.
 
-        From here on every reader ignores what an earlier attempt may still write. `reported_bytes` is how much output
-        one of them is known to have published.
+        From here on every reader ignores what an earlier attempt may still write. The output is empty when the feed is
+        away.
         """
-        made = GeneratedOutput()
+        output = GeneratedOutput()
         if await self._store_takeover():
-            made = await read_generated_output(self._feed, self._key, self.name)
-        transcript = made.transcript
-        transcript.add_rewinds(self.transcript.rewinds, self.transcript.lowest_rewind)
-        if not (made.last_attempt.attempt and made.whole) or reported_bytes > len(transcript.data):
+            output = await read_generated_output(self._feed, self._key, self.name)
+        earlier, transcript = output.last_attempt, output.transcript
+        transcript.add_rewinds(self.output.transcript.rewinds, self.output.transcript.lowest_rewind)
+        if not (earlier.attempt and output.whole) or self._reported_bytes > len(transcript.data):
             # Watchers may hold output that is lost here, and whose place other output takes.
             transcript.add_rewinds(transcript.rewinds + 1, len(transcript.data))
-        self.transcript = transcript
-        return made
+        output.add(self._takeover)
+        self.output = output
+        return earlier
 
     async def _store_takeover(self) -> bool:
         """Return whether the feed has stored the record: tried for a while, for without it the job starts over."""
         for pause in _TAKEOVER_PAUSES:
             await asyncio.sleep(pause)
-            if await self._feed.sync(self._key, self._takeover()):
+            if await self._feed.sync(self._key, self._takeover):
                 return True
         return False
 
-    def restore(self, made: GeneratedOutput) -> None:
-        """Make this the output so far: what earlier attempts generated, or nothing."""
-        self._texts = [made.text.decode()]
-        self.output_bytes = len(made.text)
-        self.token_ids = made.token_ids
-        self.prompt_tokens = made.prompt_tokens
-        self.first_token = made.first_token
+    def start_over(self) -> None:
+        """Generate from the first token again: what follows takes the place of the output so far."""
+        self.output.clear()
 
-    def keep(self, text: str, token_ids: Sequence[int]) -> internal_pb2.TokensMade:
-        """Append to the output; return what is to be published of it."""
-        made = internal_pb2.TokensMade(
-            offset=self.output_bytes, text=text, token_offset=len(self.token_ids), token_ids=token_ids
+    async def append(self, text: str, token_ids: Sequence[int], *, prompt_tokens: int, at: datetime) -> None:
+        """Append to the output, and publish what is new; `at` is when the tokens were generated."""
+        output = self.output
+        output.prompt_tokens = prompt_tokens
+        if token_ids and output.first_token is None:
+            output.first_token = at
+        if not (text or token_ids):
+            return
+        record = internal_pb2.FeedRecord(
+            tokens_made=internal_pb2.TokensMade(
+                offset=len(output.text), text=text, token_offset=len(output.token_ids), token_ids=token_ids
+            )
         )
-        if not self.token_ids and token_ids:
-            self._describe_first(made)
-        self._texts.append(text)
-        self.output_bytes += len(text.encode())
-        self.token_ids += token_ids
-        return made
-
-    async def publish(self, made: internal_pb2.TokensMade) -> None:
-        """Write what keep() returned, unless there is nothing in it."""
-        if made.text or made.token_ids:
-            self.transcript.put(made.offset, made.text)
-            self._describe_rewinds(made)
-            await self.write(internal_pb2.FeedRecord(tokens_made=made))
+        if token_ids and not output.token_ids:
+            self._describe_first(record.tokens_made)
+        output.add(record)
+        self._describe_rewinds(record.tokens_made)
+        await self.write(record)
 
     async def write(self, record: internal_pb2.FeedRecord) -> None:
         """Write a record in this writer's name."""
@@ -114,13 +106,13 @@ class FeedWriter:
                 self._recoveries, self._repeat_at = recoveries, 0.0
 
     async def _repeat(self) -> bool:
-        """Write all output into the feed again, which has lost a part of it: so that readers need not wait for the end.
+        """Write the whole output again into a feed that has lost a part of it; return whether all of it is stored.
 
-        Those that have it already pass over it. Waits for each piece, so that many jobs do not overrun the feed again.
-        Returns whether all of it is stored; if not, it is to be tried again.
+        So readers need not wait for the outcome. Those that have the output already pass over it. Waits for each piece,
+        so that many jobs do not overrun the feed again.
         """
-        text, ids, offset = self.text, self.token_ids, 0
-        stored = await self._feed.sync(self._key, self._takeover())
+        text, ids, offset = self.output.text.decode(), self.output.token_ids, 0
+        stored = await self._feed.sync(self._key, self._takeover)
         for start in range(0, max(len(text), len(ids)), _REPEATED_AT_ONCE):
             if not stored:
                 return False
@@ -137,13 +129,10 @@ class FeedWriter:
 
     def _describe_first(self, made: internal_pb2.TokensMade) -> None:
         """Say with the first token what is not known before it, and does not change after it."""
-        made.prompt_tokens = self.prompt_tokens
-        if self.first_token is not None:
-            made.made_at.FromDatetime(self.first_token.astimezone(UTC))
+        made.prompt_tokens = self.output.prompt_tokens
+        if self.output.first_token is not None:
+            made.made_at.FromDatetime(self.output.first_token.astimezone(UTC))
 
     def _describe_rewinds(self, made: internal_pb2.TokensMade) -> None:
-        made.rewinds = self.transcript.rewinds
-        made.lowest_rewind_offset = self.transcript.lowest_rewind
-
-    def _takeover(self) -> internal_pb2.FeedRecord:
-        return internal_pb2.FeedRecord(writer=self.name, attempt_started=self._started)
+        made.rewinds = self.output.transcript.rewinds
+        made.lowest_rewind_offset = self.output.transcript.lowest_rewind

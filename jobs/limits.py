@@ -2,11 +2,10 @@
 
 from typing import Final
 
+from payload_converter import MAX_PAYLOAD_BYTES
+
 _OVERHEAD: Final = 64 * 1024
 """Room for ids, times, errors and the payload's own metadata around a large text."""
-
-MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
-"""Temporal refuses a larger payload; a larger activity result it would retry for ever."""
 
 MAX_JOB_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
 """Largest JobRequest."""

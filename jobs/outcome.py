@@ -14,16 +14,15 @@ _TIMEOUT_ERRORS: Final[dict[TimeoutType, errors.JobError]] = {
     TimeoutType.SCHEDULE_TO_CLOSE: errors.TotalTimeout("the job's total time was spent; raise timeouts.total"),
     TimeoutType.HEARTBEAT: errors.WorkerLost("the workers that ran the job fell silent"),
 }
-_TIMED_OUT: Final = (errors.QueueTimeout, errors.RunTimeout, errors.TotalTimeout)
 
 
 def final_state(error: errors.JobError | None) -> "llm_pb2.JobState.ValueType":
     """Return the state of a job that ended with the error, or without one."""
     if error is None:
         return llm_pb2.JOB_STATE_SUCCEEDED
-    if isinstance(error, errors.Cancelled):
+    if isinstance(error, errors.Stopped):
         return llm_pb2.JOB_STATE_CANCELLED
-    return llm_pb2.JOB_STATE_TIMED_OUT if isinstance(error, _TIMED_OUT) else llm_pb2.JOB_STATE_FAILED
+    return llm_pb2.JOB_STATE_TIMED_OUT if isinstance(error, errors.TimedOut) else llm_pb2.JOB_STATE_FAILED
 
 
 def classify_failure(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.JobResult | None]:

@@ -10,6 +10,6 @@ and the codec server, which shows the messages as JSON in the Web UI and the CLI
 """
 
 from payload_converter._converter import MessagePayloadConverter, data_converter
-from payload_converter._errors import MAX_PAYLOAD_BYTES, PayloadError
+from payload_converter._errors import MAX_PAYLOAD_BYTES, PAYLOAD_ERROR_TYPE, PayloadError
 
-__all__ = ["MAX_PAYLOAD_BYTES", "MessagePayloadConverter", "PayloadError", "data_converter"]
+__all__ = ["MAX_PAYLOAD_BYTES", "PAYLOAD_ERROR_TYPE", "MessagePayloadConverter", "PayloadError", "data_converter"]

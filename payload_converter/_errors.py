@@ -16,11 +16,12 @@ from temporalio.exceptions import ApplicationError
 MAX_PAYLOAD_BYTES: Final = 2 * 1024 * 1024
 """Temporal's limit on the values of one call together, metadata and framing included (`limit.blobSize.error`)."""
 
-_TYPE: Final = "PayloadValidationError"  # the SDK's reserved name, see temporalio.converter
+PAYLOAD_ERROR_TYPE: Final = "PayloadValidationError"
+"""The type of ApplicationError that the SDK reserves for values that cannot be converted."""
 
 
 class PayloadError(ApplicationError):
     """A value that can never be converted. Not retryable; the message names the types and the cause."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, type=_TYPE, non_retryable=True)
+        super().__init__(message, type=PAYLOAD_ERROR_TYPE, non_retryable=True)

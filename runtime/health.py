@@ -97,6 +97,11 @@ def with_health(metrics: "WSGIApplication", readiness: Readiness) -> "WSGIApplic
     """
 
     def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        answer = respond(environ, start_response)
+        # What follows the headers of an answer to HEAD, a client takes for the start of another answer.
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
+
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             return metrics(environ, start_response)

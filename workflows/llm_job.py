@@ -162,7 +162,7 @@ class LLMJobWorkflow:
         )
         while request.handovers < _MAX_HANDOVERS:
             await self._run_activity(request)
-            if not isinstance(self._error, errors.WorkerShutdown):
+            if self._error is None or not errors.RULES[type(self._error)].handed_over:
                 break
             request.handovers += 1
             self._note_attempt()

@@ -7,9 +7,9 @@ from typing import Final
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from jobs import ids, names
-from jobs.limits import MAX_PAYLOAD_BYTES
 from jobs.memo import from_memo
 from llm_pb import llm_pb2
+from payload_converter import MAX_PAYLOAD_BYTES
 from services.gateway.job_traces import traceparent_of
 
 _log = logging.getLogger(__name__)

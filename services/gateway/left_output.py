@@ -14,19 +14,19 @@ _SECONDS: Final = 1
 """Maximum wait for a mark that may not be there."""
 
 
-async def close_feed(feed: Feed, run_id: str, writer: str | None = None) -> llm_pb2.JobResult | None:
-    """Return the output that the feed holds, None when the feed is away.
+async def close_feed(feed: Feed, key: str, writer: str | None = None) -> llm_pb2.JobResult | None:
+    """Return the output that the feed holds of the job of this key, None when the feed is away.
 
     What an attempt writes later does not count.
     """
     writer = writer or uuid.uuid4().hex
     ending = internal_pb2.FeedRecord(writer=writer, job_ending=internal_pb2.JobEnding())
-    if not await feed.sync(run_id, ending):
+    if not await feed.sync(key, ending):
         return None
-    return (await read_generated_output(feed, run_id, writer)).result()
+    return (await read_generated_output(feed, key, writer)).result()
 
 
-async def left_output(feed: Feed, run_id: str) -> llm_pb2.JobResult | None:
+async def left_output(feed: Feed, key: str) -> llm_pb2.JobResult | None:
     """Return the partial output of a job that Temporal has ended before its outcome was settled.
 
     None when no attempt began, when the feed is away, or when the feed's retention is over. The first call marks the
@@ -35,7 +35,7 @@ async def left_output(feed: Feed, run_id: str) -> llm_pb2.JobResult | None:
     result: llm_pb2.JobResult | None
     try:
         async with asyncio.timeout(_SECONDS):
-            result = (await read_generated_output(feed, run_id, _READER)).result()
+            result = (await read_generated_output(feed, key, _READER)).result()
     except TimeoutError:
-        result = await close_feed(feed, run_id, _READER)
+        result = await close_feed(feed, key, _READER)
     return result if result is not None and result.metadata.attempts else None

@@ -32,18 +32,29 @@ class LocalActivities:
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
 
     @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-    async def recover_output(self) -> llm_pb2.JobResult:
-        """Return what the job's feed holds of its output. What an attempt still writes from here on counts no more."""
-        run_id = activity.info().workflow_run_id
-        result = await close_feed(self._feed, run_id) if run_id else None
+    async def recover_output(self, feed_key: str = "") -> llm_pb2.JobResult:
+        """Return what the job's feed holds of its output. What an attempt still writes from here on counts no more.
+
+        `feed_key` is that of the RunRequest.
+        """
+        result = await close_feed(self._feed, _key_of(feed_key))
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-    async def forget_feed(self) -> None:
-        """Tell the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it."""
-        if run_id := activity.info().workflow_run_id:
-            await self._feed.sync(run_id, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
-            await self._feed.remove(run_id)
+    async def forget_feed(self, feed_key: str = "") -> None:
+        """Notify the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it.
+
+        `feed_key` is that of the RunRequest.
+        """
+        key = _key_of(feed_key)
+        await self._feed.sync(key, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
+        await self._feed.remove(key)
+
+
+def _key_of(feed_key: str) -> str:
+    """Return the job's key in the feed, by the same rule as RunLLMOnGPU: see RunRequest."""
+    info = activity.info()
+    return feed_key or info.workflow_run_id or info.activity_id
 
 
 def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:

@@ -22,20 +22,20 @@ from temporalio.exceptions import ApplicationError
 
 from feed.feed import Feed
 from jobs import names
-from jobs.errors import RULES, EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, message_of
+from jobs.errors import EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, to_attempt_error
 from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.rules import require_valid
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker import spans
-from services.gpu_worker.attempt import DONE, LOADING, PREFILL, Attempt
+from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
+from services.gpu_worker.watchdog import DONE, LOADING, PREFILL
 
 _log = logging.getLogger(__name__)
-_IMMEDIATELY: Final = timedelta(milliseconds=100)
 _NO_TIMEOUT: Final = timedelta(hours=1)
 """In place of a heartbeat timeout for whom Temporal has none."""
 
@@ -61,7 +61,7 @@ class RunLLMOnGPU:
         self._feed = feed
         self._settings = settings
         self._worker = worker
-        self._pace = ReportThrottle()
+        self._throttle = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
 
@@ -89,11 +89,11 @@ class RunLLMOnGPU:
         Raises ApplicationError of jobs.errors, its detail the partial JobResult.
         """
         info = activity.info()
-        key = info.workflow_run_id or info.activity_id
+        key = request.feed_key or info.workflow_run_id or info.activity_id
         number = request.earlier_attempts + info.attempt
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
-        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._pace)
+        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._throttle)
         if (heartbeat := from_details(info.heartbeat_details)).HasField("metadata"):
             attempt.restore(heartbeat)
         elif request.HasField("queue_time"):
@@ -108,7 +108,7 @@ class RunLLMOnGPU:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
             elif details is not None and details.worker_shutdown:
                 # A job that the engine hung on has been tried: it may be what hangs each engine.
-                hung = self._hung.is_set() and attempt.hangs
+                hung = self._hung.is_set() and attempt.watchdog.hangs
                 why = EngineDead("the engine hangs") if hung else WorkerShutdown("the worker was told to stop")
                 raise self._failure(why, attempt) from None
             else:
@@ -131,7 +131,7 @@ class RunLLMOnGPU:
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
         if first:
-            self._metrics.started(attempt.queue_time.ToTimedelta())
+            self._metrics.started(attempt.times.queue_time.ToTimedelta())
         if not self._loaded.done():
             await attempt.enter(LOADING)
         try:
@@ -178,24 +178,26 @@ class RunLLMOnGPU:
 
         async def pause() -> None:
             # However many run, some heartbeats may be lost or late.
-            await asyncio.sleep(min(self._pace.seconds(self._settings.heartbeat_interval), timeout.total_seconds() / 3))
+            await asyncio.sleep(
+                min(self._throttle.seconds(self._settings.heartbeat_interval), timeout.total_seconds() / 3)
+            )
 
         async def beat() -> None:
             # The start told Temporal as much as a first heartbeat would: a short job needs none.
             await pause()
             hung = False
             # Twice in a row, lest a process that has stood still takes that for the engine.
-            while not (hung and attempt.hangs):
-                hung = attempt.hangs
+            while not (hung and attempt.watchdog.hangs):
+                hung = attempt.watchdog.hangs
                 activity.heartbeat(*to_details(attempt.heartbeat()))
                 await pause()
-            _log.error("nothing moves in %s for too long: no more heartbeats", attempt.stage)
-            if self._moved_at <= attempt.moved_at:
+            _log.error("nothing moves in %s for too long: no more heartbeats", attempt.watchdog.stage)
+            if self._moved_at <= attempt.watchdog.moved_at:
                 self._hung.set()
 
         beating = asyncio.create_task(beat())
         try:
-            with self._pace.running():
+            with self._throttle.attempt():
                 yield
         finally:
             beating.cancel()
@@ -204,12 +206,4 @@ class RunLLMOnGPU:
     def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
         """Return the error for Temporal, with what the attempt had made."""
         spans.describe_error(error)
-        return ApplicationError(
-            message_of(error),
-            attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR),
-            type=error.reason,
-            # A job of a worker that stops goes on as a new activity, which costs it no attempt: see workflows.llm_job.
-            non_retryable=not RULES[type(error)].retryable or isinstance(error, WorkerShutdown),
-            # An engine that died says nothing about the job: no need to wait.
-            next_retry_delay=_IMMEDIATELY if isinstance(error, EngineDead) else None,
-        )
+        return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR))

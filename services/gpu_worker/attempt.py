@@ -1,36 +1,26 @@
-"""One attempt at one job: what it has made so far, and everybody who is told of it as it is made.
+"""One attempt at one job: what it has generated so far, and everybody who is notified of it.
 
 Output goes to the live feed at once, progress to the feed now and then and to Temporal with each heartbeat.
 """
 
-import time
-from datetime import UTC, datetime, timedelta
-from typing import Final
-
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
+from datetime import UTC, datetime
 
 from feed.feed import Feed
-from feed.output import GeneratedOutput
 from feed.writer import FeedWriter
 from jobs.errors import ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
-from jobs.options import duration
 from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
+from services.gpu_worker.attempt_times import AttemptTimes
 from services.gpu_worker.engines.engine import Engine, Generation, Output
-from services.gpu_worker.report_throttle import ReportThrottle
+from services.gpu_worker.report_throttle import ReportThrottle, ReportTimer
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
-
-LOADING: Final = "loading"
-PREFILL: Final = "prefill"
-DECODE: Final = "decode"
-DONE: Final = "done"
+from services.gpu_worker.watchdog import DECODE, DONE, LOADING, Watchdog
 
 
 class Attempt:
-    """The record of one attempt."""
+    """One attempt, from the takeover of the feed to the result."""
 
     def __init__(
         self,
@@ -40,201 +30,135 @@ class Attempt:
         worker: str,
         feed: Feed,
         settings: GpuWorkerSettings,
-        pace: ReportThrottle,
+        throttle: ReportThrottle,
     ) -> None:
         """`number` counts from 1; `key` is the job's in the feed; `worker` is this worker's name."""
         self.job = llm_pb2.JobRequest()
         self.job.CopyFrom(request.job)
         if not self.job.params.HasField("max_tokens"):
             self.job.params.max_tokens = request.default_max_tokens or settings.default_max_tokens
-        self._number = number
-        self._worker = worker
-        self._settings = settings
-        self._pace = pace
-        self._created = request.create_time.ToDatetime(UTC)
-        self._started = datetime.now(UTC)
-        started = internal_pb2.AttemptStarted(
-            attempt=number, start_time=_timestamp(self._started), traceparent=current_traceparent()
-        )
+        self.times = AttemptTimes(request)
+        self.watchdog = Watchdog(settings)
+        self.rewinds = False
+        """Whether it generates again, or may, what an earlier attempt has generated."""
+        started = internal_pb2.AttemptStarted(attempt=number, traceparent=current_traceparent(), worker=worker)
+        started.start_time.FromDatetime(self.times.started)
         self._writer = FeedWriter(feed, key, started)
-        self._last_token: datetime | None = None
-        self._queue_time = duration(max(self._started - self._created, timedelta()))
-        self.stage = LOADING
-        """LOADING, PREFILL, DECODE or DONE."""
-        self._reported_bytes = 0
-        """How much output an earlier attempt said that it had published."""
+        self._progress_timer = ReportTimer(throttle, settings.progress_interval)
         self._logprobs: list[llm_pb2.TokenLogprobs] = []
         self._logprobs_bytes = 0
-        self.moved_at = time.monotonic()
-        """When it last went on, by the monotonic clock."""
-        self.rewinds = False
-        """Whether it makes again, or may, what an earlier attempt has made."""
-        self._progress_at = 0.0
-
-    @property
-    def queue_time(self) -> Duration:
-        """From Submit to the first attempt's start."""
-        return self._queue_time
 
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
         """Return how far the attempt is, for those who ask Temporal, and what the next attempt is to restore."""
-        return internal_pb2.RunHeartbeat(
-            progress=self.progress(),
-            metadata=llm_pb2.ResultMetadata(
-                queue_time=self._queue_time,
-                attempts=self._number,
-                rewinds=self._writer.transcript.rewinds,
-                lowest_rewind_offset=self._writer.transcript.lowest_rewind,
-            ),
-        )
+        metadata = self._writer.output.metadata()
+        metadata.queue_time.CopyFrom(self.times.queue_time)
+        return internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
-        """Take over what an earlier attempt knew, and how far it said that it was."""
-        earlier = heartbeat.metadata
-        self._queue_time = earlier.queue_time
-        self._writer.transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
-        self._reported_bytes = heartbeat.progress.output_bytes
-
-    @property
-    def hangs(self) -> bool:
-        """Whether nothing has moved for longer than it may in this stage. A load has its limit elsewhere."""
-        limit = {
-            PREFILL: self._settings.prefill_timeout,
-            DECODE: self._settings.decode_timeout,
-        }.get(self.stage)
-        return limit is not None and time.monotonic() - self.moved_at > limit.total_seconds()
+        """Take over what an earlier attempt knew, and how far it reported to be."""
+        self.times.queue_time = heartbeat.metadata.queue_time
+        self._writer.restore(heartbeat)
 
     async def start(self, *, first: bool) -> bool:
-        """Take the feed over from earlier attempts and, unless this is the `first`, what they made: True if so.
+        """Take the feed over from earlier attempts and, unless this is the `first`, their output: True if so.
 
         From here on every reader ignores what an earlier attempt may still write.
         """
         if first:
             await self._writer.begin()
             return False
-        made = await self._writer.take_over(self._reported_bytes)
+        earlier, output = await self._writer.take_over(), self._writer.output
         # The feed keeps no logprobs, so with those the job starts over.
-        continues = made.can_continue and not self.job.params.HasField("logprobs")
-        last, tokens = made.last_attempt, len(made.token_ids) if continues else 0
-        link_to(last.traceparent, {ATTEMPT: last.attempt, CONTINUED_TOKENS: tokens})
-        if continues:
-            self._continue(made)
-            return True
-        # An attempt that is known to have made nothing leaves nothing to take back.
-        self.rewinds = not (last.attempt and made.whole and not made.token_ids)
-        return False
+        continues = output.can_continue and not self.job.params.HasField("logprobs")
+        tokens = len(output.token_ids) if continues else 0
+        link_to(earlier.traceparent, {ATTEMPT: earlier.attempt, CONTINUED_TOKENS: tokens})
+        if not continues:
+            # An attempt that is known to have generated nothing leaves nothing to take back.
+            self.rewinds = not (earlier.attempt and output.whole and not output.token_ids)
+            self._writer.start_over()
+        return continues
 
     def generation(self) -> Generation:
         """Return what the engine is asked for: the job, or what is left of it, as a part of the current span."""
+        output = self._writer.output
         return Generation(
             request_id=self._writer.name,
             job=self.job,
-            resume_token_ids=tuple(self._writer.token_ids),
-            resume_text=self._writer.text,
+            resume_token_ids=tuple(output.token_ids),
+            resume_text=output.text.decode(),
             trace_headers=current_headers(),
         )
 
     def start_over(self) -> None:
-        """Forget what earlier attempts made."""
+        """Forget what earlier attempts generated."""
         self.rewinds = True
-        self._continue(GeneratedOutput())
-
-    def _continue(self, made: GeneratedOutput) -> None:
-        self._writer.restore(made)
-        self._last_token = made.first_token
+        self._writer.start_over()
 
     async def enter(self, stage: str) -> None:
         """Move on to a stage."""
-        self.stage = stage
-        self.moved_at = time.monotonic()
-        await self._tell_progress()
+        self.watchdog.move(stage)
+        await self._publish_progress()
 
     async def add(self, output: Output) -> None:
-        """Take what the engine made. Raises ResultTooLarge when no more would fit into the job's result."""
-        self.moved_at = time.monotonic()
-        writer = self._writer
-        writer.prompt_tokens = output.prompt_tokens
-        if output.token_ids:
-            self.stage = DECODE
-            self._last_token = datetime.now(UTC)
-            if writer.first_token is None:
-                writer.first_token = self._last_token
-                self._progress_at = 0.0
-        made = writer.keep(output.text, output.token_ids)
-        self._logprobs += output.logprobs
-        self._logprobs_bytes += sum(logprobs.ByteSize() + 4 for logprobs in output.logprobs)
-        if not self._fits:
+        """Add what the engine generated.
+
+        Raises ResultTooLarge when that does not fit the job's result, which is then without it and without logprobs.
+        """
+        now, so_far = datetime.now(UTC), self._writer.output
+        self.watchdog.move(DECODE if output.token_ids else None)
+        logprobs_bytes = self._logprobs_bytes + sum(logprobs.ByteSize() + 4 for logprobs in output.logprobs)
+        if len(so_far.text) + len(output.text.encode()) + logprobs_bytes > MAX_OUTPUT_BYTES:
+            self._logprobs.clear()
             raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
-        await writer.publish(made)
-        if time.monotonic() - self._progress_at >= self._pace.seconds(self._settings.progress_interval):
-            await self._tell_progress()
+        self._logprobs += output.logprobs
+        self._logprobs_bytes = logprobs_bytes
+        if output.token_ids:
+            self.times.last_token = now
+            if so_far.first_token is None:
+                self._progress_timer.expire()
+        await self._writer.append(output.text, output.token_ids, prompt_tokens=output.prompt_tokens, at=now)
+        if self._progress_timer.expired:
+            await self._publish_progress()
 
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
-        """Say in the feed that the attempt is over."""
+        """Write into the feed that the attempt is over."""
         event = internal_pb2.AttemptEnded(finish_reason=reason)
         await self._writer.write(internal_pb2.FeedRecord(attempt_ended=event))
 
     def progress(self) -> llm_pb2.JobProgress:
         """Return how far the attempt is."""
-        share = 1.0 if self.stage == DONE else len(self._writer.token_ids) / self.job.params.max_tokens
+        stage, output = self.watchdog.stage, self._writer.output
+        share = 1.0 if stage == DONE else len(output.token_ids) / self.job.params.max_tokens
         report = llm_pb2.JobProgress(
             percent=round(100 * min(share, 1.0), 1),
-            stage=self.stage,
-            output_tokens=len(self._writer.token_ids),
-            output_bytes=self._writer.output_bytes,
-            worker=self._worker,
+            stage=stage,
+            output_tokens=len(output.token_ids),
+            output_bytes=len(output.text),
+            worker=output.worker,
         )
         report.updated_at.GetCurrentTime()
         return report
 
     def result(self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType") -> llm_pb2.JobResult:
-        """Return the job's result as far as this attempt made it; without logprobs when they are too large."""
-        writer, transcript = self._writer, self._writer.transcript
-        output = writer.text
-        if writer.output_bytes > MAX_OUTPUT_BYTES:
-            output = output.encode()[:MAX_OUTPUT_BYTES].decode(errors="ignore")
-        transcript.settle(output)
-        metadata = llm_pb2.ResultMetadata(
-            prompt_tokens=writer.prompt_tokens,
-            output_tokens=len(writer.token_ids),
-            queue_time=self._queue_time,
-            engine=engine.name,
-            model=self.job.model,
-            worker=self._worker,
-            attempts=self._number,
-            start_time=_timestamp(self._started),
-            rewinds=transcript.rewinds,
-            lowest_rewind_offset=transcript.lowest_rewind,
-        )
-        if self.stage != LOADING:
-            metadata.gpu.CopyFrom(engine.gpu)
-        if writer.first_token is not None and self._last_token is not None:
-            metadata.first_token_time.CopyFrom(_timestamp(writer.first_token))
-            metadata.time_to_first_token.CopyFrom(duration(writer.first_token - self._created))
-            metadata.latency.CopyFrom(duration(self._last_token - self._created))
-        return llm_pb2.JobResult(
-            output=output, finish_reason=reason, metadata=metadata, logprobs=self._logprobs if self._fits else ()
-        )
+        """Return the job's result as far as this attempt generated it."""
+        output = self._writer.output
+        result = output.result(reason)
+        result.metadata.engine = engine.name
+        result.metadata.model = self.job.model
+        if self.watchdog.stage != LOADING:
+            result.metadata.gpu.CopyFrom(engine.gpu)
+        self.times.describe(result.metadata, output.first_token)
+        result.logprobs.extend(self._logprobs)
+        return result
 
     def figures(self, reason: "llm_pb2.FinishReason.ValueType") -> dict[str, object]:
         """Return what a log line says of the attempt."""
         return {
             "finish_reason": llm_pb2.FinishReason.Name(reason),
-            "output_tokens": len(self._writer.token_ids),
-            "seconds": round((datetime.now(UTC) - self._started).total_seconds(), 3),
+            "output_tokens": len(self._writer.output.token_ids),
+            "seconds": round(self.times.seconds, 3),
         }
 
-    async def _tell_progress(self) -> None:
-        self._progress_at = time.monotonic()
+    async def _publish_progress(self) -> None:
+        self._progress_timer.restart()
         await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
-
-    @property
-    def _fits(self) -> bool:
-        """Whether output and logprobs fit the job's result."""
-        return self._writer.output_bytes + self._logprobs_bytes <= MAX_OUTPUT_BYTES
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message

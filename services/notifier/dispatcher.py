@@ -9,7 +9,7 @@ from datetime import timedelta
 from opentelemetry import trace
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 
-from jobs.errors import DeliveryFailed, DeliveryRefused, to_status
+from jobs.errors import RULES, DeliveryError, DeliveryFailed, DeliveryRefused, to_status
 from jobs.options import duration
 from jobs.targets import describe, origin
 from llm_pb import internal_pb2, llm_pb2
@@ -65,8 +65,8 @@ class Dispatcher:
         state = llm_pb2.NOTIFY_STATE_DELIVERED
         if answer.error is not None:
             attempt.error.CopyFrom(to_status(answer.error))
-            refused = isinstance(answer.error, DeliveryRefused)
-            state = llm_pb2.NOTIFY_STATE_FAILED if refused else llm_pb2.NOTIFY_STATE_PENDING
+            again = RULES[type(answer.error)].retryable
+            state = llm_pb2.NOTIFY_STATE_PENDING if again else llm_pb2.NOTIFY_STATE_FAILED
             span = trace.get_current_span()
             span.set_attribute(ERROR_TYPE, answer.error.reason)
             span.set_status(trace.Status(trace.StatusCode.ERROR, str(answer.error)))
@@ -94,7 +94,7 @@ class Dispatcher:
                 return await sink.deliver(target, event, request.user_id)
         except TimeoutError:
             return Answer(error=DeliveryFailed(f"the receiver did not take it within {within.total_seconds():g} s"))
-        except (DeliveryFailed, DeliveryRefused) as error:
+        except DeliveryError as error:
             return Answer(error=error)
 
     def _default_url(self, user_id: str) -> str | None:

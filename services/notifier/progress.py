@@ -14,11 +14,11 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from jobs import names
-from jobs.errors import DeliveryFailed, to_status
+from jobs.errors import DeliveryFailed, to_attempt_error, to_status
 from jobs.events import event_type
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.pending import add_run, pending_run
@@ -57,8 +57,7 @@ class NotifyProgress:
             try:
                 await stack.enter_async_context(self._users.acquired(request.event.user_id))
             except DeliveryFailed as error:
-                benign = ApplicationErrorCategory.BENIGN
-                raise ApplicationError(str(error), type=error.reason, category=benign) from error
+                raise to_attempt_error(error, category=ApplicationErrorCategory.BENIGN) from error
             return await self._tell_all(request)
 
     async def _tell_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:

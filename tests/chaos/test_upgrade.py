@@ -367,6 +367,10 @@ async def test_every_outcome_reads_the_same_at_the_other_version(
     for answer in (*before.values(), *after.values()):
         # Deliveries may go on in between.
         answer.status.ClearField("notifications")
+        if answer.status.state in (llm_pb2.JOB_STATE_CANCELLED, llm_pb2.JOB_STATE_TIMED_OUT):
+            # Earlier versions take it from a replay, in which it differs by the time that it took to read the feed.
+            answer.status.ClearField("end_time")
+            answer.status.progress.ClearField("updated_at")
     assert after == before
 
 

@@ -112,13 +112,13 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 
 
 def test_penalties_count_what_they_say() -> None:
-    place = SamplingContext(prompt=[0], output=[1, 1], end_ids=[])
+    context = SamplingContext(prompt=[0], output=[1, 1], end_ids=[])
 
     def after(**penalty: Any) -> list[int]:
         scores = torch.tensor([3.0, 2.9, 2.0, 1.0])
         ordered: list[int] = []
         while len(ordered) < 4:
-            ordered.append(choose(scores, Sampling(seed=0, temperature=0, **penalty), place))
+            ordered.append(choose(scores, Sampling(seed=0, temperature=0, **penalty), context))
             scores[ordered[-1]] = -1e9
         return ordered
 

@@ -147,6 +147,16 @@ async def test_jobs_do_not_mix(feed: Feed, request: pytest.FixtureRequest) -> No
     assert await read(feed, f"{key}-two", 1) == [2]
 
 
+async def test_a_key_is_any_text(feed: Feed, request: pytest.FixtureRequest) -> None:
+    """What has a meaning in a broker's subjects, too."""
+    keys = [f"{request.node.name} {key}" for key in ("a", "a.b", "a b", "*", ">", "a/b", "a%2Eb", "é🙂", ".")]
+    for number, key in enumerate(keys):
+        assert await feed.sync(key, record(number))
+    await feed.remove(keys[3])
+    await feed.sync(keys[3], record(100))
+    assert [await read(feed, key, 1) for key in keys] == [[0], [1], [2], [100], [4], [5], [6], [7], [8]]
+
+
 async def test_a_removed_job_is_forgotten(feed: Feed, request: pytest.FixtureRequest) -> None:
     key = request.node.name
     await feed.sync(key, record(1))

@@ -30,6 +30,8 @@ from workflows.llm_job import LLMJobWorkflow
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
 )
+WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow)
+"""Every workflow that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
 
 
@@ -49,7 +51,7 @@ def test_every_outcome_is_recorded() -> None:
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
-    await replayer(LLMJobWorkflow, LLMDeliveryWorkflow).replay_workflow(read(path))
+    await replayer(*WORKFLOWS).replay_workflow(read(path))
 
 
 async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:

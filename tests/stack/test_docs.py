@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
+from deploy.record_kill import BEGIN, END, record, with_recording
 from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
@@ -26,6 +27,17 @@ from tests.support.commands import missing, run
 from tests.support.jobs import unpack
 from tests.support.paths import ROOT
 from tests.support.scrapes import get
+
+PAGES = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if path.name != "CHANGELOG.md"
+    and not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+]
+"""The pages about the present state."""
+PATH = r"`([\w.-]*\w(?:/[\w.*-]+)+/?|\w[\w.-]*/)`"
+NOT_OURS = {"binary/protobuf", "http/json", "http/protobuf", "json/plain", "json/protobuf"}
+"""What looks like a path of the repository in a page, and is none."""
 
 
 def of_language(*languages: str) -> pytest.MarkDecorator:
@@ -106,11 +118,49 @@ def test_the_table_of_call_errors_is_the_code() -> None:
     }
 
 
-def test_the_links_lead_somewhere() -> None:
-    """Every relative link of a page."""
-    for page in (ROOT / "docs").glob("*.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page, to its heading where it names one."""
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_paths_that_a_page_names_exist(page: Path) -> None:
+    """In code, as of the repository's root or of the page's folder."""
+    named = {path for path in re.findall(PATH, page.read_text()) if path not in NOT_OURS}
+    assert not {path for path in named if not any([*ROOT.glob(path), *page.parent.glob(path)])}
+
+
+def test_what_a_reader_sees_when_a_process_dies_is_tested() -> None:
+    """Every row of the README's table names a test that exists."""
+    table = (ROOT / "README.md").read_text().partition("## What dies, what you see")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .+ \| \[`(\w+)`\]\((.+)\) \|$", table, re.MULTILINE)
+    assert len(rows) == table.count("\n|") - 2
+    for test, file in rows:
+        assert f"def {test}(" in (ROOT / file).read_text(), test
+
+
+async def test_the_recording_of_the_readme_can_be_made_again() -> None:
+    """On this machine now: the same events in the same order, whatever their times and the model's text."""
+    shown = (ROOT / "README.md").read_text()
+    assert with_recording(shown, shown.partition(BEGIN)[2].partition(END)[0].strip("\n") + "\n") == shown
+    assert events_of((await record()).markdown()) == events_of(shown)
+
+
+def events_of(recording: str) -> list[str]:
+    """Return the first words of the events, attempts beyond the second left out: a busy machine may lose one more."""
+    what = r"Submit|RUNNING, attempt [12]$|\$ kill -9|SUCCEEDED|The text"
+    events = re.findall(rf"^ *[\d.]+ s  ({what})", recording, re.MULTILINE)
+    return list(dict.fromkeys(events))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what GitHub names the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def errors_page() -> str:

@@ -6,10 +6,12 @@ is one.
 """
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.metrics import NoOpMeter
@@ -22,7 +24,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import Output
-from services.gpu_worker.report_throttle import Pace
+from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
 from tests.support.jobs import Seen, new_job, until_message, watch
 
@@ -53,7 +55,7 @@ class PlayedTemporal:
 
         return SimpleNamespace(typed_search_attributes={}, memo_value=memo_value, id="llmjob-u-r")
 
-    async def look(self, *_: Any) -> llm_pb2.GetStatusResponse:
+    async def status_of(self, *_: Any) -> llm_pb2.GetStatusResponse:
         response = llm_pb2.GetStatusResponse()
         response.CopyFrom(self.response)
         return response
@@ -102,7 +104,7 @@ class Job:
         self.attempt: Attempt | None = None
         self.number = 0
         self.token_id = 0
-        self.heartbeat: tuple[llm_pb2.ResultMetadata, llm_pb2.JobProgress] | None = None
+        self.heartbeat: internal_pb2.RunHeartbeat | None = None
         self.watches = [self.new_watch(), self.new_watch()]
 
     def new_watch(self) -> Watch:
@@ -117,9 +119,9 @@ class Job:
     async def _begin(self, *, starts_over: bool) -> Attempt:
         self.number += 1
         request = internal_pb2.RunRequest(job=new_job())
-        self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), Pace())
+        self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), ReportThrottle())
         if self.heartbeat is not None:
-            self.attempt.continue_from(*self.heartbeat)
+            self.attempt.restore(self.heartbeat)
         if await self.attempt.start(first=self.number == 1) and starts_over:
             self.attempt.start_over()
         return self.attempt
@@ -155,7 +157,7 @@ async def play(data: st.DataObject) -> None:
         elif step == "crash":
             job.attempt = None
         elif step == "beat" and job.attempt is not None:
-            job.heartbeat = (job.attempt.carried(), job.attempt.progress())
+            job.heartbeat = job.attempt.heartbeat()
         elif step == "lose":
             await job.feed.remove(KEY)
             # An attempt that lives on repeats what it has generated; a lost one's is gone.
@@ -193,6 +195,52 @@ async def play(data: st.DataObject) -> None:
 @given(st.data())
 def test_whatever_happens_a_reader_holds_the_result_in_the_end(data: st.DataObject) -> None:
     asyncio.run(play(data))
+
+
+def reported(tokens: int) -> llm_pb2.JobProgress:
+    return llm_pb2.JobProgress(output_tokens=tokens, worker="w", updated_at=Timestamp(seconds=1000 + tokens))
+
+
+def at_work(*tokens: int) -> list[internal_pb2.FeedRecord]:
+    """Return what an attempt has written that reported so often how many tokens it had."""
+    started = internal_pb2.AttemptStarted(attempt=1, start_time=Timestamp(seconds=1000))
+    return [
+        internal_pb2.FeedRecord(writer="one", attempt_started=started),
+        *(internal_pb2.FeedRecord(writer="one", progress=reported(count)) for count in tokens),
+    ]
+
+
+async def statuses(job: Job, records: Sequence[internal_pb2.FeedRecord]) -> list[llm_pb2.JobStatus]:
+    """Return the statuses that a watcher sees while the records come, one at a time."""
+    reader = Reader()
+    await job.watches[0].known()
+    reader.come(job.watches[0], with_token=False)
+    for record in records:
+        await everybody_goes_on()
+        await job.feed.append(KEY, record)
+    await everybody_goes_on()
+    await reader.leave()
+    await job.close()
+    return [message.status for message in reader.seen.messages if message.HasField("status")]
+
+
+async def test_records_from_before_what_temporal_knows_take_no_progress_back() -> None:
+    """A watch begins with the last heartbeat and then reads the feed's log from its start."""
+    job = Job()
+    job.temporal.response.status.attempt = 1
+    job.temporal.response.status.progress.CopyFrom(reported(20))
+    seen = await statuses(job, at_work(1, 10, 19, 21))
+    assert [status.progress.output_tokens for status in seen][:1] == [20]
+    assert {status.progress.output_tokens for status in seen} == {20, 21}
+
+
+async def test_a_job_whose_outcome_is_settled_does_not_run_again() -> None:
+    """The feed's log may be there still, and says that an attempt runs."""
+    job = Job()
+    settled = job.temporal.response.status
+    settled.attempt, settled.state = 1, llm_pb2.JOB_STATE_NOTIFYING
+    settled.progress.CopyFrom(reported(20))
+    assert await statuses(job, at_work(1, 10, 20)) == [settled]
 
 
 @pytest.mark.parametrize("with_token", [True, False])

@@ -51,14 +51,18 @@ class Peer(Protocol):
     kind: str
     settings: NotifierSettings
     drops_repeats: bool
+    """Whether it keeps one of two events with the same id."""
     keyed: bool
+    """Whether an event has the job's id as its key."""
+    bounded: bool
+    """Whether it refuses an event of more than 1 MiB."""
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
         """Return a target here."""
         ...
 
-    def refused(self) -> llm_pb2.NotifyTarget:
-        """Return a target that the operator does not allow."""
+    def refused(self) -> llm_pb2.NotifyTarget | None:
+        """Return a target that the operator does not allow; None where the form of a target allows no such one."""
         ...
 
     async def taken(self, name: str, count: int) -> list[Taken]:
@@ -86,6 +90,7 @@ class WebhookPeer:
     kind = "webhook"
     drops_repeats = False
     keyed = False
+    bounded = False
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -117,6 +122,7 @@ class NatsPeer:
     kind = "nats"
     drops_repeats = True
     keyed = False
+    bounded = True
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -131,8 +137,8 @@ class NatsPeer:
     def target(self, name: str) -> llm_pb2.NotifyTarget:
         return llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject=f"taken.{name}"))
 
-    def refused(self) -> llm_pb2.NotifyTarget:
-        return llm_pb2.NotifyTarget()
+    def refused(self) -> llm_pb2.NotifyTarget | None:
+        return None
 
     async def taken(self, name: str, count: int) -> list[Taken]:
         client = await nats.connect(self.url)
@@ -158,6 +164,7 @@ class KafkaPeer:
     kind = "kafka"
     drops_repeats = False
     keyed = True
+    bounded = True
     topics = ("whole", "repeat", "many", "silent", "cancelled", "large", "numbered", "traced", "jobs")
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
@@ -229,6 +236,10 @@ async def kafka_peer() -> AsyncIterator[KafkaPeer]:
     finally:
         process.kill()
         await process.wait()
+
+
+PEERS = ("webhook", "nats", "kafka")
+"""Every kind of target, by the name of its field in NotifyTarget; tests.contract.test_sinks starts one of each."""
 
 
 def secret(text: str) -> SecretStr:

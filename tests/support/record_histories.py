@@ -1,4 +1,4 @@
-"""`make histories`: record the history of one job for every outcome into tests/histories/.
+"""`make histories`: record the history of one job for every outcome into tests/contract/histories/.
 
 Do this when the workflow has changed on purpose, in a way that jobs which run during the upgrade survive (see
 https://docs.temporal.io/develop/python/versioning): the new histories then join the old ones. Histories that are there

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,8 +14,10 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from feed.memory import MemoryFeed
+from jobs.errors import RULES, EngineDead, EngineFailed, JobError
 from jobs.rules import check_job
 from llm_pb import internal_pb2, llm_pb2
+from services.gateway.left_output import close_feed
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import Engine, EngineConfig, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -36,11 +38,11 @@ async def engine() -> AsyncIterator[Engine]:
 class Worker:
     """The activity with everything it needs, and what it has counted."""
 
-    def __init__(self, engine: Engine, feed: MemoryFeed) -> None:
+    def __init__(self, engine: Engine, feed: MemoryFeed, name: str = "w") -> None:
         self._reader = InMemoryMetricReader()
         meter = MeterProvider([self._reader]).get_meter("test")
         loaded = asyncio.create_task(asyncio.sleep(0))
-        self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, "w", meter, trace.NoOpTracer())
+        self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, name, meter, trace.NoOpTracer())
 
     async def run(
         self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, **earlier: Any
@@ -225,3 +227,81 @@ async def test_a_failure_carries_what_was_made(engine: Engine) -> None:
     assert not failed.value.non_retryable
     (detail,) = failed.value.details
     assert detail.metadata.output_tokens == 7
+
+
+@pytest.mark.parametrize(("fault", "error"), [("failed@3", EngineFailed), ("die@3", EngineDead)])
+async def test_a_failed_attempt_is_tried_again_by_the_table(fault: str, error: type[JobError]) -> None:
+    own = create_engine("simulated", EngineConfig("", 8, {"tokens_per_second": 2000}))
+    await own.start()
+    with pytest.raises(ApplicationError) as failed:
+        await Worker(own, MemoryFeed()).run(new_job(f"[[fault:{fault}]]", params={"max_tokens": 20}))
+    assert failed.value.type == error.reason
+    assert not failed.value.non_retryable
+    assert failed.value.next_retry_delay == RULES[error].retry_delay
+    await own.close()
+
+
+async def fails(
+    worker: Worker, job: llm_pb2.JobRequest, attempt: int, reason: str = "OUT_OF_MEMORY"
+) -> llm_pb2.JobResult:
+    """Run an attempt that fails; return the partial result that it gives the workflow."""
+    with pytest.raises(ApplicationError) as failed:
+        await worker.run(job, attempt)
+    assert failed.value.type == reason
+    (detail,) = failed.value.details
+    assert isinstance(detail, llm_pb2.JobResult)
+    return detail
+
+
+async def of_a_first_attempt(engine: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+    return await fails(Worker(engine, feed), new_job("[[fault:oom@7]]"), 1)
+
+
+async def of_one_that_continues(engine: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+    job, earlier = new_job("[[fault:oom@30]]"), MemoryFeed()
+    await fails(Worker(engine, earlier, "earlier"), job, 1)
+    for record in (await log_of(earlier))[:20]:
+        await feed.append(KEY, record)
+    return await fails(Worker(engine, feed), job, 2)
+
+
+async def of_one_that_starts_over(engine: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+    job = new_job("[[vary]] [[fault:oom@7]]")
+    await fails(Worker(engine, feed, "earlier"), job, 1)
+    return await fails(Worker(engine, feed), job, 2)
+
+
+async def of_one_that_cannot_begin(engine: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+    job = new_job("[[fault:oom@7]]")
+    await fails(Worker(engine, feed, "earlier"), job, 1)
+    job.model = "another"
+    return await fails(Worker(engine, feed), job, 2, "UNKNOWN_MODEL")
+
+
+async def of_one_whose_result_gets_too_large(engine: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+    job = new_job(params={"max_tokens": 8000, "logprobs": 20})
+    return await fails(Worker(engine, feed), job, 1, "RESULT_TOO_LARGE")
+
+
+@pytest.mark.parametrize(
+    "partial_result",
+    [
+        of_a_first_attempt,
+        of_one_that_continues,
+        of_one_that_starts_over,
+        of_one_that_cannot_begin,
+        of_one_whose_result_gets_too_large,
+    ],
+)
+async def test_the_feed_holds_the_partial_result_of_an_attempt(
+    engine: Engine, partial_result: Callable[[Engine, MemoryFeed], Awaitable[llm_pb2.JobResult]]
+) -> None:
+    """So nothing is different where an attempt cannot report. The feed does not hold timings and engine."""
+    feed = MemoryFeed()
+    reported = await partial_result(engine, feed)
+    left = await close_feed(feed, KEY)
+    assert left is not None
+    assert left.metadata.output_tokens > 0
+    for field in ("queue_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
+        reported.metadata.ClearField(field)
+    assert left == reported

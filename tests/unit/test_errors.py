@@ -6,23 +6,61 @@ import pytest
 from google.rpc import code_pb2
 
 from jobs import errors
+from jobs.outcome import final_state
+from llm_pb import llm_pb2
 from tests.support.jobs import unpack
 
 
-def tree(root: type[errors.JobError]) -> Iterator[type[errors.JobError]]:
+def tree(root: type[errors.JobError], depth: int = 0) -> Iterator[tuple[int, type[errors.JobError]]]:
     for error in root.__subclasses__():
-        yield error
-        yield from tree(error)
+        yield depth, error
+        yield from tree(error, depth + 1)
+
+
+TREE = list(tree(errors.JobError))
+BRANCHES = [error for _, error in TREE if error.__subclasses__()]
+LEAVES = [error for _, error in TREE if not error.__subclasses__()]
 
 
 def test_no_error_is_missing_from_the_table() -> None:
-    assert set(tree(errors.JobError)) == set(errors.RULES)
+    """What is raised has a rule. A branch is only caught: it has neither a rule nor a reason."""
+    assert list(errors.RULES) == LEAVES
+    assert not [branch for branch in BRANCHES if hasattr(branch, "reason")]
+    assert not [leaf for leaf in LEAVES if "reason" not in vars(leaf)]
 
 
 def test_the_docstring_draws_the_whole_tree() -> None:
     assert errors.__doc__ is not None
-    drawn = [line.split("── ")[1].split()[0] for line in errors.__doc__.splitlines() if "── " in line]
-    assert drawn == [error.__name__ for error in errors.RULES]
+    lines = [line.split("── ") for line in errors.__doc__.splitlines() if "── " in line]
+    drawn = [((len(indent) - 5) // 4, rest.split()[0]) for indent, rest in lines]
+    assert drawn == [(depth, error.__name__) for depth, error in TREE]
+
+
+@pytest.mark.parametrize(
+    ("branch", "codes", "retryable"),
+    [
+        (errors.JobRejected, {"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"}, {False}),
+        (errors.EngineError, {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}, {True}),
+        (errors.WorkerGone, {"UNAVAILABLE"}, {True}),
+        (errors.TimedOut, {"DEADLINE_EXCEEDED"}, {True, False}),
+        (errors.Stopped, {"CANCELLED", "ABORTED"}, {False}),
+        (errors.DeliveryError, {"UNAVAILABLE", "FAILED_PRECONDITION"}, {True, False}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_the_errors_of_a_branch_have_its_meaning(
+    branch: type[errors.JobError], codes: set[str], retryable: set[bool]
+) -> None:
+    rules = [rule for error, rule in errors.RULES.items() if issubclass(error, branch)]
+    assert {code_pb2.Code.Name(rule.code) for rule in rules} == codes
+    assert {rule.retryable for rule in rules} == retryable
+
+
+def test_only_another_attempt_can_be_handed_over_or_come_sooner() -> None:
+    for kind, rule in errors.RULES.items():
+        assert rule.retryable or not (rule.handed_over or rule.retry_delay), kind
+        # Temporal does not start the attempt that follows a hand-over, and so cannot delay it.
+        assert not (rule.handed_over and rule.retry_delay), kind
 
 
 def test_reasons_are_unique() -> None:
@@ -32,13 +70,41 @@ def test_reasons_are_unique() -> None:
 @pytest.mark.parametrize("kind", errors.RULES, ids=lambda kind: kind.__name__)
 def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
     """Through Temporal its type and whether it is retried; to a client its code, message and reason."""
-    travelling = errors.to_application_error(kind("why"))
-    assert errors.BY_REASON[travelling.type or ""] is kind
-    assert travelling.non_retryable is not errors.RULES[kind].retryable
+    of_job = errors.to_application_error(kind("why"))
+    assert errors.BY_REASON[of_job.type or ""] is kind
+    assert of_job.non_retryable is not errors.RULES[kind].retryable
+    assert of_job.next_retry_delay is None
     status = errors.to_status(kind("why"))
     assert code_pb2.Code.Name(status.code) != "OK"
     assert status.message == "why"
     assert unpack(status)["ErrorInfo"].reason == kind.reason
+
+
+@pytest.mark.parametrize("kind", errors.RULES, ids=lambda kind: kind.__name__)
+def test_an_attempts_error_tells_temporal_what_the_table_says(kind: type[errors.JobError]) -> None:
+    """Temporal retries what is retryable, when the table says so, and leaves a hand-over to the workflow."""
+    partial = llm_pb2.JobResult(output="so far")
+    of_attempt = errors.to_attempt_error(kind("why"), partial)
+    rule = errors.RULES[kind]
+    assert (of_attempt.type, of_attempt.message) == (kind.reason, "why")
+    assert of_attempt.non_retryable == (rule.handed_over or not rule.retryable)
+    assert of_attempt.next_retry_delay == rule.retry_delay
+    assert errors.partial_result(of_attempt) == partial
+
+
+def test_a_stopped_worker_hands_over_and_a_dead_engine_is_replaced_at_once() -> None:
+    assert {kind for kind, rule in errors.RULES.items() if rule.handed_over} == {errors.WorkerShutdown}
+    assert {kind for kind, rule in errors.RULES.items() if rule.retry_delay} == {errors.EngineDead}
+
+
+def test_a_job_that_ran_out_of_time_or_was_stopped_says_so_in_its_state() -> None:
+    by_branch = {
+        errors.TimedOut: llm_pb2.JOB_STATE_TIMED_OUT,
+        errors.Stopped: llm_pb2.JOB_STATE_CANCELLED,
+    }
+    for kind in errors.RULES:
+        expected = [state for branch, state in by_branch.items() if issubclass(kind, branch)]
+        assert final_state(kind("why")) == (expected or [llm_pb2.JOB_STATE_FAILED])[0], kind
 
 
 def test_an_engines_pages_of_words_are_cut() -> None:

@@ -27,13 +27,13 @@ MAY_IMPORT = {
     "llm_pb": set(),
     "durable_llm": {"llm_pb"},
     "payload_converter": {"llm_pb"},
-    "jobs": {"llm_pb"},
+    "jobs": {"llm_pb", "payload_converter"},
     "workflows": {"jobs", "llm_pb"},
     "feed": {"jobs", "llm_pb"},
     "runtime": {"payload_converter"},
     "services": {"feed", "jobs", "models", "runtime", "llm_pb"},
     "services/codec": {"payload_converter", "runtime"},
-    "services/gateway": {"feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
+    "services/gateway": {"payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
 """What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
 

@@ -10,9 +10,9 @@ from services.gpu_worker.report_throttle import ReportThrottle
 
 @pytest.mark.parametrize(("attempts", "seconds"), [(0, 2), (1, 2), (16, 2), (64, 8), (256, 32)])
 def test_a_worker_as_a_whole_reports_no_more_often_beyond_some_attempts(attempts: int, seconds: float) -> None:
-    pace = ReportThrottle()
+    throttle = ReportThrottle()
     with ExitStack() as running:
         for _ in range(attempts):
-            running.enter_context(pace.running())
-        assert pace.seconds(timedelta(seconds=2)) == seconds
-    assert pace.seconds(timedelta(seconds=2)) == 2
+            running.enter_context(throttle.attempt())
+        assert throttle.seconds(timedelta(seconds=2)) == seconds
+    assert throttle.seconds(timedelta(seconds=2)) == 2

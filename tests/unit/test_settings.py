@@ -1,4 +1,4 @@
-"""Settings: documented, in the README, and safe by default."""
+"""Settings: documented, in docs/settings.md, and safe by default."""
 
 from typing import Literal, get_args, get_origin
 
@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from deploy.settings_table import CLASSES, README, with_table
+from deploy.settings_table import CLASSES, PAGE, with_table
+from runtime.environment import rename_variables, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings
@@ -18,9 +19,9 @@ def test_every_setting_is_described(settings: type[BaseSettings]) -> None:
     assert settings.model_config["frozen"], "settings do not change"
 
 
-def test_the_readme_holds_the_table() -> None:
+def test_the_page_holds_the_table() -> None:
     """`make settings` writes it."""
-    text = README.read_text()
+    text = PAGE.read_text()
     assert text == with_table(text)
 
 
@@ -78,3 +79,18 @@ def test_a_setting_comes_from_the_environment(settings: type[BaseSettings], monk
     changed = "changed" if kind is str else get_args(kind)[-1]
     monkeypatch.setenv(f"{settings.model_config['env_prefix']}{name}".upper(), changed)
     assert getattr(settings(), name) == changed
+
+
+@pytest.mark.parametrize(
+    ("given", "counts"),
+    [
+        ({"GATEWAY_NOTIFY_WITHIN": "PT1S"}, "PT1S"),
+        ({"GATEWAY_NOTIFY_WITHIN": "PT1S", "GATEWAY_NOTIFY_MAX_DURATION": "PT2S"}, "PT2S"),
+    ],
+)
+def test_a_setting_works_under_its_earlier_name_with_a_warning(given: dict[str, str], counts: str) -> None:
+    environment = dict(given)
+    (warning,) = rename_variables(environment, CLASSES)
+    assert warning.startswith("GATEWAY_NOTIFY_WITHIN is called GATEWAY_NOTIFY_MAX_DURATION now")
+    assert environment == {"GATEWAY_NOTIFY_MAX_DURATION": counts}
+    assert not unknown_variables(environment, CLASSES)

@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from feed.output import GeneratedOutput
-from feed.transcript import Transcript
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cursor import Cursor
 from services.gpu_worker.engines.engine import Output
@@ -52,11 +51,10 @@ def written(tokens: Sequence[int], into: OutputWriter) -> Iterator[Output]:
 
 
 class Log:
-    """What attempts publish of their outputs, as services.gpu_worker.attempt does."""
+    """What attempts publish of their outputs, as feed.writer does."""
 
     def __init__(self) -> None:
         self.made = GeneratedOutput()
-        self.transcript = Transcript()
 
     def publish(self, output: Output) -> None:
         record = internal_pb2.TokensMade(
@@ -67,7 +65,6 @@ class Log:
         )
         self.made.add(internal_pb2.FeedRecord(tokens_made=record))
         assert self.made.whole
-        self.transcript.put(record.offset, record.text)
 
 
 def read_on(cursor: Cursor, known: bytes, *, final: bool = False) -> bytes:
@@ -90,7 +87,7 @@ def test_a_stream_cut_at_every_token_is_whole_from_every_offset(text: str, sizes
     expected = uninterrupted.encode()
     for cut in range(len(tokens) + 2):
         log = Log()
-        readers = [(Cursor(log.transcript, offset), expected[:offset]) for offset in range(len(expected) + 1)]
+        readers = [(Cursor(log.made.transcript, offset), expected[:offset]) for offset in range(len(expected) + 1)]
         for output, _ in zip(written(tokens, writer(stop)), range(cut), strict=False):
             log.publish(output)
         halfway = [(cursor, read_on(cursor, known)) for cursor, known in readers]
@@ -102,11 +99,11 @@ def test_a_stream_cut_at_every_token_is_whole_from_every_offset(text: str, sizes
         else:
             for output in written(tokens[second.count :], second):
                 log.publish(output)
-        log.transcript.settle(uninterrupted)
+        log.made.transcript.settle(uninterrupted)
 
         assert log.made.text == expected
         for cursor, known in halfway:
             assert read_on(cursor, known, final=True) == expected
         for offset in range(len(expected) + 1):
-            late = Cursor(log.transcript, offset)
+            late = Cursor(log.made.transcript, offset)
             assert read_on(late, expected[:offset], final=True) == expected

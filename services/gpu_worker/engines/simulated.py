@@ -70,15 +70,15 @@ class SimulatedOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens_per_second: float = Field(50, gt=0)
-    """Of each generation, however many run."""
+    """The speed of each generation, however many run."""
     prefill_seconds: float = Field(0, ge=0)
-    """From a generation's start to its first token."""
+    """Time from a generation's start to its first token."""
     load_seconds: float = Field(0, ge=0)
     """How long start() takes."""
     load_error: str | None = None
     """Makes start() fail, with this message."""
     context_tokens: int = Field(8192, ge=2)
-    """Most tokens of prompt and output together."""
+    """Maximum number of tokens of prompt and output together."""
     answer_tokens: int | None = Field(None, ge=0)
     """How many tokens an answer has before it ends by itself. Default: it goes on to max_tokens."""
     fault: str | None = Field(None, pattern=f"^{FAULT.pattern}$")
@@ -87,11 +87,12 @@ class SimulatedOptions(BaseModel):
 
 @dataclass(eq=False)
 class ActiveGeneration:
-    """A generation that was asked for."""
+    """A generation from its request to its end."""
 
     prompt_tokens: int
     writer: OutputWriter
     running: bool = False
+    """Whether it has a slot; it waits for one before."""
 
 
 class SimulatedEngine:
@@ -108,9 +109,9 @@ class SimulatedEngine:
         self.gpu = llm_pb2.GpuInfo(name="simulated")
         self.dead = asyncio.Event()
         self._why_dead = ""
-        self._places = asyncio.Semaphore(config.max_concurrent)
+        self._slots = asyncio.Semaphore(config.max_concurrent)
         self._cache_tokens = config.max_concurrent * options.context_tokens
-        self._begun: set[ActiveGeneration] = set()
+        self._active: set[ActiveGeneration] = set()
         self._struck: set[tuple[str, str]] = set()
 
     async def start(self) -> None:
@@ -137,7 +138,7 @@ class SimulatedEngine:
             return
         yield writer.opening()
         fault = self._fault_of(prompt, generation)
-        async with self._place(ActiveGeneration(len(prompt_ids), writer)):
+        async with self._slot(ActiveGeneration(len(prompt_ids), writer)):
             due = asyncio.get_running_loop().time() + self._options.prefill_seconds
             for token in tokens:
                 # Due times are added up, so that a late wake-up does not slow the pace.
@@ -151,22 +152,23 @@ class SimulatedEngine:
                     return
 
     def load(self) -> Load:
-        """Count those that have a place and those that wait, and the tokens of the former as if they were cached."""
-        begun = [*self._begun]
-        running = [one for one in begun if one.running]
-        cached = sum(one.prompt_tokens + one.writer.count for one in running)
-        return Load(len(running), len(begun) - len(running), min(cached / self._cache_tokens, 1.0))
+        """Return how full the engine is: all tokens of a running generation count as cached."""
+        # Copied at once: it may be called from any thread.
+        generations = [*self._active]
+        running = [active for active in generations if active.running]
+        cached = sum(active.prompt_tokens + active.writer.count for active in running)
+        return Load(len(running), len(generations) - len(running), min(cached / self._cache_tokens, 1.0))
 
     @contextlib.asynccontextmanager
-    async def _place(self, begun: ActiveGeneration) -> AsyncIterator[None]:
-        """Wait for a place in the batch and hold it while the context is open."""
-        self._begun.add(begun)
+    async def _slot(self, active: ActiveGeneration) -> AsyncIterator[None]:
+        """Wait for a slot of the batch and hold it while the context is open."""
+        self._active.add(active)
         try:
-            async with self._places:
-                begun.running = True
+            async with self._slots:
+                active.running = True
                 yield
         finally:
-            self._begun.remove(begun)
+            self._active.remove(active)
 
     async def close(self) -> None:
         """End running generations."""
@@ -185,7 +187,7 @@ class SimulatedEngine:
             raise EngineDead(self._why_dead)
 
     def _fault_of(self, prompt: str, generation: Generation) -> re.Match[str] | None:
-        """Return the fault that this attempt shall meet."""
+        """Return the fault that is scripted for this attempt."""
         in_prompt = FAULT_IN_PROMPT.search(prompt)
         script = in_prompt[1] if in_prompt else self._options.fault
         fault = FAULT.fullmatch(script) if script else None

@@ -54,14 +54,17 @@ class Sampling:
 
 
 def sampling_of(params: llm_pb2.SamplingParams, defaults: Mapping[str, Any]) -> Sampling:
-    """Return how a job's tokens are chosen: as it asks, then by the model's defaults, then neutral. A fresh seed."""
+    """Return how a job's tokens are chosen: by its parameters, else the model's defaults, else without effect.
+
+    A job without a seed gets a random one.
+    """
     asked = {field.name: value for field, value in params.ListFields() if field.name in Sampling.__dataclass_fields__}
     return Sampling(**{"seed": secrets.randbits(63), **defaults, **asked})
 
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """Where in a generation a token is chosen."""
+    """What the choice of a token depends on, as well as on its scores."""
 
     prompt: Sequence[int]
     output: Sequence[int]
@@ -69,26 +72,26 @@ class SamplingContext:
     """Tokens that would end the output; not to be chosen before min_tokens."""
 
 
-def choose(scores: torch.Tensor, sampling: Sampling, place: SamplingContext) -> int:
+def choose(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -> int:
     """Return the next token for one row of scores (float32, on the CPU). The scores are left as they are."""
-    scores = penalised(scores, sampling, place)
-    if len(place.output) < sampling.min_tokens:
-        scores = scores.index_fill(0, torch.tensor(list(place.end_ids), dtype=torch.long), float("-inf"))
+    scores = penalised(scores, sampling, context)
+    if len(context.output) < sampling.min_tokens:
+        scores = scores.index_fill(0, torch.tensor(list(context.end_ids), dtype=torch.long), float("-inf"))
     if sampling.greedy:
         return int(scores.argmax())
-    return draw(candidates(scores / sampling.temperature, sampling), sampling.seed, len(place.output))
+    return draw(candidates(scores / sampling.temperature, sampling), sampling.seed, len(context.output))
 
 
-def penalised(scores: torch.Tensor, sampling: Sampling, place: SamplingContext) -> torch.Tensor:
+def penalised(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -> torch.Tensor:
     """Return the scores with the penalties for tokens seen so far: repetition counts the prompt too."""
     if not sampling.penalised:
         return scores
     scores = scores.clone()
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*place.prompt, *place.output}))
+        seen = torch.tensor(sorted({*context.prompt, *context.output}))
         old = scores[seen]
         scores[seen] = torch.where(old > 0, old / sampling.repetition_penalty, old * sampling.repetition_penalty)
-    counts = Counter(place.output)
+    counts = Counter(context.output)
     if counts:
         made = torch.tensor(list(counts))
         scores[made] -= sampling.frequency_penalty * torch.tensor(list(counts.values())) + sampling.presence_penalty
@@ -120,7 +123,7 @@ def draw(probabilities: torch.Tensor, seed: int, position: int) -> int:
 
 
 def token_logprobs(scores: torch.Tensor, chosen: int, most: int, decode: Decode) -> llm_pb2.TokenLogprobs:
-    """Return the log probabilities at one place, by the model's own scores, before any parameter changed them."""
+    """Return the log probabilities of one token, by the model's own scores, before any parameter changed them."""
     logprobs = scores.log_softmax(-1)
     top = logprobs.topk(most)
     return llm_pb2.TokenLogprobs(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Protocol
 
-from jobs.errors import DeliveryFailed, DeliveryRefused
+from jobs.errors import DeliveryError
 from llm_pb import llm_pb2
 from services.notifier.event import CloudEvent
 
@@ -20,7 +20,7 @@ class Answer:
 
     http_status: int = 0
     """0 where there is none."""
-    error: DeliveryFailed | DeliveryRefused | None = None
+    error: DeliveryError | None = None
     """Why it did not take the event; None when it did."""
     retry_after: timedelta = timedelta(0)
     """How long it asks to be left alone."""

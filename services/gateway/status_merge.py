@@ -1,0 +1,79 @@
+"""One status of a job from two that know it: Temporal, which is asked now and then, and the live feed, which is sooner.
+
+Pure functions: none changes what it is given. Each returns the known status itself where nothing is new.
+
+Temporal's answer may be older than what the feed has told meanwhile. The feed's records may be older than Temporal's
+answer: a reader begins with an answer and then reads the log from its start. So neither is taken for the newer one, and
+what a watcher sees never goes back: not to a lower attempt, not to an older progress of one worker, and not from
+NOTIFYING or a final state to a job that runs.
+"""
+
+from typing import Final
+
+from llm_pb import internal_pb2, llm_pb2
+from services.gateway.job_record import FINAL_STATES
+
+_SETTLED: Final = FINAL_STATES | {llm_pb2.JOB_STATE_NOTIFYING}
+"""The outcome is durable."""
+
+
+def with_answer(
+    known: llm_pb2.JobStatus, answer: llm_pb2.JobStatus, *, started_meanwhile: bool = False
+) -> llm_pb2.JobStatus:
+    """Return the status after Temporal's answer, the truth; what only the feed knows of an open job is kept.
+
+    `started_meanwhile`: whether the feed has told of an attempt's start since Temporal was asked.
+    """
+    # A copy: a part of a message keeps the whole of it in memory, here the result.
+    merged = llm_pb2.JobStatus()
+    merged.CopyFrom(answer)
+    if answer.state not in FINAL_STATES and known.run_id == answer.run_id:
+        if known.state in _SETTLED and answer.state not in _SETTLED:
+            # While nobody runs workflows, Temporal alone does not know that the outcome is settled.
+            return known
+        if started_meanwhile and answer.state == llm_pb2.JOB_STATE_QUEUED:
+            merged.state = known.state
+            merged.ClearField("queue")
+        if known.HasField("progress") and not _is_news(known, answer.attempt, answer.progress):
+            merged.progress.CopyFrom(known.progress)
+        if known.attempt >= answer.attempt:
+            merged.attempt = known.attempt
+            if known.HasField("start_time"):
+                merged.start_time.CopyFrom(known.start_time)
+        if known.HasField("first_token_time") and not answer.HasField("first_token_time"):
+            merged.first_token_time.CopyFrom(known.first_token_time)
+    return known if merged == known else merged
+
+
+def with_record(known: llm_pb2.JobStatus, record: internal_pb2.FeedRecord, attempt: int) -> llm_pb2.JobStatus:
+    """Return the status after a record of the feed that counts, written by the attempt of this number."""
+    event = record.WhichOneof("event")
+    if known.state in _SETTLED:
+        return known
+    merged = llm_pb2.JobStatus()
+    # Most records change nothing here, and must not cost a copy.
+    if event == "attempt_started" and attempt >= known.attempt:
+        merged.CopyFrom(known)
+        merged.attempt = attempt
+        merged.start_time.CopyFrom(record.attempt_started.start_time)
+        merged.state = llm_pb2.JOB_STATE_RUNNING
+        merged.ClearField("queue")
+    elif event == "tokens_made" and record.tokens_made.HasField("made_at") and not known.HasField("first_token_time"):
+        # Also of an earlier attempt: one that continues has no first token.
+        merged.CopyFrom(known)
+        merged.first_token_time.CopyFrom(record.tokens_made.made_at)
+    elif event == "progress" and _is_news(known, attempt, record.progress):
+        merged.CopyFrom(known)
+        merged.progress.CopyFrom(record.progress)
+    else:
+        return known
+    return known if merged == known else merged
+
+
+def _is_news(known: llm_pb2.JobStatus, attempt: int, progress: llm_pb2.JobProgress) -> bool:
+    """Return whether an attempt's progress is later than the known one, or may be: workers' clocks differ."""
+    if attempt < known.attempt or not progress.HasField("updated_at"):
+        return False
+    if progress.worker != known.progress.worker:
+        return True
+    return progress.updated_at.ToNanoseconds() >= known.progress.updated_at.ToNanoseconds()

@@ -1,0 +1,178 @@
+"""One status from Temporal's answers and the feed's records, in whatever order they come: it never goes back."""
+
+import itertools
+from collections.abc import Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_pb import internal_pb2, llm_pb2
+from services.gateway.job_record import FINAL_STATES
+from services.gateway.status_merge import with_answer, with_record
+
+QUEUED, RUNNING = llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING
+NOTIFYING, SUCCEEDED = llm_pb2.JOB_STATE_NOTIFYING, llm_pb2.JOB_STATE_SUCCEEDED
+
+Step = llm_pb2.JobStatus | tuple[internal_pb2.FeedRecord, int]
+"""What comes: an answer, or a record and the number of the attempt that wrote it."""
+
+times = st.integers(0, 9).map(lambda seconds: Timestamp(seconds=seconds))
+attempts = st.integers(1, 3)
+reports = st.builds(
+    llm_pb2.JobProgress, worker=st.sampled_from("ab"), updated_at=times, output_tokens=st.integers(0, 9)
+)
+answers = st.builds(
+    llm_pb2.JobStatus,
+    run_id=st.just("run"),
+    state=st.sampled_from([QUEUED, RUNNING, NOTIFYING, SUCCEEDED]),
+    attempt=st.integers(0, 3),
+    start_time=st.none() | times,
+    progress=st.none() | reports,
+    queue=st.none() | st.just(llm_pb2.QueueInfo(backlog=2)),
+)
+records = st.one_of(
+    st.tuples(st.builds(internal_pb2.FeedRecord, progress=reports), attempts),
+    st.tuples(
+        st.builds(internal_pb2.FeedRecord, tokens_made=st.builds(internal_pb2.TokensMade, made_at=st.none() | times)),
+        attempts,
+    ),
+    st.builds(lambda number, time: (started(number, time), number), attempts, times),
+    st.tuples(st.just(internal_pb2.FeedRecord(attempt_ended=internal_pb2.AttemptEnded())), attempts),
+)
+steps = st.lists(answers | records, max_size=12)
+
+
+def started(attempt: int, time: Timestamp) -> internal_pb2.FeedRecord:
+    return internal_pb2.FeedRecord(attempt_started=internal_pb2.AttemptStarted(attempt=attempt, start_time=time))
+
+
+def report(tokens: int, worker: str = "a") -> llm_pb2.JobProgress:
+    return llm_pb2.JobProgress(worker=worker, updated_at=Timestamp(seconds=tokens), output_tokens=tokens)
+
+
+def status(state: "llm_pb2.JobState.ValueType", attempt: int = 1, **fields: object) -> llm_pb2.JobStatus:
+    return llm_pb2.JobStatus(run_id="run", state=state, attempt=attempt, **fields)  # type: ignore[arg-type]
+
+
+def after(known: llm_pb2.JobStatus, step: Step, *, started_meanwhile: bool = False) -> llm_pb2.JobStatus:
+    if isinstance(step, llm_pb2.JobStatus):
+        return with_answer(known, step, started_meanwhile=started_meanwhile)
+    return with_record(known, *step)
+
+
+def seen(first: llm_pb2.JobStatus, following: Sequence[Step]) -> list[llm_pb2.JobStatus]:
+    """Return the statuses of a watcher that begins with an answer."""
+    statuses = [with_answer(llm_pb2.JobStatus(), first)]
+    for step in following:
+        statuses.append(after(statuses[-1], step))
+        if statuses[-1].state in FINAL_STATES:
+            break
+    return statuses
+
+
+@settings(max_examples=1000)
+@given(answers, steps)
+def test_an_open_job_never_goes_back(first: llm_pb2.JobStatus, following: Sequence[Step]) -> None:
+    statuses = seen(first, following)
+    for before, now in itertools.pairwise(statuses):
+        if now.state in FINAL_STATES:
+            continue
+        assert now.attempt >= before.attempt
+        assert before.state != NOTIFYING or now.state == NOTIFYING
+        assert now.HasField("progress") or not before.HasField("progress")
+        assert now.HasField("first_token_time") or not before.HasField("first_token_time")
+        if now.progress.worker == before.progress.worker:
+            assert now.progress.updated_at.ToNanoseconds() >= before.progress.updated_at.ToNanoseconds()
+
+
+@given(answers, steps, answers)
+def test_how_the_job_ended_is_temporals_word_alone(
+    first: llm_pb2.JobStatus, following: Sequence[Step], last: llm_pb2.JobStatus
+) -> None:
+    last.state = SUCCEEDED
+    known = seen(first, following)[-1]
+    assert with_answer(known, last) == last
+
+
+@given(answers, answers | records)
+def test_a_final_status_changes_no_more(final: llm_pb2.JobStatus, step: Step) -> None:
+    final.state = SUCCEEDED
+    if isinstance(step, llm_pb2.JobStatus):
+        step.state = RUNNING
+    assert after(final, step) is final
+
+
+@given(answers, answers | records, st.booleans())
+def test_a_merge_changes_nothing_that_it_is_given(
+    known: llm_pb2.JobStatus, step: Step, started_meanwhile: bool
+) -> None:
+    """Watchers tell by the message itself whether there is news: the same again is none."""
+    message = step if isinstance(step, llm_pb2.JobStatus) else step[0]
+    given_known, given_step = known.SerializeToString(), message.SerializeToString()
+    merged = after(known, step, started_meanwhile=started_meanwhile)
+    assert (known.SerializeToString(), message.SerializeToString()) == (given_known, given_step)
+    assert merged is not step
+    assert (merged is known) == (merged == known)
+    assert after(merged, step, started_meanwhile=started_meanwhile) is merged
+
+
+@given(st.lists(st.integers(1, 20), min_size=1).map(sorted), st.data())
+def test_a_heartbeat_that_comes_late_is_as_if_it_had_come_in_time(tokens: list[int], data: st.DataObject) -> None:
+    """An attempt reports to both. Wherever Temporal's answer comes among the feed's records, the end is the same."""
+    start = Timestamp(seconds=1)
+    told: list[Step] = [(started(1, start), 1), *((internal_pb2.FeedRecord(progress=report(n)), 1) for n in tokens)]
+    beat = status(RUNNING, start_time=start, progress=report(data.draw(st.sampled_from(tokens), "heartbeat")))
+    place = data.draw(st.integers(0, len(told)), "place")
+    (*_, last) = seen(status(QUEUED, 0), [*told[:place], beat, *told[place:]])
+    assert last == status(RUNNING, start_time=start, progress=report(tokens[-1]))
+
+
+def test_an_attempt_that_started_while_temporal_was_asked_runs() -> None:
+    (*_, known) = seen(status(QUEUED, 0), [(started(1, Timestamp(seconds=5)), 1)])
+    answer = status(QUEUED, 0, queue=llm_pb2.QueueInfo(backlog=1))
+    assert with_answer(known, answer, started_meanwhile=True) is known
+
+
+def test_an_attempt_that_was_lost_runs_no_more() -> None:
+    """The feed of a killed worker does not say so."""
+    (*_, known) = seen(status(QUEUED, 0), [(started(1, Timestamp(seconds=5)), 1)])
+    assert with_answer(known, status(QUEUED, 1)).state == QUEUED
+
+
+def test_the_heartbeat_of_an_earlier_attempt_is_no_news() -> None:
+    """Temporal shows an attempt the last one's, until it has sent its own."""
+    known = status(RUNNING, 2, progress=report(3, "b"))
+    assert with_answer(known, status(RUNNING, 1, progress=report(9))) is known
+
+
+def test_a_worker_whose_clock_is_slow_is_believed() -> None:
+    """Of the attempt that runs now, after one at a worker whose clock is ahead."""
+    known = status(RUNNING, 2, progress=report(9))
+    record = internal_pb2.FeedRecord(progress=report(4, "b"))
+    assert with_record(known, record, 2).progress == report(4, "b")
+    assert with_answer(known, status(RUNNING, 2, progress=report(4, "b"))).progress == report(4, "b")
+
+
+def test_the_first_token_of_an_earlier_attempt_counts() -> None:
+    """An attempt that continues has none of its own."""
+    made = internal_pb2.FeedRecord(tokens_made=internal_pb2.TokensMade(made_at=Timestamp(seconds=4)))
+    assert with_record(status(RUNNING, 2), made, 1).first_token_time == Timestamp(seconds=4)
+
+
+def test_the_first_token_is_known_also_when_the_next_attempt_comes_from_temporal() -> None:
+    """The feed is away, and a heartbeat does not say when the first token was made."""
+    known = status(RUNNING, 1, first_token_time=Timestamp(seconds=4))
+    assert with_answer(known, status(RUNNING, 2)).first_token_time == Timestamp(seconds=4)
+
+
+def test_a_settled_outcome_is_known_when_temporal_alone_does_not_know_it() -> None:
+    """It says RUNNING while no worker of workflows is there to ask."""
+    known = status(NOTIFYING, end_time=Timestamp(seconds=7))
+    assert with_answer(known, status(RUNNING)) is known
+
+
+def test_another_run_is_another_job() -> None:
+    """An operator has reset the workflow: nothing of the first run holds."""
+    again = llm_pb2.JobStatus(run_id="second", state=QUEUED)
+    assert with_answer(status(NOTIFYING, 3, progress=report(9)), again) == again
