@@ -4,6 +4,7 @@
     PYTHONPATH=checkout python tests/support/earlier_client.py watch ADDRESS WORKFLOW_ID LEAVE_AFTER
 
 `watch` comes back with the offset after every LEAVE_AFTER messages, 0 for never, and whenever the gateway is away.
+The loop is its own: an earlier checkout has neither durable_llm nor resume tokens.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""Watchers of a job, as clients write them: one that leaves and comes back, one that goes on at another gateway."""
+"""Watchers of a job: one that leaves and comes back, one that goes on at another gateway.
+
+They are the protocol itself, by the generated stub: they come back with an offset or a token, and choose the gateway.
+"""
 
 import random
 from collections.abc import Sequence
