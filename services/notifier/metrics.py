@@ -1,4 +1,4 @@
-"""What a notifier measures: every attempt at a delivery, by kind of target and outcome."""
+"""The metrics of a notifier: every attempt at a delivery, by kind of target and outcome."""
 
 from opentelemetry.metrics import Meter
 

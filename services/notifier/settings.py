@@ -15,7 +15,7 @@ _PREFIX = "whsec_"
 
 
 def _usable(secret: SecretStr) -> SecretStr:
-    """Refuse a secret that Standard Webhooks does not allow. Raises ValueError, without the secret in it."""
+    """Return the secret. Raises ValueError, without the secret in it, if Standard Webhooks does not allow it."""
     text = secret.get_secret_value()
     try:
         key = base64.b64decode(text.removeprefix(_PREFIX), validate=True) if text.startswith(_PREFIX) else b""
@@ -82,7 +82,7 @@ class NotifierSettings(BaseSettings):
     """The Kafka brokers for targets of the kind kafka: host:port, separated by commas. Unset: such targets are
     refused."""
     kafka_topics: tuple[str, ...] = ()
-    """The topics that jobs may name, as JSON."""
+    """Topics that jobs may name, as JSON."""
     kafka_tls: bool = False
     """Whether the connections to the Kafka brokers use TLS."""
     kafka_user: str | None = None

@@ -123,7 +123,7 @@ async def test_an_event_that_is_too_large_for_the_broker_is_refused(peer: Peer, 
     if not peer.bounded:
         assert (await sink.deliver(peer.target("large"), large, "user")).error is None
         return
-    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ takes"):
+    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ accepts"):
         await sink.deliver(peer.target("large"), large, "user")
     assert (await sink.deliver(peer.target("large"), event("small"), "user")).error is None
     assert [item.id for item in await peer.taken("large", 1)] == ["small"]
@@ -192,7 +192,7 @@ async def test_nats_limits_are_kept(tmp_path_factory: pytest.TempPathFactory, li
         settings = NotifierSettings(nats_url=SecretStr(url), **LOOPBACK)
         target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="large"))
         async with open_sinks(settings) as sinks:
-            with pytest.raises(DeliveryRefused, match=f"the event of {size} bytes is larger than NATS takes"):
+            with pytest.raises(DeliveryRefused, match=f"the event of {size} bytes is larger than NATS accepts"):
                 await sinks["nats"].deliver(target, large, "user")
             assert (await sinks["nats"].deliver(target, event(), "user")).error is None
         info = await client.jetstream().stream_info("EVENTS")
@@ -206,7 +206,7 @@ async def test_nats_without_a_stream_is_a_failure(tmp_path_factory: pytest.TempP
         settings = NotifierSettings(nats_url=SecretStr(f"nats://{stack.address('nats')}"), **LOOPBACK)
         target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="nowhere"))
         async with open_sinks(settings) as sinks:
-            with pytest.raises(DeliveryFailed, match=r"no JetStream stream takes the subject llm\.events\.nowhere"):
+            with pytest.raises(DeliveryFailed, match=r"no JetStream stream matches the subject llm\.events\.nowhere"):
                 await sinks["nats"].deliver(target, event(), "user")
 
 

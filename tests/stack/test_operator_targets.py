@@ -110,7 +110,7 @@ async def test_a_job_that_names_no_target_is_told_to_an_endpoint_of_the_settings
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        (llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="small")), "larger than NATS takes"),
+        (llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="small")), "larger than NATS accepts"),
         (llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic="other")), "allows no events on the topic other"),
     ],
     ids=["too large", "topic"],
