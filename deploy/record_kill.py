@@ -1,10 +1,10 @@
-"""`make record`: kills a GPU worker with SIGKILL in mid-sentence, and writes what a watcher saw into the README.
+"""`make record`: kills a GPU worker in mid-sentence with SIGKILL, and writes what a watcher sees into the README.
 
     python -m deploy.record_kill            # prints the recording
     python -m deploy.record_kill --readme   # writes it into the README
 
-The stack is a real one, in a folder of its own: Temporal, NATS, a gateway and two GPU workers with the small model. The
-heartbeat timeout is 3 s instead of 30 s, so that the recording has no long silence.
+The script runs a real stack in a temporary folder: Temporal, NATS, a gateway, a notifier and two GPU workers with the
+small model. The heartbeat timeout is 3 s instead of 30 s, so that the recording has no long silence.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ END: Final = "<!-- recording end -->\n"
 _ONLY: Final = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
 _ENVIRONMENT: Final = {
     "gateway": {"GATEWAY_HEARTBEAT_TIMEOUT": "PT3S", "GATEWAY_RETRY_INTERVAL": "PT1S"},
-    # On one thread two workers share the processors of a small machine.
+    # With one thread each, two workers share the processors of a small machine.
     "gpu-worker": {"GPU_WORKER_ENGINE_OPTIONS": '{"threads": 1}'},
 }
 _PROMPT: Final = "Return the "
 _MAX_TOKENS: Final = 300
 _KILL_AT: Final = 250
-"""Bytes of output after which the worker is killed."""
+"""Bytes of output after which the script kills the worker."""
 _WIDTH: Final = 100
 
 
 class Recording:
-    """What a terminal shows: the model's text, and events with the seconds since the first one."""
+    """The text of the model, and events with their time in seconds since the start of the recording."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -47,7 +47,7 @@ class Recording:
         self._since = time.monotonic()
 
     def text(self, piece: str) -> None:
-        """Add text of the model."""
+        """Add a piece of the model's text."""
         self._text += piece
 
     def event(self, words: str) -> None:
@@ -56,7 +56,7 @@ class Recording:
         self._lines.append(f"{time.monotonic() - self._since:5.1f} s  {words}")
 
     def markdown(self) -> str:
-        """Return all of it as a block of Markdown."""
+        """Return the recording as a block of Markdown."""
         self._end_text()
         return "```text\n" + "\n".join(self._lines) + "\n```\n"
 
@@ -69,7 +69,7 @@ class Recording:
 async def record() -> Recording:
     """Run a job undisturbed, then the same job with a kill.
 
-    Raises AssertionError where the two outputs differ, and where the job ended before the kill.
+    Raises AssertionError when the two outputs differ, and when the job ended before the kill.
     """
     with tempfile.TemporaryDirectory() as folder:
         chosen: dict[str, Any] = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
@@ -95,7 +95,7 @@ async def _submit(client: AsyncClient, request_id: str) -> AsyncJob:
 
 
 async def _watch_and_kill(stack: Stack, client: AsyncClient, recording: Recording) -> tuple[str, llm_pb2.JobResult]:
-    """Return the text that the deltas add up to, and the result."""
+    """Return the text that the deltas result in, and the result."""
     job = await _submit(client, "killed")
     recording.event(f"Submit: continue {_PROMPT!r}. {job.workflow_id} is durable.")
     output, worker, killed, attempt = Output(), "", False, 0
@@ -125,7 +125,7 @@ def _process_of(stack: Stack, worker: str) -> Process:
 
 
 def with_recording(readme: str, recording: str) -> str:
-    """Return the text with its recording replaced."""
+    """Return the README with its recording replaced."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{recording}\n{END}{after}"

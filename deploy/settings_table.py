@@ -1,4 +1,4 @@
-"""`make settings`: writes docs/settings.md, from the settings classes themselves."""
+"""`make settings`: writes docs/settings.md from the settings classes."""
 
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,7 @@
-"""Readers of the live feed from NATS JetStream, each by a push consumer of its own.
+"""How the live feed is read from NATS JetStream: each reader has a push consumer of its own.
 
-nats-py has an ordered consumer, too. But it checks its server only every ten seconds, and it continues by sequence
-number, which a broker that lost the end of its log assigns a second time.
+The ordered consumer of nats-py is not used. It looks for its server only every ten seconds, and goes on by sequence
+number. A broker that has lost the end of its log gives the same number to another message.
 """
 
 import asyncio
@@ -20,25 +20,23 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 
 T = TypeVar("T")
 MessageHandler = Callable[[Msg], bool | None]
-"""A reader's callback, called with each message, in order. Returns True once the reader needs no more. Raises
-nothing."""
+"""Called with each message, in order. Returns True when it has enough. Must not raise."""
 
 _HEARTBEAT_SECONDS: Final = 1
 _SILENCE_SECONDS: Final = 2.5 * _HEARTBEAT_SECONDS
-"""Maximum time between two messages of a consumer, records or heartbeats. One that is silent for longer is lost."""
-_SUBSCRIBING: Final = 64
-"""Maximum number of readers that subscribe concurrently. After a restart of the broker all of them subscribe."""
+"""A consumer that has sent neither a message nor a heartbeat for so long is gone."""
+_MAX_SUBSCRIBING: Final = 64
+"""Maximum number of readers that subscribe at once: after a restart of the broker all of them want to."""
 
 
 class _Consumer:
-    """One of the broker's consumers, up to where messages may be missing."""
+    """One of the broker's consumers. It delivers messages until one may have been missed."""
 
     def __init__(self, client: Client, on_message: MessageHandler, caught_up: Callable[[], None]) -> None:
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        """Done when the consumer has ended: True if `on_record` needs no more, False if messages may be missing."""
+        """Done when no more is delivered: True if `on_message` has enough, False if a message may have been missed."""
         self.heard_at = math.inf
-        """When the last message came, by the monotonic clock. Infinite, so never too long ago, before the consumer is
-        added."""
+        """When the broker last sent something, by the monotonic clock. Infinite until it begins to send."""
         self._client = client
         self._on_message = on_message
         self._caught_up = caught_up
@@ -46,14 +44,14 @@ class _Consumer:
         self._stored = math.inf
 
     def begin(self, stored: int) -> None:
-        """Note that the broker began to send, with so many records stored."""
+        """Note how many messages were stored when the broker began to send."""
         self.heard_at = time.monotonic()
         self._stored = stored
         if self._delivered >= stored:
             self._caught_up()
 
     async def hear(self, message: Msg) -> None:
-        """Handle a message from the broker."""
+        """Handle a message, a heartbeat or a flow control request of the broker's."""
         self.heard_at = time.monotonic()
         if self.ended.done():
             return
@@ -66,7 +64,7 @@ class _Consumer:
                     self.ended.set_result(True)
                 elif self._delivered == self._stored:
                     self._caught_up()
-            # This is a heartbeat or a flow control request. Records have no headers.
+            # Records have no headers. This is a heartbeat or a flow control request.
             elif reply := message.reply or message.headers.get(Header.CONSUMER_STALLED):
                 await self._client.publish(reply)
             elif message.headers.get(Header.LAST_CONSUMER) != str(self._delivered):
@@ -76,13 +74,13 @@ class _Consumer:
                 self.ended.set_exception(error)
 
     def end(self) -> None:
-        """End the consumer, unless it has ended. Another one must continue."""
+        """End the delivery: another consumer must go on."""
         if not self.ended.done():
             self.ended.set_result(False)
 
 
 class Consumers:
-    """All consumers of this process."""
+    """All of this process's consumers."""
 
     def __init__(self, stream: str) -> None:
         """`stream` is the name of the stream that they read."""
@@ -99,13 +97,14 @@ class Consumers:
         on_message: MessageHandler,
         caught_up: Callable[[], None],
     ) -> bool:
-        """Deliver messages to `on_record` from `since` on, or all of them if it is None.
+        """Deliver messages to `on_message`, from `since` on or from the first one stored.
 
-        Return True once `on_record` needs no more, False as soon as a message may have been missed. Messages are
-        selected by time, not by sequence number, because a stream that was lost, or lost its end, assigns sequence
-        numbers again. A message that was stored exactly at `since` comes a second time. `caught_up` is called once all
-        messages that were stored when the broker began to send have been handled. Raises NatsError, OSError or
-        TimeoutError when the broker does not send.
+        Returns True once `on_message` has enough, False as soon as a message may have been missed. Messages that were
+        stored at `since` exactly are delivered again. Calls `caught_up` once all messages have been delivered that were
+        stored when the broker began to send. Raises NatsError, OSError or TimeoutError when the broker does not send.
+
+        It starts by time and not by sequence number, for a stream that was lost, or lost its end, gives the same
+        numbers to other messages.
         """
         address, consumer = client.new_inbox(), _Consumer(client, on_message, caught_up)
         subscription = await client.subscribe(address, cb=consumer.hear)
@@ -116,7 +115,7 @@ class Consumers:
                     filter_subject=subject,
                     deliver_subject=address,
                     deliver_policy=DeliverPolicy.ALL if since is None else DeliverPolicy.BY_START_TIME,
-                    # The times of messages are rounded.
+                    # Times are rounded on their way here.
                     opt_start_time=since and since - timedelta(milliseconds=1),
                     ack_policy=AckPolicy.NONE,
                     max_deliver=1,
@@ -126,25 +125,24 @@ class Consumers:
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
                 info = await reraise_cancel(jetstream.add_consumer(self._stream, config))
-            # The broker may have sent some messages before it reported how many are left.
+            # The broker may have sent some before it answered how many are left.
             sent = info.delivered.consumer_seq if info.delivered else 0
             consumer.begin((info.num_pending or 0) + sent)
             return await consumer.ended
         finally:
             consumer.end()
             self._open.discard(consumer)
-            # The broker removes a consumer that has no subscriber.
+            # The broker drops a consumer that nobody listens to.
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()
 
     def end(self) -> None:
-        """End all consumers."""
+        """End the delivery to all readers."""
         for consumer in self._open:
             consumer.end()
 
     async def end_silent(self) -> None:
-        """End silent consumers, until cancelled. One clock serves them all, because a timer for each record costs much
-        more."""
+        """End the delivery of consumers that are gone. A timer for each message would cost much more."""
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS / 2)
             for consumer in self._open:
@@ -152,10 +150,10 @@ class Consumers:
                     consumer.end()
 
 
-async def reraise_cancel(asked: Awaitable[T]) -> T:
-    """Return the broker's answer. Raises CancelledError if the task was cancelled meanwhile.
+async def reraise_cancel(request: Awaitable[T]) -> T:
+    """Return the broker's answer. Raises CancelledError when the task was cancelled meanwhile.
 
-    nats-py waits with asyncio.wait_for, which on Python 3.11 loses a cancel that comes together with the answer.
+    nats-py waits by asyncio.wait_for, which on Python 3.11 swallows a cancel that comes together with the answer.
     """
     task = asyncio.current_task()
     cancels = task.cancelling() if task else 0

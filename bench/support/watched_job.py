@@ -16,12 +16,12 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 MODEL: Final = "docstrings"
 """The model that a stack serves by default."""
 DEADLINE_SECONDS: Final = 900
-"""A job that has not ended by then never will."""
+"""Maximum duration of a job. A job that takes longer never ends."""
 _ids: Final = itertools.count(1)
 
 
 async def submit(stub: LlmServiceStub, *, tokens: int | None = None, **fields: Any) -> str:
-    """Submit a job under a key of its own, with these fields, `tokens` being its max_tokens; return its workflow id."""
+    """Submit a job with these fields and a new request_id; return its workflow id. `tokens` sets max_tokens."""
     values = {"user_id": "bench", "request_id": f"{next(_ids)}", "model": MODEL, "prompt": "x", **fields}
     if tokens is not None:
         values["params"] = llm_pb2.SamplingParams(max_tokens=tokens)
@@ -48,7 +48,7 @@ async def finish(stub: LlmServiceStub, workflow_id: str) -> llm_pb2.StreamStatus
 
 
 async def together(count: int, job: Callable[[], Awaitable[object]], at_once: int) -> None:
-    """Run the job so many times, `at_once` of them side by side."""
+    """Run the job `count` times, `at_once` of them concurrently."""
     waiting = iter(range(count))
 
     async def client() -> None:
@@ -59,33 +59,33 @@ async def together(count: int, job: Callable[[], Awaitable[object]], at_once: in
 
 
 class WatchedJob:
-    """What the stream of one job has said so far."""
+    """What the stream of one job has reported so far."""
 
     def __init__(self, stub: LlmServiceStub, workflow_id: str) -> None:
         self.workflow_id = workflow_id
         self.status = llm_pb2.JobStatus()
         self.output_bytes = 0
         self.ended = 0.0
-        """When the stream ended, by time.time(); 0 before."""
+        """Time by time.time() at which the stream ended; 0 before."""
         self._stub = stub
         self._changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
     async def submit(cls, stub: LlmServiceStub, **job: Any) -> Self:
-        """Submit a job with these fields and begin to watch it."""
+        """Submit a job with these fields and start watching it."""
         return cls(stub, await submit(stub, **job))
 
     def in_state(self, state: "llm_pb2.JobState.ValueType") -> bool:
-        """Whether the job is in the state."""
+        """Return whether the job is in the state."""
         return self.status.state == state
 
     def status_has(self, field: str) -> bool:
-        """Whether a field of the status is set."""
+        """Return whether a field of the status is set."""
         return self.status.HasField(field)  # type: ignore[arg-type]  # the stub takes only literals
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds. Raises RuntimeError when the stream ends without."""
+        """Wait until the condition holds. Raises RuntimeError when the stream ends before."""
         async with asyncio.timeout(30):
             while not condition():
                 if self._reading.done():
@@ -95,7 +95,7 @@ class WatchedJob:
                 await changed.wait()
 
     async def end(self) -> None:
-        """Return once the stream has ended."""
+        """Wait until the stream has ended."""
         async with asyncio.timeout(30):
             await self._reading
 

@@ -1,4 +1,4 @@
-"""A running stack's gateway, as its users call it."""
+"""A client for the gateway of a running stack."""
 
 from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
@@ -11,5 +11,5 @@ def gateway_client(stack: Stack) -> AsyncClient:
 
 
 async def first_model(client: AsyncClient) -> str:
-    """Return the name of a model that jobs may name; there is always one."""
+    """Return the name of the first model of the gateway. There is always one."""
     return (await client.models())[0].name

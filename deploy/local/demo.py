@@ -1,4 +1,4 @@
-"""One real job from Submit to its webhook, shown as it happens."""
+"""Shows one real job, from Submit to its webhook, while it runs."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ _SHOWN_CHARACTERS: Final = 100
 
 
 async def demo(stack: Stack) -> None:
-    """Submit a job, show its tokens, its outcome and the webhook; raises DemoFailed when anything is amiss."""
+    """Submit a job and show its tokens, its outcome and the webhook. Raises DemoFailed when a step fails."""
     try:
         await _demo(stack)
     except ApiError as error:
@@ -44,7 +44,7 @@ async def _demo(stack: Stack) -> None:
         job = await client.submit(request)
         print(f"  {job.workflow_id} is durable from here on")
 
-        _heading("StreamStatus: the tokens as they are made")
+        _heading("StreamStatus: the tokens as they are generated")
         streamed = await _watch(job)
         ended = await job.get()
         if ended.result.output != streamed:
@@ -66,14 +66,14 @@ async def _demo(stack: Stack) -> None:
         for line in json.dumps(_shortened(event), indent=2, ensure_ascii=False).splitlines():
             print(f"  {line}")
 
-    _heading("Where to look next: after `make up`, which starts all this again and keeps it, this job included")
+    _heading("Next steps: `make up` starts the same stack again, with this job, and keeps it running")
     print(hints(stack, request.model))
     print(f"  This job    {stack.web_ui}/namespaces/default/workflows/{job.workflow_id}\n")
-    print("The demo stops all this now: what is above answers while `make up` runs, in another terminal.\n")
+    print("The demo stops the stack now. The addresses above answer while `make up` runs in another terminal.\n")
 
 
 async def _watch(job: AsyncJob) -> str:
-    """Show the job until it has ended; return the text that the deltas add up to."""
+    """Show the job until it has ended. Return the text that its deltas result in."""
     view = LiveView()
     output = Output()
     status = llm_pb2.JobStatus()
@@ -93,7 +93,7 @@ def _heading(words: str) -> None:
 
 
 def _summary(ended: llm_pb2.GetStatusResponse) -> str:
-    """Return the final status and the result's metadata, a line for each thing that a user asks first."""
+    """Return the main fields of the final status and of the result's metadata, one a line."""
     status, metadata = ended.status, ended.result.metadata
     lines = {
         "state": llm_pb2.JobState.Name(status.state),
@@ -112,7 +112,7 @@ def _seconds(duration: Duration) -> str:
 
 
 def _shortened(value: Any) -> Any:
-    """Return JSON with its long texts cut, to be looked at."""
+    """Return JSON with its long texts shortened for people."""
     if isinstance(value, dict):
         return {name: _shortened(item) for name, item in value.items()}
     return f"{value[:_SHOWN_CHARACTERS]}..." if isinstance(value, str) and len(value) > _SHOWN_CHARACTERS else value

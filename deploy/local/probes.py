@@ -1,4 +1,4 @@
-"""Ways to see that a process is ready. Each looks once and answers within a few seconds."""
+"""Probes that check whether a process is ready. Each checks once and returns within a few seconds."""
 
 import asyncio
 from collections.abc import Collection
@@ -13,9 +13,9 @@ from deploy.local.process import Probe, Process
 
 _TIMEOUT: Final = 1.0
 _READY_TIMEOUT: Final = 5.0
-"""Longer than a service takes to find out that something does not answer."""
+"""Seconds. A service needs less to detect that another server does not answer."""
 CHANNEL_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
-"""For every gRPC channel on the loopback interface: the user's proxy must not be asked for it."""
+"""Options of every gRPC channel on the loopback interface, which must not go through the user's proxy."""
 
 
 def listens(address: str) -> Probe:
@@ -35,7 +35,7 @@ def listens(address: str) -> Probe:
 
 
 def is_ready(address: str) -> Probe:
-    """Return a probe that succeeds once a service says so at /readyz beside its metrics."""
+    """Return a probe that succeeds once a service answers 200 at /readyz, on the port of its metrics."""
 
     url, timeout = f"http://{address}/readyz", aiohttp.ClientTimeout(total=_READY_TIMEOUT)
 
@@ -52,7 +52,7 @@ def is_ready(address: str) -> Probe:
 def has_search_attributes(address: str, names: Collection[str]) -> Probe:
     """Return a probe that succeeds once Temporal's namespace `default` knows all these search attributes.
 
-    The development server answers before it has registered them; a job started in between would be refused.
+    The development server answers before it has registered them, and would refuse a job that started then.
     """
 
     async def probe(_: Process) -> bool:

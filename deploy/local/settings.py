@@ -7,13 +7,13 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-"""A TCP port on the loopback interface; 0 takes any free one."""
+"""A TCP port on the loopback interface. 0 takes any free port."""
 
 
 class StackSettings(BaseSettings):
     """The stack on one machine: its state folder, its ports, and how many workers it runs.
 
-    The services' own settings (GATEWAY_*, GPU_WORKER_*, NOTIFIER_*, CODEC_*, OTEL_*) reach them in the environment.
+    The services read their own settings (GATEWAY_*, GPU_WORKER_*, NOTIFIER_*, CODEC_*, OTEL_*) from the environment.
     """
 
     model_config = SettingsConfigDict(env_prefix="STACK_", frozen=True, use_attribute_docstrings=True)
@@ -29,7 +29,7 @@ class StackSettings(BaseSettings):
     temporal_metrics_port: Port = 9467
     """The port of Temporal's metrics. deploy/observability has a Prometheus configuration."""
     nats_port: Port = 4222
-    """The port of the feed's broker."""
+    """The port of NATS, the broker of the feed."""
     codec_port: Port = 8234
     """The port of the codec server."""
     codec_metrics_port: Port = 9468
@@ -53,4 +53,4 @@ class StackSettings(BaseSettings):
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Maximum time until a process is ready, in seconds. A large model needs more."""
     stop_grace: Annotated[float, Field(ge=0)] = 15
-    """Seconds between SIGTERM and SIGKILL."""
+    """Time in seconds between SIGTERM and SIGKILL."""
