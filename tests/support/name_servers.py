@@ -28,7 +28,7 @@ class NameServer(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def say(self, name: str, *answers: list[str]) -> None:
-        """Set a name's answers: each query gets the next one, and the last one repeats. Without any, none is answered."""
+        """Set a name's answers: each query gets the next one, and the last one repeats. Without any, none comes."""
         self._answers[name] = answers
 
     def connection_made(self, transport: Any) -> None:
