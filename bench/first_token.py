@@ -33,8 +33,7 @@ from bench.peers.vllm_peers import BareVllm, VllmServe, worker_environment
 from bench.support import script
 from bench.support.report import Report, quantiles
 from bench.support.stacks import beside, new_stack, simulated
-from bench.support.watched_job import finish, submit
-from llm_pb import llm_pb2
+from bench.support.watched_job import finish, messages, submit
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
@@ -114,7 +113,7 @@ def suite(stub: LlmServiceStub) -> Way:
     async def run() -> float:
         begin = time.monotonic()
         id_ = await submit(stub, tokens=2, prompt=PROMPT)
-        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
+        async for message in messages(stub, id_):
             if message.HasField("delta"):
                 break
         took = time.monotonic() - begin

@@ -43,8 +43,7 @@ from bench.support import script
 from bench.support.report import Report, quantiles
 from bench.support.stacks import beside, new_stack, simulated
 from bench.support.stamps import Read, read_stamps
-from bench.support.watched_job import submit
-from llm_pb import llm_pb2
+from bench.support.watched_job import messages, submit
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
@@ -92,7 +91,7 @@ def suite(stub: LlmServiceStub) -> Source:
     async def read(tokens: int) -> list[Read]:
         id_ = await submit(stub, tokens=tokens)
         stamps: list[Read] = []
-        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
+        async for message in messages(stub, id_):
             stamps += read_stamps(message.delta.text)
         return stamps
 

@@ -26,7 +26,7 @@ from bench.support.report import Report, quantiles
 from bench.support.stacks import beside, models, new_stack, simulated
 from bench.support.stamps import read_stamps
 from bench.support.usage import cpu_seconds, resident_bytes
-from bench.support.watched_job import MODEL, submit
+from bench.support.watched_job import MODEL, messages, submit
 from deploy.local.stack import Stack
 from jobs.names import GPU_QUEUE
 from llm_pb import llm_pb2
@@ -166,8 +166,7 @@ async def suite_round(report: Report, sizes: Sizes, stack: Stack) -> None:
         id_ = await submit(stub, tokens=100_000)
 
         async def texts(channel: grpc.aio.Channel) -> AsyncIterator[str]:
-            request = llm_pb2.StreamStatusRequest(workflow_id=id_)
-            async for message in LlmServiceStub(channel).StreamStatus(request):
+            async for message in messages(LlmServiceStub(channel), id_):
                 if message.HasField("delta"):
                     yield message.delta.text
 

@@ -1,9 +1,13 @@
-"""The jobs of the benchmarks: submitted, and watched from then on."""
+"""The jobs of the benchmarks: submitted, and watched from then on.
+
+By the generated stub, not by durable_llm: its own cost would be in the figures, and a stream that it continued would be
+one that broke, which ends a benchmark.
+"""
 
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Self
 
 from llm_pb import llm_pb2
@@ -25,11 +29,18 @@ async def submit(stub: LlmServiceStub, *, tokens: int | None = None, **fields: A
     return response.workflow_id
 
 
+def messages(
+    stub: LlmServiceStub, workflow_id: str, seconds: float = DEADLINE_SECONDS
+) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
+    """Stream a job's status and output from its start."""
+    request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id)
+    return aiter(stub.StreamStatus(request, timeout=seconds))
+
+
 async def finish(stub: LlmServiceStub, workflow_id: str) -> llm_pb2.StreamStatusResponse:
     """Watch a job to its end; return the last message. Raises RuntimeError unless the job succeeded."""
     last = llm_pb2.StreamStatusResponse()
-    request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id)
-    async for message in stub.StreamStatus(request, timeout=DEADLINE_SECONDS):
+    async for message in messages(stub, workflow_id):
         last = message
     if last.status.state != llm_pb2.JOB_STATE_SUCCEEDED:
         raise RuntimeError(f"{workflow_id} ended otherwise: {last.status}")
@@ -90,9 +101,7 @@ class WatchedJob:
 
     async def _read(self) -> None:
         try:
-            async for message in self._stub.StreamStatus(
-                llm_pb2.StreamStatusRequest(workflow_id=self.workflow_id), timeout=300
-            ):
+            async for message in messages(self._stub, self.workflow_id, 300):
                 if message.HasField("status"):
                     self.status = message.status
                 self.output_bytes = message.next_offset

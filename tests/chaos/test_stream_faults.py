@@ -21,7 +21,7 @@ from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import Seen, new_job, run_job, watch
+from tests.support.jobs import Seen, new_job, run_job, until_message, watch
 from tests.support.stacks import FAST, stack_settings
 from tests.support.watchers import watch_anywhere, watch_in_pieces, when_output_reaches
 
@@ -193,11 +193,12 @@ async def test_a_zombie_cannot_write(broken: Breakable) -> None:
 
 async def when_another_makes_output(stub: LlmServiceStub, id_: str, worker: str) -> None:
     """Return once another worker generates the job's output."""
-    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+
+    def on_another(message: llm_pb2.StreamStatusResponse) -> bool:
         progress = message.status.progress
-        if progress.stage == "decode" and progress.worker != worker:
-            return
-    raise AssertionError("the job ended before another worker ran it")
+        return progress.stage == "decode" and progress.worker != worker
+
+    await until_message(stub, id_, on_another)
 
 
 async def whole_log(stack: Stack, key: str) -> list[internal_pb2.FeedRecord]:

@@ -25,6 +25,7 @@ from tests.support.jobs import (
     new_job,
     run_job,
     unpack,
+    until_message,
     until_output,
     watch,
     webhook,
@@ -512,9 +513,11 @@ async def test_a_cancel_between_two_attempts_is_what_ends_the_output(stack: Stac
         client = LlmServiceStub(channel)
         job = new_job("[[fault:failed@5]]", params={"max_tokens": 50})
         id_ = (await client.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
-        async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
-            if message.status.state == llm_pb2.JOB_STATE_QUEUED and message.status.HasField("error"):
-                break
+
+        def waits_for_another_attempt(message: llm_pb2.StreamStatusResponse) -> bool:
+            return message.status.state == llm_pb2.JOB_STATE_QUEUED and message.status.HasField("error")
+
+        await until_message(client, id_, waits_for_another_attempt)
         await client.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
         seen = await watch(client, id_)
     await patient.terminate()

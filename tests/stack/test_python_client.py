@@ -22,7 +22,7 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2, llm_pb2_grpc
-from tests.support.commands import interrupt, interrupt_another_thread
+from tests.support.commands import interrupt, interrupt_another_thread, run
 from tests.support.jobs import new_job
 from tests.support.paths import ROOT
 
@@ -466,6 +466,30 @@ async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str, send
     assert process.returncode == -signal.SIGINT
 
 
+async def test_ctrl_c_may_come_as_a_wait_begins(stack: Stack) -> None:
+    """The signal comes when the client's thread has the call and the caller does not wait for it yet."""
+    script = """
+import signal, sys
+from durable_llm import Client
+
+def interrupt(frame, event, _):
+    if event == "return" and frame.f_code.co_name == "call_soon_threadsafe":
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+
+with Client(sys.argv[1]) as client:
+    messages = client.submit(user_id="ann", request_id=sys.argv[2], model="idle", prompt="x").watch()
+    next(messages)
+    sys.setprofile(interrupt)
+    next(messages)
+"""
+    async with asyncio.timeout(120):
+        ended = await run(sys.executable, "-c", script, stack.address("gateway"), new_job().request_id)
+    assert ended.errors.splitlines()[-1] == "KeyboardInterrupt"
+    assert "RuntimeError" not in ended.errors
+    assert ended.status == -signal.SIGINT
+
+
 async def test_a_client_without_asyncio_that_is_closed(stack: Stack) -> None:
     """It ends the waits and loops of other threads. Later calls raise an error that says that it is closed."""
 
@@ -525,27 +549,3 @@ def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(getattr(durable_llm, name) is not None for name in durable_llm.__all__)
-
-
-async def test_an_interrupt_between_start_and_wait_ends_the_wait_too(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The wait then runs in another thread already, and leaving the loop closes it."""
-
-    def work() -> None:
-        with Client(stack.address("gateway")) as client:
-            messages = client.submit(new_job(model="idle")).watch()
-            assert next(messages)
-            with monkeypatch.context() as patch:
-                start = asyncio.run_coroutine_threadsafe
-
-                def start_and_interrupt(*arguments: Any) -> Any:
-                    patch.undo()
-                    start(*arguments)
-                    raise KeyboardInterrupt
-
-                patch.setattr(asyncio, "run_coroutine_threadsafe", start_and_interrupt)
-                with pytest.raises(KeyboardInterrupt):
-                    next(messages)
-
-    await asyncio.to_thread(work)

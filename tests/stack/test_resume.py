@@ -26,7 +26,7 @@ from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
-from tests.support.jobs import Seen, new_job, watch
+from tests.support.jobs import Seen, new_job, until_message, watch
 
 KEY: Final = "run"
 ENGINE: Any = SimpleNamespace(name="played", gpu=llm_pb2.GpuInfo())
@@ -276,9 +276,7 @@ async def test_a_reader_that_comes_back_after_a_rewind_gets_the_text_that_counts
         await whole
     else:
         # Wait until another reader has passed the rewind.
-        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
-            if message.status.attempt > 1 and message.next_offset > 40:
-                break
+        await until_message(stub, id_, lambda message: message.status.attempt > 1 and message.next_offset > 40)
     request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
     if with_token:
         request.resume_token = seen.resume_token

@@ -11,7 +11,7 @@ import pytest
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import new_job, unpack, until_output, watch
+from tests.support.jobs import new_job, unpack, until_message, until_output, watch
 from tests.support.stacks import FAST, stack_settings
 
 HEARTBEAT_SECONDS = 5
@@ -56,9 +56,7 @@ async def test_a_loading_worker_heartbeats(stack_without_workers: Stack, client:
 
 async def until_stage(client: LlmServiceStub, workflow_id: str, stage: str) -> None:
     """Return once an attempt has reached the stage."""
-    async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
-        if message.status.progress.stage == stage:
-            return
+    await until_message(client, workflow_id, lambda message: message.status.progress.stage == stage)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
     PYTHONPATH=checkout python tests/support/earlier_client.py watch ADDRESS WORKFLOW_ID LEAVE_AFTER
 
 `watch` reconnects with the offset after every LEAVE_AFTER messages (0: never) and whenever the gateway is unavailable.
+It has its own loop, because an earlier checkout has neither durable_llm nor resume tokens.
 """
 
 import asyncio

@@ -108,7 +108,8 @@ async def slow_readers(address: str, rng: random.Random) -> list[str]:
             for method, request in requests.items():
                 for client in clients:
                     client.call(f"/{method}", request, 25)
-            # The gateway serves this client while the slow readers' answers wait.
+            # The gateway serves this client while the slow readers' answers wait. The stub does not reconnect, so a
+            # stream that breaks is a failure.
             async for _ in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=CALL_SECONDS):
                 pass
     return []

@@ -1,6 +1,10 @@
-"""How tests create and watch jobs, and read the details of errors."""
+"""Jobs as tests make and watch them, and the details of what is refused.
+
+They watch by the generated stub, not by durable_llm: a stream that breaks fails a test, where durable_llm would go on.
+"""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,11 +83,19 @@ async def run_job(stub: llm_pb2_grpc.LlmServiceStub, job: llm_pb2.JobRequest) ->
     return await watch(stub, response.workflow_id)
 
 
+async def until_message(
+    stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str, condition: Callable[[llm_pb2.StreamStatusResponse], bool]
+) -> None:
+    """Return once a message of the job's stream meets the condition. Raise AssertionError at the end of the job."""
+    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
+        if condition(message):
+            return
+    raise AssertionError("the job ended before a message met the condition")
+
+
 async def until_output(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> None:
     """Return once the job has output."""
-    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
-        if message.HasField("delta"):
-            return
+    await until_message(stub, workflow_id, lambda message: message.HasField("delta"))
 
 
 def details_of(error: grpc.RpcError) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Watchers of a job, as clients write them: one that reconnects, and one that continues at another gateway."""
+"""Watchers of a job: one that reconnects, and one that continues at another gateway.
+
+They use the protocol itself with the generated stub, and choose the offset, the resume token and the gateway.
+"""
 
 import random
 from collections.abc import Sequence
