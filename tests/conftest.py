@@ -1,6 +1,6 @@
-"""Shared by all tests: one stack of real processes, started once, and what talks to it.
+"""Fixtures of all tests: one stack of real processes, started once, and the clients that call it.
 
-The stack's worker runs the simulated engine, whose prompts script their own faults.
+The stack's worker runs the simulated engine. A prompt can script faults of that engine.
 """
 
 from collections.abc import AsyncIterator

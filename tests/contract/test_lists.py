@@ -1,4 +1,4 @@
-"""What the contract names joins several lists. One that was forgotten in a list is found here, and nowhere so soon."""
+"""Every method, kind of target and engine is in each list that must contain it."""
 
 from typing import Any, get_args
 
@@ -24,29 +24,29 @@ TARGETS = [field.name for field in llm_pb2.NotifyTarget.DESCRIPTOR.oneofs_by_nam
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_served_checked_and_attacked(method: str) -> None:
-    assert method in vars(LlmServicer), "no method of LlmServicer"
-    assert method in VALIDATORS, "no rule for its request"
-    assert method in REQUESTS, "not tried with bad requests"
-    assert f"{SERVICE}/{method}" in WEIGHTS, "not called by the fuzzer"
+    assert method in vars(LlmServicer), "LlmServicer has no such method"
+    assert method in VALIDATORS, "its request has no validator"
+    assert method in REQUESTS, "no bad requests are sent to it"
+    assert f"{SERVICE}/{method}" in WEIGHTS, "the fuzzer does not call it"
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_kind_of_target_is_checked_shown_and_delivered_to(kind: str) -> None:
     (violation, *_) = check_job(new_job(notify=[target(kind, "")]))
-    assert violation.field.startswith(f"notify[0].{kind}."), "an empty one passes jobs.rules"
+    assert violation.field.startswith(f"notify[0].{kind}."), "jobs.rules accepts an empty one"
     assert describe(target(kind, "https://a.example/")), "jobs.targets does not show it"
-    assert kind in PEERS, "no receiver for the contract of sinks"
+    assert kind in PEERS, "the contract of sinks has no receiver for it"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_can_be_chosen_and_keeps_the_contract(engine: str) -> None:
     for settings in (GpuWorkerSettings, StackSettings):
         assert engine in get_args(settings.model_fields["engine"].annotation), settings.__name__
-    assert engine in test_engines.OPTIONS, "not in the contract of engines"
+    assert engine in test_engines.OPTIONS, "the contract of engines does not test it"
 
 
 def target(kind: str, text: str) -> llm_pb2.NotifyTarget:
-    """Return a target of a kind, the first text of which is set."""
+    """Return a target of a kind with its first string field set."""
     made: Any = llm_pb2.NotifyTarget()
     message = getattr(made, kind)
     message.SetInParent()

@@ -1,4 +1,4 @@
-"""RunLLMOnGPU under a key of the feed that its workflow chose, as a workflow with several generations does."""
+"""RunLLMOnGPU with a feed key that its workflow chooses, as a workflow with several generations does."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ TIMEOUT = timedelta(minutes=1)
 
 @workflow.defn
 class TwoGenerations:
-    """Runs two jobs at once; returns their outputs, then what the feed held of each. Has it forget the first."""
+    """Workflow that runs two jobs concurrently, removes the first one's feed, and returns outputs and feed contents."""
 
     @workflow.run
     async def run(self, keys: list[str]) -> list[str]:
@@ -67,7 +67,7 @@ async def feed(stack: Stack) -> AsyncIterator[NatsFeed]:
 
 
 async def test_a_workflow_chooses_the_keys_of_its_generations(temporal: Client, feed: NatsFeed) -> None:
-    """Their records do not mix. Reading back and forgetting take the same key."""
+    """Records of two keys do not mix. Reading back and removing use the same key."""
     id_, queue = uuid.uuid4().hex, uuid.uuid4().hex
     keys = [f"{id_}/write", f"{id_}/v1.2 > *"]
     local = LocalActivities(temporal, feed)

@@ -18,7 +18,7 @@ _ids = itertools.count(1)
 
 
 def new_job(prompt: str = "Say something.", **changes: Any) -> llm_pb2.JobRequest:
-    """Return a job under a key of its own; `params` may be a dict."""
+    """Return a job with a new request id. `params` may be a dict."""
     number = next(_ids)
     values = {"user_id": f"user-{number}", "request_id": f"req-{number}", "model": "docstrings", **changes}
     if "messages" not in values:
@@ -28,7 +28,7 @@ def new_job(prompt: str = "Say something.", **changes: Any) -> llm_pb2.JobReques
 
 @dataclass
 class Seen:
-    """What a watcher has received."""
+    """Everything that a watcher has received."""
 
     messages: list[llm_pb2.StreamStatusResponse] = field(default_factory=list)
     output: bytes = b""
@@ -38,7 +38,7 @@ class Seen:
 
     @property
     def states(self) -> list[str]:
-        """The states in order, repeats left out."""
+        """The states in order, without repeats."""
         names = [
             llm_pb2.JobState.Name(message.status.state).removeprefix("JOB_STATE_")
             for message in self.messages
@@ -54,8 +54,8 @@ class Seen:
         self.messages.append(message)
         if message.HasField("delta"):
             delta = message.delta
-            assert delta.offset <= len(self.output), "a gap"
-            assert delta.rewind == (delta.offset < len(self.output)), "rewind says what the offset says"
+            assert delta.offset <= len(self.output), "the deltas have a gap"
+            assert delta.rewind == (delta.offset < len(self.output)), "rewind contradicts the offset"
             self.rewinds += delta.rewind
             self.output = self.output[: delta.offset] + delta.text.encode()
         self.next_offset = message.next_offset
@@ -86,15 +86,15 @@ async def run_job(stub: llm_pb2_grpc.LlmServiceStub, job: llm_pb2.JobRequest) ->
 async def until_message(
     stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str, condition: Callable[[llm_pb2.StreamStatusResponse], bool]
 ) -> None:
-    """Return once a message of the job's stream fulfils the condition. Raises AssertionError at the end of the job."""
+    """Return once a message of the job's stream meets the condition. Raise AssertionError at the end of the job."""
     async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
         if condition(message):
             return
-    raise AssertionError("the job ended too soon")
+    raise AssertionError("the job ended before a message met the condition")
 
 
 async def until_output(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> None:
-    """Return once the job has made output."""
+    """Return once the job has output."""
     await until_message(stub, workflow_id, lambda message: message.HasField("delta"))
 
 

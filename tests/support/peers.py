@@ -1,4 +1,4 @@
-"""The servers that deliveries go to."""
+"""Receivers of deliveries: one real server for each kind of target."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ LOOPBACK: dict[str, Any] = {
 
 
 class Taken(NamedTuple):
-    """An event as it came to a receiver."""
+    """An event that a receiver got."""
 
     id: str
     content_type: str
@@ -46,31 +46,31 @@ class Taken(NamedTuple):
 
 
 class Peer(Protocol):
-    """A receiver of one kind."""
+    """A receiver for one kind of target."""
 
     kind: str
     settings: NotifierSettings
     drops_repeats: bool
-    """Whether it keeps one of two events with the same id."""
+    """True if the receiver itself drops a second event with the same id."""
     keyed: bool
-    """Whether an event has the job's id as its key."""
+    """True if an event has the job's id as its key."""
     bounded: bool
-    """Whether it refuses an event of more than 1 MiB."""
+    """True if the receiver refuses an event of more than 1 MiB."""
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
-        """Return a target here."""
+        """Return a target of this receiver."""
         ...
 
     def refused(self) -> llm_pb2.NotifyTarget | None:
-        """Return a target that the operator does not allow; None where the form of a target allows no such one."""
+        """Return a target that the operator does not allow, or None if this kind has no such target."""
         ...
 
     async def taken(self, name: str, count: int) -> list[Taken]:
-        """Return what came to the target, once there is so much."""
+        """Return the target's events once there are `count`."""
         ...
 
     def fall_silent(self) -> None:
-        """Answer nothing from now on."""
+        """Stop answering."""
         ...
 
     def resume(self) -> None:
@@ -79,7 +79,7 @@ class Peer(Protocol):
 
 
 def until_stopped(pid: int) -> None:
-    """Return once a process stands still that was sent SIGSTOP: on a busy machine it goes on for a moment."""
+    """Return once a process that was sent SIGSTOP has stopped, which takes a moment on a busy machine."""
     while "(stopped)" not in Path(f"/proc/{pid}/status").read_text():
         time.sleep(0.001)
 
@@ -182,7 +182,7 @@ class KafkaPeer:
         return await asyncio.to_thread(self._consume, name, count)
 
     async def batches(self, topic: str, count: int) -> list[Any]:
-        """Return so many record batches of one job's as the broker keeps them: the bytes that came over the wire."""
+        """Return `count` record batches of one job as the broker stores them, which is as the client sent them."""
         from aiokafka.client import AIOKafkaClient
         from aiokafka.protocol.fetch import FetchRequest
         from aiokafka.record.memory_records import MemoryRecords
@@ -239,7 +239,7 @@ async def kafka_peer() -> AsyncIterator[KafkaPeer]:
 
 
 PEERS = ("webhook", "nats", "kafka")
-"""Every kind of target, by the name of its field in NotifyTarget; tests.contract.test_sinks starts one of each."""
+"""Every kind of target, by its field in NotifyTarget. tests.contract.test_sinks starts a receiver of each."""
 
 
 def secret(text: str) -> SecretStr:
