@@ -12,46 +12,45 @@ from models import DOCSTRINGS
 
 
 class GpuWorkerSettings(BaseSettings):
-    """The GPU worker: takes jobs of one model from its queue and runs them."""
+    """The GPU worker: runs the jobs of one model from its queue."""
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
     """The engine that runs the model."""
     model: str = "docstrings"
-    """The name by which jobs ask for the model."""
+    """Name of the model, as jobs ask for it."""
     model_path: str = ""
-    """The model: a folder in Hugging Face format, or its name at the hub. Unset: the model docstrings of the
-    distribution. Only the engine simulated needs no path for a model of another name."""
+    """A folder in Hugging Face format, or a hub name. If unset, the worker uses the bundled model docstrings. A model
+    of another name needs a path, except with the engine simulated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """The engine's own options, as JSON. Those of vllm are its AsyncEngineArgs, structured_floor and
+    """The engine's own options, as JSON. For vllm they are the fields of its AsyncEngineArgs, structured_floor and
     structured_slowdown."""
     task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
     """The task queue from which the worker takes jobs."""
     max_concurrent: int = Field(16, gt=0)
-    """Maximum number of concurrent jobs: the size of the engine's batch."""
+    """Maximum number of concurrent jobs, which is the size of the engine's batch."""
     default_max_tokens: int = Field(256, gt=0)
-    """max_tokens of a job that was started past the gateway and sets none."""
+    """max_tokens of a job that was started without the gateway and sets none."""
     special_tokens_in_messages: bool = False
-    """Whether a chat message may hold special tokens of the model. Such tokens can forge other turns of a
-    conversation."""
+    """Whether a chat message may hold special tokens of the model, with which it can imitate other turns."""
     capture_content: bool = False
-    """Whether spans of generations hold prompts and outputs, which then go wherever spans go."""
+    """Whether to write prompts and outputs into the spans of generations, with which they are exported."""
     heartbeat_interval: timedelta = timedelta(seconds=1)
-    """Interval of heartbeats to Temporal. A cancel is noticed within it. With more than 16 concurrent jobs each job
-    reports less often, to watchers as well: with 64 every 4 s."""
+    """Interval of progress reports to Temporal, and maximum delay of a cancel. With more than 16 concurrent jobs each
+    reports less often, here and to watchers: with 64 every 4 s."""
     progress_interval: timedelta = timedelta(milliseconds=250)
-    """Interval at which watchers get progress."""
+    """Interval of progress reports to watchers."""
     load_timeout: timedelta = timedelta(minutes=30)
-    """Maximum time for which the engine loads its model. The worker ends when the engine exceeds it."""
+    """Maximum time to load the model. After that the engine counts as hung and the worker ends."""
     prefill_timeout: timedelta = timedelta(minutes=5)
-    """Maximum wait for the first token of a job. A job that exceeds it is lost and attempted again. The worker ends if
-    no other job has made progress meanwhile."""
+    """Maximum time to a job's first token. After that the job is retried; if no job has progressed meanwhile, the
+    worker ends."""
     decode_timeout: timedelta = timedelta(minutes=1)
-    """Maximum wait for the next token of a job. A job that exceeds it is lost and attempted again. The worker ends if
-    no other job has made progress meanwhile."""
+    """Maximum time to a job's next token. After that the job is retried; if no job has progressed meanwhile, the worker
+    ends."""
     shutdown_grace: timedelta = timedelta(seconds=10)
-    """Maximum time for running jobs to finish after SIGTERM. Other workers continue those that need longer."""
+    """Time that running jobs have to finish after SIGTERM."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9465, ge=0, le=65535)
@@ -60,9 +59,9 @@ class GpuWorkerSettings(BaseSettings):
     @field_validator("model_path")
     @classmethod
     def _found(cls, path: str, info: ValidationInfo) -> str:
-        """Return where the model is. Raises ValueError for one that does not come along."""
+        """Return the path of the model. Raises ValueError for a model that is not bundled and has no path."""
         if path or info.data.get("engine") == "simulated":
             return path
         if (model := info.data.get("model")) == DOCSTRINGS.name:
             return str(DOCSTRINGS)
-        raise ValueError(f"the model {model!r} does not come along: name its folder or its name at the hub")
+        raise ValueError(f"the model {model!r} is not bundled: set the path to its folder or its name at the hub")

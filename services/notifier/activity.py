@@ -21,7 +21,6 @@ class NotifyUI:
 
     @activity.defn(name=names.ACTIVITY_NOTIFY)
     async def __call__(self, request: internal_pb2.NotifyRequest) -> internal_pb2.NotifyResponse:
-        """Deliver the event and return the outcome. A failure is one, too, because the workflow decides when to try
-        again."""
+        """Deliver the event. A failure is an outcome, too, because the workflow decides when to try again."""
         limit = activity.info().start_to_close_timeout or timedelta.max
         return await self._dispatcher.deliver(request, limit * _SHARE)

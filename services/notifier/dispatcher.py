@@ -42,8 +42,7 @@ class Dispatcher:
         )
 
     async def deliver(self, request: internal_pb2.NotifyRequest, within: timedelta) -> internal_pb2.NotifyResponse:
-        """Deliver the event and return the outcome, which is SKIPPED if neither the job nor the operator names a
-        target."""
+        """Deliver the event. The outcome is SKIPPED if neither the job nor the operator names a target."""
         target = request.target
         kind = target.WhichOneof("target") or "webhook"
         sink: str = kind

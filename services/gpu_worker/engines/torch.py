@@ -1,7 +1,8 @@
 """The embedded engine: any causal model in Hugging Face format, with transformers, on a CPU or one GPU.
 
-One thread owns the model: it loads it and then runs one step after the other, as long as there is something to do.
-The event loop and that thread share a list of generations under a lock, and outputs come back through the loop.
+One thread owns the model. It loads the model and then runs one step after the other, as long as there is something to
+do. The event loop and that thread share a list of generations under a lock, and the thread returns outputs through the
+loop.
 """
 
 import asyncio
@@ -40,14 +41,14 @@ class ActiveGeneration:
         self.outputs: asyncio.Queue[Output | JobError] = asyncio.Queue()
         """Filled on the event loop."""
         self.over = False
-        """Whether nobody waits for more output. Set by either side."""
+        """Whether nobody waits for more output. Either side sets it."""
 
 
 Made = tuple[ActiveGeneration, Output | JobError]
 
 
 class TorchEngine:
-    """An Engine, which see. Continues any generation exactly, seeded and penalised ones too."""
+    """See Engine. It continues any generation exactly, including seeded and penalised ones."""
 
     name = "torch"
 
@@ -66,21 +67,21 @@ class TorchEngine:
         self.dead = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        # Guarded by _changed: what the event loop wants.
+        # Guarded by _changed: the requests of the event loop.
         self._waiting: list[ActiveGeneration] = []
         self._closing = False
-        # The thread's own: generations that read their prompt, and those in the batch by their sequence.
+        # Changed by the thread only: generations that read their prompt, and those in the batch by their sequence.
         self._reading: list[ActiveGeneration] = []
         self._writing: dict[Sequence, ActiveGeneration] = {}
 
     @property
     def context_tokens(self) -> int:
-        """Most tokens of prompt and output together."""
+        """Maximum number of tokens of prompt and output together."""
         return self._started().context_tokens
 
     @property
     def gpu(self) -> llm_pb2.GpuInfo:
-        """Where the model runs."""
+        """The device that the model runs on."""
         return self._started().gpu
 
     def _started(self) -> LoadedModel:
@@ -126,12 +127,12 @@ class TorchEngine:
                 self._changed.notify()
 
     def load(self) -> Load:
-        """Return how full the engine is: cached tokens count against a full batch of full contexts."""
+        """Count generations, and their cached tokens as a share of a full batch of full contexts."""
         if self._loaded is None:
             return IDLE
-        # Copied at once: the engine's thread changes them.
+        # The lists are copied first, because the engine's thread changes them.
         running = [*self._reading, *self._writing.values()]
-        cached = sum(active.sequence.cached for active in running)
+        cached = sum(one.sequence.cached for one in running)
         capacity = self._config.max_concurrent * self._loaded.context_tokens
         return Load(len(running), len(self._waiting), min(cached / capacity, 1.0))
 
@@ -141,7 +142,7 @@ class TorchEngine:
             self._closing = True
             self._changed.notify()
         if self._thread is not None:
-            # A step that hangs does not end; the thread is a daemon, which does not keep the process.
+            # A step that hangs does not end. The thread is a daemon, which does not keep the process alive.
             await asyncio.to_thread(self._thread.join, _CLOSE_SECONDS)
         self._loaded = None
         self.dead.set()
@@ -150,17 +151,17 @@ class TorchEngine:
         """Return the generation for the thread, and its last output if an earlier attempt had ended it."""
         loaded, job = self._started(), generation.job
         if job.params.WhichOneof("structured_output"):
-            raise UnsupportedParams("params.structured_output: the torch engine cannot do it; use a vllm worker")
+            raise UnsupportedParams("params.structured_output: the torch engine does not support it; use a vllm worker")
         prompt = self._prompts.ids(job)
         writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, loaded.context_tokens)
         resumed = generation.resume_token_ids
         if any(token_id >= loaded.model.config.get_text_config().vocab_size for token_id in resumed):
-            raise CannotContinue("the tokens made so far are not this model's")
+            raise CannotContinue("the tokens generated so far are not this model's")
         ended = writer.resume(resumed, generation.resume_text)
         sampling = sampling_of(job.params, loaded.defaults)
         return ActiveGeneration(Sequence([*prompt, *resumed]), len(prompt), sampling, writer), ended
 
-    # From here on: the engine's thread.
+    # The methods from here on run in the engine's thread.
 
     def _run(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[LoadedModel]") -> None:
         def post(callback: Callable[[], object]) -> None:
@@ -195,7 +196,7 @@ class TorchEngine:
             post(partial(deliver, [(active, EngineDead(why)) for active in left]))
 
     def _wait_for_work(self) -> bool:
-        """Wait for a generation, admit those that fit, drop those that nobody waits for; return False when closed."""
+        """Wait for a generation, admit what fits, drop what nobody waits for. Return False once the engine closes."""
         with self._changed:
             while not self._closing:
                 self._waiting = [active for active in self._waiting if not active.over]
@@ -210,8 +211,8 @@ class TorchEngine:
             return False
 
     def _step(self, loaded: LoadedModel, batch: Batch) -> list[Made]:
-        """Generate one token of every generation in the batch, then read a piece of one prompt."""
-        self._drop(batch, [active for active in self._writing.values() if active.over])
+        """Generate one token for every generation in the batch, then read a piece of one prompt."""
+        self._drop(batch, [running for running in self._writing.values() if running.over])
         made: list[Made] = []
         if batch.sequences:
             made += self._write(loaded, batch)
@@ -225,7 +226,7 @@ class TorchEngine:
             scores = batch.step()
         except Exception as error:  # noqa: BLE001  whatever the model raises, it ends generations, not the engine
             failure = as_job_error(error)
-            # Memory is short by one sequence: the last to join goes, the others try again.
+            # Memory is short by one sequence. The last to join fails, and the others try again.
             failed = everyone[-1:] if isinstance(failure, OutOfMemory) else everyone
             for active in failed:
                 active.over = True
@@ -262,7 +263,7 @@ class TorchEngine:
         try:
             if not sampling.plain:
                 scores = scores.cpu()
-                context = SamplingContext(ids[: active.prompt_tokens], ids[active.prompt_tokens :], loaded.end_ids)
+                context = SamplingContext(ids[: running.prompt_tokens], ids[running.prompt_tokens :], loaded.end_ids)
                 token = choose(scores, sampling, context)
                 if sampling.logprobs is not None:
                     logprobs = [token_logprobs(scores, token, sampling.logprobs, loaded.decode_token)]
@@ -271,7 +272,7 @@ class TorchEngine:
         except Exception as error:  # noqa: BLE001  as above
             active.over = True
             return as_job_error(error)
-        # Only ever set: the event loop may have done so meanwhile.
+        # `over` is only ever set, because the event loop may have set it meanwhile.
         if output.finish_reason is not None:
             active.over = True
         return output
@@ -283,14 +284,14 @@ class TorchEngine:
 
 
 def deliver(made: list[Made]) -> None:
-    """Put outputs into their generations' queues, on the event loop."""
-    for active, item in made:
-        active.outputs.put_nowait(item)
+    """Put outputs into the queues of their generations. Runs on the event loop."""
+    for running, item in made:
+        running.outputs.put_nowait(item)
 
 
 def as_job_error(error: Exception) -> JobError:
-    """Return what a generation ends with after an error of a step. Raises it again if no step can work after it."""
-    # The CPU's allocator has no type of its own for it.
+    """Return the error that ends a generation after a step failed. Raises `error` if no step can work after it."""
+    # The CPU's allocator has no error type of its own.
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

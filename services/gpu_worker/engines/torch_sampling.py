@@ -1,7 +1,7 @@
 """How the torch engine chooses a token from a row of scores. Order and meaning of the parameters follow vLLM.
 
-A drawn token depends on the seed, its place in the output and the scores, and on nothing else: not on the batch, nor on
-whether the tokens before it were made by this attempt. So a seeded generation can be continued exactly.
+A drawn token depends only on the seed, its position in the output and the scores. It depends neither on the batch, nor
+on which attempt generated the tokens before it. So a seeded generation can be continued exactly.
 """
 
 import hashlib
@@ -54,17 +54,14 @@ class Sampling:
 
 
 def sampling_of(params: llm_pb2.SamplingParams, defaults: Mapping[str, Any]) -> Sampling:
-    """Return how a job's tokens are chosen: by its parameters, else the model's defaults, else without effect.
-
-    A job without a seed gets a random one.
-    """
+    """Return the sampling of a job: as it asks, else by the model's defaults, else neutral with a random seed."""
     asked = {field.name: value for field, value in params.ListFields() if field.name in Sampling.__dataclass_fields__}
     return Sampling(**{"seed": secrets.randbits(63), **defaults, **asked})
 
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """What the choice of a token depends on, as well as on its scores."""
+    """The tokens before the one that is chosen."""
 
     prompt: Sequence[int]
     output: Sequence[int]
@@ -83,7 +80,7 @@ def choose(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -
 
 
 def penalised(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -> torch.Tensor:
-    """Return the scores with the penalties for tokens seen so far: repetition counts the prompt too."""
+    """Return the scores with the penalties for tokens seen so far. The repetition penalty also counts the prompt."""
     if not sampling.penalised:
         return scores
     scores = scores.clone()
@@ -117,13 +114,13 @@ def draw(probabilities: torch.Tensor, seed: int, position: int) -> int:
     """Return a token drawn with these probabilities (they need not add up to 1)."""
     mixed = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)
-    # The first of independent exponential clocks to ring, each as fast as its token is likely.
+    # The first of independent exponential clocks wins. The rate of each is the probability of its token.
     clocks = torch.empty_like(probabilities).exponential_(generator=generator)
     return int((probabilities / clocks).argmax())
 
 
 def token_logprobs(scores: torch.Tensor, chosen: int, most: int, decode: Decode) -> llm_pb2.TokenLogprobs:
-    """Return the log probabilities of one token, by the model's own scores, before any parameter changed them."""
+    """Return the log probabilities at one position, by the model's own scores, before any parameter changed them."""
     logprobs = scores.log_softmax(-1)
     top = logprobs.topk(most)
     return llm_pb2.TokenLogprobs(

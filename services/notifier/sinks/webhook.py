@@ -76,8 +76,7 @@ class WebhookSink:
         return str(self._guard.parse(target.webhook.url).origin())
 
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
-        """POST the event. 2xx is success. 410 ends the deliveries for good. A redirect is a failure and is not
-        followed."""
+        """POST the event. 2xx is success, 410 a permanent failure. A redirect is a failure and is not followed."""
         url = self._guard.parse(target.webhook.url)
         body = json.dumps(event, ensure_ascii=False)
         try:
