@@ -153,18 +153,18 @@ class SimulatedEngine:
 
     def load(self) -> Load:
         """Count running and waiting generations, and the tokens of the running ones as if they were cached."""
-        begun = [*self._begun]
-        running = [one for one in begun if one.running]
-        cached = sum(one.prompt_tokens + one.writer.count for one in running)
-        return Load(len(running), len(begun) - len(running), min(cached / self._cache_tokens, 1.0))
+        generations = [*self._active]
+        running = [active for active in generations if active.running]
+        cached = sum(active.prompt_tokens + active.writer.count for active in running)
+        return Load(len(running), len(generations) - len(running), min(cached / self._cache_tokens, 1.0))
 
     @contextlib.asynccontextmanager
-    async def _slot(self, begun: ActiveGeneration) -> AsyncIterator[None]:
+    async def _slot(self, active: ActiveGeneration) -> AsyncIterator[None]:
         """Acquire a slot in the batch and hold it while the context is open."""
-        self._begun.add(begun)
+        self._active.add(active)
         try:
             async with self._slots:
-                begun.running = True
+                active.running = True
                 yield
         finally:
             self._active.remove(active)

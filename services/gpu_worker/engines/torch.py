@@ -132,7 +132,7 @@ class TorchEngine:
             return IDLE
         # The lists are copied first, because the engine's thread changes them.
         running = [*self._reading, *self._writing.values()]
-        cached = sum(one.sequence.cached for one in running)
+        cached = sum(active.sequence.cached for active in running)
         capacity = self._config.max_concurrent * self._loaded.context_tokens
         return Load(len(running), len(self._waiting), min(cached / capacity, 1.0))
 
@@ -212,7 +212,7 @@ class TorchEngine:
 
     def _step(self, loaded: LoadedModel, batch: Batch) -> list[Made]:
         """Generate one token for every generation in the batch, then read a piece of one prompt."""
-        self._drop(batch, [running for running in self._writing.values() if running.over])
+        self._drop(batch, [active for active in self._writing.values() if active.over])
         made: list[Made] = []
         if batch.sequences:
             made += self._write(loaded, batch)
@@ -263,7 +263,7 @@ class TorchEngine:
         try:
             if not sampling.plain:
                 scores = scores.cpu()
-                context = SamplingContext(ids[: running.prompt_tokens], ids[running.prompt_tokens :], loaded.end_ids)
+                context = SamplingContext(ids[: active.prompt_tokens], ids[active.prompt_tokens :], loaded.end_ids)
                 token = choose(scores, sampling, context)
                 if sampling.logprobs is not None:
                     logprobs = [token_logprobs(scores, token, sampling.logprobs, loaded.decode_token)]
@@ -285,8 +285,8 @@ class TorchEngine:
 
 def deliver(made: list[Made]) -> None:
     """Put outputs into the queues of their generations. Runs on the event loop."""
-    for running, item in made:
-        running.outputs.put_nowait(item)
+    for active, item in made:
+        active.outputs.put_nowait(item)
 
 
 def as_job_error(error: Exception) -> JobError:
