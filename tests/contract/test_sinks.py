@@ -168,7 +168,7 @@ async def test_kafka_events_come_from_an_idempotent_producer() -> None:
 
 
 def test_kafkas_own_word_on_a_size_is_understood() -> None:
-    """The broker's MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE are the errors that the sink takes for a refusal."""
+    """The broker's MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE are the errors that the sink treats as a refusal."""
     errors = pytest.importorskip("aiokafka.errors")
     assert [errors.for_code(code) for code in (10, 18)] == [
         errors.MessageSizeTooLargeError,

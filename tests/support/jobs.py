@@ -1,6 +1,6 @@
-"""Jobs as tests make and watch them, and the details of what is refused.
+"""How tests create and watch jobs, and read the details of errors.
 
-They watch by the generated stub, not by durable_llm: a stream that breaks fails a test, where durable_llm would go on.
+Watchers use the generated stub: a stream that breaks fails the test, where durable_llm would reconnect.
 """
 
 import itertools
