@@ -116,7 +116,7 @@ class Versions:
 
     async def _earlier_client(self, *arguments: str) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(ROOT / "tests" / "earlier_client.py"), *arguments),
+            *(sys.executable, str(ROOT / "tests" / "support" / "earlier_client.py"), *arguments),
             env={**os.environ, "PYTHONPATH": str(self._folders["earlier"])},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
