@@ -83,10 +83,10 @@ class Watch:
         the next message. Raises the error with which the watch was stopped.
         """
         job = self._job
-        told: llm_pb2.JobStatus | None = None
+        shown: llm_pb2.JobStatus | None = None
         cursor = Cursor(job.transcript, token.offset, token.digest) if token else Cursor(job.transcript, offset)
         now = asyncio.get_running_loop().time
-        spoken = now()
+        last_sent = now()
         while True:
             changed = self._changed
             if self._stopped is not None:
@@ -109,15 +109,15 @@ class Watch:
                     last.result.CopyFrom(result)
                 yield last
                 return
-            if told is not job.status and (told is None or not final):
-                told = job.status
-                message.status.CopyFrom(told)
+            if shown is not job.status and (shown is None or not final):
+                shown = job.status
+                message.status.CopyFrom(shown)
             message.next_offset = cursor.offset
             message.resume_token = cursor.token
             # A keepalive at the next pulse would be too late.
-            if delta is not None or message.HasField("status") or now() > spoken + (_PULSES - 1) * self._pulse:
+            if delta is not None or message.HasField("status") or now() > last_sent + (_PULSES - 1) * self._pulse:
                 yield message
-                spoken = now()
+                last_sent = now()
             if not (final or cursor.behind):
                 await changed.wait()
 
