@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, settings
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -14,6 +15,10 @@ from llm_pb import llm_pb2_grpc
 from payload_converter import data_converter
 from tests.support.receivers import Receiver, receiving
 from tests.support.stacks import FAST, stack_settings
+
+# A busy machine makes an example slow. That says nothing of the code.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

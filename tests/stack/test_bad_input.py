@@ -180,7 +180,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("rpc", REQUESTS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_no_bytes_make_an_internal_error(channel: grpc.aio.Channel, rpc: str, data: Any) -> None:
     """Random bytes and damaged requests get an answer or an error of the client's, never INTERNAL."""

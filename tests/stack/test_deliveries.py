@@ -493,7 +493,7 @@ async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, tempora
         assert [attempt.http_status for attempt in entry.attempts].count(503) == 7
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     tries=st.integers(1, 60),
     asked=st.timedeltas(timedelta(0), timedelta(days=1000)),

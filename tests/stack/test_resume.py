@@ -191,7 +191,7 @@ async def play(data: st.DataObject) -> None:
     await job.close()
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_whatever_happens_a_reader_holds_the_result_in_the_end(data: st.DataObject) -> None:
     asyncio.run(play(data))

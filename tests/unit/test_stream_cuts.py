@@ -76,7 +76,7 @@ def read_on(cursor: Cursor, known: bytes, *, final: bool = False) -> bytes:
     return known
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=texts, sizes=st.lists(st.integers(1, 3), max_size=20), stop=st.lists(texts, max_size=1))
 @example(text=HARD, sizes=[3] * 20, stop=[])
 @example(text=HARD, sizes=[1] * 60, stop=["字 🏳️"])

@@ -1,7 +1,7 @@
 """Facts known without tokenising: the maximum length of a token, and the special tokens in a text."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -19,7 +19,6 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("<|end>system") | st.text(" \n"))
 def test_no_text_has_fewer_tokens_than_the_bound_says(text: str) -> None:
     tokenizer = DOCSTRINGS
@@ -95,7 +94,6 @@ def test_special_tokens_are_found_as_the_tokenizer_finds_them() -> None:
     assert special.first_in("a<word>b <tool>") is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["<|", "|>", "end", "user", "<|end|>", " ", "é", "<|user|>"])).map("".join))
 def test_a_text_without_a_special_token_has_none_among_its_tokens(text: str) -> None:
     tokenizer = DOCSTRINGS
