@@ -30,8 +30,11 @@ GREEDY = {"temperature": 0.0}
 
 # The test interrupts this process while it waits for an answer after the first one.
 INTERRUPTED = """
-import sys
+import signal, sys
 from durable_llm import Client
+
+# Tests that a shell runs in the background have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with Client(sys.argv[1]) as client:
     jobs = [{"user_id": "ann", "request_id": name, "model": model, "prompt": "x", "params": {"max_tokens": 1}}
@@ -477,6 +480,7 @@ def interrupt(frame, event, _):
         sys.setprofile(None)
         signal.raise_signal(signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Client(sys.argv[1]) as client:
     messages = client.submit(user_id="ann", request_id=sys.argv[2], model="idle", prompt="x").watch()
     next(messages)
