@@ -4,13 +4,15 @@ They are stored with the job, because a workflow must not read the settings of t
 differ between two workers, and between a run and its replay.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
+from jobs.memo import from_memo, to_memo
 from llm_pb import internal_pb2, llm_pb2
 
 
@@ -75,6 +77,31 @@ def complete(chosen: internal_pb2.JobOptions | None, job: llm_pb2.JobRequest) ->
     for descriptor, value in job.timeouts.ListFields():
         # MergeFrom would merge two durations field by field: 2 s over 0.5 s would make 2.5 s.
         getattr(options.timeouts, descriptor.name).CopyFrom(value)
+    return options
+
+
+def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
+    """Return the options as the part of a workflow's memo that `read_memo` reads.
+
+    `notify_operator` has a key of its own, because version 0.1.0 refuses options with a field that it does not know.
+    """
+    options = internal_pb2.JobOptions()
+    options.CopyFrom(chosen)
+    options.ClearField("notify_operator")
+    memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
+    if chosen.HasField("notify_operator"):
+        memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
+    return memo
+
+
+def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | None:
+    """Return the options that `value(key, default)` finds in a memo, None where it has none.
+
+    Raises ValueError for a value that is no JobOptions.
+    """
+    options = from_memo(value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
+    if options is not None and isinstance(notify := value(names.MEMO_NOTIFY_OPERATOR, None), bool):
+        options.notify_operator = notify
     return options
 
 

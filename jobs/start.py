@@ -16,7 +16,7 @@ from temporalio.common import Priority, TypedSearchAttributes
 from jobs import names, options
 from jobs.equality import same_job_digest
 from jobs.ids import job_digest, workflow_id
-from jobs.memo import to_memo
+from jobs.options import memo_of
 from jobs.search import attributes_of
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
@@ -45,7 +45,7 @@ def job_start(
     `id_` is the workflow's id, by default that of the job's user and request. `traceparent` is the W3C trace context of
     the caller, empty without a trace.
     """
-    memo = {names.MEMO_OPTIONS: to_memo(chosen), **digests(job)}
+    memo = {**memo_of(chosen), **digests(job)}
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     return JobStart(

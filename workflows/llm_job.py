@@ -35,7 +35,6 @@ with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
-    from jobs.memo import from_memo
     from jobs.outcome import add_attempt, add_result, classify_failure, final_state
     from jobs.search import attributes_of
     from jobs.times import TotalTime
@@ -67,7 +66,7 @@ class LLMJobWorkflow:
         self._error: errors.JobError | None = None
         self._ended_at = workflow.now()
         try:
-            chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
+            chosen = options.read_memo(workflow.memo_value)
         except ValueError as error:
             chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
         self._without_options = chosen is None or job is None

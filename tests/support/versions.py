@@ -43,6 +43,8 @@ ENVIRONMENT: Final = {
         "GATEWAY_NOTIFY_BACKOFF": "1.5",
         "GATEWAY_NOTIFY_MAX_INTERVAL": "PT2S",
         "GATEWAY_NOTIFY_WITHIN": "PT200S",
+        # The earlier version replays a job that ended with a NotifyUI.
+        "GATEWAY_NOTIFY_OPERATOR": "true",
         "GATEWAY_RETRY_ATTEMPTS": "6",
     },
     "gpu-worker": {**FAST["gpu-worker"], "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 100}'},
