@@ -144,8 +144,10 @@ def versions() -> dict[str, str]:
 
 async def _failing(checks: dict[str, tuple[str, Check]]) -> dict[str, str]:
     """Return the names of the checks that fail, and their problems."""
-    results = await asyncio.gather(*(_succeeds(check) for _, check in checks.values()))
-    return {name: problem for (name, (problem, _)), good in zip(checks.items(), results, strict=True) if not good}
+    # A copy, because a process that is starting adds checks while these are under way.
+    asked = dict(checks)
+    results = await asyncio.gather(*(_succeeds(check) for _, check in asked.values()))
+    return {name: problem for (name, (problem, _)), good in zip(asked.items(), results, strict=True) if not good}
 
 
 async def _succeeds(check: Check) -> bool:
