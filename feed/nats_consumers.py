@@ -26,7 +26,7 @@ _HEARTBEAT_SECONDS: Final = 1
 _SILENCE_SECONDS: Final = 2.5 * _HEARTBEAT_SECONDS
 """A consumer that has sent neither a message nor a heartbeat for so long is gone."""
 _MAX_SUBSCRIBING: Final = 64
-"""Maximum number of readers that subscribe at once: after a restart of the broker all of them want to."""
+"""Maximum number of readers that subscribe concurrently. After a restart of the broker all of them do."""
 
 
 class _Consumer:

@@ -67,14 +67,12 @@ class JobSubmission:
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable.
         """
-        job = request.job
-        id_ = workflow_id(job.user_id, job.request_id)
-        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != id_:
+        job, traceparent = request.job, current_traceparent()
+        start = job_start(job, self._options(job), traceparent=traceparent)
+        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != start.id:
             # The job may still run under the id of a version that did not shorten ids.
             with suppress(JobNotFound):
                 return await self._found(earlier, job, None)
-        traceparent = current_traceparent()
-        start = job_start(job, self._options(job), traceparent=traceparent)
         try:
             handle = await self._client.start_workflow(
                 names.JOB_WORKFLOW_TYPE,
@@ -92,16 +90,16 @@ class JobSubmission:
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
-            return await self._found(id_, job, error)
+            return await self._found(start.id, job, error)
         # The name is one of the catalogue: any other was refused.
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
         status = llm_pb2.JobStatus(
-            workflow_id=id_, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
+            workflow_id=start.id, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
         )
         status.create_time.GetCurrentTime()
-        _log.info("job accepted", extra={"workflow_id": id_, "run_id": run_id, "model": job.model})
-        return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
+        _log.info("job accepted", extra={"workflow_id": start.id, "run_id": run_id, "model": job.model})
+        return llm_pb2.SubmitResponse(workflow_id=start.id, run_id=run_id, status=status)
 
     async def find_accepted(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse | None:
         """Return the job under the request's key if it equals the request's job; None if not.
