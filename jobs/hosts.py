@@ -29,7 +29,7 @@ def is_host(host: str) -> bool:
 
 
 def _to_ascii(host: str) -> str:
-    """Return the name that the notifier looks up for the host, as yarl encodes it. Empty for a host with no such name."""
+    """Return the name that the notifier looks up for the host, encoded as yarl does it. Empty if there is none."""
     if host.isascii():
         return host
     if len(host) > _MAX_NAME:
