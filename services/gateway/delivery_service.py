@@ -1,4 +1,4 @@
-"""ListDeliveries and Redeliver: how a job's deliveries stand, and sending them again."""
+"""ListDeliveries and Redeliver: the log of a job's deliveries, and sending them again."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ from services.gateway.settings import GatewaySettings
 
 
 class DeliveryService:
-    """The two methods of the API."""
+    """Implements the two methods of the API."""
 
     def __init__(self, client: Client, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings) -> None:
         self._client = client
@@ -30,21 +30,21 @@ class DeliveryService:
         self._redelivering: set[str] = set()
 
     async def list_all(self, caller: Caller, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
-        """Return the log. Raises ApiError NOT_FOUND, RPCError."""
+        """Return the log of deliveries. Raises ApiError NOT_FOUND, RPCError."""
         _, standing = await self._standing(caller, request.workflow_id)
         state = standing.state
         return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
 
     async def redeliver(self, caller: Caller, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
-        """Send again, from where the deliveries stand.
+        """Send the chosen deliveries again, continuing from their present state.
 
-        Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery, RESOURCE_EXHAUSTED
-        too soon after the last time; RPCError.
+        Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id that is no delivery's,
+        RESOURCE_EXHAUSTED too soon after the last Redeliver; RPCError.
         """
         if caller.user_id:
-            # Whose job it is decides before anything is said of it.
+            # Whose job it is decides before anything is said about it.
             await self._standing(caller, request.workflow_id)
-        # Calls that come together would all find that the last time was long ago.
+        # Concurrent calls would all find that the last Redeliver was long ago.
         if request.workflow_id in self._redelivering:
             raise exhausted(f"another Redeliver of job {request.workflow_id} is under way")
         self._redelivering.add(request.workflow_id)
@@ -84,7 +84,7 @@ class DeliveryService:
     async def _standing(self, caller: Caller, workflow_id: str) -> tuple[WorkflowExecutionDescription | None, Standing]:
         """Return the job, None when it is past its retention, and how its deliveries stand.
 
-        Raises ApiError NOT_FOUND also for a job that is not the caller's to see.
+        Raises ApiError NOT_FOUND also for a job that the caller may not see.
         """
         job = await self._job(caller, workflow_id)
         standing = await self._reader.standing(workflow_id, job)
@@ -93,11 +93,11 @@ class DeliveryService:
         return job, standing
 
     async def _job(self, caller: Caller, workflow_id: str) -> WorkflowExecutionDescription | None:
-        """Return the job, with the call linked to its trace; None when it is past its retention or never was."""
+        """Return the job, and link the call to its trace; None when it is past its retention or never existed."""
         try:
             description = await self._jobs.describe(caller, workflow_id)
         except JobNotFound:
-            # Its deliveries may be known even so.
+            # Its deliveries may still be known.
             return None
         await link_call(description)
         return description
@@ -111,7 +111,7 @@ def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[
         if id_ not in known
     ]
     if not deliveries:
-        violations = [Violation("workflow_id", "names a job whose outcome was to be told to nobody")]
+        violations = [Violation("workflow_id", "names a job that has no notify targets")]
     if violations:
         raise invalid(violations)
     return [delivery for delivery in deliveries if not ids or delivery.id in ids]
