@@ -84,8 +84,8 @@ class JobReader:
     async def get(self, caller: Caller, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
 
-        Raises ApiError NOT_FOUND for a job that does not exist or that the caller may not see; RPCError when Temporal or
-        the workflow worker is unavailable.
+        Raises ApiError NOT_FOUND for a job that does not exist or that the caller may not see; RPCError when
+        Temporal or the workflow worker is unavailable.
         """
         return await self.status_of(await self.describe(caller, workflow_id))
 
