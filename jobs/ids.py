@@ -22,6 +22,11 @@ version did not shorten and its jobs must still be found.
 """
 
 _DELIVERY_PREFIX: Final = "llmnotify-"
+_JOB: Final = "llmjob"
+
+TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
+"""The form of a tenant's name."""
+_TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")
 
 MAX_JOB_ID: Final = MAX_TEMPORAL_ID - len(_DELIVERY_PREFIX)
 """Maximum length of a job's workflow id in characters: 245, so that the id of its LLMDeliveryWorkflow fits, too."""
@@ -30,18 +35,39 @@ MAX_PIPELINE_ID: Final = 128
 """Maximum length of a pipeline's workflow id in characters. Reserved: a step's job is `<pipeline id>/<path>`."""
 
 
-def workflow_id(user_id: str, request_id: str) -> str:
-    """Return `llmjob-<user>-<request>` with the user's hyphens doubled, shortened beyond MAX_JOB_ID characters.
+def workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
+    """Return `llmjob-<user>-<request>`, or `llmjob--<tenant>-<user>-<request>`, shortened beyond MAX_JOB_ID characters.
 
-    Both ids must match ID_PATTERN. The first single hyphen after the prefix then ends the user, because a request never
-    begins with one. So two different pairs never share an id.
+    The hyphens of tenant and user are doubled. User and request must match ID_PATTERN, the tenant TENANT_PATTERN unless
+    it is empty. The first single hyphen after the prefix then ends the tenant or user, because what follows never
+    begins with one. So two different jobs never share an id.
     """
-    return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
+    if not tenant:
+        return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
+    return shortened(f"{tenant_prefix(_JOB, tenant)}{_doubled(user_id)}-{request_id}", MAX_JOB_ID)
 
 
 def unshortened_workflow_id(user_id: str, request_id: str) -> str:
-    """Return the id that earlier versions gave to the job, whatever its length."""
-    return f"llmjob-{user_id.replace('-', '--')}-{request_id}"
+    """Return the id that earlier versions, which knew no tenants, gave to the job, whatever its length."""
+    return f"{_JOB}-{_doubled(user_id)}-{request_id}"
+
+
+def tenant_prefix(word: str, tenant: str) -> str:
+    """Return `<word>--<tenant>-`, with which the ids of a tenant's workflows of one kind begin.
+
+    `word` is `llm` and other small letters, so that tenant_of() knows it. The tenant must match TENANT_PATTERN, and
+    what follows the prefix must begin with a letter or digit.
+    """
+    return f"{word}--{_doubled(tenant)}-"
+
+
+def tenant_of(workflow_id: str) -> str:
+    """Return the tenant that a workflow belongs to by its id; empty for one without a tenant.
+
+    Knows the ids of workflow_id(), of tenant_prefix(), of their pipelines' steps and of their LLMDeliveryWorkflows.
+    """
+    found = _TENANT_IN_ID.match(workflow_id)
+    return found[1].replace("--", "-") if found else ""
 
 
 def delivery_workflow_id(job_workflow_id: str) -> str:
@@ -52,6 +78,10 @@ def delivery_workflow_id(job_workflow_id: str) -> str:
 def unshortened_delivery_workflow_id(job_workflow_id: str) -> str:
     """Return the id that earlier versions gave to the LLMDeliveryWorkflow, whatever its length."""
     return f"{_DELIVERY_PREFIX}{job_workflow_id}"
+
+
+def _doubled(name: str) -> str:
+    return name.replace("-", "--")
 
 
 def shortened(id_: str, longest: int) -> str:

@@ -12,10 +12,13 @@ from jobs.ids import (
     ID_PATTERN,
     MAX_JOB_ID,
     MAX_PIPELINE_ID,
+    TENANT_PATTERN,
     WORKFLOW_ID_PATTERN,
     delivery_workflow_id,
     job_digest,
     shortened,
+    tenant_of,
+    tenant_prefix,
     unshortened_workflow_id,
     workflow_id,
 )
@@ -28,6 +31,8 @@ any_ids = st.from_regex(ID_PATTERN, fullmatch=True)
 # These ids are about as long as the limit above which ids are shortened, and differ only at their ends.
 long_ids = st.builds(str.__add__, st.sampled_from(["a" * 100, "a" * 121, "a" + "-" * 60, "a" + "-" * 121]), ids)
 pairs = st.tuples(ids | long_ids, ids | long_ids)
+tenants = st.just("") | st.from_regex(re.compile(r"[ab][ab-]{0,3}"), fullmatch=True)
+any_tenants = st.just("") | st.from_regex(TENANT_PATTERN, fullmatch=True)
 
 
 def test_the_id_names_user_and_request() -> None:
@@ -51,6 +56,41 @@ def test_two_pairs_never_share_an_id(one: tuple[str, str], other: tuple[str, str
     assert (workflow_id(*one) == workflow_id(*other)) == (one == other)
     deliveries = [delivery_workflow_id(workflow_id(*pair)) for pair in (one, other)]
     assert (deliveries[0] == deliveries[1]) == (one == other)
+
+
+def test_the_id_of_a_tenants_job_names_the_tenant() -> None:
+    assert workflow_id("alice", "req-456", "acme") == "llmjob--acme-alice-req-456"
+    assert workflow_id("user-123", "req-456", "acme-eu-") == "llmjob--acme--eu---user--123-req-456"
+
+
+@given(tenants, pairs, tenants, pairs)
+def test_two_tenants_never_share_an_id(
+    one_tenant: str, one: tuple[str, str], other_tenant: str, other: tuple[str, str]
+) -> None:
+    """The ids of their delivery workflows differ as well."""
+    same = (one_tenant, one) == (other_tenant, other)
+    ids = [workflow_id(*one, one_tenant), workflow_id(*other, other_tenant)]
+    assert (ids[0] == ids[1]) == same
+    assert (delivery_workflow_id(ids[0]) == delivery_workflow_id(ids[1])) == same
+
+
+@given(any_tenants, any_ids | long_ids, any_ids | long_ids)
+def test_an_id_tells_its_tenant(tenant: str, user: str, request: str) -> None:
+    """Shortened ids, those of deliveries, of a pipeline's steps and of other workflows of a tenant tell it, too."""
+    id_ = workflow_id(user, request, tenant)
+    assert len(id_) <= MAX_JOB_ID
+    assert WORKFLOW_ID_PATTERN.fullmatch(id_)
+    assert tenant_of(id_) == tenant_of(f"{id_}/draft/1") == tenant
+    assert tenant_of(delivery_workflow_id(id_)) == tenant_of(delivery_workflow_id(delivery_workflow_id(id_))) == tenant
+    assert tenant_of(unshortened_workflow_id(user, request)) == ""
+    if tenant:
+        assert tenant_of(shortened(f"{tenant_prefix('llmbatch', tenant)}{user}", MAX_JOB_ID)) == tenant
+
+
+@pytest.mark.parametrize("id_", ["mine", "my--job-1", "llmjob--", "llmjob--a", "llmjob---a-b-c", "llmjob--a--b", "llm"])
+def test_an_id_of_another_form_is_of_no_tenant(id_: str) -> None:
+    """Somebody chose it by hand in the Temporal CLI."""
+    assert tenant_of(id_) == ""
 
 
 @given(any_ids | long_ids, any_ids | long_ids)
