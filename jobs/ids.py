@@ -24,8 +24,6 @@ version did not shorten and its jobs must still be found.
 _DELIVERY_PREFIX: Final = "llmnotify-"
 _JOB: Final = "llmjob"
 
-TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
-"""The form of a tenant's name."""
 _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")
 
 MAX_JOB_ID: Final = MAX_TEMPORAL_ID - len(_DELIVERY_PREFIX)
@@ -38,9 +36,9 @@ MAX_PIPELINE_ID: Final = 128
 def workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
     """Return `llmjob-<user>-<request>`, or `llmjob--<tenant>-<user>-<request>`, shortened beyond MAX_JOB_ID characters.
 
-    The hyphens of tenant and user are doubled. User and request must match ID_PATTERN, the tenant TENANT_PATTERN unless
-    it is empty. The first single hyphen after the prefix then ends the tenant or user, because what follows never
-    begins with one. So two different jobs never share an id.
+    The hyphens of tenant and user are doubled. User and request must match ID_PATTERN. A tenant is empty, or up to 32
+    letters, digits and hyphens of which the first is no hyphen. The first single hyphen after the prefix then ends the
+    tenant or user, because what follows never begins with one. So two different jobs never share an id.
     """
     if not tenant:
         return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
@@ -55,8 +53,8 @@ def unshortened_workflow_id(user_id: str, request_id: str) -> str:
 def tenant_prefix(word: str, tenant: str) -> str:
     """Return `<word>--<tenant>-`, with which the ids of a tenant's workflows of one kind begin.
 
-    `word` is `llm` and other small letters, so that tenant_of() knows it. The tenant must match TENANT_PATTERN, and
-    what follows the prefix must begin with a letter or digit.
+    `word` is `llm` and other small letters, so that tenant_of() knows it. What follows the prefix must begin with a
+    letter or digit.
     """
     return f"{word}--{_doubled(tenant)}-"
 

@@ -33,7 +33,9 @@ from models import DOCSTRINGS
 from runtime.auth_certificates import PROXY, CertificateRule
 from runtime.auth_jwt import Algorithm
 from runtime.grpc_server import PING_INTERVAL
+from runtime.tenants import TenantName
 from services.gateway.scopes import SCOPES
+from services.gateway.tenants import TenantSettings
 
 
 class Role(StrEnum):
@@ -109,13 +111,17 @@ class GatewaySettings(BaseSettings):
     jwt_scopes_claim: str = Field("scope", min_length=1)
     """The claim with the caller's scopes: a text with spaces between, or a list."""
     jwt_tenant_claim: str = ""
-    """The claim with the caller's tenant. A token with a tenant is refused: this version does not separate tenants."""
+    """The claim with the caller's tenant. A token without it is refused. Unset: the callers have no tenant."""
     jwt_user_claim: str = ""
-    """The claim with the one user whose jobs the caller may submit and read. Unset: those of all users."""
+    """The claim with the one user whose jobs the caller may submit and read. Unset: those of all users of the
+    tenant."""
     client_certificates: tuple[CertificateRule, ...] = ()
     """What client certificates may call, by their SPIFFE ids, as JSON: pattern, a regular expression for the whole id,
-    and scopes. The first rule that matches counts. The scope `proxy` is for those that send their callers'
-    credentials."""
+    and scopes. A group `tenant` in the pattern, or else the field tenant, names the tenant. The first rule that matches
+    counts. The scope `proxy` is for those that send their callers' credentials."""
+    tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
+    """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
+    0.01 to 100, 1 unless set. Its users share it."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""

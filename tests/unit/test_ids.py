@@ -12,7 +12,6 @@ from jobs.ids import (
     ID_PATTERN,
     MAX_JOB_ID,
     MAX_PIPELINE_ID,
-    TENANT_PATTERN,
     WORKFLOW_ID_PATTERN,
     delivery_workflow_id,
     job_digest,
@@ -24,6 +23,7 @@ from jobs.ids import (
 )
 from jobs.limits import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
+from runtime.tenants import TENANT_PATTERN
 
 # Few characters make ids that could be confused frequent.
 ids = st.from_regex(re.compile(r"[ab][ab-]{0,6}"), fullmatch=True)
