@@ -19,6 +19,7 @@ from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
 from runtime.grpc_requests import MAX_QUEUED, OneRequest, Unread
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
+from runtime.tls import ServerTls, grpc_server_credentials
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -155,10 +156,12 @@ class GrpcServer:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         details: Details = lambda code, message: (),
         telemetry: RpcTelemetryInterceptor | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         """`details`: what refusals of this server carry, like the service's own errors.
 
-        `telemetry` observes every call, those too that are refused before the `interceptors` see them.
+        `telemetry` observes every call, those too that are refused before the `interceptors` see them. `tls`: the files
+        of the server's certificate, of which new ones are used without a restart. None: no TLS.
         """
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
@@ -181,6 +184,7 @@ class GrpcServer:
         add_reflection((service, health.SERVICE_NAME), self.server)
         self._address = f"{host}:{port}"
         self._port = port
+        self._tls = tls
 
     @property
     def address(self) -> str:
@@ -192,14 +196,21 @@ class GrpcServer:
         return self._health.serving()
 
     async def start(self) -> None:
-        """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken."""
+        """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken.
+
+        Raises OSError when the files of its certificate cannot be used.
+        """
+        credentials = grpc_server_credentials(self._tls) if self._tls is not None else None
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            self._port = self.server.add_insecure_port(self._address)
+            if credentials is None:
+                self._port = self.server.add_insecure_port(self._address)
+            else:
+                self._port = self.server.add_secure_port(self._address, credentials)
         except RuntimeError as error:
             raise RuntimeError(f"cannot listen on {self._address}: is it taken? ({error})") from error
         await self.server.start()
-        _log.info("listening on %s", self.address)
+        _log.info("listening on %s%s", self.address, " with TLS" if credentials is not None else "")
 
     async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
         """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""

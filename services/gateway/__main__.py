@@ -21,7 +21,9 @@ async def main() -> None:
     """Run the halves that the role asks for."""
     settings, readiness = GatewaySettings(), Readiness(SERVICE)
     async with AsyncExitStack() as stack:
-        serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness)
+        serving = serving_metrics(
+            settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness, settings.metrics_tls
+        )
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness)
         await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)

@@ -63,6 +63,7 @@ async def serving_api(
         ],
         refusal,
         RpcTelemetryInterceptor(trace.get_tracer(__package__), meter),
+        settings.tls,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
 from jobs.options import (
@@ -28,6 +28,7 @@ from jobs.options import (
 )
 from models import DOCSTRINGS
 from runtime.grpc_server import PING_INTERVAL
+from runtime.tls import MetricsTlsSettings, ServerTlsSettings
 
 
 class Role(StrEnum):
@@ -67,7 +68,7 @@ EMBEDDED_MODEL = Model(
 )
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"notify_within": "notify_max_duration"}

@@ -30,7 +30,9 @@ async def main() -> None:
         settings.engine_options,
         special_tokens_in_messages=settings.special_tokens_in_messages,
     )
-    async with serving_metrics(settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness) as metrics:
+    async with serving_metrics(
+        settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness, settings.metrics_tls
+    ) as metrics:
         engine = create_engine(settings.engine, config)
         feed = NatsFeed(FeedSettings())
         feed.start()

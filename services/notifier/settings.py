@@ -7,9 +7,10 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from jobs import names
+from runtime.tls import MetricsTlsSettings
 
 _PREFIX = "whsec_"
 
@@ -40,7 +41,7 @@ class UserEndpoint(BaseModel):
     """What all webhooks of the user's jobs are signed with."""
 
 
-class NotifierSettings(BaseSettings):
+class NotifierSettings(MetricsTlsSettings):
     """The notifier: tells the outside world how jobs ended."""
 
     model_config = SettingsConfigDict(
