@@ -1,7 +1,8 @@
 """The connection to Temporal, the same for every service.
 
 Where Temporal is comes from its own environment configuration (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
-`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`.
+`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`. Files of TLS are read again
+when they change: see runtime.temporal_tls.
 """
 
 import asyncio
@@ -13,15 +14,16 @@ from typing import Any, Final, Literal, cast
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.client import Client
+from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
 from payload_converter import data_converter
 from runtime.health import CHECK_TIMEOUT, Readiness
+from runtime.temporal_tls import TlsReloading, tls_paths
 
 _log = logging.getLogger(__name__)
 _RETRY = timedelta(seconds=1)
@@ -53,8 +55,11 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
     when the configuration does not say where Temporal is.
     """
-    options = ClientConfig.load_client_connect_config()
-    tracing = OpenTelemetryPlugin(add_temporal_spans=True)
+    profile = ClientConfigProfile.load()
+    options = profile.to_client_connect_config()
+    plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
+    if tls_paths(profile):
+        plugins.append(TlsReloading(profile))
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
     if "target_host" not in options:
         raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
@@ -70,7 +75,7 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
             client = await Client.connect(
                 **options,
                 data_converter=data_converter,
-                plugins=[tracing],
+                plugins=plugins,
                 runtime=runtime,
                 grpc_compression=compression,
             )
