@@ -6,12 +6,13 @@ offset of its text, so a reader sees a gap and asks Temporal instead.
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, FilePath, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_pb import internal_pb2
+from runtime.tls import ClientTls, client_tls
 
 RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
 """Called with each record of a reader's, as soon as it is there; returns True when it wants no more."""
@@ -96,6 +97,15 @@ class FeedSettings(BaseSettings):
 
     url: SecretStr = SecretStr("nats://127.0.0.1:4222")
     """The NATS server, with JetStream; may hold a user and password."""
+    tls_ca: FilePath | None = None
+    """CAs as a PEM file: the server must have a certificate of one of them. It must speak TLS from the first byte
+    (handshake_first). Unset: the connection is in clear, unless the server asks for TLS."""
+    tls_cert: FilePath | None = None
+    """A certificate to show to the server: a PEM file."""
+    tls_key: FilePath | None = None
+    """The private key of the certificate: a PEM file, not encrypted."""
+    nkey_seed: FilePath | None = None
+    """A file with the seed of an NKey, by which the server knows this process."""
     stream: str = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
     subject_prefix: str = "llm.feed"
@@ -106,3 +116,13 @@ class FeedSettings(BaseSettings):
     """How much disk the records may take; the oldest go first."""
     timeout: timedelta = timedelta(seconds=2)
     """Longest wait for the broker's answer."""
+
+    @property
+    def tls(self) -> ClientTls | None:
+        """The files of TLS. None: no CA is set."""
+        return client_tls(self)
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        client_tls(self)
+        return self

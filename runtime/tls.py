@@ -124,6 +124,18 @@ def _require_whole(settings: BaseSettings, prefix: str) -> None:
         raise ValueError(f"{name}CERT and {name}KEY must be set together, and both with {name}CLIENT_CA")
 
 
+def client_tls(settings: BaseSettings, prefix: str = "") -> ClientTls | None:
+    """Return the files of the settings `<prefix>tls_ca`, `<prefix>tls_cert` and `<prefix>tls_key`; None without a CA.
+
+    Raises ValueError when only a part is set: what should go by TLS would go in clear.
+    """
+    ca, cert, key = (getattr(settings, f"{prefix}tls_{name}") for name in ("ca", "cert", "key"))
+    if (cert is None) != (key is None) or (cert is not None and ca is None):
+        name = f"{settings.model_config.get('env_prefix', '')}{prefix}tls_".upper()
+        raise ValueError(f"{name}CERT and {name}KEY must be set together, and {name}CA with them")
+    return ClientTls(ca, cert, key) if ca is not None else None
+
+
 def grpc_server_credentials(files: ServerTls) -> grpc.ServerCredentials:
     """Return a gRPC server's credentials. Raises OSError when the files cannot be used (ssl.SSLError is one)."""
     loaded = _Reloaded(files.paths, partial(_grpc_certificate, files))

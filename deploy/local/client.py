@@ -13,7 +13,12 @@ from llm_pb import llm_pb2, llm_pb2_grpc
 @asynccontextmanager
 async def gateway_client(stack: Stack) -> AsyncGenerator[llm_pb2_grpc.LlmServiceStub]:
     """Provide a client of the gateway."""
-    async with grpc.aio.insecure_channel(stack.address("gateway"), CHANNEL_OPTIONS) as channel:
+    address = stack.address("gateway")
+    async with (
+        grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        if stack.ca is None
+        else grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(stack.ca.read_bytes()), CHANNEL_OPTIONS)
+    ) as channel:
         yield llm_pb2_grpc.LlmServiceStub(channel)
 
 

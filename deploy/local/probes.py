@@ -1,8 +1,10 @@
 """Ways to see that a process is ready. Each looks once and answers within a few seconds."""
 
 import asyncio
+import ssl
 from collections.abc import Collection
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -34,14 +36,18 @@ def listens(address: str) -> Probe:
     return probe
 
 
-def is_ready(address: str) -> Probe:
-    """Return a probe that succeeds once a service says so at /readyz beside its metrics."""
+def is_ready(address: str, ca: Path | None = None) -> Probe:
+    """Return a probe that succeeds once a service says so at /readyz beside its metrics; with a `ca`, by HTTPS."""
 
-    url, timeout = f"http://{address}/readyz", aiohttp.ClientTimeout(total=_READY_TIMEOUT)
+    url, timeout = (
+        f"{'http' if ca is None else 'https'}://{address}/readyz",
+        aiohttp.ClientTimeout(total=_READY_TIMEOUT),
+    )
 
     async def probe(_: Process) -> bool:
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+            context = ssl.create_default_context(cafile=ca) if ca is not None else True
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, ssl=context) as answer:
                 return answer.status == HTTPStatus.OK
         except (aiohttp.ClientError, TimeoutError):
             return False

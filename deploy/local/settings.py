@@ -50,6 +50,10 @@ class StackSettings(BaseSettings):
     gpu_workers: Annotated[int, Field(ge=0)] = 1
     """How many GPU workers run."""
 
+    tls: bool = False
+    """Whether gateway, metrics, codec server and NATS speak TLS, and NATS knows the services by NKeys. Each start makes
+    a CA of its own: tls/ca.pem in STACK_STATE_DIR. Temporal's development server knows no TLS and stays in clear."""
+
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Seconds that a process may take until it is ready; a big model needs more."""
     stop_grace: Annotated[float, Field(ge=0)] = 15

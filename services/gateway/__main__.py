@@ -27,7 +27,7 @@ async def main() -> None:
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness)
         await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed = NatsFeed(FeedSettings())
+        feed = NatsFeed(FeedSettings(), SERVICE)
         feed.start()
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)

@@ -34,7 +34,7 @@ async def main() -> None:
         settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness, settings.metrics_tls
     ) as metrics:
         engine = create_engine(settings.engine, config)
-        feed = NatsFeed(FeedSettings())
+        feed = NatsFeed(FeedSettings(), SERVICE)
         feed.start()
         name = f"{socket.gethostname()}-{os.getpid()}"
         loading = asyncio.create_task(engine.start())

@@ -4,13 +4,13 @@ import base64
 import binascii
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from jobs import names
-from runtime.tls import MetricsTlsSettings
+from runtime.tls import ClientTls, MetricsTlsSettings, client_tls
 
 _PREFIX = "whsec_"
 
@@ -74,6 +74,15 @@ class NotifierSettings(MetricsTlsSettings):
     """The HTTP proxy that webhooks go through. It looks names up itself, so it must refuse private addresses."""
     nats_url: SecretStr | None = None
     """The NATS server for targets of the kind nats; may hold a user and password. Unset: they are refused."""
+    nats_tls_ca: FilePath | None = None
+    """CAs as a PEM file: the NATS server must have a certificate of one of them. It must speak TLS from the first byte
+    (handshake_first). Unset: the connection is in clear, unless the server asks for TLS."""
+    nats_tls_cert: FilePath | None = None
+    """A certificate to show to the NATS server: a PEM file."""
+    nats_tls_key: FilePath | None = None
+    """The private key of the certificate: a PEM file, not encrypted."""
+    nats_nkey_seed: FilePath | None = None
+    """A file with the seed of an NKey, by which the NATS server knows this process."""
     nats_subject_prefix: str = "llm.events"
     """What comes before the subjects that jobs name, and a dot."""
     kafka_servers: str | None = None
@@ -106,3 +115,13 @@ class NotifierSettings(MetricsTlsSettings):
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9466, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+
+    @property
+    def nats_tls(self) -> ClientTls | None:
+        """The files of TLS with NATS. None: no CA is set."""
+        return client_tls(self, "nats_")
+
+    @model_validator(mode="after")
+    def _nats_tls_is_whole(self) -> Self:
+        client_tls(self, "nats_")
+        return self
