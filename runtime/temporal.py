@@ -53,13 +53,10 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     Temporal answers.
 
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
-    when the configuration does not say where Temporal is.
+    when the configuration does not say where Temporal is, OSError when a file that it names cannot be read.
     """
     profile = ClientConfigProfile.load()
     options = profile.to_client_connect_config()
-    plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
-    if tls_paths(profile):
-        plugins.append(TlsReloading(profile))
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
     if "target_host" not in options:
         raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
@@ -71,16 +68,20 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
     while True:
+        plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
+        if tls_paths(profile):
+            plugins.append(TlsReloading(profile))
         try:
             client = await Client.connect(
-                **options,
+                # Files of TLS may have changed since the last try.
+                **profile.to_client_connect_config(),
                 data_converter=data_converter,
                 plugins=plugins,
                 runtime=runtime,
                 grpc_compression=compression,
             )
-        except RuntimeError as error:
-            # The SDK reports a failed connection as a plain RuntimeError.
+        except (OSError, RuntimeError) as error:
+            # The SDK reports a failed connection as a plain RuntimeError. A file of TLS may be missing for a moment.
             _log.warning("Temporal cannot be reached yet: %s", error)
             await asyncio.sleep(_RETRY.total_seconds())
         else:

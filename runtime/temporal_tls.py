@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.plugin import SimplePlugin
-from temporalio.service import ConnectConfig, ServiceClient
+from temporalio.service import ConnectConfig, RPCError, ServiceClient
 from temporalio.worker import Worker
 
 from runtime.tls import FileStamps
@@ -33,11 +33,16 @@ def tls_paths(profile: ClientConfigProfile) -> tuple[Path, ...]:
 
 
 class TlsReloading(SimplePlugin):
-    """Replaces the connection of the client that it is given to, and of the client's workers."""
+    """Replaces the connection of the client that it is given to, and of the client's workers.
+
+    To be made before the files are read, one for each client.
+    """
 
     def __init__(self, profile: ClientConfigProfile) -> None:
         super().__init__("llm.TlsReloading")
         self._profile = profile
+        # Before the files are read: what changes meanwhile is read again.
+        self._stamps = FileStamps(tls_paths(profile))
         self._workers: set[Worker] = set()
         self._reloading: asyncio.Task[None] | None = None
 
@@ -47,11 +52,9 @@ class TlsReloading(SimplePlugin):
         next: Callable[[ConnectConfig], Awaitable[ServiceClient]],  # noqa: A002  the SDK's
     ) -> ServiceClient:
         """Connect; see Plugin."""
-        # Before they are read: what changes meanwhile is read again.
-        stamps = FileStamps(tls_paths(self._profile))
         service = _ReplaceableService(config, await next(config))
         # Ends with the event loop, as the connection does.
-        self._reloading = asyncio.create_task(self._keep_reloading(service, stamps))
+        self._reloading = asyncio.create_task(self._keep_reloading(service))
         return service
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
@@ -62,17 +65,17 @@ class TlsReloading(SimplePlugin):
         finally:
             self._workers.discard(worker)
 
-    async def _keep_reloading(self, service: "_ReplaceableService", stamps: FileStamps) -> None:
+    async def _keep_reloading(self, service: "_ReplaceableService") -> None:
         stale = False
         while True:
             await asyncio.sleep(_LOOK_INTERVAL.total_seconds())
-            changed = stamps.changed()
+            changed = self._stamps.changed()
             if not (changed or stale):
                 continue
             try:
                 tls = self._profile.to_client_connect_config()["tls"]
                 await service.reconnect(dataclasses.replace(service.config, tls=tls, lazy=False))
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, RPCError) as error:
                 # The SDK reports a failed connection, and a file that is no certificate, as a plain RuntimeError.
                 if changed:
                     _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", error)
@@ -93,7 +96,7 @@ class _ReplaceableService(ServiceClient):
         self._connected = connected
 
     async def reconnect(self, config: ConnectConfig) -> None:
-        """Use a new connection for all calls from now on. Raises RuntimeError when there is none to be had."""
+        """Use a new connection for all calls from now on. Raises RuntimeError or RPCError when there is none to be had."""
         self._connected = await ServiceClient.connect(config)
 
     @property

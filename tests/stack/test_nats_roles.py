@@ -131,7 +131,10 @@ async def test_a_worker_waits_for_the_gateway_to_make_the_stream(tmp_path: Path)
     async with Stack(stack_settings(tmp_path / "state", tls=True), only=("nats",)) as stack:
         worker = feed_of(stack, "gpu-worker", max_age=timedelta(hours=1), timeout=timedelta(seconds=1))
         worker.start()
-        await asyncio.sleep(2)
+        log = stack.processes["nats"].log_path
+        async with asyncio.timeout(60):
+            while f'Publish Violation - Subject "{API}.STREAM.CREATE.{STREAM}"' not in log.read_text():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         assert not worker.available
         gateway = feed_of(stack, "gateway")
         gateway.start()

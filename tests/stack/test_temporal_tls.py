@@ -162,6 +162,28 @@ async def test_files_that_do_not_connect_leave_the_old_connection_until_they_do(
         assert "stranger" in proxy.clients
 
 
+async def test_files_that_change_while_temporal_refuses_the_first_ones_are_used(stack: Stack, ca: Authority) -> None:
+    """A process that waits for Temporal at its start needs no restart either."""
+    pair = Authority(ca.folder, "others").issue("client")
+    proxy = TlsProxy(ca, ca.issue("temporal"), stack.address("temporal"))
+    await proxy.start()
+    settings = {
+        "GATEWAY_ROLE": "api",
+        "TEMPORAL_ADDRESS": proxy.address,
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(ca.path),
+        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pair.cert),
+        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pair.key),
+    }
+    gateway = stack.add("gateway", settings)
+    await gateway.start()
+    await logged(gateway, "Temporal cannot be reached yet")
+    ca.issue("client")
+    await gateway.wait_ready()
+    assert set(proxy.clients) == {"client"}
+    await gateway.terminate()
+    await proxy.close()
+
+
 async def _submitted(channel: grpc.aio.Channel) -> str:
     job = new_job(params={"max_tokens": 5})
     return (await LlmServiceStub(channel).Submit(llm_pb2.SubmitRequest(job=job), timeout=60)).workflow_id
