@@ -96,7 +96,7 @@ class _ReplaceableService(ServiceClient):
         self._connected = connected
 
     async def reconnect(self, config: ConnectConfig) -> None:
-        """Use a new connection for all calls from now on. Raises RuntimeError or RPCError when there is none to be had."""
+        """Use a new connection for all calls from now on. Raises RuntimeError or RPCError when there is none."""
         self._connected = await ServiceClient.connect(config)
 
     @property
