@@ -63,8 +63,9 @@ class _Transport(TcpTransport):
 
     async def connect(self, *args: Any, **kwargs: Any) -> None:
         """See Transport."""
-        # That of a try that failed later than in the handshake.
-        self.close()
+        if self._bare_io_writer is not None:
+            # That of an earlier connection, which the client leaves open when a try fails after the handshake.
+            self._bare_io_writer.transport.abort()
         self._failed = False
         await super().connect(*args, **kwargs)
 

@@ -21,6 +21,7 @@ from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from jobs.errors import DeliveryFailed
 from llm_pb import internal_pb2, llm_pb2
+from runtime.nats_client import new_client
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks.nats import NatsSink
 from tests.support.certificates import Authority, replace
@@ -69,7 +70,8 @@ def feed_of(stack: Stack, role: str, **changes: Any) -> NatsFeed:
 @asynccontextmanager
 async def connected(stack: Stack, role: str, **changes: Any) -> AsyncIterator[Client]:
     """A client with the key of a role, that does what it likes."""
-    client, refusals = Client(), asyncio.Queue[str]()
+    url = SecretStr(f"nats://{stack.address('nats')}")
+    client, refusals = new_client(url), asyncio.Queue[str]()
 
     async def note(error: Exception) -> None:
         refusals.put_nowait(str(error))
@@ -81,9 +83,9 @@ async def connected(stack: Stack, role: str, **changes: Any) -> AsyncIterator[Cl
         "inbox_prefix": f"_INBOX.{role}",
         **changes,
     }
-    await client.connect(f"nats://{stack.address('nats')}", error_cb=note, allow_reconnect=False, **options)
-    client.options["refusals"] = refusals
     try:
+        await client.connect(url.get_secret_value(), error_cb=note, allow_reconnect=False, **options)
+        client.options["refusals"] = refusals
         yield client
     finally:
         await client.close()
