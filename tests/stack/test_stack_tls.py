@@ -18,8 +18,8 @@ from deploy.local.client import gateway_client
 from deploy.local.hints import hints
 from deploy.local.ports import free_port
 from deploy.local.stack import Stack
-from durable_llm import AsyncClient
 from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.commands import run
 from tests.support.jobs import new_job, run_job
 from tests.support.local import environment
@@ -69,8 +69,9 @@ async def test_a_job_goes_through_with_its_tokens_and_its_event(tls_stack: Stack
     )
     await operator.jetstream().add_stream(name="EVENTS", subjects=["llm.events.>"])
     job = new_job(params={"max_tokens": 400}, notify=[{"nats": {"subject": "team"}}])
-    async with gateway_client(tls_stack) as stub:
-        seen = await run_job(stub, job)
+    credentials = grpc.ssl_channel_credentials(ca(tls_stack).read_bytes())
+    async with grpc.aio.secure_channel(tls_stack.address("gateway"), credentials) as channel:
+        seen = await run_job(LlmServiceStub(channel), job)
         assert seen.states[-1] == "SUCCEEDED"
     events = await operator.jetstream().subscribe("llm.events.team")
     event = json.loads((await events.next_msg(60)).data)
@@ -83,8 +84,7 @@ async def test_a_job_goes_through_with_its_tokens_and_its_event(tls_stack: Stack
 
 
 async def test_the_python_client_takes_the_ca(tls_stack: Stack) -> None:
-    credentials = grpc.ssl_channel_credentials(ca(tls_stack).read_bytes())
-    async with AsyncClient(tls_stack.address("gateway"), credentials=credentials) as client:
+    async with gateway_client(tls_stack) as client:
         job = await client.submit(user_id="tls", model="docstrings", prompt="Hi", params={"max_tokens": 5})
         assert (await job.result()).finish_reason == llm_pb2.FINISH_REASON_LENGTH
 
