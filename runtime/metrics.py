@@ -126,7 +126,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.set_app(application)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, in its own thread: a client that does not shake hands holds up nobody."""
+        """Serve a connection. Its TLS handshake takes place in its own thread, so it delays no other client."""
         if self._context is None:
             super().finish_request(request, client_address)
             return

@@ -109,7 +109,7 @@ def make_app(
 async def serving(app: web.Application, host: str, port: int, tls: ServerTls | None = None) -> AsyncIterator[str]:
     """Serve while the context is open, then finish the requests in hand; port 0 takes a free one and logs it.
 
-    Yields where it listens, as host:port. With `tls` it speaks HTTPS.
+    Yields where it listens, as host:port. With `tls` it serves HTTPS.
 
     Raises RuntimeError naming the address when it is taken, and OSError when the files of `tls` cannot be used.
     """

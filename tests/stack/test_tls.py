@@ -1,8 +1,8 @@
-"""TLS of the gateway, of metrics and of the codec server, at real processes: who gets in, and how certificates turn."""
+"""TLS of the gateway, of metrics and of the codec server: who may connect, and how certificates are replaced."""
 
 import asyncio
 import json
-import re
+import os
 import shutil
 import socket
 import ssl
@@ -25,8 +25,10 @@ from tests.support.commands import run
 from tests.support.jobs import new_job, run_job
 from tests.support.stacks import tool
 
-OTHER_PORTS = (("grpc.use_local_subchannel_pool", 1),)
-"""For a channel that makes a connection, and so a handshake, of its own."""
+AWAY = {"TEMPORAL_ADDRESS": "127.0.0.1:9", "GATEWAY_METRICS_PORT": "0"}
+"""Settings of a gateway that would wait for Temporal."""
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+"""Options of a channel that has a connection, and so a handshake, of its own."""
 
 
 @pytest.fixture
@@ -49,9 +51,9 @@ async def gateway(stack: Stack, **environment: str) -> AsyncIterator[tuple[Proce
 async def models(address: str, given: grpc.ChannelCredentials | None) -> int:
     """Call the gateway on a new connection; return how many models it has. Raises AioRpcError."""
     channel = (
-        grpc.aio.insecure_channel(address, OTHER_PORTS)
+        grpc.aio.insecure_channel(address, OWN_CONNECTION)
         if given is None
-        else grpc.aio.secure_channel(address, given, OTHER_PORTS)
+        else grpc.aio.secure_channel(address, given, OWN_CONNECTION)
     )
     async with channel:
         return len((await LlmServiceStub(channel).ListModels(llm_pb2.ListModelsRequest(), timeout=60)).models)
@@ -142,12 +144,12 @@ async def test_a_client_refuses_an_expired_certificate_and_takes_its_successor(s
         assert await models(address, credentials(ca))
 
 
-async def test_certificates_turn_under_load(stack: Stack, ca: Authority) -> None:
-    """No call fails, each on a new connection, and a stream that was there before the first turn lives to its end."""
-    turns = 5
+async def test_certificates_are_replaced_under_load(stack: Stack, ca: Authority) -> None:
+    """No call fails, each on a new connection. A stream that began before lasts until its end."""
+    replacements = 5
     async with (
         gateway(stack, **ca.issue("server").environment("GATEWAY_TLS_")) as (_, address),
-        grpc.aio.secure_channel(address, credentials(ca), OTHER_PORTS) as channel,
+        grpc.aio.secure_channel(address, credentials(ca), OWN_CONNECTION) as channel,
     ):
         stub = LlmServiceStub(channel)
         job = new_job(params={"max_tokens": 8000})
@@ -167,13 +169,13 @@ async def test_certificates_turn_under_load(stack: Stack, ca: Authority) -> None
             for _ in range(4):
                 load.create_task(call())
             serials = set()
-            for turn in range(turns):
+            for number in range(replacements):
                 before = calls
                 ca.issue("server")
                 serials.add(await asyncio.to_thread(serial, address, ca))
                 while calls < before + 8:  # noqa: ASYNC110  they come all the time
                     await asyncio.sleep(0.05)
-                assert len(serials) == turn + 1, "each turn is seen by the next connection"
+                assert len(serials) == number + 1, "the next connection gets the new certificate"
             done.set()
         await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
         final = None
@@ -194,13 +196,52 @@ async def test_a_broken_new_certificate_is_logged_and_the_last_good_one_stays(st
             assert await models(address, credentials(ca))
         pair.cert.unlink()
         assert serial(address, ca) == before
-        await logged(process, "changed TLS files cannot be used, the last good ones stay")
+        await logged(process, "changed TLS files cannot be used, the last usable ones stay in use: GATEWAY_TLS_CERT")
         ca.issue("server")
         assert serial(address, ca) != before
 
 
+async def test_a_file_that_becomes_usable_without_a_change_is_used(stack: Stack, ca: Authority) -> None:
+    """For example because its mode was wrong, which the superuser cannot test: here it has the same time and size."""
+    pair = ca.issue("server")
+    async with gateway(stack, **pair.environment("GATEWAY_TLS_")) as (process, address):
+        before = serial(address, ca)
+        ca.issue("server")
+        key, times = pair.key.read_bytes(), (0, 0)
+        pair.key.write_bytes(b"x" * len(key))
+        os.utime(pair.key, times)
+        assert serial(address, ca) == before
+        await logged(process, "changed TLS files cannot be used")
+        pair.key.write_bytes(key)
+        os.utime(pair.key, times)
+        assert serial(address, ca) != before
+
+
+async def test_the_symbolic_link_of_a_mounted_secret_is_replaced(stack: Stack, ca: Authority) -> None:
+    """Kubernetes writes a new folder, and then renames a link to it. Certificate and key change in one step."""
+
+    def publish(name: str) -> None:
+        (mounted / name).mkdir(parents=True)
+        for file in (pair.cert, pair.key):
+            (mounted / name / file.name).write_bytes(file.read_bytes())
+        (mounted / "..data_tmp").symlink_to(name)
+        (mounted / "..data_tmp").rename(mounted / "..data")
+
+    mounted, pair = ca.folder / "mounted", ca.issue("server")
+    publish("..first")
+    used = Pair(mounted / pair.cert.name, mounted / pair.key.name)
+    for file in (used.cert, used.key):
+        file.symlink_to(Path("..data", file.name))
+    async with gateway(stack, **used.environment("GATEWAY_TLS_")) as (process, address):
+        before = serial(address, ca)
+        ca.issue("server")
+        publish("..second")
+        assert serial(address, ca) != before
+        assert "cannot be used" not in process.log_path.read_text()
+
+
 @pytest.mark.parametrize("which", ["GATEWAY_TLS_", "GATEWAY_METRICS_TLS_"])
-async def test_a_gateway_does_not_start_with_half_of_its_tls(stack: Stack, ca: Authority, which: str) -> None:
+async def test_a_gateway_does_not_start_with_half_of_its_tls(ca: Authority, which: str) -> None:
     pair = ca.issue("server")
     settings = pair.environment(which, ca)
     for left_out in settings:
@@ -210,11 +251,24 @@ async def test_a_gateway_does_not_start_with_half_of_its_tls(stack: Stack, ca: A
         ended = await run(tool("python"), "-m", "services.gateway", **given)
         assert ended.status == 1
         assert f"{which}CERT and {which}KEY must be set together" in ended.errors
-    wrong = {**settings, f"{which}KEY": str(Authority(ca.folder, "x").issue("y").key)}
-    others = {"TEMPORAL_ADDRESS": stack.address("temporal"), "GATEWAY_PORT": "0", "GATEWAY_METRICS_PORT": "0"}
-    ended = await run(tool("python"), "-m", "services.gateway", **wrong, **others)
+
+
+@pytest.mark.parametrize("prefix", ["GATEWAY_TLS_", "GATEWAY_METRICS_TLS_", "FEED_TLS_"])
+async def test_a_file_that_cannot_be_used_is_named_at_the_start(ca: Authority, prefix: str) -> None:
+    """With its setting, in one line, before the process waits for Temporal."""
+    pair, other, nonsense = ca.issue("server"), Authority(ca.folder, "x").issue("other"), ca.folder / "nonsense"
+    nonsense.write_text("nonsense")
+    name = f"{prefix}{'CA' if prefix == 'FEED_TLS_' else 'CLIENT_CA'}"
+    settings = {**pair.environment(prefix), name: str(ca.path)}
+    for wrong, path in ((f"{prefix}KEY", other.key), (f"{prefix}CERT", nonsense), (name, nonsense)):
+        ended = await run(tool("python"), "-m", "services.gateway", **{**settings, wrong: str(path)}, **AWAY)
+        assert ended.status == 1
+        assert f"{wrong} {path}" in ended.errors
+        assert "cannot be used" in ended.errors
+        assert "Traceback" not in ended.errors
+    ended = await run(tool("python"), "-m", "services.gateway", **{**settings, name: str(ca.folder / "no")}, **AWAY)
     assert ended.status == 1
-    assert re.search(r"TLS files cannot be used: .*server\.pem, .*y\.key, .*KEY_VALUES_MISMATCH", ended.errors)
+    assert f"{name}: Path does not point to a file" in ended.errors
 
 
 @pytest.fixture

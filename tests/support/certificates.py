@@ -1,4 +1,4 @@
-"""Certificates on disk, of CAs made for the test."""
+"""Certificates on disk, of CAs created for the test."""
 
 import os
 from dataclasses import dataclass, field
@@ -31,11 +31,11 @@ class Authority:
         return self.ca.cert_pem.bytes()
 
     def issue(self, name: str, *, valid_for: timedelta = timedelta(days=1)) -> "Pair":
-        """Write a certificate for the loopback address, and its key, under a name; replaces those that are there."""
-        made = self.ca.issue_cert(HOST, "localhost", common_name=name, not_after=datetime.now(UTC) + valid_for)
+        """Write a certificate for the loopback address and its key, in the place of earlier ones of that name."""
+        issued = self.ca.issue_cert(HOST, "localhost", common_name=name, not_after=datetime.now(UTC) + valid_for)
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
-        replace(pair.cert, b"".join(part.bytes() for part in made.cert_chain_pems))
-        replace(pair.key, made.private_key_pem.bytes())
+        replace(pair.cert, b"".join(part.bytes() for part in issued.cert_chain_pems))
+        replace(pair.key, issued.private_key_pem.bytes())
         return pair
 
 
@@ -60,7 +60,7 @@ def credentials(ca: Authority, client: Pair | None = None) -> grpc.ChannelCreden
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file as certificate managers do: nobody finds half of it."""
+    """Replace a file by a rename, as certificate managers do, so that nobody reads half of it."""
     new = path.with_suffix(".new")
     new.write_bytes(data)
     os.replace(new, path)
