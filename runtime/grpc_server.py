@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -157,11 +157,13 @@ class GrpcServer:
         details: Details = lambda code, message: (),
         telemetry: RpcTelemetryInterceptor | None = None,
         tls: ServerTls | None = None,
+        mtls_port: int | None = None,
     ) -> None:
         """`details`: what refusals of this server carry, like the service's own errors.
 
         `telemetry` observes every call, those too that are refused before the `interceptors` see them. `tls`: the files
-        of the server's certificate, of which new ones are used without a restart. None: no TLS.
+        of the server's TLS. None: no TLS. With a `mtls_port`, clients need a certificate on that port only, because in
+        gRPC for Python a port either requires client certificates or does not ask for them.
         """
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
@@ -182,14 +184,16 @@ class GrpcServer:
         self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         add_reflection((service, health.SERVICE_NAME), self.server)
-        self._address = f"{host}:{port}"
+        self._host = host
         self._port = port
         self._tls = tls
+        self._mtls_port = mtls_port
+        self._ports: list[int] = []
 
     @property
     def address(self) -> str:
         """Where it listens, as host:port. Valid after start()."""
-        return f"{self._address.rpartition(':')[0]}:{self._port}"
+        return f"{self._host}:{self._port}"
 
     def serving(self) -> bool:
         """Return whether its health is SERVING."""
@@ -198,19 +202,31 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken.
 
-        Raises OSError when the files of its certificate cannot be used.
+        Raises OSError when the files of its TLS cannot be used.
         """
-        credentials = grpc_server_credentials(self._tls) if self._tls is not None else None
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._tls is None or self._mtls_port is None:
+            self._port = self._listen(self._port, self._tls)
+        else:
+            self._port = self._listen(self._port, replace(self._tls, client_ca=None))
+            self._listen(self._mtls_port, self._tls)
+        await self.server.start()
+
+    def _listen(self, port: int, tls: ServerTls | None) -> int:
+        """Return the port, which is another one for 0."""
+        credentials = grpc_server_credentials(tls) if tls is not None else None
+        address = f"{self._host}:{port}"
         try:
             if credentials is None:
-                self._port = self.server.add_insecure_port(self._address)
+                port = self.server.add_insecure_port(address)
             else:
-                self._port = self.server.add_secure_port(self._address, credentials)
+                port = self.server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise RuntimeError(f"cannot listen on {self._address}: is it taken? ({error})") from error
-        await self.server.start()
-        _log.info("listening on %s%s", self.address, " with TLS" if credentials is not None else "")
+            raise RuntimeError(f"cannot listen on {address}: is it taken? ({error})") from error
+        words = "" if tls is None else " with TLS" if tls.client_ca is None else " with TLS and client certificates"
+        _log.info("listening on %s:%d%s", self._host, port, words)
+        self._ports.append(port)
+        return port
 
     async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
         """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""
@@ -228,7 +244,7 @@ class GrpcServer:
         while True:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
             if peers := stalled() | self._own_calls.unread.stalled() | self._requests.unread.stalled():
-                found = await asyncio.to_thread(shut_down, peers, self._port)
+                found = await asyncio.to_thread(shut_down, peers, self._ports)
                 _log.warning("closed %d connections whose clients have stopped reading", found)
 
     async def drain(self) -> None:

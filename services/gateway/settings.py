@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
@@ -84,6 +84,9 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """Address to listen on; loopback unless set."""
     port: int = Field(50051, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
+    mtls_port: int | None = Field(None, ge=0, le=65535)
+    """Second port to listen on, for clients with a certificate of GATEWAY_TLS_CLIENT_CA. If set, clients of
+    GATEWAY_PORT need no certificate. 0 takes a free one and logs it."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9464, ge=0, le=65535)
@@ -189,3 +192,9 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """Maximum number of concurrent workflow tasks."""
     shutdown_grace: timedelta = timedelta(seconds=10)
     """Maximum time for running calls to end after SIGTERM."""
+
+    @model_validator(mode="after")
+    def _mtls_has_a_ca(self) -> Self:
+        if self.mtls_port is not None and self.tls_client_ca is None:
+            raise ValueError("GATEWAY_MTLS_PORT needs GATEWAY_TLS_CLIENT_CA")
+        return self

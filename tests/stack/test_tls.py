@@ -15,11 +15,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from pydantic import ValidationError
 
+from deploy.local.ports import free_port
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from services.gateway.settings import GatewaySettings
 from tests.support.certificates import Authority, Pair, credentials, replace
 from tests.support.commands import run
 from tests.support.jobs import new_job, run_job
@@ -238,6 +241,30 @@ async def test_the_symbolic_link_of_a_mounted_secret_is_replaced(stack: Stack, c
         publish("..second")
         assert serial(address, ca) != before
         assert "cannot be used" not in process.log_path.read_text()
+
+
+async def test_a_port_of_its_own_requires_client_certificates(stack: Stack, ca: Authority) -> None:
+    """The gateway's first port does not ask for them then. Both have the new certificate of the server."""
+    mtls = f"127.0.0.1:{free_port()}"
+    settings = {**ca.issue("server").environment("GATEWAY_TLS_", ca), "GATEWAY_MTLS_PORT": mtls.split(":")[1]}
+    client = credentials(ca, ca.issue("client"))
+    async with gateway(stack, **settings) as (_, address):
+        assert await models(address, credentials(ca))
+        assert await models(mtls, client)
+        assert await is_refused(mtls, credentials(ca))
+        assert await is_refused(mtls, None)
+        assert await is_refused(address, None)
+        strangers = Authority(ca.folder, "strangers")
+        replace(ca.path, ca.pem + strangers.pem)
+        assert await models(mtls, credentials(ca, strangers.issue("stranger")))
+        replace(ca.path, strangers.pem)
+        assert await is_refused(mtls, client)
+
+
+def test_a_port_for_client_certificates_needs_their_ca(ca: Authority) -> None:
+    pair = ca.issue("server")
+    with pytest.raises(ValidationError, match="GATEWAY_MTLS_PORT needs GATEWAY_TLS_CLIENT_CA"):
+        GatewaySettings(tls_cert=pair.cert, tls_key=pair.key, mtls_port=1)
 
 
 @pytest.mark.parametrize("which", ["GATEWAY_TLS_", "GATEWAY_METRICS_TLS_"])
