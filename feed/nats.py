@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -34,10 +35,11 @@ class NatsFeed:
     """A Feed on a JetStream stream, which it creates when there is none."""
 
     def __init__(self, settings: FeedSettings, role: str = "") -> None:
-        """`role` is that of the process, for its inbox. Raises OSError or ValueError for files that cannot be used."""
+        """`role` names the inbox of the process. Raises OSError or ValueError where TLS or the NKey cannot be used."""
         self._settings = settings
-        self._options = connect_options(settings.url, role, settings.tls, settings.nkey_seed)
-        self._client = new_client(settings.url)
+        self._new_options = partial(connect_options, settings, role)
+        self._new_options()
+        self._client = new_client(settings.url, settings.tls)
         self._stream = self._client.jetstream(timeout=settings.timeout.total_seconds())
         self._ready = asyncio.Event()
         self._stream_unsure = asyncio.Event()
@@ -146,11 +148,14 @@ class NatsFeed:
 
     async def _stay_ready(self) -> None:
         while True:
-            await self._stay_connected()
-            # nats-py closes a client for good when the broker refuses it: its credentials were changed, say.
-            _log.warning("the feed's broker has ended the connection")
+            try:
+                await self._stay_connected()
+                # nats-py closes a client for good when the broker refuses it: its credentials were changed, say.
+                _log.warning("the feed's broker has ended the connection")
+            except (NatsError, OSError) as error:
+                _log.warning("the feed cannot connect: %s", error)
             await asyncio.sleep(_RETRY_SECONDS)
-            self._client = new_client(self._settings.url)
+            self._client = new_client(self._settings.url, self._settings.tls)
             self._stream = self._client.jetstream(timeout=self._settings.timeout.total_seconds())
 
     async def _stay_connected(self) -> None:
@@ -182,7 +187,7 @@ class NatsFeed:
             disconnected_cb=self._note_disconnect,
             reconnected_cb=self._note_change,
             closed_cb=self._note_change,
-            **self._options,
+            **self._new_options(),
         )
 
     async def _create_stream(self) -> None:
@@ -207,8 +212,8 @@ class NatsFeed:
         try:
             await reraise_cancel(self._stream.update_stream(config))
         except (NatsError, OSError, TimeoutError) as error:
-            # Not for this role, perhaps.
-            _log.warning("feed's stream keeps limits that are not those of FEED_…: %r", error)
+            # The role may lack the permission.
+            _log.warning("the feed's stream keeps limits that differ from FEED_…: %r", error)
 
     async def _note_disconnect(self) -> None:
         self._ready.clear()
@@ -226,7 +231,7 @@ class NatsFeed:
 
 
 def _own(config: StreamConfig) -> tuple[object, ...]:
-    """Return what the settings say of a stream, without what the server adds."""
+    """Return the part of a stream's configuration that the settings determine."""
     return config.subjects, config.storage, config.max_age, config.max_bytes
 
 

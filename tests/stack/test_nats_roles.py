@@ -1,7 +1,10 @@
-"""The nats-server of deploy/nats: TLS from the first byte, and each role can do its work and nothing else."""
+"""The nats-server of deploy/nats, with TLS from the first byte. Each role can do its work and nothing else."""
 
 import asyncio
 import json
+import logging
+import os
+import signal
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -34,7 +38,7 @@ API = "$JS.API"
 
 @pytest.fixture(scope="module")
 async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """The broker of a stack with TLS, with the operator's stream of events and a job in the feed's."""
+    """The broker of a stack with TLS, with the operator's stream of events and a job in the stream of the feed."""
     settings = stack_settings(tmp_path_factory.mktemp("nats roles"), tls=True)
     async with Stack(settings, only=("nats",)) as stack:
         async with connected(stack, "operator") as operator:
@@ -69,9 +73,9 @@ def feed_of(stack: Stack, role: str, **changes: Any) -> NatsFeed:
 
 @asynccontextmanager
 async def connected(stack: Stack, role: str, **changes: Any) -> AsyncIterator[Client]:
-    """A client with the key of a role, that does what it likes."""
+    """Provide a client with the key of a role."""
     url = SecretStr(f"nats://{stack.address('nats')}")
-    client, refusals = new_client(url), asyncio.Queue[str]()
+    client, refusals = new_client(url, None), asyncio.Queue[str]()
 
     async def note(error: Exception) -> None:
         refusals.put_nowait(str(error))
@@ -92,14 +96,14 @@ async def connected(stack: Stack, role: str, **changes: Any) -> AsyncIterator[Cl
 
 
 async def refusal(client: Client) -> str:
-    """Return what the server refuses the client next."""
+    """Return the next refusal of the server."""
     async with asyncio.timeout(60):
         found: str = await client.options["refusals"].get()
     assert "permissions violation" in found.lower()
     return found.lower()
 
 
-async def test_gateway_and_worker_share_a_feed_that_only_the_gateway_makes_and_purges(broker: Stack) -> None:
+async def test_gateway_and_worker_share_a_feed_that_only_the_gateway_creates_and_purges(broker: Stack) -> None:
     gateway, worker = feed_of(broker, "gateway"), feed_of(broker, "gpu-worker")
     for feed in (gateway, worker):
         feed.start()
@@ -128,8 +132,8 @@ async def test_gateway_and_worker_share_a_feed_that_only_the_gateway_makes_and_p
         await feed.close()
 
 
-async def test_a_worker_waits_for_the_gateway_to_make_the_stream(tmp_path: Path) -> None:
-    """And works with limits that are not its own settings."""
+async def test_a_worker_waits_for_the_gateway_to_create_the_stream(tmp_path: Path) -> None:
+    """It works with limits that differ from its own settings."""
     async with Stack(stack_settings(tmp_path / "state", tls=True), only=("nats",)) as stack:
         worker = feed_of(stack, "gpu-worker", max_age=timedelta(hours=1), timeout=timedelta(seconds=1))
         worker.start()
@@ -228,7 +232,7 @@ async def test_a_role_is_refused_what_is_not_its_work(broker: Stack, role: str, 
 
 
 async def test_a_consumer_delivers_to_its_own_role_alone(broker: Stack) -> None:
-    """A worker that has its reader's records sent elsewhere cannot listen there, and the notifier hears nothing."""
+    """The notifier cannot subscribe to the inbox at which a worker's consumer delivers."""
     async with connected(broker, "gpu-worker") as worker, connected(broker, "notifier") as notifier:
         await notifier.subscribe("_INBOX.gpu-worker.>")
         assert "_inbox.gpu-worker" in await refusal(notifier)
@@ -250,14 +254,13 @@ async def test_a_consumer_delivers_to_its_own_role_alone(broker: Stack) -> None:
     ],
     ids=["without a key", "with a password", "without the CA", "in clear"],
 )
-async def test_nobody_gets_in_without_key_and_tls(broker: Stack, changes: dict[str, Any]) -> None:
+async def test_nobody_connects_without_key_and_tls(broker: Stack, changes: dict[str, Any]) -> None:
     with pytest.raises((NatsError, OSError, TimeoutError)):
         async with asyncio.timeout(20), connected(broker, "gateway", connect_timeout=5, **changes):
             pass
 
 
-async def test_a_foreign_key_is_not_let_in(broker: Stack, tmp_path: Path) -> None:
-    nkeys = pytest.importorskip("nkeys")
+async def test_a_foreign_key_is_refused(broker: Stack, tmp_path: Path) -> None:
     seed = tmp_path / "foreign.nk"
     seed.write_bytes(nkeys.encode_seed(b"1" * 32, nkeys.PREFIX_BYTE_USER))
     with pytest.raises((NatsError, OSError, TimeoutError)):
@@ -303,8 +306,8 @@ TLS = 'tls {{ cert_file: "{cert}", key_file: "{key}", handshake_first: {first}, 
 PASSWORD = 'authorization { user: "feed", password: "hush" }\n'
 
 
-async def test_a_feed_with_a_client_certificate_and_a_password_turns_its_certificate(tmp_path: Path) -> None:
-    """The new one is used at the next connection."""
+async def test_a_feeds_new_client_certificate_is_used_for_the_next_connection(tmp_path: Path) -> None:
+    """Here with a password, too."""
     ca, later = Authority(tmp_path), Authority(tmp_path, "later")
     server, client = ca.issue("server"), ca.issue("client")
     config = TLS.format(cert=server.cert, key=server.key, ca=ca.path, first="true") + PASSWORD
@@ -315,7 +318,7 @@ async def test_a_feed_with_a_client_certificate_and_a_password_turns_its_certifi
         async with asyncio.timeout(60):
             await feed.wait_ready()
         assert await feed.sync("job", record("a"))
-        # Everything is of another CA from now on, for a while at the broker alone.
+        # The broker has a certificate of another CA from now on. The feed trusts that CA a while later.
         await process.kill()
         trusted = ca.pem
         later.issue("server")
@@ -335,8 +338,9 @@ async def test_a_feed_with_a_client_certificate_and_a_password_turns_its_certifi
         await feed.close()
 
 
-async def test_a_feed_with_a_ca_never_speaks_in_clear(tmp_path: Path) -> None:
-    """Whoever is between could say that the server knows no TLS, and read the password."""
+@pytest.mark.parametrize(("scheme", "with_ca"), [("nats", True), ("tls", True), ("tls", False)])
+async def test_a_feed_with_tls_sends_nothing_in_clear(tmp_path: Path, scheme: str, with_ca: bool) -> None:
+    """A man in the middle could claim that the server offers no TLS, and read the password."""
     ca, tries = Authority(tmp_path), asyncio.Semaphore(0)
     heard = bytearray()
 
@@ -348,7 +352,8 @@ async def test_a_feed_with_a_ca_never_speaks_in_clear(tmp_path: Path) -> None:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    feed = NatsFeed(FeedSettings(url=SecretStr(f"nats://feed:hush@127.0.0.1:{port}"), tls_ca=ca.path))
+    url = SecretStr(f"{scheme}://feed:hush@127.0.0.1:{port}")
+    feed = NatsFeed(FeedSettings(url=url, tls_ca=ca.path if with_ca else None))
     feed.start()
     async with asyncio.timeout(60):
         for _ in range(3):
@@ -371,8 +376,74 @@ def test_half_of_a_clients_tls_is_refused(prefix: str, tmp_path: Path, monkeypat
         kind()
 
 
-def test_a_file_that_holds_no_seed_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["UABC", "", "SUABC"])
+def test_a_file_that_holds_no_seed_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "public.nk"
-    path.write_text("UABC")
-    with pytest.raises(ValueError, match=r"public\.nk holds no NKey seed"):
+    path.write_text(text)
+    with pytest.raises(OSError, match=r"FEED_NKEY_SEED .*public\.nk holds no NKey seed"):
         NatsFeed(FeedSettings(nkey_seed=path))
+
+
+def test_a_url_in_clear_is_refused_with_a_ca(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    with pytest.raises(ValueError, match="FEED_TLS_CA is set, but"):
+        NatsFeed(FeedSettings(url=SecretStr("ws://127.0.0.1:9"), tls_ca=ca.path))
+    NatsFeed(FeedSettings(url=SecretStr("wss://127.0.0.1:9"), tls_ca=ca.path))
+
+
+async def test_a_url_of_the_scheme_tls_connects_to_a_server_that_speaks_first(tmp_path: Path) -> None:
+    """That is nats-server's default."""
+    ca = Authority(tmp_path)
+    server, client = ca.issue("server"), ca.issue("client")
+    config = TLS.format(cert=server.cert, key=server.key, ca=ca.path, first="false") + PASSWORD
+    async with a_broker(tmp_path, config) as (_, port):
+        url = SecretStr(f"tls://feed:hush@127.0.0.1:{port}")
+        feed = NatsFeed(FeedSettings(url=url, tls_ca=ca.path, tls_cert=client.cert, tls_key=client.key))
+        feed.start()
+        async with asyncio.timeout(60):
+            await feed.wait_ready()
+        assert await feed.sync("job", record("a"))
+        await feed.close()
+
+
+def new_seed() -> tuple[bytes, str]:
+    """Return an NKey seed of a user, and its public key."""
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    return seed, nkeys.from_seed(bytearray(seed)).public_key.decode()
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
+@pytest.mark.parametrize("meanwhile", ["missing", "half written"])
+async def test_a_new_nkey_is_used_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, meanwhile: str
+) -> None:
+    """The broker has the new one first, while the file of the seed cannot be used."""
+    caplog.set_level(logging.INFO)
+    (seed, public), (later, later_public) = new_seed(), new_seed()
+    file, config = tmp_path / "feed.nk", "authorization {{ users: [ {{ nkey: {} }} ] }}\n"
+    file.write_bytes(seed)
+    async with a_broker(tmp_path, config.format(public)) as (process, port):
+        feed = NatsFeed(FeedSettings(url=SecretStr(f"nats://127.0.0.1:{port}"), nkey_seed=file))
+        feed.start()
+        async with asyncio.timeout(60):
+            await feed.wait_ready()
+        file.write_bytes(later[:9])
+        if meanwhile == "missing":
+            file.unlink()
+        (tmp_path / "nats.conf").write_text(config.format(later_public))
+        if how == "reload":
+            process.signal(signal.SIGHUP)
+        else:
+            await process.kill()
+            await process.start()
+            await process.wait_ready()
+        caplog.clear()
+        async with asyncio.timeout(60):
+            # It has tried to connect in vain.
+            while feed.available or len(caplog.records) < 4:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.2)
+        replace(file, later)
+        async with asyncio.timeout(120):
+            while not await feed.sync("job", record("a")):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.2)
+        await feed.close()

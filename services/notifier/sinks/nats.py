@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from nats.aio.client import Client
@@ -27,7 +28,7 @@ from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _log = logging.getLogger(__name__)
 _ROLE: Final = "notifier"
-"""Names its inbox at NATS."""
+"""The name of the inbox at NATS."""
 _RETRY_SECONDS: Final = 1
 _CONNECT_SECONDS: Final = 5
 _PING_SECONDS: Final = 5
@@ -41,9 +42,12 @@ class NatsSink:
     """A Sink for NotifyTarget.nats. It connects with the first delivery, and again whenever the connection is lost."""
 
     def __init__(self, settings: NotifierSettings) -> None:
-        """`settings.nats_url` must be set. Raises OSError or ValueError for files that cannot be used."""
+        """`settings.nats_url` must be set. Raises OSError or ValueError where TLS or the NKey cannot be
+        used."""
         self._url = settings.nats_url or SecretStr("")
-        self._options = connect_options(self._url, _ROLE, settings.nats_tls, settings.nats_nkey_seed)
+        self._tls = settings.nats_tls
+        self._new_options = partial(connect_options, settings, _ROLE, "nats_")
+        self._new_options()
         self._prefix = settings.nats_subject_prefix
         self._timeout = settings.broker_timeout.total_seconds()
         self._connecting: asyncio.Task[Client] | None = None
@@ -88,14 +92,14 @@ class NatsSink:
         return await asyncio.shield(self._connecting)
 
     async def _connect(self) -> Client:
-        client = new_client(self._url)
+        client = new_client(self._url, self._tls)
         await client.connect(
             connect_timeout=_CONNECT_SECONDS,
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RETRY_SECONDS,
             ping_interval=_PING_SECONDS,
             error_cb=_log_error,
-            **self._options,
+            **self._new_options(),
         )
         return client
 
