@@ -1,8 +1,8 @@
 """The connection to Temporal, the same for every service.
 
 Where Temporal is comes from its own environment configuration (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
-`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`. Files of TLS are read again
-when they change: see runtime.temporal_tls.
+`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`. runtime.temporal_tls
+replaces the connection when the files of its TLS change.
 """
 
 import asyncio
@@ -56,7 +56,10 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     when the configuration does not say where Temporal is, OSError when a file that it names cannot be read.
     """
     profile = ClientConfigProfile.load()
-    options = profile.to_client_connect_config()
+    try:
+        options = profile.to_client_connect_config()
+    except OSError as error:
+        raise OSError(f"a file of TEMPORAL_TLS_… cannot be read: {error}") from error
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
     if "target_host" not in options:
         raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
@@ -73,7 +76,7 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
             plugins.append(TlsReloading(profile))
         try:
             client = await Client.connect(
-                # Files of TLS may have changed since the last try.
+                # The files of TLS may have changed since the last try.
                 **profile.to_client_connect_config(),
                 data_converter=data_converter,
                 plugins=plugins,

@@ -1,8 +1,8 @@
-"""The connection to Temporal, made anew when the files of its TLS change.
+"""The connection to Temporal, replaced when the files of its TLS change.
 
-Temporal's SDK reads them once, and would go on with certificates that have expired meanwhile. A plugin puts a service
-client between the SDK's Client and the connection, in which the connection can be replaced: calls that run end on the
-old one, and polls of workers, which go on for a minute at most.
+Temporal's SDK reads the files once, and would continue with certificates that have expired meanwhile. A plugin puts a
+service client between the SDK's Client and the connection, in which the connection can be replaced. Running calls end
+on the old connection. So do polls of workers, which last a minute at most.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from runtime.tls import FileStamps
 
 _log = logging.getLogger(__name__)
 _LOOK_INTERVAL: Final = timedelta(seconds=5)
-"""How often the files are looked at, and how soon a connection that could not be made is tried again."""
+"""Interval at which the files are checked, and at which a failed connection is tried again."""
 
 
 def tls_paths(profile: ClientConfigProfile) -> tuple[Path, ...]:
@@ -33,17 +33,18 @@ def tls_paths(profile: ClientConfigProfile) -> tuple[Path, ...]:
 
 
 class TlsReloading(SimplePlugin):
-    """Replaces the connection of the client that it is given to, and of the client's workers.
+    """Replaces the connection of a client and of the client's workers.
 
-    To be made before the files are read, one for each client.
+    Each client needs one of its own, created before the files are read.
     """
 
     def __init__(self, profile: ClientConfigProfile) -> None:
         super().__init__("llm.TlsReloading")
         self._profile = profile
-        # Before the files are read: what changes meanwhile is read again.
+        # Taken before the files are read, so a change meanwhile is seen later.
         self._stamps = FileStamps(tls_paths(profile))
         self._workers: set[Worker] = set()
+        self._replaced = False
         self._reloading: asyncio.Task[None] | None = None
 
     async def connect_service_client(
@@ -53,13 +54,16 @@ class TlsReloading(SimplePlugin):
     ) -> ServiceClient:
         """Connect; see Plugin."""
         service = _ReplaceableService(config, await next(config))
-        # Ends with the event loop, as the connection does.
+        # The task ends with the event loop, as the connection does.
         self._reloading = asyncio.create_task(self._keep_reloading(service))
         return service
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
         """Run a worker; see Plugin."""
         self._workers.add(worker)
+        if self._replaced:
+            # Perhaps since the worker was created.
+            worker.client = worker.client
         try:
             await next(worker)
         finally:
@@ -70,33 +74,34 @@ class TlsReloading(SimplePlugin):
         while True:
             await asyncio.sleep(_LOOK_INTERVAL.total_seconds())
             changed = self._stamps.changed()
-            if not (changed or stale):
+            if not changed and not stale:
                 continue
             try:
                 tls = self._profile.to_client_connect_config()["tls"]
                 await service.reconnect(dataclasses.replace(service.config, tls=tls, lazy=False))
-            except (OSError, RuntimeError, RPCError) as error:
+                self._replaced = True
+                for worker in self._workers:
+                    # The setter takes the connection from the client's service.
+                    worker.client = worker.client
+            except (OSError, RuntimeError, ValueError, RPCError) as error:
                 # The SDK reports a failed connection, and a file that is no certificate, as a plain RuntimeError.
                 if changed:
                     _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", error)
                 stale = True
-                continue
-            stale = False
-            for worker in self._workers:
-                # Takes the connection from the client's service.
-                worker.client = worker.client
-            _log.info("connected to Temporal with changed TLS files")
+            else:
+                stale = False
+                _log.info("connected to Temporal with changed TLS files")
 
 
 class _ReplaceableService(ServiceClient):
-    """The SDK's own service client, of which there may be a new one."""
+    """Passes all calls on to a service client of the SDK, which can be replaced."""
 
     def __init__(self, config: ConnectConfig, connected: ServiceClient) -> None:
         super().__init__(config)
         self._connected = connected
 
     async def reconnect(self, config: ConnectConfig) -> None:
-        """Use a new connection for all calls from now on. Raises RuntimeError or RPCError when there is none."""
+        """Use a new connection for all further calls. Raises RuntimeError or RPCError when it cannot be made."""
         self._connected = await ServiceClient.connect(config)
 
     @property

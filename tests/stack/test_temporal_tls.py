@@ -1,6 +1,6 @@
-"""The connection to Temporal by TLS, whose files change while the processes run.
+"""The connection to Temporal with TLS, whose files are replaced while the processes run.
 
-The development server knows no TLS: a proxy in front of it does, and asks for a client certificate.
+The development server has no TLS. A proxy in front of it has, and requires a client certificate.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from temporalio.client import Client
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
@@ -22,7 +23,7 @@ from tests.support.jobs import new_job, until_output, watch
 
 
 class TlsProxy:
-    """Takes TLS from clients with a certificate of the CA, and passes what they send to Temporal in clear."""
+    """Accepts TLS from clients with a certificate of the CA, and forwards their data to Temporal in clear."""
 
     def __init__(self, ca: Authority, pair: Pair, temporal: str) -> None:
         self.clients: list[str] = []
@@ -41,7 +42,7 @@ class TlsProxy:
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def trust(self, ca: Authority) -> None:
-        """Take certificates of this CA, too, on new connections."""
+        """Accept certificates of this CA as well, on new connections."""
         self._context.load_verify_locations(cadata=ca.pem.decode())
 
     def cut(self) -> None:
@@ -83,7 +84,7 @@ def ca(tmp_path: Path) -> Authority:
 
 @asynccontextmanager
 async def behind_tls(stack: Stack, ca: Authority) -> AsyncIterator[tuple[TlsProxy, Process, Process]]:
-    """Run a gateway and a GPU worker that reach Temporal through a proxy with TLS; yield all three."""
+    """Run a gateway and a GPU worker that connect to Temporal through a proxy with TLS; yield all three."""
     pair, queue = ca.issue("first"), f"tls-{ca.folder.name}"
     settings = {
         "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(ca.path),
@@ -119,7 +120,7 @@ async def logged(process: Process, words: str) -> None:
 
 
 async def test_new_files_are_used_without_a_restart_and_a_running_job_goes_on(stack: Stack, ca: Authority) -> None:
-    """Also once the connection that the first files made is gone, and Temporal takes those no more."""
+    """That holds once the connection with the first files is closed."""
     async with behind_tls(stack, ca) as (proxy, gateway, worker):
         assert set(proxy.clients) == {"first"}
         async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
@@ -142,13 +143,14 @@ async def test_new_files_are_used_without_a_restart_and_a_running_job_goes_on(st
             seen = await watch(stub, other)
             assert (seen.states[-1], seen.final.result.metadata.attempts) == ("SUCCEEDED", 1)
         assert "second" in proxy.clients
-        # The old connections look for Temporal, too, while the last polls wait on them.
+        assert await eagerly_started(stack, other), "the workflow worker is known to the new connection"
+        # The old connections still try to reach Temporal, for their last polls.
         assert gateway.running
         assert worker.running
 
 
 async def test_files_that_do_not_connect_leave_the_old_connection_until_they_do(stack: Stack, ca: Authority) -> None:
-    """A certificate of a CA that Temporal comes to know later."""
+    """The new certificate is of a CA that Temporal trusts later."""
     others = Authority(ca.folder, "others")
     async with behind_tls(stack, ca) as (proxy, gateway, _):
         stranger = others.issue("stranger", valid_for=timedelta(days=1))
@@ -163,7 +165,7 @@ async def test_files_that_do_not_connect_leave_the_old_connection_until_they_do(
 
 
 async def test_files_that_change_while_temporal_refuses_the_first_ones_are_used(stack: Stack, ca: Authority) -> None:
-    """A process that waits for Temporal at its start needs no restart either."""
+    """A process that waits for Temporal at its start needs no restart."""
     pair = Authority(ca.folder, "others").issue("client")
     proxy = TlsProxy(ca, ca.issue("temporal"), stack.address("temporal"))
     await proxy.start()
@@ -182,6 +184,13 @@ async def test_files_that_change_while_temporal_refuses_the_first_ones_are_used(
     assert set(proxy.clients) == {"client"}
     await gateway.terminate()
     await proxy.close()
+
+
+async def eagerly_started(stack: Stack, workflow_id: str) -> bool:
+    """Return whether the gateway that submitted the job got its first workflow task with the answer."""
+    client = await Client.connect(stack.address("temporal"))
+    history = await client.get_workflow_handle(workflow_id).fetch_history()
+    return history.events[0].workflow_execution_started_event_attributes.eager_execution_accepted
 
 
 async def _submitted(channel: grpc.aio.Channel) -> str:
