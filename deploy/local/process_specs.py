@@ -52,7 +52,7 @@ class Wiring:
     state_dir: Path
     engine: str
     secrets: "Secrets | None" = None
-    """None: nothing speaks TLS."""
+    """None: nothing uses TLS."""
 
     @property
     def temporal(self) -> Mapping[str, str]:
@@ -65,7 +65,7 @@ class Wiring:
 
     @property
     def ca(self) -> Path | None:
-        """The CA of those that speak TLS. None: nothing does."""
+        """The file of the CA's certificate. None: nothing uses TLS."""
         return self.secrets.ca if self.secrets is not None else None
 
     @property
@@ -74,12 +74,12 @@ class Wiring:
         return f"{'http' if self.secrets is None else 'https'}://{HOST}:{self.ports.codec}"
 
     def feed(self, role: str) -> Mapping[str, str]:
-        """Return where the live feed is, and how a role connects to it."""
+        """Return the settings with which a role connects to the live feed."""
         client = self.secrets.nats_client(role, "FEED_") if self.secrets is not None else {}
         return {"FEED_URL": f"nats://{HOST}:{self.ports.nats}", **client}
 
     def tls(self, kind: str, *prefixes: str) -> Mapping[str, str]:
-        """Return the settings of the listeners of a kind of process, each named with a prefix."""
+        """Return the TLS settings of a kind of process, for the listeners whose settings begin with the prefixes."""
         if self.secrets is None:
             return {}
         return {name: path for prefix in prefixes for name, path in self.secrets.server(kind, prefix).items()}
@@ -123,7 +123,7 @@ def _nats(wiring: Wiring) -> Part:
     else:
         options = ("-c", str(_NATS_CONFIG))
         paths = {**wiring.tls("nats", "NATS_TLS_"), "NATS_STORE_DIR": store}
-        # nats-server reads variables as it reads its file, where a space ends a word.
+        # nats-server parses variables like its file, where a space ends a word.
         quoted = {name: json.dumps(path) for name, path in paths.items()}
         environment = {**quoted, **wiring.secrets.nats_public_keys()}
     return Part(

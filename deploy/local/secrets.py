@@ -1,6 +1,7 @@
-"""The CA, the certificates and the NKeys of a stack with TLS: made anew at each start, for this machine alone."""
+"""The CA, the certificates and the NKeys of a stack with TLS. Each start creates new ones, for this machine only."""
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,41 +17,47 @@ _NKEYS: Final = ("gateway", "gpu-worker", "notifier", "operator")
 
 
 class Secrets:
-    """What makes a stack's connections private, in a folder of its state."""
+    """The files of a stack's TLS and NKeys, in a folder of its state."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is written before write()."""
+        """Only write() writes files."""
         self._folder = folder
         self._seeds = {role: nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) for role in _NKEYS}
 
     @property
     def ca(self) -> Path:
-        """The certificate of the CA."""
+        """The file of the CA's certificate."""
         return self._folder / "ca.pem"
 
     def server(self, kind: str, prefix: str) -> Mapping[str, str]:
-        """Return the settings, named with a prefix, of the certificate of a kind of process."""
+        """Return the settings of a listener of a kind of process. Their names begin with the prefix."""
         return {f"{prefix}CERT": str(self._folder / f"{kind}.pem"), f"{prefix}KEY": str(self._folder / f"{kind}.key")}
 
     def nats_client(self, role: str, prefix: str) -> Mapping[str, str]:
-        """Return the settings, named with a prefix, by which a role connects to NATS."""
+        """Return the settings with which a role connects to NATS. Their names begin with the prefix."""
         return {f"{prefix}TLS_CA": str(self.ca), f"{prefix}NKEY_SEED": str(self._folder / f"{role}.nk")}
 
     def nats_public_keys(self) -> Mapping[str, str]:
-        """Return the variables of deploy/nats/nats-server.conf that hold the roles' public keys."""
+        """Return the variables of deploy/nats/nats-server.conf for the roles' public keys."""
         return {
             f"NATS_{role.upper().replace('-', '_')}_NKEY": nkeys.from_seed(seed).public_key.decode()
             for role, seed in self._seeds.items()
         }
 
     def write(self) -> None:
-        """Write all files, in the place of those of the last start. The folder's folder is the owner's alone."""
-        self._folder.mkdir(exist_ok=True)
+        """Replace the files of the last start. Only the owner can read them."""
+        self._folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
         ca = trustme.CA()
-        ca.cert_pem.write_to_path(self.ca)
+        self._write("ca.pem", ca.cert_pem.bytes())
         for kind in _CERTIFICATES:
-            made = ca.issue_cert(HOST, "localhost", common_name=kind)
-            (self._folder / f"{kind}.pem").write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
-            made.private_key_pem.write_to_path(self._folder / f"{kind}.key")
+            issued = ca.issue_cert(HOST, "localhost", common_name=kind)
+            self._write(f"{kind}.pem", b"".join(part.bytes() for part in issued.cert_chain_pems))
+            self._write(f"{kind}.key", issued.private_key_pem.bytes())
         for role, seed in self._seeds.items():
-            (self._folder / f"{role}.nk").write_bytes(seed)
+            self._write(f"{role}.nk", seed)
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self._folder / name
+        path.unlink(missing_ok=True)
+        path.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
+        path.write_bytes(data)

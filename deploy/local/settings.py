@@ -51,8 +51,8 @@ class StackSettings(BaseSettings):
     """Number of GPU workers."""
 
     tls: bool = False
-    """Whether gateway, metrics, codec server and NATS speak TLS, and NATS knows the services by NKeys. Each start makes
-    a CA of its own: tls/ca.pem in STACK_STATE_DIR. Temporal's development server knows no TLS and stays in clear."""
+    """Whether gateway, metrics, codec server and NATS use TLS, and the services authenticate to NATS by NKeys. Each
+    start creates a CA, tls/ca.pem in STACK_STATE_DIR. Temporal's development server has no TLS and stays in clear."""
 
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Maximum time until a process is ready, in seconds. A large model needs more."""

@@ -89,7 +89,7 @@ class Stack:
 
     @property
     def ca(self) -> Path | None:
-        """The certificate of the CA of a stack with TLS, once it has started. None: a stack without."""
+        """The file of the CA's certificate, once the stack has started. None: the stack has no TLS."""
         return self._secrets.ca if self._secrets is not None else None
 
     def add(self, kind: str, environment: Mapping[str, str] | None = None, *, working_dir: Path = _ROOT) -> Process:
@@ -174,7 +174,7 @@ class Stack:
 
 
 def _new_secrets(folder: Path) -> "Secrets":
-    """Return a stack's secrets. Who runs no TLS needs no package that makes them."""
+    """Return the secrets of a stack. The import is here because only TLS needs the packages that create them."""
     from deploy.local.secrets import Secrets
 
     return Secrets(folder)

@@ -1,8 +1,10 @@
-"""The whole stack with STACK_TLS: a job goes through, and everything but Temporal's development server speaks TLS."""
+"""The whole stack with STACK_TLS: a job runs, and everything but Temporal's development server uses TLS."""
 
 import asyncio
 import json
+import os
 import shlex
+import shutil
 import socket
 import ssl
 import sys
@@ -20,6 +22,7 @@ from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.blocks import Block, blocks
 from tests.support.commands import run
 from tests.support.jobs import new_job, run_job
 from tests.support.local import environment
@@ -59,8 +62,8 @@ async def test_the_demo_runs_with_tls(tmp_path: Path) -> None:
     assert "grpcurl -cacert" in shown
 
 
-async def test_a_job_goes_through_with_its_tokens_and_its_event(tls_stack: Stack) -> None:
-    """The tokens by the feed, the event to a stream that the operator has made."""
+async def test_a_job_runs_and_its_tokens_and_its_event_arrive(tls_stack: Stack) -> None:
+    """The tokens arrive by the feed, the event in a stream that the operator has created."""
     operator = await nats.connect(
         f"nats://{tls_stack.address('nats')}",
         tls=ssl.create_default_context(cafile=ca(tls_stack)),
@@ -100,12 +103,14 @@ async def test_no_listener_but_temporals_answers_in_clear(tls_stack: Stack) -> N
                 answer = plain.recv(100)
             except ConnectionResetError:
                 continue
-            # Nothing, or an alert of TLS.
+            # Nothing, or a TLS alert.
             assert answer[:1] in (b"", b"\x15"), address
 
 
-async def test_the_secrets_are_the_owners_alone(tls_stack: Stack) -> None:
-    assert not ca(tls_stack).parents[1].stat().st_mode & 0o077
+async def test_only_the_owner_can_read_the_secrets(tls_stack: Stack) -> None:
+    folder = ca(tls_stack).parent
+    for path in (folder.parent, folder, *folder.iterdir()):
+        assert not path.stat().st_mode & 0o077, path
 
 
 async def test_the_lines_of_buf_and_temporal_that_up_prints_work(tls_stack: Stack) -> None:
@@ -115,4 +120,24 @@ async def test_the_lines_of_buf_and_temporal_that_up_prints_work(tls_stack: Stac
     for command in commands:
         ended = await run("bash", "-c", command.replace(str(Path.cwd()), "."))
         assert ended.status == 0, (shlex.split(command), ended.errors)
-    assert "docstrings" in ended.output, "the codec server has made the payloads readable"
+    assert "docstrings" in ended.output, "the codec server decodes the payloads"
+
+
+@pytest.mark.parametrize("block", [block for block in blocks() if "stack/tls" in block.text], ids=lambda b: b.place)
+async def test_the_examples_of_the_page_work(tls_stack: Stack, block: Block) -> None:
+    """They run unchanged, except for addresses and the path of the CA."""
+    text = block.text.replace(".stack/tls/ca.pem", str(ca(tls_stack)))
+    addresses = {
+        "127.0.0.1:50051": tls_stack.address("gateway"),
+        "127.0.0.1:8234": tls_stack.address("codec"),
+        "127.0.0.1:9464": tls_stack.metrics_url("gateway").split("/")[2],
+    }
+    for documented, address in addresses.items():
+        text = text.replace(documented, address)
+    if text.startswith("grpcurl") and shutil.which("grpcurl") is None:
+        pytest.skip("grpcurl is not installed")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = (sys.executable, "-c") if text.startswith("import") else ("bash", "-euc")
+    ended = await run(*command, text, PATH=path, TEMPORAL_ADDRESS=tls_stack.address("temporal"))
+    assert ended.status == 0, ended.errors
+    assert ended.output
