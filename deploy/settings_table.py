@@ -38,7 +38,9 @@ def table() -> str:
         prefix = settings.model_config.get("env_prefix", "")
         lines += ["", f"## `{prefix}…`", "", (settings.__doc__ or "").splitlines()[0], ""]
         lines += ["| variable | default | meaning |", "|---|---|---|"]
-        for name, field in settings.model_fields.items():
+        # A class's own settings before those that it shares with other classes.
+        fields = sorted(settings.model_fields.items(), key=lambda item: item[0] not in settings.__annotations__)
+        for name, field in fields:
             meaning = " ".join((field.description or "").split())
             lines.append(f"| `{prefix}{name.upper()}` | {_default(field)} | {meaning} |")
     return "\n".join(lines[1:]) + "\n"

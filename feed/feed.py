@@ -6,12 +6,13 @@ offset of its text, so a reader detects a gap and asks Temporal instead.
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, FilePath, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_pb import internal_pb2
+from runtime.tls import ClientTls, client_tls
 
 RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
 """A reader's callback, called with each record as soon as it arrives. Returns True once the reader needs no more."""
@@ -97,6 +98,16 @@ class FeedSettings(BaseSettings):
 
     url: SecretStr = SecretStr("nats://127.0.0.1:4222")
     """URL of the NATS server, with JetStream. It may hold a user and password."""
+    tls_ca: FilePath | None = None
+    """PEM file of the CAs that may have issued the NATS server's certificate. If set, the connection begins with the
+    TLS handshake, so the server needs handshake_first. Unset: the connection is in clear, unless the server requires
+    TLS."""
+    tls_cert: FilePath | None = None
+    """PEM file of the certificate to present to the NATS server."""
+    tls_key: FilePath | None = None
+    """PEM file of the private key of FEED_TLS_CERT, not encrypted."""
+    nkey_seed: FilePath | None = None
+    """File of the NKey seed with which the process authenticates to the NATS server."""
     stream: str = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
     subject_prefix: str = "llm.feed"
@@ -107,3 +118,13 @@ class FeedSettings(BaseSettings):
     """Maximum disk space of all records, in bytes. The oldest are deleted first."""
     timeout: timedelta = timedelta(seconds=2)
     """Maximum wait for the broker's answer."""
+
+    @property
+    def tls(self) -> ClientTls | None:
+        """The files of TLS. None: no CA is set."""
+        return client_tls(self)
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        client_tls(self)
+        return self

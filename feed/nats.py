@@ -9,18 +9,19 @@ import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import StorageType, StreamConfig
-from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
+from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from feed.feed import FeedSettings, RecordHandler, ignore
 from feed.nats_consumers import Consumers, reraise_cancel
 from llm_pb import internal_pb2
+from runtime.nats_client import connect_options, new_client
 
 _log = logging.getLogger(__name__)
 _PENDING_BYTES: Final = 4 * 1024 * 1024
@@ -28,16 +29,17 @@ _PENDING_BYTES: Final = 4 * 1024 * 1024
 _RETRY_SECONDS: Final = 1
 _PING_SECONDS: Final = 5
 """Interval of pings. A connection on which the broker does not answer is given up after three of them."""
-_OTHER_CONFIG: Final = 10058
-"""JetStream's error for a stream that exists with other settings."""
 
 
 class NatsFeed:
     """A Feed on a JetStream stream, which it creates when there is none."""
 
-    def __init__(self, settings: FeedSettings) -> None:
+    def __init__(self, settings: FeedSettings, role: str = "") -> None:
+        """`role` names the inbox of the process. Raises OSError or ValueError where TLS or the NKey cannot be used."""
         self._settings = settings
-        self._client = Client()
+        self._new_options = partial(connect_options, settings, role)
+        self._new_options()
+        self._client = new_client(settings.url, settings.tls)
         self._stream = self._client.jetstream(timeout=settings.timeout.total_seconds())
         self._ready = asyncio.Event()
         self._stream_unsure = asyncio.Event()
@@ -146,11 +148,14 @@ class NatsFeed:
 
     async def _stay_ready(self) -> None:
         while True:
-            await self._stay_connected()
-            # nats-py closes a client for good when the broker refuses it: its credentials were changed, say.
-            _log.warning("the feed's broker has ended the connection")
+            try:
+                await self._stay_connected()
+                # nats-py closes a client for good when the broker refuses it: its credentials were changed, say.
+                _log.warning("the feed's broker has ended the connection")
+            except (NatsError, OSError) as error:
+                _log.warning("the feed cannot connect: %s", error)
             await asyncio.sleep(_RETRY_SECONDS)
-            self._client = Client()
+            self._client = new_client(self._settings.url, self._settings.tls)
             self._stream = self._client.jetstream(timeout=self._settings.timeout.total_seconds())
 
     async def _stay_connected(self) -> None:
@@ -172,7 +177,6 @@ class NatsFeed:
 
     async def _connect(self) -> None:
         await self._client.connect(
-            servers=self._settings.url.get_secret_value(),
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RETRY_SECONDS,
             connect_timeout=max(1, round(self._settings.timeout.total_seconds())),
@@ -183,10 +187,14 @@ class NatsFeed:
             disconnected_cb=self._note_disconnect,
             reconnected_cb=self._note_change,
             closed_cb=self._note_change,
+            **self._new_options(),
         )
 
     async def _create_stream(self) -> None:
-        """Create the stream; give one that exists the limits of the settings."""
+        """Create the stream; give one that exists the limits of the settings.
+
+        A role without the permission to change the stream works with the one that exists.
+        """
         config = StreamConfig(
             name=self._settings.stream,
             subjects=[f"{self._settings.subject_prefix}.*"],
@@ -195,11 +203,17 @@ class NatsFeed:
             max_bytes=self._settings.max_bytes,
         )
         try:
+            found = (await reraise_cancel(self._stream.stream_info(self._settings.stream))).config
+        except NotFoundError:
             await reraise_cancel(self._stream.add_stream(config))
-        except BadRequestError as error:
-            if error.err_code != _OTHER_CONFIG:
-                raise
+            return
+        if _own(found) == _own(config):
+            return
+        try:
             await reraise_cancel(self._stream.update_stream(config))
+        except (NatsError, OSError, TimeoutError) as error:
+            # The role may lack the permission.
+            _log.warning("the feed's stream keeps limits that differ from FEED_…: %r", error)
 
     async def _note_disconnect(self) -> None:
         self._ready.clear()
@@ -214,6 +228,11 @@ class NatsFeed:
             # Somebody deleted the stream, and what it held and was sent since.
             self._losing = True
             self._stream_unsure.set()
+
+
+def _own(config: StreamConfig) -> tuple[object, ...]:
+    """Return the part of a stream's configuration that the settings determine."""
+    return config.subjects, config.storage, config.max_age, config.max_bytes
 
 
 async def _log_error(error: Exception) -> None:

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
-def shut_down(peers: Collection[str], port: int) -> int:
-    """Shut down the connections of these peers to a port of this process; return how many were found.
+def shut_down(peers: Collection[str], ports: Collection[int]) -> int:
+    """Shut down the connections of these peers to ports of this process; return how many were found.
 
     A peer is what `ServicerContext.peer()` returns: "ipv4:192.0.2.1:50000". The function reads the list of all open
     files: call it in a thread.
@@ -28,7 +28,7 @@ def shut_down(peers: Collection[str], port: int) -> int:
         # A socket that is not connected has no peer.
         with contextlib.suppress(OSError):
             # An outgoing connection of this process may have the same remote address.
-            accepted = connection.family in _FAMILIES and connection.getsockname()[1] == port
+            accepted = connection.family in _FAMILIES and connection.getsockname()[1] in ports
             if accepted and _normal(*connection.getpeername()[:2]) in addresses:
                 connection.shutdown(socket.SHUT_RDWR)
                 found += 1

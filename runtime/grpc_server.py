@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -15,11 +15,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime.connections import shut_down
 from runtime.grpc_auth import AuthInterceptor
+from runtime.grpc_health import Health
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
 from runtime.grpc_requests import MAX_QUEUED, OneRequest, Unread
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
+from runtime.tls import ServerTls, grpc_server_credentials
 
 _log = logging.getLogger(__name__)
 _grpc_log = logging.getLogger("grpc._cython.cygrpc")
@@ -105,45 +107,6 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
     return options
 
 
-class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # without type information
-    """The library's, with the one method that it lacks, and answers with a traceback, and one of its own.
-
-    Its Watch holds a lock while it sends: one client that does not read would keep the health of the server as it is,
-    and the server from stopping.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = asyncio.Event()
-
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802  the library's
-        """Send the health of a name, and again whenever it changes."""
-        sent = None
-        while True:
-            changed = self._changed
-            status = self._server_status.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-            if status != sent:
-                await context.write(health_pb2.HealthCheckResponse(status=status))
-                sent = status
-            else:
-                await changed.wait()
-
-    async def _set(self, service: str, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        if self._server_status.get(service) != status:
-            self._server_status[service] = status
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-    def serving(self) -> bool:
-        """Return whether the server as a whole says SERVING."""
-        return bool(self._server_status.get(health.OVERALL_HEALTH) == health_pb2.HealthCheckResponse.SERVING)
-
-    async def List(self, request: health_pb2.HealthListRequest, context: object) -> health_pb2.HealthListResponse:
-        """Return the health of every name that has one."""
-        known = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items()}
-        return health_pb2.HealthListResponse(statuses=known)
-
-
 class GrpcServer:
     """A server whose health follows what it depends on."""
 
@@ -157,13 +120,17 @@ class GrpcServer:
         details: Details = lambda code, message: (),
         telemetry: RpcTelemetryInterceptor | None = None,
         auth: AuthInterceptor | None = None,
+        tls: ServerTls | None = None,
+        mtls_port: int | None = None,
         *,
         reflection: bool = False,
     ) -> None:
         """`details`: what refusals of this server carry, like the service's own errors.
 
         `telemetry` observes every call, those too that are refused before the `interceptors` see them. `auth` says who
-        calls; None: nobody asks. `reflection`: whether clients may ask for the contract.
+        calls; None: nobody asks. `tls`: the files of the server's TLS. None: no TLS. With a `mtls_port`, clients need a
+        certificate on that port only, because in gRPC for Python a port either requires client certificates or does not
+        ask for them. `reflection`: whether clients may ask for the contract.
         """
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
@@ -183,31 +150,53 @@ class GrpcServer:
         )
         self._unread = [self._own_calls.unread, self._requests.unread, *([auth.unread] if auth is not None else ())]
         self._service = service
-        self._health = _Health()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         if reflection:
             add_reflection((service, health.SERVICE_NAME), self.server)
-        self._address = f"{host}:{port}"
+        self._host = host
         self._port = port
+        self._tls = tls
+        self._mtls_port = mtls_port
+        self._ports: list[int] = []
 
     @property
     def address(self) -> str:
         """Where it listens, as host:port. Valid after start()."""
-        return f"{self._address.rpartition(':')[0]}:{self._port}"
+        return f"{self._host}:{self._port}"
 
     def serving(self) -> bool:
         """Return whether its health is SERVING."""
         return self._health.serving()
 
     async def start(self) -> None:
-        """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken."""
+        """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken.
+
+        Raises OSError when the files of its TLS cannot be used.
+        """
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
-        try:
-            self._port = self.server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise RuntimeError(f"cannot listen on {self._address}: is it taken? ({error})") from error
+        if self._tls is None or self._mtls_port is None:
+            self._port = self._listen(self._port, self._tls)
+        else:
+            self._port = self._listen(self._port, replace(self._tls, client_ca=None))
+            self._listen(self._mtls_port, self._tls)
         await self.server.start()
-        _log.info("listening on %s", self.address)
+
+    def _listen(self, port: int, tls: ServerTls | None) -> int:
+        """Return the port, which is another one for 0."""
+        credentials = grpc_server_credentials(tls) if tls is not None else None
+        address = f"{self._host}:{port}"
+        try:
+            if credentials is None:
+                port = self.server.add_insecure_port(address)
+            else:
+                port = self.server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise RuntimeError(f"cannot listen on {address}: is it taken? ({error})") from error
+        words = "" if tls is None else " with TLS" if tls.client_ca is None else " with TLS and client certificates"
+        _log.info("listening on %s:%d%s", self._host, port, words)
+        self._ports.append(port)
+        return port
 
     async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
         """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""
@@ -225,7 +214,7 @@ class GrpcServer:
         while True:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
             if peers := stalled().union(*(refusals.stalled() for refusals in self._unread)):
-                found = await asyncio.to_thread(shut_down, peers, self._port)
+                found = await asyncio.to_thread(shut_down, peers, self._ports)
                 _log.warning("closed %d connections whose clients have stopped reading", found)
 
     async def drain(self) -> None:

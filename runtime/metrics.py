@@ -10,6 +10,7 @@ in prometheus_client's own registry is served along: the process's memory and CP
 import asyncio
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from temporalio.runtime import (
 
 from runtime.health import Readiness, with_health
 from runtime.log import core_logging
+from runtime.tls import ServerTls, server_context
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -53,6 +55,8 @@ LONG_SECONDS: Final = (
 _BUFFERED: Final = 20_000
 """Updates that the SDK keeps until they are fetched; it makes about 60 for a job and drops what does not fit. It takes
 memory for all of them at once: 100 bytes each."""
+_HANDSHAKE_SECONDS: Final = 10
+"""Maximum duration of a TLS handshake."""
 _COMMAND_QUEUES: Final = "temporal-sys/worker-commands"
 _FETCH_INTERVAL: Final = timedelta(seconds=0.5)
 """Short, so that fetching what has come meanwhile never holds the event loop for long."""
@@ -73,14 +77,18 @@ class Metrics:
 
 
 @asynccontextmanager
-async def serving_metrics(host: str, port: int, prefix: str, readiness: Readiness) -> AsyncIterator[Metrics]:
-    """Serve metrics and health over HTTP while the context is open; port 0 takes a free one and logs it.
+async def serving_metrics(
+    host: str, port: int, prefix: str, readiness: Readiness, tls: ServerTls | None = None
+) -> AsyncIterator[Metrics]:
+    """Serve metrics and health over HTTP while the context is open, with `tls` over HTTPS; port 0 takes a free one.
 
     Threads serve, so that metrics can be read while the event loop is busy. Raises RuntimeError when the address is
-    taken, naming the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`.
+    taken, naming the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`, and OSError when the files of `tls`
+    cannot be used.
     """
+    context = server_context(tls) if tls is not None else None
     try:
-        server = _Server(host, port, with_health(make_wsgi_app(), readiness))
+        server = _Server(host, port, with_health(make_wsgi_app(), readiness), context)
     except OSError as error:
         raise RuntimeError(
             f"cannot serve metrics on {host}:{port}: is it taken? ({error});"
@@ -88,7 +96,7 @@ async def serving_metrics(host: str, port: int, prefix: str, readiness: Readines
         ) from error
     thread = threading.Thread(target=server.serve_forever, name="metrics and health", daemon=True)
     thread.start()
-    _log.info("metrics on http://%s:%d/metrics", host, server.server_port)
+    _log.info("metrics on %s://%s:%d/metrics", "http" if context is None else "https", host, server.server_port)
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
     # Prometheus's text format has no place for exemplars.
     provider = MeterProvider([reader], exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False)
@@ -110,11 +118,27 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, application: "WSGIApplication") -> None:
+    def __init__(self, host: str, port: int, application: "WSGIApplication", context: ssl.SSLContext | None) -> None:
+        self._context = context
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), port), _SilentHandler)
         self.set_app(application)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection. Its TLS handshake takes place in its own thread, so it delays no other client."""
+        if self._context is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_HANDSHAKE_SECONDS)
+        try:
+            secure = self._context.wrap_socket(request, server_side=True)
+        except OSError as error:
+            _log.debug("no TLS with %s: %s", client_address, error)
+            return
+        with secure:
+            secure.settimeout(None)
+            super().finish_request(secure, client_address)
 
 
 class _SilentHandler(WSGIRequestHandler):

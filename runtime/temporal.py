@@ -1,7 +1,8 @@
 """The connection to Temporal, the same for every service.
 
 Where Temporal is comes from its own environment configuration (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
-`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`.
+`TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`. runtime.temporal_tls
+replaces the connection when the files of its TLS change.
 """
 
 import asyncio
@@ -13,15 +14,16 @@ from typing import Any, Final, Literal, cast
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.client import Client
+from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
 from payload_converter import data_converter
 from runtime.health import CHECK_TIMEOUT, Readiness
+from runtime.temporal_tls import TlsReloading, tls_paths
 
 _log = logging.getLogger(__name__)
 _RETRY = timedelta(seconds=1)
@@ -51,10 +53,13 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     Temporal answers.
 
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
-    when the configuration does not say where Temporal is.
+    when the configuration does not say where Temporal is, OSError when a file that it names cannot be read.
     """
-    options = ClientConfig.load_client_connect_config()
-    tracing = OpenTelemetryPlugin(add_temporal_spans=True)
+    profile = ClientConfigProfile.load()
+    try:
+        options = profile.to_client_connect_config()
+    except OSError as error:
+        raise OSError(f"a file of TEMPORAL_TLS_… cannot be read: {error}") from error
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
     if "target_host" not in options:
         raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
@@ -66,16 +71,20 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
     while True:
+        plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
+        if tls_paths(profile):
+            plugins.append(TlsReloading(profile))
         try:
             client = await Client.connect(
-                **options,
+                # The files of TLS may have changed since the last try.
+                **profile.to_client_connect_config(),
                 data_converter=data_converter,
-                plugins=[tracing],
+                plugins=plugins,
                 runtime=runtime,
                 grpc_compression=compression,
             )
-        except RuntimeError as error:
-            # The SDK reports a failed connection as a plain RuntimeError.
+        except (OSError, RuntimeError) as error:
+            # The SDK reports a failed connection as a plain RuntimeError. A file of TLS may be missing for a moment.
             _log.warning("Temporal cannot be reached yet: %s", error)
             await asyncio.sleep(_RETRY.total_seconds())
         else:

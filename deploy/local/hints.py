@@ -18,7 +18,13 @@ def hints(stack: Stack, model: str) -> str:
     workflow_id = f"llmjob-{user}-{request}"
     submit = shlex.quote(json.dumps({"job": job}))
     watch = shlex.quote(json.dumps({"workflow_id": workflow_id}))
-    buf_curl = f"{_tool('buf')} curl --protocol grpc --http2-prior-knowledge"
+    if stack.ca is None:
+        grpcurl, scheme, trust = "grpcurl -plaintext", "http", ""
+        buf_curl = f"{_tool('buf')} curl --protocol grpc --http2-prior-knowledge"
+    else:
+        ca, scheme = _short(stack.ca), "https"
+        grpcurl, trust = f"grpcurl -cacert {ca}", f"SSL_CERT_FILE={ca} "
+        buf_curl = f"{_tool('buf')} curl --protocol grpc --cacert {ca}"
     return f"""
   Web UI      {stack.web_ui}
   gateway     {gateway}
@@ -27,16 +33,16 @@ def hints(stack: Stack, model: str) -> str:
 
 Submit a job and watch it, with grpcurl or with buf:
 
-  grpcurl -plaintext -d {submit} {gateway} {rpc}/Submit
-  grpcurl -plaintext -d {watch} {gateway} {rpc}/StreamStatus
+  {grpcurl} -d {submit} {gateway} {rpc}/Submit
+  {grpcurl} -d {watch} {gateway} {rpc}/StreamStatus
 
-  {buf_curl} --data {submit} http://{gateway}/{rpc}/Submit
-  {buf_curl} --data {watch} http://{gateway}/{rpc}/StreamStatus
+  {buf_curl} --data {submit} {scheme}://{gateway}/{rpc}/Submit
+  {buf_curl} --data {watch} {scheme}://{gateway}/{rpc}/StreamStatus
 
 Look at it from Temporal's side:
 
-  {_tool("temporal")} workflow show --address {stack.address("temporal")} \
---codec-endpoint http://{HOST}:{stack.ports.codec} --workflow-id {workflow_id}
+  {trust}{_tool("temporal")} workflow show --address {stack.address("temporal")} \
+--codec-endpoint {scheme}://{HOST}:{stack.ports.codec} --workflow-id {workflow_id}
 """
 
 

@@ -1,9 +1,11 @@
 """Probes that check whether a process is ready. Each checks once and returns within a few seconds."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Collection
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -37,19 +39,21 @@ def listens(address: str) -> Probe:
     return probe
 
 
-def is_ready(address: str) -> Probe:
+def is_ready(address: str, ca: Path | None = None) -> Probe:
     """Return a probe that succeeds once a service says so at /readyz, on the port of its metrics.
 
-    A service is ready without the feed, which it reports as degraded. It gets a few seconds to connect, so that the
-    first job's tokens are not lost.
+    With a `ca` it speaks HTTPS. A service is ready without the feed, which it reports as degraded. It gets a few
+    seconds to connect, so that the first job's tokens are not lost.
     """
-    url, timeout = f"http://{address}/readyz", aiohttp.ClientTimeout(total=_READY_TIMEOUT)
+    url = f"{'http' if ca is None else 'https'}://{address}/readyz"
+    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT)
     ready_since: float | None = None
 
     async def probe(_: Process) -> bool:
         nonlocal ready_since
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+            context = ssl.create_default_context(cafile=ca) if ca is not None else True
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, ssl=context) as answer:
                 if answer.status != HTTPStatus.OK:
                     ready_since = None
                     return False

@@ -3,19 +3,25 @@
 This is the one place that knows how the processes find each other.
 """
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from deploy.local.errors import ProgramMissing
 from deploy.local.ports import HOST, Ports
 from deploy.local.probes import has_search_attributes, is_ready, listens
 from deploy.local.process import Probe
 from jobs.names import SEARCH_ATTRIBUTES
+
+if TYPE_CHECKING:
+    from deploy.local.secrets import Secrets
+
+_NATS_CONFIG: Final = Path(__file__).parents[1] / "nats" / "nats-server.conf"
 
 _DYNAMIC_CONFIG: Final = {
     # One shard polls its queues 20 times a second by default, so that every step of a workflow may wait 50 ms.
@@ -45,6 +51,8 @@ class Wiring:
     ports: Ports
     state_dir: Path
     engine: str
+    secrets: "Secrets | None" = None
+    """None: nothing uses TLS."""
 
     @property
     def temporal(self) -> Mapping[str, str]:
@@ -56,9 +64,25 @@ class Wiring:
         }
 
     @property
-    def feed(self) -> Mapping[str, str]:
-        """Where the live feed is."""
-        return {"FEED_URL": f"nats://{HOST}:{self.ports.nats}"}
+    def ca(self) -> Path | None:
+        """The file of the CA's certificate. None: nothing uses TLS."""
+        return self.secrets.ca if self.secrets is not None else None
+
+    @property
+    def codec_url(self) -> str:
+        """The URL of the codec server."""
+        return f"{'http' if self.secrets is None else 'https'}://{HOST}:{self.ports.codec}"
+
+    def feed(self, role: str) -> Mapping[str, str]:
+        """Return the settings with which a role connects to the live feed."""
+        client = self.secrets.nats_client(role, "FEED_") if self.secrets is not None else {}
+        return {"FEED_URL": f"nats://{HOST}:{self.ports.nats}", **client}
+
+    def tls(self, kind: str, *prefixes: str) -> Mapping[str, str]:
+        """Return the TLS settings of a kind of process, for the listeners whose settings begin with the prefixes."""
+        if self.secrets is None:
+            return {}
+        return {name: path for prefix in prefixes for name, path in self.secrets.server(kind, prefix).items()}
 
 
 @dataclass(frozen=True)
@@ -83,7 +107,7 @@ def _temporal(wiring: Wiring) -> Part:
             *("--db-filename", str(wiring.state_dir / "temporal.db")),
             # Twice the throughput of the default rollback journal.
             *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
-            *("--ui-codec-endpoint", f"http://{HOST}:{wiring.ports.codec}", "--ui-disable-news-fetch"),
+            *("--ui-codec-endpoint", wiring.codec_url, "--ui-disable-news-fetch"),
             *(word for name, kind in attributes.items() for word in ("--search-attribute", f"{name}={kind}")),
             *(word for key, value in _DYNAMIC_CONFIG.items() for word in ("--dynamic-config-value", f"{key}={value}")),
         ),
@@ -92,11 +116,19 @@ def _temporal(wiring: Wiring) -> Part:
 
 
 def _nats(wiring: Wiring) -> Part:
+    store = str(wiring.state_dir / "nats")
+    if wiring.secrets is None:
+        options: tuple[str, ...] = ("-js", "-sd", store)
+        environment: Mapping[str, str] = {}
+    else:
+        options = ("-c", str(_NATS_CONFIG))
+        paths = {**wiring.tls("nats", "NATS_TLS_"), "NATS_STORE_DIR": store}
+        # nats-server parses variables like its file, where a space ends a word.
+        quoted = {name: json.dumps(path) for name, path in paths.items()}
+        environment = {**quoted, **wiring.secrets.nats_public_keys()}
     return Part(
-        command=(
-            _program("nats-server"),
-            *("-a", HOST, "-p", str(wiring.ports.nats), "-js", "-sd", str(wiring.state_dir / "nats")),
-        ),
+        command=(_program("nats-server"), "-a", HOST, "-p", str(wiring.ports.nats), *options),
+        environment=environment,
         probe=listens(f"{HOST}:{wiring.ports.nats}"),
     )
 
@@ -113,8 +145,9 @@ def _codec(wiring: Wiring) -> Part:
             "CODEC_ALLOWED_ORIGINS": ",".join(
                 f"http://{host}:{wiring.ports.temporal_ui}" for host in (HOST, "localhost")
             ),
+            **wiring.tls("codec", "CODEC_TLS_", "CODEC_METRICS_TLS_"),
         },
-        probe=is_ready(f"{HOST}:{wiring.ports.codec_metrics}"),
+        probe=is_ready(f"{HOST}:{wiring.ports.codec_metrics}", wiring.ca),
     )
 
 
@@ -123,7 +156,8 @@ def _gateway(wiring: Wiring) -> Part:
         command=(sys.executable, "-m", "services.gateway"),
         environment={
             **wiring.temporal,
-            **wiring.feed,
+            **wiring.feed("gateway"),
+            **wiring.tls("gateway", "GATEWAY_TLS_", "GATEWAY_METRICS_TLS_"),
             "GATEWAY_HOST": HOST,
             "GATEWAY_PORT": str(wiring.ports.gateway),
             # Whoever tries the stack has no proto file at hand.
@@ -132,7 +166,7 @@ def _gateway(wiring: Wiring) -> Part:
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
             "GATEWAY_NOTIFY_OPERATOR": os.environ.get("GATEWAY_NOTIFY_OPERATOR", _has_operators_endpoint()),
         },
-        probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}"),
+        probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}", wiring.ca),
     )
 
 
@@ -141,12 +175,13 @@ def _gpu_worker(wiring: Wiring) -> Part:
         command=(sys.executable, "-m", "services.gpu_worker"),
         environment={
             **wiring.temporal,
-            **wiring.feed,
+            **wiring.feed("gpu-worker"),
+            **wiring.tls("gpu-worker", "GPU_WORKER_METRICS_TLS_"),
             "GPU_WORKER_ENGINE": wiring.engine,
             "GPU_WORKER_METRICS_HOST": HOST,
             "GPU_WORKER_METRICS_PORT": str(wiring.ports.gpu_worker_metrics),
         },
-        probe=is_ready(f"{HOST}:{wiring.ports.gpu_worker_metrics}"),
+        probe=is_ready(f"{HOST}:{wiring.ports.gpu_worker_metrics}", wiring.ca),
     )
 
 
@@ -155,6 +190,8 @@ def _notifier(wiring: Wiring) -> Part:
         command=(sys.executable, "-m", "services.notifier"),
         environment={
             **wiring.temporal,
+            **wiring.tls("notifier", "NOTIFIER_METRICS_TLS_"),
+            **(wiring.secrets.nats_client("notifier", "NOTIFIER_NATS_") if wiring.secrets is not None else {}),
             "NOTIFIER_METRICS_HOST": HOST,
             "NOTIFIER_METRICS_PORT": str(wiring.ports.notifier_metrics),
             # Receivers are on this machine, too: any port, without TLS.
@@ -162,7 +199,7 @@ def _notifier(wiring: Wiring) -> Part:
             "NOTIFIER_WEBHOOK_SCHEMES": '["https", "http"]',
             "NOTIFIER_WEBHOOK_PORTS": "[]",
         },
-        probe=is_ready(f"{HOST}:{wiring.ports.notifier_metrics}"),
+        probe=is_ready(f"{HOST}:{wiring.ports.notifier_metrics}", wiring.ca),
     )
 
 

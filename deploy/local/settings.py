@@ -50,6 +50,10 @@ class StackSettings(BaseSettings):
     gpu_workers: Annotated[int, Field(ge=0)] = 1
     """Number of GPU workers."""
 
+    tls: bool = False
+    """Whether gateway, metrics, codec server and NATS use TLS, and the services authenticate to NATS by NKeys. Each
+    start creates a CA, tls/ca.pem in STACK_STATE_DIR. Temporal's development server has no TLS and stays in clear."""
+
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Maximum time until a process is ready, in seconds. A large model needs more."""
     stop_grace: Annotated[float, Field(ge=0)] = 15

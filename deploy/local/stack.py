@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, TYPE_CHECKING, Final, Self
 
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
@@ -24,9 +24,12 @@ from deploy.local.process import Process
 from deploy.local.process_specs import LISTENERS, METRICS, PARTS, SERVERS, Wiring
 from deploy.local.settings import StackSettings
 
+if TYPE_CHECKING:
+    from deploy.local.secrets import Secrets
+
 _ROOT: Final = Path(__file__).parents[2]
 _LOCK: Final = "lock"
-_KEPT: Final = {_LOCK, "logs", "nats", *(f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal"))}
+_KEPT: Final = {_LOCK, "logs", "nats", "tls", *(f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal"))}
 """All that a state folder holds."""
 
 Report = Callable[[str, str], None]
@@ -58,6 +61,7 @@ class Stack:
         self.state_dir: Final = settings.state_dir.absolute()
         self.ports: Final = choose_ports(settings)
         """Where everything listens, or would. For what add() brings see address()."""
+        self._secrets = _new_secrets(self.state_dir / "tls") if settings.tls else None
         self.processes: Final[dict[str, Process]] = {}
         """By name: the kind, and for the second and later of a kind "kind-2", "kind-3"."""
         self._addresses: dict[str, str] = {}
@@ -80,7 +84,13 @@ class Stack:
 
     def metrics_url(self, name: str) -> str:
         """Return where a process serves its metrics; raises KeyError for one that has none."""
-        return f"http://{self._metrics_addresses[name]}/metrics"
+        scheme = "http" if self._secrets is None or name == "temporal" else "https"
+        return f"{scheme}://{self._metrics_addresses[name]}/metrics"
+
+    @property
+    def ca(self) -> Path | None:
+        """The file of the CA's certificate, once the stack has started. None: the stack has no TLS."""
+        return self._secrets.ca if self._secrets is not None else None
 
     def add(self, kind: str, environment: Mapping[str, str] | None = None, *, working_dir: Path = _ROOT) -> Process:
         """Define one more process of a kind and return it, not yet started. A second one listens on a free port.
@@ -93,7 +103,7 @@ class Stack:
         listens = LISTENERS.get(kind, ())
         own = _ports_of(kind)
         ports = self.ports if number == 1 else replace(self.ports, **{field: free_port() for field in own})
-        part = PARTS[kind](Wiring(ports, self.state_dir, self._settings.engine))
+        part = PARTS[kind](Wiring(ports, self.state_dir, self._settings.engine, self._secrets))
         process = Process(
             name,
             part.command,
@@ -123,6 +133,8 @@ class Stack:
             for kind in PARTS.keys() & self.processes.keys():
                 for field in _ports_of(kind):
                     require_free(getattr(self.ports, field), field)
+            if self._secrets is not None:
+                self._secrets.write()
             servers = [process for name, process in self.processes.items() if name in SERVERS]
             services = [process for name, process in self.processes.items() if name not in SERVERS]
             await self._start(servers)
@@ -159,6 +171,13 @@ class Stack:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _new_secrets(folder: Path) -> "Secrets":
+    """Return the secrets of a stack. The import is here because only TLS needs the packages that create them."""
+    from deploy.local.secrets import Secrets
+
+    return Secrets(folder)
 
 
 def _require_engine(engine: str) -> None:

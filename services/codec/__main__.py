@@ -16,7 +16,9 @@ SERVICE: Final = "codec"
 async def main() -> None:
     """Serve the codec protocol. Raises RuntimeError for an address that is taken."""
     settings, readiness = CodecSettings(), Readiness(SERVICE)
-    async with serving_metrics(settings.metrics_host, settings.metrics_port, "CODEC_", readiness) as metrics:
+    async with serving_metrics(
+        settings.metrics_host, settings.metrics_port, "CODEC_", readiness, settings.metrics_tls
+    ) as metrics:
         duration = metrics.meter(__package__).create_histogram(
             HTTP_SERVER_REQUEST_DURATION,
             unit="s",
@@ -26,7 +28,7 @@ async def main() -> None:
         app = make_app(
             (*settings.allowed_hosts, settings.host), settings.allowed_origins, settings.max_request_bytes, duration
         )
-        async with serving(app, settings.host, settings.port) as address:
+        async with serving(app, settings.host, settings.port, settings.tls) as address:
             readiness.describe(address=address)
             with readiness.serving():
                 await process.forever()

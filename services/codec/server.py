@@ -25,6 +25,7 @@ from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
 from temporalio.api.common.v1 import Payload, Payloads
 
 from payload_converter._types import MessageType, known
+from runtime.tls import ServerTls, server_context
 
 # What the Web UI sends; the last two only when it passes its user's token on.
 _REQUEST_HEADERS = "content-type, x-namespace, authorization, authorization-extras"
@@ -105,25 +106,26 @@ def make_app(
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
+async def serving(app: web.Application, host: str, port: int, tls: ServerTls | None = None) -> AsyncIterator[str]:
     """Serve while the context is open, then finish the requests in hand; port 0 takes a free one and logs it.
 
-    Yields where it listens, as host:port.
+    Yields where it listens, as host:port. With `tls` it serves HTTPS.
 
-    Raises RuntimeError naming the address when it is taken.
+    Raises RuntimeError naming the address when it is taken, and OSError when the files of `tls` cannot be used.
     """
+    context = server_context(tls) if tls is not None else None
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=context).start()
         except OSError as error:
             raise RuntimeError(
                 f"cannot listen on {host}:{port}: is it taken? ({error}); CODEC_HOST and CODEC_PORT choose another"
             ) from error
         bound, port = runner.addresses[0][:2]
         address = f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
-        logger.info("listening on http://%s", address)
+        logger.info("listening on %s://%s", "http" if context is None else "https", address)
         yield address
     finally:
         await runner.cleanup()

@@ -3,10 +3,12 @@
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from runtime.tls import MetricsTlsSettings, ServerTlsSettings
 
 
-class CodecSettings(BaseSettings):
+class CodecSettings(ServerTlsSettings, MetricsTlsSettings):
     """The codec server: shows payloads as JSON in Temporal's Web UI and CLI."""
 
     model_config = SettingsConfigDict(env_prefix="CODEC_", frozen=True, use_attribute_docstrings=True)

@@ -19,13 +19,15 @@ SERVICE: Final = "gateway"
 
 async def main() -> None:
     """Run the halves that the role asks for."""
-    settings, readiness = GatewaySettings(), Readiness(SERVICE)
+    settings, feed_settings, readiness = GatewaySettings(), FeedSettings(), Readiness(SERVICE)
     async with AsyncExitStack() as stack:
-        serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness)
+        serving = serving_metrics(
+            settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness, settings.metrics_tls
+        )
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed = NatsFeed(FeedSettings())
+        feed = NatsFeed(feed_settings, SERVICE)
         feed.start()
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)

@@ -71,6 +71,8 @@ async def serving_api(
         refusal,
         RpcTelemetryInterceptor(trace.get_tracer(__package__), meter),
         auth,
+        settings.tls,
+        settings.mtls_port,
         reflection=settings.reflection,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
@@ -78,7 +80,9 @@ async def serving_api(
     try:
         await server.start()
     except RuntimeError as error:
-        raise RuntimeError(f"{error}; GATEWAY_HOST and GATEWAY_PORT choose another address") from error
+        raise RuntimeError(
+            f"{error}; GATEWAY_HOST, GATEWAY_PORT and GATEWAY_MTLS_PORT choose another address"
+        ) from error
     readiness.describe(address=server.address)
     readiness.need("grpc", "is NOT_SERVING", server.serving)
     following = asyncio.create_task(server.follow(partial(temporal.answers, client)))

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
 from jobs.options import (
@@ -34,6 +34,7 @@ from runtime.auth_certificates import PROXY, CertificateRule
 from runtime.auth_jwt import Algorithm
 from runtime.grpc_server import PING_INTERVAL
 from runtime.tenants import TenantName
+from runtime.tls import MetricsTlsSettings, ServerTlsSettings
 from services.gateway.scopes import SCOPES
 from services.gateway.tenants import TenantSettings
 
@@ -75,7 +76,7 @@ EMBEDDED_MODEL = Model(
 )
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"notify_within": "notify_max_duration"}
@@ -91,6 +92,9 @@ class GatewaySettings(BaseSettings):
     """Address to listen on; loopback unless set."""
     port: int = Field(50051, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
+    mtls_port: int | None = Field(None, ge=0, le=65535)
+    """Second port to listen on, for clients with a certificate of GATEWAY_TLS_CLIENT_CA. If set, clients of
+    GATEWAY_PORT need no certificate. 0 takes a free one and logs it."""
     allow_anonymous: bool = False
     """Whether the gateway may listen elsewhere than on loopback without authentication, because a proxy in front of it
     knows the callers. Without it does not start there. Means nothing where authentication is configured."""
@@ -265,6 +269,12 @@ class GatewaySettings(BaseSettings):
             "GATEWAY_API_KEYS_FILE, GATEWAY_JWT_ISSUER and GATEWAY_CLIENT_CERTIFICATES; or, behind a proxy that knows "
             "the callers, GATEWAY_ALLOW_ANONYMOUS=true"
         )
+
+    @model_validator(mode="after")
+    def _mtls_has_a_ca(self) -> Self:
+        if self.mtls_port is not None and self.tls_client_ca is None:
+            raise ValueError("GATEWAY_MTLS_PORT needs GATEWAY_TLS_CLIENT_CA")
+        return self
 
 
 def _is_loopback(host: str) -> bool:

@@ -30,9 +30,11 @@ async def main() -> None:
         settings.engine_options,
         special_tokens_in_messages=settings.special_tokens_in_messages,
     )
-    async with serving_metrics(settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness) as metrics:
+    async with serving_metrics(
+        settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness, settings.metrics_tls
+    ) as metrics:
         engine = create_engine(settings.engine, config)
-        feed = NatsFeed(FeedSettings())
+        feed = NatsFeed(FeedSettings(), SERVICE)
         feed.start()
         name = f"{socket.gethostname()}-{os.getpid()}"
         loading = asyncio.create_task(engine.start())

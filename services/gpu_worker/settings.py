@@ -4,14 +4,15 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from jobs import names
 from jobs.limits import MAX_TEMPORAL_ID
 from models import DOCSTRINGS
+from runtime.tls import MetricsTlsSettings
 
 
-class GpuWorkerSettings(BaseSettings):
+class GpuWorkerSettings(MetricsTlsSettings):
     """The GPU worker: runs the jobs of one model from its queue."""
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)

@@ -24,7 +24,9 @@ async def main() -> None:
     """Run one worker for outcomes and one for progress."""
     settings, readiness = NotifierSettings(), Readiness(SERVICE)
     async with (
-        serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_", readiness) as metrics,
+        serving_metrics(
+            settings.metrics_host, settings.metrics_port, "NOTIFIER_", readiness, settings.metrics_tls
+        ) as metrics,
         open_sinks(settings) as sinks,
     ):
         client = await temporal.connect(metrics.temporal, readiness)

@@ -4,13 +4,14 @@ import base64
 import binascii
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from jobs import names
 from runtime.tenants import TenantName
+from runtime.tls import ClientTls, MetricsTlsSettings, client_tls
 
 _PREFIX = "whsec_"
 
@@ -48,7 +49,7 @@ class TenantEndpoint(UserEndpoint):
     """Users of the tenant with an endpoint or secrets of their own."""
 
 
-class NotifierSettings(BaseSettings):
+class NotifierSettings(MetricsTlsSettings):
     """The notifier: delivers the events of jobs to their targets."""
 
     model_config = SettingsConfigDict(
@@ -87,6 +88,16 @@ class NotifierSettings(BaseSettings):
     nats_url: SecretStr | None = None
     """The URL of the NATS server for targets of the kind nats. It may hold a user and a password. Unset: such targets
     are refused."""
+    nats_tls_ca: FilePath | None = None
+    """PEM file of the CAs that may have issued the NATS server's certificate. If set, the connection begins with the
+    TLS handshake, so the server needs handshake_first. Unset: the connection is in clear, unless the server requires
+    TLS."""
+    nats_tls_cert: FilePath | None = None
+    """PEM file of the certificate to present to the NATS server."""
+    nats_tls_key: FilePath | None = None
+    """PEM file of the private key of NOTIFIER_NATS_TLS_CERT, not encrypted."""
+    nats_nkey_seed: FilePath | None = None
+    """File of the NKey seed with which the process authenticates to the NATS server."""
     nats_subject_prefix: str = "llm.events"
     """The prefix of the subjects that jobs name. A dot follows it."""
     kafka_servers: str | None = None
@@ -143,3 +154,13 @@ class NotifierSettings(BaseSettings):
             url=next((one.url for one in chosen if one.url), self.default_webhook_url),
             secrets=next((one.secrets for one in chosen if one.secrets), self.webhook_secrets),
         )
+
+    @property
+    def nats_tls(self) -> ClientTls | None:
+        """The files of TLS with NATS. None: no CA is set."""
+        return client_tls(self, "nats_")
+
+    @model_validator(mode="after")
+    def _nats_tls_is_whole(self) -> Self:
+        client_tls(self, "nats_")
+        return self

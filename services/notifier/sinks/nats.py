@@ -1,4 +1,4 @@
-"""Events on a subject of NATS JetStream. Apart from the feed's modules, only this module imports nats.
+"""Events on a subject of NATS JetStream. Apart from the modules of the feed and of runtime, only this one imports nats.
 
 An event is delivered once JetStream has acknowledged it: it is in a stream, which the operator has created. JetStream
 drops repeats by Nats-Msg-Id within the stream's duplicate window.
@@ -9,21 +9,26 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError, NoStreamResponseError
+from pydantic import SecretStr
 
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
+from runtime.nats_client import connect_options, new_client
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _log = logging.getLogger(__name__)
+_ROLE: Final = "notifier"
+"""The name of the inbox at NATS."""
 _RETRY_SECONDS: Final = 1
 _CONNECT_SECONDS: Final = 5
 _PING_SECONDS: Final = 5
@@ -37,8 +42,12 @@ class NatsSink:
     """A Sink for NotifyTarget.nats. It connects with the first delivery, and again whenever the connection is lost."""
 
     def __init__(self, settings: NotifierSettings) -> None:
-        """`settings.nats_url` must be set."""
-        self._url = settings.nats_url.get_secret_value() if settings.nats_url else ""
+        """`settings.nats_url` must be set. Raises OSError or ValueError where TLS or the NKey cannot be
+        used."""
+        self._url = settings.nats_url or SecretStr("")
+        self._tls = settings.nats_tls
+        self._new_options = partial(connect_options, settings, _ROLE, "nats_")
+        self._new_options()
         self._prefix = settings.nats_subject_prefix
         self._timeout = settings.broker_timeout.total_seconds()
         self._connecting: asyncio.Task[Client] | None = None
@@ -83,14 +92,14 @@ class NatsSink:
         return await asyncio.shield(self._connecting)
 
     async def _connect(self) -> Client:
-        client = Client()
+        client = new_client(self._url, self._tls)
         await client.connect(
-            servers=self._url,
             connect_timeout=_CONNECT_SECONDS,
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RETRY_SECONDS,
             ping_interval=_PING_SECONDS,
             error_cb=_log_error,
+            **self._new_options(),
         )
         return client
 

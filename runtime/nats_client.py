@@ -1,0 +1,142 @@
+"""How the roles of the suite connect to NATS: with TLS, an NKey and an inbox of their own."""
+
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import nkeys
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+from nats.errors import Error as NatsError
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
+
+from runtime.tls import ClientTls, client_context
+
+_USER_SEED: Final = b"SU"
+"""The beginning of every NKey seed of a user."""
+
+
+def connect_options(settings: BaseSettings, role: str, prefix: str = "") -> dict[str, Any]:
+    """Return arguments for nats-py's Client.connect, by the settings `<prefix>url`, `<prefix>tls`, `<prefix>nkey_seed`.
+
+    Replies and deliveries arrive at `_INBOX.<role>.…`, so that permissions can keep a role from reading another's. With
+    an empty `role` the inbox is nats-py's own.
+
+    With TLS a connection begins with the handshake, as `handshake_first` of nats-server has it. With a URL of the
+    scheme `tls` the server first says that it offers TLS, as nats-server does by default.
+
+    Raises OSError when a file cannot be used, and ValueError when TLS is set and the URL's scheme is `ws`.
+    """
+    url, tls, nkey_seed = (getattr(settings, prefix + name) for name in ("url", "tls", "nkey_seed"))
+    name = f"{settings.model_config.get('env_prefix', '')}{prefix}".upper()
+    options: dict[str, Any] = {"servers": url.get_secret_value()}
+    if role:
+        options["inbox_prefix"] = f"_INBOX.{role}"
+    if tls is not None:
+        if _scheme(url) == "ws":
+            raise ValueError(f"{name}TLS_CA is set, but {name}URL is in clear: its scheme must be wss")
+        options |= {"tls": client_context(tls), "tls_handshake_first": _scheme(url) not in ("tls", "wss")}
+    if nkey_seed is not None:
+        _require_user_seed(f"{name}NKEY_SEED", nkey_seed)
+        options["nkeys_seed"] = str(nkey_seed)
+    return options
+
+
+def _require_user_seed(setting: str, path: Path) -> None:
+    seed = bytearray(path.read_bytes().strip())
+    try:
+        if not seed.startswith(_USER_SEED):
+            raise nkeys.ErrInvalidSeed
+        nkeys.from_seed(seed).wipe()
+    except nkeys.NkeysError as error:
+        raise OSError(
+            f"{setting} {path} holds no NKey seed of a user, which begins with {_USER_SEED.decode()}"
+        ) from error
+
+
+def new_client(url: SecretStr, tls: ClientTls | None) -> Client:
+    """Return a client that is not connected yet. With `tls` or a URL of the scheme `tls` it sends nothing in clear."""
+    client = _Client()
+    if not _is_websocket(url):
+        # nats-py has no public way to set a transport. It creates its own where there is none.
+        client._transport = _Transport(tls is not None or _scheme(url) == "tls")
+    return client
+
+
+def _scheme(url: SecretStr) -> str:
+    return urlsplit(url.get_secret_value()).scheme
+
+
+def _is_websocket(url: SecretStr) -> bool:
+    return _scheme(url) in ("ws", "wss")
+
+
+class _Client(Client):
+    """nats-py's, which reads the NKey seed again for each connection. nats-py's own public key stays the first one."""
+
+    async def _process_connect_init(self) -> None:
+        try:
+            if self._nkeys_seed is not None:
+                self._setup_nkeys_connect()
+            await super()._process_connect_init()
+        except nkeys.NkeysError as error:
+            # Tried again like any failure to connect. nats-py would give up without a word.
+            raise NatsError(f"{self._nkeys_seed} holds no NKey seed: {error}") from error
+
+
+class _Transport(TcpTransport):
+    """nats-py's, without its plaintext fallback and without a wait that never ends.
+
+    nats-py sends the password in clear to a server that does not offer TLS, even where the URL's scheme is `tls`. After
+    a failed TLS handshake it waits forever for the end of the connection, so the client would neither connect again nor
+    close. See https://github.com/nats-io/nats.py/issues/718.
+    """
+
+    def __init__(self, require_tls: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._require_tls = require_tls
+        self._secure = False
+        self._failed = False
+
+    def __bool__(self) -> bool:
+        """Return True: the client replaces a transport that is not."""
+        return True
+
+    async def connect(self, *args: Any, **kwargs: Any) -> None:
+        """See Transport."""
+        if self._bare_io_writer is not None:
+            # The client leaves an earlier connection open when a try fails after the handshake.
+            self._bare_io_writer.transport.abort()
+        self._secure = self._failed = False
+        await super().connect(*args, **kwargs)
+
+    async def connect_tls(self, *args: Any, **kwargs: Any) -> None:
+        """See Transport."""
+        self._failed = True
+        try:
+            await super().connect_tls(*args, **kwargs)
+        except BaseException:
+            self.close()
+            raise
+        self._secure, self._failed = True, False
+
+    def write(self, payload: bytes) -> None:
+        """See Transport. Raises ConnectionError for a server that does not offer the TLS that is asked for."""
+        if self._require_tls and not self._secure:
+            raise ConnectionError("the NATS server does not offer TLS")
+        super().write(payload)  # type: ignore[no-untyped-call]
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """See Transport. The client calls it when it is closed, with what it has not sent."""
+        if self._secure or not self._require_tls:
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """See Transport."""
+        super().close()  # type: ignore[no-untyped-call]
+
+    async def wait_closed(self) -> None:
+        """See Transport."""
+        if not self._failed:
+            await super().wait_closed()  # type: ignore[no-untyped-call]
