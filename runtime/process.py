@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
+from encryption import EncryptionSettings
 from runtime import log, telemetry
 from runtime.environment import rename_variables, setting_problems, unknown_variables
 
@@ -37,7 +38,11 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
             _log.warning("%s", warning)
         for unknown in unknown_variables(os.environ, settings):
             _log.warning("%s", unknown)
-        with telemetry.tracing(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        encrypts = EncryptionSettings in settings and EncryptionSettings().key_store is not None
+        with (
+            telemetry.tracing(service, with_error_words=not encrypts),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             runner.run(_run(main))
     except (ValidationError, SettingsError) as error:
         for problem in setting_problems(error, settings):

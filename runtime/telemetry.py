@@ -26,21 +26,26 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import Attributes
 from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider, create_tracer_provider
 
+from runtime.span_words import WithoutErrorWords
+
 _FLUSH_TIMEOUT: Final = timedelta(seconds=5)
 """What spans not yet sent get at the end of the process. A collector that is away must not hold it up."""
 _W3C: Final = TraceContextTextMapPropagator()
 
 
 @contextmanager
-def tracing(service: str) -> Iterator[None]:
+def tracing(service: str, *, with_error_words: bool = True) -> Iterator[None]:
     """Have spans made and exported while the context is open, then send those that are left, within a bounded time.
 
-    `service` names the process unless OTEL_SERVICE_NAME does. To be entered once in a process, before anything takes a
+    `service` names the process unless OTEL_SERVICE_NAME does. `with_error_words`: whether spans that leave the process
+    hold what errors say, and not their types alone. To be entered once in a process, before anything takes a
     tracer. Raises RuntimeError for an exporter or a protocol that there is not, naming the variable that chooses it.
     """
     provider = create_tracer_provider(resource=_resource(service), shutdown_on_exit=False)
     for make_exporter in _exporters():
-        provider.add_span_processor(BatchSpanProcessor(make_exporter()))
+        exporter = make_exporter()
+        exporter = exporter if with_error_words else WithoutErrorWords(exporter)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     try:
         yield

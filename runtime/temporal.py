@@ -20,7 +20,8 @@ from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
-from payload_converter import data_converter
+from encryption import Encryption
+from payload_converter.encryption import encrypting
 from runtime.health import CHECK_TIMEOUT, Readiness
 
 _log = logging.getLogger(__name__)
@@ -43,12 +44,12 @@ class TemporalSettings(BaseSettings):
     time that a job takes goes into it."""
 
 
-async def connect(runtime: Runtime, readiness: Readiness) -> Client:
+async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption | None = None) -> Client:
     """Return a client that is connected and speaks protobuf payloads; waits for a Temporal that is away.
 
     It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
     `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
-    Temporal answers.
+    Temporal answers. `encryption` is how payloads are encrypted; None: not at all.
 
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
     when the configuration does not say where Temporal is.
@@ -69,7 +70,7 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
         try:
             client = await Client.connect(
                 **options,
-                data_converter=data_converter,
+                data_converter=encrypting(encryption),
                 plugins=[tracing],
                 runtime=runtime,
                 grpc_compression=compression,

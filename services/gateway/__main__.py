@@ -4,9 +4,11 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Final
 
+from encryption import EncryptionSettings, open_encryption
+from feed.encrypted import open_feed
 from feed.feed import FeedSettings
-from feed.nats import NatsFeed
 from jobs import names
+from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
@@ -20,13 +22,13 @@ SERVICE: Final = "gateway"
 async def main() -> None:
     """Run the halves that the role asks for."""
     settings, readiness = GatewaySettings(), Readiness(SERVICE)
+    encryption = open_encryption(tenant_of)
     async with AsyncExitStack() as stack:
         serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness)
         metrics = await stack.enter_async_context(serving)
-        client = await temporal.connect(metrics.temporal, readiness)
+        client = await temporal.connect(metrics.temporal, readiness, encryption)
         await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed = NatsFeed(FeedSettings())
-        feed.start()
+        feed = open_feed(FeedSettings(), encryption)
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         if settings.role != Role.API:
@@ -40,4 +42,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (GatewaySettings, FeedSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (GatewaySettings, FeedSettings, EncryptionSettings, temporal.TemporalSettings))

@@ -10,6 +10,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from jobs.errors import error_info, make_status
 from jobs.field_rules import Violation
+from payload_converter import PayloadError
 
 _RETRY: Final = timedelta(seconds=1)
 _MAX_DETAILS_BYTES: Final = 4096
@@ -88,6 +89,17 @@ def from_temporal(error: RPCError) -> ApiError:
 def temporal_unavailable(message: str) -> ApiError:
     """UNAVAILABLE: Temporal does not answer."""
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
+
+
+def unreadable(error: PayloadError) -> ApiError:
+    """DATA_LOSS: what Temporal keeps of the job cannot be decrypted any more, or was never readable."""
+    return ApiError(make_status(code_pb2.DATA_LOSS, error.message, error_info("CONTENT_UNREADABLE")))
+
+
+def keys_unavailable() -> ApiError:
+    """UNAVAILABLE: no key to encrypt or decrypt with can be had now."""
+    message = "the keys of encrypted content cannot be had now; call again"
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("KEYS_UNAVAILABLE"), _retry_info()))
 
 
 def _retry_info(wait: timedelta = _RETRY) -> error_details_pb2.RetryInfo:

@@ -61,6 +61,13 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     final = await final_status(execution)
     if final is not None:
         return final
+    status = bare_status(execution)
+    status.trace_id = ids.trace_id(await traceparent_of(execution))
+    return status
+
+
+def bare_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
+    """Return what a description or a listing tells without the memo, which may be encrypted."""
     state = (
         llm_pb2.JOB_STATE_RUNNING
         if execution.status is None
@@ -69,8 +76,7 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     outcome = execution.typed_search_attributes.get(names.JOB_STATE)
     if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
         state = llm_pb2.JOB_STATE_TIMED_OUT
-    trace_id = ids.trace_id(await traceparent_of(execution))
-    status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
+    status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state)
     set_times(status, execution)
     return status
 

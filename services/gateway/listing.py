@@ -7,11 +7,13 @@ from typing import Final
 from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
+from encryption import KeysUnavailable
 from jobs import names
 from llm_pb import llm_pb2
+from payload_converter import PayloadError
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import base_status, final_status
+from services.gateway.job_record import bare_status, base_status, final_status
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.settings import GatewaySettings
 
@@ -73,7 +75,11 @@ class JobListing:
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
         # Without one it is open, or Temporal has ended it before it could leave one.
-        status = await final_status(execution) or await self._status(execution, until)
+        try:
+            status = await final_status(execution) or await self._status(execution, until)
+        except (PayloadError, KeysUnavailable) as error:
+            _log.info("%s cannot be decrypted: %s", execution.id, error)
+            status = bare_status(execution)
         status.ClearField("progress")
         status.ClearField("notifications")
         attributes = execution.typed_search_attributes

@@ -12,6 +12,7 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
+from services.gateway.unreadable_jobs import ending_unreadable
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 
@@ -50,7 +51,7 @@ def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Wo
     """Return the worker for the queue of workflows."""
     local = LocalActivities(client, feed)
     return Worker(
-        client,
+        ending_unreadable(client),
         task_queue=settings.workflow_queue,
         workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
         activities=[local.request_cancel, local.recover_output, local.forget_feed],

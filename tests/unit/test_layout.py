@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 OURS = {
     "deploy",
     "durable_llm",
+    "encryption",
     "feed",
     "jobs",
     "llm_pb",
@@ -26,18 +27,20 @@ OURS = {
 MAY_IMPORT = {
     "llm_pb": set(),
     "durable_llm": {"llm_pb"},
-    "payload_converter": {"llm_pb"},
+    "encryption": set(),
+    "payload_converter": {"encryption", "llm_pb"},
     "jobs": {"llm_pb", "payload_converter"},
     "workflows": {"jobs", "llm_pb"},
-    "feed": {"jobs", "llm_pb"},
-    "runtime": {"payload_converter"},
-    "services": {"feed", "jobs", "models", "runtime", "llm_pb"},
-    "services/codec": {"payload_converter", "runtime"},
-    "services/gateway": {"payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
+    "feed": {"encryption", "jobs", "llm_pb"},
+    "runtime": {"encryption", "payload_converter"},
+    "services": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb"},
+    "services/codec": {"encryption", "payload_converter", "runtime"},
+    "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
 """What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
 
 ONLY = {
+    "cryptography": {"encryption/cipher.py", "encryption/keyring.py"},
     "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sinks/nats.py"},
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},

@@ -1,0 +1,63 @@
+"""What an operator can set about encryption at rest, and what it comes to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from encryption.data_keys import DataKeys
+from encryption.key_store import KeyStore
+from encryption.keyring import Keyring
+
+
+class EncryptionSettings(BaseSettings):
+    """Encryption at rest, the same for every service."""
+
+    model_config = SettingsConfigDict(env_prefix="ENCRYPTION_", frozen=True, use_attribute_docstrings=True)
+
+    key_store: Path | None = None
+    """Folder of the wrapped data keys, on a volume that all services share. Unset: nothing is encrypted, and what was
+    encrypted cannot be read."""
+    keyring: Path | None = None
+    """File of the key-encryption keys. `python -m encryption init` makes it, and the folder, where there is none."""
+    write: bool = True
+    """Whether what is written is encrypted. `false`: this process only decrypts, until all services have the keys."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.key_store is None) != (self.keyring is None):
+            raise ValueError("ENCRYPTION_KEY_STORE and ENCRYPTION_KEYRING: set both, or none")
+        return self
+
+
+def _no_tenant(_workflow_id: str) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """How this process encrypts."""
+
+    keys: DataKeys
+    write: bool = True
+    """Whether it encrypts; it decrypts in any case."""
+    tenant_of: Callable[[str], str] = _no_tenant
+    """Returns the tenant to whom a workflow belongs, by its id; empty without tenants."""
+
+
+def open_encryption(
+    tenant_of: Callable[[str], str] = _no_tenant, settings: EncryptionSettings | None = None
+) -> Encryption | None:
+    """Return how this process encrypts, by default by the settings of the environment; None when it does not.
+
+    Raises KeysUnavailable when the folder is no key store.
+    """
+    settings = settings or EncryptionSettings()
+    if settings.key_store is None or settings.keyring is None:
+        return None
+    store = KeyStore(settings.key_store)
+    store.check()
+    return Encryption(DataKeys(store, Keyring(settings.keyring)), settings.write, tenant_of)
