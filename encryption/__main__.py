@@ -1,4 +1,4 @@
-"""The operator's commands. They take ENCRYPTION_KEY_STORE and ENCRYPTION_KEYRING from the environment.
+"""The operator's commands. They take the settings from the environment.
 
 python -m encryption init                   make the key store and the keyring where there are none
 python -m encryption turn                   add a key-encryption key, which wraps data keys from now on
@@ -13,8 +13,9 @@ import sys
 from encryption.cipher import KeyId, checked_tenant
 from encryption.errors import KeysUnavailable
 from encryption.key_store import KeyStore
+from encryption.key_wrapper import KeyWrapper
 from encryption.keyring import Keyring
-from encryption.settings import EncryptionSettings
+from encryption.settings import EncryptionSettings, key_wrapper
 
 
 def main() -> None:
@@ -28,34 +29,36 @@ def main() -> None:
     commands.add_parser("delete-tenant").add_argument("tenant")
     arguments = parser.parse_args()
     settings = EncryptionSettings()
-    if settings.key_store is None or settings.keyring is None:
-        sys.exit("ENCRYPTION_KEY_STORE and ENCRYPTION_KEYRING have to be set")
-    store, keyring = KeyStore(settings.key_store), Keyring(settings.keyring)
+    if settings.key_store is None:
+        sys.exit("ENCRYPTION_KEY_STORE has to be set")
+    store, wrapper = KeyStore(settings.key_store), key_wrapper(settings)
     try:
         if arguments.command == "init":
             store.create()
-            if not settings.keyring.exists():
-                keyring.turn()
+            if isinstance(wrapper, Keyring) and settings.keyring is not None and not settings.keyring.exists():
+                wrapper.turn()
             return
         store.check()
         if arguments.command == "turn":
-            sys.stdout.write(f"current key-encryption key: {keyring.turn()}\n")
+            if not isinstance(wrapper, Keyring):
+                sys.exit("KMS turns its keys itself")
+            sys.stdout.write(f"current key-encryption key: {wrapper.turn()}\n")
         elif arguments.command == "rewrap":
-            sys.stdout.write(f"data keys wrapped anew: {asyncio.run(_rewrap(store, keyring))}\n")
+            sys.stdout.write(f"data keys wrapped anew: {asyncio.run(_rewrap(store, wrapper))}\n")
         else:
             store.delete(checked_tenant(arguments.tenant))
     except (KeysUnavailable, ValueError, OSError) as error:
         sys.exit(str(error))
 
 
-async def _rewrap(store: KeyStore, keyring: Keyring) -> int:
+async def _rewrap(store: KeyStore, wrapper: KeyWrapper) -> int:
     keys = store.keys()
     for tenant, month in keys:
         stored = store.read(tenant, month)
         if stored is not None:
             key_id = KeyId(tenant, stored.name)
-            secret = await keyring.unwrap(stored.wrapped, str(key_id))
-            store.replace(key_id, await keyring.wrap(secret, str(key_id)))
+            secret = await wrapper.unwrap(stored.wrapped, str(key_id))
+            store.replace(key_id, await wrapper.wrap(secret, str(key_id)))
     return len(keys)
 
 

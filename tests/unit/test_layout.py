@@ -40,10 +40,11 @@ MAY_IMPORT = {
 """What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
 
 ONLY = {
+    "botocore": {"encryption/kms.py"},
     "cryptography": {"encryption/cipher.py", "encryption/keyring.py"},
     "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sinks/nats.py"},
     "aiokafka": {"services/notifier/sinks/kafka.py"},
-    "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},
+    "aiohttp": {"encryption/kms.py", "services/codec/server.py", "services/notifier/sinks/webhook.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {
         f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")

@@ -7,8 +7,10 @@
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
+    │   ├── ContentUnreadable     the job's content cannot be decrypted any more
     │   └── Unavailable           the service did not answer
     │       ├── TemporalUnavailable   the service cannot reach Temporal
+    │       ├── KeysUnavailable       the service cannot have the keys of encrypted content
     │       └── GatewayShutdown       the gateway that was asked stops
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
@@ -101,6 +103,12 @@ class LimitReached(ApiError):
     reason = "LIMIT_REACHED"
 
 
+class ContentUnreadable(ApiError):
+    """The job's content cannot be decrypted any more: its keys were deleted, or it was altered."""
+
+    reason = "CONTENT_UNREADABLE"
+
+
 class Unavailable(ApiError):
     """The service did not answer. A Submit may have been accepted all the same: repeat it under its request_id."""
 
@@ -109,6 +117,12 @@ class TemporalUnavailable(Unavailable):
     """The service cannot reach Temporal."""
 
     reason = "TEMPORAL_UNAVAILABLE"
+
+
+class KeysUnavailable(Unavailable):
+    """The service cannot have the keys of encrypted content now."""
+
+    reason = "KEYS_UNAVAILABLE"
 
 
 class GatewayShutdown(Unavailable):
