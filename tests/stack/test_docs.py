@@ -18,6 +18,7 @@ from deploy.local.stack import Stack
 from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
+from payload_converter import PayloadError
 from services.gateway import errors
 from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
@@ -99,6 +100,8 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.key_reused("a", "b"),
         errors.exhausted("a"),
         errors.shutting_down(),
+        errors.unreadable(PayloadError("a")),
+        errors.keys_unavailable(),
         errors.from_temporal(RPCError("a", RPCStatusCode.UNKNOWN, b"")),
     ]
     assert set(rows) == {
