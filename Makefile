@@ -26,7 +26,7 @@ demo: $(RUN) ## Run everything, show one job from prompt to webhook, stop everyt
 	@$(DEV)/bin/python -m deploy.local demo
 
 .PHONY: up
-up: $(RUN) ## Run everything until Ctrl-C (settings: STACK_*, see deploy/local/settings.py)
+up: $(RUN) ## Run everything until Ctrl-C (settings: STACK_*, see docs/settings.md)
 	@$(DEV)/bin/python -m deploy.local up
 
 .PHONY: test
@@ -93,7 +93,7 @@ lint: $(DEV)/.installed ## Check style, types and the contract, and that llm_pb 
 	buf format --diff --exit-code
 	@echo "buf generate, compared with llm_pb"
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; buf generate -o "$$out"; \
-	diff -r -x __pycache__ "$$out/llm_pb" llm_pb || { echo "llm_pb is not what proto/llm.proto generates: make generate"; exit 1; }
+	diff -r -x __pycache__ "$$out/llm_pb" llm_pb || { echo "llm_pb is not what proto/ generates: make generate"; exit 1; }
 
 .PHONY: format
 format: $(DEV)/.installed ## Format the code and the contract, and mend what can be mended
@@ -102,12 +102,16 @@ format: $(DEV)/.installed ## Format the code and the contract, and mend what can
 	buf format --write
 
 .PHONY: generate
-generate: $(DEV)/.installed ## Write llm_pb from proto/llm.proto
+generate: $(DEV)/.installed ## Write llm_pb from proto/llm.proto and proto/internal.proto
 	buf generate
 
 .PHONY: settings
-settings: $(DEV)/.installed ## Write the table of settings into the README
+settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes
 	$(DEV)/bin/python -m deploy.settings_table
+
+.PHONY: record
+record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
+	$(DEV)/bin/python -m deploy.record_kill --readme
 
 .PHONY: histories
 histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v2)

@@ -1,1 +1,1 @@
-"""What the suite costs, measured: each script prints one JSON object."""
+"""Measures the costs of the suite: each script prints one JSON object."""

@@ -1,10 +1,10 @@
-"""Runs the scripts of this folder, one after the other, and writes what they found into RESULTS.md.
+"""Runs the scripts of this folder one after another, and writes their results into RESULTS.md.
 
     python -m bench [--quick] [--vllm-python PATH] [--only NAME ...]
 
-Those that have vLLM among their peers run in its environment when PATH, its Python, is given; without, throughput is
-left out and the others lack that peer. What a script found last is kept in results.jsonl, so that one of them can be
-run again by itself.
+PATH is the Python of an environment that has vLLM. With it, the scripts that have vLLM among their peers run in that
+environment. Without it, throughput is left out and the others lack that peer. results.jsonl keeps the last result of
+each script, so that a single script can be run again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ VLLM_TOO: Final = ("--engine", "vllm", "--rounds", "3")
 TOKENS_BY_TEN: Final = ("--engine-options", '{"stream_interval":10}')
 """The profile for throughput: see docs/operate.md."""
 REAL_LAYERS: Final = ("--layers", "SmolLM2-135M", "--tokens", "256")
-"""The engine's work as it is with a model that is in use, if hardly a smaller one."""
+"""The layers of one of the smallest models in use, so that the engine's work is realistic."""
 IN_ONE_PROCESS: Final = (
     "--engine-options",
     '{"distributed_executor_backend":"vllm.v1.executor.uniproc_executor.UniProcExecutor"}',
@@ -53,16 +53,16 @@ NEEDS_VLLM: Final = {("first_token", VLLM_TOO), *(run[::2] for run in RUNS if ru
 
 
 def shown(name: str, arguments: tuple[str, ...]) -> str:
-    """Return what a run is called."""
+    """Return the name of a run."""
     return shlex.join([f"bench.{name}", *arguments])
 
 
 def main() -> int:
-    """Return 1 when a script failed; the others' results are written all the same."""
+    """Run the scripts. Return 1 when one failed; the results of the others are written nevertheless."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="prove only that the scripts run; RESULTS.md stays")
+    parser.add_argument("--quick", action="store_true", help="only check that the scripts run; RESULTS.md stays")
     parser.add_argument("--vllm-python", help="the Python of an environment that has vLLM")
-    parser.add_argument("--only", nargs="+", choices=sorted({name for name, _, _ in RUNS}), help="these scripts alone")
+    parser.add_argument("--only", nargs="+", choices=sorted({name for name, _, _ in RUNS}), help="run only these")
     asked = parser.parse_args()
     vllm_python = asked.vllm_python or sys.executable
     failed = False

@@ -1,23 +1,24 @@
 """How soon a cancel takes effect, in each phase of a job, in milliseconds from the client's Cancel call.
 
-`answered` is the answer to Cancel, `stream_ended` the end of a StreamStatus of the same job on the same gateway, its
-last message saying CANCELLED. `slot_free` is when the next job, which waited for the worker's only slot, started: by
-that job's own start_time, so it holds the hand-over through Temporal, too. The phases:
+`answered` is the answer to Cancel. `stream_ended` is the end of a StreamStatus of the same job on the same gateway,
+whose last message has the state CANCELLED. `slot_free` is the start of the next job, which waited for the worker's only
+slot. It is taken from that job's start_time, so it includes the hand-over through Temporal. The phases:
 
 - queued: no worker asks for jobs of this model;
-- prefill, decode: the simulated engine has the job, before and after the first token;
-- between_attempts: the engine failed on it, the next attempt is due in a minute;
-- notifying: the receiver of the webhook has it and does not answer. The outcome is settled by then, so a cancel changes
-  nothing: `stream_ended` counts from the receiver's answer instead;
+- prefill, decode: the simulated engine runs the job, before and after the first token;
+- between_attempts: the engine has failed, and the next attempt is due in a minute;
+- notifying: the receiver of the webhook has the event and does not answer. The outcome is settled, so a cancel changes
+  nothing, and `stream_ended` counts from the receiver's answer instead;
 - finished: a cancel changes nothing.
 
-Jobs are cancelled one after the other, in a stack that does little else. p50, p99 and max are those of a round.
+Jobs are cancelled one after another, in a stack that does little else. p50 and p99 are those of a round.
 
-In the same run the peer, a workflow with one activity on the same server, cancelled by Temporal's own client: when its
-call was `answered`, its `activity_told` and the workflow `closed`. The floor is a gRPC health check of the gateway.
+The peer in the same run is a workflow with one activity on the same server, cancelled by Temporal's own client. Its
+times are when the call was `answered`, when the activity was cancelled (`activity_told`), and when the workflow was
+`closed`. The floor is a gRPC health check of the gateway.
 
 The server pushes cancels to workers (system.enableCancelActivityWorkerCommand, as deploy/local sets it). Where it does
-not, suite and peer wait for the worker's next heartbeat: up to a second more. Also left out: many cancels at once, the
+not, suite and peer wait for the worker's next heartbeat: up to a second more. Not measured: concurrent cancels, the
 network, TLS.
 
     python -m bench.cancel_latency
@@ -45,7 +46,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses; jobs are those of a round in each phase."""
+    """The options of the command line. `jobs` is the number per round and phase."""
 
     rounds: int = 3
     jobs: int = 50
@@ -58,14 +59,14 @@ _MODELS: Final[dict[str, dict[str, float] | None]] = {
     "prefill": {"prefill_seconds": 600},
     "decode": {"tokens_per_second": 30},
 }
-"""A model for each kind of worker, whose engine has these options; None has no worker."""
+"""A model for each kind of worker, with the options of its engine. None means no worker."""
 
 Phase = Callable[[], Awaitable[list[Sample]]]
-"""Cancels a round's jobs in one phase."""
+"""Cancels the jobs of a round in one phase."""
 
 
 def bare_temporal(client: Client, jobs: int) -> Phase:
-    """Return the peer's only phase: its activity runs."""
+    """Return the only phase of the peer, in which its activity runs."""
     number = 0
 
     async def cancel_all() -> list[Sample]:
@@ -94,7 +95,7 @@ def bare_temporal(client: Client, jobs: int) -> Phase:
 
 
 async def until_started(handle: WorkflowHandle[Any, Any]) -> None:
-    """Return once a worker has the workflow's activity."""
+    """Wait until a worker runs the workflow's activity."""
     while True:
         activities = (await handle.describe()).raw_description.pending_activities
         if any(each.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED for each in activities):
@@ -103,7 +104,7 @@ async def until_started(handle: WorkflowHandle[Any, Any]) -> None:
 
 
 def health_check(channel: grpc.aio.Channel, jobs: int) -> Phase:
-    """Return the floor: the gateway answers without doing anything."""
+    """Return the floor, an answer of the gateway without any work."""
     stub = health_pb2_grpc.HealthStub(channel)
 
     async def call_all() -> list[Sample]:
@@ -119,7 +120,7 @@ def health_check(channel: grpc.aio.Channel, jobs: int) -> Phase:
 
 @asynccontextmanager
 async def all_phases(jobs: int) -> AsyncIterator[dict[str, Phase]]:
-    """Run the stack and the peer's worker, and yield the phases by name."""
+    """Run the stack and the worker of the peer, and yield the phases by name."""
     receiver = Receiver()
     gateway = models(*((name, f"bench-{name}") for name in _MODELS)) | {"GATEWAY_RETRY_INTERVAL": "PT60S"}
     async with AsyncExitStack() as opened:
@@ -151,7 +152,7 @@ async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report("How soon does a cancel take effect?", "ms from the call of Cancel, by phase of the job.")
     async with all_phases(sizes.jobs) as phases:
-        # The first job of a process pays for its caches.
+        # The first job of a process fills its caches.
         await phases["finished"]()
         for _ in range(sizes.rounds):
             for name, phase in phases.items():

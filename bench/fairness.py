@@ -1,11 +1,11 @@
-"""Whether users take turns: how long one with few jobs waits behind one with many.
+"""Whether users take turns: how long a user with few jobs waits behind a user with many.
 
-A worker has four slots, a job takes 0.2 seconds. One user's jobs wait in the queue when another submits a few: measured
-is the time from the first of those submissions to the last one's end. Taking turns slot by slot, the second user gets
-half of the worker, so that twice the time of an idle stack is the best there can be.
+A worker has four slots, and a job takes 0.2 seconds. One user's jobs wait in the queue when another user submits a few.
+The script measures the time from the first of these submissions to the end of the last of these jobs. When users take
+turns, the second user gets half of the worker, so twice the time of an idle stack is the optimum.
 
-In the same run the same jobs in an idle stack, and the same with fairness off in Temporal (matching.enableFairness),
-where the second user waits for all of the first one's jobs. Each is a stack of its own.
+The same run measures the same jobs in an idle stack, and with fairness off in Temporal (matching.enableFairness), where
+the second user waits for all jobs of the first one. Each has its own stack.
 
     python -m bench.fairness
 """
@@ -28,7 +28,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 3
     many: int = 1000
@@ -39,15 +39,15 @@ SLOTS: Final = 4
 JOB_SECONDS: Final = 0.2
 FAIRNESS: Final = "matching.enableFairness="
 SUBMITTING: Final = 32
-"""Calls of Submit at once."""
+"""Concurrent calls of Submit."""
 
 
 async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report(
         "Is it fair?",
-        f"Seconds from the first of {sizes.few} submissions to the last one's end, in a stack without other work"
-        f" (alone) or {sizes.many} jobs of another user to run. {SLOTS} slots, a job takes {JOB_SECONDS} s.",
+        f"Seconds from the first of {sizes.few} submissions to the end of the last job, in a stack without other work"
+        f" (alone) or with {sizes.many} jobs of another user. {SLOTS} slots, a job takes {JOB_SECONDS} s.",
     )
     case = f"{sizes.few} jobs behind {sizes.many}"
     for _ in range(sizes.rounds):
@@ -62,7 +62,7 @@ async def measure(sizes: Sizes) -> Report:
 
 
 async def waits(sizes: Sizes, *, fair: bool) -> tuple[float, float]:
-    """Return what the few jobs take alone and behind the many."""
+    """Return the seconds that the few jobs take alone and behind the many."""
     engine = simulated(tokens_per_second=1e9, prefill_seconds=JOB_SECONDS)
     with new_stack({"gpu-worker": engine | {"GPU_WORKER_MAX_CONCURRENT": str(SLOTS)}}) as stack:
         temporal = stack.processes["temporal"]
@@ -95,7 +95,7 @@ async def one_of(stub: LlmServiceStub, user: str) -> None:
 
 
 async def submit_for(stub: LlmServiceStub, user: str) -> str:
-    """Submit a user's job, which may wait long."""
+    """Submit a job of the user that may wait for an hour."""
     timeouts = llm_pb2.JobTimeouts(queue=Duration(seconds=3600))
     return await submit(stub, user_id=user, tokens=1, timeouts=timeouts)
 

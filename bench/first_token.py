@@ -1,16 +1,16 @@
-"""What durability costs until the first token: from the client's Submit to the first delta it reads, in milliseconds.
+"""What durability costs until the first token: milliseconds from the client's Submit to the first delta that it reads.
 
-The simulated engine makes its first token at once, so that all of the time is the suite's: Submit, workflow, task
-queue, worker, live feed, stream. Jobs come one after the other, in a stack that does little else.
+The simulated engine generates its first token immediately, so all of the time is the suite's: Submit, workflow, task
+queue, worker, live feed, stream. Jobs run one after another, in a stack that does little else.
 
-In the same run, on the same Temporal server, the peer: a bare workflow with one remote activity in a process of its
-own, from its client's start_workflow to the activity's first line. The floors: a gRPC health check of the gateway, and
-one call of Temporal's that changes nothing.
+The peer in the same run, on the same Temporal server, is a bare workflow with one remote activity in a process of its
+own. Its time is from the client's start_workflow to the first line of the activity. The floors are a gRPC health check
+of the gateway, and one call of Temporal that changes nothing.
 
-With `--engine vllm` (in the environment of `make test-vllm` or `make test-gpu`) the model is real, and its own time to
-the first token, asked of a bare AsyncLLM in the same run, is taken off; the further peer is `vllm serve`, over HTTP
-with server-sent events. Both are asked as seldom as the suite's engine is, which has cooled down from job to job: asked
-without a pause a bare AsyncLLM answers in half the time.
+With `--engine vllm` (in the environment of `make test-vllm` or `make test-gpu`) the model is real. Its own time to the
+first token, measured with a bare AsyncLLM in the same run, is subtracted. A further peer is `vllm serve`, over HTTP
+with server-sent events. Both get requests as rarely as the engine of the suite, which cools down between jobs: without
+pauses a bare AsyncLLM answers in half the time.
 
     python -m bench.first_token
 """
@@ -33,14 +33,13 @@ from bench.peers.vllm_peers import BareVllm, VllmServe, worker_environment
 from bench.support import script
 from bench.support.report import Report, quantiles
 from bench.support.stacks import beside, new_stack, simulated
-from bench.support.watched_job import finish, submit
-from llm_pb import llm_pb2
+from bench.support.watched_job import finish, messages, submit
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 5
     jobs: int = 30
@@ -53,9 +52,9 @@ Way = Callable[[], Awaitable[float]]
 """Runs one job; returns its milliseconds."""
 PROMPT = "Return the"
 _REST_SECONDS: Final = 0.04
-"""From one request to the next: what a job of the suite takes after its first token."""
+"""Pause before a request: the time that a job of the suite takes after its first token."""
 _SPIN_SECONDS: Final = 1.5
-"""vLLM's processes wait busily for a second after each request: until then they would slow the next way."""
+"""Pause before the next way. vLLM's processes busy-wait for a second after each request, which would slow it down."""
 
 
 async def measure(sizes: Sizes) -> Report:
@@ -67,7 +66,7 @@ async def measure(sizes: Sizes) -> Report:
     case = f"{sizes.engine} engine"
     async with all_ways(sizes) as ways:
         for way in ways.values():
-            # The first jobs of a process pay for its caches.
+            # The first jobs of a process fill its caches.
             for _ in range(min(sizes.jobs, 5)):
                 await way()
         for _ in range(sizes.rounds):
@@ -89,7 +88,7 @@ async def measure(sizes: Sizes) -> Report:
 
 @asynccontextmanager
 async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
-    """Run everything, and yield the ways by name."""
+    """Run the stack and the peers, and yield the ways by name."""
     real = sizes.engine == "vllm"
     options = (sizes.model_path, 16, json.loads(sizes.engine_options))
     worker = worker_environment(*options) if real else simulated(tokens_per_second=1000)
@@ -114,7 +113,7 @@ def suite(stub: LlmServiceStub) -> Way:
     async def run() -> float:
         begin = time.monotonic()
         id_ = await submit(stub, tokens=2, prompt=PROMPT)
-        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
+        async for message in messages(stub, id_):
             if message.HasField("delta"):
                 break
         took = time.monotonic() - begin
@@ -125,7 +124,7 @@ def suite(stub: LlmServiceStub) -> Way:
 
 
 def rested(engine: BareVllm | VllmServe) -> Way:
-    """Return the way of an engine that is asked directly, after a rest."""
+    """Return the way of an engine that gets its requests directly, each after a pause."""
 
     async def run() -> float:
         await asyncio.sleep(_REST_SECONDS)
@@ -135,7 +134,7 @@ def rested(engine: BareVllm | VllmServe) -> Way:
 
 
 def bare_workflow(client: Client) -> Way:
-    """Return the peer's way."""
+    """Return the way of the peer."""
     ids = count(1)
 
     async def run() -> float:
@@ -148,7 +147,7 @@ def bare_workflow(client: Client) -> Way:
 
 
 def temporal_call(client: Client) -> Way:
-    """Return the floor: Temporal answers without doing anything."""
+    """Return the floor, an answer of Temporal without any work."""
 
     async def run() -> float:
         begin = time.monotonic()
@@ -159,7 +158,7 @@ def temporal_call(client: Client) -> Way:
 
 
 def health_check(channel: grpc.aio.Channel) -> Way:
-    """Return the floor: the gateway answers without doing anything."""
+    """Return the floor, an answer of the gateway without any work."""
     stub = health_pb2_grpc.HealthStub(channel)
 
     async def run() -> float:

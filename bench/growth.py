@@ -1,13 +1,13 @@
-"""How the cost of a job grows with workers, with the queue and with the output: it should not.
+"""How the cost of a job grows with workers, with the queue and with the output. It should not grow.
 
-- workers: as many jobs go through 1, 2 and 4 GPU workers, whose engine has no work; cost is the processor time of all
-  processes of the stack (Temporal, NATS, gateway, workers, notifier), per job.
-- queue: with 10 to 10,000 jobs waiting in a queue of their own, for a worker that does not come, other jobs go through
-  the same gateway and Temporal: cost as above, and milliseconds of one job alone. Then the worker comes, and the
-  waiting jobs are the ones that are measured, until all have ended. At last the shortest queue comes once more, beside
-  all that Temporal's store has kept meanwhile.
-- tokens: a job makes 10 to 100,000 tokens as fast as the engine can, watched by one client: processor time of gateway,
-  worker and NATS per token above that of the job with the fewest, and events of history.
+- workers: the same number of jobs runs on 1, 2 and 4 GPU workers, whose engine has no work. The cost is the processor
+  time of all processes of the stack (Temporal, NATS, gateway, workers, notifier) per job.
+- queue: 10 to 10,000 jobs wait in a separate queue for a worker that is not running, while other jobs go through the
+  same gateway and Temporal. Measured are the cost as above, and the milliseconds of one job alone. Then the worker
+  starts, and the waiting jobs are measured until all have ended. At the end the shortest queue is measured again, with
+  everything that Temporal's store has kept meanwhile.
+- tokens: a job generates 10 to 100,000 tokens as fast as the engine can, watched by one client. Measured are the
+  processor time of the stack per token, above that of the job with the fewest tokens, and the events of history.
 
     python -m bench.growth
 """
@@ -36,7 +36,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 2
     jobs: int = 100
@@ -48,7 +48,7 @@ class Sizes:
 AT_ONCE: Final = 32
 CONTEXT: Final = 200_000
 LATER: Final = "later"
-"""The model whose worker comes late."""
+"""The model whose worker starts later."""
 LATER_QUEUE: Final = f"{GPU_QUEUE}.later"
 FLAT: Final = 1.3
 FAST: Final = simulated(tokens_per_second=1e9, context_tokens=CONTEXT)
@@ -56,14 +56,14 @@ FAST: Final = simulated(tokens_per_second=1e9, context_tokens=CONTEXT)
 
 @dataclass
 class Running:
-    """A stack that runs, and its clients."""
+    """A running stack and its clients."""
 
     stack: Stack
     stub: LlmServiceStub
     temporal: Client
 
     async def cost(self, jobs: int) -> dict[str, float]:
-        """Return what each of some watched jobs costs."""
+        """Run watched jobs; return the cost of one, and the jobs per second."""
         before, begin = cpu_of(self.stack), time.monotonic()
         await together(jobs, lambda: run(self.stub), AT_ONCE)
         took = time.monotonic() - begin
@@ -75,8 +75,8 @@ async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report(
         "How does it grow?",
-        "Processor time of the whole stack in ms per job; per token in microseconds. Engine: simulated, no work."
-        f" {AT_ONCE} jobs at once.",
+        "Processor time of the whole stack in ms per job, and in microseconds per token. Engine: simulated, no work."
+        f" {AT_ONCE} concurrent jobs.",
     )
     for number in range(sizes.rounds):
         # The longest queue takes minutes to fill: once is enough.
@@ -97,12 +97,12 @@ async def measure(sizes: Sizes) -> Report:
 
 
 def queue(waiting: int, *, again: bool = False) -> str:
-    """Return the case of a queue of so many jobs; `again` is the second time, after all the longer ones."""
+    """Return the name of the case with `waiting` jobs. `again` marks the second time, after all longer queues."""
     return f"{waiting} waiting, after all" if again else f"{waiting} waiting"
 
 
 def flat(report: Report, cases: list[str], figure: str) -> None:
-    """Judge the last case's figure beside the first one's, unless that is too small to be told from nothing."""
+    """Judge the ratio of the figure in the last case to that in the first. Skip rounds in which the first is zero."""
     pairs = zip(report.rounds(cases[-1], "suite", figure), report.rounds(cases[0], "suite", figure), strict=False)
     if ratios := [last / first for last, first in pairs if first]:
         report.judge(f"{figure}, {cases[-1]} / {cases[0]}", ratios, at_most=FLAT)
@@ -110,7 +110,7 @@ def flat(report: Report, cases: list[str], figure: str) -> None:
 
 @asynccontextmanager
 async def running(workers: int, sizes: Sizes) -> AsyncIterator[Running]:
-    """Run a stack whose processes have done some jobs already."""
+    """Run a stack, and some jobs before the first measurement."""
     gateway = models((MODEL, GPU_QUEUE), (LATER, LATER_QUEUE), tokens=CONTEXT)
     with new_stack({"gateway": gateway, "gpu-worker": FAST}, workers=workers) as stack:
         async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
@@ -120,10 +120,10 @@ async def running(workers: int, sizes: Sizes) -> AsyncIterator[Running]:
 
 
 async def measure_tokens(report: Report, sizes: Sizes, running: Running) -> None:
-    """Measure jobs with more and more tokens."""
+    """Measure jobs with a growing number of tokens."""
     alone: dict[int, float] = {}
     for tokens in sizes.tokens:
-        # Short jobs are measured by the dozen.
+        # A short job is too cheap to be measured alone.
         jobs = max(1, min(20, 20_000 // tokens))
         before = cpu_of(running.stack)
         for _ in range(jobs):
@@ -138,8 +138,8 @@ async def measure_tokens(report: Report, sizes: Sizes, running: Running) -> None
 
 
 async def measure_queues(report: Report, sizes: Sizes, running: Running, lengths: list[int]) -> None:
-    """Measure other jobs beside longer and longer queues, then the queue's own."""
-    # The shortest once more at the end: what has grown by then is not the queue but what Temporal's store keeps.
+    """Measure other jobs next to queues of growing length, then the jobs of each queue."""
+    # The shortest queue again at the end: by then only the content of Temporal's store has grown.
     for case, waiting in [*((queue(n), n) for n in lengths), (queue(lengths[0], again=True), lengths[0])]:
         ids = await fill(running.stub, waiting)
         figures = await running.cost(sizes.jobs)
@@ -172,7 +172,7 @@ async def fill(stub: LlmServiceStub, count: int) -> list[str]:
 
 
 async def drained(temporal: Client) -> None:
-    """Return once no job runs."""
+    """Wait until no job runs."""
     async with asyncio.timeout(1200):
         while (await temporal.count_workflows("ExecutionStatus = 'Running'")).count:  # noqa: ASYNC110  # others count
             await asyncio.sleep(0.25)

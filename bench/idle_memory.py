@@ -1,7 +1,7 @@
 """Idle memory of the gateway and the notifier, in MB of resident set.
 
-Measured on the running stack, before any job and after a hundred of them. The peer is a Python process that has only
-connected to the same Temporal server and polls it: what the SDK costs by itself. The floor is Python without anything.
+The script measures the running stack before any job and after a hundred jobs. The peer is a Python process that only is
+connected to the same Temporal server and polls it: the cost of the SDK by itself. The floor is bare Python.
 
     python -m bench.idle_memory
 """
@@ -22,7 +22,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 3
     jobs: int = 100
@@ -50,8 +50,8 @@ FLOOR = "print('ready', flush=True); input()"
 
 
 async def measure(sizes: Sizes) -> Report:
-    """Return the report; each round is a stack of its own."""
-    report = Report("How much memory does an idle stack take?", "MB resident, before any job and after some of them.")
+    """Return the report. Each round has its own stack."""
+    report = Report("How much memory does an idle stack take?", "MB resident, before any job and after some jobs.")
     after = f"after {sizes.jobs} jobs"
     for _ in range(sizes.rounds):
         with new_stack({"gpu-worker": simulated(tokens_per_second=1000)}) as stack:
@@ -62,7 +62,7 @@ async def measure(sizes: Sizes) -> Report:
                 await run_jobs(stack.address("gateway"), sizes.jobs)
                 for name, pid in pids.items():
                     report.add(after, name, {"megabytes": megabytes(pid)})
-                peer, floor = await beside_it(PEER, stack.address("temporal")), await beside_it(FLOOR)
+                peer, floor = await memory_of(PEER, stack.address("temporal")), await memory_of(FLOOR)
                 report.add("idle", "peer_bare_temporal_worker", {"megabytes": peer})
                 report.add("idle", "floor_bare_python", {"megabytes": floor})
     for name, most in AIM_MB.items():
@@ -77,7 +77,7 @@ def megabytes(pid: int) -> float:
 
 
 async def run_jobs(address: str, count: int) -> None:
-    """Run the jobs, all at once, to their ends."""
+    """Run all jobs concurrently to their ends."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = LlmServiceStub(channel)
 
@@ -87,8 +87,8 @@ async def run_jobs(address: str, count: int) -> None:
         await together(count, one, count)
 
 
-async def beside_it(code: str, *arguments: str) -> float:
-    """Return the memory of a process that runs the code and has said that it is ready."""
+async def memory_of(code: str, *arguments: str) -> float:
+    """Return the memory, in MB, of a process that runs the code and has reported that it is ready."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", code, *arguments), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )

@@ -1,15 +1,15 @@
-"""How many jobs go through the stack: jobs a second submitted and finished, the engine having no work at all.
+"""How many jobs go through the stack: jobs submitted and finished per second, with an engine that has no work.
 
-Beside it the processor time of a job, of all processes that have a part in it, Temporal included: that says how many
-jobs a machine can take, and is measured well on a busy one, too. Two ways to drive it:
+The script also measures the processor time of a job, in all processes that take part, Temporal included. That shows how
+many jobs a machine can run, and is accurate on a busy machine, too. Jobs are submitted in two ways:
 
 - watched: 50 clients, each submits a job, watches it to its end and submits the next one;
-- unwatched: all jobs are submitted, 50 calls at a time, and nobody watches; the time ends when the last has closed.
+- unwatched: all jobs are submitted, 50 calls at a time, and nobody watches. The time ends when the last job has closed.
 
-In the same run, on the same Temporal server, the peer: a bare workflow with two remote activities in a process of its
-own, driven in the same two ways. The second peer, Celery with Redis: a chain of two tasks, with two worker processes
-(one for each core here), results kept, all submitted and then awaited. It keeps no history, and its Redis writes to
-disk seconds later.
+The first peer in the same run, on the same Temporal server, is a bare workflow with two remote activities in a process
+of its own, submitted in the same two ways. The second peer is Celery with Redis: a chain of two tasks, with two worker
+processes (one for each core here). It keeps results, and all chains are submitted and then awaited. It keeps no
+history, and its Redis writes to disk seconds later.
 
     python -m bench.jobs_per_second
 """
@@ -38,7 +38,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 5
     jobs: int = 300
@@ -56,12 +56,12 @@ async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report(
         "How many jobs?",
-        "Jobs a second, submitted and finished. Engine: simulated, one token, no wait. The unwatched jobs' end is seen"
-        " up to 0.2 s late, alike for suite and bare workflow.",
+        "Jobs a second, submitted and finished. Engine: simulated, one token, no wait. The end of unwatched jobs is"
+        " detected up to 0.2 s late, for suite and bare workflow alike.",
     )
     async with all_ways(sizes) as ways:
         for way in ways.values():
-            # The first jobs of a process pay for its caches.
+            # The first jobs of a process fill its caches.
             await way()
         for _ in range(sizes.rounds):
             for (case, who), way in ways.items():
@@ -75,7 +75,7 @@ async def measure(sizes: Sizes) -> Report:
 
 @asynccontextmanager
 async def all_ways(sizes: Sizes) -> AsyncIterator[dict[tuple[str, str], Way]]:
-    """Run everything, and yield the ways by case and who."""
+    """Run the stack and the peers, and yield the ways by case and who."""
     async with AsyncExitStack() as opened:
         stack = opened.enter_context(new_stack({"gpu-worker": simulated(tokens_per_second=1e9)}))
         await opened.enter_async_context(stack)
@@ -112,7 +112,7 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[tuple[str, str], Way]]:
 
 
 def figures(sizes: Sizes, run: Callable[[], Awaitable[float]], cpu: Callable[[], float] | None = None) -> Way:
-    """Return the way that runs the jobs by `run`, which returns the seconds; `cpu` is the processor time so far."""
+    """Return a way that calls `run`, which returns seconds. `cpu` returns the processor seconds so far."""
 
     async def measured() -> dict[str, float]:
         before = cpu() if cpu else 0.0
@@ -123,7 +123,7 @@ def figures(sizes: Sizes, run: Callable[[], Awaitable[float]], cpu: Callable[[],
 
 
 async def timed(job: Job, sizes: Sizes) -> float:
-    """Run the jobs, so many at once; return the seconds."""
+    """Run the jobs, `at_once` of them concurrently; return the seconds."""
     begin = time.monotonic()
     await together(sizes.jobs, job, sizes.at_once)
     return time.monotonic() - begin

@@ -1,8 +1,8 @@
 """What a payload costs: microseconds to encode and decode a JobResult, and its size in bytes.
 
-The suite's converter beside what a user of Temporal's SDK takes instead: its default with the same protobuf message,
-its default with a dataclass of the same fields, and its pydantic converter with a model of the same fields. The floor:
-the output's text alone to UTF-8 and back.
+The peers of the suite's converter are those of Temporal's SDK: its default with the same protobuf message, its default
+with a dataclass of the same fields, and its pydantic converter with a model of the same fields. The floor is to encode
+only the output as UTF-8 and decode it.
 
     python -m bench.payload_cost
 """
@@ -28,7 +28,7 @@ from llm_pb import llm_pb2
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 7
     bytes: tuple[int, ...] = (1_000, 100_000, 1_000_000)
@@ -45,7 +45,7 @@ class Gpu:
 
 @dataclass
 class Metadata:
-    """ResultMetadata; times and spans as text, as JSON has them."""
+    """ResultMetadata, with times and durations as strings, like JSON."""
 
     promptTokens: int  # noqa: N815
     outputTokens: int  # noqa: N815
@@ -106,8 +106,8 @@ async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report(
         "What does a payload cost?",
-        "Microseconds to encode and decode a JobResult whose output is an English text with quotes, line ends and a few"
-        " other letters; and the payload's bytes, metadata included.",
+        "Microseconds to encode and decode a JobResult, and the payload's bytes, metadata included. The output is an"
+        " English text with quotes, line ends and a few non-ASCII letters.",
     )
     for size in sizes.bytes:
         case = f"{size // 1000} KB"
@@ -123,7 +123,7 @@ async def measure(sizes: Sizes) -> Report:
 
 
 def converters(size: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """Return, by name, what encodes and decodes a result of this size, and its payload's bytes."""
+    """Return, by name, a function that encodes and decodes a result of this size, and the payload's bytes."""
     message = llm_pb2.JobResult()
     message.CopyFrom(RESULT)
     message.output = text_of(size)
@@ -139,7 +139,7 @@ def converters(size: int) -> dict[str, tuple[Callable[[], object], int]]:
     for who, (converter, value, kind) in pairs.items():
         way = partial(there_and_back, converter.payload_converter, value, kind)
         if way() != value:
-            raise RuntimeError(f"{who} does not give back what it was given")
+            raise RuntimeError(f"{who} does not decode what it has encoded")
         ways[who] = (way, converter.payload_converter.to_payloads([value])[0].ByteSize())
     return ways | {"floor_utf8": (lambda: message.output.encode().decode(), len(message.output.encode()))}
 
@@ -150,13 +150,13 @@ def text_of(size: int) -> str:
 
 
 def there_and_back(converter: PayloadConverter, value: object, kind: type) -> object:
-    """Encode and decode."""
+    """Encode a value; return it decoded."""
     (decoded,) = converter.from_payloads(converter.to_payloads([value]), [kind])
     return decoded
 
 
 def microseconds(way: Callable[[], object], seconds: float) -> float:
-    """Return what one call takes, of the fastest of some runs that last so long together."""
+    """Return the microseconds of a call, from the fastest of several runs that take `seconds` together."""
     calls, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds / _RUNS:
         way()

@@ -1,11 +1,11 @@
 """What a job costs Temporal: history events, bytes of history, calls of its API and writes of workflows, each per job.
 
-Jobs come one after the other, each with so many tokens and watchers. Calls and writes are Temporal's own count, the
-workers' polls included.
+Jobs run one after another. Each case has a number of tokens and of watchers. Temporal itself counts calls and writes,
+the polls of workers included.
 
-In the same run, on the same server, doing the same job: Temporal's Workflow Streams, set up as its own sample for LLMs
-is (a batch of tokens each 200 ms, polls 100 ms apart, a subscriber for each watcher), its tokens made as fast as they
-are taken; and, without any tokens, a bare workflow with two remote activities.
+The peers run the same job in the same run, on the same server. The first is Temporal's Workflow Streams, set up like
+its own sample for LLMs: a batch of tokens each 200 ms, polls 100 ms apart, a subscriber for each watcher. Its tokens
+come at the pace of the suite's engine. The second is a bare workflow with two remote activities and no tokens.
 
     python -m bench.temporal_cost
 """
@@ -34,7 +34,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 3
     jobs: int = 3
@@ -43,7 +43,7 @@ class Sizes:
 
 
 Way = Callable[[int, int], Awaitable[str]]
-"""Runs a job with so many tokens and watchers; returns its workflow id."""
+"""Runs a job with a number of tokens and of watchers; returns its workflow id."""
 CONTEXT: Final = 200_000
 PER_SECOND: Final = 1000
 _ids = count(1)
@@ -54,9 +54,9 @@ async def measure(sizes: Sizes) -> Report:
     report = Report(
         "What does a job cost Temporal?",
         "Per job: events and bytes of its history, calls of Temporal's API (polls included), writes of workflows to the"
-        f" database. The engine makes {PER_SECOND} tokens a second.",
+        f" database. The engine generates {PER_SECOND} tokens a second.",
     )
-    # One after the other: tokens with one watcher, then watchers with a few tokens.
+    # First the numbers of tokens with one watcher, then the numbers of watchers with a few tokens.
     cases = dict.fromkeys([*((tokens, 1) for tokens in sizes.tokens), *((sizes.tokens[0], n) for n in sizes.watchers)])
     async with running() as (ways, counts, client):
         for _ in range(sizes.rounds):
@@ -75,7 +75,7 @@ async def measure(sizes: Sizes) -> Report:
     ):
         for figure in ("events", "calls"):
             pairs = zip(report.rounds(more, "suite", figure), report.rounds(less, "suite", figure), strict=True)
-            # A job that takes seconds heartbeats once a second, whatever it makes.
+            # A job that takes seconds heartbeats once a second, however many tokens it generates.
             aim = {"at_most": 1.0} if figure == "events" else {}
             report.judge(f"{figure}, many / few {what}", [a / b for a, b in pairs], **aim)
     report.ratio(name(sizes.tokens[0], sizes.watchers[0]), "events", "peer_bare_workflow")
@@ -90,9 +90,9 @@ def name(tokens: int, watchers: int) -> str:
 
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[dict[str, Way], TemporalCounts, Client]]:
-    """Run everything; yield the ways by name, Temporal's counts and a client of Temporal's."""
+    """Run the stack and the peers; yield the ways by name, Temporal's counts and a client of Temporal."""
     environment = {
-        # What a gateway asks every few seconds for its metrics is no job's.
+        # A gateway's periodic count of open jobs is no cost of a job.
         "gateway": {**models((MODEL, GPU_QUEUE), tokens=CONTEXT), "GATEWAY_OPEN_JOBS_INTERVAL": "PT0S"},
         "gpu-worker": simulated(tokens_per_second=PER_SECOND, context_tokens=CONTEXT),
     }
@@ -134,13 +134,13 @@ async def running() -> AsyncIterator[tuple[dict[str, Way], TemporalCounts, Clien
 async def per_job(
     way: Way, counts: TemporalCounts, client: Client, jobs: int, tokens: int, watchers: int
 ) -> dict[str, float]:
-    """Return what each of some jobs cost."""
+    """Run `jobs` jobs; return the costs of one."""
     calls, writes = await counts.settled(client)
     async with asyncio.timeout(DEADLINE_SECONDS):
         ids = [await way(tokens, watchers) for _ in range(jobs)]
     calls_after, writes_after = await counts.settled(client)
     described = [(await client.get_workflow_handle(id_).describe()).raw_description for id_ in ids]
-    # Waiting for the result is this script's own call.
+    # The long poll for the result is a call of this script.
     own = Counter({"PollWorkflowExecutionHistory": jobs})
     return {
         "events": sum(each.workflow_execution_info.history_length for each in described) / jobs,

@@ -1,13 +1,13 @@
 """Whether the suite keeps the GPU busy: output tokens a second of vLLM through the whole stack.
 
-All jobs are submitted at once, each on its own and each watched to its end, with the same prompts, greedy, up to the
-same number of tokens. In the same run, each with the same engine options in processes of its own: the limit, a bare
-AsyncLLM that is given all prompts at once; and the peer, `vllm serve`, driven by its own client, `vllm bench serve`.
-One of them works at a time.
+All jobs are submitted together, each by a call of its own, and each is watched to its end. The suite, the limit and the
+peer get the same prompts, greedy, up to the same number of tokens. They run in the same run, with the same engine
+options, in separate processes, and only one of them works at a time. The limit is a bare AsyncLLM that gets all prompts
+together. The peer is `vllm serve`, driven by its own client, `vllm bench serve`.
 
-The model that comes along is so small that its tokens cost little more than their way to the client: it shows what the
-suite costs. `--layers SmolLM2-135M` gives it the layers of that one, about the smallest that is in use, with random
-weights: then the engine has as much to do as it would have with that.
+The default model is so small that its tokens cost little more than their way to the client, so it shows the cost of the
+suite. `--layers SmolLM2-135M` gives it the layers of that model, one of the smallest in use, with random weights. Then
+the engine has as much work as with that model.
 
 Needs vLLM: run it in the environment of `make test-vllm` (CPU) or of `make test-gpu`. On a GPU:
 
@@ -38,7 +38,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 2
     jobs: tuple[int, ...] = (64, 256)
@@ -50,7 +50,7 @@ class Sizes:
 
 
 Way = Callable[[list[str], int], Awaitable[dict[str, float]]]
-"""Generates for prompts, up to so many tokens each."""
+"""Generates for prompts, up to a number of tokens each; returns the figures."""
 _LAYERS: Final[dict[str, dict[str, int]]] = {
     "its own": {},
     "SmolLM2-135M": {
@@ -70,7 +70,7 @@ _LAYERS: Final[dict[str, dict[str, int]]] = {
         "intermediate_size": 14336,
     },
 }
-"""Sizes in a model's config.json, by the model whose layers they are."""
+"""Sizes in the config.json of each model."""
 _PROMPT_CHARACTERS: Final = 200
 _CLIENT_SECONDS: Final = 600
 
@@ -79,7 +79,7 @@ async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report(
         "Does the suite keep the GPU busy?",
-        "Output tokens a second, all jobs at once, from the first submission to the last end."
+        "Output tokens a second, all jobs concurrently, from the first submission to the last end."
         f" vLLM's {'CPU' if vllm_peers.on_cpu() else 'GPU'} build, model {sizes.model_path},"
         f" a batch of {sizes.max_concurrent}.",
     )
@@ -98,7 +98,7 @@ async def measure(sizes: Sizes) -> Report:
 
 
 def prompts(count: int) -> list[str]:
-    """Return so many different prompts: pieces of the documentation of Python's own types."""
+    """Return `count` different prompts: pieces of the documentation of Python's built-in types."""
     texts = [
         text
         for kind in (str, bytes, list, dict, set, int, float)
@@ -110,7 +110,7 @@ def prompts(count: int) -> list[str]:
 
 @asynccontextmanager
 async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
-    """Run everything, and yield the ways by name."""
+    """Run the stack and the peers, and yield the ways by name."""
     extra = with_layers(sizes.layers) | json.loads(sizes.engine_options)
     options = (sizes.model_path, sizes.max_concurrent, extra)
     async with AsyncExitStack() as opened:
@@ -127,14 +127,14 @@ async def all_ways(sizes: Sizes) -> AsyncIterator[dict[str, Way]]:
 
 
 def with_layers(model: str) -> dict[str, Any]:
-    """Return vLLM's options that give the model at hand the layers of another one, with random weights."""
+    """Return vLLM's options that give the model the layers of another one, with random weights."""
     if not (layers := _LAYERS[model]):
         return {}
     return {"load_format": "dummy", "dtype": "bfloat16", "hf_overrides": layers}
 
 
 async def suite(stub: LlmServiceStub, prompts: list[str], tokens: int) -> dict[str, float]:
-    """Run a job for each prompt."""
+    """Run a job for each prompt; return the figures."""
     params = llm_pb2.SamplingParams(max_tokens=tokens, temperature=0)
 
     async def run(prompt: str) -> int:

@@ -1,24 +1,26 @@
 """How old a token is when the client reads it: from the engine's yield to the StreamStatus message, in milliseconds.
 
 The text of every token is the time at which the engine yielded it (see bench.peers.stamping_worker), and the client
-subtracts: nothing of the suite is changed or told. All runs on this machine, over loopback, with the suite's default
-settings but for the size of the worker's batch; the client is one Python process that reads all streams.
+subtracts it from its own time. Nothing of the suite is changed for that. Everything runs on this machine, over
+loopback, with the suite's default settings except the size of the worker's batch. The client is one Python process that
+reads all streams.
 
-In the same run, at the same pace and with as many streams:
+The peers and floors in the same run have the same pace and the same number of streams:
 
-- Temporal's Workflow Streams, one workflow and one subscriber for each stream: set up as its own sample for LLMs is
-  (batches of 200 ms, polls 100 ms apart); and, for one stream only, set up to be as fast as it can be (each token sent
-  at once, no pause between polls), for a server of this size drowns in 64 of those, as it does in 256 of the former;
-- `vllm serve`, where vLLM is installed, streaming by server-sent events: its engine is replaced by one that makes
-  stamps at the same pace, so that what is measured is the way from the engine to the client, as for the suite;
-- the floors: the same stamps through nothing but a NATS server, and through nothing but one gRPC stream, both with the
-  same Python clients that the suite uses.
+- Temporal's Workflow Streams, with one workflow and one subscriber for each stream, in two setups. One is that of its
+  own sample for LLMs (batches of 200 ms, polls 100 ms apart). The other is its fastest (each token sent immediately, no
+  pause between polls), and runs with one stream only, because 64 of these overload a server of this size, as 256 of the
+  former do;
+- `vllm serve`, where vLLM is installed, which streams server-sent events. Its engine is replaced by one that generates
+  stamps at the same pace, so that only the way from the engine to the client is measured, as for the suite;
+- the floors: the same stamps through a NATS server only, and through one gRPC stream only, both with the Python clients
+  that the suite uses.
 
-p50 and p99 are of tokens made while all streams ran, from SETTLE_SECONDS after the last one's start to the first one's
-end; `p99_of_all` is of all tokens, those made while other jobs start or end included. A token that waited for others to
-share their message counts with its whole wait.
+p50 and p99 are of tokens generated while all streams ran, from SETTLE_SECONDS after the last start to the first end.
+`p99_of_all` is of all tokens, including those generated while other jobs start or end. A token that waits for others to
+share a message counts with its whole wait.
 
-Left out: each job's first token, whose latency is that of its start; the network; TLS.
+Not measured: the first token of each job, whose latency is that of the job's start; the network; TLS.
 
     python -m bench.token_latency
 """
@@ -43,14 +45,13 @@ from bench.support import script
 from bench.support.report import Report, quantiles
 from bench.support.stacks import beside, new_stack, simulated
 from bench.support.stamps import Read, read_stamps
-from bench.support.watched_job import submit
-from llm_pb import llm_pb2
+from bench.support.watched_job import messages, submit
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 3
     streams: tuple[int, ...] = (1, 64, 256)
@@ -69,11 +70,11 @@ AIM_TIMES_UNDER_STREAMS: Final = 10
 AIM_TIMES_OF_VLLM_SERVE: Final = 2
 
 Source = Callable[[int], Coroutine[Any, Any, list[Read]]]
-"""Reads one stream of so many tokens to its end."""
+"""Reads a stream with a number of tokens to its end."""
 
 
 async def measure(source: Source, streams: int, tokens: int) -> dict[str, float]:
-    """Read the streams side by side; return the figures."""
+    """Read the streams concurrently; return the figures."""
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             read = await asyncio.gather(*(source(tokens) for _ in range(streams)))
@@ -87,12 +88,12 @@ async def measure(source: Source, streams: int, tokens: int) -> dict[str, float]
 
 
 def suite(stub: LlmServiceStub) -> Source:
-    """Return the source that submits a job and watches it."""
+    """Return a source that submits a job and watches it."""
 
     async def read(tokens: int) -> list[Read]:
         id_ = await submit(stub, tokens=tokens)
         stamps: list[Read] = []
-        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_)):
+        async for message in messages(stub, id_):
             stamps += read_stamps(message.delta.text)
         return stamps
 
@@ -100,7 +101,7 @@ def suite(stub: LlmServiceStub) -> Source:
 
 
 def workflow_streams(client: Client, setup: Setup) -> Source:
-    """Return the peer's source that starts a workflow and subscribes to it."""
+    """Return a source of the peer that starts a workflow and subscribes to it."""
 
     async def read(tokens: int) -> list[Read]:
         handle = await start_stream(client, tokens, PER_SECOND, setup)
@@ -112,7 +113,7 @@ def workflow_streams(client: Client, setup: Setup) -> Source:
 
 
 def vllm_serve(serve: VllmServe) -> Source:
-    """Return the peer's source that is a completion, streamed."""
+    """Return a source of the peer that streams a completion."""
 
     async def read(tokens: int) -> list[Read]:
         stamps: list[Read] = []
@@ -124,7 +125,7 @@ def vllm_serve(serve: VllmServe) -> Source:
 
 
 def bare_grpc(channel: grpc.aio.Channel) -> Source:
-    """Return the source that is one gRPC stream."""
+    """Return a source that reads one gRPC stream."""
     call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Stream")
 
     async def read(tokens: int) -> list[Read]:
@@ -137,7 +138,7 @@ def bare_grpc(channel: grpc.aio.Channel) -> Source:
 
 
 def bare_nats(feed: Nats) -> Source:
-    """Return the source that is one NATS subject."""
+    """Return a source that reads one NATS subject."""
 
     async def read(tokens: int) -> list[Read]:
         stamps: list[Read] = []
@@ -182,7 +183,7 @@ async def all_sources(most_streams: int) -> AsyncIterator[dict[str, Source]]:
 
 
 def measured(name: str, streams: int) -> bool:
-    """Return whether a source is asked for so many streams."""
+    """Return whether a source is measured with `streams` streams."""
     most = {PEER_FASTEST: 1, PEER_AS_SAMPLE: 64}
     return streams <= most.get(name, streams)
 
@@ -196,13 +197,13 @@ async def main(sizes: Sizes) -> Report:
     async with all_sources(max(sizes.streams)) as sources:
         for name, source in sources.items():
             if not name.startswith("floor"):
-                # The first job of a process pays for its caches.
+                # The first job of a process fills its caches.
                 await measure(source, 1, 2 * PER_SECOND)
         for _ in range(sizes.rounds):
             for streams in sizes.streams:
                 for name, source in sources.items():
                     if measured(name, streams):
-                        # Many jobs take a while until all of them run.
+                        # With many jobs it takes longer until all of them run.
                         tokens = sizes.tokens + (0 if name.startswith("floor") else sizes.tokens_more * streams // 64)
                         report.add(f"{streams} streams", name, await measure(source, streams, tokens))
     for streams in sizes.streams:

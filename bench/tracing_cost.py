@@ -1,16 +1,16 @@
-"""What tracing costs: jobs a second, token latency and processor time, with spans exported, only made, and not made.
+"""What tracing costs: jobs a second, token latency and processor time, with spans exported, only created, and off.
 
-Three stacks run side by side and are measured in turns, so that whatever else the machine does falls on all of them:
+Three stacks run at the same time and are measured in turns, so that other load of the machine affects all of them:
 
-- suite_exported: every span goes by OTLP to a receiver that drops it, in the SDK's default batches;
-- suite_not_exported: the default, spans are made and go nowhere;
+- suite_exported: the service sends every span by OTLP to a receiver that drops it, in the SDK's default batches;
+- suite_not_exported: the default, in which spans are created and not exported;
 - peer_off: OTEL_SDK_DISABLED=true.
 
-`jobs_per_second` is from the first Submit to the last stream's end, `latency_ms_p50` from the engine's yield to the
-client as bench.token_latency has it. `cpu_ms_a_job`, of gateway, worker and notifier together, sending spans included,
-says what tracing costs on a machine whose other work makes the figures above a matter of luck.
+`jobs_per_second` is measured from the first Submit to the end of the last stream, `latency_ms_p50` from the engine's
+yield to the client, as in bench.token_latency. `cpu_ms_a_job` is that of gateway, worker and notifier together, the
+export of spans included. It shows the cost of tracing on a machine whose other load makes the other figures random.
 
-Left out: what the collector does with the spans, the network, vLLM's own tracing.
+Not measured: the work of the collector, the network, vLLM's own tracing.
 
     python -m bench.tracing_cost
 """
@@ -37,7 +37,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 7
     jobs: int = 60
@@ -67,10 +67,10 @@ async def measure(sizes: Sizes) -> Report:
         }
         turns = {who: await running.enter_async_context(running_turn(way, sizes)) for who, way in ways.items()}
         for turn in turns.values():
-            # The first jobs of a process pay for its caches.
+            # The first jobs of a process fill its caches.
             await turn.run_jobs()
         for number in range(sizes.rounds):
-            # Whoever comes first in a round may find a calmer machine: that changes, too.
+            # The first of a round may find less other load, so the order rotates.
             first = number % len(turns)
             for who in [*turns, *turns][first : first + len(turns)]:
                 report.add("jobs", who, await turns[who].jobs())
@@ -84,7 +84,7 @@ async def measure(sizes: Sizes) -> Report:
 
 @asynccontextmanager
 async def receiver() -> AsyncIterator[str]:
-    """Yield the address of an OTLP receiver that drops what it gets."""
+    """Yield the address of an OTLP receiver that drops everything."""
 
     async def drop(request: bytes, context: Any) -> bytes:
         return b""
@@ -100,7 +100,7 @@ async def receiver() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def running_turn(tracing: dict[str, str], sizes: Sizes) -> AsyncIterator["Turn"]:
-    """Run a stack with these variables in every service."""
+    """Run a stack with these variables in every service, and yield its Turn."""
     worker = {"GPU_WORKER_MAX_CONCURRENT": str(sizes.at_once), **simulated(tokens_per_second=PER_SECOND)}
     with new_stack({"gateway": tracing, "notifier": tracing, "gpu-worker": {**tracing, **worker}}) as stack:
         stack.processes["gpu-worker"].command = (sys.executable, "-m", "bench.peers.stamping_worker")
@@ -109,7 +109,7 @@ async def running_turn(tracing: dict[str, str], sizes: Sizes) -> AsyncIterator["
 
 
 class Turn:
-    """A stack to be measured."""
+    """A running stack, and its measurements."""
 
     def __init__(self, stack: Stack, stub: LlmServiceStub, sizes: Sizes) -> None:
         self._stack = stack
@@ -126,7 +126,7 @@ class Turn:
         }
 
     async def tokens(self) -> dict[str, float]:
-        """Watch tokens as they are made; return the figures."""
+        """Watch tokens as they are generated; return the figures."""
         ages = await token_ages(self._read, self._sizes.streams, self._sizes.tokens)
         return {f"latency_ms_{name}": value for name, value in ages.items()}
 

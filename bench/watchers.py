@@ -1,12 +1,12 @@
 """What a watcher costs one gateway: memory, processor time and latency, from 10 streams to 5,000.
 
-All watch one job, which makes a token a second; the text of a token is the time at which the engine yielded it. A token
-goes to all of them at once, so the latency of the last is what it takes to write to all, and for this script to read
-from all: it reads every stream, in one process, 100 of them on each connection. The gateway is started anew for each
-round; memory is what it has more than before the first watcher, as the number grows.
+All watch one job, which generates a token a second. The text of a token is the time at which the engine yielded it. A
+token goes to all watchers at the same time. So the latency of the last one is the time to write to all, and the time in
+which this script reads from all: it reads every stream in one process, 100 on each connection. The gateway restarts for
+each round. Memory is what the gateway uses above its use with one watcher, as the number of watchers grows.
 
-In the same run the floor: as many streams of a bare gRPC server in Python, whose stamps all of them get, too. Left out:
-the cost of a connection, the network, TLS.
+The floor in the same run is the same number of streams of a bare gRPC server in Python that sends its stamps to all of
+them. Not measured: the cost of a connection, the network, TLS.
 
     python -m bench.watchers
 """
@@ -26,7 +26,7 @@ from bench.support.report import Report, quantiles
 from bench.support.stacks import beside, models, new_stack, simulated
 from bench.support.stamps import read_stamps
 from bench.support.usage import cpu_seconds, resident_bytes
-from bench.support.watched_job import MODEL, submit
+from bench.support.watched_job import MODEL, messages, submit
 from deploy.local.stack import Stack
 from jobs.names import GPU_QUEUE
 from llm_pb import llm_pb2
@@ -35,7 +35,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the command line chooses."""
+    """The options of the command line."""
 
     rounds: int = 3
     watchers: tuple[int, ...] = (10, 100, 1000, 5000)
@@ -48,11 +48,11 @@ STREAMS_OF_A_CONNECTION: Final = 100
 AIM_KB: Final = 50
 
 Texts = Callable[[grpc.aio.Channel], AsyncIterator[str]]
-"""Opens one stream and yields the texts that it brings."""
+"""Opens one stream and yields its texts."""
 
 
 class Readers:
-    """Streams of one server, read as they come."""
+    """Streams of one server, which are read continuously."""
 
     def __init__(self, address: str, texts: Texts) -> None:
         self._address = address
@@ -63,7 +63,7 @@ class Readers:
         self._reached = asyncio.Semaphore(0)
 
     async def grow(self, count: int) -> None:
-        """Have so many streams, and return once each of them has brought something."""
+        """Open streams until there are `count`, and wait until each has received a text."""
         new = count - len(self._reading)
         for _ in range(new):
             if len(self._reading) % STREAMS_OF_A_CONNECTION == 0:
@@ -75,13 +75,13 @@ class Readers:
                 await self._reached.acquire()
 
     async def ages(self, seconds: float) -> list[float]:
-        """Return the ages, in ms, of all stamps read from now on for some seconds."""
+        """Return the ages, in ms, of all stamps that are read in the next `seconds`."""
         self._ages.clear()
         await asyncio.sleep(seconds)
         return list(self._ages)
 
     async def close(self) -> None:
-        """End the streams. Raises what ended one of them before."""
+        """End the streams. Raises the error of a stream that has already ended."""
         broken = next((task for task in self._reading if task.done()), None)
         for task in self._reading:
             task.cancel()
@@ -105,8 +105,8 @@ async def measure(sizes: Sizes) -> Report:
     """Return the report."""
     report = Report(
         "How many watchers?",
-        f"All watch one job of {PER_SECOND} token a second. Memory and processor time are the gateway's, per watcher,"
-        " memory above that of no watcher; latency is from the engine's yield to the client's read.",
+        f"All watch one job of {PER_SECOND} token a second. Memory and processor time are the gateway's, per watcher."
+        " Memory is counted above that of one watcher. Latency is from the engine's yield to the client's read.",
     )
     most = max(sizes.watchers)
     environment = {
@@ -126,7 +126,7 @@ async def measure(sizes: Sizes) -> Report:
                     await floor_round(report, sizes, f"127.0.0.1:{other.ready}")
     for watchers in sizes.watchers:
         kilobytes = report.rounds(name(watchers), "suite", "kilobytes")
-        # With few watchers the gateway's own growth counts for more than theirs.
+        # With few watchers the gateway's own growth exceeds theirs.
         aim = {"at_most": float(AIM_KB)} if watchers >= 1000 else {}
         report.judge(f"KB a watcher, {name(watchers)}", kilobytes, **aim)
     for watchers in sizes.watchers:
@@ -140,7 +140,7 @@ def name(watchers: int) -> str:
 
 
 async def restart_gateway(stack: Stack) -> None:
-    """Stop the gateway and start it anew."""
+    """Stop the gateway and start it again."""
     gateway = stack.processes["gateway"]
     await gateway.terminate()
     await gateway.start()
@@ -158,7 +158,7 @@ async def reading(address: str, texts: Texts) -> AsyncIterator[Readers]:
 
 
 async def suite_round(report: Report, sizes: Sizes, stack: Stack) -> None:
-    """Measure the gateway with more and more watchers."""
+    """Measure the gateway with a growing number of watchers."""
     gateway, pid = stack.address("gateway"), stack.processes["gateway"].pid
     assert pid is not None
     async with grpc.aio.insecure_channel(gateway) as channel:
@@ -166,8 +166,7 @@ async def suite_round(report: Report, sizes: Sizes, stack: Stack) -> None:
         id_ = await submit(stub, tokens=100_000)
 
         async def texts(channel: grpc.aio.Channel) -> AsyncIterator[str]:
-            request = llm_pb2.StreamStatusRequest(workflow_id=id_)
-            async for message in LlmServiceStub(channel).StreamStatus(request):
+            async for message in messages(LlmServiceStub(channel), id_):
                 if message.HasField("delta"):
                     yield message.delta.text
 
@@ -192,7 +191,7 @@ async def suite_round(report: Report, sizes: Sizes, stack: Stack) -> None:
 
 
 async def floor_round(report: Report, sizes: Sizes, address: str) -> None:
-    """Measure as many streams of a bare server."""
+    """Measure the same numbers of streams of a bare server."""
 
     async def texts(channel: grpc.aio.Channel) -> AsyncIterator[str]:
         call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Broadcast")

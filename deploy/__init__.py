@@ -1,1 +1,1 @@
-"""How the suite is run."""
+"""Installs, runs and documents the suite."""

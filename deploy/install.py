@@ -1,11 +1,11 @@
-"""Installs locks of requirements/ into the environment of the interpreter that runs this: the work of `make env`.
+"""Installs locks of requirements/ into the environment of the interpreter that runs it: the work of `make env`.
 
     .venv/bin/python deploy/install.py requirements/run.txt requirements/torch.txt
 
-A lock with hashes is installed by uv, in a fraction of pip's time, and by pip where uv fails. Where packages come from
-is pip's configuration in both cases. A file without hashes (torch.txt says why) is pip's own.
+uv installs a lock with hashes, in a fraction of pip's time. pip installs it where uv fails, and installs every file
+without hashes (torch.txt says why). Both take packages from the indexes in pip's configuration.
 
-Needs nothing but the standard library: it runs before anything is installed.
+The script needs only the standard library, because it runs before anything is installed.
 """
 
 import ast
@@ -21,11 +21,11 @@ _ROOT: Final = Path(__file__).parents[1]
 _UV_LOCK: Final = _ROOT / "requirements" / "uv.txt"
 _PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 _SECTIONS: Final = ("global", "install", ":env:")
-"""Of pip's configuration, the stronger one later."""
+"""Sections of pip's configuration, each overriding those before it."""
 
 
 def main(locks: list[Path]) -> int:
-    """Install the locks one after the other; return the exit status of the first that failed."""
+    """Install the locks one after another; return the exit status of the first that fails, else 0."""
     for number, lock in enumerate(locks, 1):
         text = lock.read_text()
         names = [line.partition("==")[0] for line in text.splitlines() if "==" in line and line[0].isalnum()]
@@ -40,7 +40,7 @@ def main(locks: list[Path]) -> int:
 
 
 def _install_locked(lock: Path) -> int:
-    # Complete, so nothing is resolved.
+    # A lock is complete, so nothing is resolved.
     arguments = ("--require-hashes", "--no-deps", "-r", str(lock))
     if _pip("-qq", "--require-hashes", "--no-deps", "-r", str(_UV_LOCK)) == 0:
         uv = Path(sys.executable).with_name("uv")
@@ -48,7 +48,7 @@ def _install_locked(lock: Path) -> int:
         command = (str(uv), "pip", "install", "--python", sys.executable, *arguments)
         if subprocess.run(command, env=environment, check=False).returncode == 0:
             return 0
-    print("uv could not install it, pip tries: that takes longer", file=sys.stderr, flush=True)
+    print("uv could not install it. pip tries next, which takes longer.", file=sys.stderr, flush=True)
     return _pip("--no-warn-conflicts", *arguments)
 
 
@@ -57,7 +57,7 @@ def _pip(*arguments: str) -> int:
 
 
 def pip_settings() -> dict[str, str]:
-    """Return pip's settings by name, those of its environment variables included."""
+    """Return pip's settings by name, including those from environment variables."""
     listed = subprocess.run((*_PIP, "config", "list"), check=True, capture_output=True, text=True).stdout
     found: dict[str, dict[str, str]] = {section: {} for section in _SECTIONS}
     for line in listed.splitlines():
@@ -69,7 +69,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables by which uv finds what pip's settings let pip find: uv reads none of pip's."""
+    """Translate pip's settings into environment variables of uv, which reads none of pip's own."""
     settings = {
         "UV_DEFAULT_INDEX": pip.get("index-url", ""),
         "UV_INDEX": " ".join(pip.get("extra-index-url", "").split()),
@@ -80,9 +80,9 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
         "SSL_CERT_FILE": pip.get("cert", ""),
         "SSL_CLIENT_CERT": pip.get("client-cert", ""),
         "ALL_PROXY": pip.get("proxy", ""),
-        # pip takes a package from whichever index has it; the hashes say which file is right.
+        # Like pip, take a package from any index that has it. The hashes decide which file is right.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
-        # The cache may be on another disk, which is no reason for a warning.
+        # uv warns about a cache on another disk, which is normal here.
         "UV_LINK_MODE": "" if os.environ.get("UV_LINK_MODE") else "copy",
     }
     return {name: value for name, value in settings.items() if value}

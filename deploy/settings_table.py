@@ -1,4 +1,4 @@
-"""`make settings`: writes the table of all settings into the README, from the settings classes themselves."""
+"""`make settings`: writes docs/settings.md from the settings classes."""
 
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     CodecSettings,
     StackSettings,
 )
-README: Final = Path(__file__).parents[1] / "README.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 BEGIN: Final = "<!-- settings: written by `make settings` -->\n"
 END: Final = "<!-- settings end -->\n"
 
@@ -37,18 +37,18 @@ def table() -> str:
     """Return the table in Markdown: a section for each class, a row for each variable."""
     lines: list[str] = []
     for settings in CLASSES:
-        lines += ["", f"**{(settings.__doc__ or '').splitlines()[0]}**", ""]
-        lines += ["| variable | default | meaning |", "|---|---|---|"]
         prefix = settings.model_config.get("env_prefix", "")
+        lines += ["", f"## `{prefix}…`", "", (settings.__doc__ or "").splitlines()[0], ""]
+        lines += ["| variable | default | meaning |", "|---|---|---|"]
         for name, field in settings.model_fields.items():
             meaning = " ".join((field.description or "").split())
             lines.append(f"| `{prefix}{name.upper()}` | {_default(field)} | {meaning} |")
     return "\n".join(lines[1:]) + "\n"
 
 
-def with_table(readme: str) -> str:
-    """Return the text with its table replaced."""
-    before, _, rest = readme.partition(BEGIN)
+def with_table(page: str) -> str:
+    """Return the page with its table replaced."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
@@ -68,4 +68,4 @@ def _default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    PAGE.write_text(with_table(PAGE.read_text()))

@@ -1,1 +1,1 @@
-"""The live feed of a job: the seam, its writer, and each of its implementations."""
+"""The live feed of a job: its Protocol, its writer, and each of its implementations."""

@@ -1,7 +1,7 @@
 """The live feed of a job: an ordered log of FeedRecords, fast, resumable and disposable.
 
-Nothing durable depends on it. Records may be lost with the broker; they are never reordered, and TokensMade carries the
-offset of its text, so a reader sees a gap and asks Temporal instead.
+Nothing durable depends on it. Records may be lost with the broker, but they are never reordered. TokensMade carries the
+offset of its text, so a reader detects a gap and asks Temporal instead.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from llm_pb import internal_pb2
 
 RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
-"""Called with each record of a reader's, as soon as it is there; returns True when it wants no more."""
+"""A reader's callback, called with each record as soon as it arrives. Returns True once the reader needs no more."""
 
 
 def ignore() -> None:
@@ -22,52 +22,53 @@ def ignore() -> None:
 
 
 class Feed(Protocol):
-    """Where the records of jobs go. A job's key is the run id of its workflow."""
+    """The logs of jobs' records. A job's key is any text: RunRequest.feed_key, or the run id of its workflow."""
 
     @property
     def recoveries(self) -> int:
-        """How often so far the feed took records again after some may have been lost.
+        """The number of times that the feed has recovered after records may have been lost.
 
-        A writer that sees it change, after an append, repeats what its readers must not miss.
+        A writer that sees it change after an append repeats what its readers must not miss.
         """
         ...
 
     @property
     def available(self) -> bool:
-        """Whether records are taken and delivered now, as far as is known."""
+        """Whether the feed accepts and delivers records now, as far as is known."""
         ...
 
     async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
-        """Hand a record over without waiting until it is stored. Never raises, never blocks.
+        """Append a record without waiting until it is stored. Never raises, never blocks.
 
-        A feed that is away, or has more under way than it keeps in memory, loses it.
+        The record is lost if the feed is unavailable, or has more records in flight than it keeps in memory.
         """
         ...
 
     async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
-        """Append a record and wait, a bounded time, until it and all before it are stored; False when that failed."""
+        """Append a record and wait, a bounded time, until it and all before it are stored; return False if that
+        failed."""
         ...
 
     async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
-        """Hand the job's records to `on_record`, from the first one kept, then each as it comes, until it has enough.
+        """Deliver the job's records to `on_record`, from the first one kept, until it returns True.
 
-        Calls `caught_up` once `on_record` has had all records that were stored when the reading began; it may do so
-        again. Waits while the feed is away, and goes on by itself. Each record comes once, in order. What `on_record`
-        raises ends it.
+        Each record is delivered once, in order, as soon as it arrives. `caught_up` is called once `on_record` has had
+        all records that were stored when the reading began, and may be called again. While the feed is unavailable,
+        this waits, and then continues by itself. An exception of `on_record` ends it.
         """
         ...
 
     async def remove(self, key: str) -> None:
-        """Forget the job's records. Never raises: what stays is forgotten at the end of its retention."""
+        """Delete the job's records. Never raises: records that remain are deleted at the end of their retention."""
         ...
 
     async def close(self) -> None:
-        """Hand over what is buffered, within a bounded time, and disconnect."""
+        """Flush the buffered records, within a bounded time, and disconnect."""
         ...
 
 
 class Fence:
-    """Tells the records that count: those of the attempt that has taken the feed over last, until the job ends."""
+    """Decides which records count: those of the attempt that took the feed over last, until the job ends."""
 
     def __init__(self) -> None:
         self._writer = ""
@@ -75,34 +76,34 @@ class Fence:
         self._over = False
 
     def admits(self, record: internal_pb2.FeedRecord) -> bool:
-        """Return whether the record counts; to be asked of each one, in order."""
+        """Return whether the record counts. Call it for each record, in order."""
         if record.HasField("job_ending"):
             self._over = True
         if self._over:
-            # An attempt that Temporal has given up may write on.
+            # An attempt that Temporal has given up may continue to write.
             return False
         if record.HasField("attempt_started"):
             if record.attempt_started.attempt < self._attempt:
-                # Temporal has given that attempt up before it came so far: a newer one is at work.
+                # Temporal has given that attempt up, and a newer one has taken the feed over.
                 return False
             self._writer, self._attempt = record.writer, record.attempt_started.attempt
         return record.writer == self._writer
 
 
 class FeedSettings(BaseSettings):
-    """The live feed, the same for gateway and worker."""
+    """The live feed. Gateway and worker use the same values."""
 
     model_config = SettingsConfigDict(env_prefix="FEED_", frozen=True, use_attribute_docstrings=True)
 
     url: SecretStr = SecretStr("nats://127.0.0.1:4222")
-    """The NATS server, with JetStream; may hold a user and password."""
+    """URL of the NATS server, with JetStream. It may hold a user and password."""
     stream: str = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
     subject_prefix: str = "llm.feed"
-    """Subjects are this, a dot and the job's run id."""
+    """Prefix of the subjects. A dot and the job's key follow, by default its run id."""
     max_age: timedelta = timedelta(hours=24)
-    """How long records are kept."""
+    """Maximum age of records. Older ones are deleted."""
     max_bytes: int = Field(1 << 30, gt=0)
-    """How much disk the records may take; the oldest go first."""
+    """Maximum disk space of all records, in bytes. The oldest are deleted first."""
     timeout: timedelta = timedelta(seconds=2)
-    """Longest wait for the broker's answer."""
+    """Maximum wait for the broker's answer."""

@@ -12,7 +12,7 @@ class MemoryFeed:
     """A Feed whose records live as long as the process."""
 
     recoveries = 0
-    """See Feed: it never loses a record."""
+    """See Feed. This one never loses a record."""
     available = True
     """See Feed."""
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
+from urllib.parse import quote
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -23,10 +24,10 @@ from llm_pb import internal_pb2
 
 _log = logging.getLogger(__name__)
 _PENDING_BYTES: Final = 4 * 1024 * 1024
-"""What may be under way to the broker. Beyond it, and while the broker is away, records are lost."""
+"""Maximum size of what is under way to the broker. Beyond it, and while the broker is away, records are lost."""
 _RETRY_SECONDS: Final = 1
 _PING_SECONDS: Final = 5
-"""How often the broker must answer; a connection on which it does not is given up after three times this."""
+"""Interval of pings. A connection on which the broker does not answer is given up after three of them."""
 _OTHER_CONFIG: Final = 10058
 """JetStream's error for a stream that exists with other settings."""
 
@@ -43,12 +44,12 @@ class NatsFeed:
         self._tasks: list[asyncio.Task[None]] = []
         self._consumers = Consumers(settings.stream)
         self._losing = False
-        self._outages = 0
+        self._recoveries = 0
 
     @property
     def recoveries(self) -> int:
         """See Feed."""
-        return self._outages
+        return self._recoveries
 
     @property
     def available(self) -> bool:
@@ -56,11 +57,11 @@ class NatsFeed:
         return self._ready.is_set()
 
     def start(self) -> None:
-        """Begin to connect, and go on trying: a service starts without its feed."""
+        """Connect in the background, and try until it succeeds: a service starts without its feed."""
         self._tasks = [asyncio.create_task(self._stay_ready()), asyncio.create_task(self._consumers.end_silent())]
 
     async def wait_ready(self) -> None:
-        """Return once the stream is there."""
+        """Wait until the stream exists."""
         await self._ready.wait()
 
     async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
@@ -70,12 +71,12 @@ class NatsFeed:
             return
         if self._losing:
             self._losing = False
-            self._outages += 1
+            self._recoveries += 1
         try:
             await self._client.publish(self._subject(key), record.SerializeToString())
         except (NatsError, OSError) as error:
             self._losing = True
-            _log.warning("feed lost a record: %r", error)
+            _log.warning("the feed lost a record: %r", error)
 
     async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """See Feed."""
@@ -84,7 +85,7 @@ class NatsFeed:
         try:
             await reraise_cancel(self._stream.publish(self._subject(key), record.SerializeToString()))
         except (NatsError, OSError, TimeoutError) as error:
-            _log.warning("feed did not store a record: %r", error)
+            _log.warning("the feed did not store a record: %r", error)
             self._note_failure(error)
             return False
         return True
@@ -94,13 +95,13 @@ class NatsFeed:
         last: tuple[datetime, int] | None = None
         failure: Exception | None = None
 
-        def take_new(message: Msg) -> bool | None:
+        def on_message(message: Msg) -> bool | None:
             nonlocal last, failure
             metadata = message.metadata
-            place = (metadata.timestamp, metadata.sequence.stream)
-            if last is not None and place <= last:
+            position = (metadata.timestamp, metadata.sequence.stream)
+            if last is not None and position <= last:
                 return False
-            last = place
+            last = position
             try:
                 return on_record(internal_pb2.FeedRecord.FromString(message.data))
             except Exception as error:  # noqa: BLE001  # it is the reader's, not the broker's
@@ -112,10 +113,10 @@ class NatsFeed:
             await self._ready.wait()
             try:
                 enough = await self._consumers.deliver(
-                    self._client, self._stream, self._subject(key), last and last[0], take_new, caught_up
+                    self._client, self._stream, self._subject(key), last and last[0], on_message, caught_up
                 )
             except (NatsError, OSError, TimeoutError) as error:
-                _log.warning("feed cannot be read now: %r", error)
+                _log.warning("the feed cannot be read now: %r", error)
                 self._note_failure(error)
                 await asyncio.sleep(_RETRY_SECONDS)
         if failure is not None:
@@ -128,7 +129,7 @@ class NatsFeed:
         try:
             await reraise_cancel(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
         except (NatsError, OSError, TimeoutError) as error:
-            _log.warning("feed did not forget a job: %r", error)
+            _log.warning("the feed did not forget a job: %r", error)
 
     async def close(self) -> None:
         """See Feed."""
@@ -140,7 +141,8 @@ class NatsFeed:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _subject(self, key: str) -> str:
-        return f"{self._settings.subject_prefix}.{key}"
+        # Of what quote() leaves as it is, only the dot has a meaning in subjects.
+        return f"{self._settings.subject_prefix}.{quote(key, safe='').replace('.', '%2E')}"
 
     async def _stay_ready(self) -> None:
         while True:
@@ -152,15 +154,15 @@ class NatsFeed:
             self._stream = self._client.jetstream(timeout=self._settings.timeout.total_seconds())
 
     async def _stay_connected(self) -> None:
-        """Connect, and keep the stream in place until the client is closed."""
+        """Connect, and create the stream whenever it may be missing, until the client is closed."""
         try:
             await reraise_cancel(self._connect())
             while not self._client.is_closed:
                 self._stream_unsure.clear()
                 try:
-                    await self._make_stream()
+                    await self._create_stream()
                 except (NatsError, OSError, TimeoutError) as error:
-                    _log.warning("feed's stream cannot be made now: %r", error)
+                    _log.warning("the feed's stream cannot be created now: %r", error)
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
                 self._ready.set()
@@ -183,8 +185,8 @@ class NatsFeed:
             closed_cb=self._note_change,
         )
 
-    async def _make_stream(self) -> None:
-        """Make the stream, or give one that is there the limits of the settings."""
+    async def _create_stream(self) -> None:
+        """Create the stream; give one that exists the limits of the settings."""
         config = StreamConfig(
             name=self._settings.stream,
             subjects=[f"{self._settings.subject_prefix}.*"],

@@ -1,7 +1,7 @@
-"""How the live feed is read from NATS JetStream: each reader by a push consumer of its own.
+"""How the live feed is read from NATS JetStream: each reader has a push consumer of its own.
 
-nats-py has an ordered one, too, but it looks for its server only every ten seconds, and goes on by sequence number,
-which a broker that lost the end of its log gives away a second time.
+The ordered consumer of nats-py is not used. It looks for its server only every ten seconds, and goes on by sequence
+number. A broker that has lost the end of its log gives the same number to another message.
 """
 
 import asyncio
@@ -20,38 +20,38 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 
 T = TypeVar("T")
 MessageHandler = Callable[[Msg], bool | None]
-"""Called with each message, in order; returns True when it wants no more. Raises nothing."""
+"""Called with each message, in order. Returns True when it has enough. Must not raise."""
 
 _HEARTBEAT_SECONDS: Final = 1
 _SILENCE_SECONDS: Final = 2.5 * _HEARTBEAT_SECONDS
-"""A consumer that sent neither a record nor a heartbeat for so long is gone."""
-_SUBSCRIBING: Final = 64
-"""How many readers subscribe at once: after a restart of the broker all of them want to."""
+"""A consumer that has sent neither a message nor a heartbeat for so long is gone."""
+_MAX_SUBSCRIBING: Final = 64
+"""Maximum number of readers that subscribe concurrently. After a restart of the broker all of them do."""
 
 
 class _Consumer:
-    """What one of the broker's consumers sends, up to where some of it may be missing."""
+    """One of the broker's consumers. It delivers messages until one may have been missed."""
 
-    def __init__(self, client: Client, on_record: MessageHandler, caught_up: Callable[[], None]) -> None:
+    def __init__(self, client: Client, on_message: MessageHandler, caught_up: Callable[[], None]) -> None:
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        """When no more is taken: True if `on_record` has enough."""
+        """Done when no more is delivered: True if `on_message` has enough, False if a message may have been missed."""
         self.heard_at = math.inf
-        """When something came last, by the monotonic clock; before the broker is asked to send, never too long ago."""
+        """When the broker last sent something, by the monotonic clock. Infinite until it begins to send."""
         self._client = client
-        self._on_record = on_record
+        self._on_message = on_message
         self._caught_up = caught_up
         self._delivered = 0
         self._stored = math.inf
 
     def begin(self, stored: int) -> None:
-        """Learn how many records there were when the broker began to send."""
+        """Note how many messages were stored when the broker began to send."""
         self.heard_at = time.monotonic()
         self._stored = stored
         if self._delivered >= stored:
             self._caught_up()
 
     async def hear(self, message: Msg) -> None:
-        """Take what comes."""
+        """Handle a message, a heartbeat or a flow control request of the broker's."""
         self.heard_at = time.monotonic()
         if self.ended.done():
             return
@@ -60,11 +60,11 @@ class _Consumer:
                 self._delivered += 1
                 if message.metadata.sequence.consumer != self._delivered:
                     self.end()
-                elif self._on_record(message):
+                elif self._on_message(message):
                     self.ended.set_result(True)
                 elif self._delivered == self._stored:
                     self._caught_up()
-            # A heartbeat or a request to say how far the reader is. Records have no headers.
+            # Records have no headers. This is a heartbeat or a flow control request.
             elif reply := message.reply or message.headers.get(Header.CONSUMER_STALLED):
                 await self._client.publish(reply)
             elif message.headers.get(Header.LAST_CONSUMER) != str(self._delivered):
@@ -74,7 +74,7 @@ class _Consumer:
                 self.ended.set_exception(error)
 
     def end(self) -> None:
-        """Say that no more will come: another consumer must go on."""
+        """End the delivery: another consumer must go on."""
         if not self.ended.done():
             self.ended.set_result(False)
 
@@ -83,10 +83,10 @@ class Consumers:
     """All of this process's consumers."""
 
     def __init__(self, stream: str) -> None:
-        """`stream` is the name of the stream that is read."""
+        """`stream` is the name of the stream that they read."""
         self._stream = stream
         self._open: set[_Consumer] = set()
-        self._subscribing = asyncio.Semaphore(_SUBSCRIBING)
+        self._subscribing = asyncio.Semaphore(_MAX_SUBSCRIBING)
 
     async def deliver(
         self,
@@ -94,17 +94,19 @@ class Consumers:
         jetstream: JetStreamContext,
         subject: str,
         since: datetime | None,
-        on_record: MessageHandler,
+        on_message: MessageHandler,
         caught_up: Callable[[], None],
     ) -> bool:
-        """Have what was stored from a moment on, or all, taken until it is enough: True; or until some may be missing.
+        """Deliver messages to `on_message`, from `since` on or from the first one stored.
 
-        By time, not by sequence number: those of a stream that was lost, or lost its end, are given away again. What
-        was stored in that same moment comes a second time. `caught_up` is called once all that was stored when the
-        broker began to send has been taken. Raises NatsError, OSError or TimeoutError when the broker
-        does not send.
+        Returns True once `on_message` has enough, False as soon as a message may have been missed. Messages that were
+        stored at `since` exactly are delivered again. Calls `caught_up` once all messages have been delivered that were
+        stored when the broker began to send. Raises NatsError, OSError or TimeoutError when the broker does not send.
+
+        It starts by time and not by sequence number, for a stream that was lost, or lost its end, gives the same
+        numbers to other messages.
         """
-        address, consumer = client.new_inbox(), _Consumer(client, on_record, caught_up)
+        address, consumer = client.new_inbox(), _Consumer(client, on_message, caught_up)
         subscription = await client.subscribe(address, cb=consumer.hear)
         self._open.add(consumer)
         try:
@@ -123,7 +125,7 @@ class Consumers:
                     idle_heartbeat=_HEARTBEAT_SECONDS,
                 )
                 info = await reraise_cancel(jetstream.add_consumer(self._stream, config))
-            # The broker may have sent some before it said how many are left.
+            # The broker may have sent some before it answered how many are left.
             sent = info.delivered.consumer_seq if info.delivered else 0
             consumer.begin((info.num_pending or 0) + sent)
             return await consumer.ended
@@ -135,12 +137,12 @@ class Consumers:
                 await subscription.unsubscribe()
 
     def end(self) -> None:
-        """Tell all readers that no more will come from here."""
+        """End the delivery to all readers."""
         for consumer in self._open:
             consumer.end()
 
     async def end_silent(self) -> None:
-        """Tell the readers whose consumers are gone. One clock for all: a timer for each record costs much more."""
+        """End the delivery of consumers that are gone. A timer for each message would cost much more."""
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS / 2)
             for consumer in self._open:
@@ -148,14 +150,14 @@ class Consumers:
                     consumer.end()
 
 
-async def reraise_cancel(asked: Awaitable[T]) -> T:
-    """Return the broker's answer; raises CancelledError when the task was cancelled meanwhile.
+async def reraise_cancel(request: Awaitable[T]) -> T:
+    """Return the broker's answer. Raises CancelledError when the task was cancelled meanwhile.
 
-    nats-py waits by asyncio.wait_for, which on Python 3.11 forgets a cancel that comes together with the answer.
+    nats-py waits by asyncio.wait_for, which on Python 3.11 swallows a cancel that comes together with the answer.
     """
     task = asyncio.current_task()
     cancels = task.cancelling() if task else 0
-    answer = await asked
+    answer = await request
     if task and task.cancelling() > cancels:
         raise asyncio.CancelledError
     return answer

@@ -1,8 +1,8 @@
-"""What a job has generated so far, as the records of its live feed tell it.
+"""The output that a job has generated so far, read from the records of its live feed.
 
 The attempt that writes the records keeps it, and reports it when it fails. The next attempt reads it back and continues
-there; and where none follows, it is what is left of attempts that could not report how they ended: killed, cut off, or
-given up by Temporal.
+there. If no attempt follows, it is the partial output of attempts that could not report how they ended, because they
+were killed, disconnected or given up by Temporal.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _SILENCE_SECONDS: Final = 10
 
 @dataclass
 class GeneratedOutput:
-    """Tokens, and the text that watchers were given for them. The same at the writer and at its readers."""
+    """Tokens, and the text that watchers received for them. It is the same at the writer and at its readers."""
 
     token_ids: list[int] = field(default_factory=list)
     text: bytearray = field(default_factory=bytearray)
@@ -38,15 +38,15 @@ class GeneratedOutput:
     whole: bool = True
     """Whether no record is missing."""
     last_attempt: internal_pb2.AttemptStarted = field(default_factory=internal_pb2.AttemptStarted)
-    """The attempt that had the feed last. Empty when none is known."""
+    """The attempt that took the feed over last. Empty if none is known."""
 
     @property
     def can_continue(self) -> bool:
-        """Whether there is output, and all of it."""
+        """Whether there is output, and none of it is missing."""
         return bool(self.token_ids) and self.whole
 
     def add(self, record: internal_pb2.FeedRecord) -> None:
-        """Add a record, in order."""
+        """Add the next record."""
         if record.HasField("tokens_made"):
             self._add_tokens(record.tokens_made)
         elif record.HasField("attempt_started"):
@@ -71,18 +71,18 @@ class GeneratedOutput:
         self.token_ids += made.token_ids
         self.text += made.text.encode()
         if made.HasField("made_at"):
-            # Another time than before where an attempt has started over.
+            # The time changes where an attempt has started over.
             self.first_token = made.made_at.ToDatetime(UTC)
             self.prompt_tokens = made.prompt_tokens
 
     def clear(self) -> None:
-        """Forget the tokens and their text: an attempt starts over. Watchers still hold the transcript."""
+        """Drop the tokens and their text, because an attempt starts over. Watchers still hold the transcript."""
         self.token_ids, self.text = [], bytearray()
         self.first_token, self.prompt_tokens = None, 0
         self.whole = True
 
     def metadata(self) -> llm_pb2.ResultMetadata:
-        """Return what the records tell of the job's result. Timings, engine and model are not in them."""
+        """Return the part of the result's metadata that the records hold. Timings, engine and model are not in them."""
         metadata = llm_pb2.ResultMetadata(
             prompt_tokens=self.prompt_tokens,
             output_tokens=len(self.token_ids),
@@ -106,7 +106,7 @@ class GeneratedOutput:
 async def read_generated_output(feed: Feed, key: str, writer: str) -> GeneratedOutput:
     """Return what was generated before the first record of `writer`, which must be in the feed already.
 
-    The output is empty when the feed does not answer.
+    The output is empty if the feed does not answer.
     """
     output, fence = GeneratedOutput(), Fence()
     try:

@@ -2,26 +2,26 @@
 
 
 class Transcript:
-    """The output so far. What was put is cut back only where it turns out to be wrong.
+    """The output so far. It is cut back only where it turns out to be wrong.
 
     Gateways and the worker build it from the same records of the feed, so that they agree on what was replaced.
     """
 
     def __init__(self) -> None:
         self.data = bytearray()
-        """The output. To be read only."""
+        """The output. Read-only."""
         self.cuts: list[int] = []
-        """Where the output was cut back, in order. To be read only."""
+        """The offsets where the output was cut back, in order. Read-only."""
         self.rewinds = 0
-        """How often watchers had to go back, here and as far as it is known from elsewhere."""
+        """How often watchers had to rewind, as counted here and elsewhere."""
         self.lowest_rewind = 0
-        """The lowest offset that they went back to. 0 without rewinds."""
+        """The lowest offset that watchers had to rewind to. 0 without rewinds."""
 
     def put(self, offset: int, text: str) -> None:
-        """Place text at an offset. Nothing changes when what lies before it is unknown.
+        """Put text at an offset. Nothing changes if the output before it is unknown.
 
-        An attempt that starts over repeats text. As long as it is the same text nothing changes, so nobody has to
-        rewind; from the first difference on the output is the new attempt's.
+        An attempt that starts over repeats text. While the text is the same nothing changes, so nobody has to rewind.
+        From the first difference on, the output is the new attempt's.
         """
         if offset > len(self.data):
             return
@@ -34,13 +34,13 @@ class Transcript:
         self.data += new[same:]
 
     def settle(self, output: str) -> None:
-        """Make this the whole output: it is durable now."""
+        """Set the whole output, which is durable now."""
         self.put(0, output)
         if len(self.data) > (size := len(output.encode())):
             self._cut(size)
 
     def add_rewinds(self, rewinds: int, lowest: int) -> None:
-        """Take over what was counted elsewhere, where more of the output's history was seen."""
+        """Merge the rewinds that were counted elsewhere, where more of the output's history was seen."""
         if rewinds:
             self.lowest_rewind = min(self.lowest_rewind, lowest) if self.rewinds else lowest
             self.rewinds = max(self.rewinds, rewinds)
@@ -53,7 +53,7 @@ class Transcript:
 
 
 def character_start(data: bytearray, offset: int) -> int:
-    """Return where the character begins that the offset lies in."""
+    """Return the offset at which the character around an offset begins."""
     while 0 < offset < len(data) and data[offset] & 0xC0 == 0x80:
         offset -= 1
     return offset

@@ -1,4 +1,4 @@
-"""The live feed from its writer's side: how one attempt takes the feed over and publishes its output."""
+"""The writer of a live feed: one attempt that takes the feed over and publishes its output."""
 
 import asyncio
 import time
@@ -12,22 +12,22 @@ from feed.output import GeneratedOutput, read_generated_output
 from llm_pb import internal_pb2
 
 _TAKEOVER_PAUSES: Final = (0, 1, 2)
-"""Seconds before each try to take the feed over: a broker that restarts is back by then."""
+"""Seconds before each try to take the feed over. A broker that restarts is available by then."""
 _REPEAT_SECONDS: Final = 5
-"""Minimum time between two tries to repeat the output: a broker that does not answer must not slow the job."""
-_REPEATED_AT_ONCE: Final = 100_000
-"""Characters and tokens in one record of repeated output: less than the megabyte that a broker takes."""
+"""Minimum time between two tries to repeat the output. A broker that does not answer must not slow the job."""
+_MAX_REPEATED: Final = 100_000
+"""Maximum number of characters, and of tokens, in one record of repeated output. A broker accepts a megabyte."""
 
 
 class FeedWriter:
-    """One attempt's writer. It keeps the output that it has published, to repeat what a feed has lost."""
+    """One attempt's writer. It keeps the output that it has published, in order to repeat what a feed has lost."""
 
     def __init__(self, feed: Feed, key: str, started: internal_pb2.AttemptStarted) -> None:
         """`key` is the job's in the feed; `started` describes the attempt."""
         self.name = uuid.uuid4().hex
-        """The writer in all its records, unguessable."""
+        """The writer's unguessable name, which all its records carry."""
         self.output = GeneratedOutput()
-        """The job's output so far, with what this attempt continues. To be read only."""
+        """The job's output so far, with the part that this attempt continues. Read-only."""
         self._feed = feed
         self._key = key
         self._takeover = internal_pb2.FeedRecord(writer=self.name, attempt_started=started)
@@ -37,7 +37,7 @@ class FeedWriter:
         self.output.add(self._takeover)
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
-        """Take over what an earlier attempt has reported of its output: its size, and the rewinds. Before take_over."""
+        """Restore the output's size and rewinds, as an earlier attempt reported them. Call it before take_over."""
         self._reported_bytes = heartbeat.progress.output_bytes
         earlier = heartbeat.metadata
         self.output.transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
@@ -49,8 +49,8 @@ class FeedWriter:
     async def take_over(self) -> internal_pb2.AttemptStarted:
         """Take the feed over from earlier attempts, with their output; return the last of them, empty if none is known.
 
-        From here on every reader ignores what an earlier attempt may still write. The output is empty when the feed is
-        away.
+        From here on every reader ignores what an earlier attempt may still write. The output is empty if the feed is
+        unavailable.
         """
         output = GeneratedOutput()
         if await self._store_takeover():
@@ -58,14 +58,14 @@ class FeedWriter:
         earlier, transcript = output.last_attempt, output.transcript
         transcript.add_rewinds(self.output.transcript.rewinds, self.output.transcript.lowest_rewind)
         if not (earlier.attempt and output.whole) or self._reported_bytes > len(transcript.data):
-            # Watchers may hold output that is lost here, and whose place other output takes.
+            # Watchers may hold output that is lost here and will be replaced.
             transcript.add_rewinds(transcript.rewinds + 1, len(transcript.data))
         output.add(self._takeover)
         self.output = output
         return earlier
 
     async def _store_takeover(self) -> bool:
-        """Return whether the feed has stored the record: tried for a while, for without it the job starts over."""
+        """Store the takeover, with retries, because without it the job starts over; return whether it is stored."""
         for pause in _TAKEOVER_PAUSES:
             await asyncio.sleep(pause)
             if await self._feed.sync(self._key, self._takeover):
@@ -73,11 +73,11 @@ class FeedWriter:
         return False
 
     def start_over(self) -> None:
-        """Generate from the first token again: what follows takes the place of the output so far."""
+        """Start over at the first token. The output that follows replaces the output so far."""
         self.output.clear()
 
     async def append(self, text: str, token_ids: Sequence[int], *, prompt_tokens: int, at: datetime) -> None:
-        """Append to the output, and publish what is new; `at` is when the tokens were generated."""
+        """Append to the output, and publish the new part. `at` is when the tokens were generated."""
         output = self.output
         output.prompt_tokens = prompt_tokens
         if token_ids and output.first_token is None:
@@ -108,15 +108,15 @@ class FeedWriter:
     async def _repeat(self) -> bool:
         """Write the whole output again into a feed that has lost a part of it; return whether all of it is stored.
 
-        So readers need not wait for the outcome. Those that have the output already pass over it. Waits for each piece,
-        so that many jobs do not overrun the feed again.
+        Then readers need not wait for the outcome. Those that have the output already ignore the repeated records.
+        Waits for each piece, so that many jobs do not overload the feed again.
         """
         text, ids, offset = self.output.text.decode(), self.output.token_ids, 0
         stored = await self._feed.sync(self._key, self._takeover)
-        for start in range(0, max(len(text), len(ids)), _REPEATED_AT_ONCE):
+        for start in range(0, max(len(text), len(ids)), _MAX_REPEATED):
             if not stored:
                 return False
-            end = start + _REPEATED_AT_ONCE
+            end = start + _MAX_REPEATED
             made = internal_pb2.TokensMade(
                 offset=offset, text=text[start:end], token_offset=min(start, len(ids)), token_ids=ids[start:end]
             )
@@ -128,7 +128,7 @@ class FeedWriter:
         return stored
 
     def _describe_first(self, made: internal_pb2.TokensMade) -> None:
-        """Say with the first token what is not known before it, and does not change after it."""
+        """Add to the first token's record what is unknown before it and does not change after it."""
         made.prompt_tokens = self.output.prompt_tokens
         if self.output.first_token is not None:
             made.made_at.FromDatetime(self.output.first_token.astimezone(UTC))

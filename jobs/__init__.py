@@ -1,1 +1,1 @@
-"""What a job is: its names, ids, errors and rules, the workflow, the activity stubs and the live feed."""
+"""The shared definition of a job: names, ids, limits, options, errors, events and rules."""

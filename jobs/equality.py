@@ -1,4 +1,4 @@
-"""When two jobs are the same job: a default that is written out says no more than one that is left out."""
+"""Equality of jobs: a field that is set to its default equals a field that is not set."""
 
 from jobs import options
 from jobs.ids import job_digest
@@ -6,15 +6,15 @@ from llm_pb import llm_pb2
 
 
 def same_job_digest(job: llm_pb2.JobRequest) -> str:
-    """Return a digest that is equal for jobs that ask for the same by llm.proto, however they write it.
+    """Return a digest that is equal for jobs that mean the same by llm.proto, whether or not they set defaults.
 
-    The defaults of the operator and of models are left alone: they may change, what a job asks for does not.
+    The defaults of the operator and of models are not applied: they may change, but what a job asks for does not.
     """
     return job_digest(_normal_form(job))
 
 
 def _normal_form(job: llm_pb2.JobRequest) -> llm_pb2.JobRequest:
-    """Return the job with every field left out that says what its absence says."""
+    """Return a copy of the job without the fields that are set to their defaults."""
     normal = llm_pb2.JobRequest()
     normal.CopyFrom(job)
     if normal.priority == options.DEFAULT_PRIORITY:
@@ -25,7 +25,7 @@ def _normal_form(job: llm_pb2.JobRequest) -> llm_pb2.JobRequest:
     if chosen.progress_interval.ToTimedelta() == options.DEFAULT_PROGRESS_INTERVAL:
         chosen.ClearField("progress_interval")
     for field in ("params", "timeouts", "notify_options"):
-        # Fields from the future count as bytes.
+        # ByteSize includes the fields of newer versions.
         if getattr(normal, field).ByteSize() == 0:
             normal.ClearField(field)
     return normal

@@ -1,4 +1,4 @@
-"""What can go wrong with a job, in one tree and one table.
+"""The errors of a job: one tree of classes and one table of their consequences.
 
     JobError
     ├── JobRejected           no attempt can finish the job as it is
@@ -7,27 +7,27 @@
     │   ├── PromptTooLong         prompt and one token do not fit the context
     │   ├── UnsupportedParams     the engine cannot do what params ask for
     │   └── ResultTooLarge        the output does not fit a Temporal payload
-    ├── EngineError           the engine failed in this attempt and lives on
+    ├── EngineError           the engine failed in this attempt and continues to run
     │   ├── EngineFailed          on this job
     │   └── OutOfMemory           the device had no memory for this job
-    ├── WorkerGone            the attempt ended with its worker; the job goes on at another
-    │   ├── EngineDead            the engine is gone for good, the worker's process ends
-    │   ├── WorkerShutdown        the worker was told to stop
-    │   └── WorkerLost            the worker fell silent
-    ├── TimedOut              a limit of JobTimeouts was spent
+    ├── WorkerGone            the attempt ended with its worker; the job continues at another
+    │   ├── EngineDead            the engine failed permanently; the worker's process ends
+    │   ├── WorkerShutdown        the worker was asked to stop
+    │   └── WorkerLost            the worker stopped sending heartbeats
+    ├── TimedOut              a limit of JobTimeouts was exceeded
     │   ├── QueueTimeout          no worker took the job in time
     │   ├── RunTimeout            every attempt took too long
-    │   └── TotalTimeout          the job's whole time was spent
+    │   └── TotalTimeout          the job did not end within its total time
     ├── Stopped               somebody ended the job
-    │   ├── Cancelled             by a cancel
-    │   └── Terminated            an operator, by terminating the workflow
+    │   ├── Cancelled             a client or an operator cancelled it
+    │   └── Terminated            an operator terminated the workflow
     └── DeliveryError         an event did not reach its receiver
-        ├── DeliveryFailed        a receiver could not be told, this time
-        └── DeliveryRefused       a receiver will never take it
+        ├── DeliveryFailed        this attempt failed; a later one may succeed
+        └── DeliveryRefused       a receiver will never accept it
 
-A leaf is what is raised, a branch what is caught. `RULES` says of each leaf which canonical code it has, whether
-another attempt may help, and how that attempt comes about. In Temporal an error travels as an ApplicationError whose
-type is the reason; to clients it is a google.rpc.Status with an ErrorInfo.
+Code raises leaves and catches branches. `RULES` gives each leaf its canonical code, whether another attempt may
+succeed, and how that attempt is started. In Temporal an error is an ApplicationError whose type is the reason. Clients
+receive a google.rpc.Status with an ErrorInfo.
 """
 
 from datetime import timedelta
@@ -43,7 +43,7 @@ from payload_converter import PAYLOAD_ERROR_TYPE
 
 
 class JobError(Exception):
-    """Something that ends an attempt or a job. The message is for the client: no secrets, no prompt."""
+    """An error that ends an attempt or a job. Clients see its message, so it holds no secret and no prompt."""
 
     reason: str
     """The error's name on the wire. Branches have none."""
@@ -72,7 +72,7 @@ class PromptTooLong(JobRejected):
 
 
 class UnsupportedParams(JobRejected):
-    """The engine cannot do what the sampling parameters ask for, or not without holding up all other jobs."""
+    """The engine does not support the sampling parameters, or would delay all other jobs with them."""
 
     reason = "UNSUPPORTED_PARAMS"
 
@@ -84,11 +84,11 @@ class ResultTooLarge(JobRejected):
 
 
 class EngineError(JobError):
-    """The engine failed in this attempt and lives on."""
+    """The engine failed in this attempt and continues to run."""
 
 
 class EngineFailed(EngineError):
-    """The engine failed on this job and can go on with others."""
+    """The engine failed on this job and can continue with others."""
 
     reason = "ENGINE_FAILED"
 
@@ -104,25 +104,25 @@ class WorkerGone(JobError):
 
 
 class EngineDead(WorkerGone):
-    """The engine is gone for good, or hangs; the worker's process ends after this."""
+    """The engine failed permanently or hangs. The worker's process ends after this."""
 
     reason = "ENGINE_DEAD"
 
 
 class WorkerShutdown(WorkerGone):
-    """The worker was told to stop before the job was done, or could not load its model."""
+    """The worker was asked to stop before the job was done, or could not load its model."""
 
     reason = "WORKER_SHUTDOWN"
 
 
 class WorkerLost(WorkerGone):
-    """The worker fell silent about the job: killed, cut off, or the job hangs in its engine."""
+    """The worker sent no more heartbeats: it was killed or disconnected, or the job hangs in its engine."""
 
     reason = "WORKER_LOST"
 
 
 class TimedOut(JobError):
-    """A limit of JobTimeouts was spent."""
+    """A limit of JobTimeouts was exceeded."""
 
 
 class QueueTimeout(TimedOut):
@@ -138,7 +138,7 @@ class RunTimeout(TimedOut):
 
 
 class TotalTimeout(TimedOut):
-    """JobTimeouts.total was spent."""
+    """The job did not end within JobTimeouts.total."""
 
     reason = "TOTAL_TIMEOUT"
 
@@ -148,7 +148,7 @@ class Stopped(JobError):
 
 
 class Cancelled(Stopped):
-    """Somebody asked for the job to stop."""
+    """A client or an operator cancelled the job."""
 
     reason = "CANCELLED"
 
@@ -164,13 +164,13 @@ class DeliveryError(JobError):
 
 
 class DeliveryFailed(DeliveryError):
-    """A receiver could not be told, this time."""
+    """The receiver could not be notified in this attempt. A later one may succeed."""
 
     reason = "DELIVERY_FAILED"
 
 
 class DeliveryRefused(DeliveryError):
-    """A receiver will never take this delivery."""
+    """The receiver will never accept this delivery."""
 
     reason = "DELIVERY_REFUSED"
 
@@ -179,16 +179,16 @@ _IMMEDIATELY: Final = timedelta(milliseconds=100)
 
 
 class Rule(NamedTuple):
-    """What follows from an error."""
+    """The consequences of an error."""
 
     code: int
     """A google.rpc.Code."""
     retryable: bool
     """Whether another attempt, maybe on another worker, can succeed."""
     handed_over: bool = False
-    """Whether the workflow starts that attempt itself, as a new activity, so that it uses up none of the retries."""
+    """Whether the workflow starts that attempt itself, as a new activity, so that it uses up no retry."""
     retry_delay: timedelta | None = None
-    """Wait before that attempt. None: the wait of the job's RetryOptions."""
+    """Wait before that attempt. None means the wait of the job's RetryOptions."""
 
 
 RULES: Final[dict[type[JobError], Rule]] = {
@@ -199,7 +199,7 @@ RULES: Final[dict[type[JobError], Rule]] = {
     ResultTooLarge: Rule(code_pb2.OUT_OF_RANGE, retryable=False),
     EngineFailed: Rule(code_pb2.UNAVAILABLE, retryable=True),
     OutOfMemory: Rule(code_pb2.RESOURCE_EXHAUSTED, retryable=True),
-    # An engine that died says nothing about the job: no need to wait.
+    # The death of an engine shows no fault of the job, so the retry need not wait.
     EngineDead: Rule(code_pb2.UNAVAILABLE, retryable=True, retry_delay=_IMMEDIATELY),
     WorkerShutdown: Rule(code_pb2.UNAVAILABLE, retryable=True, handed_over=True),
     WorkerLost: Rule(code_pb2.UNAVAILABLE, retryable=True),
@@ -213,13 +213,14 @@ RULES: Final[dict[type[JobError], Rule]] = {
 }
 
 _MAX_MESSAGE: Final = 2000
-"""Characters: an engine's own words may be pages, which neither Temporal's memo nor gRPC's trailers have room for."""
+"""Maximum length of a message in characters. An engine's message may be pages long, too long for Temporal's memo and
+gRPC's trailers."""
 
 BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in RULES}
 
 
 def to_application_error(error: JobError, *details: Any) -> ApplicationError:
-    """Return what the workflow of a job raises that ended with the error."""
+    """Return the exception that a job's workflow raises to end with the error."""
     rule = RULES[type(error)]
     return ApplicationError(message_of(error), *details, type=error.reason, non_retryable=not rule.retryable)
 
@@ -229,9 +230,9 @@ def to_attempt_error(
     *details: Any,
     category: ApplicationErrorCategory = ApplicationErrorCategory.UNSPECIFIED,
 ) -> ApplicationError:
-    """Return what an activity raises whose attempt ended with the error: Temporal then retries it by the table.
+    """Return the exception that an activity raises to end its attempt with the error.
 
-    What is handed over Temporal must not retry: the workflow does.
+    Temporal then retries it by `RULES`. It does not retry an error that is handed over, because the workflow does.
     """
     rule = RULES[type(error)]
     return ApplicationError(
@@ -245,14 +246,14 @@ def to_attempt_error(
 
 
 def from_application_error(error: ApplicationError, otherwise: type[JobError]) -> JobError:
-    """Return the error that travelled; `otherwise` for one that is none of ours, an exception in an activity, say."""
+    """Return the JobError that it carries; an `otherwise` if its type is unknown, as of an exception in an activity."""
     if error.type == PAYLOAD_ERROR_TYPE:
         return InvalidJob(error.message)
     return BY_REASON.get(error.type or "", otherwise)(error.message)
 
 
 def partial_result(error: ApplicationError) -> llm_pb2.JobResult | None:
-    """Return the output that travelled with the error, of an attempt or of a job that did not get to its end."""
+    """Return the partial output that an attempt or a job attached to the error; None if it attached none."""
     return next((detail for detail in error.details if isinstance(detail, llm_pb2.JobResult)), None)
 
 
@@ -261,8 +262,18 @@ def to_status(error: JobError) -> status_pb2.Status:
     return make_status(RULES[type(error)].code, message_of(error), error_info(error.reason))
 
 
+def rule_of(status: status_pb2.Status) -> Rule | None:
+    """Return the rule of the error that to_status made the status from; None of any other status."""
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    kind = BY_REASON.get(info.reason)
+    return None if kind is None else RULES[kind]
+
+
 def error_type(error: BaseException) -> str:
-    """Return the name of an error for a metric or a span: a reason of ours, else the name of its class."""
+    """Return the name of an error for a metric or a span: the reason of a JobError, else the name of the class."""
     return error.reason if isinstance(error, JobError) else type(error).__name__
 
 
@@ -280,6 +291,6 @@ def make_status(code: int, message: str, *details: Message) -> status_pb2.Status
 
 
 def message_of(error: JobError) -> str:
-    """Return the error's message, cut to what has room wherever it travels."""
+    """Return the error's message, truncated to _MAX_MESSAGE characters."""
     text = str(error)
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"

@@ -1,4 +1,4 @@
-"""What is said of a job to its receivers: the events of its life, and how their deliveries stand."""
+"""The events of a job that its receivers are notified of, and the state of their deliveries."""
 
 from jobs import limits
 from llm_pb import internal_pb2, llm_pb2
@@ -7,7 +7,7 @@ from llm_pb import internal_pb2, llm_pb2
 def base_event(
     job: llm_pb2.JobRequest, event: "llm_pb2.NotifyEvent.ValueType", status: llm_pb2.JobStatus
 ) -> internal_pb2.NotifyRequest:
-    """Return an event of a job's, without what is different for each target."""
+    """Return an event of the job, without the fields that differ for each target."""
     return internal_pb2.NotifyRequest(
         event=event,
         status=status,
@@ -33,7 +33,7 @@ def event_type(event: internal_pb2.NotifyRequest) -> str:
 def outcome_event(
     job: llm_pb2.JobRequest, outcome: llm_pb2.JobStatus, result: llm_pb2.JobResult | None
 ) -> internal_pb2.NotifyRequest:
-    """Return the event of a job's end: with the whole result where the job asks for it and an event has room for it."""
+    """Return the event of the job's end. It holds the whole result if the job asks for it and it fits an event."""
     event = base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome)
     if result is not None:
         whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
@@ -45,9 +45,9 @@ def outcome_event(
 
 
 def targets_of(job: llm_pb2.JobRequest, options: internal_pb2.JobOptions) -> list[llm_pb2.NotifyTarget]:
-    """Return who is notified of the job: its targets, or else the operator's endpoint as a target without a kind.
+    """Return the targets to notify of the job: its own, or else the operator's endpoint as a target without a kind.
 
-    Nobody, where the job names no target and its options say that the operator is not notified.
+    The list is empty if the job names no target and its options exclude the operator.
     """
     if job.notify:
         return [*job.notify]
@@ -57,13 +57,13 @@ def targets_of(job: llm_pb2.JobRequest, options: internal_pb2.JobOptions) -> lis
 
 
 def wants(job: llm_pb2.JobRequest, *events: "llm_pb2.NotifyEvent.ValueType") -> bool:
-    """Return whether the job's targets are to be told one of these events."""
+    """Return whether the job's targets are to be notified of one of these events."""
     asked = [*job.notify_options.events] or [llm_pb2.NOTIFY_EVENT_FINISHED]
     return any(event in asked for event in events)
 
 
 def notification(delivery: llm_pb2.Delivery) -> llm_pb2.NotifyStatus:
-    """Return how a delivery stands, as the job's status shows it."""
+    """Return the state of a delivery, as the job's status shows it."""
     shown = llm_pb2.NotifyStatus(target=delivery.target, state=delivery.state)
     if delivery.attempts and delivery.attempts[-1].HasField("error"):
         shown.error.CopyFrom(delivery.attempts[-1].error)

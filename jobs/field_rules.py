@@ -1,4 +1,4 @@
-"""Rules that fields of several messages share: each yields what breaks it."""
+"""Rules that fields of several messages share. Each yields the violations that it finds."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ _ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or
 MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
 """The form of a model's name."""
 MAX_MODEL: Final = 255
-"""Maximum length of a model's name: what a search attribute holds on PostgreSQL."""
+"""Maximum length of a model's name in characters: a search attribute on PostgreSQL holds no more."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -30,7 +30,7 @@ class Violation(NamedTuple):
 
 
 def too_large(size: int, most: int) -> str:
-    """Return the rule that something of `size` bytes breaks."""
+    """Return the description of a violation by a size of `size` bytes."""
     return f"is {size} bytes; at most {most} fit"
 
 
@@ -85,7 +85,7 @@ def check_enum(field: str, value: int, enum: type) -> Iterator[Violation]:
 
 def check_duration(field: str, value: Duration) -> Iterator[Violation]:
     """Check a time limit."""
-    # Temporal takes a limit that rounds to 0 as none at all.
+    # Temporal treats a limit that rounds to 0 as no limit.
     too_short = value.seconds == 0 and value.nanos < MIN_TIMEOUT_MS * 1_000_000
     if value.seconds < 0 or not 0 <= value.nanos <= 999_999_999 or too_short:
         yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
@@ -98,7 +98,7 @@ def check_url(field: str, value: str, *, strict: bool = True) -> Iterator[Violat
         return
     wrong = list(check_line(field, value, MAX_URL_BYTES, required=True))
     if wrong:
-        # A long text costs urlsplit seconds.
+        # urlsplit takes seconds for a long text.
         yield from wrong
         return
     try:

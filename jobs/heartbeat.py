@@ -1,4 +1,4 @@
-"""The heartbeat of RunLLMOnGPU, in the form in which Temporal keeps it."""
+"""The heartbeat of RunLLMOnGPU, in the form in which Temporal stores it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from llm_pb import internal_pb2, llm_pb2
 def to_details(heartbeat: internal_pb2.RunHeartbeat) -> tuple[Any, ...]:
     """Return the arguments of `activity.heartbeat`.
 
-    They are the fields, and not the message: workers and gateways of version 0.1.0 know no RunHeartbeat. The message
-    may be sent as soon as none of them can run beside this version any more; `from_details` reads it already.
+    They are the message's fields, because workers and gateways of version 0.1.0 do not know RunHeartbeat. The message
+    itself may be sent once none of them can run next to this version. `from_details` already reads it.
     """
     return heartbeat.progress, heartbeat.metadata
 
 
 def from_details(details: Sequence[Any]) -> internal_pb2.RunHeartbeat:
-    """Return what a heartbeat's decoded details say, in either form; an empty message where they say nothing."""
+    """Return the heartbeat in the decoded details, in either form. It is empty if they hold none."""
     heartbeat = internal_pb2.RunHeartbeat()
     for detail in details:
         match detail:
@@ -30,7 +30,7 @@ def from_details(details: Sequence[Any]) -> internal_pb2.RunHeartbeat:
 
 
 def before_handover(request: internal_pb2.RunRequest) -> internal_pb2.RunHeartbeat:
-    """Return what the last heartbeat before a hand-over would say: Temporal forgets it with the activity."""
+    """Return the equivalent of the last heartbeat before a hand-over, which Temporal drops with the activity."""
     return internal_pb2.RunHeartbeat(
         progress=llm_pb2.JobProgress(output_bytes=request.output_bytes),
         metadata=llm_pb2.ResultMetadata(

@@ -1,4 +1,4 @@
-"""Which hosts a webhook's URL may name: one that cannot exist is refused at once, and not looked up for days."""
+"""The hosts that a webhook's URL may name. One that cannot exist is refused immediately, not retried for days."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address
@@ -8,18 +8,18 @@ import idna
 
 _MAX_NAME: Final = 253
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-"""RFC 1123, 2.1, and `_`, which is in use."""
+"""A label of a DNS name: RFC 1123, 2.1, and `_`, which is in use."""
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
 def is_host(host: str) -> bool:
-    """Return whether the host of a URL, without brackets, is an address or may be a name of DNS.
+    """Return whether the host of a URL, without brackets, is an IP address or may be a DNS name.
 
-    A host whose last label is a number can only be an IPv4 address (WHATWG URL, 3.5), and of its forms only four
-    decimal numbers in ASCII count: resolvers do not agree on the others.
+    A host whose last label is a number can only be an IPv4 address (WHATWG URL, 3.5). Only four decimal numbers in
+    ASCII are accepted, because resolvers disagree on its other forms.
     """
     if ":" in host:
-        # A zone is known to one machine alone.
+        # A zone is valid on one machine only.
         return "%" not in host and _parses(IPv6Address, host)
     name = _to_ascii(host).removesuffix(".")
     labels = name.split(".")
@@ -29,7 +29,7 @@ def is_host(host: str) -> bool:
 
 
 def _to_ascii(host: str) -> str:
-    """Return the name that is looked up for a host, as yarl makes it for the notifier; empty when there is none."""
+    """Return the name that the notifier looks up for the host, encoded as yarl does it. Empty if there is none."""
     if host.isascii():
         return host
     if len(host) > _MAX_NAME:
@@ -37,7 +37,7 @@ def _to_ascii(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode()
     except UnicodeError:
-        # Not by IDNA 2008. Some names by IDNA 2003, such as emoji, are in use.
+        # The name is invalid in IDNA 2008. Some names of IDNA 2003, such as emoji, are in use.
         try:
             return host.encode("idna").decode()
         except UnicodeError:

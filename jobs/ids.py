@@ -1,7 +1,7 @@
-"""A job's ids: the workflow's, one for each pair of user and request and never one for two, and its trace's.
+"""A job's ids: the workflow's, unique for each pair of user and request, and the trace's.
 
-Temporal on PostgreSQL stores ids of at most 255 characters. A longer one is shortened: its beginning, a comma and the
-SHA-256 of the whole. No other id holds a comma, so none is mistaken for a shortened one.
+Temporal on PostgreSQL stores ids of at most 255 characters. A longer id is shortened to its beginning, a comma and the
+SHA-256 of the whole. No other id holds a comma, so none can be mistaken for a shortened one.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+~-]{0,127}")
 """The form of user_id, request_id and project_id."""
 
 WORKFLOW_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:@=+~/,-]{1,400}")
-"""The form of a workflow id in a request: what workflow_id() returns, or what was chosen by hand in the Temporal CLI.
+"""The form of a workflow id in a request: one of workflow_id(), or one chosen by hand in the Temporal CLI.
 
-`/` is for jobs that are steps of a pipeline, `,` for shortened ids. An earlier version did not shorten, and its jobs
-have to be found: hence 400 characters.
+`/` occurs in the ids of a pipeline's steps, `,` in shortened ids. The maximum is 400 characters, because an earlier
+version did not shorten and its jobs must still be found.
 """
 
 _DELIVERY_PREFIX: Final = "llmnotify-"
@@ -34,7 +34,7 @@ def workflow_id(user_id: str, request_id: str) -> str:
     """Return `llmjob-<user>-<request>` with the user's hyphens doubled, shortened beyond MAX_JOB_ID characters.
 
     Both ids must match ID_PATTERN. The first single hyphen after the prefix then ends the user, because a request never
-    begins with one: two different pairs never share an id.
+    begins with one. So two different pairs never share an id.
     """
     return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
 
@@ -45,7 +45,7 @@ def unshortened_workflow_id(user_id: str, request_id: str) -> str:
 
 
 def delivery_workflow_id(job_workflow_id: str) -> str:
-    """Return the id of the LLMDeliveryWorkflow that goes on with a job's deliveries."""
+    """Return the id of the LLMDeliveryWorkflow that continues a job's deliveries."""
     return shortened(unshortened_delivery_workflow_id(job_workflow_id), MAX_TEMPORAL_ID)
 
 
@@ -75,6 +75,6 @@ def job_digest(job: llm_pb2.JobRequest) -> str:
 
 
 def trace_id(traceparent: object) -> str:
-    """Return the trace id of a W3C traceparent: 32 hexadecimal digits; empty when it is empty or none."""
+    """Return the trace id of a W3C traceparent, 32 hexadecimal digits; empty if the traceparent is empty or invalid."""
     parts = traceparent.split("-") if isinstance(traceparent, str) else []
     return parts[1] if len(parts) == 4 else ""

@@ -1,4 +1,4 @@
-"""How many inputs workflows and their signals take: whoever starts or signals one by hand may send any number."""
+"""The inputs of workflows and their signals: one that is started or signalled by hand may receive any number."""
 
 import inspect
 from collections.abc import Callable
@@ -9,10 +9,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def one_input(method: F) -> F:
-    """Let a method be called with more than its one input: they count as none. The input must have a default.
+    """Let a method be called with any number of inputs: unless there is exactly one, it gets none.
 
-    The SDK passes on whatever was sent. A method that cannot be called so fails its workflow task, which Temporal then
-    repeats for ever. The signature stays the method's own, because the SDK decodes the input by it.
+    The input must have a default. The SDK passes on whatever was sent. A method that does not accept it fails its
+    workflow task, which Temporal then retries forever. The signature stays the method's own, because the SDK decodes
+    the input by it.
     """
     if inspect.iscoroutinefunction(method):
 

@@ -5,19 +5,19 @@ from typing import Final
 from payload_converter import MAX_PAYLOAD_BYTES
 
 _OVERHEAD: Final = 64 * 1024
-"""Room for ids, times, errors and the payload's own metadata around a large text."""
+"""Bytes reserved for ids, times, errors and the payload's own metadata around a large text."""
 
 MAX_JOB_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
-"""Largest JobRequest."""
+"""Maximum size of a JobRequest."""
 
 MAX_RESULT_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
-"""Largest JobResult."""
+"""Maximum size of a JobResult."""
 
 MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 4096
-"""Output and logprobs that fit a result beside its metadata."""
+"""Maximum size of output and logprobs, which share a result with its metadata."""
 
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
-"""Largest JobResult that NotifyUI is given whole: a job's deliveries are scheduled in one message."""
+"""Maximum size of a JobResult that NotifyUI receives whole. All deliveries of a job are scheduled in one message."""
 
 MAX_TEMPORAL_ID: Final = 255
 """Maximum length of a workflow id, and of a task queue's name, in characters: what Temporal stores on PostgreSQL."""

@@ -1,7 +1,7 @@
 """Messages in a workflow's memo. They are written as JSON, which every Temporal client can read.
 
-Clients decode the memo of each workflow that they describe or list, and those without protobuf, as TypeScript's with
-its default converter, fail on a payload that they cannot read. Memos of older builds hold the messages themselves.
+Clients decode the memo of each workflow that they describe or list. A client without protobuf, such as TypeScript's
+with its default converter, fails on a payload that it cannot read. Memos of older builds hold protobuf messages.
 """
 
 from typing import Any, TypeVar
@@ -19,10 +19,10 @@ def to_memo(message: Message) -> dict[str, Any]:
 
 
 def from_memo(value: Any, kind: type[_M]) -> _M | None:
-    """Return the message that a memo's value stands for, None for a value that is absent.
+    """Return the message that a memo's value holds; None if the value is absent.
 
-    Fields that this build does not know are skipped: a newer one may have written them. Raises ValueError for a value
-    that is no such message.
+    Unknown fields are skipped, because a newer build may have written them. Raises ValueError for a value that is no
+    such message.
     """
     if value is None or isinstance(value, kind):
         return value

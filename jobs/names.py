@@ -1,4 +1,4 @@
-"""Every name that two sides of the suite share, once."""
+"""The names that several parts of the suite share."""
 
 from typing import Final
 
@@ -11,25 +11,25 @@ QUERY_GET_STATUS: Final = "GetStatus"
 SIGNAL_CANCEL: Final = "Cancel"
 QUERY_GET_DELIVERIES: Final = "GetDeliveries"
 
-# Goes on with the deliveries of a job's outcome once the job has closed.
+# Continues the deliveries of a job's outcome after the job has closed.
 DELIVERY_WORKFLOW_TYPE: Final = "LLMDeliveryWorkflow"
 SIGNAL_REDELIVER: Final = "Redeliver"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
-# Tells the targets of a running job that asked for it how it gets on.
+# Notifies the targets of a running job of its progress, if the job asks for it.
 ACTIVITY_NOTIFY_PROGRESS: Final = "NotifyProgress"
 # Asks Temporal to cancel the workflow that runs it: see workflows.llm_job.
 ACTIVITY_REQUEST_CANCEL: Final = "RequestCancel"
-# Reads back from the feed what the job that runs it had made, when its last attempt could not say so.
+# Reads the output of the job that runs it back from the feed, if its last attempt could not report it.
 ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"
-# Forgets the live feed of the job that runs it, whose outcome is durable by then.
+# Removes the live feed of the job that runs it, whose outcome is durable by then.
 ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"
 NOTIFY_QUEUE: Final = "notifications-activities"
-# Appended to the notifiers' queue: NotifyProgress lasts as long as its job, and must not take the room of NotifyUI.
+# Appended to the notifiers' queue: NotifyProgress runs as long as its job, and must not take the slots of NotifyUI.
 PROGRESS_QUEUE_SUFFIX: Final = ".progress"
 MAX_NOTIFY_QUEUE: Final = MAX_TEMPORAL_ID - len(PROGRESS_QUEUE_SUFFIX)
 
@@ -42,22 +42,24 @@ LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
 JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
 SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE)
 
-# Memo of a job's workflow: the JobOptions its gateway chose, two digests of the JobRequest that tell a repeated Submit
-# from another job under the same key, and the W3C traceparent of the Submit that started it. As it closes the workflow
-# adds the final JobStatus, so that a closed job is read without a query, for which a worker may have to replay it, and
-# the size of its JobResult in bytes, so that a gateway has room for it before it reads it. Messages are JSON there: see
-# jobs.memo.
+# Memo of a job's workflow. At its start it holds the JobOptions that the gateway chose, two digests of the JobRequest,
+# which distinguish a repeated Submit from another job under the same key, and the W3C traceparent of the Submit. As it
+# closes, the workflow adds the final JobStatus, so that a closed job is read without a query, for which a worker may
+# have to replay it. It also adds the size of its JobResult in bytes, so that a gateway can reserve memory before it
+# reads the result. Messages are JSON: see jobs.memo.
 MEMO_OPTIONS: Final = "options"
-# Of the job's bytes: the only one that older gateways write, and compare.
+# Digest of the job's bytes, the only one that older gateways write and compare.
+# JobOptions.notify_operator: see jobs.options.memo_of.
+MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 MEMO_DIGEST: Final = "request_sha256"
-# Of what the job asks for: see jobs.equality.
+# Digest of what the job asks for: see jobs.equality.
 MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 
-# Changes of workflow code, for workflow.patched: a workflow that began before one goes on without it.
-# A workflow that was started by hand has its search attributes from its start on, and is judged by all rules of today.
+# Changes of workflow code, for workflow.patched: a workflow that began before a change continues without it.
+# A workflow that was started by hand has search attributes from its start on, and must keep all current rules.
 PATCH_BY_HAND: Final = "search attributes at start"
 # The id of an LLMDeliveryWorkflow is shortened where it would be too long.
 PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"

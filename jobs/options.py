@@ -1,16 +1,18 @@
-"""The settings of one job: chosen by its gateway, carried in the workflow's memo, complete by default.
+"""The options of one job. Its gateway chooses them, the workflow's memo carries them, and each has a default.
 
-They travel with the job because a workflow must not read the settings of the process that happens to run it: those may
+They are stored with the job, because a workflow must not read the settings of the process that runs it: those may
 differ between two workers, and between a run and its replay.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
+from jobs.memo import from_memo, to_memo
 from llm_pb import internal_pb2, llm_pb2
 
 
@@ -38,7 +40,7 @@ DEFAULT_NOTIFY_BACKOFF: Final = 3.0
 DEFAULT_NOTIFY_MAX_INTERVAL: Final = timedelta(hours=12)
 DEFAULT_NOTIFY_ATTEMPTS: Final = 50
 DEFAULT_NOTIFY_MAX_DURATION: Final = timedelta(hours=72)
-# A receiver has 30 s; the rest is for the way to the notifier and back.
+# A receiver has 30 s. The rest is for the round trip to the notifier.
 DEFAULT_NOTIFY_TIMEOUT: Final = timedelta(seconds=40)
 DEFAULT_NOTIFY_HOLD: Final = timedelta(seconds=10)
 
@@ -69,12 +71,37 @@ DEFAULTS: Final = internal_pb2.JobOptions(
 
 
 def complete(chosen: internal_pb2.JobOptions | None, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
-    """Return what the gateway chose, or the defaults without a gateway, with the job's own timeouts in place."""
+    """Return the gateway's options, or the defaults without a gateway, with the job's own timeouts applied."""
     options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS if chosen is None else chosen)
     for descriptor, value in job.timeouts.ListFields():
         # MergeFrom would merge two durations field by field: 2 s over 0.5 s would make 2.5 s.
         getattr(options.timeouts, descriptor.name).CopyFrom(value)
+    return options
+
+
+def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
+    """Return the options as the part of a workflow's memo that `read_memo` reads.
+
+    `notify_operator` has a key of its own, because version 0.1.0 refuses options with a field that it does not know.
+    """
+    options = internal_pb2.JobOptions()
+    options.CopyFrom(chosen)
+    options.ClearField("notify_operator")
+    memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
+    if chosen.HasField("notify_operator"):
+        memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
+    return memo
+
+
+def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | None:
+    """Return the options that `value(key, default)` finds in a memo, None where it has none.
+
+    Raises ValueError for a value that is no JobOptions.
+    """
+    options = from_memo(value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
+    if options is not None and isinstance(notify := value(names.MEMO_NOTIFY_OPERATOR, None), bool):
+        options.notify_operator = notify
     return options
 
 
@@ -88,8 +115,9 @@ def retry_policy(options: internal_pb2.RetryOptions) -> RetryPolicy:
 
 
 def gpu_priority(job: llm_pb2.JobRequest, workflow: Priority) -> Priority:
-    """Return the priority of the job's turn at the GPU, and of nothing else: its other steps all take fair turns.
+    """Return the priority of the job's activity on the GPU. Its other activities are not prioritised.
 
-    With the workflow's fairness key: Temporal does not show that an activity with a priority of its own inherits it.
+    It repeats the workflow's fairness key, because Temporal does not promise that an activity with its own priority
+    inherits the key.
     """
     return Priority(priority_key=job.priority or DEFAULT_PRIORITY, fairness_key=workflow.fairness_key)

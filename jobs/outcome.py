@@ -1,4 +1,4 @@
-"""How a job ends: from what Temporal says of its last attempt to the job's error, final state and status."""
+"""The end of a job: its error, final state and status, from what Temporal reports of its last attempt."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ _TIMEOUT_ERRORS: Final[dict[TimeoutType, errors.JobError]] = {
     TimeoutType.SCHEDULE_TO_START: errors.QueueTimeout("no worker took the job in time; raise timeouts.queue or retry"),
     TimeoutType.START_TO_CLOSE: errors.RunTimeout("no attempt finished in time; raise timeouts.run or ask for less"),
     TimeoutType.SCHEDULE_TO_CLOSE: errors.TotalTimeout("the job's total time was spent; raise timeouts.total"),
-    TimeoutType.HEARTBEAT: errors.WorkerLost("the workers that ran the job fell silent"),
+    TimeoutType.HEARTBEAT: errors.WorkerLost("the workers that ran the job sent no more heartbeats"),
 }
 
 
@@ -26,7 +26,7 @@ def final_state(error: errors.JobError | None) -> "llm_pb2.JobState.ValueType":
 
 
 def classify_failure(cause: BaseException | None) -> tuple[errors.JobError, llm_pb2.JobResult | None]:
-    """Return what ended the last attempt, and the output it had made; None of one that could not say."""
+    """Return the error that ended the last attempt, and the output that it reported; None if it reported none."""
     match cause:
         case CancelledError():
             return errors.Cancelled("cancelled on request"), None
@@ -39,7 +39,7 @@ def classify_failure(cause: BaseException | None) -> tuple[errors.JobError, llm_
 
 
 def add_attempt(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
-    """Write into the status which attempt made the result, and when."""
+    """Write the number and times of the attempt that returned the result into the status."""
     status.attempt = result.metadata.attempts
     for field in ("start_time", "first_token_time"):
         if result.metadata.HasField(field):
@@ -47,7 +47,7 @@ def add_attempt(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
 
 
 def add_result(status: llm_pb2.JobStatus, result: llm_pb2.JobResult, final: "llm_pb2.JobState.ValueType") -> None:
-    """Write into the status, whose end_time is set, how far a job came that ended in the final state."""
+    """Write the attempt and the final progress into the status, whose end_time must be set."""
     add_attempt(status, result)
     status.progress.CopyFrom(
         llm_pb2.JobProgress(

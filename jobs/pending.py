@@ -1,4 +1,4 @@
-"""What Temporal knows of an open job's attempt: it describes the pending activity RunLLMOnGPU."""
+"""The attempt of an open job, from Temporal's description of the pending activity RunLLMOnGPU."""
 
 from temporalio.api.enums.v1 import PendingActivityState, TimeoutType
 from temporalio.api.failure.v1 import Failure
@@ -12,16 +12,16 @@ from llm_pb import llm_pb2
 
 
 def pending_run(description: WorkflowExecutionDescription) -> PendingActivityInfo | None:
-    """Return the job's attempt, waiting or running; None when it has none, not yet or no more."""
+    """Return the job's attempt, waiting or running; None if it has none yet or none any more."""
     pending = description.raw_description.pending_activities
     return next((item for item in pending if item.activity_type.name == names.ACTIVITY_RUN), None)
 
 
 async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter: DataConverter) -> None:
-    """Put into the status what is known of the attempt: QUEUED while it waits, or RUNNING with its progress.
+    """Write the attempt into the status: QUEUED while it waits, or RUNNING with its progress.
 
-    The status may hold what the workflow knows of attempts before a hand-over, after which Temporal counts anew. The
-    first attempt after it goes on under the number of the last one before it.
+    The status may already describe attempts before a hand-over, after which Temporal counts from 1 again. The first
+    attempt after a hand-over keeps the number of the last one before it.
     """
     waiting = run.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
     status.state = llm_pb2.JOB_STATE_QUEUED if waiting else llm_pb2.JOB_STATE_RUNNING
@@ -41,7 +41,7 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
         heartbeat = from_details(await converter.decode(run.heartbeat_details.payloads))
         status.progress.CopyFrom(heartbeat.progress)
         if heartbeat.HasField("metadata"):
-            # Temporal counts anew after a handover.
+            # Temporal counts from 1 again after a hand-over.
             status.attempt = heartbeat.metadata.attempts
 
 

@@ -1,9 +1,9 @@
-r"""What a regular expression would cost the engine at every token, judged by its form before anything compiles it.
+r"""The cost of a regular expression for the engine at every token, estimated from its form before it is compiled.
 
-A structured job is constrained in the step that all jobs of a batch share: xgrammar, vLLM's backend, works out which
-tokens may follow. It keeps every way in which the text so far can be read, so what costs is ambiguity: a repeat in a
-repeat with nothing that must stand between two rounds. Measured with xgrammar 0.2.8, a vocabulary of 131,000 tokens,
-one core of a busy machine, in milliseconds a token (mean of the first 100 to 200 tokens, and the worst):
+A structured job is constrained in the step that all jobs of a batch share: xgrammar, vLLM's backend, computes which
+tokens may follow. It keeps every parse of the text so far, so ambiguity is what costs: a repeat within a repeat without
+a required separator between two rounds. Measured with xgrammar 0.2.8, a vocabulary of 131,000 tokens, one core of a
+busy machine, in milliseconds a token (mean of the first 100 to 200 tokens, and the worst):
 
 | expression                           | mean | worst | here     |
 |--------------------------------------|------|-------|----------|
@@ -24,13 +24,13 @@ one core of a busy machine, in milliseconds a token (mean of the first 100 to 20
 | `(\w?){500}` (product 1000)           | 2398 |  3728 | refused  |
 | `(\w{1,500} ?){1,500}`               | 3145 |  7981 | refused  |
 
-The judgement is of the form alone, in time that grows with the expression's length, which its caller bounds. It errs
-to both sides: `("([^"]|"")*",)*`, CSV with doubled quotes, costs 0.02 ms a token and is refused, because the judgement
-does not see that a quote inside never stands alone. So the engine has a guard, too
-(services.gpu_worker.engines.structured_guard). What it cannot read it leaves to the engine, which refuses what it
-cannot compile. An expression is read as xgrammar reads it, close to JavaScript, and not as Python's `re` does: the two
-differ in where a class ends and in flags, and what one takes for a comment or for characters can be a repeat to the
-other.
+The estimate takes time that grows with the expression's length, which its caller bounds. It errs in both directions:
+`("([^"]|"")*",)*`, CSV with doubled quotes, costs 0.02 ms a token and is refused, because the estimate does not see
+that a quote inside never stands alone. That is why the engine has a guard as well
+(services.gpu_worker.engines.structured_guard). An expression that cannot be parsed here
+is left to the engine, which refuses
+what it cannot compile. An expression is parsed as by xgrammar, close to JavaScript, and not as by Python's `re`. The
+two differ in where a class ends and in flags: a comment or plain characters in one can be a repeat in the other.
 """
 
 from typing import Final
@@ -38,11 +38,11 @@ from typing import Final
 from jobs.regex_parts import ALL, DIGITS, Part, TooCostly, bits_of, char_of, joined, literal, one_of, range_of, repeated
 
 MAX_DEPTH: Final = 32
-"""Groups within groups."""
+"""Maximum depth of nested groups."""
 MAX_BOUNDS: Final = 1024
-"""Sum of the bounds of all repeats and lengths of one job: compiling takes up to 15 ms for each."""
+"""Maximum sum of the bounds of all repeats and lengths of one job. Compiling takes up to 15 ms for each unit of it."""
 MAX_BOUND: Final = 128
-"""What one repeat adds to that sum at most: a longer one compiles in about the same time."""
+"""Maximum that one repeat adds to that sum. A longer repeat compiles in about the same time."""
 
 _CLASSES: Final = {
     "d": DIGITS,
@@ -59,23 +59,23 @@ def check_regex(pattern: str) -> None:
 
 
 def sum_of_bounds(pattern: str) -> int:
-    """Return what the expression adds to MAX_BOUNDS. Raises TooCostly when it would slow the engine's batch."""
+    """Return the sum of the expression's bounds. Raises TooCostly when it would slow the engine's batch."""
     parser = _Parser(pattern)
     parser.parse()
     return parser.bounds
 
 
 def check_bounds(bounds: int) -> None:
-    """Raise TooCostly for more than MAX_BOUNDS."""
+    """Raise TooCostly if the sum exceeds MAX_BOUNDS."""
     if bounds > MAX_BOUNDS:
         raise TooCostly(
-            f"must have different lengths and repeats whose bounds add up to at most {MAX_BOUNDS}, one of more than "
-            f"{MAX_BOUND} counted as {MAX_BOUND}, not {bounds}: use * and +, or the same length more often"
+            f"must have different lengths and repeats whose bounds add up to at most {MAX_BOUNDS}, not {bounds} (one "
+            f"above {MAX_BOUND} counts as {MAX_BOUND}): use * and +, or fewer different lengths"
         )
 
 
 class _Parser:
-    """Reads an expression and judges it on the way."""
+    """Parses an expression and estimates its cost."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
@@ -83,15 +83,15 @@ class _Parser:
         self.bounds = 0
 
     def parse(self) -> None:
-        """Raise TooCostly where the expression is."""
+        """Parse the expression. Raises TooCostly."""
         while self._at < len(self._pattern):
             self._alternatives(0)
-            # A parenthesis too many is for the engine to refuse.
+            # The engine refuses an unmatched parenthesis.
             self._at += 1
 
     def _alternatives(self, depth: int) -> Part:
         if depth > MAX_DEPTH:
-            raise TooCostly(f"must have at most {MAX_DEPTH} groups in each other")
+            raise TooCostly(f"must nest groups at most {MAX_DEPTH} deep")
         branches = [self._sequence(depth)]
         while self._peek() == "|":
             self._at += 1
@@ -148,7 +148,7 @@ class _Parser:
         while (char := self._take()) not in ("", "]"):
             if char == "-" and low >= 0 and self._peek() not in ("", "]"):
                 bits, high = self._class_item(self._take())
-                # A set after the hyphen, as in [a-\d], makes no range.
+                # A set after the hyphen, as in [a-\d], forms no range.
                 chars |= bits | (range_of(low, high) if high >= 0 else bits_of("-"))
                 low = -1
             else:
@@ -157,11 +157,11 @@ class _Parser:
         return ALL & ~chars if negated else chars
 
     def _class_item(self, char: str) -> tuple[int, int]:
-        """Return the characters of one item of a class, and the code of it where it is one character, else -1."""
+        """Return the characters of one item of a class, and its code point if it is one character, else -1."""
         return self._escape() if char == "\\" else (bits_of(char), ord(char))
 
     def _escape(self) -> tuple[int, int]:
-        """Return what _class_item does of what follows a backslash; all characters for what is not known."""
+        """Return what _class_item returns, for the escape after a backslash. An unknown one is any character."""
         char = self._take()
         if char.lower() in _CLASSES:
             chars = _CLASSES[char.lower()]
@@ -191,7 +191,7 @@ class _Parser:
         return code if 0 <= code < 0x110000 else -1
 
     def _repeat(self) -> tuple[int, int | None] | None:
-        """Take a quantifier and return its bounds; None where there is none."""
+        """Consume a quantifier and return its bounds; None if there is none."""
         match self._peek():
             case "*":
                 bounds: tuple[int, int | None] = (0, None)
@@ -202,7 +202,7 @@ class _Parser:
             case "{":
                 end = self._pattern.find("}", self._at)
                 low, comma, high = self._pattern[self._at + 1 : max(end, 0)].partition(",")
-                # What is no quantifier is for the engine to refuse; more digits than that, too.
+                # The engine refuses what is no quantifier, and bounds of more digits.
                 if not (low or comma) or not (low + high).isdecimal() or len(low) > 9 or len(high) > 9:
                     return None
                 self._at = end

@@ -1,6 +1,6 @@
-"""The parts of a regular expression, and what they add up to: see jobs.regex_cost.
+"""The parts of a regular expression, and the cost of their combinations: see jobs.regex_cost.
 
-Sets of characters are the bits of an int: one for each of ASCII, beyond it one for each block.
+A set of characters is an int with one bit for each character of ASCII, and one for each block beyond it.
 """
 
 from collections.abc import Collection, Iterable
@@ -9,25 +9,26 @@ from operator import or_
 from typing import Final, NamedTuple
 
 MAX_PRODUCT: Final = 6
-"""How often, at most, parts of varying length follow each other in a repeat without a separator."""
+"""Maximum number of parts of varying length that follow each other in a repeat without a separator."""
 MAX_DIGITS_PRODUCT: Final = 16
-"""The same of parts that match digits alone: few tokens of a vocabulary hold nothing else."""
+"""MAX_PRODUCT for parts that match only digits. It is higher, because few tokens of a vocabulary hold only digits."""
 MAX_RUN: Final = 6
-"""Such parts side by side that could match the same text: `.*a.*b.*` has three. A group counts as 3, a repeat of what
-varies as 4."""
+"""Maximum number of adjacent parts of varying length that could match the same text: `.*a.*b.*` has three. A group
+counts as 3, a repeat of a part of varying length as 4."""
 MAX_DIFFERENT: Final = 64
-"""Different parts of varying length in one sequence, or at the ends of one group's alternatives. Each is compared with
-all that must stand there, on the event loop that serves everybody."""
+"""Maximum number of different parts of varying length in one sequence, or at the ends of one group's alternatives. Each
+is compared with all required parts there, on the event loop that serves all requests."""
 
 _UNBOUNDED: Final = 3
-"""What an unbounded repeat counts as within MAX_PRODUCT: two in a row still pass."""
+"""Weight of an unbounded repeat within MAX_PRODUCT: two in a row still pass."""
 _GROUP: Final = 3
-"""What a group of varying length counts as within MAX_RUN."""
+"""Weight of a group of varying length within MAX_RUN."""
 _PRODUCT: Final = 4
-"""What a repeat of what varies counts as within MAX_RUN: two side by side are as costly as one of twice the product."""
+"""Weight of a repeat of a part of varying length within MAX_RUN: two adjacent ones cost as much as one of twice the
+product."""
 _ASCII: Final = 128
 _BLOCK: Final = 10
-"""Characters beyond ASCII are told apart by blocks of 2**10 code points: scripts, mostly."""
+"""Characters beyond ASCII are distinguished by blocks of 2**10 code points, which are mostly scripts."""
 ALL: Final = (1 << (_ASCII + (0x110000 >> _BLOCK))) - 1
 """Every character."""
 
@@ -43,30 +44,30 @@ DIGITS: Final = range_of(ord("0"), ord("9"))
 
 
 class TooCostly(ValueError):
-    """The form would slow the whole batch; the message says what to change."""
+    """The expression would slow the whole batch. The message says what to change."""
 
 
 class Part(NamedTuple):
-    """A piece of an expression. Sets of characters are the bits of an int."""
+    """A part of an expression. Sets of characters are the bits of an int."""
 
     chars: int = 0
-    """All that it may match."""
+    """All characters that it may match."""
     first: int = 0
-    """All that it may begin with."""
+    """All characters that it may begin with."""
     required: frozenset[int] = frozenset()
-    """Sets of characters: every match holds one of each."""
+    """Sets of characters. Every match holds a character of each set."""
     loose: int = 0
-    """The characters of its varying parts that nothing separates from what comes before and after."""
+    """The characters of its parts of varying length that have a separator on neither side."""
     weight: int = 0
-    """In how many lengths they come."""
+    """The number of lengths that those parts may have."""
     exposed: int = 0
-    """The characters of its varying parts that something separates on one side only."""
+    """The characters of its parts of varying length that have a separator on one side only."""
     single: bool = False
     """Whether it is one character."""
     run: int = 1
-    """What it counts as within MAX_RUN."""
+    """Its weight within MAX_RUN."""
     size: int = 0
-    """Its length in characters, of a part that has one length."""
+    """Its length in characters, if it has only one length."""
 
     @property
     def varies(self) -> bool:
@@ -85,7 +86,7 @@ def repeated(body: Part, low: int, high: int | None) -> Part:
         weight = body.weight * (high or MAX_DIGITS_PRODUCT + 1)
         if weight > (MAX_PRODUCT if body.loose & ~DIGITS else MAX_DIGITS_PRODUCT):
             raise TooCostly(
-                "must not repeat what varies in length without something that must stand between: in (a+)*, "
+                "must not repeat a part that varies in length without a required separator: in (a+)*, "
                 r"(\w+ ?)* or (\w{1,8}){1,8} one text can be read in many ways, and each costs the engine time at "
                 r"every token; write (\w+ )* or \w+( \w+)*"
             )
@@ -99,19 +100,19 @@ def repeated(body: Part, low: int, high: int | None) -> Part:
 
 def char_of(chars: int) -> Part:
     """Return one character of the set."""
-    # A class that holds nothing, which the engine refuses, separates nothing.
+    # An empty class, which the engine refuses, separates nothing.
     chars = chars or ALL
     return Part(chars, chars, frozenset((chars,)), single=True, size=1)
 
 
 @lru_cache
 def literal(char: str) -> Part:
-    """Return the character itself."""
+    """Return a part that matches the character."""
     return char_of(bits_of(char))
 
 
 def joined(parts: list[Part]) -> Part:
-    """Return the parts in a row as one. Raises TooCostly."""
+    """Return the sequence of parts as one part. Raises TooCostly."""
     if len(parts) == 1:
         return parts[0]
     _check_run(parts)
@@ -137,14 +138,14 @@ def joined(parts: list[Part]) -> Part:
             weight += part.weight
         elif not before or not after:
             exposed |= part.loose
-    # The smallest separate best. All of them would be compared again in every group around this.
+    # The smallest sets separate best. All sets would be compared again in every group around this one.
     required = frozenset(sorted(first_at, key=int.bit_count)[:MAX_DIFFERENT])
     size = sum(part.size for part in parts)
     return Part(chars, first, required, loose, weight, exposed, run=_run_of(parts), size=size)
 
 
 def _required_at(parts: list[Part], indexes: Iterable[int]) -> dict[int, int]:
-    """Return the sets of characters that the parts require, each with the first of the indexes where it is."""
+    """Return the sets of characters that the parts require, each with the first of `indexes` where it is required."""
     at: dict[int, int] = {}
     for index in indexes:
         for chars in parts[index].required:
@@ -153,7 +154,7 @@ def _required_at(parts: list[Part], indexes: Iterable[int]) -> dict[int, int]:
 
 
 def _nearest(required_at: dict[int, int], loose: int, default: int) -> int:
-    """Return the first index at which one is required that is none of the characters."""
+    """Return the first index at which a set without any of the characters is required, or `default`."""
     return next((index for chars, index in required_at.items() if not chars & loose), default)
 
 
@@ -161,12 +162,12 @@ def _check_different(different: Collection[object]) -> None:
     if len(different) > MAX_DIFFERENT:
         raise TooCostly(
             f"must have at most {MAX_DIFFERENT} different parts of varying length in a row, or at the ends of a "
-            "group's alternatives: use the same more often, or fewer"
+            "group's alternatives: use fewer, or repeat the same part"
         )
 
 
 def _check_run(parts: Iterable[Part]) -> None:
-    """Raise TooCostly for too many varying parts side by side that could match the same text."""
+    """Raise TooCostly for too many adjacent parts of varying length that could match the same text."""
     run, count = 0, 0
     for part in parts:
         if _separates(part, run):
@@ -177,19 +178,19 @@ def _check_run(parts: Iterable[Part]) -> None:
             run |= part.loose
         if count > MAX_RUN:
             raise TooCostly(
-                r"must have fewer parts side by side that vary in length and match the same text, like \w*\w*\w* or "
-                r"(\w+)?(\w+)?(\w+)? or (\w+ ?){2}(\w+ ?){2}: put something between that must stand there, "
+                r"must have fewer adjacent parts that vary in length and match the same text, like \w*\w*\w* or "
+                r"(\w+)?(\w+)?(\w+)? or (\w+ ?){2}(\w+ ?){2}: put a required separator between them, "
                 "or make one part of them"
             )
 
 
 def _run_of(parts: Iterable[Part]) -> int:
-    """Return what a group of the parts counts as within MAX_RUN."""
+    """Return the weight of a group of the parts within MAX_RUN."""
     return max([_GROUP, *(part.run for part in parts)])
 
 
 def _separates(part: Part, loose: int) -> bool:
-    """Return whether the part holds something that must stand there and is none of the characters."""
+    """Return whether the part requires a set without any of the characters."""
     return any(not chars & loose for chars in part.required)
 
 
@@ -204,13 +205,13 @@ def one_of(branches: list[Part]) -> Part:
     _check_different(cuts)
     makers = {(branch.required, branch.exposed) for branch in branches}
     for cut in cuts:
-        # Of a branch that is separated on one side only, another branch can make the rest: (\w+ |\w)*.
+        # Another branch can match the rest of a branch that is separated on one side only: (\w+ |\w)*.
         if any(other != cut and all(map(cut.__and__, required)) for required, other in makers):
             loose |= cut
             weight = max(weight, _UNBOUNDED)
     vague = [branch for branch in branches if not branch.varies and _is_vague(branch)]
     if len(sizes := {branch.size for branch in vague}) > 1:
-        # Of different lengths, none of which holds a character that says which it is: (.{3}|.{20})*.
+        # No character shows which of the branches of different lengths it is: (.{3}|.{20})*.
         loose |= _union(branch.chars for branch in vague)
         weight = max(weight, len(sizes))
     required = frozenset[int]()
@@ -221,7 +222,7 @@ def one_of(branches: list[Part]) -> Part:
 
 
 def _is_vague(part: Part) -> bool:
-    """Return whether the part names no character, only classes of some."""
+    """Return whether the part requires classes only, and no single character."""
     return bool(part.required) and all(chars.bit_count() > 1 for chars in part.required)
 
 

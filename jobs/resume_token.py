@@ -1,4 +1,4 @@
-"""The resume_token of StreamStatus: a place in a job's output, and proof of the output before it."""
+"""The resume_token of StreamStatus: an offset in a job's output, and a digest of the output before it."""
 
 import hashlib
 import re
@@ -6,11 +6,11 @@ from typing import Final, NamedTuple, Self
 
 _FORM: Final = re.compile(r"([0-9]{1,15})-([0-9a-f]{16})")
 _DIGEST_BYTES: Final = 8
-"""A reader's output against the job's: enough to tell two texts apart by. It keeps no secret."""
+"""Size of the digest. It is enough to distinguish a reader's output from the job's, and protects no secret."""
 
 
 class ResumeToken(NamedTuple):
-    """A place after a part of the output."""
+    """The end of a part of the output."""
 
     offset: int
     """The size of the part in UTF-8 bytes."""
@@ -19,7 +19,7 @@ class ResumeToken(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the token of this text; None when it is no token."""
+        """Return the token that the text holds; None if it is no token."""
         found = _FORM.fullmatch(text)
         return cls(int(found[1]), found[2]) if found else None
 
@@ -28,7 +28,7 @@ class ResumeToken(NamedTuple):
 
 
 class Digest:
-    """The digest of an output that grows. Made for every message of every stream: no more than it must be."""
+    """The digest of an output that grows. It is computed for every message of every stream, so it must be cheap."""
 
     def __init__(self, data: bytes | bytearray | memoryview = b"") -> None:
         self._hash = hashlib.blake2b(data, digest_size=_DIGEST_BYTES)

@@ -1,7 +1,7 @@
-"""The rules that llm.proto writes at the fields of a request, as code.
+"""The rules that llm.proto states for the fields of a request, as code.
 
-Pure functions from a message to its violations: the gateway refuses a request with all of them at once; workflow and
-worker check again, because a workflow can be started past the gateway.
+They are pure functions from a message to its violations. The gateway refuses a request with all of them in one answer.
+Workflow and worker check again, because a workflow can be started without the gateway.
 """
 
 import json
@@ -40,7 +40,8 @@ MAX_REGEX_BYTES: Final = 4 * 1024
 MAX_CHOICES: Final = 1000
 MAX_CHOICE_BYTES: Final = 4 * 1024
 MAX_CHOICES_BYTES: Final = 64 * 1024
-"""All choices together: 64 KiB compile in a quarter of a second, 900 kB in 5 to 30 s, which hold up other jobs."""
+"""Maximum size of all choices together. 64 KiB compile in a quarter of a second; 900 kB take 5 to 30 s and delay other
+jobs."""
 MAX_REASON_BYTES: Final = 1024
 MAX_STATES: Final = 16
 MAX_PAGE_SIZE: Final = 100
@@ -50,52 +51,54 @@ TOPIC_PATTERN: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
 def check_submit(request: llm_pb2.SubmitRequest) -> list[Violation]:
-    """Return what is wrong with a SubmitRequest, apart from what only the operator's models and bounds can tell."""
+    """Return the violations of a SubmitRequest, apart from those of the operator's models and limits."""
     if not request.HasField("job"):
         return [Violation("job", "is required")]
     return check_job(request.job, "job.")
 
 
 def check_job(job: llm_pb2.JobRequest, path: str = "", *, strict: bool = True) -> list[Violation]:
-    """Return what is wrong with a JobRequest.
+    """Return the violations of a JobRequest.
 
-    Without `strict` the rules that a later version has added do not count: what was accepted before them goes on.
+    Without `strict`, rules that a later version added are skipped, so that jobs that were accepted before continue.
     """
     return list(_job(job, path, strict))
 
 
 def require_valid(job: llm_pb2.JobRequest, *, strict: bool = True) -> None:
-    """Raise InvalidJob, naming every violation, unless the job keeps the rules: it may have come past the gateway."""
+    """Raise InvalidJob, naming every violation, unless the job keeps the rules. No gateway may have checked it."""
     if violations := check_job(job, strict=strict):
         raise InvalidJob("; ".join(f"{field} {description}" for field, description in violations))
 
 
 def check_workflow_id(request: llm_pb2.GetStatusRequest | llm_pb2.ListDeliveriesRequest) -> list[Violation]:
-    """Return what is wrong with a request that only names a job."""
+    """Return the violations of a request that only names a job."""
     return list(_workflow_id(request.workflow_id))
 
 
 def check_stream(request: llm_pb2.StreamStatusRequest) -> list[Violation]:
-    """Return what is wrong with a StreamStatusRequest."""
+    """Return the violations of a StreamStatusRequest."""
     violations = list(_workflow_id(request.workflow_id))
     if request.output_offset < 0:
         violations.append(Violation("output_offset", "must be 0 or more: send the last next_offset received"))
     if request.resume_token:
         token = ResumeToken.parse(request.resume_token)
         if token is None:
-            violations.append(Violation("resume_token", "must be the last resume_token received, as it came"))
+            violations.append(Violation("resume_token", "must be the last resume_token received, unchanged"))
         elif request.output_offset not in (0, token.offset):
-            violations.append(Violation("output_offset", "must be unset, or the next_offset beside the resume_token"))
+            violations.append(
+                Violation("output_offset", "must be unset, or the next_offset received with the resume_token")
+            )
     return violations
 
 
 def check_cancel(request: llm_pb2.CancelRequest) -> list[Violation]:
-    """Return what is wrong with a CancelRequest."""
+    """Return the violations of a CancelRequest."""
     return [*_workflow_id(request.workflow_id), *check_line("reason", request.reason, MAX_REASON_BYTES, required=False)]
 
 
 def check_redeliver(request: llm_pb2.RedeliverRequest) -> list[Violation]:
-    """Return what is wrong with a RedeliverRequest; which ids the job's deliveries have only Temporal can tell."""
+    """Return the violations of a RedeliverRequest. Only Temporal knows the ids of the job's deliveries."""
     violations = list(_workflow_id(request.workflow_id))
     if len(request.delivery_ids) > MAX_NOTIFY:
         violations.append(Violation("delivery_ids", f"must hold at most {MAX_NOTIFY} ids"))
@@ -103,7 +106,7 @@ def check_redeliver(request: llm_pb2.RedeliverRequest) -> list[Violation]:
 
 
 def check_list(request: llm_pb2.ListRequest) -> list[Violation]:
-    """Return what is wrong with a ListRequest; of page_token only the gateway that made it can tell."""
+    """Return the violations of a ListRequest. The gateway checks the page_token when it opens it."""
     violations = list(check_id("user_id", request.user_id, required=False))
     violations += check_id("project_id", request.project_id, required=False)
     violations += check_model("model", request.model, required=False)

@@ -1,8 +1,9 @@
-"""What a JSON Schema would cost the engine, by the regular expressions and lengths in it.
+"""The cost of a JSON Schema for the engine, estimated from its regular expressions and lengths.
 
 No other part of a schema was found to cost more than a millisecond a token (xgrammar 0.2.8, a vocabulary of 131,000
 tokens): not arrays of arrays with maxItems of 500 each, objects of 100 properties, or 200 alternatives. The length of a
-string is a repeat, and each different one takes 2 s to compile (5 s on a busy machine), beside the engine's steps.
+string is a repeat. Each different length takes 2 s to compile (5 s on a busy machine), concurrently with the engine's
+steps.
 """
 
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from jobs.regex_cost import MAX_BOUND, check_bounds, sum_of_bounds
 from jobs.regex_parts import TooCostly
 
 MAX_PATTERN_BYTES: Final = 4 * 1024
-"""Of all different patterns of a schema together."""
+"""Maximum size of all different patterns of a schema together."""
 _SHOWN: Final = 60
-"""Characters of a pattern that an error repeats."""
+"""Maximum number of characters of a pattern that an error message shows."""
 
 
 def check_schema(schema: dict[str, Any]) -> None:
@@ -46,7 +47,8 @@ def _patterns(item: dict[str, Any]) -> Iterator[str]:
 def _objects(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield every object in the schema, at any depth.
 
-    Data is among them, that of an enum, say: to tell it from a property of the name "enum" is not worth the while.
+    They include data, such as the values of an enum: to distinguish those from a property named "enum" is not worth the
+    effort.
     """
     waiting: list[Any] = [schema]
     while waiting:
@@ -59,5 +61,5 @@ def _objects(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _length(value: Any) -> float:
-    # NaN, which json.loads takes, is not above 0 either.
+    # json.loads accepts NaN, which is not above 0 either.
     return value if isinstance(value, int | float) and value > 0 else 0

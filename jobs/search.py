@@ -1,4 +1,4 @@
-"""What a job is searched by."""
+"""The search attributes of a job."""
 
 from temporalio.common import SearchAttributePair
 
@@ -7,7 +7,7 @@ from llm_pb import llm_pb2
 
 
 def attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributePair[str]]:
-    """Return the search attributes that a job's workflow has from its start; none for a field that is empty."""
+    """Return the search attributes that a job's workflow has from its start. An empty field has none."""
     values = (
         (names.USER_ID, job.user_id),
         (names.REQUEST_ID, job.request_id),

@@ -1,4 +1,4 @@
-"""How a job's workflow is started: the same by a gateway, and by a workflow whose child it is.
+"""The start of a job's workflow, the same for a gateway and for a parent workflow.
 
 start = job_start(job, chosen)
 client.start_workflow(names.JOB_WORKFLOW_TYPE, job, id=start.id, memo=start.memo, ...)
@@ -16,36 +16,36 @@ from temporalio.common import Priority, TypedSearchAttributes
 from jobs import names, options
 from jobs.equality import same_job_digest
 from jobs.ids import job_digest, workflow_id
-from jobs.memo import to_memo
+from jobs.options import memo_of
 from jobs.search import attributes_of
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
 
 _MAX_FAIRNESS_KEY: Final = 64
-"""Bytes that Temporal takes of a fairness key."""
+"""Maximum size of a fairness key in Temporal, in bytes."""
 
 
 @dataclass(frozen=True)
 class JobStart:
-    """What Temporal is given with a job, under the names that start_workflow and start_child_workflow have for it."""
+    """The arguments of a job's start, under the names that start_workflow and start_child_workflow have for them."""
 
     id: str
     memo: Mapping[str, Any]
     search_attributes: TypedSearchAttributes
     priority: Priority
-    """Not the job's, which is of its turn at the GPU alone: see jobs.options.gpu_priority."""
+    """The workflow's priority. The job's own applies only to its activity on the GPU: see jobs.options.gpu_priority."""
     execution_timeout: timedelta
 
 
 def job_start(
     job: llm_pb2.JobRequest, chosen: internal_pb2.JobOptions, *, id_: str | None = None, traceparent: str = ""
 ) -> JobStart:
-    """Return how the job is started with the options that were chosen for it.
+    """Return the arguments to start the job with the options that were chosen for it.
 
     `id_` is the workflow's id, by default that of the job's user and request. `traceparent` is the W3C trace context of
-    whoever starts the job, empty without a trace.
+    the caller, empty without a trace.
     """
-    memo = {names.MEMO_OPTIONS: to_memo(chosen), **digests(job)}
+    memo = {**memo_of(chosen), **digests(job)}
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     return JobStart(
@@ -58,7 +58,7 @@ def job_start(
 
 
 def digests(job: llm_pb2.JobRequest) -> dict[str, str]:
-    """Return the part of the memo by which a repeated Submit finds out whether it is for the same job."""
+    """Return the part of the memo that shows a repeated Submit whether its job is the same."""
     return {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
 
 

@@ -1,4 +1,4 @@
-"""Where a delivery goes, in words that hold no secret."""
+"""Descriptions of delivery targets that hold no secret."""
 
 import hashlib
 from typing import Final
@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 from llm_pb import llm_pb2
 
 _HASH_DIGITS: Final = 8
-"""Enough to tell a job's few targets apart, too few to find a URL by."""
+"""Length of a URL's hash: enough to distinguish a job's few targets, too little to recover the URL."""
 
 
 def describe(target: llm_pb2.NotifyTarget) -> str:
-    """Return where a target leads: <scheme>://<host>#<hash of the URL>, or nats:<subject>, kafka:<topic>.
+    """Return the description of a target: <scheme>://<host>#<hash of the URL>, or nats:<subject>, kafka:<topic>.
 
-    Of a webhook no more, because whoever knows the path may send there. Empty for a target without a kind, the
-    operator's default, and for a URL that is none.
+    It leaves out a webhook's path, because whoever knows the path may send there. It is empty for a target without a
+    kind, which is the operator's default, and for an invalid URL.
     """
     match target.WhichOneof("target"):
         case "webhook":
@@ -29,7 +29,7 @@ def describe(target: llm_pb2.NotifyTarget) -> str:
 
 
 def origin(url: str) -> str:
-    """Return the <scheme>://<host>[:<port>] of a URL; empty for one that is none."""
+    """Return the <scheme>://<host>[:<port>] of a URL; empty if the URL is invalid."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,7 +1,7 @@
-"""What a model's tokenizer tells of a prompt before the prompt is tokenised, the same for gateway and worker.
+"""Checks of a prompt against a model's tokenizer before the prompt is tokenised, the same for gateway and worker.
 
-Tokenising 2 MB takes about a second. Whether a text is too long for a model by far, and whether a chat message holds a
-special token, takes a thousandth of that.
+Tokenising 2 MB takes about a second. It takes a fraction of that to check whether a text is far too long for a model,
+and whether a chat message holds a special token.
 """
 
 import json
@@ -11,17 +11,17 @@ from typing import Any, Final
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 _KEEPS_ALL: Final = ("ByteLevel", "Digits", "Split")
-"""Pre-tokenizers that drop nothing; a Split only where its behavior is another one than Removed."""
+"""Pre-tokenizers that drop no text, provided that the behavior of a Split is not Removed."""
 
 WHY_NOT_SPECIAL: Final = "it is a special token of this model, with which a message could pass for other turns"
-"""What follows the name of a special token that a message holds."""
+"""Reason to give after the name of a special token that a message holds."""
 
 
 def longest_token(tokenizer: Tokenizer) -> int | None:
-    """Return how many bytes of text a token can stand for at most; None where there is no such bound.
+    """Return the maximum number of bytes of text that a token can stand for; None if there is no such bound.
 
-    It exists for byte-level BPE over all 256 bytes, provided that nothing drops text: no normalizer, no pre-tokenizer
-    that removes what it splits at, no added token that takes the spaces around it along.
+    The bound exists for byte-level BPE over all 256 bytes, provided that nothing drops text: no normalizer, no
+    pre-tokenizer that removes the separators of its split, no added token that absorbs the spaces around it.
     """
     description = json.loads(tokenizer.to_str())
     model, added = description["model"], description["added_tokens"]
@@ -47,8 +47,8 @@ class SpecialTokens:
     """Finds a tokenizer's special tokens in a text by the tokenizer's own rules, at about 20 MB a second."""
 
     def __init__(self, tokens: Iterable[AddedToken | str], normalizer: Any = None) -> None:
-        """`normalizer`: the tokenizer's, for tokens that are looked for in normalized text."""
-        # A tokenizer that knows nothing else: what is between the special tokens is one unknown word.
+        """`normalizer` is the tokenizer's, for tokens that are searched in normalized text."""
+        # This tokenizer knows only the special tokens: the text between two of them is one unknown word.
         self._finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
         if normalizer is not None:
             self._finder.normalizer = normalizer
@@ -56,13 +56,13 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "SpecialTokens":
-        """Return those of a tokenizer."""
+        """Return the special tokens of a tokenizer."""
         tokens = [token for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         return cls(tokens, tokenizer.normalizer)
 
     def first_in(self, text: str) -> str | None:
-        """Return the first special token that the text holds, if any. From about 100 kB on not for an event loop."""
-        # Only the methods for batches let other threads run meanwhile.
+        """Return the first special token in the text, or None. Call it in a thread for a text of 100 kB or more."""
+        # Only the batch methods release the GIL.
         (found,) = self._finder.encode_batch_fast([text], add_special_tokens=False)
         token = next((id_ for id_ in found.ids if id_), None)
         return None if token is None else self._finder.id_to_token(token)

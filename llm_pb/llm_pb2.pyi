@@ -20,9 +20,9 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 
 All ErrorInfo carry the domain "llm.v1".
 
-Sizes. A request is at most 64 KiB; that of Submit is bounded by its job, which is at most 1984 KiB, or what the operator
-allows. A request holds at most 8192 fields, those of its messages included, about twice what the rules below allow. A
-larger request is INVALID_ARGUMENT, and its other faults are not named.
+Sizes. A request has at most 64 KiB. A request of Submit is bounded by its job, which has at most 1984 KiB, or less where
+the operator says so. A request holds at most 8192 fields, those of its messages included, which is about twice what the
+rules below allow. A larger request is INVALID_ARGUMENT, and the answer names none of its other faults.
 """
 
 from collections import abc as _abc
@@ -51,7 +51,7 @@ class _Role:
 class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
-    """Not set: refused."""
+    """Not set. Refused."""
     ROLE_SYSTEM: _Role.ValueType  # 1
     """Instructions that frame the conversation."""
     ROLE_USER: _Role.ValueType  # 2
@@ -63,7 +63,7 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """The speaker of a chat message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
-"""Not set: refused."""
+"""Not set. Refused."""
 ROLE_SYSTEM: Role.ValueType  # 1
 """Instructions that frame the conversation."""
 ROLE_USER: Role.ValueType  # 2
@@ -79,25 +79,29 @@ class _NotifyEvent:
 class _NotifyEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotifyEvent.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     NOTIFY_EVENT_UNSPECIFIED: _NotifyEvent.ValueType  # 0
-    """Not set: refused."""
+    """Not set. Refused."""
     NOTIFY_EVENT_STARTED: _NotifyEvent.ValueType  # 1
-    """A worker has taken the job. Told within about a second, so a job that ends sooner may only tell its end."""
+    """A worker has started the job. Sent within about a second. A job that ends sooner may send only its end."""
     NOTIFY_EVENT_PROGRESS: _NotifyEvent.ValueType  # 2
-    """The running attempt came further. Best effort: what could not be delivered is followed by the next, not repeated."""
+    """The running attempt has made progress. Best effort: an event that could not be delivered is not repeated; the next one
+    follows.
+    """
     NOTIFY_EVENT_FINISHED: _NotifyEvent.ValueType  # 3
-    """The job ended, whatever the outcome. Tried for days, see NotifyStatus."""
+    """The job has ended, whatever the outcome. Delivery is attempted for days: see NotifyStatus."""
 
 class NotifyEvent(_NotifyEvent, metaclass=_NotifyEventEnumTypeWrapper):
-    """What a job's targets can be told."""
+    """The events of a job."""
 
 NOTIFY_EVENT_UNSPECIFIED: NotifyEvent.ValueType  # 0
-"""Not set: refused."""
+"""Not set. Refused."""
 NOTIFY_EVENT_STARTED: NotifyEvent.ValueType  # 1
-"""A worker has taken the job. Told within about a second, so a job that ends sooner may only tell its end."""
+"""A worker has started the job. Sent within about a second. A job that ends sooner may send only its end."""
 NOTIFY_EVENT_PROGRESS: NotifyEvent.ValueType  # 2
-"""The running attempt came further. Best effort: what could not be delivered is followed by the next, not repeated."""
+"""The running attempt has made progress. Best effort: an event that could not be delivered is not repeated; the next one
+follows.
+"""
 NOTIFY_EVENT_FINISHED: NotifyEvent.ValueType  # 3
-"""The job ended, whatever the outcome. Tried for days, see NotifyStatus."""
+"""The job has ended, whatever the outcome. Delivery is attempted for days: see NotifyStatus."""
 Global___NotifyEvent: _TypeAlias = NotifyEvent  # noqa: Y015
 
 class _JobState:
@@ -109,21 +113,21 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never sent."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """Accepted; no worker has it at the moment (also between two attempts)."""
+    """The job is accepted, and no worker has it at the moment. Also between two attempts."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker has it."""
+    """A worker has the job."""
     JOB_STATE_NOTIFYING: _JobState.ValueType  # 3
-    """The model's part has ended and is durable; the outcome is being delivered."""
+    """The model's part has ended and is durable. The outcome is being delivered."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
     """The model finished its answer."""
     JOB_STATE_FAILED: _JobState.ValueType  # 5
-    """It could not be done: see error."""
+    """The job could not be done: see error."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 6
-    """It was cancelled, or terminated by an operator. The output made until then is kept; of a terminated job as long as the
-    gateway's live feed keeps it, by default for 24 h.
+    """The job was cancelled, or terminated by an operator. The output generated until then is kept. The output of a
+    terminated job is kept as long as the live feed keeps it: 24 h by default.
     """
     JOB_STATE_TIMED_OUT: _JobState.ValueType  # 7
-    """A limit of JobTimeouts was spent: see error."""
+    """The job exceeded a limit of JobTimeouts: see error."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job is in its life. The last four are final."""
@@ -131,21 +135,21 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""Accepted; no worker has it at the moment (also between two attempts)."""
+"""The job is accepted, and no worker has it at the moment. Also between two attempts."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker has it."""
+"""A worker has the job."""
 JOB_STATE_NOTIFYING: JobState.ValueType  # 3
-"""The model's part has ended and is durable; the outcome is being delivered."""
+"""The model's part has ended and is durable. The outcome is being delivered."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
 """The model finished its answer."""
 JOB_STATE_FAILED: JobState.ValueType  # 5
-"""It could not be done: see error."""
+"""The job could not be done: see error."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 6
-"""It was cancelled, or terminated by an operator. The output made until then is kept; of a terminated job as long as the
-gateway's live feed keeps it, by default for 24 h.
+"""The job was cancelled, or terminated by an operator. The output generated until then is kept. The output of a
+terminated job is kept as long as the live feed keeps it: 24 h by default.
 """
 JOB_STATE_TIMED_OUT: JobState.ValueType  # 7
-"""A limit of JobTimeouts was spent: see error."""
+"""The job exceeded a limit of JobTimeouts: see error."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 class _NotifyState:
@@ -157,27 +161,27 @@ class _NotifyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotifySta
     NOTIFY_STATE_UNSPECIFIED: _NotifyState.ValueType  # 0
     """Never sent."""
     NOTIFY_STATE_PENDING: _NotifyState.ValueType  # 1
-    """Being delivered, or waiting for the next try."""
+    """The event is being delivered, or waits for the next attempt."""
     NOTIFY_STATE_DELIVERED: _NotifyState.ValueType  # 2
-    """The receiver took it."""
+    """The receiver has taken the event."""
     NOTIFY_STATE_FAILED: _NotifyState.ValueType  # 3
-    """Given up: see error."""
+    """The delivery was given up: see error."""
     NOTIFY_STATE_SKIPPED: _NotifyState.ValueType  # 4
-    """There was nobody to tell."""
+    """There was no target."""
 
 class NotifyState(_NotifyState, metaclass=_NotifyStateEnumTypeWrapper):
-    """How far a delivery is."""
+    """The state of a delivery."""
 
 NOTIFY_STATE_UNSPECIFIED: NotifyState.ValueType  # 0
 """Never sent."""
 NOTIFY_STATE_PENDING: NotifyState.ValueType  # 1
-"""Being delivered, or waiting for the next try."""
+"""The event is being delivered, or waits for the next attempt."""
 NOTIFY_STATE_DELIVERED: NotifyState.ValueType  # 2
-"""The receiver took it."""
+"""The receiver has taken the event."""
 NOTIFY_STATE_FAILED: NotifyState.ValueType  # 3
-"""Given up: see error."""
+"""The delivery was given up: see error."""
 NOTIFY_STATE_SKIPPED: NotifyState.ValueType  # 4
-"""There was nobody to tell."""
+"""There was no target."""
 Global___NotifyState: _TypeAlias = NotifyState  # noqa: Y015
 
 class _FinishReason:
@@ -189,7 +193,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent in a result."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The model ended its answer, or a stop text was met."""
+    """The model ended its answer, or generated a stop text."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens or the end of the model's context was reached."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 3
@@ -198,12 +202,12 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """The job failed or ran out of time."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
-    """Why the output ends where it ends."""
+    """Why generation ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent in a result."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The model ended its answer, or a stop text was met."""
+"""The model ended its answer, or generated a stop text."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens or the end of the model's context was reached."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
@@ -214,7 +218,9 @@ Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class JobRequest(_message.Message):
-    """What the model is asked to do, for whom, and how the outcome is told. Also the input of the workflow LLMJobWorkflow."""
+    """What the model is asked to do, for whom, and where the outcome is delivered. It is also the input of the workflow
+    LLMJobWorkflow.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -230,23 +236,23 @@ class JobRequest(_message.Message):
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     NOTIFY_OPTIONS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Who the job is for; jobs of different users take fair turns. Required: 1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and
-    first a letter or digit.
+    """The user whom the job is for. Jobs of different users take fair turns. Required: 1 to 128 characters of A-Z a-z 0-9
+    . _ : @ = + ~ -, the first of them a letter or digit.
     """
     request_id: _builtins.str
-    """The caller's own id of the request, unique per user: the idempotency key. Required: same form as user_id."""
+    """The caller's own id of the request, unique for each user: the idempotency key. Required. It has the form of user_id."""
     model: _builtins.str
     """A model name that ListModels returns. Required."""
     prompt: _builtins.str
-    """The text to continue, as it stands: it holds what the model shall see, so that a special token of the model's tokenizer
-    that is written in it ("<|end|>", say) is that token. Keep such tokens out of text that others
-    wrote, or send it in messages, which refuses them. Exactly one of prompt and messages must be set.
+    """The text to continue. The model reads it as it stands, so the text of a special token of the model's tokenizer
+    ("<|end|>", for example) is that token. Remove such tokens from text that others wrote, or send it in messages, which
+    refuses them. Exactly one of prompt and messages must be set.
     """
     project_id: _builtins.str
-    """A label to group and list jobs by. Optional; same form as user_id."""
+    """A label to group and list jobs by. Optional. It has the form of user_id."""
     priority: _builtins.int
-    """The turn at the GPU: 1 (first) to 5 (last). Default 3 when unset or 0. Jobs of a higher priority go first, those
-    of other users too; users take fair turns within a priority. The operator bounds the priority: by default 3 is highest.
+    """The turn at the GPU: 1 (first) to 5 (last). Default: 3, also for 0. Jobs of a higher priority go first, whoever their
+    user is. Users take fair turns within a priority. The operator bounds the priority: 3 is the highest by default.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
@@ -260,7 +266,7 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def notify(self) -> _containers.RepeatedCompositeFieldContainer[Global___NotifyTarget]:
-        """Where the outcome is delivered, whatever it is. At most 4 targets. Default: the operator's."""
+        """The targets to which the outcome is delivered, whatever it is. At most 4. Default: the operator's."""
 
     @_builtins.property
     def timeouts(self) -> Global___JobTimeouts:
@@ -268,7 +274,7 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def notify_options(self) -> Global___NotifyOptions:
-        """What the targets are told and when. Default: the outcome alone, without the output."""
+        """The events that the targets get. Default: the outcome alone, without the output."""
 
     def __init__(
         self,
@@ -302,11 +308,11 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """Who speaks. Required."""
+    """The speaker. Required."""
     content: _builtins.str
-    """What is said. Required, not empty. Must not hold a special token of the model's tokenizer, with which it could pass for
-    other turns of the conversation, unless the operator allows it: INVALID_ARGUMENT where the gateway has the tokenizer, else
-    the job fails with INVALID_JOB.
+    """The text of the turn. Required, not empty. It must not hold a special token of the model's tokenizer unless the operator
+    allows that, because such a token could forge other turns of the conversation. A message with one is INVALID_ARGUMENT
+    where the gateway has the tokenizer, otherwise the job fails with INVALID_JOB.
     """
     def __init__(
         self,
@@ -324,8 +330,8 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How tokens are chosen and when generation stops. An unset field means the model's own default
-    (its generation_config), and without one the default written here.
+    """How tokens are chosen and when generation stops. An unset field means the model's own default (its generation_config).
+    A model without one has the default written here.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -350,47 +356,54 @@ class SamplingParams(_message.Message):
     top_p: _builtins.float
     """Keep the smallest set of tokens whose probabilities add up to this; above 0, at most 1. Default 1: off."""
     top_k: _builtins.int
-    """Keep this many most likely tokens; 0 is off, at most 1000000. Default 0."""
+    """Keep this many of the most probable tokens; 0 is off, at most 1000000. Default 0."""
     min_p: _builtins.float
-    """Drop tokens less likely than this share of the likeliest; 0 to 1. Default 0: off."""
+    """Drop tokens whose probability is below this share of the highest one; 0 to 1. Default 0: off."""
     max_tokens: _builtins.int
-    """Most tokens to make: at least 1, at most the model's max_output_tokens. Default: the model's default_max_tokens."""
+    """Maximum number of output tokens: at least 1, at most the model's max_output_tokens. Default: the model's
+    default_max_tokens.
+    """
     min_tokens: _builtins.int
-    """No stop before this many tokens; 0 to max_tokens. Default 0."""
+    """Minimum number of output tokens before generation may stop; 0 to max_tokens. Default 0."""
     seed: _builtins.int
-    """Makes sampling reproducible on the same engine and hardware. 0 or more. Default: a fresh one for each job."""
+    """Makes sampling reproducible on the same engine and hardware. 0 or more. Default: a new one for each job."""
     presence_penalty: _builtins.float
-    """Penalises tokens that occur in the output, once each; -2 to 2. Default 0."""
+    """Penalises each token that occurs in the output, once; -2 to 2. Default 0."""
     frequency_penalty: _builtins.float
-    """Penalises tokens in the output by how often they occur; -2 to 2. Default 0."""
+    """Penalises each token that occurs in the output, by the number of its occurrences; -2 to 2. Default 0."""
     repetition_penalty: _builtins.float
-    """Divides (above 1) or multiplies (below 1) the scores of tokens seen so far; above 0, at most 2. Default 1: off."""
+    """Divides (above 1) or multiplies (below 1) the scores of tokens that occur in the prompt or the output; above 0, at most 2.
+    Default 1: off.
+    """
     json_schema: _builtins.str
-    """The output is JSON that this JSON Schema accepts; the schema as the text of a JSON object, at most 64 KiB. Its
-    different patterns, those of patternProperties among them, are at most 4 KiB together, and each follows the rules
+    """The output is JSON that this JSON Schema accepts. The schema is the text of a JSON object of at most 64 KiB. Its
+    different patterns, those of patternProperties among them, have at most 4 KiB together, and each follows the rules
     of regex. Their bounds and the lengths of strings add up to at most 1024: of each different pair of minLength and
-    maxLength the larger counts, one above 128 as 128.
+    maxLength the larger one counts, and a length above 128 counts as 128.
     """
     regex: _builtins.str
-    """The output matches this regular expression as a whole; at most 4 KiB. These rules refuse, as INVALID_ARGUMENT,
-    what would slow every job of the engine's batch:
-    - A repeat of a part that varies in length has something in the part that must stand there and separates two
-      rounds: ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are not. Without, the lengths of the part times the
-      rounds are at most 6, * and + within the part counting as 3: ([a-z]{1,3}){1,2} is accepted, (a{1,8}){1,8} not.
-      Where that part matches digits alone they are at most 16.
-      Alternatives of different lengths that name no character vary in length, too: ([a-z]{3}|[0-9]{4})* is refused.
-    - At most 6 parts that vary in length and match the same text stand side by side. A group counts as 3, a repeat of what
-      varies in length as 4: ([a-z]+ ?){2}([a-z]+ ?){2} is refused.
+    """The whole output matches this regular expression of at most 4 KiB. An expression that would slow every job of the
+    engine's batch is INVALID_ARGUMENT, by these rules:
+    - A part that varies in length may be repeated if it holds a required piece that separates two rounds:
+      ([a-z]+ )* is accepted, (a*)* and ([a-z]+ ?)* are refused. Without such a piece the lengths of the part times the
+      rounds are at most 6, where * and + within the part count as 3: ([a-z]{1,3}){1,2} is accepted, (a{1,8}){1,8} is
+      refused. They are at most 16 where the part matches digits alone.
+      Alternatives of different lengths that name no character vary in length: ([a-z]{3}|[0-9]{4})* is refused.
+    - At most 6 adjacent parts vary in length and match the same text. A group counts as 3, a repeat of what varies in
+      length as 4: ([a-z]+ ?){2}([a-z]+ ?){2} is refused.
     - At most 64 different parts that vary in length stand in a row, or at the ends of a group's alternatives.
-    - Groups stand within each other at most 32 deep.
-    - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, one above 128 as 128.
-    An expression that slows the batch all the same ends its job with UNSUPPORTED_PARAMS.
+    - Groups are nested at most 32 deep.
+    - The bounds of repeats add up to at most 1024: the larger number of {m,n} counts, and a number above 128 counts
+      as 128.
+    A job whose expression nevertheless slows the batch ends with UNSUPPORTED_PARAMS.
     """
     logprobs: _builtins.int
-    """For every output token, report the log probability of it and of this many likeliest others; 0 to 20. Default: none."""
+    """Reports the log probability of every output token and of this many of the most probable tokens at its place; 0 to 20.
+    Default: none.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Generation ends before the first of these texts, which is not part of the output. At most 16, each 1 to 256 bytes."""
+        """Generation stops before the first of these texts, which is not part of the output. At most 16, each of 1 to 256 bytes."""
 
     @_builtins.property
     def choice(self) -> Global___Choice:
@@ -479,7 +492,7 @@ class Choice(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts to choose from: 1 to 1000, none empty, each at most 4 KiB, at most 64 KiB together."""
+        """The texts to choose from: 1 to 1000, none of them empty, each of at most 4 KiB, at most 64 KiB together."""
 
     def __init__(
         self,
@@ -534,7 +547,9 @@ Global___NotifyTarget: _TypeAlias = NotifyTarget  # noqa: Y015
 
 @_typing.final
 class Webhook(_message.Message):
-    """An HTTP endpoint that takes events by POST, each a CloudEvent in structured JSON mode, as Standard Webhooks has it."""
+    """An HTTP endpoint that takes events by POST. An event is a CloudEvent in structured JSON mode, sent and signed as Standard
+    Webhooks specifies.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -542,8 +557,8 @@ class Webhook(_message.Message):
     url: _builtins.str
     """An absolute http or https URL without user or password; at most 2048 bytes. Required. Its host is a DNS name, an IPv4
     address of four decimal numbers or an IPv6 address without a zone. The labels of a DNS name hold letters, digits, _ and,
-    inside, hyphens; an international name is one that IDNA converts to such labels. Where it may lead is the operator's
-    choice: by default https on port 443 to public addresses only.
+    inside, hyphens; an international name is one that IDNA converts to such labels. The operator
+    decides where it may lead: by default to port 443 of public addresses by https.
     """
     def __init__(
         self,
@@ -560,13 +575,15 @@ Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
 
 @_typing.final
 class NatsSubject(_message.Message):
-    """A subject on the operator's NATS, in a JetStream stream that the operator has made."""
+    """A subject on the operator's NATS, in a JetStream stream that the operator has created."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBJECT_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """Appended to the operator's prefix: 1 to 128 of A-Z a-z 0-9 _ - in tokens separated by dots. Required."""
+    """The subject, which is appended to the operator's prefix: 1 to 128 characters of A-Z a-z 0-9 _ - in tokens separated
+    by dots. Required.
+    """
     def __init__(
         self,
         *,
@@ -588,7 +605,7 @@ class KafkaTopic(_message.Message):
 
     TOPIC_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
-    """One of the topics that the operator allows: 1 to 249 of A-Z a-z 0-9 . _ -. Required."""
+    """One of the topics that the operator allows: 1 to 249 characters of A-Z a-z 0-9 . _ -. Required."""
     def __init__(
         self,
         *,
@@ -604,7 +621,7 @@ Global___KafkaTopic: _TypeAlias = KafkaTopic  # noqa: Y015
 
 @_typing.final
 class NotifyOptions(_message.Message):
-    """What a job's targets are told and when."""
+    """Which events a job's targets get, and how often."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -612,14 +629,14 @@ class NotifyOptions(_message.Message):
     PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     INCLUDE_OUTPUT_FIELD_NUMBER: _builtins.int
     include_output: _builtins.bool
-    """Whether the outcome carries the output and logprobs, too, as long as the result is at most 256 KiB. Default: no."""
+    """Whether the outcome carries the output and logprobs as well, if the result has at most 256 KiB. Default: no."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[Global___NotifyEvent.ValueType]:
-        """The events to tell, each at most once. Default: NOTIFY_EVENT_FINISHED alone."""
+        """The events to deliver, each named at most once. Default: NOTIFY_EVENT_FINISHED alone."""
 
     @_builtins.property
     def progress_interval(self) -> _duration_pb2.Duration:
-        """The least time between two NOTIFY_EVENT_PROGRESS: 1 s to 1 h. Default 10 s."""
+        """Minimum time between two NOTIFY_EVENT_PROGRESS: 1 s to 1 h. Default 10 s."""
 
     def __init__(
         self,
@@ -638,7 +655,7 @@ Global___NotifyOptions: _TypeAlias = NotifyOptions  # noqa: Y015
 
 @_typing.final
 class JobTimeouts(_message.Message):
-    """A job's time limits. Each is at least 1 ms and within the operator's bounds; unset means the operator's default."""
+    """A job's time limits. Each is at least 1 ms and within the operator's bounds. An unset limit is the operator's default."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -647,17 +664,19 @@ class JobTimeouts(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """The whole life of the job, from Submit to its end. Default 8 h. When it is spent the job is JOB_STATE_TIMED_OUT. A short
-        job takes up to 5 s longer to settle its outcome.
+        """Maximum time from Submit to the end of the job. Default 8 h. A job that exceeds it is JOB_STATE_TIMED_OUT. With a total
+        of less than 50 s a job may take up to 5 s longer, to settle its outcome.
         """
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """The longest wait for a worker. Default 5 min. When it is spent the job is JOB_STATE_TIMED_OUT."""
+        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT."""
 
     @_builtins.property
     def run(self) -> _duration_pb2.Duration:
-        """The longest run of one attempt. Default 2 h. A longer attempt is ended, and tried again while attempts are left."""
+        """Maximum duration of one attempt. Default 2 h. A longer attempt is ended, and another one follows while attempts are
+        left.
+        """
 
     def __init__(
         self,
@@ -676,7 +695,7 @@ Global___JobTimeouts: _TypeAlias = JobTimeouts  # noqa: Y015
 
 @_typing.final
 class JobStatus(_message.Message):
-    """A job's state and how it came there."""
+    """The state of a job, and how it came to be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -695,24 +714,26 @@ class JobStatus(_message.Message):
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. At most 245 characters: of a longer one the first
-    180, a comma and the SHA-256 of the whole in 64 hexadecimal digits. Set from Submit on.
+    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. It has at most 245 characters: a longer one is
+    replaced by its first 180 characters, a comma and the SHA-256 of the whole in 64 hexadecimal digits. Set from Submit on.
     """
     run_id: _builtins.str
     """Temporal's id of the job's run."""
     state: Global___JobState.ValueType
     """Where the job is in its life."""
     attempt: _builtins.int
-    """Which attempt runs or ran last, from 1. 0 before the first. An attempt that goes on after a hand-over keeps its number."""
+    """The number of the attempt that runs or ran last, from 1. 0 before the first. An attempt that continues after a hand-over
+    keeps its number.
+    """
     cancel_requested: _builtins.bool
-    """Whether a cancel was asked for."""
+    """Whether a cancel was requested."""
     trace_id: _builtins.str
-    """The trace that the whole job is in: its W3C trace id, 32 hexadecimal digits. Empty when the gateway makes no traces
-    and the caller of Submit sent none, and for a workflow started by hand.
+    """The W3C trace id of the trace that the whole job is in: 32 hexadecimal digits. Empty when the gateway creates no traces
+    and the caller of Submit sent none, and for a workflow that was started by hand.
     """
     @_builtins.property
     def progress(self) -> Global___JobProgress:
-        """How far the running attempt is. Unset before the first report."""
+        """The progress of the running attempt. Unset before the first report."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -724,7 +745,7 @@ class JobStatus(_message.Message):
 
     @_builtins.property
     def first_token_time(self) -> _timestamp_pb2.Timestamp:
-        """When the first output token was made. Kept across attempts that continue."""
+        """When the first output token was generated. An attempt that continues keeps it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -732,8 +753,8 @@ class JobStatus(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """What went wrong: in a final state why it ended so, before that why the last attempt failed. Its details hold one
-        google.rpc.ErrorInfo whose reason names the error. Unset when nothing went wrong.
+        """What went wrong: why the job ended as it did in a final state, before that why the last attempt failed. Its details hold
+        one google.rpc.ErrorInfo whose reason names the error. Unset when nothing went wrong.
         """
 
     @_builtins.property
@@ -742,7 +763,7 @@ class JobStatus(_message.Message):
 
     @_builtins.property
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___NotifyStatus]:
-        """How the delivery of the outcome went, one for each target. Set from JOB_STATE_NOTIFYING on."""
+        """The delivery of the outcome, one for each target. Set from JOB_STATE_NOTIFYING on."""
 
     def __init__(
         self,
@@ -772,7 +793,7 @@ Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
 
 @_typing.final
 class JobProgress(_message.Message):
-    """How far an attempt is."""
+    """The progress of an attempt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -784,13 +805,13 @@ class JobProgress(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     percent: _builtins.float
-    """0 to 100: output tokens so far of max_tokens, so it may end early. 100 once the answer is complete, 0 when the job
-    ended without a complete one.
+    """0 to 100: the share of max_tokens that is generated, so a job may end early. 100 once the answer is complete, 0 when
+    the job ended without a complete answer.
     """
     stage: _builtins.str
-    """One of "queued", "loading" (the model), "prefill" (reading the prompt), "decode" (writing), "done"."""
+    """One of "queued", "loading" (of the model), "prefill" (of the prompt), "decode" (of the output), "done"."""
     message: _builtins.str
-    """A line for people. May be empty."""
+    """A line of text for people. May be empty."""
     output_tokens: _builtins.int
     """Output tokens so far."""
     output_bytes: _builtins.int
@@ -829,7 +850,7 @@ class QueueInfo(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
     backlog: _builtins.int
-    """About how many jobs wait for the same model, this one included."""
+    """The approximate number of jobs that wait for the same model, this one included."""
     @_builtins.property
     def estimated_wait(self) -> _duration_pb2.Duration:
         """An estimate of the wait. Unset where none can be made."""
@@ -850,7 +871,7 @@ Global___QueueInfo: _TypeAlias = QueueInfo  # noqa: Y015
 
 @_typing.final
 class NotifyStatus(_message.Message):
-    """How the delivery of the outcome to one target stands."""
+    """The state of the delivery of the outcome to one target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -859,19 +880,19 @@ class NotifyStatus(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """Where it goes. For a webhook scheme, host and port of its URL and the first 8 hexadecimal digits of the URL's SHA-256, which
-    tell two URLs apart: "https://hooks.example.com#3f2a9c1b"; for an endpoint of the operator's without digits.
-    Otherwise "nats:<subject>" or "kafka:<topic>".
+    """The target. A webhook is shown as scheme, host and port of its URL and the first 8 hexadecimal digits of the URL's
+    SHA-256, which distinguish two URLs: "https://hooks.example.com#3f2a9c1b". An endpoint of the operator's is shown without
+    digits. Other targets are "nats:<subject>" or "kafka:<topic>".
     """
     state: Global___NotifyState.ValueType
-    """How far the delivery is. It goes on after the job has ended: by default for 72 h."""
+    """The state of the delivery. A delivery continues after the job has ended: for 72 h by default."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why the last attempt failed. Set in NOTIFY_STATE_FAILED, and in NOTIFY_STATE_PENDING after an attempt that failed."""
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is tried next. Set in NOTIFY_STATE_PENDING after an attempt that failed."""
+        """When the next attempt is made. Set in NOTIFY_STATE_PENDING after an attempt that failed."""
 
     def __init__(
         self,
@@ -891,7 +912,7 @@ Global___NotifyStatus: _TypeAlias = NotifyStatus  # noqa: Y015
 
 @_typing.final
 class JobResult(_message.Message):
-    """What a job produced. Also the result of the workflow LLMJobWorkflow."""
+    """What a job produced. It is also the result of the workflow LLMJobWorkflow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -900,16 +921,16 @@ class JobResult(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     output: _builtins.str
-    """The text the model made; partial unless the job succeeded."""
+    """The generated text. It is partial unless the job succeeded."""
     finish_reason: Global___FinishReason.ValueType
-    """Why the output ends where it ends."""
+    """Why generation ended."""
     @_builtins.property
     def metadata(self) -> Global___ResultMetadata:
-        """Counts, times and places."""
+        """What the job used and how long it took."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
-        """One for each output token, when params.logprobs asked for them."""
+        """One for each output token. Set when params.logprobs is set."""
 
     def __init__(
         self,
@@ -948,9 +969,9 @@ class ResultMetadata(_message.Message):
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, the chat template's included."""
+    """Number of tokens of the prompt, those of the chat template included."""
     output_tokens: _builtins.int
-    """Tokens of the output."""
+    """Number of tokens of the output."""
     engine: _builtins.str
     """"torch", "vllm" or "simulated"."""
     model: _builtins.str
@@ -958,13 +979,13 @@ class ResultMetadata(_message.Message):
     worker: _builtins.str
     """The worker that finished the job."""
     attempts: _builtins.int
-    """How many attempts it took."""
+    """Number of attempts."""
     rewinds: _builtins.int
-    """How often output that watchers may hold was replaced, because an attempt started over and generated another text, or
-    may have been, where the earlier text was lost. 0 for most jobs.
+    """Number of times that output which watchers may hold was replaced, because an attempt started over and generated another
+    text. An attempt whose earlier text was lost counts, too. 0 for most jobs.
     """
     lowest_rewind_offset: _builtins.int
-    """The lowest offset, in UTF-8 bytes of the output, that a rewind went back to: all output before it has been the same in
+    """The lowest offset, in UTF-8 bytes of the output, to which a rewind went back. The output before it was the same in
     every attempt. 0 when rewinds is 0.
     """
     @_builtins.property
@@ -981,7 +1002,7 @@ class ResultMetadata(_message.Message):
 
     @_builtins.property
     def gpu(self) -> Global___GpuInfo:
-        """Where the model ran."""
+        """The device on which the model ran."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -989,7 +1010,7 @@ class ResultMetadata(_message.Message):
 
     @_builtins.property
     def first_token_time(self) -> _timestamp_pb2.Timestamp:
-        """When the first output token was made."""
+        """When the first output token was generated."""
 
     def __init__(
         self,
@@ -1027,11 +1048,11 @@ class GpuInfo(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The device's name, "cpu" when there is no accelerator."""
+    """The name of the device, "cpu" when there is no accelerator."""
     memory_bytes: _builtins.int
-    """The device's memory, 0 for a CPU."""
+    """The memory of the device in bytes, 0 for a CPU."""
     count: _builtins.int
-    """How many such devices the model runs on; 0 for a CPU."""
+    """Number of such devices that the model runs on, 0 for a CPU."""
     def __init__(
         self,
         *,
@@ -1061,7 +1082,7 @@ class TokenLogprobs(_message.Message):
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The likeliest tokens there, likeliest first."""
+        """The most probable tokens at this place, the most probable one first."""
 
     def __init__(
         self,
@@ -1086,9 +1107,9 @@ class TokenLogprob(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The token's text; characters cut by the token's edge appear as U+FFFD."""
+    """The text of the token. A character that the token's edge cuts appears as U+FFFD."""
     logprob: _builtins.float
-    """Natural logarithm of its probability."""
+    """Natural logarithm of the token's probability."""
     def __init__(
         self,
         *,
@@ -1137,7 +1158,7 @@ class SubmitResponse(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The job's id, to be used in every other call."""
+    """The job's id, which every other call takes."""
     run_id: _builtins.str
     """Temporal's id of the job's run."""
     @_builtins.property
@@ -1183,7 +1204,7 @@ Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 
 @_typing.final
 class GetStatusResponse(_message.Message):
-    """Response of GetStatus. Also the answer to the workflow's query GetStatus."""
+    """Response of GetStatus. It is also the answer to the workflow's query GetStatus."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1195,8 +1216,8 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___JobResult:
-        """What the job produced, partial output of a job that did not succeed included. Set from JOB_STATE_NOTIFYING on if there
-        is anything.
+        """What the job produced, including the partial output of a job that did not succeed. Set from JOB_STATE_NOTIFYING on, if
+        the job produced anything.
         """
 
     def __init__(
@@ -1225,14 +1246,15 @@ class StreamStatusRequest(_message.Message):
     workflow_id: _builtins.str
     """The id that Submit returned. Required."""
     output_offset: _builtins.int
-    """Skip this many UTF-8 bytes of the output: the last next_offset that the client received. Default 0: from the start.
-    An offset does not say which output it counts, so a job that has ever rewound answers it with a rewind to
-    ResultMetadata.lowest_rewind_offset, where that is lower. resume_token avoids that.
+    """Number of UTF-8 bytes of the output to skip: the last next_offset that the client received. Default 0: from the start.
+    An offset does not identify the output that it counts. A job that has ever rewound therefore answers it with a rewind to
+    ResultMetadata.lowest_rewind_offset, where that is lower. resume_token avoids this rewind.
     """
     resume_token: _builtins.str
-    """The last resume_token that the client received: continues after that message. The gateway checks that the output which
-    the client holds is still the job's output, and rewinds the client only where it is not. With a resume_token,
-    output_offset must be unset or the next_offset that came with the token. Empty: output_offset counts alone.
+    """The last resume_token that the client received. The stream continues after that message. The gateway checks that the
+    output which the client holds is still the job's output, and rewinds the client only where it is not. With a
+    resume_token, output_offset must be unset or the next_offset that came with the token. Empty: output_offset alone
+    counts.
     """
     def __init__(
         self,
@@ -1251,7 +1273,7 @@ Global___StreamStatusRequest: _TypeAlias = StreamStatusRequest  # noqa: Y015
 
 @_typing.final
 class StreamStatusResponse(_message.Message):
-    """One message of StreamStatus. The first carries the whole status; the last a final status and the result."""
+    """One message of StreamStatus. The first one carries the whole status, the last one a final status and the result."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1262,16 +1284,16 @@ class StreamStatusResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     OUTPUT_OMITTED_FIELD_NUMBER: _builtins.int
     next_offset: _builtins.int
-    """What to send as output_offset to continue after this message."""
+    """The output_offset with which to continue after this message."""
     resume_token: _builtins.str
-    """What to send as resume_token to continue after this message: opaque, at most 64 characters of A-Z a-z 0-9 . _ -. It
-    stands for next_offset and for the output before it, so it is safe where the job has rewound meanwhile. Empty only
-    before the first delta of a stream that began at an output_offset: keep the last one that was not empty.
+    """The resume_token with which to continue after this message: opaque, at most 64 characters of A-Z a-z 0-9 . _ -. It
+    identifies next_offset and the output before it, so it is safe when the job rewinds meanwhile. It is empty only before
+    the first delta of a stream that began at an output_offset: keep the last one that was not empty.
     """
     output_omitted: _builtins.bool
-    """Whether output and logprobs were left out of result: the deltas have brought the output from where the stream began,
-    GetStatus returns both. They are left out of a result of more than 256 KiB, and of a smaller one, down to 4 KiB, while
-    unread messages use up the gateway's memory for streams. Only in the last message.
+    """Whether result lacks output and logprobs. The deltas have brought the output from where the stream began, and GetStatus
+    returns both. They are left out of a result of more than 256 KiB, and of a smaller one, down to 4 KiB, while unread
+    messages use up the gateway's memory for streams. Set in the last message only.
     """
     @_builtins.property
     def status(self) -> Global___JobStatus:
@@ -1279,12 +1301,12 @@ class StreamStatusResponse(_message.Message):
 
     @_builtins.property
     def delta(self) -> Global___OutputDelta:
-        """More output. Unset when there is none."""
+        """New output. Unset when there is none."""
 
     @_builtins.property
     def result(self) -> Global___JobResult:
-        """What the job produced. Only in the last message; unless output_omitted is set its output is whole, whatever
-        output_offset was.
+        """What the job produced. Set in the last message only. Its output is whole, whatever output_offset was, unless
+        output_omitted is set.
         """
 
     def __init__(
@@ -1317,9 +1339,9 @@ class OutputDelta(_message.Message):
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes."""
     text: _builtins.str
-    """The text: whole characters, never empty unless rewind is set."""
+    """The text, in whole characters. Never empty unless rewind is set."""
     rewind: _builtins.bool
-    """The job had to start over from offset: drop what was received from there on, then add the text."""
+    """Whether the job had to start over from offset: drop the output that was received from there on, then add the text."""
     def __init__(
         self,
         *,
@@ -1346,7 +1368,7 @@ class CancelRequest(_message.Message):
     workflow_id: _builtins.str
     """The id that Submit returned. Required."""
     reason: _builtins.str
-    """Why, for people: shown in the job's error. At most 1024 bytes, no control characters."""
+    """The reason, for people. The job's error shows it. At most 1024 bytes, no control characters."""
     def __init__(
         self,
         *,
@@ -1387,7 +1409,7 @@ Global___CancelResponse: _TypeAlias = CancelResponse  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):
-    """Request of List. Filters that are set must all hold."""
+    """Request of List. A job is listed if it matches every filter that is set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1398,20 +1420,23 @@ class ListRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Only jobs of this user."""
+    """Lists only jobs of this user. Default: of all users."""
     model: _builtins.str
-    """Only jobs for this model."""
+    """Lists only jobs for this model. Default: for all models."""
     project_id: _builtins.str
-    """Only jobs with this label."""
+    """Lists only jobs with this label. Default: with any label or none."""
     page_size: _builtins.int
-    """Most jobs to return: 1 to 100. Default 20 when 0. A page may hold fewer, also when there are more pages."""
+    """Maximum number of jobs to return: 1 to 100. Default: 20, also for 0. A page may hold fewer jobs although more pages
+    follow.
+    """
     page_token: _builtins.str
-    """The next_page_token of the page before, with the same filters. Empty for the first page. Opaque and signed: a gateway
-    that has another key, or was started again without one of the operator's, refuses it; begin with the first page then.
+    """The next_page_token of the previous page, with the same filters. Empty for the first page. The token is opaque and
+    signed. A gateway that has another key, or was restarted without a key of the operator's, refuses it with
+    INVALID_ARGUMENT: begin with the first page then.
     """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
-        """Only jobs in one of these states. At most 16. Default: all."""
+        """Lists only jobs in one of these states. At most 16. Default: in all states."""
 
     def __init__(
         self,
@@ -1440,7 +1465,7 @@ class ListResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Ask with it for the next page. Empty on the last."""
+    """The page_token of the next page. Empty on the last page."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobSummary]:
         """One page of jobs."""
@@ -1461,7 +1486,7 @@ Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
 
 @_typing.final
 class JobSummary(_message.Message):
-    """A job in a list."""
+    """A job in the answer of List."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1471,11 +1496,11 @@ class JobSummary(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Who the job is for."""
+    """The user whom the job is for."""
     request_id: _builtins.str
     """The caller's id of the request."""
     model: _builtins.str
-    """The model that was asked for."""
+    """The model that the job names."""
     project_id: _builtins.str
     """The job's label. May be empty."""
     @_builtins.property
@@ -1554,19 +1579,19 @@ class ModelInfo(_message.Message):
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name to put into JobRequest.model."""
+    """The model's name, for JobRequest.model."""
     context_tokens: _builtins.int
-    """Most tokens of prompt and output together."""
+    """Maximum number of tokens of prompt and output together."""
     max_output_tokens: _builtins.int
-    """Most tokens that max_tokens may ask for."""
+    """Maximum value of max_tokens."""
     default_max_tokens: _builtins.int
-    """The value of max_tokens when a job does not set it."""
+    """Value of max_tokens for a job that does not set it."""
     available: _builtins.bool
-    """Whether a worker has asked for this model's jobs within the last minute."""
+    """Whether a worker has polled for jobs of this model within the last minute."""
     structured_output: _builtins.bool
-    """Whether params.structured_output is supported."""
+    """Whether the model takes params.structured_output."""
     backlog: _builtins.int
-    """About how many jobs wait for this model."""
+    """The approximate number of jobs that wait for this model."""
     def __init__(
         self,
         *,
@@ -1617,7 +1642,7 @@ class ListDeliveriesResponse(_message.Message):
     DELIVERIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
-        """Those of the outcome, one for each target in the job's order, then those of the events before it."""
+        """The deliveries of the outcome, one for each target in the job's order, then those of the earlier events."""
 
     def __init__(
         self,
@@ -1644,7 +1669,7 @@ class RedeliverRequest(_message.Message):
     """The id that Submit returned. Required."""
     @_builtins.property
     def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which deliveries of the outcome to send again, by Delivery.id; at most 4. Default: all of them."""
+        """The deliveries of the outcome to send again, by Delivery.id. At most 4. Default: all of them."""
 
     def __init__(
         self,
@@ -1669,7 +1694,7 @@ class RedeliverResponse(_message.Message):
     DELIVERIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
-        """The deliveries that are sent again, as they were: ListDeliveries tells how it goes on."""
+        """The deliveries that are sent again, as they were before the call. ListDeliveries shows how they continue."""
 
     def __init__(
         self,
@@ -1686,7 +1711,7 @@ Global___RedeliverResponse: _TypeAlias = RedeliverResponse  # noqa: Y015
 
 @_typing.final
 class Delivery(_message.Message):
-    """One event on its way to one target."""
+    """The delivery of one event to one target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1699,30 +1724,30 @@ class Delivery(_message.Message):
     GIVE_UP_TIME_FIELD_NUMBER: _builtins.int
     TARGET_INDEX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The same for every attempt, also when sent again: the CloudEvent's id, a webhook's webhook-id."""
+    """The id of the CloudEvent, and the webhook-id of a webhook. It is the same in every attempt, also after Redeliver."""
     type: _builtins.str
-    """The CloudEvent's type: "llm.v1.job.started", ".progress", ".succeeded", ".failed", ".cancelled" or ".timed_out". Of
-    progress there is one entry for each target, for the last event told.
+    """The type of the CloudEvent: "llm.v1.job.started", ".progress", ".succeeded", ".failed", ".cancelled" or ".timed_out".
+    There is one entry of progress for each target, for the last event that was sent.
     """
     target: _builtins.str
-    """Where it goes, as in NotifyStatus.target."""
+    """The target, as in NotifyStatus.target."""
     state: Global___NotifyState.ValueType
-    """How far the delivery is."""
+    """The state of the delivery."""
     target_index: _builtins.int
     """Index of the target in JobRequest.notify; 0 for the operator's endpoint. Unset in deliveries that began under a version
     before 0.2.0.
     """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryAttempt]:
-        """The attempts, oldest first; the last 50 of them."""
+        """The last 50 attempts, oldest first."""
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is tried next. Set in NOTIFY_STATE_PENDING after an attempt that failed."""
+        """When the next attempt is made. Set in NOTIFY_STATE_PENDING after an attempt that failed."""
 
     @_builtins.property
     def give_up_time(self) -> _timestamp_pb2.Timestamp:
-        """The last moment at which it is tried."""
+        """When the delivery is given up."""
 
     def __init__(
         self,
@@ -1756,14 +1781,14 @@ class DeliveryAttempt(_message.Message):
     HTTP_STATUS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     http_status: _builtins.int
-    """The status of a webhook's answer. 0 when there was none."""
+    """The HTTP status of a webhook's answer. 0 when there was none."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it began."""
+        """When the attempt began."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why it failed. Unset when the receiver took the event."""
+        """Why the attempt failed. Unset when the receiver took the event."""
 
     def __init__(
         self,

@@ -82,50 +82,51 @@ class LlmServiceServicer:
     """
 
     def Submit(self, request, context):
-        """Starts a job, or finds the one already started under the same (user_id, request_id).
+        """Starts a job, or finds the job that was already started under the same (user_id, request_id).
 
-        Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
-        never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
+        The job is durable once this returns OK. A repeat with an equal job returns the ids of the first one, so a client that
+        did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
         priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-        timeouts and notify_options count as unset. Any other difference makes another job. The first job is also found if it
+        timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
         breaks a rule or a bound of the operator's that did not hold when it was accepted.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
-        the job's trace_id, also for clients that do not read the response.
+        the job's trace_id, for clients that do not read the response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Looks at a job once. NOT_FOUND when there is no such job.
+        """Returns the status of a job, and its result once there is one. NOT_FOUND when there is no such job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamStatus(self, request, context):
-        """Watches a job: its status now, then every change and the output as it is made, then the final status and result.
+        """Watches a job: its present status, then every change and the output as it is generated, then the final status and
+        the result.
 
-        May be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
-        stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
+        It may be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
+        stream ends with OK once the state is final. A client that goes away does not cancel the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Asks a job to stop and keeps the output it has made. Idempotent: on a finished job it changes nothing and returns
-        how the job ended. The job has stopped once its state is JOB_STATE_CANCELLED.
+        """Requests that a job stops, and keeps the output generated so far. The call is idempotent. It changes nothing of a
+        job whose outcome is settled, and returns its status. The job has stopped once its state is JOB_STATE_CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second.
-        UNAVAILABLE when Temporal does not list them in time. An open job whose details it does not tell in time is shown as
-        JOB_STATE_RUNNING.
+        """Lists jobs: open jobs first, then the most recently closed ones. New jobs and changes appear after about a second.
+        UNAVAILABLE when Temporal does not list the jobs in time. An open job that Temporal does not describe in time is
+        shown as JOB_STATE_RUNNING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,17 +140,17 @@ class LlmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeliveries(self, request, context):
-        """Lists the deliveries of a job's events with every attempt: when, where to, and how it went. NOT_FOUND when there is
-        no such job. Of started and progress the entries appear once the job's outcome is settled.
+        """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
+        is no such job. Entries of started and progress events appear once the job's outcome is settled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Redeliver(self, request, context):
-        """Sends the outcome of an ended job again, or at once where it still waits for its next attempt, under the same id, with
-        a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. By default once a
-        minute for each job: RESOURCE_EXHAUSTED before that, with the time to wait in RetryInfo.
+        """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
+        attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
+        job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

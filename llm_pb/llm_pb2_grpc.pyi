@@ -20,9 +20,9 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 
 All ErrorInfo carry the domain "llm.v1".
 
-Sizes. A request is at most 64 KiB; that of Submit is bounded by its job, which is at most 1984 KiB, or what the operator
-allows. A request holds at most 8192 fields, those of its messages included, about twice what the rules below allow. A
-larger request is INVALID_ARGUMENT, and its other faults are not named.
+Sizes. A request has at most 64 KiB. A request of Submit is bounded by its job, which has at most 1984 KiB, or less where
+the operator says so. A request holds at most 8192 fields, those of its messages included, which is about twice what the
+rules below allow. A larger request is INVALID_ARGUMENT, and the answer names none of its other faults.
 """
 
 from collections import abc as _abc
@@ -39,44 +39,45 @@ class LlmServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Submit: _aio.UnaryUnaryMultiCallable[_llm_pb2.SubmitRequest, _llm_pb2.SubmitResponse]
-    """Starts a job, or finds the one already started under the same (user_id, request_id).
+    """Starts a job, or finds the job that was already started under the same (user_id, request_id).
 
-    Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
-    never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
+    The job is durable once this returns OK. A repeat with an equal job returns the ids of the first one, so a client that
+    did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
     priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-    timeouts and notify_options count as unset. Any other difference makes another job. The first job is also found if it
+    timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
     breaks a rule or a bound of the operator's that did not hold when it was accepted.
 
     A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
-    the job's trace_id, also for clients that do not read the response.
+    the job's trace_id, for clients that do not read the response.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetStatusRequest, _llm_pb2.GetStatusResponse]
-    """Looks at a job once. NOT_FOUND when there is no such job."""
+    """Returns the status of a job, and its result once there is one. NOT_FOUND when there is no such job."""
     StreamStatus: _aio.UnaryStreamMultiCallable[_llm_pb2.StreamStatusRequest, _llm_pb2.StreamStatusResponse]
-    """Watches a job: its status now, then every change and the output as it is made, then the final status and result.
+    """Watches a job: its present status, then every change and the output as it is generated, then the final status and
+    the result.
 
-    May be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
-    stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
+    It may be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
+    stream ends with OK once the state is final. A client that goes away does not cancel the job.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_llm_pb2.CancelRequest, _llm_pb2.CancelResponse]
-    """Asks a job to stop and keeps the output it has made. Idempotent: on a finished job it changes nothing and returns
-    how the job ended. The job has stopped once its state is JOB_STATE_CANCELLED.
+    """Requests that a job stops, and keeps the output generated so far. The call is idempotent. It changes nothing of a
+    job whose outcome is settled, and returns its status. The job has stopped once its state is JOB_STATE_CANCELLED.
     """
     List: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListRequest, _llm_pb2.ListResponse]
-    """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second.
-    UNAVAILABLE when Temporal does not list them in time. An open job whose details it does not tell in time is shown as
-    JOB_STATE_RUNNING.
+    """Lists jobs: open jobs first, then the most recently closed ones. New jobs and changes appear after about a second.
+    UNAVAILABLE when Temporal does not list the jobs in time. An open job that Temporal does not describe in time is
+    shown as JOB_STATE_RUNNING.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]
     """Lists the models that a job may name."""
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListDeliveriesRequest, _llm_pb2.ListDeliveriesResponse]
-    """Lists the deliveries of a job's events with every attempt: when, where to, and how it went. NOT_FOUND when there is
-    no such job. Of started and progress the entries appear once the job's outcome is settled.
+    """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
+    is no such job. Entries of started and progress events appear once the job's outcome is settled.
     """
     Redeliver: _aio.UnaryUnaryMultiCallable[_llm_pb2.RedeliverRequest, _llm_pb2.RedeliverResponse]
-    """Sends the outcome of an ended job again, or at once where it still waits for its next attempt, under the same id, with
-    a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. By default once a
-    minute for each job: RESOURCE_EXHAUSTED before that, with the time to wait in RetryInfo.
+    """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
+    attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
+    job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
     """
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -88,16 +89,16 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.SubmitRequest,
         context: _aio.ServicerContext[_llm_pb2.SubmitRequest, _abc.Awaitable[_llm_pb2.SubmitResponse]],
     ) -> _abc.Awaitable[_llm_pb2.SubmitResponse]:
-        """Starts a job, or finds the one already started under the same (user_id, request_id).
+        """Starts a job, or finds the job that was already started under the same (user_id, request_id).
 
-        Once this returns OK the job is durable. A repeat with an equal job returns the first one's ids, so a client that
-        never saw the answer can safely call again; with a different job under the same key it is ALREADY_EXISTS. A
+        The job is durable once this returns OK. A repeat with an equal job returns the ids of the first one, so a client that
+        did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
         priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-        timeouts and notify_options count as unset. Any other difference makes another job. The first job is also found if it
+        timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
         breaks a rule or a bound of the operator's that did not hold when it was accepted.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
-        the job's trace_id, also for clients that do not read the response.
+        the job's trace_id, for clients that do not read the response.
         """
 
     @_abc_1.abstractmethod
@@ -106,7 +107,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.GetStatusRequest,
         context: _aio.ServicerContext[_llm_pb2.GetStatusRequest, _abc.Awaitable[_llm_pb2.GetStatusResponse]],
     ) -> _abc.Awaitable[_llm_pb2.GetStatusResponse]:
-        """Looks at a job once. NOT_FOUND when there is no such job."""
+        """Returns the status of a job, and its result once there is one. NOT_FOUND when there is no such job."""
 
     @_abc_1.abstractmethod
     def StreamStatus(
@@ -114,10 +115,11 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.StreamStatusRequest,
         context: _aio.ServicerContext[_llm_pb2.StreamStatusRequest, _abc.AsyncIterator[_llm_pb2.StreamStatusResponse]],
     ) -> _abc.AsyncIterator[_llm_pb2.StreamStatusResponse]:
-        """Watches a job: its status now, then every change and the output as it is made, then the final status and result.
+        """Watches a job: its present status, then every change and the output as it is generated, then the final status and
+        the result.
 
-        May be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
-        stream ends with OK once the job has ended for good. A client that goes away does not cancel the job.
+        It may be called at any time, before, during or after the run, by anyone, any number of times, on any gateway. The
+        stream ends with OK once the state is final. A client that goes away does not cancel the job.
         """
 
     @_abc_1.abstractmethod
@@ -126,8 +128,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.CancelRequest,
         context: _aio.ServicerContext[_llm_pb2.CancelRequest, _abc.Awaitable[_llm_pb2.CancelResponse]],
     ) -> _abc.Awaitable[_llm_pb2.CancelResponse]:
-        """Asks a job to stop and keeps the output it has made. Idempotent: on a finished job it changes nothing and returns
-        how the job ended. The job has stopped once its state is JOB_STATE_CANCELLED.
+        """Requests that a job stops, and keeps the output generated so far. The call is idempotent. It changes nothing of a
+        job whose outcome is settled, and returns its status. The job has stopped once its state is JOB_STATE_CANCELLED.
         """
 
     @_abc_1.abstractmethod
@@ -136,9 +138,9 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.ListRequest,
         context: _aio.ServicerContext[_llm_pb2.ListRequest, _abc.Awaitable[_llm_pb2.ListResponse]],
     ) -> _abc.Awaitable[_llm_pb2.ListResponse]:
-        """Lists jobs: those still open first, then the most recently closed. New jobs and changes show up after about a second.
-        UNAVAILABLE when Temporal does not list them in time. An open job whose details it does not tell in time is shown as
-        JOB_STATE_RUNNING.
+        """Lists jobs: open jobs first, then the most recently closed ones. New jobs and changes appear after about a second.
+        UNAVAILABLE when Temporal does not list the jobs in time. An open job that Temporal does not describe in time is
+        shown as JOB_STATE_RUNNING.
         """
 
     @_abc_1.abstractmethod
@@ -155,8 +157,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.ListDeliveriesRequest,
         context: _aio.ServicerContext[_llm_pb2.ListDeliveriesRequest, _abc.Awaitable[_llm_pb2.ListDeliveriesResponse]],
     ) -> _abc.Awaitable[_llm_pb2.ListDeliveriesResponse]:
-        """Lists the deliveries of a job's events with every attempt: when, where to, and how it went. NOT_FOUND when there is
-        no such job. Of started and progress the entries appear once the job's outcome is settled.
+        """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
+        is no such job. Entries of started and progress events appear once the job's outcome is settled.
         """
 
     @_abc_1.abstractmethod
@@ -165,9 +167,9 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.RedeliverRequest,
         context: _aio.ServicerContext[_llm_pb2.RedeliverRequest, _abc.Awaitable[_llm_pb2.RedeliverResponse]],
     ) -> _abc.Awaitable[_llm_pb2.RedeliverResponse]:
-        """Sends the outcome of an ended job again, or at once where it still waits for its next attempt, under the same id, with
-        a fresh schedule. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. By default once a
-        minute for each job: RESOURCE_EXHAUSTED before that, with the time to wait in RetryInfo.
+        """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
+        attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
+        job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
         """
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _aio.Server) -> None: ...

@@ -1,7 +1,7 @@
-"""The small trained model of the tests and the first run, and how it was made."""
+"""The small trained model of the tests and the first run, and the code that trains it."""
 
 from pathlib import Path
 from typing import Final
 
 DOCSTRINGS: Final = Path(__file__).parent / "docstrings"
-"""The folder of the model, in Hugging Face format. A wheel holds it, too."""
+"""Folder of the model, in Hugging Face format. A wheel contains it as well."""

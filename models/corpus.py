@@ -1,8 +1,8 @@
-"""What the small model learns from: the docstrings of the Python installation that runs this.
+"""The training corpus of the small model: the docstrings of the Python installation that runs this module.
 
-Two kinds of document come out of the same docstrings. A reference page is one whole module, signatures and texts in
-the order of its source: long, so that a plain prompt has something to go on with. A chat asks about one name and gets
-that name's docstring: short, so that the chat template means something and an answer ends.
+The same docstrings give two kinds of document. A reference page has the signatures and docstrings of one whole module,
+in the order of its source. It is long, so the model learns to continue a plain prompt. A chat asks about one name, and
+the answer is that name's docstring. It is short, so the model learns the chat template and ends its answers.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from models.tokens import END_OF_TEXT, chat
 
-# Not the library itself: its tests, an editor, a frozen grammar, demonstrations.
+# These folders are not the library itself: they hold its tests, an editor, a frozen grammar and demonstrations.
 SKIPPED: Final = {"__pycache__", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo"}
 
 QUESTIONS: Final = (
@@ -34,15 +34,15 @@ class Entry(NamedTuple):
     """One documented name."""
 
     name: str
-    """Dotted, from the module on."""
+    """Dotted name that begins with the module."""
     signature: str
-    """The name, with the arguments of a function."""
+    """The name; for a function, its arguments follow."""
     doc: str
-    """Its docstring, cleaned as inspect.getdoc would."""
+    """The docstring, cleaned as `inspect.getdoc` cleans it."""
 
 
 def reference_pages() -> Iterator[list[Entry]]:
-    """Yield the documented names of each module, in the order of its source; the built-in names are one page more."""
+    """Yield each module's documented names in the order of its source, then one page of the built-in names."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         place = path.relative_to(library)
@@ -55,7 +55,7 @@ def reference_pages() -> Iterator[list[Entry]]:
 
 
 def entries_of(node: ast.AST, name: str) -> Iterator[Entry]:
-    """Yield the node's own docstring and those below it, depth first."""
+    """Yield an entry for each docstring of the node and its descendants, depth first."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         doc = ast.get_docstring(node)
         if doc:
@@ -92,7 +92,7 @@ def chat_text(entry: Entry, rng: random.Random) -> str:
 
 
 def documents(seed: int) -> tuple[list[str], list[str]]:
-    """Return the documents to learn from and those held out, every twentieth page, in an order fixed by the seed."""
+    """Return the training documents, in an order fixed by the seed, and the held-out ones: every twentieth page."""
     rng = random.Random(seed)
     learned: list[str] = []
     held_out: list[str] = []

@@ -1,10 +1,11 @@
-"""Makes models/docstrings, the small model that the tests and the first run use: `python -m models.train`.
+"""Train models/docstrings, the small model that the tests and the first run use: `python -m models.train`.
 
-A Llama of 1.6 million parameters with its own byte-level tokenizer, trained in some ten minutes on two CPU cores on the
-docstrings of the Python that runs this. It knows nothing; its output merely reads like such text. What matters is that
-it is a real checkpoint in Hugging Face format, small enough for the repository, that transformers and vllm both load.
+The model is a Llama of 1.6 million parameters with its own byte-level tokenizer. Training on the docstrings of the
+Python that runs this module takes about ten minutes on two CPU cores. The output reads like such text, without being
+true. The model is a real checkpoint in Hugging Face format that transformers and vllm load, small enough for the
+repository.
 
-The seed, the Python version and the thread count fix the result on one machine; another processor rounds differently.
+The seed, the Python version and the thread count fix the result on one machine. Another processor rounds differently.
 """
 
 import argparse
@@ -21,20 +22,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from models.corpus import documents
 from models.tokens import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL
 
-# Its classes take arguments that their annotations do not name.
+# The classes of transformers take arguments that their annotations do not name.
 hugging_face: Any = transformers
 
 SEED: Final = 20
 VOCABULARY: Final = 2048
 CONTEXT: Final = 2048
-# Tokens a step, and the length of its rows: short at first because that is faster, then the whole context, so that
-# the model has seen every distance it will be asked to look back.
+# Rows are short at first because that is faster. In the last LONG_SHARE of the steps they have the length of the whole
+# context, so that the model learns to attend over every distance.
 STEP_TOKENS: Final = 4096
 SHORT_ROW: Final = 512
 LONG_SHARE: Final = 0.2
 PEAK_RATE: Final = 4e-3
 WARM_UP: Final = 60
-# vLLM's CPU attention takes heads of 32, 64, 80, ... numbers.
+# vLLM's CPU attention supports head dimensions of 32, 64, 80, ...
 SHAPE: Final = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -46,7 +47,7 @@ SHAPE: Final = {
 
 
 def train_tokenizer(texts: list[str]) -> Any:
-    """Return a tokenizer learned from the texts. Its alphabet is the 256 bytes, so it takes any text and loses none."""
+    """Train a tokenizer on the texts. Its alphabet is the 256 bytes, so it encodes any text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,7 +83,7 @@ def new_model(tokenizer: Any) -> Any:
             **SHAPE,
         )
     )
-    # What an unset sampling parameter means with this model; so small a model wanders off at temperature 1.
+    # Defaults of the sampling parameters that a request leaves unset. At temperature 1 so small a model is incoherent.
     model.generation_config = hugging_face.GenerationConfig(
         bos_token_id=end_of_text,
         eos_token_id=[end_of_text, end_of_turn],
@@ -101,7 +102,7 @@ def as_stream(tokenizer: Any, texts: list[str]) -> torch.Tensor:
 
 
 def rate(step: int, steps: int) -> float:
-    """Return the learning rate: a warm-up, then half a cosine down to a fiftieth."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine decay to a fiftieth of PEAK_RATE."""
     if step < WARM_UP:
         return PEAK_RATE * (step + 1) / WARM_UP
     done = (step - WARM_UP) / (steps - WARM_UP)
@@ -109,14 +110,14 @@ def rate(step: int, steps: int) -> float:
 
 
 def rows_at(stream: torch.Tensor, step: int, steps: int) -> torch.Tensor:
-    """Return the step's rows, cut from the stream at random places."""
+    """Return the step's rows, taken from the stream at random offsets."""
     length = SHORT_ROW if step < steps * (1 - LONG_SHARE) else CONTEXT
     starts = torch.randint(len(stream) - length, (STEP_TOKENS // length,))
     return torch.stack([stream[start : start + length] for start in starts])
 
 
 def train(model: Any, stream: torch.Tensor, steps: int) -> float:
-    """Train in place; print progress. Returns the mean loss of the last hundred steps."""
+    """Train the model in place, print the progress, and return the mean loss of the last hundred steps."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05)
     losses: list[float] = []
     started = time.monotonic()
@@ -125,7 +126,7 @@ def train(model: Any, stream: torch.Tensor, steps: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps)
         rows = rows_at(stream, step, steps)
-        # A third faster on a CPU with bfloat16 instructions, and the loss is the same to two decimals.
+        # bfloat16 is a third faster on a CPU with such instructions, and the loss is the same to two decimals.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(input_ids=rows, labels=rows, use_cache=False).loss
         loss.backward()
@@ -139,7 +140,7 @@ def train(model: Any, stream: torch.Tensor, steps: int) -> float:
 
 
 def held_out_loss(model: Any, stream: torch.Tensor) -> float:
-    """Return the mean loss per token on modules that the model was not trained on."""
+    """Return the mean loss per token on documents that the model was not trained on."""
     model.eval()
     rows: Any = stream[: len(stream) // SHORT_ROW * SHORT_ROW].view(-1, SHORT_ROW)
     total = 0.0
@@ -150,7 +151,7 @@ def held_out_loss(model: Any, stream: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """Train, measure and save."""
+    """Train, evaluate and save the model; print the facts as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=1400, help="optimizer steps of 4096 tokens each")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -169,7 +170,7 @@ def main() -> None:
         "steps": arguments.steps,
         "loss": round(train(model, stream, arguments.steps), 3),
     }
-    # Half the size, and each weight still starts from the same number in any engine.
+    # bfloat16 halves the size. Every engine still loads the same weights.
     model = model.to(torch.bfloat16)
     model.save_pretrained(arguments.into)
     tokenizer.save_pretrained(arguments.into)

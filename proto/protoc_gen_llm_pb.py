@@ -1,11 +1,11 @@
-"""The plugin that `buf generate` calls: writes the package `llm_pb` from the files of `proto/`.
+"""Plugin of `buf generate` that generates the package `llm_pb` from the files of `proto/`.
 
-The compiler names a Python module after the path of its proto file, and `proto/llm.proto` lies at the root of buf's
-module, so the stock plugins would write a top-level `llm_pb2` that no package contains. This one gives the file the
-virtual path `llm_pb/llm.proto` and then lets `grpc_tools.protoc` and mypy-protobuf write what they always write:
-messages, type stubs, and gRPC stubs of the files that have a service.
+The compiler names a Python module after the path of its proto file. `proto/llm.proto` lies at the root of buf's module,
+so the stock plugins would generate a top-level `llm_pb2` that no package contains. This plugin gives the file the
+virtual path `llm_pb/llm.proto`. `grpc_tools.protoc` and mypy-protobuf then generate messages, type stubs, and the gRPC
+stubs of the files that have a service.
 
-Plugin protocol: a CodeGeneratorRequest on stdin, a CodeGeneratorResponse on stdout.
+The plugin reads a CodeGeneratorRequest from stdin and writes a CodeGeneratorResponse to stdout.
 """
 
 import sys
@@ -21,7 +21,7 @@ _INIT = '"""Generated from proto/ by `make generate`: never edited by hand."""\n
 
 
 def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGeneratorResponse:
-    """Return the files of the package; `error` is set when the compiler failed (its own words go to stderr)."""
+    """Return the files of the package. `error` is set when the compiler failed; its own messages go to stderr."""
     virtual = {name: f"{PACKAGE}/{name}" for name in request.file_to_generate}
     files = FileDescriptorSet(file=request.proto_file)
     for file in files.file:

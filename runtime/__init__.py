@@ -1,1 +1,1 @@
-"""How a process of the suite lives: start, connection to Temporal, gRPC serving, shutdown."""
+"""What every process of the suite shares: start, connection to Temporal, gRPC serving, shutdown."""

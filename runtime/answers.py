@@ -1,16 +1,17 @@
-"""What the calls of a gRPC server hold in memory, from their requests until their clients have read the answers.
+"""Memory that the calls of a gRPC server hold, from their requests until their clients have read the answers.
 
-gRPC keeps an answer until the client's HTTP/2 window takes it, and a client decides when that is. So what a call holds
-is counted, from before its answer is made to the moment at which the answer has left.
+gRPC keeps an answer until the client's HTTP/2 window accepts it, and the client decides when that is. So the memory of
+a call is counted from before its answer is produced until the answer has been sent.
 
-Nobody can have it all. A connection may take as much as the others have left free (the dynamic threshold of a switch's
-shared buffer: Choudhury and Hahne, 1998): one that reads nothing gets about half of the budget, n of them n/(n+1), and
-the next one as much as each of them. Nobody starves: MIN_MESSAGE_BYTES may be sent however full the budget is. Streams,
-whose messages can be cut to any size, have an eighth of the budget for themselves and leave the rest to answers that
-cannot be cut. So a server holds at most its budget, and that little for each call.
+No connection gets the whole budget. A connection may hold as many bytes as are still free (the dynamic threshold of a
+switch's shared buffer: Choudhury and Hahne, 1998). One connection that reads nothing gets about half of the budget. n
+such connections get n/(n+1) of it, and the next one gets as much as each of them. No call starves: it may send
+MIN_MESSAGE_BYTES however full the budget is. Streams, whose messages can be split at any size, have an eighth of the
+budget for themselves. They leave the rest to answers that cannot be split. So a server holds at most its budget, and
+the minimum for each call.
 
-Requests have a budget of their own, half as large, for they are there before anything is known of their answers: who
-waits for room holds his request meanwhile. A request does not wait itself: without room for it the call is refused.
+Requests have a separate budget, half as large, because the size of an answer is unknown when its request arrives. A
+call that waits for room holds its request meanwhile. A request does not wait: without room for it the call is refused.
 """
 
 import asyncio
@@ -22,37 +23,37 @@ from datetime import timedelta
 from typing import Any, Final
 
 MIN_MESSAGE_BYTES: Final = 4096
-"""What every message may have, however full the budget is."""
+"""Size that every message may have, however full the budget is."""
 MAX_MESSAGE_BYTES: Final = 256 * 1024
-"""Maximum of one message of a stream: a reader that is far behind catches up in several."""
+"""Maximum size of a message of a stream. A reader that is far behind catches up in several messages."""
 MAKING_COPIES: Final = 4
-"""How often an answer is in memory while it is made or its stream goes on: its parts, the message, its bytes and gRPC's
+"""Copies of an answer in memory while it is produced or its stream lasts: its parts, the message, its bytes and gRPC's
 copy of these."""
 SENDING_COPIES: Final = 2
-"""How often the answer of a call that has returned is in memory: its bytes and gRPC's copy of these."""
+"""Copies of an answer in memory after its call has returned: its bytes and gRPC's copy of these."""
 WAIT: Final = timedelta(seconds=10)
-"""Longest wait of an answer for room."""
+"""Maximum wait of an answer for room."""
 SHORT_STALL: Final = timedelta(seconds=30)
-"""The timeout of stalled() while others wait for what a client holds."""
+"""Timeout of stalled() while other calls wait for room that a client holds."""
 _STALL_BYTES: Final = 2_000_000
-"""What a client has to take in each timeout of stalled(): 2 MB at 70 kB/s, in SHORT_STALL."""
+"""Bytes that a client has to read in each timeout of stalled(): 2 MB in SHORT_STALL are 70 kB/s."""
 _MAX_TIMEOUTS: Final = 10
-"""A message that is unread for so many timeouts is stalled, however much else the client takes. What one connection may
-hold of 64 MiB is read in fewer."""
+"""Timeouts after which an unread message is stalled, however much else the client reads. With a budget of 64 MiB a
+client needs fewer to read all that its connection may hold."""
 _SMALL: Final = MIN_MESSAGE_BYTES * MAKING_COPIES
 _STREAMS_SHARE: Final = 8
-"""Streams have the budget divided by this."""
+"""Streams get the budget divided by this number."""
 
 Context = Any
-"""A grpc.aio.ServicerContext, known by its identity."""
+"""A grpc.aio.ServicerContext, compared by identity."""
 
 
 class NoRoomError(Exception):
-    """The budget has no room for a request, or has had none for an answer for as long as a call may wait."""
+    """The budget has no room for a request, or had none for an answer within WAIT."""
 
 
 class TooManyCallsError(Exception):
-    """The server has as many calls as it takes."""
+    """The server has the maximum number of calls."""
 
 
 @dataclass(eq=False)
@@ -62,29 +63,29 @@ class _Connection:
     peer: str
     calls: int = 0
     unread: int = 0
-    """Messages that gRPC has and the client has not taken."""
+    """Number of messages that gRPC holds and the client has not read."""
     moved_at: float = 0.0
-    """When the client last took a message, or the first of the unread ones was made, by the loop's clock."""
+    """Time by the loop's clock when the client last read a message, or when the first unread one was sent."""
     sent_bytes: int = 0
-    """Bytes of all messages that gRPC has had."""
+    """Bytes of all messages that were passed to gRPC."""
     taken_bytes: int = 0
-    """Those of the messages that the client has taken."""
+    """Bytes of the messages that the client has read."""
 
 
 @dataclass(eq=False)
 class _Pool:
-    """Bytes that are shared."""
+    """A budget of bytes that connections share."""
 
     size: int
     held: int = 0
     held_by: Counter[_Connection] = field(default_factory=Counter)
 
     def room(self, connection: _Connection) -> int:
-        """Return how much more a connection may hold."""
+        """Return how many more bytes a connection may hold."""
         return self.size - self.held - self.held_by[connection]
 
     def add(self, connection: _Connection, more: int) -> None:
-        """Count so many bytes more, or less."""
+        """Add bytes to the connection's count; a negative number subtracts them."""
         self.held += more
         self.held_by[connection] += more
         if not self.held_by[connection]:
@@ -101,23 +102,23 @@ class Answers:
         self.others = _Pool(budget_bytes - self.streams.size)
         self._answers: dict[Context, Answer] = {}
         self._connections: dict[str, _Connection] = {}
-        # By connection, and in the order in which they came.
+        # By connection, each in order of arrival.
         self._waiting: dict[_Connection, dict[_Waiter, None]] = {}
 
     @property
     def held_bytes(self) -> int:
-        """What all calls hold of answers."""
+        """Bytes of answers that all calls hold."""
         return self.streams.held + self.others.held
 
     def open(self, context: Context, *, stream: bool = False) -> "Answer":
-        """Begin to count a call, until gRPC is done with it. Raises TooManyCallsError."""
+        """Count a call from now until gRPC has finished with it. Raises TooManyCallsError."""
         if len(self._answers) >= self._max_calls:
             raise TooManyCallsError
         peer = context.peer()
         connection = self._connections.setdefault(peer, _Connection(peer))
         connection.calls += 1
         answer = self._answers[context] = Answer(self, self.streams if stream else self.others, connection)
-        # Runs when the last byte has left, and when the client has.
+        # Runs when the last byte has been sent, and when the client has disconnected.
         context.add_done_callback(self._close)
         return answer
 
@@ -126,14 +127,15 @@ class Answers:
         return self._answers[context]
 
     def stalled(self, timeout: timedelta) -> set[str]:
-        """Return the peers that have taken none of their unread messages for the timeout, or one of them too slowly.
+        """Return the peers that have read none of their unread messages for the timeout, or read one too slowly.
 
-        A message may be unread for the timeout, and as long again for each 2 MB of other messages that the connection
-        had to carry meanwhile: HTTP/2 sends them side by side, and gRPC does not say how far it is with one. Taking
-        small messages does not excuse leaving a large one. After ten timeouts nothing does.
+        A message may stay unread for the timeout, and as long again for each 2 MB of other messages that the connection
+        had to carry meanwhile: HTTP/2 interleaves them, and gRPC does not report the progress of one. A client that
+        reads small messages may still not leave a large one unread. After ten timeouts a message is stalled in any
+        case.
 
-        SHORT_STALL, when it is shorter, is the timeout of those that hold more than everybody may while calls wait for
-        room, and of all while no more calls are taken.
+        SHORT_STALL applies where it is shorter than the timeout. While calls wait for room it applies to connections
+        that hold more than the minimum. While the server has the maximum number of calls it applies to all connections.
         """
         now = asyncio.get_running_loop().time()
         full = len(self._answers) >= self._max_calls
@@ -159,7 +161,7 @@ class Answers:
             del self._connections[connection.peer]
 
     def hold(self, answer: "Answer", size: int) -> None:
-        """Count so many bytes for a call, instead of what it held, and give to those that wait what is left."""
+        """Set the bytes that a call holds, and give what becomes free to waiting calls."""
         more = size - answer.held
         answer.held = size
         answer.pool.add(answer.connection, more)
@@ -168,31 +170,34 @@ class Answers:
             self._share()
 
     def _share(self) -> None:
-        """Let in those that wait and fit, those first whose connection holds least, on each in their order."""
+        """Admit the waiting calls that fit.
+
+        Connections that hold least come first. The calls of one connection keep their order.
+        """
         if not self._waiting or self.others.held >= self.others.size:
             return
         for connection in sorted(self._waiting, key=lambda one: self.others.held_by[one]):
             if self.others.room(connection) <= 0:
-                # Nor is there any for the others, which hold more.
+                # The other connections hold more, so they have no room either.
                 return
             for waiter in self._waiting[connection]:
-                if not self._let_in(waiter):
+                if not self._admit(waiter):
                     break
 
-    def _let_in(self, waiter: "_Waiter") -> bool:
-        """Return whether a call waits no more."""
-        if waiter.let_in.done():
+    def _admit(self, waiter: "_Waiter") -> bool:
+        """Admit a call if it fits; return whether it has stopped waiting."""
+        if waiter.admitted.done():
             return True
         if not waiter.answer.fits(waiter.size):
             return False
-        # More, never less: nobody else is let in by this.
+        # The call holds more than before, never less, so this admits no other call.
         self.hold(waiter.answer, waiter.size)
-        waiter.let_in.set_result(None)
+        waiter.admitted.set_result(None)
         return True
 
     async def reserve(self, answer: "Answer", size: int) -> None:
-        """Hold so many bytes for a call as soon as they fit. Raises NoRoomError."""
-        # What is larger than all there is comes alone.
+        """Wait until the bytes fit, then count them for the call. Raises NoRoomError."""
+        # A size above the whole budget is admitted when the budget is empty.
         size = min(size, answer.pool.size)
         if answer.fits(size):
             self.hold(answer, size)
@@ -202,18 +207,18 @@ class Answers:
         waiting[waiter] = None
         try:
             async with asyncio.timeout(WAIT.total_seconds()):
-                await waiter.let_in
+                await waiter.admitted
         except TimeoutError as error:
             raise NoRoomError from error
         finally:
-            waiter.let_in.cancel()
+            waiter.admitted.cancel()
             del waiting[waiter]
             if not waiting:
                 del self._waiting[answer.connection]
 
 
 class Answer:
-    """What one call holds. A call sends one message after the other."""
+    """The memory of one call. A call sends one message after the other."""
 
     def __init__(self, answers: Answers, pool: _Pool, connection: _Connection) -> None:
         self._answers = answers
@@ -221,13 +226,13 @@ class Answer:
         self.connection = connection
         self.held = 0
         self.unread: _Unread | None = None
-        """The message that gRPC has and the client has not taken."""
+        """The message that gRPC holds and the client has not read."""
 
     @contextmanager
     def request(self, size: int) -> Iterator[None]:
-        """Count the call's request, of so many bytes, while the context is open. Raises NoRoomError at once."""
+        """Count a request of `size` bytes while the context is open. Raises NoRoomError without waiting."""
         pool = self._answers.requests
-        # What is larger than all there is comes alone.
+        # A size above the whole budget is admitted when the budget is empty.
         if min(size, pool.size) > max(pool.room(self.connection), MIN_MESSAGE_BYTES):
             raise NoRoomError
         pool.add(self.connection, size)
@@ -237,23 +242,23 @@ class Answer:
             pool.add(self.connection, -size)
 
     def room(self) -> int:
-        """Return the maximum size, in bytes, of the stream's next message. Never too small for one to be sent."""
+        """Return the maximum size, in bytes, of the stream's next message: at least MIN_MESSAGE_BYTES."""
         room = self.pool.room(self.connection) // MAKING_COPIES
         return min(max(room, MIN_MESSAGE_BYTES), MAX_MESSAGE_BYTES)
 
     def fits(self, size: int) -> bool:
-        """Return whether the call may hold so many bytes, instead of what it holds."""
+        """Return whether the call may hold `size` bytes in place of those that it holds."""
         return size <= max(self.pool.room(self.connection) + 2 * self.held, _SMALL)
 
     async def reserve(self, size: int) -> None:
-        """Make room for an answer of at most so many bytes, before it is made; replaces what was reserved before.
+        """Reserve room for an answer of at most `size` bytes before it is produced; replaces the last reservation.
 
-        Waits a few seconds for others to be read. Raises NoRoomError when that was not enough.
+        Waits a few seconds until clients have read other answers. Raises NoRoomError when there is still no room.
         """
         await self._answers.reserve(self, size * MAKING_COPIES)
 
     def sending(self, size: int, copies: int = MAKING_COPIES) -> None:
-        """Count a message of so many bytes, which goes to gRPC now, instead of what was reserved."""
+        """Count a message of `size` bytes that is passed to gRPC now; replaces the reservation."""
         self._answers.hold(self, size * copies)
         now = asyncio.get_running_loop().time()
         one = self.connection
@@ -264,7 +269,7 @@ class Answer:
         self.unread = _Unread(size, now, one.taken_bytes)
 
     def left(self) -> None:
-        """Count nothing more: gRPC has sent the message, or the call is over."""
+        """Stop counting: gRPC has sent the message, or the call is over."""
         self._answers.hold(self, 0)
         if self.unread is not None:
             one = self.connection
@@ -278,13 +283,13 @@ class Answer:
 class _Unread:
     size: int
     since: float
-    """When it was made, by the loop's clock."""
+    """Time by the loop's clock when it was passed to gRPC."""
     taken_before: int
-    """What the client had taken of the connection by then, in bytes."""
+    """Bytes that the client had read from the connection by then."""
 
 
 @dataclass(eq=False)
 class _Waiter:
     answer: Answer
     size: int
-    let_in: "asyncio.Future[None]"
+    admitted: "asyncio.Future[None]"

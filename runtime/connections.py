@@ -1,8 +1,8 @@
 """Closing a connection that a gRPC server has accepted.
 
-grpc.aio has no call for it, and none that ends a single call whose client reads nothing: the status of an abort waits
-behind the message that the client does not take, and a handler that is cancelled leaves the message with gRPC. A socket
-that is shut down, though, is to gRPC a client that has left, and frees all that its calls hold.
+grpc.aio has no function for it, and none that ends a single call whose client reads nothing. The status of an abort
+waits behind the message that the client does not read, and a cancelled handler leaves the message with gRPC. When a
+socket is shut down, gRPC treats the client as disconnected and frees everything that its calls hold.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 def shut_down(peers: Collection[str], port: int) -> int:
-    """Shut down the connections of these peers to a port of this process; return how many there were.
+    """Shut down the connections of these peers to a port of this process; return how many were found.
 
-    A peer is what `ServicerContext.peer()` returns: "ipv4:192.0.2.1:50000". Looks at every open file: call it in a
-    thread.
+    A peer is what `ServicerContext.peer()` returns: "ipv4:192.0.2.1:50000". The function reads the list of all open
+    files: call it in a thread.
     """
     addresses = {_address(peer) for peer in peers}
     found = 0
     for connection in _sockets():
-        # One that is not connected has no peer.
+        # A socket that is not connected has no peer.
         with contextlib.suppress(OSError):
-            # A connection that this process has opened may lead to the same address.
+            # An outgoing connection of this process may have the same remote address.
             accepted = connection.family in _FAMILIES and connection.getsockname()[1] == port
             if accepted and _normal(*connection.getpeername()[:2]) in addresses:
                 connection.shutdown(socket.SHUT_RDWR)
@@ -36,7 +36,7 @@ def shut_down(peers: Collection[str], port: int) -> int:
 
 
 def _sockets() -> Iterator[socket.socket]:
-    """Yield a duplicate of each socket of the process, which nobody else can close meanwhile, and close it."""
+    """Yield a duplicate of each socket of the process, and close it afterwards. Nothing else can close a duplicate."""
     for name in os.listdir("/dev/fd"):
         try:
             duplicate = os.dup(int(name))
@@ -45,7 +45,7 @@ def _sockets() -> Iterator[socket.socket]:
         try:
             found = socket.socket(fileno=duplicate)
         except OSError:
-            # No socket.
+            # The descriptor is not a socket.
             os.close(duplicate)
             continue
         with found:
@@ -59,7 +59,7 @@ def _address(peer: str) -> tuple[str, int]:
 
 
 def _normal(host: str, port: int) -> tuple[str, int]:
-    """Return an address as one of IPv4, where it is written as one of IPv6."""
+    """Return an address and port, with an IPv4-mapped IPv6 address as IPv4."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return str(mapped or address), port

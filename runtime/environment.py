@@ -1,4 +1,4 @@
-"""Finds variables of the environment that look like a setting and are none: a misspelt one silently does nothing."""
+"""Finds environment variables that look like a setting and are none: a misspelt setting silently has no effect."""
 
 import difflib
 import re
@@ -10,9 +10,9 @@ from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
 _SHARED_PREFIXES: Final = ("LOG_", "TEMPORAL_")
-"""Other programs' variables begin so, too."""
+"""Prefixes that other programs' variables have, too."""
 _SERVICE_LINK: Final = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
-"""What Kubernetes sets for each Service, which may have the name of ours."""
+"""Variables that Kubernetes sets for each Service. A Service may have the name of one of ours."""
 _SIMILAR: Final = 0.6
 _ALMOST_EQUAL: Final = 0.9
 
@@ -22,21 +22,21 @@ class Unknown(NamedTuple):
 
     name: str
     meant: str | None
-    """The setting whose name is most like it. None when none is like it, and it may be another program's."""
+    """The setting with the most similar name. None when no name is similar: it may be another program's variable."""
 
     def __str__(self) -> str:
-        """For people. Never the value, which may be a secret."""
+        """Return a message for people. It never holds the value, which may be a secret."""
         return f"{self.name} is no setting" + (f": do you mean {self.meant}?" if self.meant else "")
 
 
 def unknown_variables(names: Iterable[str], settings: Collection[type[BaseSettings]]) -> list[Unknown]:
-    """Return which of the names of variables look like one of the settings and are none, in their order."""
+    """Return the names that look like a setting and are none, in their order."""
     prefixes = [str(kind.model_config.get("env_prefix", "")) for kind in settings]
     known = [f"{p}{field.upper()}" for p, kind in zip(prefixes, settings, strict=True) for field in kind.model_fields]
     own = [prefix for prefix in prefixes if prefix not in _SHARED_PREFIXES]
     unknown = []
     for name in names:
-        # Settings are found in any case.
+        # pydantic-settings ignores the case of names.
         upper = name.upper()
         if upper in known or _SERVICE_LINK.fullmatch(upper):
             continue
@@ -50,9 +50,9 @@ def unknown_variables(names: Iterable[str], settings: Collection[type[BaseSettin
 
 
 def rename_variables(environment: MutableMapping[str, str], settings: Collection[type[BaseSettings]]) -> list[str]:
-    """Give variables that still have the name of the release before their new one; return a warning for each.
+    """Rename variables that still have their name of the release before; return a warning for each.
 
-    A settings class says in `RENAMED` which those are. Where both names are set the new one counts.
+    A settings class lists them in `RENAMED`. Where both names are set, the new one counts.
     """
     warnings = []
     for kind in settings:
@@ -66,7 +66,7 @@ def rename_variables(environment: MutableMapping[str, str], settings: Collection
 
 
 def setting_problems(error: ValidationError | SettingsError, settings: Collection[type[BaseSettings]]) -> list[str]:
-    """Return what is wrong with the settings, a line for each variable. Never a value, which may be a secret."""
+    """Return what is wrong with the settings, a line for each variable. No line holds a value: it may be a secret."""
     prefixes = {kind.__name__: str(kind.model_config.get("env_prefix", "")) for kind in settings}
     if isinstance(error, ValidationError):
         prefix = prefixes.get(error.title, "")
@@ -74,7 +74,7 @@ def setting_problems(error: ValidationError | SettingsError, settings: Collectio
             f"{_variable(prefix, problem['loc']) or error.title}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         ]
-    # It names the field alone, and why as its cause.
+    # The error names only the field. Its cause has the reason.
     field = re.search(r'field "(\w+)"', str(error))
     names = [
         f"{prefixes[kind.__name__]}{field[1].upper()}"

@@ -1,4 +1,4 @@
-"""What the server interceptors of the suite share: the way to a call's handler, and refusals with details."""
+"""What the server interceptors of the suite share: access to a call's handler, and refusals with details."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import grpc
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Details = Callable[[grpc.StatusCode, str], Sequence[tuple[str, bytes]]]
-"""Returns the trailing metadata of a refusal with a message: google.rpc details, as a service's own errors have."""
+"""Returns the trailing metadata of a refusal with this code and message: the google.rpc details of service errors."""
 
 OWN_SERVICES: Final = "/grpc."
-"""How the methods of the services begin that every server has: health and reflection."""
+"""Prefix of the methods of the services that every server has: health and reflection."""
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -30,11 +30,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     @abstractmethod
     def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
-        """Return what handles the call instead of `handler`, or `handler` itself."""
+        """Return the handler that replaces `handler` for the call, or `handler` itself."""
 
 
 def behavior_of(handler: Handler) -> Any:
-    """Return the function of a handler, whichever of the four kinds it is."""
+    """Return the function of a handler of any of the four kinds."""
     return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
@@ -48,8 +48,8 @@ def with_behavior(
 ) -> Handler:
     """Return a handler of the same kind with another function.
 
-    `request_streaming` changes the kind. Without `parses` the function takes the bytes of requests, and without
-    `serializes` it returns those of responses.
+    `request_streaming` changes the kind. Without `parses` the function takes requests as bytes. Without `serializes` it
+    returns responses as bytes.
     """
     streaming = handler.request_streaming if request_streaming is None else request_streaming
     make: Any = {

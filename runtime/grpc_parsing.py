@@ -1,6 +1,6 @@
-"""Requests of the services that every server has, health and reflection, parsed so that no bytes are its own fault.
+"""Parses requests of health and reflection, so that no bytes from a client look like a fault of the server.
 
-gRPC's own deserializer answers UNKNOWN to bytes that do not parse, logs a traceback and takes any size.
+gRPC's own deserializer answers UNKNOWN to bytes that do not parse, logs a traceback and accepts any size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from runtime.grpc_interceptor import OWN_SERVICES, Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
-"""Maximum size of a request that holds names and filters, nothing to work on."""
+"""Maximum size of a request that holds only names and filters."""
 
 _Read = Callable[[bytes], Any]
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,7 +28,7 @@ class OwnServices(Interceptor):
         self._details = details
 
     def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
-        """Wrap the handlers of these services: Check answers, Watch writes its answers, reflection yields them."""
+        """Wrap the handlers of these services: Check returns its answer, Watch writes them, reflection yields them."""
         if not call.method.startswith(OWN_SERVICES):
             return handler
         parsed = self._of_many if handler.request_streaming else self._of_one
@@ -65,7 +65,7 @@ class OwnServices(Interceptor):
 
 
 class _Unreadable(Exception):
-    """The request is none of the method's; the message is for the client."""
+    """The request is too large or cannot be parsed. The message is for the client."""
 
 
 def _parse(data: bytes, read: _Read) -> Any:

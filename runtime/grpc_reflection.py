@@ -19,7 +19,7 @@ _V1_SERVICE: Final = f"{_V1_PACKAGE}.ServerReflection"
 
 
 def add_reflection(services: Sequence[str], server: grpc.aio.Server) -> None:
-    """Let clients ask for the services named, and for reflection itself, by both versions."""
+    """Serve the descriptions of the named services, and of reflection itself, by both versions."""
     _describe_v1()
     names = (*services, reflection.SERVICE_NAME, _V1_SERVICE)
     reflection.enable_server_reflection(names, server)
@@ -34,7 +34,7 @@ def add_reflection(services: Sequence[str], server: grpc.aio.Server) -> None:
 
 
 def _describe_v1() -> None:
-    """Put the description of v1 where reflection finds it: clients ask for every service that is listed."""
+    """Add the description of v1 to the pool that reflection reads: clients ask for every listed service."""
     v1 = FileDescriptorProto()
     DESCRIPTOR.CopyToProto(v1)
     v1.name, v1.package = _V1_FILE, _V1_PACKAGE
@@ -44,7 +44,7 @@ def _describe_v1() -> None:
                 field.type_name = _renamed(field.type_name)
     for method in v1.service[0].method:
         method.input_type, method.output_type = _renamed(method.input_type), _renamed(method.output_type)
-    # The same again, in a process with several servers, changes nothing.
+    # A process with several servers adds it again, which changes nothing.
     descriptor_pool.Default().AddSerializedFile(v1.SerializeToString())
 
 

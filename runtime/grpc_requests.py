@@ -1,11 +1,12 @@
-"""Requests waited for with a deadline, and in bounds of memory.
+"""Bounds the time and the memory for which calls wait for their requests.
 
-grpc.aio waits for a request without end, and leaves a call open for ever whose client has ended it without one: calls
-that cost their client a few bytes each would take all that a server may have. So methods of one request are registered
-as if they streamed requests, of which the first is taken.
+grpc.aio waits for a request without a limit, and never closes a call whose client has ended it without one. Such calls
+cost their client a few bytes each and would use up the server's calls. So methods of one request are registered as if
+they streamed requests, and the first request is used.
 
-Once gRPC has been asked for a request it takes all of it that comes, up to the largest message, and tells nobody how
-much there is. So few calls may ask at once; the clients of the others have sent no more than the server's window.
+Once gRPC has been asked for a request it buffers all of it that arrives, up to the maximum message size, and does not
+report how much that is. So few calls may ask concurrently. The clients of the others have sent no more than the
+server's HTTP/2 window.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ MAX_QUEUED: Final = 1000
 """Maximum number of calls that wait for a place."""
 _Context = grpc.aio.ServicerContext[Any, Any]
 _MOMENT: Final = timedelta(milliseconds=100)
-"""A request that is there is taken within this time."""
+"""Time within which a request that has arrived is read."""
 _LATE: Final = 2
 _STALLED: Final = 10
 
 
 class GivenUpError(Exception):
-    """Others need the place of this call, which has waited for its request."""
+    """The call has waited for its request, and other calls need its place."""
 
 
 class Unread:
-    """What gRPC has and clients have not taken yet, one thing for each call."""
+    """Messages that gRPC holds and clients have not read yet, one for each call."""
 
     def __init__(self, most: int) -> None:
-        """`most`: how many may be unread for longer than a moment."""
+        """`most`: maximum number that may stay unread for longer than a moment."""
         self._most = most
         self._all: dict[_Context, _Sent] = {}
         self.of_peer: Counter[str] = Counter()
-        """How much each peer has left unread."""
+        """Number that each peer has not read."""
 
     def add(self, context: _Context) -> None:
-        """Begin to count what is given to gRPC now."""
+        """Count the call's message, which is passed to gRPC now."""
         self._all[context] = _Sent(context.peer())
         self.of_peer[context.peer()] += 1
 
     def remove(self, context: _Context) -> None:
-        """Count it no more, if it is counted: it has left, or the call is over."""
+        """Stop counting the call's message, if it is counted: it was sent, or the call is over."""
         if context in self._all:
             peer = self._all.pop(context).peer
             self.of_peer[peer] -= 1
@@ -60,15 +61,16 @@ class Unread:
                 del self.of_peer[peer]
 
     def stalled(self) -> set[str]:
-        """Return the peers that have left something unread for too long, when asked every second.
+        """Return the peers that have left a message unread for too long. To be called every second.
 
-        That is ten seconds, and while there is more than there may be two, for those first that leave most. Counted in
-        questions: whatever has left meanwhile is known by the next one, also in a process that stands still at times.
+        The limit is ten seconds. While more than the maximum are unread it is two seconds, and peers with most unread
+        come first. Time is counted in calls of this method: removals that happened meanwhile are known by the next
+        call, even in a process that pauses at times.
         """
         for sent in self._all.values():
-            sent.questions += 1
-        late = Counter(sent.peer for sent in self._all.values() if sent.questions >= _LATE)
-        found = {sent.peer for sent in self._all.values() if sent.questions >= _STALLED}
+            sent.checks += 1
+        late = Counter(sent.peer for sent in self._all.values() if sent.checks >= _LATE)
+        found = {sent.peer for sent in self._all.values() if sent.checks >= _STALLED}
         left = late.total()
         for peer, count in late.most_common():
             if left <= self._most:
@@ -81,7 +83,7 @@ class Unread:
 @dataclass
 class _Sent:
     peer: str
-    questions: int = 0
+    checks: int = 0
 
 
 @dataclass(eq=False)
@@ -99,22 +101,23 @@ class _Wait:
 
 
 class Places:
-    """So many calls may ask for their requests at once. The others queue, each connection for itself.
+    """A limited number of calls that ask for their requests concurrently. The others queue by connection.
 
-    A request that is there leaves its place in a moment. When others queue, calls that have had it for longer are
-    given up, except as many as half of the places; first of the connection that has most, and of these the oldest.
+    A call whose request has arrived leaves its place within a moment. While others queue, calls that have had their
+    place for longer are given up, except as many as half of the places. The connection with most of them loses its
+    oldest call first.
     """
 
     def __init__(self, places: int) -> None:
         self._places = places
-        # The oldest first.
+        # In order of entry, oldest first.
         self._taken: dict[_Wait, None] = {}
         self._queues: dict[str, dict[_Wait, None]] = {}
         self._queued = 0
         self._sweeping = False
 
     async def enter(self, wait: _Wait) -> None:
-        """Return once the call has a place. Raises GivenUpError when too many wait for one; leave() in any case."""
+        """Wait for a place. Raises GivenUpError when too many calls wait. Call leave() in any case."""
         self._queues.setdefault(wait.peer, {})[wait] = None
         self._queued += 1
         if not self._sweeping:
@@ -131,7 +134,7 @@ class Places:
             raise GivenUpError
 
     def leave(self, wait: _Wait) -> None:
-        """Give the place, or that in the queue, to others."""
+        """Free the call's place, or remove the call from the queue."""
         if wait in self._taken:
             del self._taken[wait]
         elif wait in self._queues.get(wait.peer, ()):
@@ -145,7 +148,7 @@ class Places:
             wait = next(iter(self._queues[peer]))
             self._unqueue(wait)
             if peer in self._queues:
-                # Behind all others that hold as many.
+                # The connection goes behind all others with as many places.
                 self._queues[peer] = self._queues.pop(peer)
             self._taken[wait] = None
             wait.turn.set_result(None)
@@ -176,16 +179,17 @@ class Places:
 
 
 class OneRequest(Interceptor):
-    """Ends calls whose request does not come: INVALID_ARGUMENT when it is late, or when the client says that none will.
+    """Ends calls whose request does not arrive.
 
-    RESOURCE_EXHAUSTED ends those that have waited for it while too many others do. Belongs before all interceptors that
-    look at requests.
+    The status is INVALID_ARGUMENT when the request is late or the client ends the call without one. It is
+    RESOURCE_EXHAUSTED when the call has waited while too many others wait. Belongs before all interceptors that read
+    requests.
     """
 
     def __init__(self, limit: timedelta, idle: timedelta, places: int, details: Details) -> None:
-        """`limit`: the longest wait for a request, from the call's headers to its last byte.
+        """`limit`: maximum wait for a request, from the call's headers to the request's last byte.
 
-        `idle`: the longest wait for one of a call that streams requests.
+        `idle`: maximum wait for each request of a call that streams requests.
         """
         self._limit = limit
         self._idle = idle
@@ -207,8 +211,8 @@ class OneRequest(Interceptor):
                 raise
 
         async def stream(_: object, context: _Context) -> None:
-            # Not a generator: a cancel would not reach one that waits for its message to be sent. The request is in no
-            # variable: a stream lasts, and its handler alone knows how long it needs it.
+            # Not a generator: a cancel would not reach a generator that waits for its message to be sent. No variable
+            # keeps the request: a stream lasts, and only its handler knows how long it needs the request.
             answering = handle(await self._first(context), context)
             if not hasattr(answering, "__aiter__"):
                 await answering
@@ -235,14 +239,14 @@ class OneRequest(Interceptor):
         return request
 
     async def _next(self, context: _Context, limit: timedelta) -> Any:
-        """Return the next request, None when the client has sent all. Aborts the call when it may wait no longer."""
+        """Return the next request, None when the client has sent all. Abort the call when the wait is too long."""
         wait = _Wait(context.peer())
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 await self._places.enter(wait)
                 coming = asyncio.ensure_future(context.read())
                 coming.add_done_callback(_ignore)
-                # Not cancelled when it is late: gRPC goes on with what it has begun until the call ends.
+                # Not cancelled when it is late: gRPC continues the read until the call ends.
                 await asyncio.wait((coming, wait.given_up), return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
                 raise GivenUpError
@@ -255,7 +259,7 @@ class OneRequest(Interceptor):
             message = f"no request has come within {limit.total_seconds():g} s"
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, message)
         finally:
-            # Not before a refusal has left: until then gRPC keeps what has come.
+            # Only after the refusal was sent: until then gRPC keeps what has arrived.
             self._places.leave(wait)
 
     async def _refuse(self, context: _Context, code: grpc.StatusCode, message: str) -> NoReturn:
@@ -266,7 +270,7 @@ class OneRequest(Interceptor):
 
 
 async def _write(context: _Context, response: Any) -> None:
-    """Send a message; raises CancelledError when the client has left, also where gRPC says so only by failing."""
+    """Send a message. Raises CancelledError when the client has disconnected, also where gRPC raises InternalError."""
     try:
         await context.write(response)
     except grpc.aio.InternalError as error:

@@ -1,8 +1,8 @@
 """A span and a measured duration for every call that a gRPC server takes, by OpenTelemetry's conventions for RPCs.
 
-Ours because opentelemetry-instrumentation-grpc leaves failed, cancelled and timed-out calls of grpc.aio UNSET, and
-measures nothing of them. Calls of methods that the server does not have are answered by gRPC itself and not seen here,
-so that no client can make up the name of a method.
+The suite does not use opentelemetry-instrumentation-grpc, because that leaves failed, cancelled and timed-out calls of
+grpc.aio UNSET and does not measure them. gRPC itself answers calls of methods that the server does not have. They do
+not reach this interceptor, so no client can invent the name of a method.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _SERVERS_FAULT: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-"""What the conventions have a server call an error; the other codes are answers."""
+"""Codes that the conventions define as errors of a server. The other codes are answers."""
 _NEARLY: Final = timedelta(milliseconds=50)
-"""A client whose deadline passes cancels the call, which can arrive just before the deadline does here."""
+"""Remaining time below which a cancel counts as the deadline: the client's cancel can arrive just before it passes."""
 
 
 class RpcTelemetryInterceptor(Interceptor):
-    """Makes the spans, children of what the caller's metadata names, and measures. A stream lasts to its end.
+    """Creates a span for each call, a child of the span in the caller's metadata, and records its duration.
 
-    Calls of health and reflection have no span, and only those are measured that are refused: machines make one every
-    second, which would drown the others.
+    The duration of a stream reaches to its end. Calls of health and reflection have no span, and only refused ones are
+    recorded: probes call every second and would drown the others.
 
     Belongs before all interceptors that refuse calls, and before runtime.grpc_requests, whose handlers write the
     messages of their streams themselves.
@@ -61,7 +61,7 @@ class RpcTelemetryInterceptor(Interceptor):
         self._duration = meter.create_histogram(
             RPC_SERVER_CALL_DURATION,
             unit="s",
-            description="How long calls took, from their headers to their end.",
+            description="Duration of calls, from their headers to their end.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
 
@@ -87,7 +87,7 @@ class RpcTelemetryInterceptor(Interceptor):
 
     @contextmanager
     def _observed(self, method: str, parent: Context, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
-        # Samplers look at those that a span begins with.
+        # Samplers read the attributes that a span starts with.
         attributes = {RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value, RPC_METHOD: method[1:]}
         otherwise, broken, began = grpc.StatusCode.OK, "", time.perf_counter()
         with self._tracer.start_as_current_span(
@@ -106,7 +106,7 @@ class RpcTelemetryInterceptor(Interceptor):
                 otherwise, broken = grpc.StatusCode.UNKNOWN, type(error).__name__
                 raise
             finally:
-                # What a handler has set or aborted with, whatever it raised; None, whatever its type says, without.
+                # The code that the handler set or aborted with. It is None, despite its type, when there is none.
                 chosen: Any = context.code()
                 code = chosen or otherwise
                 if code in _SERVERS_FAULT:
@@ -114,7 +114,7 @@ class RpcTelemetryInterceptor(Interceptor):
                 span.set_attributes(self._record(method, code, began))
 
     def _record(self, method: str, code: grpc.StatusCode, began: float) -> dict[str, str]:
-        """Measure a call; return what is said of it."""
+        """Record the duration of a call; return its attributes."""
         attributes = {
             RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value,
             RPC_METHOD: method[1:],

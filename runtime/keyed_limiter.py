@@ -1,4 +1,4 @@
-"""Limits by user, by destination, by whatever is slow, so that one leaves room for others."""
+"""Limits by key, a user or a destination for example, so that a slow one leaves room for others."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 
 class KeyedLimiter:
-    """A limiter for each key: so many hold it at once, so many more wait for it."""
+    """A limiter for each key: `at_once` holders concurrently, and `waiting` more that wait."""
 
     def __init__(self, at_once: int, error: Callable[[], Exception], *, waiting: int = 0) -> None:
-        """`error` makes what is raised when no more may wait."""
+        """`error` creates the exception that is raised when no more may wait."""
         self._error = error
         self._most = at_once + waiting
         self._count: Counter[str] = Counter()
@@ -18,7 +18,7 @@ class KeyedLimiter:
 
     @asynccontextmanager
     async def acquired(self, key: str = "") -> AsyncIterator[None]:
-        """Hold the key's limiter while the context is open. Raises the error at once when too many wait already."""
+        """Hold the key's limiter while the context is open. Raises the error immediately when too many wait already."""
         if self._count[key] >= self._most:
             raise self._error()
         self._count[key] += 1

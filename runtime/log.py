@@ -1,8 +1,8 @@
 """The log of a process: one line on stderr for each event, with the trace and the job that it belongs to.
 
-What is logged anywhere, by `logging`, comes out here; what is passed as `extra` becomes fields. A line says of itself
-in which trace it was written and, inside a workflow or an activity, for which job and in which attempt. No line of the
-suite's holds a prompt, an output or a secret.
+Everything that is logged by `logging` is written here, and `extra` becomes fields. A line names the trace in which it
+was written and, inside a workflow or an activity, the job and the attempt. No line of the suite holds a prompt, an
+output or a secret.
 """
 
 import json
@@ -18,7 +18,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.runtime import LogForwardingConfig, LoggingConfig
 
 _NO_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "temporal_log"})
-"""Attributes of every record, and the one by which Temporal's core says its message once more."""
+"""Attributes of every record, and the one in which Temporal's core repeats its message."""
 
 
 class LogSettings(BaseSettings):
@@ -27,26 +27,26 @@ class LogSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LOG_", frozen=True, use_attribute_docstrings=True)
 
     format: Literal["auto", "json", "text"] = "auto"
-    """One JSON object a line, or text for people; `auto` is text on a terminal and JSON anywhere else."""
+    """`json` for one JSON object a line, `text` for people. `auto` is text on a terminal and JSON anywhere else."""
     level: Literal["INFO", "WARNING", "ERROR"] = "INFO"
-    """The least that is logged: INFO, WARNING or ERROR. DEBUG is none, for libraries log there what they send: outputs,
-    passwords."""
+    """Minimum level of what is logged: INFO, WARNING or ERROR. DEBUG is not allowed, because libraries log what they
+    send there: outputs, passwords."""
 
 
 def configure(settings: LogSettings) -> None:
-    """Send everything that this process logs, Python's warnings included, to stderr in the form of the settings."""
+    """Log everything of this process, Python's warnings included, to stderr in the format of the settings."""
     logging.basicConfig(level=settings.level, handlers=[new_handler(settings)])
     logging.captureWarnings(True)
-    # What they would add to the message is in the fields.
-    logging.getLogger(activity.logger.logger.name).addFilter(_say_failure_in_a_line)
+    logging.getLogger(activity.logger.logger.name).addFilter(_shorten_failure)
+    # The fields have what they would add to the message.
     workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
     activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
 
 
 def new_handler(settings: LogSettings | None = None) -> logging.Handler:
-    """Return what writes to stderr in the form of the settings, by default those of the environment.
+    """Return a handler that writes to stderr in the format of the settings, by default those of the environment.
 
-    For libraries that log in processes of their own: see services/gpu_worker/engines/vllm_logging.json.
+    It is also for libraries that log in processes of their own: see services/gpu_worker/engines/vllm_logging.json.
     """
     settings = settings or LogSettings()
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
@@ -57,16 +57,16 @@ def new_handler(settings: LogSettings | None = None) -> logging.Handler:
 
 
 def core_logging() -> LoggingConfig:
-    """Return what has Temporal's core log here: it is not Python, and writes to stderr by itself otherwise."""
+    """Return the settings that forward the log of Temporal's core, which is not Python, to `logging`."""
     forwarding = LogForwardingConfig(logging.getLogger("temporalio.core"), prepend_target_on_message=False)
     return LoggingConfig(filter=LoggingConfig.default.filter, forwarding=forwarding)
 
 
-def _say_failure_in_a_line(record: logging.LogRecord) -> bool:
-    """Leave the traceback out of what Temporal's library logs of an activity that has failed on purpose.
+def _shorten_failure(record: logging.LogRecord) -> bool:
+    """Remove the traceback from what Temporal's library logs about an activity that has failed on purpose.
 
-    That is an outcome: the model's device was out of memory, say. Any other exception is a fault and keeps its
-    traceback.
+    Such a failure is an outcome: the model's device was out of memory, for example. Any other exception is a fault and
+    keeps its traceback.
     """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ApplicationError):
@@ -93,7 +93,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people: the fields after the message, tracebacks on lines of their own."""
+    """A line of text for people: the fields follow the message, a traceback has lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""

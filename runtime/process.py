@@ -1,4 +1,4 @@
-"""The life of a service process: logging and tracing on, run until told to stop, unwind, send the last spans, exit."""
+"""The life of a service process: set up logging and tracing, run until a signal, unwind, send the last spans, exit."""
 
 import asyncio
 import logging
@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[type[BaseSettings]] = ()) -> NoReturn:
     """Run `main()` and exit the process; `service` is its name in traces.
 
-    Logs a warning for each variable of the environment that looks like one of the `settings`, which main reads, and is
-    none. It is no error: an older build may be given the settings of a newer one.
+    `settings` are the classes that main reads. Logs a warning for each environment variable that looks like one of them
+    and is none. That is no error: an older build may be given the settings of a newer one.
 
-    Settings that are wrong are named by their variables, without their values.
+    Logs an error for each wrong setting, with the name of its variable and without its value.
 
-    SIGTERM and SIGINT cancel it, once: what it holds in `async with` ends in reverse order, each with its own grace.
-    Exits with 0 after that or when main returns, with 1 and a traceback in the log when it raises.
+    The first SIGTERM or SIGINT cancels main: its `async with` blocks end in reverse order, each with its own grace. The
+    exit status is 0 after that or when main returns. It is 1, with a traceback in the log, when main raises.
     """
     status, settings = 0, [log.LogSettings, *settings]
     try:
@@ -48,11 +48,11 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
         for problem in setting_problems(error, settings):
             _log.error("%s", problem)
         status = 1
-    except Exception:  # noqa: BLE001  # the process ends here: it belongs in the log, then in the exit status
+    except Exception:  # noqa: BLE001  # the process ends here: any error belongs in the log and the exit status
         _log.exception("ended by an error")
         status = 1
-    # Threads of gRPC's and of Temporal's outlive the interpreter now and then, and abort the process when they meet its
-    # ruins. All that is ours has been ended by now, so the process goes without tearing the interpreter down.
+    # Threads of gRPC and Temporal sometimes outlive the interpreter, and abort the process when they use what it has
+    # torn down. Everything of the suite has ended by now, so the process exits without tearing the interpreter down.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)

@@ -1,8 +1,8 @@
-"""Traces of this process, by OpenTelemetry: set up here, and the W3C form in which their context travels.
+"""Sets up OpenTelemetry's traces of this process, and converts their context to and from its W3C form.
 
-Where spans go, which are kept and how they are sent is OpenTelemetry's own environment configuration (`OTEL_…`), read
-by its SDK alone. Without `OTEL_TRACES_EXPORTER` nothing is exported; spans are made all the same, so that logs,
-statuses and the next process name the same trace. `OTEL_SDK_DISABLED=true` makes none.
+OpenTelemetry's own environment variables (`OTEL_…`) choose where spans go, which are kept and how they are sent. Only
+its SDK reads them. Without `OTEL_TRACES_EXPORTER` nothing is exported. Spans are created nevertheless, so that logs,
+statuses and the next process name the same trace. With `OTEL_SDK_DISABLED=true` none are created.
 """
 
 import os
@@ -16,8 +16,8 @@ from typing import Final
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-# The part of the SDK that reads OTEL_TRACES_EXPORTER. It has no public name, and what has one (its configurator) sets a
-# global provider that Temporal's plugin refuses.
+# The part of the SDK that reads OTEL_TRACES_EXPORTER. It has no public name. The public configurator sets a global
+# provider that Temporal's plugin refuses.
 from opentelemetry.sdk._configuration import _get_exporter_names, _import_exporters
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -29,17 +29,17 @@ from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider, create_tr
 from runtime.span_words import WithoutErrorWords
 
 _FLUSH_TIMEOUT: Final = timedelta(seconds=5)
-"""What spans not yet sent get at the end of the process. A collector that is away must not hold it up."""
+"""Maximum time to send the last spans when the process ends. An unavailable collector must not delay its end."""
 _W3C: Final = TraceContextTextMapPropagator()
 
 
 @contextmanager
 def tracing(service: str, *, with_error_words: bool = True) -> Iterator[None]:
-    """Have spans made and exported while the context is open, then send those that are left, within a bounded time.
+    """Create and export spans while the context is open, then send the last ones within a bounded time.
 
-    `service` names the process unless OTEL_SERVICE_NAME does. `with_error_words`: whether spans that leave the process
-    hold what errors say, and not their types alone. To be entered once in a process, before anything takes a
-    tracer. Raises RuntimeError for an exporter or a protocol that there is not, naming the variable that chooses it.
+    `service` names the process unless OTEL_SERVICE_NAME does. `with_error_words`: whether exported spans hold the
+    messages of errors next to their types. Enter it once in a process, before anything gets a
+    tracer. Raises RuntimeError, with the name of the variable, for an unknown exporter or protocol.
     """
     provider = create_tracer_provider(resource=_resource(service), shutdown_on_exit=False)
     for make_exporter in _exporters():
@@ -54,9 +54,9 @@ def tracing(service: str, *, with_error_words: bool = True) -> Iterator[None]:
 
 
 def current_headers() -> Mapping[str, str]:
-    """Return the current span's W3C context as headers for whoever is called next; none without a span.
+    """Return the current span's W3C context as headers for the next call; empty without a span.
 
-    Without a `tracestate`, which is not for third parties.
+    The headers have no `tracestate`, which is not for third parties.
     """
     headers: dict[str, str] = {}
     _W3C.inject(headers)
@@ -70,22 +70,22 @@ def current_traceparent() -> str:
 
 
 def context_of(headers: Mapping[str, str]) -> Context:
-    """Return the caller's W3C context; an empty one when there is none, or nonsense.
+    """Return the caller's W3C context; an empty one when there is none or it is invalid.
 
-    Without the caller's baggage and tracestate, which would go into workflow histories and to everybody called next.
+    It has no baggage and no tracestate: both would go into workflow histories and to every service called next.
     """
     return _W3C.extract({"traceparent": headers.get("traceparent", "")}, Context())
 
 
 def link_to(traceparent: str, attributes: Attributes = None) -> None:
-    """Link the current span to another one, of this trace or another; to none when that is not known."""
+    """Link the current span to the span of `traceparent`, of this trace or another. An invalid one is ignored."""
     span = trace.get_current_span(context_of({"traceparent": traceparent})).get_span_context()
     if span.is_valid:
         trace.get_current_span().add_link(span, attributes)
 
 
 def _exporters() -> Iterable[Callable[[], SpanExporter]]:
-    """Return what makes the exporters that the environment names. Raises RuntimeError."""
+    """Return the factories of the exporters that the environment names. Raises RuntimeError."""
     try:
         names = _get_exporter_names("traces")
     except RuntimeError as error:
@@ -102,12 +102,12 @@ def _exporters() -> Iterable[Callable[[], SpanExporter]]:
 
 def _resource(service: str) -> Resource:
     ours = {SERVICE_NAME: service, SERVICE_INSTANCE_ID: f"{socket.gethostname()}-{os.getpid()}"}
-    # What is passed to create() would go before what the operator set.
+    # What is passed to create() would override what the operator set, so that is passed, too.
     return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
 
 
 def _shut_down(provider: ReplaySafeTracerProvider) -> None:
-    # Neither the SDK's shutdown nor its flush takes a time limit that holds.
+    # Neither the SDK's shutdown nor its flush keeps to a time limit.
     flushing = threading.Thread(target=provider.shutdown, name="flush of spans", daemon=True)
     flushing.start()
     flushing.join(_FLUSH_TIMEOUT.total_seconds())

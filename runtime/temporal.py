@@ -35,13 +35,13 @@ _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZ
 
 
 class TemporalSettings(BaseSettings):
-    """The connection to Temporal, beside Temporal's own settings of it."""
+    """The connection to Temporal, as well as Temporal's own variables."""
 
     model_config = SettingsConfigDict(env_prefix="TEMPORAL_", frozen=True, use_attribute_docstrings=True)
 
     grpc_compression: Literal["none", "gzip"] = "none"
-    """`gzip` is the SDK's default, and for a Temporal that is far away, in the cloud: near by, a tenth of the processor
-    time that a job takes goes into it."""
+    """Compression of calls to Temporal. `gzip` is for a distant Temporal, in the cloud. With a Temporal nearby it costs
+    a tenth of a job's processor time."""
 
 
 async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption | None = None) -> Client:

@@ -1,12 +1,13 @@
-"""Shared by all tests: one stack of real processes, started once, and what talks to it.
+"""Fixtures of all tests: one stack of real processes, started once, and the clients that call it.
 
-The stack's worker runs the simulated engine, whose prompts script their own faults.
+The stack's worker runs the simulated engine. A prompt can script faults of that engine.
 """
 
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, settings
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -14,6 +15,10 @@ from llm_pb import llm_pb2_grpc
 from payload_converter import data_converter
 from tests.support.receivers import Receiver, receiving
 from tests.support.stacks import FAST, stack_settings
+
+# A busy machine makes an example slow. That says nothing of the code.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

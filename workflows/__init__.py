@@ -1,1 +1,1 @@
-"""What the suite runs in Temporal: deterministic code alone, which any process can replay."""
+"""The suite's workflows: deterministic code only, which any process can replay."""

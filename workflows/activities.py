@@ -1,4 +1,4 @@
-"""The activities that workflows call, as Temporal's typed stubs: name, input and result of each. They run elsewhere."""
+"""Typed stubs of the activities that workflows call: the name, input and result of each. They run elsewhere."""
 
 from temporalio import activity
 
@@ -26,7 +26,7 @@ async def notify_progress(request: internal_pb2.NotifyProgressRequest) -> intern
 
 @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
 async def request_cancel() -> None:
-    """See services.gateway.workflow_worker, as for the two below."""
+    """Ask Temporal to cancel the workflow. It and the two below are in services.gateway.workflow_worker."""
     raise NotImplementedError
 
 
@@ -38,5 +38,5 @@ async def recover_output() -> llm_pb2.JobResult:
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
 async def forget_feed() -> None:
-    """Notify the job's watchers that it is about to end, then have the feed forget it."""
+    """Notify the job's watchers that it is about to end, then remove its feed."""
     raise NotImplementedError

@@ -1,6 +1,7 @@
-"""How a workflow is cancelled: by its signal Cancel or by Temporal itself, noted wherever it waits, acted upon once.
+"""The cancellation of a workflow, by its signal Cancel or by Temporal itself.
 
-Only a workflow that Temporal was asked to cancel can close as cancelled. After a signal it has Temporal asked itself.
+A cancel is noted wherever the workflow waits, and acted upon once. Only a workflow that Temporal was asked to cancel
+can close as cancelled, so after a signal the workflow asks Temporal itself.
 """
 
 import asyncio
@@ -16,22 +17,22 @@ from workflows import activities
 
 
 class Cancellation:
-    """The cancel of the workflow that makes it."""
+    """The cancellation of the workflow that creates it."""
 
     def __init__(self) -> None:
         self.error: errors.Cancelled | None = None
-        """What the workflow ends with once it was asked to stop."""
+        """The error that the workflow ends with. None until it was asked to stop."""
         self.noted_at: datetime | None = None
-        """When it was asked first."""
+        """When the workflow was first asked to stop."""
 
     def note(self, reason: str) -> None:
-        """Note that the workflow was asked to stop. The first time counts."""
+        """Note that the workflow was asked to stop. Only the first call counts."""
         if self.error is None:
             self.error = errors.Cancelled(reason or "cancelled on request")
             self.noted_at = workflow.now()
 
     async def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for the condition; a cancel from Temporal meanwhile is noted like one from the signal."""
+        """Wait for the condition. A cancel from Temporal meanwhile is noted like one from the signal."""
         while not condition():
             try:
                 await workflow.wait_condition(condition)
@@ -39,7 +40,7 @@ class Cancellation:
                 self.note(workflow.cancellation_reason() or "")
 
     async def request(self) -> None:
-        """Return once Temporal was asked to cancel the workflow: only then can it close as cancelled."""
+        """Ask Temporal to cancel the workflow, unless it was asked before, and wait until it does."""
         if _asked():
             return
         request = workflow.start_local_activity(activities.request_cancel, start_to_close_timeout=timedelta(seconds=10))

@@ -1,7 +1,7 @@
-"""The deliveries of one job's outcome, as workflows make them: attempt after attempt, each one run of NotifyUI.
+"""The delivery loops of one job's outcome, for workflows. Each attempt at a delivery is one run of NotifyUI.
 
-Each target has a loop of its own, so that a receiver that fails or hangs holds up no other. LLMJobWorkflow begins, and
-holds itself open for a few seconds; what is left then LLMDeliveryWorkflow goes on with, from the same state.
+Each target has a loop of its own, so that a receiver that fails or hangs delays no other. LLMJobWorkflow starts the
+loops and stays open for a few seconds. LLMDeliveryWorkflow continues the deliveries that are left, from the same state.
 """
 
 import asyncio
@@ -24,13 +24,14 @@ from workflows import activities
 
 _KEPT_ATTEMPTS: Final = 50
 _JITTER: Final = 0.2
-"""Waits are up to this part longer or shorter: what failed together must not come back together."""
+"""Maximum fraction by which a wait is longer or shorter, so that deliveries that failed together are not retried
+together."""
 _MAX_EXPONENT: Final = 64
-_LOST: Final = "no notifier said in time how it went: none took the delivery, or the one that did was lost"
+_LOST: Final = "no notifier reported the outcome in time: none took the delivery, or the one that did was lost"
 _NO_START_FRACTION: Final = 0.25
-"""Of the time that a job is held open: an attempt that began in it would have too little time left."""
+"""Last part of the time that a job is held open. An attempt that began in it would have too little time left."""
 _PROGRESS_HEARTBEAT: Final = timedelta(seconds=10)
-"""A notifier that is silent for so long is gone; another one goes on telling of progress."""
+"""Heartbeat timeout of NotifyProgress. After it another notifier continues."""
 
 
 def new_state(
@@ -39,7 +40,7 @@ def new_state(
     options: internal_pb2.JobOptions,
     now: datetime,
 ) -> internal_pb2.DeliveryState:
-    """Return the deliveries of an event, one for each target, none of them begun."""
+    """Return the state of an event's deliveries: one for each target, none of them begun."""
     state = internal_pb2.DeliveryState(event=event, options=options, targets=targets)
     for index, target in enumerate(targets):
         state.deliveries.add(
@@ -55,7 +56,8 @@ def new_state(
 def start_progress(
     job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, options: internal_pb2.JobOptions, within: timedelta
 ) -> workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None:
-    """Notify the targets of the job's progress until cancelled; None for a job that does not ask for it."""
+    """Start to notify the targets of the job's progress, until cancelled; return None if the job does not ask for
+    it."""
     targets = targets_of(job, options)
     if not targets or not wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS):
         return None
@@ -82,10 +84,11 @@ def next_attempt(
     asked: timedelta,
     chance: float,
 ) -> datetime | None:
-    """Return when to try again after so many tries, None to give up.
+    """Return when to try again after this number of tries; None to give up.
 
-    `began` is when the last one did: whoever was away since, there is always one more at the `end` or after it.
-    `asked` is what the receiver asked for, `chance` a number from 0 to 1 that spreads the waits.
+    `began` is when the last attempt began. If that was before `end`, one more attempt follows, at `end` at the latest
+    or now if that has passed, however long the notifiers were unavailable. `asked` is the wait that the receiver asked
+    for. `chance` is a number from 0 to 1 that spreads the waits.
     """
     if tries >= retry.maximum_attempts or began >= end:
         return None
@@ -97,7 +100,7 @@ def next_attempt(
 
 
 class DeliveryLoops:
-    """Makes the deliveries of a state, and keeps the state as they go. For use in a workflow."""
+    """Runs the deliveries of a state, and keeps the state up to date. For use in a workflow."""
 
     def __init__(self, state: internal_pb2.DeliveryState) -> None:
         self.state = state
@@ -108,7 +111,7 @@ class DeliveryLoops:
         self._pausing = False
 
     def start(self, hold: datetime | None = None) -> None:
-        """Begin with all that are pending. With `hold`, those that are not settled by then are left pending."""
+        """Start all pending deliveries. With `hold`, those that are not settled by then stay pending."""
         self._hold = hold
         if hold is not None:
             self._no_more_after = hold - (hold - workflow.now()) * _NO_START_FRACTION
@@ -117,14 +120,14 @@ class DeliveryLoops:
                 self._tasks[index] = asyncio.create_task(self._deliver(index))
 
     def idle(self) -> bool:
-        """Return whether nothing is under way."""
+        """Return whether no loop runs. Raises the exception of a loop that failed."""
         for task in self._tasks.values():
             if task.done():
                 task.result()
         return all(task.done() for task in self._tasks.values())
 
     def send_again(self, ids: Collection[str]) -> None:
-        """Send these again, or all without ids, at once and with a fresh schedule."""
+        """Send the deliveries with these ids again, or all without ids, immediately and with a fresh schedule."""
         within = self.state.options.notify_retry.within.ToTimedelta()
         for index, delivery in enumerate(self.state.deliveries):
             if not ids or delivery.id in ids:
@@ -136,7 +139,7 @@ class DeliveryLoops:
                     self._tasks[index] = asyncio.create_task(self._deliver(index))
 
     async def leave(self) -> None:
-        """Leave what is pending to an LLMDeliveryWorkflow: returns once that has started."""
+        """Hand the pending deliveries over to an LLMDeliveryWorkflow, and wait until it has started."""
         job = workflow.info().workflow_id
         id_, earlier = delivery_workflow_id(job), unshortened_delivery_workflow_id(job)
         if id_ != earlier and not workflow.patched(names.PATCH_SHORTENED_DELIVERY_IDS):
@@ -152,11 +155,11 @@ class DeliveryLoops:
             self.stop(errors.DeliveryFailed("an earlier job under this id is still being delivered"))
 
     def pause(self) -> None:
-        """Begin no more attempts: idle once those that are under way have ended, with what is left still pending."""
+        """Begin no more attempts. The loops are idle once the current attempts have ended; the rest stays pending."""
         self._pausing = True
 
     def stop(self, error: errors.JobError) -> None:
-        """Give up all that are pending."""
+        """Give up all pending deliveries."""
         for delivery in self.state.deliveries:
             if delivery.state == llm_pb2.NOTIFY_STATE_PENDING:
                 delivery.state = llm_pb2.NOTIFY_STATE_FAILED
@@ -217,7 +220,7 @@ class DeliveryLoops:
             request.target.CopyFrom(target)
         now = workflow.now()
         limit = options.notify_timeout.ToTimedelta()
-        # Once the job has closed the delivery waits in the queue for a notifier, so that it goes out when one is back.
+        # After the job has closed, the delivery waits in the queue until a notifier is available.
         wait = max(delivery.give_up_time.ToDatetime(UTC) - now, timedelta(0)) + limit
         if self._hold is not None:
             limit = wait = max(min(limit, self._hold - now), timedelta(milliseconds=1))

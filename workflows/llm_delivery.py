@@ -1,7 +1,7 @@
-"""LLMDeliveryWorkflow: goes on with a job's deliveries after the job has closed, for days if need be.
+"""LLMDeliveryWorkflow: continues a job's deliveries after the job has closed, for days if need be.
 
-A workflow of its own, because whoever waits for the job's result must not wait for a receiver that is down.
-LLMJobWorkflow starts it as a child that outlives its parent; Redeliver starts it, or wakes it, from the API.
+It is a workflow of its own, because a client that waits for the job's result must not wait for a receiver that is down.
+LLMJobWorkflow starts it as a child that outlives its parent. The RPC Redeliver starts it, or signals it if it runs.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from workflows.deliveries import DeliveryLoops
 
 @workflow.defn(name=names.DELIVERY_WORKFLOW_TYPE)
 class LLMDeliveryWorkflow:
-    """Ends when every delivery is settled. Its state, the log of deliveries included, can be asked for ever after."""
+    """Ends when every delivery is settled. Its state, with the log of deliveries, can be queried after that as well."""
 
     @workflow.init
     @one_input
     def __init__(self, state: internal_pb2.DeliveryState | None = None) -> None:
-        # Started by hand without one input, it has nothing to deliver.
+        # A workflow that was started by hand without exactly one input has nothing to deliver.
         self._deliveries = DeliveryLoops(state if state is not None else internal_pb2.DeliveryState())
 
     @workflow.run
     @one_input
     async def run(self, state: internal_pb2.DeliveryState | None = None) -> None:
-        """Deliver what is pending, and what is asked for meanwhile."""
+        """Run the pending deliveries, and those that Redeliver asks for meanwhile."""
         self._deliveries.start()
         try:
             await workflow.wait_condition(lambda: self._deliveries.idle() or _too_long())
@@ -50,10 +50,10 @@ class LLMDeliveryWorkflow:
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
     def get_deliveries(self) -> internal_pb2.DeliveryState:
-        """Return how the deliveries stand."""
+        """Return the state of the deliveries."""
         return self._deliveries.state
 
 
 def _too_long() -> bool:
-    """Return whether the history should go on in a new run: each attempt adds the event to it."""
+    """Return whether to continue in a new run, because each attempt adds the event to the history."""
     return workflow.info().is_continue_as_new_suggested()

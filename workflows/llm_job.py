@@ -1,14 +1,14 @@
 """LLMJobWorkflow: one job from its acceptance to its end.
 
-    run the model (RunLLMOnGPU) ──▶ settle the outcome ──▶ tell it (NotifyUI, one for each target) ──▶ close
-    tell how it gets on, if asked to (NotifyProgress)  │        └─ what is not taken soon ──▶ LLMDeliveryWorkflow
-                                                       └──▶ forget the live feed (ForgetFeed)
+    run the model (RunLLMOnGPU) ──▶ settle the outcome ──▶ notify of it (NotifyUI, one for each target) ──▶ close
+    notify of progress, if asked to (NotifyProgress)   │        └─ not delivered soon ──▶ LLMDeliveryWorkflow
+                                                       └──▶ remove the live feed (ForgetFeed)
 
-What the job has made comes with the end of its last attempt. An attempt that could not say how it ended has written
-it to the live feed, from where it is read back (RecoverOutput) before the outcome is settled.
+The last attempt returns the job's output as it ends. If it could not report its end, its output is read back from the
+live feed (RecoverOutput) before the outcome is settled.
 
-Every wait in here goes through `Cancellation.wait`, so that a cancel, whether it comes as the signal Cancel or from
-Temporal itself (Web UI, `temporal workflow cancel`), is noted wherever the job is and acted upon in one place.
+Every wait in here goes through `Cancellation.wait`, so that a cancel is noted wherever the job is and acted upon in one
+place. A cancel comes as the signal Cancel or from Temporal itself (Web UI, `temporal workflow cancel`).
 
 How it closes:
 
@@ -16,11 +16,11 @@ How it closes:
 |-----------|---------------|---------------------------------------------------------------------------------|
 | SUCCEEDED | Completed     | the JobResult is the workflow's result                                          |
 | CANCELLED | Canceled      | only a workflow that Temporal was asked to cancel can close so: after a signal  |
-|           |               | the workflow has that asked for itself (RequestCancel)                          |
+|           |               | the workflow asks Temporal itself (RequestCancel)                               |
 | FAILED    | Failed        | an ApplicationError; its type is the reason, its detail the partial JobResult   |
 | TIMED_OUT | Timed out     | when the job's total time is spent: the workflow settles the outcome and waits  |
-|           |               | for Temporal to end it; after the limits of queue and run: Failed, for Temporal |
-|           |               | gives a workflow no way to close itself as timed out                            |
+|           |               | for Temporal to end it; after the limits of queue and run: Failed, because      |
+|           |               | Temporal gives a workflow no way to close itself as timed out                   |
 """
 
 import asyncio
@@ -35,7 +35,6 @@ with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
-    from jobs.memo import from_memo
     from jobs.outcome import add_attempt, add_result, classify_failure, final_state
     from jobs.search import attributes_of
     from jobs.times import TotalTime
@@ -48,7 +47,7 @@ from workflows.deliveries import DeliveryLoops, new_state, start_progress
 from workflows.outcome import publish, raise_failure
 
 _MAX_HANDOVERS: Final = 100
-"""A job that was handed over so often is not the workers' problem any more."""
+"""Maximum number of hand-overs. A job that needs more is probably the cause of them."""
 
 
 @workflow.defn(name=names.JOB_WORKFLOW_TYPE)
@@ -58,16 +57,16 @@ class LLMJobWorkflow:
     @workflow.init
     @one_input
     def __init__(self, job: llm_pb2.JobRequest | None = None) -> None:
-        """Take the options from the memo; without one (a workflow started by hand) the defaults hold.
+        """Read the options from the memo. A workflow that was started by hand has none and gets the defaults.
 
-        A workflow that was not started with one input has an empty job, which breaks the rules.
+        A workflow that was not started with exactly one input has an empty job, which breaks the rules.
         """
         info = workflow.info()
         self._job = job if job is not None else llm_pb2.JobRequest()
         self._error: errors.JobError | None = None
         self._ended_at = workflow.now()
         try:
-            chosen = from_memo(workflow.memo_value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
+            chosen = options.read_memo(workflow.memo_value)
         except ValueError as error:
             chosen, self._error = None, errors.InvalidJob(f"memo {names.MEMO_OPTIONS}: {error}")
         self._without_options = chosen is None or job is None
@@ -88,11 +87,11 @@ class LLMJobWorkflow:
     @workflow.run
     @one_input
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
-        """Return the result of a job that succeeded; otherwise close the way the module's table says."""
+        """Return the result of a job that succeeded. Otherwise close as the module's table shows."""
         self._patched = self._without_options and workflow.patched(names.PATCH_BY_HAND)
         valid = self._is_valid()
         if valid and self._patched:
-            # No gateway has done it. Not of an invalid job: what breaks the rules may break Temporal's, too.
+            # No gateway has set them. An invalid job gets none, because its values may break Temporal's rules, too.
             workflow.upsert_search_attributes(_attributes_of(self._job))
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
@@ -103,7 +102,7 @@ class LLMJobWorkflow:
         )
         await self._notify(final)
         await self._cancellation.wait(forgetting.done)
-        # A feed that was away forgets by its retention.
+        # The retention removes the records of a feed that was unavailable.
         forgetting.exception()
         self._status.state = final
         workflow.logger.info("job ended", extra={"state": llm_pb2.JobState.Name(final)})
@@ -112,7 +111,7 @@ class LLMJobWorkflow:
     @workflow.signal(name=names.SIGNAL_CANCEL)
     @one_input
     def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
-        """Ask the job to stop. Once its outcome is settled this changes nothing."""
+        """Ask the job to stop. This changes nothing once its outcome is settled."""
         self._cancellation.note(request.reason if request else "")
 
     @workflow.query(name=names.QUERY_GET_STATUS)
@@ -126,7 +125,7 @@ class LLMJobWorkflow:
 
     @workflow.query(name=names.QUERY_GET_DELIVERIES)
     def get_deliveries(self) -> internal_pb2.DeliveryState:
-        """Return how the deliveries stood when the job closed, or stand."""
+        """Return the state of the deliveries, as of the job's close if it has closed."""
         return self._deliveries.state
 
     def _public_status(self) -> llm_pb2.JobStatus:
@@ -137,7 +136,7 @@ class LLMJobWorkflow:
         return status
 
     def _is_valid(self) -> bool:
-        """Return whether the job keeps the rules, which no gateway has checked of one that was started by hand."""
+        """Return whether the job keeps the rules. No gateway has checked a job that was started by hand."""
         if self._without_options:
             try:
                 if self._error is not None:
@@ -145,16 +144,16 @@ class LLMJobWorkflow:
                 rules.require_valid(self._job, strict=self._patched)
             except errors.InvalidJob as error:
                 self._error = error
-                # Nothing that it asks for counts: who is told of its end is the operator's choice.
+                # Nothing that it asks for counts, so only the operator's endpoint is notified of its end.
                 self._job = llm_pb2.JobRequest()
                 self._options = options.complete(None, self._job)
                 return False
         return True
 
     async def _run_model(self) -> "llm_pb2.JobState.ValueType":
-        """Run the model to its end; return the final state, leaving result and error in their fields.
+        """Run the model until the job ends; return the final state. Result and error are left in their fields.
 
-        A worker that has to stop hands the job back, and it goes on elsewhere without using up an attempt.
+        A worker that has to stop hands the job over, and it continues elsewhere without using up an attempt.
         """
         self._progress_activity = start_progress(self._job, self._status, self._options, self._time_to_run())
         request = internal_pb2.RunRequest(
@@ -197,7 +196,7 @@ class LLMJobWorkflow:
         if not run.done():
             run.cancel()
             await self._cancellation.wait(run.done)
-        # Not after the local activity that may follow: a replay can find another time there.
+        # The time is read before the local activity that may follow, after which a replay can find another one.
         self._ended_at = workflow.now()
         self._error = None
         try:
@@ -209,14 +208,14 @@ class LLMJobWorkflow:
             self._error, partial = classify_failure(failure.cause)
             self._result = partial or await self._recover_output() or self._result
             if self._cancellation.error is not None:
-                # No attempt follows a cancel, so whatever ended the last one, the cancel ended the job.
+                # No attempt follows a cancel, so the cancel ended the job, whatever ended the last attempt.
                 self._error = self._cancellation.error
         else:
             if self._result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED:
                 self._error = self._cancellation.error or errors.Cancelled("cancelled on request")
 
     async def _recover_output(self) -> llm_pb2.JobResult | None:
-        """Return what the live feed holds of the job's output; None when no attempt began, or the feed is away."""
+        """Return the job's output in the live feed; None if no attempt began, or the feed is unavailable."""
         recovering = workflow.start_local_activity(
             activities.recover_output,
             start_to_close_timeout=timedelta(seconds=30),
@@ -230,7 +229,7 @@ class LLMJobWorkflow:
         return result if result.metadata.attempts else None
 
     def _note_attempt(self) -> None:
-        """Write into the status how the last attempt went."""
+        """Write the error and the times of the last attempt into the status."""
         self._status.ClearField("error")
         if self._error is not None:
             self._status.error.CopyFrom(errors.to_status(self._error))
@@ -238,20 +237,21 @@ class LLMJobWorkflow:
             add_attempt(self._status, self._result)
 
     def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
-        """Write the outcome into the status. The attempt that ended is in the history: the outcome is durable."""
+        """Write the outcome into the status. The history holds the end of the attempt, so the outcome is durable."""
         status, result = self._status, self._result
         status.state = llm_pb2.JOB_STATE_NOTIFYING
         status.end_time.FromDatetime(self._ended_at)
         self._note_attempt()
         if result is not None:
             if final == llm_pb2.JOB_STATE_CANCELLED:
-                # Also where the cancel came between two attempts, of which the last one had failed.
+                # The result may be of an attempt that failed before the cancel came.
                 result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
             add_result(status, result, final)
         record_outcome(self._job, final, self._error, self._cancellation.noted_at)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
-        """Tell the outcome. What its receivers do not take soon is left to a workflow of its own."""
+        """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of its
+        own."""
         outcome = llm_pb2.JobStatus()
         outcome.CopyFrom(self._status)
         outcome.cancel_requested = self._cancellation.error is not None

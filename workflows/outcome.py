@@ -1,4 +1,4 @@
-"""How the outcome of a workflow gets to where it is read once the workflow has closed, and how the workflow closes."""
+"""The close of a workflow, and the publication of its outcome, which is read after the close."""
 
 from collections.abc import Sequence
 from datetime import UTC, timedelta
@@ -20,10 +20,10 @@ from workflows.cancellation import Cancellation
 
 
 def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[SearchAttributeUpdate[Any]] = ()) -> None:
-    """Write the final status into search attributes and memo, and `more` search attributes along with it.
+    """Write the final status into search attributes and memo, together with `more` search attributes.
 
-    To be called just before the workflow closes: then it is a part of the workflow's last task. A task of its own would
-    cost Temporal a third of what a whole job does.
+    Call it just before the workflow closes, so that it is a part of the workflow's last task. A task of its own would
+    cost Temporal a third of a whole job.
     """
     latency = status.end_time.ToDatetime(UTC) - workflow.info().workflow_start_time
     workflow.upsert_search_attributes(
@@ -40,10 +40,10 @@ def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[Se
 async def raise_failure(
     error: errors.JobError, partial: Message | None, cancellation: Cancellation, total_time: TotalTime
 ) -> None:
-    """Close the workflow with the error and what was generated before it: see the table in workflows.llm_job.
+    """Close the workflow with the error and the partial result: see the table in workflows.llm_job.
 
-    Raises CancelledError, for which Temporal has to have been asked to cancel; ApplicationError. Waits for Temporal to
-    end the workflow where its total time is spent.
+    Raises CancelledError, for which Temporal must have been asked to cancel, or ApplicationError. Waits for Temporal to
+    end the workflow if its total time is spent.
     """
     if isinstance(error, errors.Cancelled):
         raise CancelledError(str(error))

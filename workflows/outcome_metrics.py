@@ -1,10 +1,10 @@
-"""What a workflow measures when its job's outcome is settled; the one place where finished jobs are counted.
+"""The metrics of a job's settled outcome. Finished jobs are counted only here.
 
-The workflow counts, because it alone sees every outcome, whatever died on the way, and because Temporal's meter is safe
-under replay: a workflow that goes on in another process counts nothing again. What stays: a job that an operator
-terminated is not counted, because its code runs no more (Temporal's server counts it); a process that dies before it is
-scraped takes its last counts along; a workflow task that ran and was then lost (it failed or timed out, or Temporal
-closed the workflow meanwhile) runs again, for a query too, and counts again.
+The workflow counts them, because it alone sees every outcome, whichever process died. Temporal's meter is safe under
+replay: a workflow that continues in another process counts nothing again. Three inaccuracies remain. A job that an
+operator terminated is not counted, because its code no longer runs (Temporal's server counts it). A process that dies
+before it is scraped loses its last counts. A workflow task that ran and was then lost (it failed or timed out, or
+Temporal closed the workflow meanwhile) runs again, for a query too, and counts again.
 """
 
 from datetime import datetime
@@ -17,7 +17,8 @@ from jobs.errors import JobError
 from llm_pb import llm_pb2
 
 _UNCHECKED_MODEL: Final = "_OTHER"
-"""For a job that was started past the gateway: nobody has checked its model, so its name must not become a label."""
+"""Label of the model of a job that was started without the gateway. The model was not checked, so its name is no
+label."""
 
 
 def record_outcome(
@@ -33,9 +34,11 @@ def record_outcome(
     if error is not None:
         labels["error.type"] = error.reason
     meter.create_histogram_timedelta(
-        "llm.job.duration", "From Submit to the settled outcome, by final state; its count is the jobs finished.", "s"
+        "llm.job.duration",
+        "Time from Submit to the settled outcome, by final state. Its count is the finished jobs.",
+        "s",
     ).record(now - info.workflow_start_time, labels)
     if cancelled_at is not None and final == llm_pb2.JOB_STATE_CANCELLED:
         meter.create_histogram_timedelta(
-            "llm.job.cancel.duration", "From Cancel to the settled outcome of the jobs that it ended.", "s"
+            "llm.job.cancel.duration", "Time from Cancel to the settled outcome of the jobs that it ended.", "s"
         ).record(now - cancelled_at, model)

@@ -1,1 +1,1 @@
-"""What the suite is compared with, each in a process of its own."""
+"""The peers with which the suite is compared, each in a process of its own."""

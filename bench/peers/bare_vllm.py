@@ -1,8 +1,8 @@
-"""The limit of bench.throughput: vLLM's AsyncLLM with nothing around it, in a process of its own.
+"""The limit of bench.throughput: vLLM's bare AsyncLLM, in a process of its own.
 
     python -m bench.peers.bare_vllm ASYNC_ENGINE_ARGS_AS_JSON
 
-Each line of its input is {"prompts": [text], "tokens": most of each output}; its output answers line by line.
+Each line of its input is {"prompts": [text], "tokens": maximum of each output}. It answers each with a line of output.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 
 async def generate(llm: AsyncLLM, number: str, prompt: str, params: SamplingParams) -> tuple[float, int]:
-    """Return when the first token came, and how many came."""
+    """Return the time of the first token, and the number of tokens."""
     first, tokens = 0.0, 0
     async for request in llm.generate(prompt, params, number):
         first = first or time.monotonic()
@@ -27,7 +27,7 @@ async def generate(llm: AsyncLLM, number: str, prompt: str, params: SamplingPara
 
 
 async def run(llm: AsyncLLM, prompts: list[str], tokens: int) -> dict[str, Any]:
-    """Generate for all prompts at once."""
+    """Generate for all prompts concurrently; return the figures."""
     params = SamplingParams(max_tokens=tokens, temperature=0, output_kind=RequestOutputKind.DELTA)
     begin = time.monotonic()
     ended = await asyncio.gather(
@@ -42,7 +42,7 @@ async def run(llm: AsyncLLM, prompts: list[str], tokens: int) -> dict[str, Any]:
 
 
 async def main(arguments: dict[str, Any], answers: Any) -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     print("{}", file=answers, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
@@ -51,7 +51,7 @@ async def main(arguments: dict[str, Any], answers: Any) -> None:
 
 
 if __name__ == "__main__":
-    # vLLM logs to standard output, which is for the answers here.
+    # vLLM logs to standard output, which has to carry only the answers here.
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
         asyncio.run(main(json.loads(sys.argv[1]), output))

@@ -1,7 +1,7 @@
-"""The peer of several scripts: the smallest workflow that does what a job does, remote activities one after the other.
+"""A peer of several scripts: the smallest workflow with the steps of a job, remote activities one after another.
 
-In a process of its own, as a user of Temporal's SDK would write it, but that its activities go through their task
-queue, as those of a worker on another machine do: `python -m bench.peers.bare_workflow TEMPORAL_ADDRESS`
+It is what a user of Temporal's SDK would write, except that its activities go through their task queue, like those of a
+worker on another machine. Run in a process of its own: `python -m bench.peers.bare_workflow TEMPORAL_ADDRESS`
 """
 
 import asyncio
@@ -19,17 +19,17 @@ QUEUE: Final = "bench-bare"
 
 @activity.defn
 async def note_time() -> int:
-    """Return when this was, by the clock that all processes of this machine share, in nanoseconds."""
+    """Return the time in nanoseconds, by the monotonic clock that all processes of this machine share."""
     return time.monotonic_ns()
 
 
 @workflow.defn
 class BareWorkflow:
-    """Runs the activity some times."""
+    """Runs the activity several times."""
 
     @workflow.run
     async def run(self, activities: int) -> int:
-        """Return when the first activity ran."""
+        """Return the time at which the first activity ran."""
         first = await workflow.execute_activity(note_time, start_to_close_timeout=timedelta(minutes=1))
         for _ in range(activities - 1):
             await workflow.execute_activity(note_time, start_to_close_timeout=timedelta(minutes=1))

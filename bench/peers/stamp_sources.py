@@ -1,13 +1,13 @@
-"""What the suite's live feed is compared with, in a process of its own, as the suite's worker is in one.
+"""The sources with which the suite's live feed is compared, in a process of their own like the suite's worker.
 
     python -m bench.peers.stamp_sources TEMPORAL_ADDRESS NATS_ADDRESS
 
-It prints the port of its gRPC server, and then makes stamps for whoever asks:
+It prints the port of its gRPC server, and then generates stamps on request:
 
-- as a Temporal worker: the activity publishes to a Workflow Stream;
-- over gRPC: a stream of bytes without any message type, the request being "COUNT PER_SECOND"; and one without end
-  whose stamps, PER_SECOND being the request, all who read it get at the same time;
-- over NATS: the same, published to the subject to which the request asks to reply.
+- as a Temporal worker: the activity publishes them to a Workflow Stream;
+- over gRPC, `Stream`: a stream of bytes without a message type; the request is "COUNT PER_SECOND";
+- over gRPC, `Broadcast`: an endless stream whose readers all get the same stamps; the request is PER_SECOND;
+- over NATS: published to the reply subject of the request, which is "COUNT PER_SECOND".
 """
 
 import asyncio
@@ -35,7 +35,7 @@ MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 @activity.defn(name=MAKE_TOKENS)
 async def make_tokens(asked: Asked) -> None:
-    """Publish each token as it is made, the way Temporal's own sample for LLMs does."""
+    """Publish each token as it is generated, like Temporal's own sample for LLMs."""
     client = WorkflowStreamClient.from_within_activity(
         batch_interval=timedelta(seconds=asked.setup.batch_interval), max_batch_size=asked.setup.max_batch_size
     )
@@ -46,14 +46,14 @@ async def make_tokens(asked: Asked) -> None:
 
 
 async def stream_stamps(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-    """Answer a gRPC call."""
+    """Yield the stamps that a gRPC call requests."""
     count, per_second = request.split()
     async for text in paced(int(count), float(per_second)):
         yield text.encode()
 
 
 class Broadcast:
-    """The streams that all get the same stamps."""
+    """Streams that all get the same stamps."""
 
     def __init__(self) -> None:
         self._latest = ""
@@ -61,7 +61,7 @@ class Broadcast:
         self._making: asyncio.Task[None] | None = None
 
     async def stream(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-        """Answer a gRPC call; the first one's pace is everybody's."""
+        """Yield the stamps of a gRPC call. The first call sets the pace of all."""
         self._making = self._making or asyncio.create_task(self._make(float(request)))
         while True:
             await self._changed.wait()

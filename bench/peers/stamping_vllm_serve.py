@@ -1,8 +1,8 @@
-"""`vllm serve` whose engine makes stamps instead of tokens, at an even pace: a peer of bench.token_latency.
+"""A peer of bench.token_latency: `vllm serve` whose engine generates stamps instead of tokens, at an even pace.
 
     python -m bench.peers.stamping_vllm_serve PER_SECOND serve MODEL ...
 
-All from AsyncLLM.generate on is vLLM's own: its server, its protocol, its handling of each output.
+Everything after AsyncLLM.generate is vLLM's own: its server, its protocol, its handling of each output.
 """
 
 import sys
@@ -20,7 +20,7 @@ _TOKEN = 1
 
 
 def stamping(per_second: float) -> Any:
-    """Return what takes the place of AsyncLLM.generate."""
+    """Return the replacement of AsyncLLM.generate."""
 
     async def generate(
         self: AsyncLLM, prompt: Any, sampling_params: SamplingParams, request_id: str, **_: Any

@@ -1,8 +1,8 @@
-"""The GPU worker with the simulated engine, whose tokens say when the engine yielded them.
+"""The GPU worker with a simulated engine whose tokens hold the time at which the engine yielded them.
 
     python -m bench.peers.stamping_worker
 
-Nothing else differs from `python -m services.gpu_worker`, which takes its engines from the table that is changed here.
+Nothing else differs from `python -m services.gpu_worker`, whose table of engines this module changes.
 """
 
 from collections.abc import AsyncGenerator
@@ -17,7 +17,7 @@ from services.gpu_worker.engines.simulated import SimulatedEngine, SimulatedOpti
 
 
 class StampingEngine(SimulatedEngine):
-    """The simulated engine with other words, at the same pace."""
+    """The simulated engine with stamps as its text, at the same pace."""
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """See services.gpu_worker.engines.engine.Engine."""

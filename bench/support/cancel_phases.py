@@ -1,4 +1,4 @@
-"""The phases of a job, and how a job in each of them is cancelled: what bench.cancel_latency measures."""
+"""Cancels jobs in each phase, for bench.cancel_latency."""
 
 import asyncio
 import time
@@ -14,15 +14,15 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 PATIENCE_SECONDS: Final = 0.4
-"""Jobs that hold no slot are cancelled one after the other, but none waits longer than this for the one before it: slow
-ones must not make the script take minutes."""
+"""Maximum wait of a job without a slot for the cancel of the job before it. Without a limit slow cancels would make the
+script take minutes."""
 
 Sample = dict[str, float]
-"""Milliseconds of one cancel, by what they lead to."""
+"""Milliseconds from one cancel to each of its effects, by name."""
 
 
 class Receiver:
-    """A receiver of webhooks that answers when it is told to."""
+    """A receiver of webhooks that answers when answer() is called."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -33,7 +33,7 @@ class Receiver:
         self._event(path).set()
 
     async def start(self) -> web.AppRunner:
-        """Listen; return what has to be cleaned up."""
+        """Listen; return the runner, which the caller has to clean up."""
         app = web.Application()
         app.router.add_post("/{path}", self._handle)
         runner = web.AppRunner(app)
@@ -54,7 +54,8 @@ class Receiver:
 class Phases:
     """Each method cancels `jobs` jobs in the phase of its name, which bench.cancel_latency explains.
 
-    Expects the models "queued", without a worker, "prefill" and "decode", each with a worker of one slot.
+    The stack must serve the models "queued", without a worker, and "prefill" and "decode", each with a worker of one
+    slot.
     """
 
     stub: LlmServiceStub
@@ -78,9 +79,9 @@ class Phases:
         return await self._in_the_only_slot("decode", lambda job: job.output_bytes > 0)
 
     async def _in_the_only_slot(self, model: str, reached: Callable[[WatchedJob], bool]) -> list[Sample]:
-        # More than is ever made.
+        # The jobs are cancelled long before.
         params = llm_pb2.SamplingParams(max_tokens=8191)
-        # Two wait, so that one of them has certainly reached the queue; Temporal does not promise which goes first.
+        # Two jobs wait, so that at least one has reached the queue. Temporal does not promise their order.
         waiting = [await WatchedJob.submit(self.stub, model=model, params=params) for _ in range(3)]
         running = await first_started(waiting)
         samples = []
@@ -154,7 +155,7 @@ class Phases:
 
 
 async def first_started(jobs: list[WatchedJob]) -> WatchedJob:
-    """Return the job that a worker has taken, once there is one."""
+    """Wait until a worker has started one of the jobs, and return it."""
     waits = {asyncio.create_task(job.until(partial(job.status_has, "start_time"))): job for job in jobs}
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -168,6 +169,6 @@ async def first_started(jobs: list[WatchedJob]) -> WatchedJob:
 
 
 def require(job: WatchedJob, state: "llm_pb2.JobState.ValueType") -> None:
-    """Raise RuntimeError unless the job has ended so: a number of what did not happen would be worth nothing."""
+    """Raise RuntimeError unless the job ended in the state: otherwise its figures would be meaningless."""
     if job.status.state != state:
         raise RuntimeError(f"{job.workflow_id} ended otherwise: {job.status}")

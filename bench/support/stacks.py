@@ -1,4 +1,4 @@
-"""The stack as the scripts of this folder run it, and the processes beside it: peers and floors."""
+"""Runs the stack for the scripts of bench/, and other processes next to it: peers and floors."""
 
 import asyncio
 import json
@@ -14,18 +14,18 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 
 KINDS: Final = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
-"""What runs: all but the codec server, which no job needs."""
+"""The processes that run: all except the codec server, which no job needs."""
 
 ROOT: Final = Path(__file__).parents[2]
 START_SECONDS: Final = 300
-"""A peer with a model to load may take so long."""
+"""Maximum time until a peer is ready, for peers that load a model."""
 
 
 @contextmanager
 def new_stack(
     environment: Mapping[str, Mapping[str, str]] | None = None, *, engine: str = "simulated", workers: int = 1
 ) -> Iterator[Stack]:
-    """Yield a stack with the settings of `make up`, not yet started, on free ports, in a folder that goes with it."""
+    """Yield a stack that is not started, with the settings of `make up`, free ports and a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         ports: dict[str, Any] = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
         settings = StackSettings(state_dir=Path(folder), engine=engine, gpu_workers=workers, **ports)
@@ -45,18 +45,18 @@ def models(*entries: tuple[str, str], tokens: int = 8192) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Beside:
-    """A process that runs beside the stack."""
+    """A process that runs next to the stack."""
 
     pid: int
     ready: str
-    """The line with which it said that it is ready."""
+    """The line with which the process reported that it is ready."""
 
 
 @asynccontextmanager
 async def beside(module: str, *arguments: str) -> AsyncIterator[Beside]:
-    """Run `python -m module arguments` while the context is open, from when it has said that it is ready.
+    """Start `python -m module arguments`, wait until it reports that it is ready, and kill it when the context ends.
 
-    Raises RuntimeError when it ends without saying so.
+    Raises RuntimeError when it ends before it is ready.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments), stdout=asyncio.subprocess.PIPE, cwd=ROOT

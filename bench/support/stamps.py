@@ -1,4 +1,4 @@
-"""Text that says when it was made, so that whoever reads it, in any process of this machine, knows how old it is."""
+"""Text that holds the time of its creation, so that a reader in any process of this machine knows its age."""
 
 import asyncio
 import time
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 def stamp() -> str:
-    """Return a piece of text that stands for a token made now."""
-    # Linux has one monotonic clock for all processes, and nothing ever sets it.
+    """Return the text of a token that is generated now."""
+    # Linux has one monotonic clock for all processes, which nothing can set.
     return f"{time.monotonic_ns()} "
 
 
@@ -21,18 +21,18 @@ class Read:
 
     @property
     def age(self) -> float:
-        """From made to read, in milliseconds."""
+        """Milliseconds from `made` to `read`."""
         return (self.read - self.made) / 1e6
 
 
 def read_stamps(text: str) -> list[Read]:
-    """Return the stamps of a text that was received just now."""
+    """Return the stamps in a text that was received now."""
     now = time.monotonic_ns()
     return [Read(int(made), now) for made in text.split()]
 
 
 async def paced(count: int, per_second: float) -> AsyncGenerator[str, None]:
-    """Yield stamps at an even pace, made when they are yielded."""
+    """Yield stamps at an even pace, each with the time at which it is yielded."""
     due = asyncio.get_running_loop().time()
     for _ in range(count):
         await asyncio.sleep(due - asyncio.get_running_loop().time())

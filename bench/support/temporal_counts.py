@@ -1,4 +1,4 @@
-"""What Temporal counts itself: calls of its API, and writes of workflows to its database."""
+"""Temporal's own counts of calls of its API, and of writes of workflows to its database."""
 
 import asyncio
 import re
@@ -15,28 +15,29 @@ _LINE: Final = re.compile(r"^(?P<name>service|persistence)_requests\{(?P<labels>
 _LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 _WRITES: Final = ("CreateWorkflowExecution", "UpdateWorkflowExecution")
 _MARK: Final = "ListSchedules"
-"""A call that nobody else makes."""
+"""A call that only this module makes."""
 _REPORTS_SECONDS: Final = 1.0
 _PASSES: Final = 3
-"""Once a second Temporal reports its counters, one after the other in any order. What was counted before a mark may be
-missing from the pass that reports the mark, and still to come in the next; a third mark shows that that one is over."""
+"""Number of marks. Once a second Temporal reports its counters, one after another in any order. A count from before a
+mark may be missing in the pass that reports the mark, and come in the next pass. A third mark shows that this pass has
+ended."""
 
 
 class TemporalCounts:
-    """The counts of a stack's Temporal."""
+    """The counts of the Temporal server of a stack."""
 
     def __init__(self, stack: Stack) -> None:
         self._url = stack.metrics_url("temporal")
 
     async def settled(self, client: Client) -> tuple[Counter[str], int]:
-        """Return the calls by operation, and the writes of workflows, until now."""
+        """Return the calls by operation, and the number of writes of workflows, until now."""
         for _ in range(_PASSES):
             counts = await self._marked(client)
         del counts[0][_MARK]
         return counts
 
     async def _marked(self, client: Client) -> tuple[Counter[str], int]:
-        """Make a call and return what Temporal reports together with it."""
+        """Make a call of _MARK, and return the counts that include it."""
         marked = (await self._read())[0][_MARK]
         await client.workflow_service.list_schedules(ListSchedulesRequest(namespace=client.namespace))
         async with asyncio.timeout(20 * _REPORTS_SECONDS):

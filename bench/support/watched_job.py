@@ -1,9 +1,13 @@
-"""The jobs of the benchmarks: submitted, and watched from then on."""
+"""The jobs of the benchmarks: submitted, and watched from then on.
+
+By the generated stub, not by durable_llm: its own cost would be in the figures, and a stream that it continued would be
+one that broke, which ends a benchmark.
+"""
 
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Self
 
 from llm_pb import llm_pb2
@@ -12,12 +16,12 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 MODEL: Final = "docstrings"
 """The model that a stack serves by default."""
 DEADLINE_SECONDS: Final = 900
-"""A job that has not ended by then never will."""
+"""Maximum duration of a job. A job that takes longer never ends."""
 _ids: Final = itertools.count(1)
 
 
 async def submit(stub: LlmServiceStub, *, tokens: int | None = None, **fields: Any) -> str:
-    """Submit a job under a key of its own, with these fields, `tokens` being its max_tokens; return its workflow id."""
+    """Submit a job with these fields and a new request_id; return its workflow id. `tokens` sets max_tokens."""
     values = {"user_id": "bench", "request_id": f"{next(_ids)}", "model": MODEL, "prompt": "x", **fields}
     if tokens is not None:
         values["params"] = llm_pb2.SamplingParams(max_tokens=tokens)
@@ -25,11 +29,18 @@ async def submit(stub: LlmServiceStub, *, tokens: int | None = None, **fields: A
     return response.workflow_id
 
 
+def messages(
+    stub: LlmServiceStub, workflow_id: str, seconds: float = DEADLINE_SECONDS
+) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
+    """Stream a job's status and output from its start."""
+    request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id)
+    return aiter(stub.StreamStatus(request, timeout=seconds))
+
+
 async def finish(stub: LlmServiceStub, workflow_id: str) -> llm_pb2.StreamStatusResponse:
     """Watch a job to its end; return the last message. Raises RuntimeError unless the job succeeded."""
     last = llm_pb2.StreamStatusResponse()
-    request = llm_pb2.StreamStatusRequest(workflow_id=workflow_id)
-    async for message in stub.StreamStatus(request, timeout=DEADLINE_SECONDS):
+    async for message in messages(stub, workflow_id):
         last = message
     if last.status.state != llm_pb2.JOB_STATE_SUCCEEDED:
         raise RuntimeError(f"{workflow_id} ended otherwise: {last.status}")
@@ -37,7 +48,7 @@ async def finish(stub: LlmServiceStub, workflow_id: str) -> llm_pb2.StreamStatus
 
 
 async def together(count: int, job: Callable[[], Awaitable[object]], at_once: int) -> None:
-    """Run the job so many times, `at_once` of them side by side."""
+    """Run the job `count` times, `at_once` of them concurrently."""
     waiting = iter(range(count))
 
     async def client() -> None:
@@ -48,33 +59,33 @@ async def together(count: int, job: Callable[[], Awaitable[object]], at_once: in
 
 
 class WatchedJob:
-    """What the stream of one job has said so far."""
+    """What the stream of one job has reported so far."""
 
     def __init__(self, stub: LlmServiceStub, workflow_id: str) -> None:
         self.workflow_id = workflow_id
         self.status = llm_pb2.JobStatus()
         self.output_bytes = 0
         self.ended = 0.0
-        """When the stream ended, by time.time(); 0 before."""
+        """Time by time.time() at which the stream ended; 0 before."""
         self._stub = stub
         self._changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
     async def submit(cls, stub: LlmServiceStub, **job: Any) -> Self:
-        """Submit a job with these fields and begin to watch it."""
+        """Submit a job with these fields and start watching it."""
         return cls(stub, await submit(stub, **job))
 
     def in_state(self, state: "llm_pb2.JobState.ValueType") -> bool:
-        """Whether the job is in the state."""
+        """Return whether the job is in the state."""
         return self.status.state == state
 
     def status_has(self, field: str) -> bool:
-        """Whether a field of the status is set."""
+        """Return whether a field of the status is set."""
         return self.status.HasField(field)  # type: ignore[arg-type]  # the stub takes only literals
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds. Raises RuntimeError when the stream ends without."""
+        """Wait until the condition holds. Raises RuntimeError when the stream ends before."""
         async with asyncio.timeout(30):
             while not condition():
                 if self._reading.done():
@@ -84,15 +95,13 @@ class WatchedJob:
                 await changed.wait()
 
     async def end(self) -> None:
-        """Return once the stream has ended."""
+        """Wait until the stream has ended."""
         async with asyncio.timeout(30):
             await self._reading
 
     async def _read(self) -> None:
         try:
-            async for message in self._stub.StreamStatus(
-                llm_pb2.StreamStatusRequest(workflow_id=self.workflow_id), timeout=300
-            ):
+            async for message in messages(self._stub, self.workflow_id, 300):
                 if message.HasField("status"):
                     self.status = message.status
                 self.output_bytes = message.next_offset

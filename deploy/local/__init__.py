@@ -1,5 +1,5 @@
 """The whole suite on one machine: real servers and services as separate processes under one supervisor.
 
-`python -m deploy.local up` and `demo` are the commands; `deploy.local.stack.Stack` is the library below them, which the
-tests use to start, kill and restart real processes.
+The commands are `python -m deploy.local up` and `demo`. `deploy.local.stack.Stack` is the library below them. The tests
+use it to start, kill and restart real processes.
 """

@@ -1,9 +1,9 @@
-"""`python -m deploy.local up` runs the suite until Ctrl-C; `demo` shows one job and stops."""
+"""`python -m deploy.local up` runs the suite until Ctrl-C; `python -m deploy.local demo` shows one job and stops."""
 
 import signal
 import sys
 
-# The imports take a second, and nothing runs yet: Ctrl-C ends the process without a traceback.
+# The imports take a second in which nothing runs yet, so Ctrl-C ends the process without a traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from deploy.local.command_line import main  # noqa: E402

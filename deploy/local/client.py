@@ -1,22 +1,15 @@
-"""A running stack's gateway, as its users call it."""
-
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
-import grpc
+"""A client for the gateway of a running stack."""
 
 from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2, llm_pb2_grpc
+from durable_llm import AsyncClient
 
 
-@asynccontextmanager
-async def gateway_client(stack: Stack) -> AsyncGenerator[llm_pb2_grpc.LlmServiceStub]:
-    """Provide a client of the gateway."""
-    async with grpc.aio.insecure_channel(stack.address("gateway"), CHANNEL_OPTIONS) as channel:
-        yield llm_pb2_grpc.LlmServiceStub(channel)
+def gateway_client(stack: Stack) -> AsyncClient:
+    """Return a client of the gateway."""
+    return AsyncClient(stack.address("gateway"), options=CHANNEL_OPTIONS)
 
 
-async def first_model(client: llm_pb2_grpc.LlmServiceStub) -> str:
-    """Return the name of a model that jobs may name; there is always one."""
-    return (await client.ListModels(llm_pb2.ListModelsRequest())).models[0].name
+async def first_model(client: AsyncClient) -> str:
+    """Return the name of the first model of the gateway. There is always one."""
+    return (await client.models())[0].name

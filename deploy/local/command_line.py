@@ -1,4 +1,4 @@
-"""The command line of `python -m deploy.local`: what is checked before anything starts, and how a failure is told."""
+"""The command line of `python -m deploy.local`: checks before the start, and prints failures."""
 
 import argparse
 import asyncio
@@ -17,7 +17,7 @@ from runtime.environment import unknown_variables
 
 
 def main() -> int:
-    """Run a command; returns 1, with the reason on stderr, when the stack could not start or go on."""
+    """Run a command. Return 1, with the reason on stderr, when the stack could not start or continue."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Run the suite on this machine.")
     parser.add_argument("command", choices=COMMANDS)
     command = parser.parse_args().command
@@ -30,13 +30,13 @@ def main() -> int:
     except StackError as error:
         print(f"\n{error}", file=sys.stderr)
     finally:
-        # The loop has given it back.
+        # The event loop has restored Python's handler, which prints a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     return 1
 
 
 def _require_known(names: Iterable[str]) -> None:
-    """Raise UnknownSetting for variables that are misspelt; name those that may be another program's."""
+    """Raise UnknownSetting for misspelt variables. Print those that may be another program's."""
     unknown = unknown_variables(names, CLASSES)
     if misspelt := [variable for variable in unknown if variable.meant]:
         raise UnknownSetting(misspelt)

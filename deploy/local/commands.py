@@ -1,4 +1,4 @@
-"""The commands `up` and `demo`: what is done with a running stack, and how a signal ends it."""
+"""The commands `up` and `demo`: start a stack, work with it, and stop it on a signal."""
 
 import asyncio
 import signal
@@ -14,7 +14,7 @@ from deploy.local.supervisor import supervise
 
 
 async def up(stack: Stack) -> None:
-    """Say where everything is; never returns."""
+    """Print the addresses and example calls, then wait until cancelled."""
     async with gateway_client(stack) as client:
         print(hints(stack, await first_model(client)))
     print("Ctrl-C stops everything.", flush=True)
@@ -25,9 +25,9 @@ COMMANDS: Final = {"up": up, "demo": demo}
 
 
 async def run(command: str, settings: StackSettings) -> int:
-    """Start the stack, run a command on it, stop the stack; return the exit status. Raises StackError.
+    """Start the stack, run a command on it, stop the stack. Return the exit status. Raises StackError.
 
-    SIGINT, SIGTERM and SIGHUP stop everything in order; a second one kills what has not stopped yet.
+    The first SIGINT, SIGTERM or SIGHUP stops everything in order. A second one kills what has not stopped yet.
     """
     stack = Stack(settings, report=_report)
     task = asyncio.current_task()
@@ -47,7 +47,7 @@ async def run(command: str, settings: StackSettings) -> int:
         async with stack:
             await supervise(stack, COMMANDS[command](stack), _report)
     except asyncio.CancelledError:
-        # For `up` this is the way to end; a demo that was stopped has not shown what it should.
+        # `up` always ends this way. A demo that was stopped is incomplete, so it fails.
         return 0 if command == "up" else 130
     return 0
 

@@ -1,4 +1,4 @@
-"""What can keep the stack from running, in one tree.
+"""The errors that keep the stack from running, in one tree.
 
     StackError
     ├── UnknownSetting   a variable looks like a setting and is none
@@ -6,11 +6,11 @@
     ├── ProgramMissing   a program is neither in the environment nor on PATH
     ├── PortTaken        something else listens on a port
     ├── StateBusy        another supervisor works in the state folder
-    ├── StateShared      the state folder is not a stack's, and others can look into it
+    ├── StateShared      the state folder is not a stack's, and other users can read it
     ├── ProcessFailed    a process ended, or was not ready in time
-    └── DemoFailed       the demo's job did not go as it should
+    └── DemoFailed       a step of the demo failed
 
-Every message is for a person at a terminal and says what to do.
+Every message is for a person at a terminal and says what to do next.
 """
 
 import sys
@@ -21,11 +21,11 @@ from runtime.environment import Unknown
 
 
 class StackError(Exception):
-    """The stack cannot start or cannot go on."""
+    """The stack cannot start or cannot continue."""
 
 
 class UnknownSetting(StackError):
-    """Variables look like settings and are none: what they were meant to change would stay as it is."""
+    """Variables look like settings and are none, so they would have no effect."""
 
     def __init__(self, unknown: Sequence[Unknown]) -> None:
         super().__init__("\n".join(map(str, unknown)))
@@ -36,8 +36,8 @@ class EngineMissing(StackError):
 
     def __init__(self, engine: str) -> None:
         super().__init__(
-            f"STACK_ENGINE is {engine}, which is not installed in {sys.prefix}. docs/operate.md says how vLLM is"
-            " installed; torch and simulated are there after `make env`."
+            f"STACK_ENGINE is {engine}, which is not installed in {sys.prefix}. docs/operate.md says how to install"
+            " vLLM. `make env` installs torch and simulated."
         )
 
 
@@ -59,7 +59,7 @@ class PortTaken(StackError):
 
 
 class StateBusy(StackError):
-    """Another supervisor works in the state folder; two servers on one database would ruin it."""
+    """Another supervisor uses the state folder. Two servers on one database would corrupt it."""
 
     def __init__(self, state_dir: Path) -> None:
         super().__init__(
@@ -69,17 +69,17 @@ class StateBusy(StackError):
 
 
 class StateShared(StackError):
-    """The folder is not a stack's. Made private it would lock others out; as it is it would show them prompts."""
+    """The folder is not a stack's. Making it private would lock other users out; leaving it would show them prompts."""
 
     def __init__(self, state_dir: Path) -> None:
         super().__init__(
-            f"STACK_STATE_DIR is {state_dir}, which is no state folder of a stack, and others can look into it. Set it"
+            f"STACK_STATE_DIR is {state_dir}, which is no state folder of a stack, and other users can read it. Set it"
             " to a folder that does not exist yet, or to one of mode 0700."
         )
 
 
 class ProcessFailed(StackError):
-    """A process ended when it should run, or was not ready in time. The message ends with its last log lines."""
+    """A process ended unexpectedly, or was not ready in time. The message ends with its last log lines."""
 
     def __init__(self, name: str, reason: str, log_path: Path, last_lines: list[str]) -> None:
         self.name = name
@@ -88,4 +88,4 @@ class ProcessFailed(StackError):
 
 
 class DemoFailed(StackError):
-    """The demo's job did not go as it should."""
+    """A step of the demo failed."""

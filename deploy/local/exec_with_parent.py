@@ -1,11 +1,11 @@
-"""Becomes another program, and dies with the process that started it.
+"""Replaces itself with another program, which the kernel kills when the process that started it dies.
 
     python -I -S exec_with_parent.py PARENT_PID PROGRAM ARGUMENT...
 
-A supervisor that is killed with SIGKILL cannot stop its children; on Linux the kernel then does. The request has to be
-made in the child. A program of its own does it, and not `preexec_fn`, because Python code between fork and exec can
-deadlock in a process with threads, as every process with a Temporal client has. Other systems know no such request:
-there a killed supervisor leaves its children behind.
+A supervisor that is killed with SIGKILL cannot stop its children. On Linux the kernel can, and the child has to request
+it. This program makes the request instead of `preexec_fn`, because Python code between fork and exec can deadlock in a
+process with threads, and every process with a Temporal client has threads. Other systems have no such request, so there
+a killed supervisor leaves its children running.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Ask for SIGKILL at the parent's death, then become the program."""
+    """Request SIGKILL at the parent's death, then execute the program."""
     parent, program, *arguments = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What to try against a running stack: lines that work as they stand."""
+"""Addresses and example commands for a running stack, ready to be pasted."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ from deploy.local.stack import Stack
 
 
 def hints(stack: Stack, model: str) -> str:
-    """Return, for a terminal, where the stack can be looked at and how it can be called."""
+    """Return the addresses of the stack and example commands, as text for a terminal."""
     gateway = stack.address("gateway")
     rpc = "llm.v1.LlmService"
     user, request, prompt = "alice", "first", "Return the "

@@ -1,4 +1,4 @@
-"""The stack's TCP ports, all on the loopback interface."""
+"""Chooses the TCP ports of the stack, all on the loopback interface."""
 
 import random
 import socket
@@ -17,7 +17,7 @@ HOST: Final = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """One port for each listener. A field `x` is set by STACK_X_PORT."""
+    """One port for each listener. STACK_X_PORT sets the field `x`."""
 
     temporal: int
     temporal_ui: int
@@ -33,7 +33,7 @@ class Ports:
 
 
 def choose_ports(settings: StackSettings) -> Ports:
-    """Return the ports of the settings, with a free one for each 0."""
+    """Return the ports of the settings, with a free port in place of each 0."""
     names = [field.name for field in fields(Ports)]
     return Ports(**{name: getattr(settings, f"{name}_port") or free_port() for name in names})
 
@@ -45,20 +45,21 @@ def require_free(port: int, name: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, that no outgoing connection will be given, and that was not given before.
+    """Return a port without a listener, outside the ephemeral range, that was not returned before.
 
-    A client that retries while its server is down must not be given the server's port as its own: it would connect to
-    itself, and the server could not come back. So the port lies below the range that the system hands out.
+    A client that retries while its server is down must not get the server's port as its own: it would connect to
+    itself, and the server could not restart. So the port lies below the range that the system assigns to outgoing
+    connections.
     """
     return next(port for port in _candidates() if _is_free(port))
 
 
 @cache
 def _candidates() -> Iterator[int]:
-    """Return the ports one after the other, from a random one on, the same iterator each time.
+    """Return an iterator of all ports from a random one on. Every call returns the same iterator.
 
-    Stacks of several processes that start at once choose before they listen. Were each port a random one, two of a
-    hundred would be the same every fifth time.
+    Stacks of several processes that start concurrently choose their ports before they listen. If each port were random,
+    two of a hundred would be the same every fifth time.
     """
     ports = range(10_000, _first_ephemeral_port())
     start = random.randrange(len(ports))
@@ -68,7 +69,7 @@ def _candidates() -> Iterator[int]:
 def _first_ephemeral_port() -> int:
     linux = Path("/proc/sys/net/ipv4/ip_local_port_range")
     first = int(linux.read_text().split()[0]) if linux.exists() else 32_768
-    # Some systems hand out everything from 1024 on; then there is no better place.
+    # Some systems assign all ports from 1024 on. Then no range is better.
     return max(first, 20_000)
 
 

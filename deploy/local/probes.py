@@ -1,6 +1,7 @@
-"""Ways to see that a process is ready. Each looks once and answers within a few seconds."""
+"""Probes that check whether a process is ready. Each checks once and returns within a few seconds."""
 
 import asyncio
+import time
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
@@ -12,10 +13,12 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest, ListS
 from deploy.local.process import Probe, Process
 
 _TIMEOUT: Final = 1.0
+_DEGRADED_SECONDS: Final = 5.0
+"""Maximum wait for a service that is ready to connect to what it can do without."""
 _READY_TIMEOUT: Final = 5.0
-"""Longer than a service takes to find out that something does not answer."""
+"""Seconds. A service needs less to detect that another server does not answer."""
 CHANNEL_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
-"""For every gRPC channel on the loopback interface: the user's proxy must not be asked for it."""
+"""Options of every gRPC channel on the loopback interface, which must not go through the user's proxy."""
 
 
 def listens(address: str) -> Probe:
@@ -35,16 +38,29 @@ def listens(address: str) -> Probe:
 
 
 def is_ready(address: str) -> Probe:
-    """Return a probe that succeeds once a service says so at /readyz beside its metrics."""
+    """Return a probe that succeeds once a service says so at /readyz, on the port of its metrics.
 
+    A service is ready without the feed, which it reports as degraded. It gets a few seconds to connect, so that the
+    first job's tokens are not lost.
+    """
     url, timeout = f"http://{address}/readyz", aiohttp.ClientTimeout(total=_READY_TIMEOUT)
+    ready_since: float | None = None
 
     async def probe(_: Process) -> bool:
+        nonlocal ready_since
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
-                return answer.status == HTTPStatus.OK
+                if answer.status != HTTPStatus.OK:
+                    ready_since = None
+                    return False
+                degraded = (await answer.json()).get("degraded")
         except (aiohttp.ClientError, TimeoutError):
+            ready_since = None
             return False
+        now = time.monotonic()
+        if ready_since is None:
+            ready_since = now
+        return not degraded or now - ready_since > _DEGRADED_SECONDS
 
     return probe
 
@@ -52,7 +68,7 @@ def is_ready(address: str) -> Probe:
 def has_search_attributes(address: str, names: Collection[str]) -> Probe:
     """Return a probe that succeeds once Temporal's namespace `default` knows all these search attributes.
 
-    The development server answers before it has registered them; a job started in between would be refused.
+    The development server answers before it has registered them, and would refuse a job that started then.
     """
 
     async def probe(_: Process) -> bool:

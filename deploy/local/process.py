@@ -1,4 +1,4 @@
-"""One process of the stack: start it, wait until it is ready, stop it, kill it, start it again."""
+"""One process of the stack, which can be started, awaited, stopped, killed and started again."""
 
 import asyncio
 import os
@@ -13,17 +13,17 @@ from typing import Final
 from deploy.local.errors import ProcessFailed
 
 Probe = Callable[["Process"], Awaitable[bool]]
-"""Looks once, within a few seconds, whether the process does its work."""
+"""Checks once, within a few seconds, whether the process is ready."""
 
 _EXEC_WITH_PARENT: Final = str(Path(__file__).with_name("exec_with_parent.py"))
 _PROBE_INTERVAL: Final = 0.05
 
 
 class Process:
-    """A program in a process group of its own, whose output is appended to a log file.
+    """A program in its own process group, whose output is appended to a log file.
 
-    It dies with the process that started it (see exec_with_parent), provided that start() is called on a thread that
-    lives on. The whole group goes when the program ends, so that its own children never outlive it.
+    It dies with the process that started it (see exec_with_parent), provided that the thread that called start() is
+    still alive. When the program ends, its whole group is killed, so that its children never outlive it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Process:
         self.name = name
         self.command = tuple(command)
         self.environment = dict(environment)
-        """What start() passes; may be changed between two starts."""
+        """Environment that start() passes. It may be changed between two starts."""
         self.log_path = log_path
         self._probe = probe
         self._working_dir = working_dir
@@ -53,17 +53,17 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """The process id, also its group's id; None unless it runs."""
+        """The process id, which is also the id of its group; None unless the process runs."""
         return self._pid if self.running else None
 
     @property
     def returncode(self) -> int | None:
-        """How the last run ended, -N for signal N; None while it runs and before the first start."""
+        """Exit status of the last run, -N for signal N; None while it runs and before the first start."""
         return self._end.result() if self._end is not None and self._end.done() else None
 
     @property
     def ending(self) -> str:
-        """How the last run ended, in words."""
+        """Description of how the last run ended."""
         if self.returncode is not None and self.returncode < 0:
             return f"was ended by {signal.Signals(-self.returncode).name}"
         return f"ended with status {self.returncode}"
@@ -75,13 +75,13 @@ class Process:
 
     @property
     def log(self) -> str:
-        """What this run has written so far."""
+        """Output of this run so far."""
         with self.log_path.open("rb") as file:
             file.seek(self._log_start)
             return file.read().decode(errors="replace")
 
     async def start(self) -> None:
-        """Start it; returns at once, see wait_ready(). Raises RuntimeError when it runs already."""
+        """Start the process; wait_ready() waits until it is ready. Raises RuntimeError when it runs already."""
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class Process:
         self._end = asyncio.create_task(_end_of_group(started), name=f"end of {self.name}")
 
     async def wait_ready(self) -> None:
-        """Return once the probe succeeds; raises ProcessFailed when the process ends first or takes too long."""
+        """Wait until the probe succeeds. Raises ProcessFailed when the process ends first or takes too long."""
         since = time.monotonic()
         while True:
             if not self.running:
@@ -118,13 +118,13 @@ class Process:
             await asyncio.sleep(_PROBE_INTERVAL)
 
     async def wait(self) -> int:
-        """Return the status with which it ended, once its whole group is gone. Raises RuntimeError before start()."""
+        """Wait until the whole group has ended, and return the exit status. Raises RuntimeError before start()."""
         if self._end is None:
             raise RuntimeError(f"{self.name} was never started")
         return await asyncio.shield(self._end)
 
     async def terminate(self) -> None:
-        """Ask it to stop with SIGTERM and wait; kill it after the grace. Nothing happens when it does not run."""
+        """Send SIGTERM and wait; kill the process after the grace. Does nothing when it does not run."""
         self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._stop_grace):
@@ -133,19 +133,19 @@ class Process:
             await self.kill()
 
     async def kill(self) -> None:
-        """End it and its children with SIGKILL and wait. Nothing happens when it does not run."""
+        """Kill the process and its children with SIGKILL and wait. Does nothing when it does not run."""
         if self.running:
             _kill_group(self._pid)
             await self._wait_if_running()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process, not to its children. Nothing happens when it does not run."""
+        """Send a signal to the process, not to its children. Does nothing when it does not run."""
         if self.running:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, number)
 
     def failure(self, reason: str) -> ProcessFailed:
-        """Return the error that says why, with the end of the log."""
+        """Return an error with the reason and the end of the log."""
         return ProcessFailed(self.name, reason, self.log_path, self.log.splitlines()[-15:])
 
     async def _wait_if_running(self) -> None:
@@ -155,7 +155,7 @@ class Process:
 
 async def _end_of_group(process: asyncio.subprocess.Process) -> int:
     status = await process.wait()
-    # At once, before the id of the group can belong to somebody else.
+    # Immediately, before another group can get the id.
     _kill_group(process.pid)
     return status
 

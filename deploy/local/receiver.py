@@ -1,4 +1,4 @@
-"""A receiver of webhooks, as small as one can be: what the demo shows is what a user's own server would get."""
+"""A minimal receiver of webhooks. The demo shows what a user's own server would get."""
 
 import asyncio
 from typing import Any, Final, Self
@@ -9,7 +9,7 @@ from deploy.local.ports import HOST
 
 
 class Receiver:
-    """Takes every POST on a port of the loopback interface and keeps its JSON body."""
+    """Accepts every POST to /outcomes on a port of the loopback interface, and queues its JSON body."""
 
     def __init__(self, port: int) -> None:
         self.url: Final = f"http://{HOST}:{port}/outcomes"

@@ -1,4 +1,4 @@
-"""Keeps a running stack running: a process that ends is started again, a bounded number of times."""
+"""Keeps a stack running: restarts each process that ends, a limited number of times."""
 
 import asyncio
 import time
@@ -10,15 +10,15 @@ from deploy.local.process import Process
 from deploy.local.stack import Report, Stack
 
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new start; when they are used up the process is given up."""
+"""Seconds before each restart. After the last one the process is given up."""
 _STEADY: Final = 60.0
-"""A process that ran for so many seconds has its restarts back."""
+"""Seconds of running after which a process has all its restarts again."""
 
 
 async def supervise(stack: Stack, work: Awaitable[None], report: Report) -> None:
-    """Do the work, and meanwhile start again what ends.
+    """Await the work, and meanwhile restart processes that end.
 
-    Returns when the work is done, or raises what it raises; raises the ProcessFailed of a process that keeps ending.
+    Return when the work is done. Raises the error of the work, and ProcessFailed for a process that keeps ending.
     """
     tasks = [asyncio.ensure_future(work)]
     tasks += [asyncio.create_task(_keep_running(process, report)) for process in stack.processes.values()]
@@ -48,7 +48,7 @@ async def _keep_running(process: Process, report: Report) -> NoReturn:
         try:
             await process.wait_ready()
         except ProcessFailed:
-            # The next turn counts it as one more end.
+            # The next iteration counts this as another end.
             await process.kill()
         else:
             report(process.name, "ready again")

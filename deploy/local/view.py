@@ -1,4 +1,4 @@
-"""How a terminal shows text that is still being written, with a progress bar below it."""
+"""Shows growing text on a terminal, with a progress bar below it."""
 
 import shutil
 import sys
@@ -11,16 +11,16 @@ _UP_AND_CLEAR: Final = "\r\x1b[1A\x1b[J"
 
 
 def progress_bar(percent: float) -> str:
-    """Return a bar of fixed width with the number behind it."""
+    """Return a bar of fixed width, followed by the number."""
     filled = round(_BAR_WIDTH * percent / 100)
     return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {percent:3.0f} %"
 
 
 class LiveView:
-    """Text that grows above a bar.
+    """Growing text with a progress bar.
 
-    On a terminal the bar stays in place and the text grows above it. Anywhere else (a log, a pipe) nothing can be
-    taken back, so a line is added now and then: the bar, then the text since the last one.
+    On a terminal the bar stays in place and the text grows above it. Other outputs (a log, a pipe) cannot be rewritten,
+    so a line is added periodically: the bar, then the text since the last line.
     """
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
@@ -35,11 +35,11 @@ class LiveView:
             self._stream.write("\n")
 
     def update(self, text: str, percent: float, words: str) -> None:
-        """Add text, move the bar and put a few words behind it."""
+        """Add text, move the bar and set the words after it."""
         self._text += _harmless(text)
         self._bar = f"{progress_bar(percent)}  {words}"
         if self._terminal:
-            # What stays is the line that still grows.
+            # The last line still grows, so it stays in the buffer.
             *finished, self._text = self._break(self._text)
             above = "".join(f"{line}\n" for line in finished)
             self._stream.write(f"{_UP_AND_CLEAR}{above}{self._text}\n{self._bar[: self._columns]}")
@@ -48,7 +48,7 @@ class LiveView:
             self._write_line()
 
     def close(self) -> None:
-        """Write what has not been written, and end the line."""
+        """Write the remaining text, and end the line."""
         if self._terminal:
             self._stream.write("\n")
             self._stream.flush()
@@ -69,7 +69,7 @@ class LiveView:
 
 
 def _harmless(text: str) -> str:
-    """Return text that cannot steer the terminal: what a model writes is not to be trusted with that."""
+    """Return the text without control characters, because a model's output must not control the terminal."""
     return "".join(
         character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
         for character in text.expandtabs(4)

@@ -22,7 +22,7 @@ async def main() -> None:
         duration = metrics.meter(__package__).create_histogram(
             HTTP_SERVER_REQUEST_DURATION,
             unit="s",
-            description="How long the codec server took to answer.",
+            description="Duration of requests to the codec server.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
         hosts = (*settings.allowed_hosts, settings.host)

@@ -1,4 +1,4 @@
-"""What an operator can set about the codec server."""
+"""Settings of the codec server."""
 
 from typing import Annotated, Any
 
@@ -12,19 +12,19 @@ class CodecSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CODEC_", frozen=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """The address to listen on. Loopback by default: the server knows no users, so what it is shown is for all."""
+    """Address to listen on; loopback unless set. The server knows no users: whoever reaches it can decode payloads."""
     port: int = Field(default=8234, ge=0, le=65535)
-    """The port to listen on; 0 takes a free one and logs it."""
+    """Port to listen on; 0 takes a free one and logs it."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(default=9468, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
-    """The names and addresses by which the server may be called, beside CODEC_HOST, separated by commas."""
+    """The names and addresses by which the server may be called, as well as CODEC_HOST, separated by commas."""
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ("http://localhost:8233", "http://127.0.0.1:8233")
     """The Web UIs whose pages may call the server, as scheme://host[:port], separated by commas."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
-    """The largest body taken. A page of history has 4 MB at most, a third more in base64."""
+    """Maximum size of a request's body, in bytes. A page of history has at most 4 MB, a third more in base64."""
 
     @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod

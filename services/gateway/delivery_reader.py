@@ -1,6 +1,6 @@
-"""How a job's deliveries stand: what the workflows that make them say.
+"""Reads the state of a job's deliveries from the workflows that make them.
 
-While the job is open its own workflow knows; afterwards its LLMDeliveryWorkflow, if there ever was one.
+While the job is open its own workflow knows the state. Afterwards its LLMDeliveryWorkflow does, if there ever was one.
 """
 
 import logging
@@ -19,30 +19,30 @@ from services.gateway.errors import not_found
 _log = logging.getLogger(__name__)
 _NO_ANSWER: Final = (
     RPCStatusCode.NOT_FOUND,
-    # The id is longer than the server takes.
+    # The id is longer than the server accepts.
     RPCStatusCode.INVALID_ARGUMENT,
-    # It ended before its first step.
+    # The workflow ended before its first step.
     RPCStatusCode.FAILED_PRECONDITION,
 )
 _SETTLED: Final = (llm_pb2.NOTIFY_STATE_DELIVERED, llm_pb2.NOTIFY_STATE_SKIPPED)
 
 
 class Standing(NamedTuple):
-    """How a job's deliveries stand."""
+    """The state of a job's deliveries, and the workflow that continues them."""
 
     state: internal_pb2.DeliveryState
     delivery_workflow_id: str
-    """The id of the LLMDeliveryWorkflow that goes on with them, whether it has ever been started or not."""
+    """The id of the LLMDeliveryWorkflow that continues them, whether it was ever started or not."""
 
 
 class DeliveryReader:
-    """Reads from Temporal how the deliveries of jobs stand."""
+    """Reads the state of deliveries from Temporal."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def refresh(self, status: llm_pb2.JobStatus) -> None:
-        """Bring the notifications of an ended job's status up to date. Raises RPCError when Temporal is away."""
+        """Update the notifications in the status of an ended job. Raises RPCError when Temporal is unavailable."""
         if all(shown.state in _SETTLED for shown in status.notifications):
             return
         later = await self._later(status.workflow_id, status.run_id)
@@ -51,9 +51,9 @@ class DeliveryReader:
             status.notifications.extend(map(notification, later.state.deliveries))
 
     async def standing(self, workflow_id: str, job: WorkflowExecution | None) -> Standing:
-        """Return how a job's deliveries stand; `job` is None when the job's own record is gone.
+        """Return the state of a job's deliveries; `job` is None when the job's own record is gone.
 
-        Raises ApiError NOT_FOUND, RPCError when Temporal is away.
+        Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable.
         """
         later = await self._later(workflow_id, job.run_id if job else None)
         if later is not None:
@@ -64,10 +64,10 @@ class DeliveryReader:
         return Standing(state, delivery_workflow_id(workflow_id))
 
     async def _later(self, workflow_id: str, run_id: str | None) -> Standing | None:
-        """Return how the deliveries stood after the job had closed, None when it left none.
+        """Return the state of the deliveries after the job closed, None when it left none.
 
-        They may outlive the record of their job, whose id may by then belong to another one: `run_id` says which job is
-        meant, None the one whose record is gone.
+        Deliveries may outlive the record of their job, and its id may by then belong to another job. `run_id` says
+        which job is meant. None means the one whose record is gone.
         """
         # An earlier version did not shorten the id.
         for id_ in dict.fromkeys((delivery_workflow_id(workflow_id), unshortened_delivery_workflow_id(workflow_id))):
@@ -79,7 +79,7 @@ class DeliveryReader:
         return None
 
     async def _left(self, id_: str) -> internal_pb2.DeliveryState | None:
-        """Return what the LLMDeliveryWorkflow of this id says, None when there is none."""
+        """Return the state that the LLMDeliveryWorkflow of this id reports, None when there is none."""
         try:
             execution = await self._client.get_workflow_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
@@ -91,7 +91,7 @@ class DeliveryReader:
         return await self._ask(execution)
 
     async def _ask(self, execution: WorkflowExecution) -> internal_pb2.DeliveryState | None:
-        """Return what the workflow itself says, None when it cannot."""
+        """Return the state that the workflow reports to a query, None when it cannot answer."""
         handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
             state: internal_pb2.DeliveryState = await handle.query(
@@ -102,6 +102,6 @@ class DeliveryReader:
                 return None
             raise
         except WorkflowQueryFailedError as error:
-            _log.warning("%s does not say how its deliveries stand: %s", execution.id, error)
+            _log.warning("%s does not report the state of its deliveries: %s", execution.id, error)
             return None
         return state

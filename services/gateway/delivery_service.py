@@ -1,4 +1,4 @@
-"""ListDeliveries and Redeliver: how a job's deliveries stand, and sending them again."""
+"""ListDeliveries and Redeliver: the log of a job's deliveries, and sending them again."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from services.gateway.settings import GatewaySettings
 
 
 class DeliveryService:
-    """The two methods of the API."""
+    """Implements the two methods of the API."""
 
     def __init__(self, client: Client, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings) -> None:
         self._client = client
@@ -29,18 +29,18 @@ class DeliveryService:
         self._redelivering: set[str] = set()
 
     async def list_all(self, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
-        """Return the log. Raises ApiError NOT_FOUND, RPCError."""
+        """Return the log of deliveries. Raises ApiError NOT_FOUND, RPCError."""
         job = await self._job(request.workflow_id)
         state = (await self._reader.standing(request.workflow_id, job)).state
         return llm_pb2.ListDeliveriesResponse(deliveries=[*state.deliveries, *state.earlier])
 
     async def redeliver(self, request: llm_pb2.RedeliverRequest) -> llm_pb2.RedeliverResponse:
-        """Send again, from where the deliveries stand.
+        """Send the chosen deliveries again, continuing from their present state.
 
-        Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id of no delivery, RESOURCE_EXHAUSTED
-        too soon after the last time; RPCError.
+        Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id that is no delivery's,
+        RESOURCE_EXHAUSTED too soon after the last Redeliver; RPCError.
         """
-        # Calls that come together would all find that the last time was long ago.
+        # Concurrent calls would all find that the last Redeliver was long ago.
         if request.workflow_id in self._redelivering:
             raise exhausted(f"another Redeliver of job {request.workflow_id} is under way")
         self._redelivering.add(request.workflow_id)
@@ -78,11 +78,11 @@ class DeliveryService:
             raise exhausted(message, min(wait, self._interval))
 
     async def _job(self, workflow_id: str) -> WorkflowExecutionDescription | None:
-        """Return the job, with the call linked to its trace; None when it is past its retention or never was."""
+        """Return the job, and link the call to its trace; None when it is past its retention or never existed."""
         try:
             description = await self._jobs.describe(workflow_id)
         except JobNotFound:
-            # Its deliveries may be known even so.
+            # Its deliveries may still be known.
             return None
         await link_call(description)
         return description
@@ -96,7 +96,7 @@ def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[
         if id_ not in known
     ]
     if not deliveries:
-        violations = [Violation("workflow_id", "names a job whose outcome was to be told to nobody")]
+        violations = [Violation("workflow_id", "names a job that has no notify targets")]
     if violations:
         raise invalid(violations)
     return [delivery for delivery in deliveries if not ids or delivery.id in ids]

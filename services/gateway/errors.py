@@ -1,4 +1,4 @@
-"""What the gateway answers when it cannot do what it was asked: one exception, made here for every case."""
+"""The errors of the API: one exception, and a function for each case that creates it."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,12 +14,12 @@ from payload_converter import PayloadError
 
 _RETRY: Final = timedelta(seconds=1)
 _MAX_DETAILS_BYTES: Final = 4096
-"""Many clients take 8 KiB of trailers, in which bytes count a third more."""
+"""Maximum size of the details. Many clients accept 8 KiB of trailers, in which base64 adds a third."""
 _MAX_FIELDS_IN_MESSAGE: Final = 8
 
 
 class ApiError(Exception):
-    """A call that ends with this status."""
+    """Ends the call with this status."""
 
     def __init__(self, status: status_pb2.Status) -> None:
         super().__init__(status.message)
@@ -31,7 +31,7 @@ class JobNotFound(ApiError):
 
 
 def invalid(violations: Sequence[Violation]) -> ApiError:
-    """INVALID_ARGUMENT that names every bad field; past what fits the trailers of a call, how many more there are."""
+    """INVALID_ARGUMENT that names every bad field. Of those that do not fit into the trailers it gives the number."""
     details = error_details_pb2.BadRequest()
     for index, violation in enumerate(violations):
         if details.ByteSize() > _MAX_DETAILS_BYTES:
@@ -54,7 +54,7 @@ def not_found(workflow_id: str) -> JobNotFound:
 
 
 def job_not_ended(workflow_id: str) -> ApiError:
-    """FAILED_PRECONDITION: the job's outcome is not there yet, or is being delivered for the first time."""
+    """FAILED_PRECONDITION: the job has no outcome yet, or delivers it for the first time."""
     message = f"job {workflow_id} has not ended; call again when it has"
     return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("JOB_NOT_ENDED")))
 
@@ -66,21 +66,21 @@ def key_reused(user_id: str, request_id: str) -> ApiError:
 
 
 def exhausted(message: str, wait: timedelta = _RETRY) -> ApiError:
-    """RESOURCE_EXHAUSTED with the time after which it is worth trying again."""
+    """RESOURCE_EXHAUSTED with the time after which a retry may succeed."""
     return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info(wait)))
 
 
 def shutting_down() -> ApiError:
-    """UNAVAILABLE: this gateway is about to stop; another one, or this one in a moment, can go on."""
+    """UNAVAILABLE: this gateway is about to stop. The client can continue with another one, or with this one later."""
     message = "the gateway is shutting down; call again"
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("GATEWAY_SHUTDOWN"), _retry_info()))
 
 
 def from_temporal(error: RPCError) -> ApiError:
-    """Return what a call to Temporal that failed means to a client: it is never the client's fault."""
+    """Return the error that a failed call to Temporal becomes for the client. It is never the client's fault."""
     if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
         return exhausted("Temporal is at its rate limit; call again")
-    # The SDK's own time limit comes as CANCELLED.
+    # The SDK reports its own time limit as CANCELLED.
     late = error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
     why = "has not answered in time" if late else f"cannot be reached ({error.status.name})"
     return temporal_unavailable(f"Temporal {why}; call again")

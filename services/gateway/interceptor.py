@@ -1,7 +1,7 @@
-"""The edge of the API: bytes in, checked requests through, every error out as a status with details.
+"""The edge of the API: parses and checks requests, and turns every error into a status with details.
 
-One interceptor around the methods of LlmService, so that a handler sees only valid requests and raises only ApiError or
-Temporal's own RPCError. Other services on the server (health, reflection) pass through untouched.
+One interceptor wraps the methods of LlmService, so that a handler gets only valid requests and raises only ApiError or
+Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "ListDeliveries": rules.check_workflow_id,
     "Redeliver": rules.check_redeliver,
 }
-"""What llm.proto asks of the request of each method."""
+"""The rules of llm.proto for the request of each method."""
 
 _LARGE_ANSWERS: Final = {"List": 128 * 1024, "ListDeliveries": 128 * 1024, "Redeliver": 128 * 1024}
-"""What the answers of some methods may have, in bytes. The service itself says so of GetStatus, whose answers may be
-larger; those of the others are small."""
+"""Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus, whose
+answers may be larger. The answers of the other methods are small."""
 
 Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
-"""Finds what only this gateway's operator can tell to be wrong with a request. Any request that parses may come."""
+"""Returns the violations of this gateway's own settings. It gets any request that parses, valid or not."""
 
 Refused = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | None]]
-"""Answers a request that breaks the rules although it was right once; None refuses it. Any request that parses may
-come."""
+"""Returns the answer to a request that breaks the rules but was valid once; None refuses it. It gets any request that
+parses."""
 
 _ANSWERED: Final = (ApiError, RPCError, NoRoomError, TooManyCallsError, PayloadError, KeysUnavailable)
 """Errors that become a status with details."""
 
 _JOB_OVERHEAD: Final = 8
-"""Bytes that a SubmitRequest adds to its job, and some."""
+"""Bytes that a SubmitRequest adds to its job, rounded up."""
 
 
 class RequestInterceptor(Interceptor):
-    """Parses and checks requests, counts them and answers, turns errors into statuses.
+    """Parses and checks requests, counts the bytes of requests and answers, turns errors into statuses.
 
-    `bounds` and `refused` are by method name; not all have some.
+    `bounds` and `refused` have entries for some methods, by name.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RequestInterceptor(Interceptor):
         kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[name].input_type)
 
         async def admit(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Message, Message | None]:
-            """Return the request, and its answer if it broke the rules and has one all the same."""
+            """Return the request and None, or a request that breaks the rules and the answer it gets nevertheless."""
             self._check_size(name, len(data))
             request, violations = parse(data, kind)
             not_text = {violation.field for violation in violations}
@@ -93,7 +93,7 @@ class RequestInterceptor(Interceptor):
                 violations += [item for item in await self._bounds[name](request) if item.field not in not_text]
             if not violations:
                 return request, None
-            # A text that is not UTF-8 was never right.
+            # A text that is not UTF-8 was never valid.
             if name in self._refused and not not_text:
                 answer = await self._refused[name](request, context)
                 if answer is not None:
@@ -133,7 +133,7 @@ def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
             del data
             await _abort(context, error)
             raise
-        # The messages themselves are dropped here, for a client may take its time.
+        # Only the bytes stay in memory from here on, because a client may read slowly.
         raw = response.SerializeToString()
         answer.sending(len(raw), SENDING_COPIES)
         return raw
@@ -163,9 +163,9 @@ async def _abort(
     error: ApiError | RPCError | NoRoomError | TooManyCallsError | PayloadError | KeysUnavailable,
 ) -> None:
     if isinstance(error, TooManyCallsError):
-        error = exhausted("this gateway serves as many calls as it takes; call again or call another")
+        error = exhausted("this gateway serves its maximum number of calls; call again or call another")
     if isinstance(error, NoRoomError):
-        error = exhausted("this gateway holds as much for other calls as it may; call again or call another")
+        error = exhausted("other calls hold the memory that this gateway may use; call again or call another")
     if isinstance(error, RPCError):
         _log.warning("Temporal refused or failed: %s %s", error.status.name, error)
         error = from_temporal(error)
@@ -179,7 +179,7 @@ async def _abort(
 
 
 def refusal(code: grpc.StatusCode, message: str) -> tuple[tuple[str, bytes], ...]:
-    """Return the trailing metadata of a call that the server has ended before it was one of LlmService."""
+    """Return the trailing metadata of a call that the server ended before it reached LlmService."""
     exceeded = code == grpc.StatusCode.RESOURCE_EXHAUSTED
     return _trailers((exhausted(message) if exceeded else invalid([Violation("", message)])).status)
 

@@ -1,4 +1,4 @@
-"""Follows one job for all its watchers: reads its live feed and, whenever that is silent, asks Temporal."""
+"""Follows one job for all its watchers: reads its live feed and, when that is silent, asks Temporal."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ from services.gateway.status_merge import with_answer, with_record
 
 _log = logging.getLogger(__name__)
 _MAX_BACKOFF_FACTOR: Final = 5
-"""A job that waits for a worker, or whose outcome is delivered, is asked about less and less often, at last every so
-many poll intervals: the feed tells when it starts, a long poll when it ends."""
+"""Maximum time, in poll intervals, between two questions about a job that waits for a worker or delivers its outcome.
+The feed reports when the job starts, and a long poll reports when it ends."""
 
 
 class JobFollower:
-    """What a gateway knows of one job. Begins to follow it at once; must be closed."""
+    """What a gateway knows about one job. Starts following it immediately; must be closed."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class JobFollower:
     ) -> None:
         """`on_change` is called after each change of what is known, and when the following ends.
 
-        `earlier`: one of the same job that is over, and whose output somebody still reads.
+        `earlier`: a follower of the same job that is over, and whose output some watcher still reads.
         """
         self.user_id = ""
-        """Whose job it is, once it is known."""
+        """The job's user. Empty until the job is known."""
         self.status = llm_pb2.JobStatus()
-        """The status so far. To be read only; each change is another message."""
+        """The status so far. It is read-only: each change is a new message."""
         self.result: llm_pb2.JobResult | None = None
         """The result, once it is settled."""
         self.transcript = Transcript()
@@ -71,7 +71,7 @@ class JobFollower:
         self._patience = 1
         self._description: WorkflowExecutionDescription | None = None
         self._known = asyncio.create_task(self._ask())
-        # What follows is done for all watchers: it must not go on in the trace of the first one.
+        # The task works for all watchers, so it must not continue the trace of the first one.
         self._following = asyncio.create_task(self._follow(), context=Context())
         self._following.add_done_callback(lambda _: on_change())
 
@@ -86,18 +86,18 @@ class JobFollower:
         return self._caught_up or self.result is not None
 
     async def known(self) -> None:
-        """Return once the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is away."""
+        """Wait until the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable."""
         await asyncio.shield(self._known)
         if self._description is not None:
             await link_call(self._description)
 
     def raise_failure(self) -> None:
-        """Raise what ended the following of a job that has not ended, if it is over."""
+        """Raise the error that ended the following, if it has ended."""
         if self.over:
             self._following.result()
 
     def expect_end(self) -> None:
-        """Be told that the job is about to end, which the feed of a job that is not running will not say."""
+        """Expect the job to end soon. The feed of a job that is not running does not report that."""
         self._end_expected.set()
         self._patience = 1
 
@@ -126,14 +126,17 @@ class JobFollower:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _until_worth_asking(self) -> Ending | None:
-        """Return when Temporal may know what the feed does not say: how the job has ended; None: the feed is silent."""
+        """Wait until Temporal may know more than the feed.
+
+        Return how the job ended, where that is known. Return None when the feed is silent or the wait was long enough.
+        """
         notifying = self.status.state == llm_pb2.JOB_STATE_NOTIFYING
         if not notifying:
             await self._silence()
             if not self._end_expected.is_set():
                 return None
         patience = self._longer_pause()
-        # Unless it is notifying it goes on, whatever was expected.
+        # A job that is not notifying by then continues, and the expectation was wrong.
         self._end_expected.clear()
         with contextlib.suppress(TimeoutError, RPCError):
             async with asyncio.timeout(patience):
@@ -141,7 +144,7 @@ class JobFollower:
         return None
 
     async def _silence(self) -> None:
-        """Return when the feed has been silent for long enough to ask, or the job is about to end."""
+        """Wait until the feed has been silent for long enough to ask, or the job is about to end."""
         now = asyncio.get_running_loop().time
         since, pause = now(), self._pause()
         longer = self._longer_pause() if self._waits_for_worker else pause
@@ -156,21 +159,21 @@ class JobFollower:
 
     @property
     def _waits_for_worker(self) -> bool:
-        """Whether the feed is silent because there is nothing to tell, and will tell when there is."""
+        """Whether the feed is silent because the job waits for a worker, and will report its start."""
         return self.status.state == llm_pb2.JOB_STATE_QUEUED and self._feed.available
 
     def _pause(self) -> float:
-        """Return the poll interval in seconds, with jitter: a gateway's watches must not ask in step."""
+        """Return the poll interval in seconds, with jitter: a gateway's watches must not ask simultaneously."""
         return self._settings.poll.total_seconds() * random.uniform(0.75, 1.25)  # noqa: S311  # no secret
 
     def _longer_pause(self) -> float:
-        """Return a pause twice as long as the last one, up to a limit; short again once there was news."""
+        """Return a pause in seconds, twice as long as the last one up to a limit. A change of state resets it."""
         patience = self._patience
         self._patience = min(2 * patience, _MAX_BACKOFF_FACTOR)
         return patience * self._pause()
 
     async def _ask(self, ending: Ending | None = None) -> None:
-        """Read the job from Temporal, which is the truth; keep what only the feed knows of an open job."""
+        """Read the job from Temporal, which is the truth; keep what only the feed knows about an open job."""
         starts = self._starts
         description = self._description = await self._reader.describe(self._workflow_id)
         self.user_id = description.typed_search_attributes.get(names.USER_ID) or ""
@@ -191,7 +194,7 @@ class JobFollower:
         self._on_change()
 
     def _keep(self, result: llm_pb2.JobResult) -> None:
-        """Know the result: in memory once, however many slow readers it has, of how many followers."""
+        """Store the result. Followers of the same job share it, so that it is in memory once."""
         earlier = self._earlier
         if earlier is not None and earlier.result == result:
             self.result, self.transcript = earlier.result, earlier.transcript
@@ -209,7 +212,7 @@ class JobFollower:
         if event == "job_ending":
             self.expect_end()
         if not self._fence.admits(record):
-            # Nor is it a sign that the feed tells what there is to know: the beginning of its log may be lost.
+            # A void record does not count as news either: the beginning of the log may be lost.
             return
         self._heard_at = asyncio.get_running_loop().time()
         if event == "attempt_started":
@@ -222,10 +225,10 @@ class JobFollower:
             self.transcript.add_rewinds(made.rewinds, made.lowest_rewind_offset)
         elif event == "progress":
             made_at = record.progress.updated_at.ToNanoseconds() / 1e9
-            # What was in the feed before does not lag: nobody waited for it.
+            # Records from before the following began have no lag: nobody waited for them.
             if made_at >= self._began:
                 self._feed_lag.record(max(time.time() - made_at, 0.0))
         elif event == "attempt_ended":
             self.expect_end()
-        self.status = with_record(self.status, record, self._attempt)
+        self.status = with_record(self.status, record, self._attempt, live=self._caught_up)
         self._on_change()

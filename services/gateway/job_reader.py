@@ -1,11 +1,13 @@
-"""What Temporal knows of a job, as the API says it.
+"""Reads a job from Temporal and returns it as the API describes it.
 
-One DescribeWorkflowExecution tells almost everything. Of an open job, which activity is pending, whether a worker has
-it, which attempt it is and what it reported last; of a closed one its final status, which the workflow has left in its
-memo, while the result is in the event that closed it. What neither tells the workflow itself is asked for, by the query
-GetStatus: how the outcome of an open job is being delivered, which attempts went before a hand-over, and the partial
-output of a job that was cancelled or ran out of its total time, for which Temporal's closing event has no room. A job
-that Temporal has ended before its workflow could settle the outcome has left its output on the live feed.
+One DescribeWorkflowExecution returns almost everything. Of an open job it has the pending activity, whether a worker
+runs it, the number of its attempt and its last heartbeat. Of a closed job it has the final status, which the workflow
+has written into its memo. The result of a closed job is in the event that closed it.
+
+The workflow itself is asked for the rest, by the query GetStatus: the deliveries of an open job, the attempts before a
+hand-over, and the partial output of a job that was cancelled or used up its total time. Temporal's closing event has no
+room for that output. A job that Temporal has ended before its workflow could settle the outcome has left its output on
+the live feed.
 """
 
 import asyncio
@@ -49,22 +51,21 @@ from services.gateway.models import Models
 
 _log = logging.getLogger(__name__)
 _TASK_STARTED_EVENTS: Final = 4
-"""Events of a workflow that has not yet scheduled its activity."""
+"""Maximum number of events of a workflow that has not scheduled its activity yet."""
 _EARLIER_TIMEOUT: Final = timedelta(seconds=2)
-"""Maximum wait for what a workflow says of earlier attempts: without it the status is less complete, not wrong."""
+"""Maximum wait for a workflow's answer about earlier attempts. Without it the status is less complete, not wrong."""
 _LARGE_BYTES: Final = 256 * 1024
 _LARGE_READS: Final = 8
-"""Results of jobs with a large history that are read at once: each is in memory several times meanwhile, for whichever
-call it is."""
-_SECOND_LOOK_SECONDS: Final = 0.1
-"""How long after Temporal did not know a workflow it is asked once more."""
+"""Maximum number of large results that all calls read concurrently: each is in memory several times meanwhile."""
+_SECOND_TRY_SECONDS: Final = 0.1
+"""Pause before Temporal is asked once more about a workflow that it did not know."""
 
 
 class Ending(NamedTuple):
-    """What the event that closed a workflow tells."""
+    """What the event that closed a workflow holds."""
 
     result: llm_pb2.JobResult | None
-    """Partial after a failure; none where the event has no room for one."""
+    """Partial after a failure. None where the event has no room for a result."""
     failure: ApplicationError | None
 
 
@@ -81,14 +82,14 @@ class JobReader:
     async def get(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
         """Return the job's status, and its result once that is settled.
 
-        Raises ApiError NOT_FOUND when there is no such job; RPCError when Temporal or its workflow worker is away.
+        Raises ApiError NOT_FOUND for an unknown job; RPCError when Temporal or the workflow worker is unavailable.
         """
         return await self.status_of(await self.describe(workflow_id))
 
     async def status_of(
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
-        """Return what read does, of a job that was just described and, if it has ended, how, where that is known."""
+        """Return what get() does, for a job that was just described. `ending` is how it ended, where that is known."""
         large = await expected_result_bytes(description) > _LARGE_BYTES
         async with self._large_reads if large else contextlib.nullcontext():
             if description.status == WorkflowExecutionStatus.RUNNING:
@@ -98,9 +99,9 @@ class JobReader:
     async def describe(
         self, workflow_id: str, run_id: str | None = None, *, once: bool = False
     ) -> WorkflowExecutionDescription:
-        """Return what Temporal says of the job's workflow, of its last run unless one is named. Raises like get.
+        """Return Temporal's description of the job's workflow, of its last run unless one is named. Raises like get().
 
-        `once` asks a single time, which is not enough for a workflow that may have been started a moment ago.
+        With `once` Temporal is asked only once, which is not enough for a workflow that may have started a moment ago.
         """
         try:
             if once:
@@ -116,10 +117,10 @@ class JobReader:
         return description
 
     async def _describe(self, workflow_id: str, run_id: str | None) -> WorkflowExecutionDescription:
-        """Ask a second time before a workflow is taken to be unknown.
+        """Describe the workflow. Ask a second time before it counts as unknown.
 
-        Temporal has been seen to say so of one that it had just started, with hundreds more at once: a query that its
-        database gave up looks to it like one that found nothing.
+        Temporal has been seen to answer NOT_FOUND for a workflow that it had just started, under hundreds of concurrent
+        starts: it treats a query that its database gave up like one that found nothing.
         """
         handle = self._handle(workflow_id, run_id)
         try:
@@ -127,17 +128,17 @@ class JobReader:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            _log.info("Temporal says of %s: %s", workflow_id, error)
-        await asyncio.sleep(_SECOND_LOOK_SECONDS)
+            _log.info("Temporal does not know %s: %s", workflow_id, error)
+        await asyncio.sleep(_SECOND_TRY_SECONDS)
         return await handle.describe(rpc_timeout=RPC_TIMEOUT)
 
     def _handle(self, workflow_id: str, run_id: str | None) -> WorkflowHandle[Any, Any]:
         return self._client.get_workflow_handle(workflow_id, run_id=run_id)
 
     async def ending(self, workflow_id: str, run_id: str, *, rpc_timeout: timedelta | None = None) -> Ending:
-        """Return, once the job has ended, what the event tells that closed its workflow. Raises RPCError.
+        """Wait until the job has ended, and return what the event that closed its workflow holds. Raises RPCError.
 
-        Waits by one long poll after the other, unless there is an `rpc_timeout`.
+        Waits by one long poll after another, unless there is an `rpc_timeout`.
         """
         handle = self._client.get_workflow_handle(workflow_id, run_id=run_id, result_type=llm_pb2.JobResult)
         try:
@@ -153,26 +154,26 @@ class JobReader:
         run = pending_run(description)
         if run is not None:
             if description.history_length > FIRST_RUN_EVENTS:
-                # Temporal does not tell a first RunLLMOnGPU from one after a hand-over.
+                # Temporal does not distinguish a first RunLLMOnGPU from one after a hand-over.
                 await self._add_earlier(status, description)
             await self._add_run(status, run)
         elif description.history_length > _TASK_STARTED_EVENTS:
             response = await self._settled(description)
             if response is not None:
                 return response
-            # An attempt has just ended, and the workflow has not gone on yet.
+            # An attempt has just ended, and the workflow has not continued yet.
             status.state = llm_pb2.JOB_STATE_RUNNING
         else:
             status.state = llm_pb2.JOB_STATE_QUEUED
         return llm_pb2.GetStatusResponse(status=status)
 
     async def _settled(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
-        """Return what the workflow says of its outcome, None when it has none yet."""
+        """Return the workflow's own answer once its outcome is settled, None before."""
         try:
             response = await self._ask_workflow(description)
         except RPCError:
             if description.raw_description.HasField("pending_workflow_task"):
-                # Nobody runs workflows now: what has happened last it does not know itself.
+                # No worker runs workflows now, so the workflow itself does not know the last events.
                 return None
             raise
         if response.status.state in (llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING):
@@ -182,11 +183,11 @@ class JobReader:
         return response
 
     async def _add_earlier(self, status: llm_pb2.JobStatus, description: WorkflowExecutionDescription) -> None:
-        """Put into the status what the workflow knows of attempts before a hand-over, if it says so soon."""
+        """Add to the status what the workflow knows about attempts before a hand-over, if it answers soon."""
         try:
             earlier = (await self._query(description, _EARLIER_TIMEOUT)).status
         except (WorkflowQueryFailedError, RPCError) as error:
-            _log.info("%s does not say which attempts went before: %s", description.id, error)
+            _log.info("%s does not report its earlier attempts: %s", description.id, error)
             return
         if earlier.state != llm_pb2.JOB_STATE_QUEUED:
             return
@@ -203,17 +204,17 @@ class JobReader:
                 status.queue.CopyFrom(info)
 
     async def _ask_workflow(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
-        """Return the workflow's own answer; when it has none, what its record tells.
+        """Return the workflow's own answer or, when it cannot answer, what its record holds.
 
-        Raises RPCError when Temporal or the workflow worker is away.
+        Raises RPCError when Temporal or the workflow worker is unavailable.
         """
         try:
             response = await self._query(description, RPC_TIMEOUT)
         except (WorkflowQueryFailedError, RPCError) as error:
             if isinstance(error, RPCError) and error.status != RPCStatusCode.FAILED_PRECONDITION:
                 raise
-            # FAILED_PRECONDITION: it has not come through its first step, or does not come through the next one.
-            _log.warning("%s does not answer, its code or its input is at fault: %s", description.id, error)
+            # FAILED_PRECONDITION: the workflow has not completed its first step, or fails at the next one.
+            _log.warning("%s does not answer: its code or its input is at fault: %s", description.id, error)
             response = llm_pb2.GetStatusResponse(status=await base_status(description))
             if description.status == WorkflowExecutionStatus.FAILED:
                 response.status.error.CopyFrom(to_status(await self._failure(description)))
@@ -237,7 +238,7 @@ class JobReader:
     async def _recorded(
         self, description: WorkflowExecutionDescription, ending: Ending | None
     ) -> llm_pb2.GetStatusResponse | None:
-        """Return what a closed workflow has left of itself; None of one that did not get so far."""
+        """Return the status that a closed workflow wrote into its memo, and its result; None when it wrote none."""
         status = await final_status(description)
         if status is None:
             return None
@@ -272,7 +273,7 @@ class JobReader:
     async def _add_left_output(
         self, response: llm_pb2.GetStatusResponse, description: WorkflowExecutionDescription
     ) -> None:
-        """Put into the response what the live feed still holds of a job that Temporal ended too soon."""
+        """Add to the response what the live feed still holds of a job that Temporal ended before its outcome."""
         if description.status not in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT):
             return
         result = await left_output(self._feed, description.run_id)

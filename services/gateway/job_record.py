@@ -1,4 +1,4 @@
-"""What Temporal's record of a workflow tells of a job by itself: a description of it, or its line in a list."""
+"""What Temporal's record of a workflow, a description or an item of a list, holds about a job."""
 
 import logging
 from collections.abc import Mapping
@@ -28,35 +28,35 @@ CLOSED_STATES: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueTyp
     WorkflowExecutionStatus.TERMINATED: llm_pb2.JOB_STATE_CANCELLED,
     WorkflowExecutionStatus.TIMED_OUT: llm_pb2.JOB_STATE_TIMED_OUT,
 }
-"""The state of a job whose workflow closed so, where nothing says more."""
+"""The state of a job by how its workflow closed, where its record has no outcome."""
 
 FIRST_RUN_EVENTS: Final = 6
-"""A history without more events holds no result and no hand-over: the first task's and two scheduled activities."""
+"""Maximum number of events in a history without result and hand-over: the first task, and two scheduled activities."""
 
 
 async def expected_result_bytes(description: WorkflowExecutionDescription) -> int:
-    """Return how large the result of a job that was just described may be, in bytes.
+    """Return the maximum size, in bytes, of the result of a job that was just described.
 
-    Where the job does not say, half of its history: a result is in the event that ends the activity, and in the one
-    that ends the workflow. So is the prompt, in the events that begin them.
+    Where the memo does not hold it, that is half of the history: a result is in the event that ends the activity and in
+    the one that ends the workflow. The prompt is in the two events that start them.
     """
     if description.status == WorkflowExecutionStatus.RUNNING and description.history_length <= FIRST_RUN_EVENTS:
         return 0
     size = await description.memo_value(names.MEMO_RESULT_BYTES, None)
-    # Whoever starts a workflow by hand may have written anything.
+    # A workflow that was started by hand may hold anything.
     if description.status != WorkflowExecutionStatus.RUNNING and isinstance(size, int) and size >= 0:
         return min(size, MAX_PAYLOAD_BYTES)
     if description.status in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT):
-        # Read from the feed, if at all.
+        # The result is read from the feed, if at all.
         return MAX_PAYLOAD_BYTES
     history_bytes: int = description.raw_description.workflow_execution_info.history_size_bytes
     return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
-    """Return what a description or a listing of a workflow tells without its activities.
+    """Return the status that a description or a listing of a workflow holds without its activities.
 
-    For an open job the state is RUNNING: neither tells whether a worker has it.
+    The state of an open job is RUNNING: neither holds whether a worker has the job.
     """
     final = await final_status(execution)
     if final is not None:
@@ -82,19 +82,19 @@ def bare_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
 
 
 async def final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | None:
-    """Return what the workflow has left as it closed; None of one that is open, or did not get so far."""
+    """Return the status that the workflow wrote as it closed; None while it is open, or when it wrote none."""
     if execution.status in (None, WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
         return None
     try:
         return from_memo(await execution.memo_value(names.MEMO_STATUS, None), llm_pb2.JobStatus)
     except ValueError as error:
-        # Whoever starts a workflow by hand may have written anything.
+        # A workflow that was started by hand may hold anything.
         _log.info("the memo of %s has a status that %s", execution.id, error)
         return None
 
 
 def set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
-    """Write into the status when the job began and, unless it says so already, when it ended."""
+    """Write into the status when the job started and, unless it is set already, when it ended."""
     status.create_time.FromDatetime(execution.start_time)
     if execution.close_time is not None and not status.HasField("end_time"):
         status.end_time.FromDatetime(execution.close_time)

@@ -1,4 +1,4 @@
-"""The trace that a job belongs to, and the link to it from a later call's own."""
+"""The trace that a job belongs to, and the link to it from the trace of a later call."""
 
 from typing import Final
 
@@ -8,16 +8,16 @@ from jobs import names
 from runtime.telemetry import link_to
 
 _WORKFLOW_ID: Final = "temporalWorkflowID"
-"""The attribute that Temporal's own spans have, too."""
+"""Attribute of the link, as in Temporal's own spans."""
 
 
 async def traceparent_of(execution: WorkflowExecution) -> str:
-    """Return the W3C traceparent of the Submit that started the job; empty for a job without."""
+    """Return the W3C traceparent of the Submit that started the job; empty when it had none."""
     traceparent = await execution.memo_value(names.MEMO_TRACEPARENT, "")
-    # Whoever starts a workflow by hand may have written anything.
+    # A workflow that was started by hand may hold anything.
     return traceparent if isinstance(traceparent, str) else ""
 
 
 async def link_call(execution: WorkflowExecution) -> None:
-    """Link the current call's span to the job's trace, where its own is another one."""
+    """Link the span of the current call to the trace of the job."""
     link_to(await traceparent_of(execution), {_WORKFLOW_ID: execution.id})

@@ -1,4 +1,4 @@
-"""The output that a job has left on its live feed, read back for a job whose workflow cannot do that any more."""
+"""Reads back the output that a job has left on its live feed, for a job whose workflow can no longer do that."""
 
 import asyncio
 import uuid
@@ -9,33 +9,33 @@ from feed.output import read_generated_output
 from llm_pb import internal_pb2, llm_pb2
 
 _READER: Final = "gateway"
-"""The writer of the mark up to which the output of an ended job is read, the same at each gateway."""
+"""The writer of the mark up to which the output of an ended job is read. Every gateway uses the same name."""
 _SECONDS: Final = 1
-"""Maximum wait for a mark that may not be there."""
+"""Maximum seconds to wait for a mark that may not exist."""
 
 
-async def close_feed(feed: Feed, run_id: str, writer: str | None = None) -> llm_pb2.JobResult | None:
-    """Return the output that the feed holds, None when the feed is away.
+async def close_feed(feed: Feed, key: str, writer: str | None = None) -> llm_pb2.JobResult | None:
+    """Close the job's feed and return the output that it holds; None when the feed is unavailable.
 
     What an attempt writes later does not count.
     """
     writer = writer or uuid.uuid4().hex
     ending = internal_pb2.FeedRecord(writer=writer, job_ending=internal_pb2.JobEnding())
-    if not await feed.sync(run_id, ending):
+    if not await feed.sync(key, ending):
         return None
-    return (await read_generated_output(feed, run_id, writer)).result()
+    return (await read_generated_output(feed, key, writer)).result()
 
 
-async def left_output(feed: Feed, run_id: str) -> llm_pb2.JobResult | None:
+async def left_output(feed: Feed, key: str) -> llm_pb2.JobResult | None:
     """Return the partial output of a job that Temporal has ended before its outcome was settled.
 
-    None when no attempt began, when the feed is away, or when the feed's retention is over. The first call marks the
-    end of the output, so that every later one returns the same.
+    Return None when no attempt began, when the feed is unavailable, or when its retention is over. The first call marks
+    the end of the output, so that every later call returns the same.
     """
     result: llm_pb2.JobResult | None
     try:
         async with asyncio.timeout(_SECONDS):
-            result = (await read_generated_output(feed, run_id, _READER)).result()
+            result = (await read_generated_output(feed, key, _READER)).result()
     except TimeoutError:
-        result = await close_feed(feed, run_id, _READER)
+        result = await close_feed(feed, key, _READER)
     return result if result is not None and result.metadata.attempts else None

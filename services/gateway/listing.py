@@ -1,4 +1,4 @@
-"""List: the jobs of a page, as Temporal's visibility finds them and as GetStatus shows them."""
+"""List: finds the jobs of a page in Temporal's visibility, and returns their status as GetStatus does."""
 
 import asyncio
 import logging
@@ -20,16 +20,16 @@ from services.gateway.settings import GatewaySettings
 _log = logging.getLogger(__name__)
 _DEFAULT_PAGE_SIZE: Final = 20
 _DESCRIBES: Final = 32
-"""Maximum number of jobs that List describes concurrently, whatever number of pages is asked for."""
+"""Maximum number of jobs that all List calls describe concurrently."""
 _SHARE_OF_VISIBILITY: Final = 0.5
-"""Fraction of List's time for visibility: the rest is for describing jobs of the page, above all the open ones."""
+"""Fraction of List's time for visibility. The rest is for describing jobs of the page, mostly the open ones."""
 
 _STATE_QUERIES: Final = {
     llm_pb2.JOB_STATE_QUEUED: "ExecutionStatus = 'Running'",
     llm_pb2.JOB_STATE_RUNNING: "ExecutionStatus = 'Running'",
     llm_pb2.JOB_STATE_NOTIFYING: "ExecutionStatus = 'Running'",
     llm_pb2.JOB_STATE_SUCCEEDED: "ExecutionStatus = 'Completed'",
-    # Without JobState: its input could not be read.
+    # A job without JobState could not read its input.
     llm_pb2.JOB_STATE_FAILED: (
         "(ExecutionStatus = 'Failed' AND (JobState IS NULL OR JobState != 'JOB_STATE_TIMED_OUT'))"
     ),
@@ -65,7 +65,7 @@ class JobListing:
         except TimeoutError as error:
             raise temporal_unavailable("Temporal did not list the jobs in time; call again") from error
         except RPCError as error:
-            # A token of an older Temporal's, say: its SQL store answers UNKNOWN to one that it cannot read.
+            # The token may be of an older Temporal: its SQL store answers UNKNOWN to a token that it cannot read.
             if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
                 raise invalid([REFUSED]) from error
             raise
@@ -74,7 +74,7 @@ class JobListing:
         return llm_pb2.ListResponse(jobs=jobs, next_page_token=self._page_tokens.seal(request, page.next_page_token))
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
-        # Without one it is open, or Temporal has ended it before it could leave one.
+        # Without a final status the job is open, or Temporal ended it before it wrote one.
         try:
             status = await final_status(execution) or await self._status(execution, until)
         except (PayloadError, KeysUnavailable) as error:
@@ -92,20 +92,20 @@ class JobListing:
         )
 
     async def _status(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobStatus:
-        """Return the status that GetStatus returns; what the list alone tells when that cannot be had in time."""
+        """Return the status that GetStatus returns, or what the list itself holds when that is not there in time."""
         try:
             async with asyncio.timeout_at(until), self._describes:
                 return (
                     await self._reader.status_of(await self._reader.describe(execution.id, execution.run_id))
                 ).status
         except (ApiError, RPCError, TimeoutError) as error:
-            # Past its retention since it was listed; or nobody runs workflows now, which must not cost the whole page.
-            _log.info("%s cannot be looked at: %r", execution.id, error)
+            # The job is past its retention since it was listed, or no worker runs workflows. The page must not fail.
+            _log.info("%s cannot be described: %r", execution.id, error)
             return await base_status(execution)
 
 
 def _query(request: llm_pb2.ListRequest) -> str:
-    """Return the visibility query; every value has passed a rule that keeps quotes out."""
+    """Return the visibility query. Every value has passed a rule that forbids quotes."""
     terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
     for key, value in (
         (names.USER_ID, request.user_id),

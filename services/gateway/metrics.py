@@ -1,4 +1,4 @@
-"""What a gateway measures of its API: jobs taken in, watchers, and how far their feed is behind."""
+"""The metrics of a gateway's API: accepted jobs, watchers, and the lag of their feed."""
 
 from collections.abc import Callable
 
@@ -12,26 +12,26 @@ class GatewayMetrics:
 
     def __init__(self, meter: Meter) -> None:
         self.submitted = meter.create_counter(
-            "llm.job.submitted", unit="{job}", description="Jobs that Submit started; repeats of a Submit not counted."
+            "llm.job.submitted", unit="{job}", description="Jobs that Submit started, without repeats of a Submit."
         )
         self.watchers = meter.create_up_down_counter(
-            "llm.gateway.watchers", unit="{call}", description="StreamStatus calls that are open."
+            "llm.gateway.watchers", unit="{call}", description="Number of open StreamStatus calls."
         )
         self.watches = meter.create_up_down_counter(
-            "llm.gateway.watches", unit="{job}", description="Jobs that somebody watches."
+            "llm.gateway.watches", unit="{job}", description="Number of watched jobs."
         )
         self.feed_lag = meter.create_histogram(
             "llm.gateway.feed.lag",
             unit="s",
-            description="From a progress report, made by a worker several times a second, to the gateway that has it.",
+            description="Time from a worker's progress report to its arrival at the gateway, for watched jobs.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
-        # So that they are there before the first watcher comes.
+        # The metrics exist before the first watcher comes.
         self.watchers.add(0)
         self.watches.add(0)
 
     def observe_unread(self, meter: Meter, held_bytes: Callable[[], int]) -> None:
-        """Measure what calls hold until their answers are read."""
+        """Measure the memory that calls hold until their answers are read."""
         meter.create_observable_gauge(
             "llm.gateway.unread",
             [lambda _: [Observation(held_bytes())]],

@@ -1,4 +1,4 @@
-"""The models that jobs may name: what the operator configured, and what Temporal knows of their queues."""
+"""The models that jobs may name: their settings, and the state of their queues in Temporal."""
 
 import asyncio
 import time
@@ -25,19 +25,19 @@ _CACHE_SECONDS: Final = 1.0
 
 
 class QueueState(NamedTuple):
-    """What Temporal knows of a model's task queue."""
+    """The state of a model's task queue in Temporal."""
 
     available: bool
     backlog: int
     dispatch_rate: float
-    """Jobs taken from the queue each second, lately."""
+    """Jobs that left the queue per second, lately."""
 
 
 class Models:
     """The catalogue of models."""
 
     def __init__(self, models: Iterable[Model]) -> None:
-        """Load the tokenizers that are configured; raises whatever a missing or broken one raises."""
+        """Load the configured tokenizers. Raises the error of a missing or broken one."""
         self._models = {model.name: model for model in models}
         lanes = Lanes()
         self._prompts = {
@@ -57,7 +57,7 @@ class Models:
         return self._models.get(name)
 
     def with_own_queue(self) -> list[Model]:
-        """Return the models whose queue no other one shares."""
+        """Return the models that share their queue with no other model."""
         queues = Counter(model.queue for model in self._models.values())
         return [model for model in self._models.values() if queues[model.queue] == 1]
 
@@ -65,7 +65,7 @@ class Models:
         """Return what is wrong with the job for its model. Raises ApiError RESOURCE_EXHAUSTED like Prompts.check."""
         model = self._models.get(job.model)
         if model is None:
-            # A name that cannot be one was refused by the rules.
+            # The rules have refused an invalid name already.
             if MODEL_PATTERN.fullmatch(job.model) is None:
                 return []
             return [Violation("job.model", f"is not served here; choose one of: {', '.join(self._models)}")]
@@ -82,7 +82,7 @@ class Models:
         return violations
 
     async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
-        """Return every model with the state of its queue. Raises RPCError when Temporal is away."""
+        """Return every model with the state of its queue. Raises RPCError when Temporal is unavailable."""
         states = await asyncio.gather(*(self.queue_state(client, model.queue) for model in self._models.values()))
         return [
             llm_pb2.ModelInfo(
@@ -98,7 +98,7 @@ class Models:
         ]
 
     async def queue_info(self, client: Client, queue: str) -> llm_pb2.QueueInfo | None:
-        """Return what a waiting job may be told of its queue; None when Temporal does not say."""
+        """Return what a waiting job shows of its queue; None when Temporal does not answer."""
         try:
             state = await self.queue_state(client, queue)
         except RPCError:
@@ -109,7 +109,7 @@ class Models:
         return info
 
     async def queue_state(self, client: Client, queue: str) -> QueueState:
-        """Return the queue's state, at most a second old. Raises RPCError when Temporal is away."""
+        """Return the queue's state, at most a second old. Raises RPCError when Temporal is unavailable."""
         read_at, state = self._states.get(queue, (0.0, None))
         if state is not None and time.monotonic() - read_at < _CACHE_SECONDS:
             return state

@@ -1,8 +1,8 @@
-"""How many jobs wait and run, for metrics: counted now and then, for no call waits for it.
+"""Counts the jobs that wait and run, for metrics. No call waits for it, so it counts periodically.
 
-Temporal's visibility store knows how many jobs of a model have not ended, the model's task queue how many of them no
-worker has. Visibility takes few requests (10 a second for all gateways by default), and List needs them, too: so the
-models are counted in turn, one a second at most.
+Temporal's visibility store knows how many jobs of a model have not ended. The model's task queue knows how many of them
+wait for a worker. Visibility accepts few requests (10 a second for all gateways by default), and List needs them, too.
+So the models are counted in turn, at most one a second.
 """
 
 import asyncio
@@ -22,33 +22,33 @@ from services.gateway.models import Models
 from services.gateway.settings import Model
 
 _log = logging.getLogger(__name__)
-_LEAST_PAUSE: Final = timedelta(seconds=1)
+_MIN_PAUSE: Final = timedelta(seconds=1)
 _TIMEOUT: Final = timedelta(seconds=3)
-"""Short: what was counted last stands until the next answer is given up."""
+"""Timeout of a count. It is short, because the last count stays until the next one has failed."""
 
 
 class OpenJobs:
-    """A gauge of the jobs that have not ended, by model and state. What could not be counted lately is absent."""
+    """A gauge of the jobs that have not ended, by model and state. A model whose last count failed is absent."""
 
     def __init__(self, client: Client, models: Models, meter: Meter) -> None:
         self._client = client
         self._models = models
         self._counted: dict[str, tuple[int, int]] = {}
-        """By model: how many are queued, and how many are not."""
+        """Number of queued jobs and of the others, by model."""
         meter.create_observable_gauge(
             "llm.job.open",
             [self._observe],
             "{job}",
-            "Jobs that have not ended: queued, or running, which they are to the end. Each gateway counts them all.",
+            "Number of jobs that have not ended, queued or running. Every gateway counts all of them.",
         )
 
     async def keep_counting(self, interval: timedelta) -> None:
-        """Count each model once in an interval, until cancelled; never when it is zero."""
+        """Count each model once per interval, until cancelled. An interval of zero counts none."""
         models = self._models.with_own_queue() if interval else []
         try:
             for model in itertools.cycle(models):
                 await self._count(model)
-                await asyncio.sleep(max(interval / len(models), _LEAST_PAUSE).total_seconds())
+                await asyncio.sleep(max(interval / len(models), _MIN_PAUSE).total_seconds())
         finally:
             self._counted.clear()
 
@@ -64,7 +64,7 @@ class OpenJobs:
             if self._counted.pop(model.name, None) is not None:
                 _log.warning("the open jobs of %s cannot be counted: %s %s", model.name, error.status.name, error)
             return
-        # The queue also holds, for a while, jobs that gave up waiting.
+        # The queue still holds, for a while, jobs whose wait has timed out.
         queued = min(queue.backlog, found.count)
         self._counted[model.name] = (queued, found.count - queued)
 

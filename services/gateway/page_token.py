@@ -1,8 +1,8 @@
-"""The page tokens of List: Temporal's own, sealed with a key that gateways share.
+"""The page tokens of List: Temporal's own, authenticated with a key that gateways share.
 
-Temporal answers a token that it cannot read with UNKNOWN, and one made for other filters with wrong pages. It takes a
-token for what it is, so that one of a client's own making reaches into its visibility store. A message authentication
-code over the filters and the token tells all that before Temporal is asked.
+Temporal answers UNKNOWN to a token that it cannot read, and returns wrong pages for a token of other filters. It trusts
+a token, so a forged one reaches its visibility store. A message authentication code over the filters and the token
+detects all of these before Temporal is asked.
 """
 
 import base64
@@ -26,18 +26,18 @@ REFUSED: Final = Violation("page_token", "must be the next_page_token of the pag
 
 
 class PageTokens:
-    """Makes and reads them."""
+    """Creates and checks page tokens."""
 
     def __init__(self, key: SecretStr | None) -> None:
-        """Without a key the tokens hold as long as this object."""
+        """Without a key, tokens are valid only for this object."""
         if key is None:
             _log.info(
-                "page tokens of List hold at this gateway alone, and until it ends: GATEWAY_PAGE_TOKEN_KEY is not set"
+                "page tokens of List are valid at this gateway only, until it ends: GATEWAY_PAGE_TOKEN_KEY is not set"
             )
         self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()
 
     def seal(self, request: llm_pb2.ListRequest, token: bytes | None) -> str:
-        """Return the token of the page that follows this request's; empty when there is none."""
+        """Return the token of the page after that of the request; empty when there is none."""
         return base64.urlsafe_b64encode(self._mac(request, token) + token).decode() if token else ""
 
     def unseal(self, request: llm_pb2.ListRequest) -> bytes | None:
@@ -50,11 +50,11 @@ class PageTokens:
             raise ValueError("the page token is not base64url") from error
         mac, token = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not token or not hmac.compare_digest(mac, self._mac(request, token)):
-            raise ValueError("the page token is not one of ours, or belongs to other filters")
+            raise ValueError("the page token was not created by this service, or belongs to other filters")
         return token
 
     async def check(self, request: llm_pb2.ListRequest) -> Sequence[Violation]:
-        """Return what is wrong with the page token."""
+        """Return the violations of the page token."""
         try:
             self.unseal(request)
         except ValueError:
@@ -68,6 +68,6 @@ class PageTokens:
         # The same states in another order are the same filter.
         filters.states[:] = sorted(set(filters.states))
         filters.ClearField("page_token")
-        # Hashed, so that filters and token cannot be divided elsewhere.
+        # The hash has a fixed length, so the boundary between filters and token is unambiguous.
         about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()
         return hmac.digest(self._key, about + token, hashlib.sha256)[:_MAC_BYTES]

@@ -1,10 +1,10 @@
-"""Bytes to request messages, so that no client's bytes make an INTERNAL.
+"""Parses bytes into request messages, so that no client's bytes cause an INTERNAL.
 
-gRPC's own deserializer answers INTERNAL to bytes that do not parse. Most such requests hold a text that is not UTF-8;
-to name the field, they are parsed once more by a schema of the same shape in which every text is bytes.
+gRPC's own deserializer answers INTERNAL to bytes that do not parse. Most such requests hold a string that is not UTF-8.
+To name the field, they are parsed once more by a schema in which every string field is a bytes field.
 
-Parsing and checking run on the event loop, so a request is bounded before: by its bytes in
-services.gateway.interceptor, here by its fields.
+Parsing and checking run on the event loop, so the size of a request is bounded before: its bytes in
+services.gateway.interceptor, its fields here.
 """
 
 import contextlib
@@ -27,13 +27,14 @@ M = TypeVar("M", bound=Message)
 MAX_FIELDS: Final = 8192
 """Maximum number of fields of one request: twice what the rules of llm.proto allow."""
 _MAX_BAD_TEXTS: Final = 1000
-"""A request with more is hostile, and time spent on it is time that every other call waits."""
+"""Maximum number of invalid strings that are reported. A request with more is hostile, and every other call waits."""
 
 
 def parse(data: bytes, kind: type[M]) -> tuple[M, list[Violation]]:
-    """Return the message and which of its texts are not UTF-8: each is "?" there, so that the rest can be checked.
+    """Return the message, and the violations of its strings that are not UTF-8.
 
-    Raises ApiError INVALID_ARGUMENT for more than MAX_FIELDS fields, and for bytes that are no such message at all.
+    Each such string is "?" in the message, so that the rest can be checked. Raises ApiError INVALID_ARGUMENT for more
+    than MAX_FIELDS fields, and for bytes that do not parse as this message.
     """
     name = kind.DESCRIPTOR.full_name
     try:

@@ -1,7 +1,7 @@
-"""Prompts against their model's tokenizer: whether they fit, and whether a chat message holds a special token.
+"""Checks prompts by their model's tokenizer: whether they fit, and whether a chat message holds a special token.
 
-Both are done in threads, one prompt after the other, so that all other calls are served meanwhile; what would have to
-wait for long is refused.
+Threads check one prompt after another, so that all other calls are served meanwhile. A prompt that would wait for long
+is refused.
 """
 
 import asyncio
@@ -18,25 +18,25 @@ from services.gateway.errors import exhausted
 
 T = TypeVar("T")
 _LONG: Final = 16 * 1024
-"""Bytes from which on a prompt is a long one."""
+"""Minimum size of a long prompt, in bytes."""
 _MAX_WAITING: Final = 512 * 1024
 _MAX_WAITING_LONG: Final = 4 * 1024 * 1024
-"""Bytes that wait to be tokenised at most: a second or two of work."""
+"""Maximum bytes that wait for the tokenizer: a second or two of work."""
 
 
 class Lane:
-    """Runs functions in a thread, one after the other, as long as what they work on is not too much in all."""
+    """Runs functions in a thread, one after another, up to a maximum of waiting bytes."""
 
     def __init__(self, most: int) -> None:
-        """`most`: how many bytes may wait or run."""
+        """`most`: maximum bytes that may wait or run."""
         self._most = most
         self._size = 0
         self._turn = asyncio.Lock()
 
     async def run(self, size: int, function: Callable[[], T]) -> T:
-        """Return what the function returns. Raises ApiError RESOURCE_EXHAUSTED, at once, when too much waits."""
+        """Return what the function returns. Raises ApiError RESOURCE_EXHAUSTED immediately when too much waits."""
         if self._size and self._size + size > self._most:
-            raise exhausted("more long prompts have come than this gateway can check; call again or call another")
+            raise exhausted("too many prompts wait to be checked at this gateway; call again or call another")
         self._size += size
         try:
             async with self._turn:
@@ -44,7 +44,7 @@ class Lane:
                 try:
                     return await asyncio.shield(running)
                 except asyncio.CancelledError:
-                    # A thread cannot be stopped: its turn ends with it.
+                    # A thread cannot be stopped, so its turn lasts until it ends.
                     await asyncio.wait([running])
                     raise
         finally:
@@ -52,13 +52,13 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of a gateway, shared by its models: prompts wait for others of about their length only."""
+    """The lanes of a gateway, shared by its models. Short prompts do not wait for long ones."""
 
     def __init__(self) -> None:
         self._short, self._long = Lane(_MAX_WAITING), Lane(_MAX_WAITING_LONG)
 
     def of(self, size: int) -> Lane:
-        """Return the lane for prompts of so many bytes."""
+        """Return the lane for a prompt of `size` bytes."""
         return self._short if size < _LONG else self._long
 
 
@@ -66,9 +66,9 @@ class Prompts:
     """Checks the prompts of one model."""
 
     def __init__(self, path: Path, context_tokens: int, lanes: Lanes, *, special_tokens_in_messages: bool) -> None:
-        """Load the model's tokenizer; raises whatever a missing or broken one raises."""
+        """Load the model's tokenizer. Raises the error of a missing or broken one."""
         self._tokenizer = Tokenizer.from_file(str(path))
-        # A tokenizer that cuts texts would count what is left of them.
+        # A tokenizer that truncates a text would count only the rest.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._longest = longest_token(self._tokenizer)
@@ -77,13 +77,13 @@ class Prompts:
         self._lanes = lanes
 
     async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
-        """Return what is wrong with the job's prompt. Raises ApiError RESOURCE_EXHAUSTED when too much waits."""
+        """Return the violations of the job's prompt. Raises ApiError RESOURCE_EXHAUSTED when too much waits."""
         field = "job.prompt" if job.prompt else "job.messages"
         texts = [job.prompt] if job.prompt else [message.content for message in job.messages]
         size = sum(len(text.encode()) for text in texts)
         if self._longest is not None and size >= self._context_tokens * self._longest:
             return [Violation(field, too_large(size, self._context_tokens * self._longest - 1))]
-        # A token stands for a byte at least: most prompts fit without counting.
+        # A token stands for at least one byte, so most prompts fit without a count.
         uncounted = size < self._context_tokens
         if uncounted and not job.messages:
             return []

@@ -1,6 +1,6 @@
-"""LlmService: each method in one line of what it means, the rest elsewhere.
+"""The methods of LlmService: each calls the object that implements it.
 
-Requests arrive parsed and checked, errors leave as ApiError or RPCError: see services.gateway.interceptor.
+Requests arrive parsed and checked. Errors are raised as ApiError or RPCError: see services.gateway.interceptor.
 """
 
 from collections.abc import AsyncGenerator
@@ -22,7 +22,7 @@ from services.gateway.submission import JobSubmission
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 TRACE_ID_KEY: Final = "trace-id"
-"""Trailing metadata of Submit."""
+"""Key of the trailing metadata of Submit."""
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
@@ -53,7 +53,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         return _with_trace_id(await self._submission.submit(request), context)
 
     async def submit_refused(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse | None:
-        """Return the answer to a Submit that breaks the rules, where its job exists; None if it is to be refused."""
+        """Return the answer to a Submit that breaks the rules but whose job exists; None if it has to be refused."""
         response = await self._submission.find_accepted(request)
         return response and _with_trace_id(response, context)
 

@@ -48,14 +48,14 @@ class Model(BaseModel):
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
     queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
-    """Task queue of its workers: one of its own when several models are served."""
+    """Task queue of the workers of the model. Several models need a queue each."""
     tokenizer: FilePath | None = None
-    """Its tokenizer.json; with it the gateway refuses a prompt that cannot fit and a message that holds a special
-    token. Without, the worker does."""
+    """Path of the model's tokenizer.json. With it the gateway refuses a prompt that cannot fit and a message that holds
+    a special token. Without it the worker refuses them."""
     structured_output: bool = False
     special_tokens_in_messages: bool = False
-    """Whether a chat message may hold special tokens of the tokenizer. Set GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES, too:
-    the worker decides for itself."""
+    """Whether a chat message may hold special tokens of the tokenizer. The worker decides by its own setting,
+    GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES."""
 
 
 EMBEDDED_MODEL = Model(
@@ -78,7 +78,7 @@ class GatewaySettings(BaseSettings):
     )
 
     role: Role = Role.ALL
-    """`all`, or `api` or `workflows` to scale the halves apart."""
+    """Which halves the process runs: `all`, or `api` or `workflows` to scale them apart."""
     host: str = "127.0.0.1"
     """Address to listen on; loopback unless set."""
     port: int = Field(50051, ge=0, le=65535)
@@ -88,96 +88,103 @@ class GatewaySettings(BaseSettings):
     metrics_port: int = Field(9464, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
-    """The models as JSON: name, context_tokens, max_output_tokens, default_max_tokens; queue, tokenizer (a path),
-    structured_output, special_tokens_in_messages."""
+    """The models that jobs may name, as JSON. Each has name, context_tokens, max_output_tokens and default_max_tokens,
+    and may have queue, tokenizer (a path), structured_output and special_tokens_in_messages."""
     workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """Task queue of the notifiers."""
     max_message_bytes: int = Field(4 * 1024 * 1024, gt=0)
-    """Largest gRPC message taken or sent."""
+    """Maximum size of a gRPC message in either direction, in bytes."""
     max_job_bytes: int = Field(limits.MAX_JOB_BYTES, gt=0, le=limits.MAX_JOB_BYTES)
-    """Largest job; Temporal's payload limit bounds it."""
+    """Maximum size of a job, in bytes. Temporal's limit for a payload bounds it."""
     highest_priority: int = Field(DEFAULT_PRIORITY, ge=1, le=DEFAULT_PRIORITY)
-    """The highest priority that a job may ask for: 1 (first) to 3, the priority of a job that asks for none. Jobs of a
-    higher priority go before all others. By default none do, and users take fair turns."""
+    """The highest priority that a job may have: 1 (first) to 3, which is the priority of a job that names none. Jobs of
+    a higher priority go before all others. With 3 there are none, and users take fair turns."""
     total_timeout: timedelta = DEFAULT_TOTAL_TIMEOUT
-    """A job's whole life, when it does not say."""
+    """Default of JobTimeouts.total: the maximum time from Submit to the end of a job."""
     queue_timeout: timedelta = DEFAULT_QUEUE_TIMEOUT
-    """Wait for a worker, when the job does not say."""
+    """Default of JobTimeouts.queue: the maximum wait for a worker."""
     run_timeout: timedelta = DEFAULT_RUN_TIMEOUT
-    """Run of one attempt, when the job does not say."""
+    """Default of JobTimeouts.run: the maximum duration of one attempt."""
     max_total_timeout: timedelta = timedelta(hours=24)
-    """Most that a job may ask for."""
+    """Maximum value of JobTimeouts.total."""
     max_queue_timeout: timedelta = timedelta(hours=12)
-    """Most that a job may ask for."""
+    """Maximum value of JobTimeouts.queue."""
     max_run_timeout: timedelta = timedelta(hours=12)
-    """Most that a job may ask for."""
+    """Maximum value of JobTimeouts.run."""
     heartbeat_timeout: timedelta = DEFAULT_HEARTBEAT_TIMEOUT
-    """Silence after which a worker is lost."""
+    """Maximum time between two heartbeats of an attempt. An attempt that exceeds it is lost, and the next one
+    follows."""
     retry_interval: timedelta = DEFAULT_RETRY_INTERVAL
-    """Wait before an activity's second attempt."""
+    """Wait before the second attempt of RunLLMOnGPU."""
     retry_backoff: float = Field(DEFAULT_RETRY_BACKOFF, ge=1)
-    """Each further wait is this many times longer."""
+    """Factor of each further wait between attempts of RunLLMOnGPU."""
     retry_attempts: int = Field(DEFAULT_RETRY_ATTEMPTS, ge=1)
-    """Attempts of RunLLMOnGPU in all."""
+    """Maximum number of attempts of RunLLMOnGPU."""
     notify_operator: bool | None = None
     """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS) is notified of jobs that name no
     target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
     notify_hold: timedelta = DEFAULT_NOTIFY_HOLD
-    """How long an ended job stays open for its deliveries; after that they go on without it."""
+    """Maximum time for which an ended job stays open for its deliveries. They continue without it after that."""
     notify_interval: timedelta = Field(DEFAULT_NOTIFY_INTERVAL, gt=timedelta(0))
-    """Wait before a delivery's second attempt."""
+    """Wait before the second attempt of a delivery."""
     notify_backoff: float = Field(DEFAULT_NOTIFY_BACKOFF, ge=1, le=10)
-    """Each further wait is this many times longer."""
+    """Factor of each further wait between attempts of a delivery."""
     notify_max_interval: timedelta = DEFAULT_NOTIFY_MAX_INTERVAL
-    """Longest wait between two attempts of a delivery, also when the receiver asks for a longer one."""
+    """Maximum wait between two attempts of a delivery, also when the receiver asks for a longer one."""
     notify_max_duration: timedelta = DEFAULT_NOTIFY_MAX_DURATION
-    """How long a delivery is tried."""
+    """Maximum time for which a delivery is attempted."""
     notify_attempts: int = Field(DEFAULT_NOTIFY_ATTEMPTS, ge=1, le=50)
-    """Attempts of a delivery in all, at most."""
+    """Maximum number of attempts of a delivery."""
     notify_timeout: timedelta = Field(DEFAULT_NOTIFY_TIMEOUT, gt=timedelta(0))
-    """Longest attempt of a delivery; more than NOTIFIER_WEBHOOK_TIMEOUT."""
+    """Maximum duration of an attempt of a delivery. It must be longer than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
-    """Minimum time between two calls of Redeliver for one job, at all gateways. Earlier ones get RESOURCE_EXHAUSTED."""
+    """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
+    RESOURCE_EXHAUSTED."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
-    """Maximum duration of List. Temporal has half of it to list the jobs, or the call is UNAVAILABLE; open jobs that
-    cannot be described in the rest are shown as JOB_STATE_RUNNING."""
+    """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
+    that cannot be described in the rest are shown as JOB_STATE_RUNNING."""
     page_token_key: SecretStr | None = Field(None, min_length=16)
-    """What the page tokens of List are signed with, the same at every gateway: at least 16 random characters. Unset: a
-    key of the process's own, with which they hold at this gateway alone, and until it ends."""
+    """The key that signs the page tokens of List, the same at every gateway: at least 16 random characters. Unset: the
+    process generates a key, so its tokens are valid at this gateway only, until it ends."""
     max_calls: int = Field(6000, gt=0)
-    """Calls at once, streams among them, until their answers are read; more get RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent calls, streams among them. A call counts until its answer is read. Further calls get
+    RESOURCE_EXHAUSTED."""
     max_calls_per_connection: int = Field(2000, gt=0, le=2**31 - 1)
-    """Calls at once on one connection; more wait at the client, unseen by the gateway."""
+    """Maximum number of concurrent calls on one connection. Further calls wait at the client, and the gateway does not
+    learn of them."""
     request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
-    """Maximum wait for a call's request. A call without one is ended then."""
+    """Maximum wait for the request of a call. The gateway then ends the call."""
     unread_bytes: int = Field(64 * 1024 * 1024, ge=1024 * 1024)
-    """Memory for answers that clients have not read yet, an eighth of it for streams; half as much again for requests.
-    Beyond it, streams go on in messages of 4 KiB, calls with larger answers wait, or get RESOURCE_EXHAUSTED, and calls
-    with larger requests get it at once."""
+    """Memory for answers that clients have not read, in bytes. An eighth of it is for streams, and requests have half
+    as much again. Beyond it streams continue in messages of 4 KiB, calls with larger answers wait and may get
+    RESOURCE_EXHAUSTED, and calls with larger requests get it immediately."""
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
-    """Maximum time in which a client may take none of its unread messages, or leave one of them. That one may wait
-    as long again for each 2 MB of others that its connection carries meanwhile, ten times as long at most. The
-    connection is closed then."""
+    """Maximum time for which a client may take none of its unread messages, or leave one of them unread. One message
+    may wait as long again for each 2 MB of others that its connection carries meanwhile, at most ten times as long. The
+    gateway then closes the connection."""
     connection_idle: timedelta = Field(timedelta(minutes=15), ge=timedelta(0))
-    """A connection without calls is closed after this time. PT0S: never."""
+    """Time after which the gateway closes a connection without calls. PT0S: never."""
     connection_age: timedelta = Field(timedelta(hours=1), ge=timedelta(0))
-    """A client is asked to open a new connection after about this time; its running calls go on. PT0S: never."""
+    """Approximate time after which a client is asked to open a new connection. Its running calls continue. PT0S:
+    never."""
     max_watchers: int = Field(5000, gt=0)
-    """StreamStatus calls at once; more get RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent StreamStatus calls. Further calls get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)
-    """StreamStatus calls at once for the jobs of one user; more get RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent StreamStatus calls for the jobs of one user. Further calls get
+    RESOURCE_EXHAUSTED."""
     keepalive: timedelta = timedelta(seconds=15)
-    """A quiet stream sends a message this often."""
+    """Maximum time between two messages of a stream."""
     ping_interval: timedelta = PING_INTERVAL
-    """How often a client may send HTTP/2 pings, with calls or without; one that pings more often is cut off."""
+    """Minimum time between two HTTP/2 pings of a client, with calls or without. A client that pings more often loses
+    its connection."""
     poll: timedelta = timedelta(seconds=1)
-    """How often Temporal is asked about a watched job whose feed is silent."""
+    """Interval at which the gateway asks Temporal about a watched job whose feed is silent."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
-    """How often the jobs that have not ended are counted, for metrics: one request to Temporal's visibility for each
-    model, one a second at most. PT0S: never."""
+    """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is one request to
+    Temporal's visibility for each model, at most one a second. PT0S: never."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)
-    """Workflow tasks processed at once."""
+    """Maximum number of concurrent workflow tasks."""
     shutdown_grace: timedelta = timedelta(seconds=10)
-    """What running calls get to end on SIGTERM."""
+    """Maximum time for running calls to end after SIGTERM."""

@@ -1,35 +1,38 @@
-"""One status of a job from two that know it: Temporal, which is asked now and then, and the live feed, which is sooner.
+"""Merges the status of a job from two sources: Temporal, which is polled, and the live feed, which is faster.
 
-Pure functions: none changes what it is given. Each returns the known status itself where nothing is new.
+The functions are pure: none changes its arguments. Each returns the known status itself when nothing is new.
 
-Temporal's answer may be older than what the feed has told meanwhile. The feed's records may be older than Temporal's
-answer: a reader begins with an answer and then reads the log from its start. So neither is taken for the newer one, and
-what a watcher sees never goes back: not to a lower attempt, not to an older progress of one worker, and not from
-NOTIFYING or a final state to a job that runs.
+Temporal's answer may be older than what the feed has reported meanwhile. The feed's records may be older than
+Temporal's answer: a reader starts with an answer and then reads the log from its start. So neither counts as the newer
+one. The status that a watcher sees never goes back to a lower attempt, to older progress of the same worker, or from
+NOTIFYING or a final state to a running job.
 """
 
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobs.errors import rule_of
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
 
 _SETTLED: Final = FINAL_STATES | {llm_pb2.JOB_STATE_NOTIFYING}
-"""The outcome is durable."""
+"""States in which the outcome is durable."""
 
 
 def with_answer(
     known: llm_pb2.JobStatus, answer: llm_pb2.JobStatus, *, started_meanwhile: bool = False
 ) -> llm_pb2.JobStatus:
-    """Return the status after Temporal's answer, the truth; what only the feed knows of an open job is kept.
+    """Return the status after Temporal's answer, which is the truth; keep what only the feed knows about an open job.
 
-    `started_meanwhile`: whether the feed has told of an attempt's start since Temporal was asked.
+    `started_meanwhile`: whether the feed has reported an attempt's start since Temporal was asked.
     """
-    # A copy: a part of a message keeps the whole of it in memory, here the result.
+    # A copy, because a part of a message keeps the whole message in memory, here the result.
     merged = llm_pb2.JobStatus()
     merged.CopyFrom(answer)
     if answer.state not in FINAL_STATES and known.run_id == answer.run_id:
         if known.state in _SETTLED and answer.state not in _SETTLED:
-            # While nobody runs workflows, Temporal alone does not know that the outcome is settled.
+            # While no worker runs workflows, Temporal alone does not know that the outcome is settled.
             return known
         if started_meanwhile and answer.state == llm_pb2.JOB_STATE_QUEUED:
             merged.state = known.state
@@ -45,21 +48,29 @@ def with_answer(
     return known if merged == known else merged
 
 
-def with_record(known: llm_pb2.JobStatus, record: internal_pb2.FeedRecord, attempt: int) -> llm_pb2.JobStatus:
-    """Return the status after a record of the feed that counts, written by the attempt of this number."""
+def with_record(
+    known: llm_pb2.JobStatus, record: internal_pb2.FeedRecord, attempt: int, *, live: bool
+) -> llm_pb2.JobStatus:
+    """Return the status after a record of the feed that counts, written by the attempt of this number.
+
+    `live`: whether all records that were in the log when the reading began have been read. Until then a record may be
+    about an attempt that is over by Temporal's answer.
+    """
     event = record.WhichOneof("event")
     if known.state in _SETTLED:
         return known
     merged = llm_pb2.JobStatus()
     # Most records change nothing here, and must not cost a copy.
     if event == "attempt_started" and attempt >= known.attempt:
+        if not live and _has_ended(known, attempt, record.attempt_started.start_time):
+            return known
         merged.CopyFrom(known)
         merged.attempt = attempt
         merged.start_time.CopyFrom(record.attempt_started.start_time)
         merged.state = llm_pb2.JOB_STATE_RUNNING
         merged.ClearField("queue")
     elif event == "tokens_made" and record.tokens_made.HasField("made_at") and not known.HasField("first_token_time"):
-        # Also of an earlier attempt: one that continues has no first token.
+        # The record may be of an earlier attempt: an attempt that continues has no first token.
         merged.CopyFrom(known)
         merged.first_token_time.CopyFrom(record.tokens_made.made_at)
     elif event == "progress" and _is_news(known, attempt, record.progress):
@@ -71,9 +82,18 @@ def with_record(known: llm_pb2.JobStatus, record: internal_pb2.FeedRecord, attem
 
 
 def _is_news(known: llm_pb2.JobStatus, attempt: int, progress: llm_pb2.JobProgress) -> bool:
-    """Return whether an attempt's progress is later than the known one, or may be: workers' clocks differ."""
+    """Return whether an attempt's progress is newer than the known one, or may be: workers' clocks differ."""
     if attempt < known.attempt or not progress.HasField("updated_at"):
         return False
     if progress.worker != known.progress.worker:
         return True
     return progress.updated_at.ToNanoseconds() >= known.progress.updated_at.ToNanoseconds()
+
+
+def _has_ended(known: llm_pb2.JobStatus, attempt: int, start_time: Timestamp) -> bool:
+    """Return whether the attempt has ended and the job now waits for a worker."""
+    if known.state != llm_pb2.JOB_STATE_QUEUED or attempt != known.attempt:
+        return False
+    rule = rule_of(known.error)
+    # The attempt after a hand-over has the same number as the one before it.
+    return rule is None or not rule.handed_over or start_time == known.start_time

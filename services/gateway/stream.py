@@ -1,4 +1,4 @@
-"""StreamStatus: the watchers of this gateway, and the one Watch that those of one job share."""
+"""StreamStatus: the watchers of this gateway. Watchers of the same job share one Watch."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -36,10 +36,10 @@ class Streams:
     async def stream(
         self, request: llm_pb2.StreamStatusRequest, answer: Answer
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
-        """Yield what StreamStatus promises: see llm.proto. Messages are as large as `answer` has room.
+        """Yield the messages of StreamStatus: see llm.proto. Their size is limited by the room of `answer`.
 
         Raises ApiError NOT_FOUND, RESOURCE_EXHAUSTED above a limit of watchers, UNAVAILABLE when the gateway stops;
-        RPCError when Temporal is away at the start.
+        RPCError when Temporal is unavailable at the start.
         """
         async with (
             self._all.acquired(),
@@ -50,17 +50,17 @@ class Streams:
             async with aclosing(watch.messages(request.output_offset, answer.room, token)) as messages:
                 async for message in messages:
                     answer.sending(message.ByteSize())
-                    # Goes on once gRPC has sent it.
+                    # The yield returns once gRPC has sent the message.
                     yield message
                     answer.left()
 
     def expect_end(self, workflow_id: str) -> None:
-        """Be told that a job is about to end: its watchers here hear of it at once."""
+        """Expect a job to end soon, so that its watchers here get the end immediately."""
         if (watch := self._watches.get(workflow_id)) is not None:
             watch.expect_end()
 
     def close(self) -> None:
-        """End every stream with UNAVAILABLE: its client goes on with another gateway, or with this one in a moment."""
+        """End every stream with UNAVAILABLE. Its client continues with another gateway, or with this one later."""
         for watch in self._watches.values():
             watch.stop(shutting_down())
 

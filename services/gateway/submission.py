@@ -1,4 +1,4 @@
-"""Submit and Cancel: what the API does to jobs, as calls to Temporal."""
+"""Submit and Cancel: start and cancel jobs by calls to Temporal."""
 
 import logging
 from contextlib import suppress
@@ -42,10 +42,10 @@ class JobSubmission:
         self._metrics = metrics
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
-        """Return what the operator's models and bounds forbid. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
+        """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
         job, settings = request.job, self._settings
         if job.ByteSize() > settings.max_job_bytes:
-            # Nothing else is worth the time.
+            # The other checks would take too long.
             return [Violation("job", too_large(job.ByteSize(), settings.max_job_bytes))]
         violations = await self._models.check(job)
         if 1 <= job.priority < settings.highest_priority:
@@ -63,18 +63,16 @@ class JobSubmission:
         return violations
 
     async def submit(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
-        """Start the job, or find the equal one already started under its key. It has passed the rules and bounds.
+        """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
-        Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is away.
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable.
         """
-        job = request.job
-        id_ = workflow_id(job.user_id, job.request_id)
-        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != id_:
-            # Started by a version that did not shorten ids, it may run still.
+        job, traceparent = request.job, current_traceparent()
+        start = job_start(job, self._options(job), traceparent=traceparent)
+        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != start.id:
+            # The job may still run under the id of a version that did not shorten ids.
             with suppress(JobNotFound):
                 return await self._found(earlier, job, None)
-        traceparent = current_traceparent()
-        start = job_start(job, self._options(job), traceparent=traceparent)
         try:
             handle = await self._client.start_workflow(
                 names.JOB_WORKFLOW_TYPE,
@@ -92,26 +90,26 @@ class JobSubmission:
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
-            return await self._found(id_, job, error)
-        # A model of the catalogue: any other name was refused.
+            return await self._found(start.id, job, error)
+        # The name is one of the catalogue: any other was refused.
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
         status = llm_pb2.JobStatus(
-            workflow_id=id_, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
+            workflow_id=start.id, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
         )
         status.create_time.GetCurrentTime()
-        _log.info("job accepted", extra={"workflow_id": id_, "run_id": run_id, "model": job.model})
-        return llm_pb2.SubmitResponse(workflow_id=id_, run_id=run_id, status=status)
+        _log.info("job accepted", extra={"workflow_id": start.id, "run_id": run_id, "model": job.model})
+        return llm_pb2.SubmitResponse(workflow_id=start.id, run_id=run_id, status=status)
 
     async def find_accepted(self, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse | None:
-        """Return the job under the request's key if it is the request's own; None if not.
+        """Return the job under the request's key if it equals the request's job; None if not.
 
-        For a request that breaks today's rules or bounds: an older gateway, or one with other settings, may have
-        accepted the job. Raises RPCError when Temporal is away.
+        The method is for a request that breaks the rules or bounds: an older gateway, or one with other settings, may
+        have accepted the job. Raises RPCError when Temporal is unavailable.
         """
         job = request.job
         if check_job(job, strict=False):
-            # No version has ever accepted it, and Temporal need not be asked.
+            # No version has ever accepted such a job, so Temporal need not be asked.
             return None
         ids = (workflow_id(job.user_id, job.request_id), unshortened_workflow_id(job.user_id, job.request_id))
         for id_ in dict.fromkeys(ids):
@@ -122,7 +120,7 @@ class JobSubmission:
         return None
 
     async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
-        """Ask the job to stop; on a job that has ended, return how. Raises ApiError NOT_FOUND, RPCError."""
+        """Cancel the job and return its status; an ended job does not change. Raises ApiError NOT_FOUND, RPCError."""
         await link_call(await self._reader.describe(request.workflow_id))
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
@@ -130,7 +128,7 @@ class JobSubmission:
         try:
             await signal()
         except RPCError as error:
-            # Temporal says NOT_FOUND for a workflow that has ended, too; and without reason: see JobReader.
+            # Temporal answers NOT_FOUND for a workflow that has ended, too, and sometimes wrongly: see JobReader.
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
             signalled = False
@@ -191,10 +189,10 @@ class JobSubmission:
 
 
 async def _is_of(description: WorkflowExecutionDescription, job: llm_pb2.JobRequest) -> bool:
-    """Return whether the workflow is that of an equal job.
+    """Return whether the workflow belongs to an equal job.
 
-    A job of an older gateway has the digest of its bytes alone, which are its normal form where it left out all
-    defaults.
+    A job of an older gateway has only the digest of its bytes. They are its normal form when the client set no default
+    explicitly.
     """
     expected = digests(job)
     return bool({await description.memo_value(key, None) for key in expected} & {*expected.values()})

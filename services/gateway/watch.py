@@ -1,8 +1,7 @@
 """One Watch for each watched job, however many clients watch it.
 
-What a JobFollower knows of the job goes out to all of them from here. Each client has only a place in the output, so
-that a slow one is simply further behind: it costs no queue, gets what it missed as one delta, and never holds up
-another.
+A Watch sends what a JobFollower knows about the job to all of them. Each client has only a place in the output, so a
+slow client is just further behind. It needs no queue, gets what it missed as one delta, and never delays another.
 """
 
 import asyncio
@@ -22,11 +21,11 @@ from services.gateway.job_record import FINAL_STATES
 from services.gateway.settings import GatewaySettings
 
 _PULSES: Final = 4
-"""How often watchers look in the time of a keepalive whether one is due."""
+"""Number of wake-ups per keepalive interval, at which watchers check whether a keepalive is due."""
 
 
 class Watch:
-    """One job as its watchers see it. Begins to follow the job at once; must be closed."""
+    """One job as its watchers see it. Starts following the job immediately; must be closed."""
 
     def __init__(
         self,
@@ -37,9 +36,9 @@ class Watch:
         feed_lag: Histogram,
         earlier: "Watch | None" = None,
     ) -> None:
-        """`earlier`: one of the same job that is over, and that somebody still reads."""
+        """`earlier`: a Watch of the same job that is over, and that some watcher still reads."""
         self.watchers = 0
-        """How many clients watch. Kept by whoever has them."""
+        """Number of clients that watch. The owner of the Watch counts them."""
         self._pulse = settings.keepalive.total_seconds() / _PULSES
         self._changed = asyncio.Event()
         self._stopped: ApiError | None = None
@@ -54,15 +53,15 @@ class Watch:
 
     @property
     def user_id(self) -> str:
-        """Whose job it is, once it is known."""
+        """The job's user. Empty until the job is known."""
         return self._job.user_id
 
     async def known(self) -> None:
-        """Return once the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is away."""
+        """Wait until the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable."""
         await self._job.known()
 
     def expect_end(self) -> None:
-        """Be told that the job is about to end, which the feed of a job that is not running will not say."""
+        """Expect the job to end soon. The feed of a job that is not running does not report that."""
         self._job.expect_end()
 
     def stop(self, error: ApiError) -> None:
@@ -78,16 +77,16 @@ class Watch:
     async def messages(
         self, offset: int, room: Callable[[], int], token: ResumeToken | None = None
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
-        """Yield what a watcher is promised in llm.proto, from a place in the output to the durable outcome.
+        """Yield the messages that llm.proto promises a watcher, from a place in the output to the durable outcome.
 
-        The place is `token` where the watcher has one, else `offset`. `room()`: how many bytes of output the next
-        message may hold. Raises the error that the watch was stopped with.
+        The place is `token` where the watcher has one, else `offset`. `room()` returns the maximum bytes of output in
+        the next message. Raises the error with which the watch was stopped.
         """
         job = self._job
-        told: llm_pb2.JobStatus | None = None
+        shown: llm_pb2.JobStatus | None = None
         cursor = Cursor(job.transcript, token.offset, token.digest) if token else Cursor(job.transcript, offset)
         now = asyncio.get_running_loop().time
-        spoken = now()
+        last_sent = now()
         while True:
             changed = self._changed
             if self._stopped is not None:
@@ -110,15 +109,15 @@ class Watch:
                     last.result.CopyFrom(result)
                 yield last
                 return
-            if told is not job.status and (told is None or not final):
-                told = job.status
-                message.status.CopyFrom(told)
+            if shown is not job.status and (shown is None or not final):
+                shown = job.status
+                message.status.CopyFrom(shown)
             message.next_offset = cursor.offset
             message.resume_token = cursor.token
-            # The next pulse would be too late for a keepalive.
-            if delta is not None or message.HasField("status") or now() > spoken + (_PULSES - 1) * self._pulse:
+            # A keepalive at the next pulse would be too late.
+            if delta is not None or message.HasField("status") or now() > last_sent + (_PULSES - 1) * self._pulse:
                 yield message
-                spoken = now()
+                last_sent = now()
             if not (final or cursor.behind):
                 await changed.wait()
 
@@ -127,6 +126,6 @@ class Watch:
         self._changed = asyncio.Event()
 
     def _wake_in_time(self) -> None:
-        """Wake the watchers now and then, for their keepalives: a timer for each message would cost more than it."""
+        """Wake the watchers periodically for their keepalives: a timer per message would cost more than the message."""
         self._wake()
         self._next_pulse = asyncio.get_running_loop().call_later(self._pulse, self._wake_in_time)

@@ -1,7 +1,7 @@
-"""How many fields a request holds, counted on its bytes before they are parsed.
+"""Counts the fields of a request on its bytes, before they are parsed.
 
-A field takes two bytes on the wire and up to a hundred once parsed, and whatever walks the message afterwards takes
-longer still. So a request is refused by the number of its fields before protobuf sees it.
+A field takes two bytes on the wire and up to a hundred once parsed, and code that walks the message takes even longer.
+So a request with too many fields is refused before protobuf parses it.
 """
 
 from enum import IntEnum
@@ -27,15 +27,15 @@ _MAX_TAG: Final = 2**32 - 1
 
 
 def count_fields(data: bytes, kind: type[Message], most: int) -> int:
-    """Return how many fields a message of the type holds on the wire, those of its messages included.
+    """Return the number of fields that a message of the type holds on the wire, nested messages included.
 
-    Counting ends above `most`, so that it takes milliseconds whatever the bytes are. A packed field counts for each of
-    its bytes. Unknown fields count, what is inside them does not, unless it is a group.
+    The count stops above `most`, so that it takes milliseconds for any bytes. A packed field counts once for each of
+    its bytes. An unknown field counts once, without its content. Only the content of an unknown group counts.
 
-    Raises DecodeError for bytes that are no message of any type; protobuf refuses more than that.
+    Raises DecodeError for bytes that are no message of any type. Protobuf refuses more than these.
     """
     count = 0
-    # Descriptors have a type of their own in each implementation of protobuf.
+    # Each implementation of protobuf has its own type for descriptors.
     pending: list[tuple[int, int, Any]] = [(0, len(data), kind.DESCRIPTOR)]
     try:
         while pending:
@@ -54,7 +54,7 @@ def count_fields(data: bytes, kind: type[Message], most: int) -> int:
                     case _Wire.LENGTH_DELIMITED:
                         size, at = _varint(data, at)
                         start, at = at, at + size
-                        # What is inside an unknown group belongs to no known type.
+                        # The content of an unknown group belongs to no known type.
                         field = None if open_groups else descriptor.fields_by_number.get(tag >> 3)
                         if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
                             pending.append((start, at, field.message_type))
@@ -76,7 +76,7 @@ def count_fields(data: bytes, kind: type[Message], most: int) -> int:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at a place and the place after it."""
+    """Return the varint at a position, and the position after it."""
     value = 0
     for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
         byte = data[at]

@@ -1,4 +1,4 @@
-"""The half of the gateway that runs the workflows."""
+"""The worker in the gateway that runs the workflows."""
 
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ from workflows.llm_job import LLMJobWorkflow
 
 
 class LocalActivities:
-    """What a job's workflow has done for itself in this process: see workflows.llm_job."""
+    """The local activities of a job's workflow: see workflows.llm_job."""
 
     def __init__(self, client: Client, feed: Feed) -> None:
         self._client = client
@@ -26,25 +26,36 @@ class LocalActivities:
 
     @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
     async def request_cancel(self) -> None:
-        """Have Temporal asked to cancel the workflow."""
+        """Request the cancellation of the workflow from Temporal."""
         info = activity.info()
         if info.workflow_id is not None:
             handle = self._client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
 
     @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-    async def recover_output(self) -> llm_pb2.JobResult:
-        """Return what the job's feed holds of its output. What an attempt still writes from here on counts no more."""
-        run_id = activity.info().workflow_run_id
-        result = await close_feed(self._feed, run_id) if run_id else None
+    async def recover_output(self, feed_key: str = "") -> llm_pb2.JobResult:
+        """Close the job's feed and return the output that it holds. What an attempt writes later does not count.
+
+        `feed_key` is that of the RunRequest.
+        """
+        result = await close_feed(self._feed, _key_of(feed_key))
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-    async def forget_feed(self) -> None:
-        """Tell the job's watchers, at whichever gateway, that it is about to end; then have the feed forget it."""
-        if run_id := activity.info().workflow_run_id:
-            await self._feed.sync(run_id, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
-            await self._feed.remove(run_id)
+    async def forget_feed(self, feed_key: str = "") -> None:
+        """Notify the job's watchers at all gateways that it is about to end, then remove its feed.
+
+        `feed_key` is that of the RunRequest.
+        """
+        key = _key_of(feed_key)
+        await self._feed.sync(key, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
+        await self._feed.remove(key)
+
+
+def _key_of(feed_key: str) -> str:
+    """Return the job's key in the feed, by the same rule as RunLLMOnGPU: see RunRequest."""
+    info = activity.info()
+    return feed_key or info.workflow_run_id or info.activity_id
 
 
 def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:
@@ -55,11 +66,11 @@ def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Wo
         task_queue=settings.workflow_queue,
         workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
         activities=[local.request_cancel, local.recover_output, local.forget_feed],
-        # The sandbox imports the workflow's module anew for each job: half of this worker's time. It finds code
-        # that is not deterministic, and does so in tests/contract/test_replay.py.
+        # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
+        # code that is not deterministic, so tests/contract/test_replay.py uses it.
         workflow_runner=UnsandboxedWorkflowRunner(),
         no_remote_activities=True,
-        # How long a job's next step waits for a gateway that is gone, before another one takes it.
+        # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,
         graceful_shutdown_timeout=settings.shutdown_grace,

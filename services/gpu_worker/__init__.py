@@ -1,1 +1,1 @@
-"""The worker that runs the model."""
+"""The worker that runs a model's jobs on a GPU or CPU."""

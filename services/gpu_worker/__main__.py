@@ -1,4 +1,4 @@
-"""`python -m services.gpu_worker`: load the model, take jobs and run them until told to stop or the engine dies."""
+"""`python -m services.gpu_worker`: load the model and run jobs until asked to stop or the engine dies."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ SERVICE: Final = "gpu-worker"
 
 
 async def main() -> None:
-    """Poll from the start, also while the model loads. Raises EngineDead: the process then ends with status 1."""
+    """Run the worker, which polls while the model loads. Raises EngineDead: the process then ends with status 1."""
     settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
     encryption = open_encryption(tenant_of)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
@@ -50,7 +50,7 @@ async def main() -> None:
                 activities=[activity.__call__],
                 identity=name,
                 max_concurrent_activities=settings.max_concurrent,
-                # A cancel reaches a running activity with the answer to a heartbeat: 22 s late by default.
+                # A cancel reaches a running activity with the answer to a heartbeat, by default 22 s late.
                 max_heartbeat_throttle_interval=settings.heartbeat_interval,
                 graceful_shutdown_timeout=settings.shutdown_grace,
             ):

@@ -1,10 +1,10 @@
 """RunLLMOnGPU: one attempt at one job, from Temporal's task to the engine and back.
 
-Three ways to be cancelled are three outcomes: the user asked, then the partial output is the result; the worker stops,
-then the workflow hands the job over to another; Temporal gave the attempt up, then nobody listens any more.
+A cancel of the activity has one of three causes. If the user asked for it, the partial output is the result. If the
+worker stops, the workflow hands the job over to another worker. If Temporal gave the attempt up, its result is ignored.
 
-A hung engine must look dead. An attempt in which nothing moves for too long sends no more heartbeats; and when no other
-has moved meanwhile it is the engine that hangs, and its worker must end.
+A hung engine must look dead. An attempt without progress for too long sends no more heartbeats. If no other attempt has
+progressed meanwhile, it is the engine that hangs, and its worker must end.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from services.gpu_worker.watchdog import DONE, LOADING, PREFILL
 
 _log = logging.getLogger(__name__)
 _NO_TIMEOUT: Final = timedelta(hours=1)
-"""In place of a heartbeat timeout for whom Temporal has none."""
+"""Heartbeat timeout of an activity for which Temporal has none."""
 
 
 class RunLLMOnGPU:
@@ -66,7 +66,7 @@ class RunLLMOnGPU:
         self._hung = asyncio.Event()
 
     async def wait_until_engine_fails(self) -> NoReturn:
-        """Wait until the engine makes no more tokens: it cannot load, died or hangs. Raises EngineDead then."""
+        """Wait until the engine cannot load, dies or hangs, and raise EngineDead then."""
         limit = self._settings.load_timeout
         try:
             async with asyncio.timeout(limit.total_seconds()):
@@ -84,12 +84,12 @@ class RunLLMOnGPU:
 
     @activity.defn(name=names.ACTIVITY_RUN)
     async def __call__(self, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
-        """Run the model and return the job's result, a partial one when the user cancelled.
+        """Run the model and return the job's result, or a partial one if the user cancelled.
 
-        Raises ApplicationError of jobs.errors, its detail the partial JobResult.
+        Raises ApplicationError with a reason of jobs.errors, and the partial JobResult as its detail.
         """
         info = activity.info()
-        key = info.workflow_run_id or info.activity_id
+        key = request.feed_key or info.workflow_run_id or info.activity_id
         number = request.earlier_attempts + info.attempt
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
@@ -107,9 +107,9 @@ class RunLLMOnGPU:
             if details is not None and details.cancel_requested:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
             elif details is not None and details.worker_shutdown:
-                # A job that the engine hung on has been tried: it may be what hangs each engine.
+                # The attempt counts for a job that the engine hung on, because the job may be what makes engines hang.
                 hung = self._hung.is_set() and attempt.watchdog.hangs
-                why = EngineDead("the engine hangs") if hung else WorkerShutdown("the worker was told to stop")
+                why = EngineDead("the engine hangs") if hung else WorkerShutdown("the worker was asked to stop")
                 raise self._failure(why, attempt) from None
             else:
                 spans.describe_giving_up()
@@ -124,9 +124,9 @@ class RunLLMOnGPU:
 
     async def _generate(self, attempt: Attempt, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
         job = attempt.job
-        # Before anything can fail: a failure carries what earlier attempts generated.
+        # This comes before anything that can fail, because a failure carries the output of earlier attempts.
         continues = await attempt.start(first=first)
-        # By the rules that every version has had: a job that was accepted before one was added goes on.
+        # Rules that a later version added are skipped, so that jobs that were accepted before continue.
         require_valid(job, strict=False)
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
@@ -137,7 +137,7 @@ class RunLLMOnGPU:
         try:
             await asyncio.shield(self._loaded)
         except EngineDead as error:
-            # Of this worker's: the job has not been tried.
+            # The worker's engine is dead, but the job has not been tried.
             raise WorkerShutdown(f"the worker cannot load its model: {error}") from error
         await attempt.enter(PREFILL)
         if continues:
@@ -157,41 +157,41 @@ class RunLLMOnGPU:
         engine, capture = self._engine, self._settings.capture_content
         with (
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
-            self._metrics.generation(attempt.job) as saw,
+            self._metrics.generation(attempt.job) as record,
         ):
             async with aclosing(engine.generate(attempt.generation())) as outputs:
                 async for output in outputs:
                     span.add(output)
-                    saw(output)
+                    record(output)
                     self._moved_at = time.monotonic()
                     await attempt.add(output)
                     if output.finish_reason is not None:
                         await attempt.enter(DONE)
                         return output.finish_reason
-            raise EngineFailed("the engine ended the output without saying why")
+            raise EngineFailed("the engine ended the output without a finish reason")
 
     @asynccontextmanager
     async def _beating(self, attempt: Attempt) -> AsyncIterator[None]:
-        """Heartbeat while the context is open and the attempt moves."""
+        """Send heartbeats while the context is open and the attempt makes progress."""
 
         timeout = activity.info().heartbeat_timeout or _NO_TIMEOUT
 
         async def pause() -> None:
-            # However many run, some heartbeats may be lost or late.
+            # A third of the timeout allows some heartbeats to be lost or late, however many attempts run.
             await asyncio.sleep(
                 min(self._throttle.seconds(self._settings.heartbeat_interval), timeout.total_seconds() / 3)
             )
 
         async def beat() -> None:
-            # The start told Temporal as much as a first heartbeat would: a short job needs none.
+            # The start reports as much as a first heartbeat would, so a short job needs none.
             await pause()
             hung = False
-            # Twice in a row, lest a process that has stood still takes that for the engine.
+            # The check must fail twice in a row, because a process that was suspended must not blame the engine.
             while not (hung and attempt.watchdog.hangs):
                 hung = attempt.watchdog.hangs
                 activity.heartbeat(*to_details(attempt.heartbeat()))
                 await pause()
-            _log.error("nothing moves in %s for too long: no more heartbeats", attempt.watchdog.stage)
+            _log.error("no progress in %s for too long: no more heartbeats", attempt.watchdog.stage)
             if self._moved_at <= attempt.watchdog.moved_at:
                 self._hung.set()
 
@@ -204,6 +204,6 @@ class RunLLMOnGPU:
             await asyncio.gather(beating, return_exceptions=True)
 
     def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
-        """Return the error for Temporal, with what the attempt had made."""
+        """Return the error for Temporal, with the attempt's partial result."""
         spans.describe_error(error)
         return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR))

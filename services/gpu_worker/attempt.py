@@ -1,6 +1,7 @@
-"""One attempt at one job: what it has generated so far, and everybody who is notified of it.
+"""One attempt at one job: its output so far, and its reports to the live feed and to Temporal.
 
-Output goes to the live feed at once, progress to the feed now and then and to Temporal with each heartbeat.
+Output is published to the live feed immediately. Progress is published to the feed at intervals, and to Temporal with
+each heartbeat.
 """
 
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ class Attempt:
         settings: GpuWorkerSettings,
         throttle: ReportThrottle,
     ) -> None:
-        """`number` counts from 1; `key` is the job's in the feed; `worker` is this worker's name."""
+        """`number` counts from 1; `key` is the job's key in the feed; `worker` is this worker's name."""
         self.job = llm_pb2.JobRequest()
         self.job.CopyFrom(request.job)
         if not self.job.params.HasField("max_tokens"):
@@ -40,7 +41,7 @@ class Attempt:
         self.times = AttemptTimes(request)
         self.watchdog = Watchdog(settings)
         self.rewinds = False
-        """Whether it generates again, or may, what an earlier attempt has generated."""
+        """Whether it generates again what an earlier attempt has generated, or may have generated."""
         started = internal_pb2.AttemptStarted(attempt=number, traceparent=current_traceparent(), worker=worker)
         started.start_time.FromDatetime(self.times.started)
         self._writer = FeedWriter(feed, key, started)
@@ -49,37 +50,38 @@ class Attempt:
         self._logprobs_bytes = 0
 
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
-        """Return how far the attempt is, for those who ask Temporal, and what the next attempt is to restore."""
+        """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
         metadata = self._writer.output.metadata()
         metadata.queue_time.CopyFrom(self.times.queue_time)
         return internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
-        """Take over what an earlier attempt knew, and how far it reported to be."""
+        """Restore the state and the progress that an earlier attempt reported."""
         self.times.queue_time = heartbeat.metadata.queue_time
         self._writer.restore(heartbeat)
 
     async def start(self, *, first: bool) -> bool:
-        """Take the feed over from earlier attempts and, unless this is the `first`, their output: True if so.
+        """Take the feed over from earlier attempts and, unless this is the `first`, continue their output.
 
-        From here on every reader ignores what an earlier attempt may still write.
+        Return whether the attempt continues it. From here on every reader ignores what an earlier attempt may still
+        write.
         """
         if first:
             await self._writer.begin()
             return False
         earlier, output = await self._writer.take_over(), self._writer.output
-        # The feed keeps no logprobs, so with those the job starts over.
+        # The feed keeps no logprobs, so a job that asks for them starts over.
         continues = output.can_continue and not self.job.params.HasField("logprobs")
         tokens = len(output.token_ids) if continues else 0
         link_to(earlier.traceparent, {ATTEMPT: earlier.attempt, CONTINUED_TOKENS: tokens})
         if not continues:
-            # An attempt that is known to have generated nothing leaves nothing to take back.
+            # An attempt that is known to have generated nothing leaves nothing to rewind.
             self.rewinds = not (earlier.attempt and output.whole and not output.token_ids)
             self._writer.start_over()
         return continues
 
     def generation(self) -> Generation:
-        """Return what the engine is asked for: the job, or what is left of it, as a part of the current span."""
+        """Return the request to the engine: the job, or the rest of it, as a part of the current span."""
         output = self._writer.output
         return Generation(
             request_id=self._writer.name,
@@ -90,19 +92,19 @@ class Attempt:
         )
 
     def start_over(self) -> None:
-        """Forget what earlier attempts generated."""
+        """Drop the output of earlier attempts."""
         self.rewinds = True
         self._writer.start_over()
 
     async def enter(self, stage: str) -> None:
-        """Move on to a stage."""
+        """Enter a stage, and publish it."""
         self.watchdog.move(stage)
         await self._publish_progress()
 
     async def add(self, output: Output) -> None:
-        """Add what the engine generated.
+        """Add what the engine generated, and publish it.
 
-        Raises ResultTooLarge when that does not fit the job's result, which is then without it and without logprobs.
+        Raises ResultTooLarge if it does not fit the job's result. The result then has neither this output nor logprobs.
         """
         now, so_far = datetime.now(UTC), self._writer.output
         self.watchdog.move(DECODE if output.token_ids else None)
@@ -126,7 +128,7 @@ class Attempt:
         await self._writer.write(internal_pb2.FeedRecord(attempt_ended=event))
 
     def progress(self) -> llm_pb2.JobProgress:
-        """Return how far the attempt is."""
+        """Return the attempt's progress."""
         stage, output = self.watchdog.stage, self._writer.output
         share = 1.0 if stage == DONE else len(output.token_ids) / self.job.params.max_tokens
         report = llm_pb2.JobProgress(
@@ -152,7 +154,7 @@ class Attempt:
         return result
 
     def figures(self, reason: "llm_pb2.FinishReason.ValueType") -> dict[str, object]:
-        """Return what a log line says of the attempt."""
+        """Return the attempt's figures for a log line."""
         return {
             "finish_reason": llm_pb2.FinishReason.Name(reason),
             "output_tokens": len(self._writer.output.token_ids),

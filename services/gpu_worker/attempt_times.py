@@ -1,4 +1,4 @@
-"""The times of an attempt, as the job's result tells them."""
+"""The times of an attempt, as the job's result reports them."""
 
 from datetime import UTC, datetime, timedelta
 

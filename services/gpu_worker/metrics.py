@@ -1,8 +1,8 @@
-"""What a GPU worker measures: how long jobs waited for it, how fast its engine is, and how full.
+"""The metrics of a GPU worker: how long jobs waited for it, and the speed and load of its engine.
 
 Names and labels follow OpenTelemetry's semantic conventions for generative AI where those have them
-(https://github.com/open-telemetry/semantic-conventions-genai). A token costs a look at the clock and two additions: all
-else is recorded once for each generation, or read from the engine when somebody scrapes.
+(https://github.com/open-telemetry/semantic-conventions-genai). A token costs one reading of the clock and two
+additions. Everything else is recorded once for each generation, or read from the engine at each scrape.
 """
 
 import time
@@ -34,33 +34,33 @@ class WorkerMetrics:
     """The instruments of one worker."""
 
     def __init__(self, meter: Meter, engine: Engine, model: str, capacity: int) -> None:
-        """`capacity` is how many jobs the engine runs at once."""
+        """`capacity` is the maximum number of jobs that the engine runs concurrently."""
         self._engine = engine
         self._model = {"gen_ai.request.model": model}
         self._capacity = capacity
         self._tokens_read = 0
         self._tokens_made = 0
         self._continuations = meter.create_counter(
-            "llm.job.continuations", "{attempt}", "Attempts that went on where an earlier one stopped."
+            "llm.job.continuations", "{attempt}", "Attempts that continued where an earlier one stopped."
         )
         self._rewinds = meter.create_counter(
-            "llm.job.rewinds", "{attempt}", "Attempts that had to start over what an earlier one had begun."
+            "llm.job.rewinds", "{attempt}", "Attempts that started over what an earlier one had begun."
         )
-        self._queue = _seconds(meter, "llm.job.queue.duration", "From Submit to the first attempt.", LONG_SECONDS)
+        self._queue = _seconds(meter, "llm.job.queue.duration", "Time from Submit to the first attempt.", LONG_SECONDS)
         self._first_token = _seconds(
             meter,
             "gen_ai.server.time_to_first_token",
-            "From the engine's start on a job to its first token.",
+            "Time from the engine's start on a job to its first token.",
             _FIRST_TOKEN_SECONDS,
         )
         self._per_token = _seconds(
             meter,
             "gen_ai.server.time_per_output_token",
-            "Mean time of a generation's tokens after the first.",
+            "Mean time for each of a generation's tokens after the first.",
             _TOKEN_SECONDS,
         )
         self._duration = _seconds(
-            meter, "gen_ai.server.request.duration", "From the engine's start on a job to its end.", LONG_SECONDS
+            meter, "gen_ai.server.request.duration", "Time from the engine's start on a job to its end.", LONG_SECONDS
         )
         self._usage = meter.create_histogram(
             "gen_ai.client.token.usage",
@@ -69,13 +69,16 @@ class WorkerMetrics:
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
         meter.create_observable_counter(
-            "llm.engine.tokens", [self._observe_tokens], "{token}", "Tokens read and made, counted as they are."
+            "llm.engine.tokens", [self._observe_tokens], "{token}", "Tokens read and generated, counted as they occur."
         )
         meter.create_observable_gauge(
-            "llm.engine.requests", [self._observe_requests], "{request}", "Generations that run or wait in the engine."
+            "llm.engine.requests",
+            [self._observe_requests],
+            "{request}",
+            "Number of generations that run or wait in the engine.",
         )
         meter.create_observable_gauge(
-            "llm.engine.capacity", [self._observe_capacity], "{request}", "Generations that the engine runs at once."
+            "llm.engine.capacity", [self._observe_capacity], "{request}", "Maximum number of concurrent generations."
         )
         meter.create_observable_gauge(
             "llm.engine.kv_cache.usage_ratio",
@@ -87,20 +90,20 @@ class WorkerMetrics:
             counter.add(0, self._model)
 
     def started(self, waited: timedelta) -> None:
-        """A job's first attempt begins."""
+        """Record that a job's first attempt begins."""
         self._queue.record(waited.total_seconds(), self._model)
 
     def continued(self) -> None:
-        """An attempt went on where an earlier one stopped."""
+        """Record that an attempt continued where an earlier one stopped."""
         self._continuations.add(1, self._model)
 
     def rewound(self) -> None:
-        """An attempt starts over."""
+        """Record that an attempt starts over."""
         self._rewinds.add(1, self._model)
 
     @contextmanager
     def generation(self, job: llm_pb2.JobRequest) -> Iterator[Callable[[Output], None]]:
-        """Measure one generation while the context is open: yields what is to be called with each output."""
+        """Measure one generation while the context is open. Yields a function to call with each output."""
         labels = {
             "gen_ai.operation.name": operation_name(job),
             "gen_ai.provider.name": self._engine.name,
@@ -110,7 +113,7 @@ class WorkerMetrics:
         first = last = 0.0
         read = made = 0
 
-        def saw(output: Output) -> None:
+        def record(output: Output) -> None:
             nonlocal first, last, read, made
             if not read:
                 read = output.prompt_tokens
@@ -125,7 +128,7 @@ class WorkerMetrics:
 
         failure = {}
         try:
-            yield saw
+            yield record
         except BaseException as error:
             failure = {"error.type": error_type(error)}
             raise

@@ -1,7 +1,7 @@
-"""How often attempts report: the more of them run at once, the less often each.
+"""Throttling of attempts' reports: the more attempts run concurrently, the less often each reports.
 
-A report costs the same whether the job is one of three or of three hundred: a record of the feed that every watcher is
-sent, or a call of Temporal's. So beyond a number of jobs the worker as a whole reports no more often.
+A report costs the same whether the job is one of three or of three hundred: a record of the feed that every watcher
+receives, or a call to Temporal. So beyond a number of jobs the worker as a whole reports no more often.
 """
 
 import math
@@ -36,7 +36,7 @@ class ReportThrottle:
 
 
 class ReportTimer:
-    """Tells when an attempt's next report is due. The first one is due at once."""
+    """Shows when an attempt's next report is due. The first one is due immediately."""
 
     def __init__(self, throttle: ReportThrottle, interval: timedelta) -> None:
         """`interval` is the time between two reports, before the throttle stretches it."""
@@ -50,7 +50,7 @@ class ReportTimer:
         return time.monotonic() - self._restarted_at >= self._throttle.seconds(self._interval)
 
     def restart(self) -> None:
-        """Note that a report is made now."""
+        """Note that a report is sent now."""
         self._restarted_at = time.monotonic()
 
     def expire(self) -> None:

@@ -12,43 +12,45 @@ from models import DOCSTRINGS
 
 
 class GpuWorkerSettings(BaseSettings):
-    """The GPU worker: takes jobs of one model from its queue and runs them."""
+    """The GPU worker: runs the jobs of one model from its queue."""
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
-    """What runs the model."""
+    """The engine that runs the model."""
     model: str = "docstrings"
-    """The name that jobs ask for."""
+    """Name of the model, as jobs ask for it."""
     model_path: str = ""
-    """A folder in Hugging Face format, or a hub name. Unset: the model docstrings, which comes along; of another name
-    only with the engine simulated."""
+    """A folder in Hugging Face format, or a hub name. If unset, the worker uses the bundled model docstrings. A model
+    of another name needs a path, except with the engine simulated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """The engine's own options, as JSON; for vllm those of its AsyncEngineArgs, and structured_floor and
+    """The engine's own options, as JSON. For vllm they are the fields of its AsyncEngineArgs, structured_floor and
     structured_slowdown."""
     task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
-    """The queue to take jobs from."""
+    """The task queue from which the worker takes jobs."""
     max_concurrent: int = Field(16, gt=0)
-    """Jobs run at once: the size of the engine's batch."""
+    """Maximum number of concurrent jobs, which is the size of the engine's batch."""
     default_max_tokens: int = Field(256, gt=0)
-    """max_tokens of a job that came past the gateway without."""
+    """max_tokens of a job that was started without the gateway and sets none."""
     special_tokens_in_messages: bool = False
-    """Whether a chat message may hold special tokens of the model, with which it can pass for other turns."""
+    """Whether a chat message may hold special tokens of the model, with which it can imitate other turns."""
     capture_content: bool = False
-    """Write prompts and outputs into the spans of generations. They go wherever spans go."""
+    """Whether to write prompts and outputs into the spans of generations, with which they are exported."""
     heartbeat_interval: timedelta = timedelta(seconds=1)
-    """How often progress goes to Temporal, and how soon a cancel is seen at latest. Of more than 16 jobs at once each
-    reports less often, here and to watchers: of 64 every 4 s."""
+    """Interval of progress reports to Temporal, and maximum delay of a cancel. With more than 16 concurrent jobs each
+    reports less often, here and to watchers: with 64 every 4 s."""
     progress_interval: timedelta = timedelta(milliseconds=250)
-    """How often watchers see progress."""
+    """Interval of progress reports to watchers."""
     load_timeout: timedelta = timedelta(minutes=30)
-    """An engine that loads for longer hangs: its worker ends."""
+    """Maximum time to load the model. After that the engine counts as hung and the worker ends."""
     prefill_timeout: timedelta = timedelta(minutes=5)
-    """A job without a first token for longer is lost and tried again; if none has moved meanwhile, the worker ends."""
+    """Maximum time to a job's first token. After that the job is retried; if no job has progressed meanwhile, the
+    worker ends."""
     decode_timeout: timedelta = timedelta(minutes=1)
-    """A job without a next token for longer is lost and tried again; if none has moved meanwhile, the worker ends."""
+    """Maximum time to a job's next token. After that the job is retried; if no job has progressed meanwhile, the worker
+    ends."""
     shutdown_grace: timedelta = timedelta(seconds=10)
-    """What running jobs get to finish on SIGTERM."""
+    """Time that running jobs have to finish after SIGTERM."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9465, ge=0, le=65535)
@@ -57,9 +59,9 @@ class GpuWorkerSettings(BaseSettings):
     @field_validator("model_path")
     @classmethod
     def _found(cls, path: str, info: ValidationInfo) -> str:
-        """Return where the model is. Raises ValueError for one that does not come along."""
+        """Return the path of the model. Raises ValueError for a model that is not bundled and has no path."""
         if path or info.data.get("engine") == "simulated":
             return path
         if (model := info.data.get("model")) == DOCSTRINGS.name:
             return str(DOCSTRINGS)
-        raise ValueError(f"the model {model!r} does not come along: name its folder or its name at the hub")
+        raise ValueError(f"the model {model!r} is not bundled: set the path to its folder or its name at the hub")

@@ -1,8 +1,8 @@
-"""What traces say of attempts and generations.
+"""The spans of attempts and generations.
 
-Names follow OpenTelemetry's conventions for generative AI (`gen_ai.…`); where those have none they are ours
-(`llm.job.…`). An attempt's span is made by Temporal's plugin and described here; it has one generation below it, or two
-when the first could not be continued.
+Names follow OpenTelemetry's conventions for generative AI (`gen_ai.…`). Names that those do not have begin with
+`llm.job.`. Temporal's plugin creates the span of an attempt, and this module describes it. The span has one generation
+below it, or two if the first could not be continued.
 """
 
 import asyncio
@@ -37,40 +37,40 @@ _PARAMS: Final = {
     "presence_penalty": gen_ai.GEN_AI_REQUEST_PRESENCE_PENALTY,
     "frequency_penalty": gen_ai.GEN_AI_REQUEST_FREQUENCY_PENALTY,
 }
-"""Fields of SamplingParams that the conventions know. Stop texts are left out: they are words of the user's."""
+"""Fields of SamplingParams that the conventions know. Stop texts are left out, because they are the user's content."""
 
 
 def operation_name(job: llm_pb2.JobRequest) -> str:
-    """Return what the conventions call the generation that the job asks for."""
+    """Return the conventions' name for the generation that the job asks for."""
     names = gen_ai.GenAiOperationNameValues
     name: str = (names.CHAT if job.messages else names.TEXT_COMPLETION).value
     return name
 
 
 def describe_attempt(number: int, handovers: int, worker: str) -> None:
-    """Say on the current span which attempt it is."""
+    """Set the attributes of the attempt on the current span."""
     trace.get_current_span().set_attributes({ATTEMPT: number, HANDOVERS: handovers, WORKER: worker})
 
 
 def describe_end(reason: "llm_pb2.FinishReason.ValueType") -> None:
-    """Say on the current span how the attempt ended."""
+    """Set the attempt's finish reason on the current span."""
     trace.get_current_span().set_attribute(FINISH_REASON, _reason_name(reason))
 
 
 def describe_error(error: JobError) -> None:
-    """Say on the current span what the attempt failed of."""
+    """Set the attempt's error on the current span."""
     trace.get_current_span().set_attribute(ERROR_TYPE, error.reason)
 
 
 def describe_giving_up() -> None:
-    """Say on the current span that Temporal does not want the attempt any more: it took too long, say."""
+    """Mark on the current span that Temporal has given the attempt up, for example because it took too long."""
     span = trace.get_current_span()
     span.set_attribute(ERROR_TYPE, asyncio.CancelledError.__name__)
     span.set_status(Status(StatusCode.ERROR, "Temporal has given the attempt up"))
 
 
 class GenerationSpan:
-    """The span of a generation that runs; it costs a token next to nothing."""
+    """The span of a running generation. Its cost for each token is negligible."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
@@ -78,10 +78,10 @@ class GenerationSpan:
         self._tokens = 0
         self._last: Output | None = None
         self.texts: list[str] | None = None
-        """The output so far, where it is to be captured."""
+        """The output so far. None if it is not captured."""
 
     def add(self, output: Output) -> None:
-        """Take what the engine made."""
+        """Add an output of the engine."""
         if not self._tokens and output.token_ids:
             waited = time.monotonic() - self._began
             self._span.set_attribute(gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, waited)
@@ -91,7 +91,7 @@ class GenerationSpan:
             self.texts.append(output.text)
 
     def end(self, *, cancelled: bool) -> None:
-        """Say what was used and made."""
+        """Set the usage and the output on the span."""
         reason: llm_pb2.FinishReason.ValueType | None = llm_pb2.FINISH_REASON_CANCELLED if cancelled else None
         if self._last is not None:
             reason = self._last.finish_reason or reason
@@ -108,7 +108,7 @@ class GenerationSpan:
 def generation_span(
     tracer: Tracer, engine: str, job: llm_pb2.JobRequest, capture_content: bool
 ) -> Iterator[GenerationSpan]:
-    """Make the span of one generation, current while the context is open."""
+    """Start the span of one generation, current while the context is open."""
     operation = operation_name(job)
     output_type = gen_ai.GenAiOutputTypeValues.JSON if job.params.json_schema else gen_ai.GenAiOutputTypeValues.TEXT
     attributes: dict[str, Any] = {

@@ -1,1 +1,1 @@
-"""The worker that tells the outside world how jobs ended."""
+"""The worker that notifies receivers of jobs' events."""

@@ -1,4 +1,4 @@
-"""`python -m services.notifier`: deliver events until told to stop."""
+"""`python -m services.notifier`: deliver events until asked to stop."""
 
 import logging
 from datetime import timedelta
@@ -44,7 +44,7 @@ async def main() -> None:
             task_queue=settings.task_queue + names.PROGRESS_QUEUE_SUFFIX,
             activities=[NotifyProgress(client, dispatcher, settings.max_progress_per_user).__call__],
             max_concurrent_activities=settings.max_progress,
-            # Heartbeats carry the log, and bring word of a job's end: none may be kept back for long.
+            # Heartbeats carry the log, and their answers report a job's end, so none may be delayed for long.
             max_heartbeat_throttle_interval=timedelta(seconds=1),
         )
         async with outcomes, progress:

@@ -10,7 +10,7 @@ from llm_pb import internal_pb2
 from services.notifier.dispatcher import Dispatcher
 
 _SHARE: Final = 0.9
-"""Of the time that Temporal gives an attempt: the rest is for saying how it went."""
+"""Share of an attempt's timeout that the delivery may take. The rest is for reporting its outcome."""
 
 
 class NotifyUI:
@@ -21,6 +21,6 @@ class NotifyUI:
 
     @activity.defn(name=names.ACTIVITY_NOTIFY)
     async def __call__(self, request: internal_pb2.NotifyRequest) -> internal_pb2.NotifyResponse:
-        """Deliver; an attempt that fails is a response, too: when to try again is the workflow's to decide."""
+        """Deliver the event. A failure is an outcome, too, because the workflow decides when to try again."""
         limit = activity.info().start_to_close_timeout or timedelta.max
         return await self._dispatcher.deliver(request, limit * _SHARE)

@@ -1,4 +1,4 @@
-"""One attempt to deliver one event to one target, within its bounds of time and number."""
+"""One attempt to deliver one event to one target, within the limits of time and concurrency."""
 
 import asyncio
 import logging
@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Takes events to the sinks of this process."""
+    """Delivers events through the sinks of this process."""
 
     def __init__(self, sinks: Mapping[str, Sink], settings: NotifierSettings, metrics: NotifierMetrics) -> None:
-        """`sinks` by the name of their target's field in NotifyTarget, and OPERATORS."""
+        """The keys of `sinks` are the names of their targets' fields in NotifyTarget, and OPERATORS."""
         self._sinks = sinks
         self._settings = settings
         self._metrics = metrics
@@ -34,15 +34,15 @@ class Dispatcher:
             settings.max_per_user,
             lambda: DeliveryFailed(f"{settings.max_per_user} deliveries of the same user are under way already"),
         )
-        most = settings.max_per_destination + settings.max_waiting_per_destination
+        limit = settings.max_per_destination + settings.max_waiting_per_destination
         self._destinations = KeyedLimiter(
             settings.max_per_destination,
-            lambda: DeliveryFailed(f"{most} deliveries to the same destination are under way already"),
+            lambda: DeliveryFailed(f"{limit} deliveries to the same destination are under way already"),
             waiting=settings.max_waiting_per_destination,
         )
 
     async def deliver(self, request: internal_pb2.NotifyRequest, within: timedelta) -> internal_pb2.NotifyResponse:
-        """Return how it went; SKIPPED when neither the job nor the operator names a target."""
+        """Deliver the event. The outcome is SKIPPED if neither the job nor the operator names a target."""
         target = request.target
         kind = target.WhichOneof("target") or "webhook"
         sink: str = kind
@@ -53,7 +53,7 @@ class Dispatcher:
             if url is None:
                 return internal_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_SKIPPED)
             target = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=url))
-            # A hash would let the job's user try what the path of the operator's endpoint is.
+            # A hash would let the job's user guess the path of the operator's endpoint.
             shown = origin(url)
         about = {"delivery_id": request.notification_id, "target": shown}
         attempt = llm_pb2.DeliveryAttempt()
@@ -93,7 +93,9 @@ class Dispatcher:
             ):
                 return await sink.deliver(target, event, request.user_id)
         except TimeoutError:
-            return Answer(error=DeliveryFailed(f"the receiver did not take it within {within.total_seconds():g} s"))
+            return Answer(
+                error=DeliveryFailed(f"the receiver did not accept the event within {within.total_seconds():g} s")
+            )
         except DeliveryError as error:
             return Answer(error=error)
 

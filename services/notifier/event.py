@@ -1,4 +1,4 @@
-"""What is told of a job as a CloudEvent (CloudEvents 1.0.2, JSON event format)."""
+"""An event of a job as a CloudEvent (CloudEvents 1.0.2, JSON event format)."""
 
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +15,7 @@ def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = ""
     """Return the event: type `llm.v1.job.<what>`, subject the workflow id, data the job in proto3 JSON.
 
     Its id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats. `job_url` is the
-    link to the job, with {workflow_id} in it, which is percent-encoded; none when empty.
+    link to the job, in which {workflow_id} is replaced by the percent-encoded id. An empty one gives no link.
     """
     status = request.status
     about = internal_pb2.NotifyRequest()

@@ -1,4 +1,4 @@
-"""What a notifier measures: every attempt at a delivery, by kind of target and outcome."""
+"""The metrics of a notifier: every attempt at a delivery, by kind of target and outcome."""
 
 from opentelemetry.metrics import Meter
 
@@ -13,7 +13,7 @@ class NotifierMetrics:
         self._duration = meter.create_histogram(
             "llm.notification.attempt.duration",
             "s",
-            "How long attempts at a delivery took; without an error.type the receiver took it.",
+            "Duration of attempts of deliveries. Without an error.type the receiver took the event.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
 

@@ -1,7 +1,7 @@
-"""NotifyProgress: tells the targets of a running job how it gets on, for as long as it runs.
+"""NotifyProgress: notifies the targets of a running job of its progress, for as long as it runs.
 
-It asks Temporal, which knows of every attempt and its last heartbeat, and so costs the worker that generates nothing.
-What cannot be delivered is not repeated for long: the next progress says more.
+It asks Temporal, which knows every attempt and its last heartbeat, and so costs the GPU worker nothing. A delivery that
+fails is not repeated for long, because the next progress event replaces it.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
 _ATTEMPT: Final = timedelta(seconds=30)
 _TRIES: Final = 3
-"""For the one event `started`."""
+"""Maximum number of tries to deliver the event `started`."""
 _KEPT_ATTEMPTS: Final = 10
 
 
@@ -44,44 +44,47 @@ class NotifyProgress:
         self._dispatcher = dispatcher
         self._users = KeyedLimiter(
             max_per_user,
-            lambda: DeliveryFailed(f"the progress of {max_per_user} running jobs of the same user is notified already"),
+            lambda: DeliveryFailed(
+                f"the progress notifications of {max_per_user} jobs of the same user are under way already"
+            ),
         )
 
     @activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
     async def __call__(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
-        """Tell until cancelled, or until there is nothing more to tell; return how the deliveries went.
+        """Notify until cancelled, or until no event is left; return the outcome of the deliveries.
 
-        Raises ApplicationError, to be called again later, when the user has too many jobs here already.
+        Raises ApplicationError, after which Temporal calls again later, if the user has too many jobs here already.
         """
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._users.acquired(request.event.user_id))
             except DeliveryFailed as error:
                 raise to_attempt_error(error, category=ApplicationErrorCategory.BENIGN) from error
-            return await self._tell_all(request)
+            return await self._notify_all(request)
 
-    async def _tell_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
+    async def _notify_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
         log = _Log(next(iter(activity.info().heartbeat_details), internal_pb2.NotifyProgressResponse()))
         running = _RunningJob(self._client, request)
         try:
             async with _beating(log), asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(running.follow())
-                telling = [
-                    tasks.create_task(self._tell(request, index, running, log)) for index in range(len(request.targets))
+                notifying = [
+                    tasks.create_task(self._notify(request, index, running, log))
+                    for index in range(len(request.targets))
                 ]
-                await asyncio.wait(telling)
+                await asyncio.wait(notifying)
                 following.cancel()
         except asyncio.CancelledError:
             details = activity.cancellation_details()
             if details is None or not details.cancel_requested:
-                # This notifier stops, another one goes on.
+                # This notifier stops, and another one continues.
                 raise
         return log.ended()
 
-    async def _tell(
+    async def _notify(
         self, request: internal_pb2.NotifyProgressRequest, index: int, running: "_RunningJob", log: "_Log"
     ) -> None:
-        """Tell one target: a receiver that hangs delays no other."""
+        """Notify one target. A receiver that hangs delays no other."""
         options = request.options
         interval = options.progress_interval.ToTimedelta() or DEFAULT_PROGRESS_INTERVAL
         await running.started()
@@ -92,13 +95,13 @@ class NotifyProgress:
                     break
                 log.note(started, await self._dispatcher.deliver(started, _ATTEMPT))
                 await asyncio.sleep(_POLL_SECONDS if log.open(started) else 0)
-        told = 0
+        reported_at = 0
         if llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
-            # The notifier before this one may have told a moment ago.
+            # The notifier before this one may have sent one a moment ago.
             event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
-            await asyncio.sleep(log.rest(event, interval))
+            await asyncio.sleep(log.remaining(event, interval))
         while llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
-            told = await running.further(told)
+            reported_at = await running.next_report(reported_at)
             event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
             log.note(event, await self._dispatcher.deliver(event, _ATTEMPT))
             await asyncio.sleep(interval.total_seconds())
@@ -132,15 +135,15 @@ class _RunningJob:
         job = request.event.status
         self._handle = client.get_workflow_handle(job.workflow_id, run_id=job.run_id)
         self._converter = client.data_converter
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self.status = llm_pb2.JobStatus()
-        """The last one of a worker that had the job; empty before there was one."""
+        """The last status of a running attempt. Empty before there was one."""
 
     async def follow(self) -> None:
         """Keep the status up to date until cancelled."""
         while True:
             try:
-                await self._look()
+                await self._update()
             except RPCError as error:
                 _log.warning("cannot ask Temporal about %s: %s", self._handle.id, error)
             await asyncio.sleep(_POLL_SECONDS)
@@ -148,20 +151,20 @@ class _RunningJob:
     async def started(self) -> None:
         """Return once a worker has the job."""
         while not self.status.HasField("start_time"):
-            await self._change()
+            await self._wait_for_change()
 
-    async def further(self, told: int) -> int:
-        """Return once there is another report than that of this time, in nanoseconds since 1970; return its time."""
-        # A worker that has taken over after a hand-over has not reported at first.
-        while (when := self.status.progress.updated_at.ToNanoseconds()) in (0, told):
-            await self._change()
+    async def next_report(self, reported_at: int) -> int:
+        """Wait for another report than that of `reported_at`; return its time. Times are nanoseconds since 1970."""
+        # After a hand-over the new worker has not reported at first.
+        while (when := self.status.progress.updated_at.ToNanoseconds()) in (0, reported_at):
+            await self._wait_for_change()
         return when
 
-    async def _change(self) -> None:
-        self._news.clear()
-        await self._news.wait()
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
-    async def _look(self) -> None:
+    async def _update(self) -> None:
         run = pending_run(await self._handle.describe(rpc_timeout=RPC_TIMEOUT))
         if run is None:
             return
@@ -169,21 +172,21 @@ class _RunningJob:
         await add_run(status, run, self._converter)
         if status.state == llm_pb2.JOB_STATE_RUNNING:
             self.status = status
-            self._news.set()
+            self._changed.set()
 
 
 class _Log:
-    """How the deliveries went: of each event and target the last, kept in heartbeats for the next attempt."""
+    """The last delivery of each event to each target, kept in heartbeats for the next attempt."""
 
     def __init__(self, so_far: internal_pb2.NotifyProgressResponse) -> None:
-        # Deliveries of a notifier of version 0.1.0 do not say whose they are: they are repeated, under the same id.
+        # Deliveries of a notifier of version 0.1.0 lack the target's index, so they are repeated, under the same id.
         self._by_target = {
             (item.type, item.target_index): item for item in so_far.deliveries if item.HasField("target_index")
         }
 
     @property
     def response(self) -> internal_pb2.NotifyProgressResponse:
-        """All of it."""
+        """All deliveries."""
         return internal_pb2.NotifyProgressResponse(deliveries=self._by_target.values())
 
     def open(self, event: internal_pb2.NotifyRequest) -> bool:
@@ -191,8 +194,8 @@ class _Log:
         known = self._by_target.get(_key(event))
         return known is None or known.state == llm_pb2.NOTIFY_STATE_PENDING
 
-    def rest(self, event: internal_pb2.NotifyRequest, interval: timedelta) -> float:
-        """Return how many seconds are left of the interval since an event like this was last tried."""
+    def remaining(self, event: internal_pb2.NotifyRequest, interval: timedelta) -> float:
+        """Return the seconds that are left of the interval since an event like this was last tried."""
         known = self._by_target.get(_key(event))
         if known is None or not known.attempts:
             return 0
@@ -211,7 +214,7 @@ class _Log:
             del known.attempts[:-_KEPT_ATTEMPTS]
 
     def ended(self) -> internal_pb2.NotifyProgressResponse:
-        """Return all of it, with nothing pending any more."""
+        """Return all deliveries, with those that are pending as failed."""
         response = self.response
         for item in response.deliveries:
             if item.state == llm_pb2.NOTIFY_STATE_PENDING:
@@ -227,7 +230,7 @@ def _key(event: internal_pb2.NotifyRequest) -> tuple[str, int]:
 
 @asynccontextmanager
 async def _beating(log: _Log) -> AsyncIterator[None]:
-    """Tell Temporal that this goes on, and how far it is."""
+    """Send heartbeats with the log to Temporal while the context is open."""
 
     async def beat() -> None:
         while True:

@@ -15,7 +15,7 @@ _PREFIX = "whsec_"
 
 
 def _usable(secret: SecretStr) -> SecretStr:
-    """Refuse a secret that Standard Webhooks does not allow. Raises ValueError, without the secret in it."""
+    """Return the secret. Raises ValueError, without the secret in it, if Standard Webhooks does not allow it."""
     text = secret.get_secret_value()
     try:
         key = base64.b64decode(text.removeprefix(_PREFIX), validate=True) if text.startswith(_PREFIX) else b""
@@ -30,77 +30,85 @@ SigningSecret = Annotated[SecretStr, AfterValidator(_usable)]
 
 
 class UserEndpoint(BaseModel):
-    """What holds for the jobs of one user."""
+    """The settings for the jobs of one user."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: SecretStr | None = None
-    """Where the events of jobs go that name no target."""
+    """The endpoint for the events of jobs that name no target."""
     secrets: tuple[SigningSecret, ...] = ()
-    """What all webhooks of the user's jobs are signed with."""
+    """The secrets that sign all webhooks of the user's jobs."""
 
 
 class NotifierSettings(BaseSettings):
-    """The notifier: tells the outside world how jobs ended."""
+    """The notifier: delivers the events of jobs to their targets."""
 
     model_config = SettingsConfigDict(
         env_prefix="NOTIFIER_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
     task_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
-    """The queue to take deliveries from."""
+    """The task queue from which the notifier takes deliveries."""
     default_webhook_url: SecretStr | None = None
-    """Where outcomes of jobs go that name no target. Unset: nowhere."""
+    """The endpoint for outcomes of jobs that name no target. Unset: none."""
     webhook_secrets: tuple[SigningSecret, ...] = ()
-    """What webhooks are signed with, as JSON: whsec_ and base64 each; several while one replaces another."""
+    """The secrets that sign webhooks, as JSON: each is whsec_ and base64. There are several while one replaces
+    another."""
     users: dict[str, UserEndpoint] = Field(default_factory=dict)
-    """Users with an endpoint of their own, as JSON by user id: url, for jobs that name no target, and secrets."""
+    """Users with an endpoint or secrets of their own, as JSON by user id: url, for jobs that name no target, and
+    secrets."""
     event_source: str = "/llm.v1/jobs"
     """The CloudEvents source of every event."""
     job_url: str = ""
-    """A page or API address of a job, with {workflow_id} in it: the link in every event. Unset: none."""
+    """The link to the job in every event: a page or an API's address with {workflow_id} in it. Unset: none."""
     webhook_timeout: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
-    """Longest attempt of a webhook, from looking its name up to its answer."""
+    """Maximum duration of an attempt of a webhook, from the lookup of its name to its answer."""
     webhook_schemes: tuple[str, ...] = ("https",)
-    """What the URL of a webhook may begin with, as JSON: https, http."""
+    """The schemes that the URL of a webhook may have, as JSON: https, http."""
     webhook_ports: tuple[int, ...] = (443,)
-    """The ports that webhooks may go to, as JSON. Empty: any."""
+    """The ports to which webhooks may go, as JSON. Empty: any."""
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks that webhooks may go to although they are not public, as JSON; the local stack allows loopback."""
+    """Networks to which webhooks may go although they are not public, as JSON. The local stack allows loopback."""
     dns_servers: tuple[str, ...] = ()
-    """The name servers to ask where webhooks lead, as JSON: addresses, or address:port. Empty: the system's."""
+    """The name servers for the names of webhooks, as JSON: addresses, or address:port. Empty: the system's."""
     webhook_proxy: SecretStr | None = None
-    """The HTTP proxy that webhooks go through. It looks names up itself, so it must refuse private addresses."""
+    """The HTTP proxy for webhooks. It looks names up itself, so it must refuse private addresses."""
     nats_url: SecretStr | None = None
-    """The NATS server for targets of the kind nats; may hold a user and password. Unset: they are refused."""
+    """The URL of the NATS server for targets of the kind nats. It may hold a user and a password. Unset: such targets
+    are refused."""
     nats_subject_prefix: str = "llm.events"
-    """What comes before the subjects that jobs name, and a dot."""
+    """The prefix of the subjects that jobs name. A dot follows it."""
     kafka_servers: str | None = None
-    """The Kafka brokers for targets of the kind kafka: host:port, separated by commas. Unset: they are refused."""
+    """The Kafka brokers for targets of the kind kafka: host:port, separated by commas. Unset: such targets are
+    refused."""
     kafka_topics: tuple[str, ...] = ()
-    """The topics that jobs may name, as JSON."""
+    """Topics that jobs may name, as JSON."""
     kafka_tls: bool = False
-    """Whether to speak TLS with the brokers."""
+    """Whether the connections to the Kafka brokers use TLS."""
     kafka_user: str | None = None
-    """The user at the brokers, by SASL SCRAM-SHA-512. Unset: none."""
+    """The user at the Kafka brokers, by SASL SCRAM-SHA-512. Unset: none."""
     kafka_password: SecretStr | None = None
-    """The user's password."""
+    """The password of NOTIFIER_KAFKA_USER."""
     broker_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
-    """Longest wait for NATS or Kafka to acknowledge an event."""
+    """Maximum wait for NATS or Kafka to acknowledge an event."""
     max_concurrent: int = Field(1000, gt=0)
-    """Deliveries at once, those that wait for their turn included."""
+    """Maximum number of concurrent deliveries, those that wait for their turn included."""
     max_per_user: int = Field(250, gt=0)
-    """Deliveries at once of one user's jobs; more are put off, so that slow receivers of one leave room for others."""
+    """Maximum number of concurrent deliveries of one user's jobs. Further ones are postponed, so that one user's slow
+    receivers leave room for other users."""
     max_per_destination: int = Field(16, gt=0)
-    """Deliveries at once to one destination: scheme, host and port of a webhook, a topic, the NATS server."""
+    """Maximum number of concurrent deliveries to one destination: scheme, host and port of a webhook, a topic, the NATS
+    server."""
     max_waiting_per_destination: int = Field(64, ge=0)
-    """Deliveries that wait for their turn at one destination; more are put off, so that they do not block others."""
+    """Maximum number of deliveries that wait for their turn at one destination. Further ones are postponed, so that
+    they do not block others."""
     max_progress: int = Field(500, gt=0)
-    """Jobs at once whose progress is told, those that still wait for a worker included."""
+    """Maximum number of concurrent jobs whose progress is sent, those that wait for a worker included."""
     max_progress_per_user: int = Field(125, gt=0)
-    """Of one user; the progress of more is told once others of the user's have ended, up to 100 s later."""
+    """Maximum number of concurrent jobs of one user whose progress is sent. The progress of further jobs is sent once
+    other jobs of the user have ended, up to 100 s later."""
     shutdown_grace: timedelta = timedelta(seconds=10)
-    """What running deliveries get on SIGTERM."""
+    """Maximum time for running deliveries to end after SIGTERM."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9466, ge=0, le=65535)

@@ -1,8 +1,8 @@
-"""A worker dies in the middle of an answer: nobody sees a byte twice, or misses one.
+"""A worker dies in the middle of an answer, and no watcher gets a byte twice or misses one.
 
-Each round kills, or asks to stop, the worker that runs a job while another is there, at a random place of the output.
-Three watchers, one from the start, one late, one that comes back at random offsets, must each hold exactly the output
-of an uninterrupted greedy run, and none may have been told to rewind. `make chaos` runs many rounds.
+Each round kills or stops the worker that runs a job, at a random place of the output, while another worker runs. There
+are three watchers: one from the start, one that comes late, and one that reconnects at random offsets. Each must hold
+exactly the output of an uninterrupted greedy run, without a rewind. `make chaos` runs many rounds.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ class Crashing(NamedTuple):
     stub: LlmServiceStub
 
     def worker_of(self, status: llm_pb2.JobStatus) -> Process:
-        """Return the process that the status names as the job's worker."""
+        """Return the process of the worker that the status names."""
         pid = int(status.progress.worker.rpartition("-")[2])
         (process,) = [process for process in self.stack.processes.values() if process.pid == pid]
         return process
 
     async def start_workers(self) -> None:
-        """Start those that earlier rounds have ended; they get ready meanwhile."""
+        """Start the workers that earlier rounds ended, without waiting until they are ready."""
         for process in self._workers:
             if not process.running:
                 await process.start()
@@ -79,7 +79,7 @@ async def interrupted(
     chance: random.Random,
     to: LlmServiceStub | None = None,
 ) -> list[Seen]:
-    """Run a job, interrupt its worker at a random place, and return what its three watchers saw."""
+    """Run a job, interrupt its worker at a random place of the output, and return what three watchers saw."""
     stub = crashing.stub
     await crashing.start_workers()
     expected = (await run_job(stub, new_job(prompt, params=PARAMS))).output
@@ -106,7 +106,7 @@ async def interrupted(
 
 @pytest.mark.timeout(120 + 60 * ROUNDS)
 async def test_a_killed_workers_jobs_continue(crashing: Crashing) -> None:
-    """SIGKILL: the next attempt goes on after the last token that reached the feed."""
+    """After SIGKILL the next attempt continues after the last token that reached the feed."""
     chance = random.Random(0)
     for number in range(ROUNDS):
         for seen in await interrupted(crashing, f"Return the {number}", signal.SIGKILL, chance):
@@ -114,9 +114,9 @@ async def test_a_killed_workers_jobs_continue(crashing: Crashing) -> None:
 
 
 async def test_a_stopping_worker_hands_its_jobs_over(crashing: Crashing) -> None:
-    """SIGTERM, a deploy: the job goes on elsewhere at once, and no attempt is used up.
+    """After SIGTERM, as in a deploy, the job continues immediately at another worker and uses up no attempt.
 
-    Its gateway would miss a worker only after minutes: a job that waited for that, or lost an attempt, is found out.
+    The gateway's heartbeat timeout is minutes long, so a job that waits for it fails this test.
     """
     patient = crashing.stack.add("gateway", {"GATEWAY_HEARTBEAT_TIMEOUT": "PT200S"})
     await patient.start()
@@ -129,5 +129,5 @@ async def test_a_stopping_worker_hands_its_jobs_over(crashing: Crashing) -> None
         assert seen.final.status.attempt == 1
         gaps = [m.status.progress.updated_at.ToNanoseconds() for m in seen.messages if m.HasField("status")]
         gaps = sorted(time for time in gaps if time)
-        assert max((b - a for a, b in itertools.pairwise(gaps)), default=0) < 190e9, "no heartbeat timeout"
+        assert max((b - a for a, b in itertools.pairwise(gaps)), default=0) < 190e9, "a heartbeat timeout passed"
     await patient.terminate()

@@ -1,4 +1,4 @@
-"""A short run of `make fuzz`: no call, however it is made up, brings out a fault of ours."""
+"""A short run of `make fuzz`: no generated call makes a server fail."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SECONDS = 800
 
 @pytest.mark.timeout(SECONDS + 100)
 async def test_ten_thousand_calls_find_no_fault(tmp_path: Path) -> None:
-    """The same calls each time: a run that fails belongs to the change. `make fuzz` makes others."""
+    """The calls are the same in each run, so the change under test causes a failure. `make fuzz` sends others."""
     async with Stack(stack_settings(tmp_path), environment=FAST) as stack:
         report = await fuzz(stack, SEED, CALLS, SECONDS)
     assert not report.problems, report

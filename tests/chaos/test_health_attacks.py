@@ -1,4 +1,4 @@
-"""Clients that ask for a server's health and do not read, or never leave: it goes on being told to others."""
+"""Clients that ask for a server's health, and do not read or never leave, do not keep others from its answer."""
 
 import asyncio
 from datetime import timedelta
@@ -21,7 +21,7 @@ ANYTHING = health_pb2.HealthCheckRequest()
 
 
 async def health(address: str) -> int:
-    """Return what a client hears that has come now."""
+    """Return the health that a new client's Check returns."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         response = await health_pb2_grpc.HealthStub(channel).Check(ANYTHING, timeout=20)
@@ -29,7 +29,7 @@ async def health(address: str) -> int:
 
 
 async def test_watches_of_health_do_not_keep_others_out(stack: Stack) -> None:
-    """A hundred are answered, the others refused."""
+    """The server answers a hundred watches and refuses the others."""
     async with (
         target(stack, {}, max_calls="200") as attacked,
         stalled_clients(attacked.address, 4, 1000) as clients,
@@ -50,7 +50,7 @@ async def test_watches_of_health_do_not_keep_others_out(stack: Stack) -> None:
 
 
 async def test_unread_answers_about_health_do_not_keep_others_out(stack: Stack) -> None:
-    """The connections that leave most of them unread are closed, again and again."""
+    """The server closes each connection that leaves most of its answers unread, again and again."""
 
     async def attack() -> None:
         async with stalled_clients(attacked.address) as (client,):
@@ -66,7 +66,7 @@ async def test_unread_answers_about_health_do_not_keep_others_out(stack: Stack) 
 
 
 async def test_a_watch_that_is_not_read_does_not_stop_health() -> None:
-    """It changes for all others, and the server can stop."""
+    """The health changes for all other clients, and the server can stop."""
     server = GrpcServer("test", "127.0.0.1", port := free_port(), Limits(4 << 20))
     await server.start()
     healthy = asyncio.Event()
@@ -77,7 +77,7 @@ async def test_a_watch_that_is_not_read_does_not_stop_health() -> None:
     following = asyncio.create_task(server.follow(found))
 
     async def changed(to: int) -> None:
-        while await health(f"127.0.0.1:{port}") != to:  # noqa: ASYNC110  nobody tells
+        while await health(f"127.0.0.1:{port}") != to:  # noqa: ASYNC110  nothing notifies
             await asyncio.sleep(0.1)
 
     async with stalled_clients(f"127.0.0.1:{port}") as (client,), asyncio.timeout(30):

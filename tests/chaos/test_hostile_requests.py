@@ -1,4 +1,4 @@
-"""No request holds a gateway up: whatever its bytes are, the others are served meanwhile."""
+"""No request blocks a gateway: whatever its bytes are, the gateway serves other requests meanwhile."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from tests.support.hostile_requests import BODIES, length_delimited, varint
 from tests.support.jobs import details_of, new_job
 
 ALLOWED = 0.05
-"""Seconds for which one request may hold the event loop."""
+"""Maximum seconds for which one request may block the event loop."""
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,13 @@ def loop_seconds(process: Process) -> float:
     return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count it")
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel has no schedstat")
 @pytest.mark.parametrize("what", BODIES)
 async def test_no_request_holds_the_event_loop(stack: Stack, channel: grpc.aio.Channel, what: str) -> None:
-    """It is refused, with every field that it breaks or as a whole, within 50 ms of the loop's own time.
+    """A hostile request is refused, as a whole or with each invalid field, within 50 ms of the loop's processor time.
 
-    Processor time, because other processes take the machine away; the least of three, because other calls are served.
+    Processor time is measured because other processes use the machine, too. The least of three measurements counts
+    because the gateway serves other calls as well.
     """
     gateway = stack.processes["gateway"]
     rpc, data = BODIES[what]
@@ -58,10 +59,10 @@ async def test_no_request_holds_the_event_loop(stack: Stack, channel: grpc.aio.C
 
 
 @pytest.mark.parametrize("kind", REQUESTS.values(), ids=REQUESTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_fields_are_counted_as_protobuf_reads_them(kind: type[Message], data: Any) -> None:
-    """What does not parse by the count does not parse at all; and no field that is parsed was missed."""
+    """Bytes that cannot be counted cannot be parsed, and the count includes every field that protobuf parses."""
     body = data.draw(st.binary(max_size=40) | wire_fields)
     try:
         count = count_fields(body, kind, 1000)
@@ -81,11 +82,11 @@ wire_fields = st.lists(
     | st.just(b"\x4c"),
     max_size=4,
 ).map(b"".join)
-"""Bytes that are nearly messages: fields of small numbers, messages in messages, groups."""
+"""Bytes that are nearly messages: fields with small numbers, nested messages, groups."""
 
 
 def fields_of(message: Message) -> int:
-    """Return how many values a message holds, those of its messages included."""
+    """Return the number of values in a message, including those of its nested messages."""
     count = 0
     for field, value in message.ListFields():
         items = value if field.is_repeated else [value]
@@ -94,7 +95,7 @@ def fields_of(message: Message) -> int:
 
 
 async def test_a_request_may_have_all_that_the_rules_allow(channel: grpc.aio.Channel) -> None:
-    """The bound on fields is none of its own: 1024 messages and 1000 choices are taken."""
+    """The bound on fields adds no limit to the rules: 1024 messages and 1000 choices are accepted."""
     job = new_job(
         model="structured",
         messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content="x")] * 1024,
@@ -106,7 +107,7 @@ async def test_a_request_may_have_all_that_the_rules_allow(channel: grpc.aio.Cha
 
 @pytest.mark.parametrize("rpc", [rpc for rpc in REQUESTS if rpc != "Submit"])
 async def test_a_request_of_any_other_method_is_at_most_64_kib(channel: grpc.aio.Channel, rpc: str) -> None:
-    """Its bytes count, whatever they hold."""
+    """All bytes count, those of unknown fields as well."""
     error = await send(channel, rpc, length_delimited(999, b"x" * (64 * 1024)))
     assert error is not None
     assert (error.code(), error.details()) == (

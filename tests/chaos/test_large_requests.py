@@ -1,4 +1,4 @@
-"""What large requests cost a gateway, whole ones and such as never come to their end."""
+"""Large requests, whole and incomplete ones, cost a gateway a bounded amount of memory."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ CHECK = "/grpc.health.v1.Health/Check"
 
 
 def large_request() -> llm_pb2.SubmitRequest:
-    """1.9 MB for a model that no worker serves and nothing tokenises."""
+    """Return a request of 1.9 MB for a model that no worker serves and whose prompts are not tokenised."""
     return llm_pb2.SubmitRequest(job=new_job("x" * 1_900_000, model="idle"))
 
 
@@ -26,7 +26,7 @@ def large_request() -> llm_pb2.SubmitRequest:
     ("method", "withheld"), [(SUBMIT, 0), (SUBMIT, 1), (CHECK, 1), (REFLECTION, 1)], ids=lambda value: str(value)[-10:]
 )
 async def test_a_gateway_survives_many_large_requests(stack: Stack, method: str, withheld: int) -> None:
-    """600 of 1.9 MB, all but the last byte of them too: it stays below 512 MB and serves others."""
+    """With 600 requests of 1.9 MB, whole or without their last byte, it stays below 512 MB and serves others."""
     async with target(stack, {}) as attacked, stalled_clients(attacked.address, 20) as clients, asyncio.timeout(170):
         body = large_request().SerializeToString()
         uploads = (client.upload(method, body, 30, withheld=withheld) for client in clients)
@@ -38,7 +38,7 @@ async def test_a_gateway_survives_many_large_requests(stack: Stack, method: str,
 
 
 async def test_a_large_request_without_room_is_refused(stack: Stack) -> None:
-    """RESOURCE_EXHAUSTED with RetryInfo, at once, while others of its size are worked on."""
+    """The refusal is RESOURCE_EXHAUSTED with RetryInfo. Other requests of the same size are served meanwhile."""
     async with target(stack, {}, unread_bytes="8388608") as attacked:
         request = large_request()
         calls = [attacked.stub.Submit(request, timeout=100) for _ in range(30)]
@@ -51,7 +51,7 @@ async def test_a_large_request_without_room_is_refused(stack: Stack) -> None:
 
 
 async def test_what_follows_a_request_stays_at_the_client(stack: Stack) -> None:
-    """20 streams on which 10 MB more are sent: nobody asks for them, so the server's window keeps them back."""
+    """The server's flow control holds back 10 MB more on each of 20 streams, because no handler reads them."""
     async with target(stack, {}) as attacked, stalled_clients(attacked.address, 1, 100_000) as (client,):
         job = new_job(model="idle")
         id_ = (await attacked.stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id

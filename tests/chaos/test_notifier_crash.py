@@ -1,6 +1,6 @@
-"""The notifier dies by SIGKILL at every step of a delivery: every outcome arrives, and repeats can be told by their id.
+"""SIGKILL ends the notifier at every step of a delivery: every outcome arrives, and repeats share one id.
 
-`make chaos` kills it 50 times; here it dies once at each step.
+`make chaos` kills the notifier 50 times. The ordinary run kills it once at each step.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ async def crashing(stack: Stack) -> AsyncIterator[Crashing]:
 
 
 def replies(step: str, crashing: Crashing, died: asyncio.Event, chance: random.Random) -> list[Reply]:
-    """Return what the receiver does: once what kills the notifier, then it takes the event."""
+    """Return the receiver's replies: one during which the notifier is killed, then one that accepts the event."""
 
     def kill() -> None:
         crashing.notifier.signal(signal.SIGKILL)
@@ -87,7 +87,7 @@ def replies(step: str, crashing: Crashing, died: asyncio.Event, chance: random.R
 
 @pytest.mark.timeout(120 + 20 * KILLS)
 async def test_every_outcome_arrives_although_the_notifier_dies(crashing: Crashing) -> None:
-    """At least once each, and exactly once for a receiver that drops what it has seen."""
+    """Each outcome arrives at least once. A receiver that drops ids that it has seen gets each exactly once."""
     chance = random.Random(0)
     jobs: dict[str, str] = {}
     for number, step in enumerate(itertools.islice(itertools.cycle(STEPS), KILLS)):
@@ -113,23 +113,23 @@ async def test_every_outcome_arrives_although_the_notifier_dies(crashing: Crashi
         assert {request.event["subject"] for request in requests} == {id_}
         assert len({request.body for request in requests}) == 1
         came[entry.id] += len(requests)
-    assert len(came) == KILLS, "no two outcomes share an id"
-    assert came.total() > KILLS, "some deaths came after the receiver had taken the event"
+    assert len(came) == KILLS, "two outcomes share an id"
+    assert came.total() > KILLS, "no kill came after the receiver had accepted the event"
 
 
 async def test_another_notifier_goes_on_telling_of_progress(crashing: Crashing) -> None:
-    """Once Temporal misses the heartbeats of the one that died; what had been told is not told again."""
+    """It continues after the heartbeat timeout of the killed notifier, and sends no event a second time."""
     url = crashing.receiver.on("/progress", status(200))
     options = llm_pb2.NotifyOptions(
         events=[llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS], progress_interval=Duration(seconds=1)
     )
     job = new_job(params={"max_tokens": 8000}, notify=webhook(url), notify_options=options)
     id_ = (await crashing.stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
-    told = len(await crashing.receiver.received("/progress", 4))
+    before = len(await crashing.receiver.received("/progress", 4))
     crashing.notifier.signal(signal.SIGKILL)
     await crashing.notifier.wait()
     await crashing.notifier.start()
-    requests = await crashing.receiver.received("/progress", told + 3)
+    requests = await crashing.receiver.received("/progress", before + 3)
     await crashing.stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
     await watch(crashing.stub, id_)
     kinds = [request.event["type"].rpartition(".")[2] for request in requests]

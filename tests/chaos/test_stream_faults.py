@@ -1,7 +1,7 @@
-"""What a watcher holds in the end is the job's output, byte for byte, whichever process dies on the way.
+"""Every watcher finally holds the job's output, byte for byte, whichever process dies meanwhile.
 
-Each test breaks something while a job runs that is watched three times over: from the start, from later on, and by a
-client that comes back again and again.
+Each test breaks something while a job has three watchers: one from the start, one that comes late, and one that
+reconnects again and again.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import Seen, new_job, run_job, watch
+from tests.support.jobs import Seen, new_job, run_job, until_message, watch
 from tests.support.stacks import FAST, stack_settings
 from tests.support.watchers import watch_anywhere, watch_in_pieces, when_output_reaches
 
@@ -30,29 +30,29 @@ PARAMS = {"temperature": 0.0, "max_tokens": TOKENS, "min_tokens": TOKENS}
 
 
 class Breakable(NamedTuple):
-    """A stack to break. Each test leaves it whole."""
+    """A stack that each test breaks, and restores at its end."""
 
     stack: Stack
     stub: LlmServiceStub
     expected: bytes
-    """The output of an uninterrupted run of the job that submit() starts."""
+    """Output of an uninterrupted run of the job that submit() starts."""
 
     @property
     def nats(self) -> Process:
         return self.stack.processes["nats"]
 
     def worker_of(self, status: llm_pb2.JobStatus) -> Process:
-        """Return the process that the status names as the job's worker."""
+        """Return the process of the worker that the status names."""
         pid = int(status.progress.worker.rpartition("-")[2])
         (process,) = [process for process in self.stack.processes.values() if process.pid == pid]
         return process
 
     async def submit(self) -> str:
-        """Start the job once more and return its id."""
+        """Start the job again and return its id."""
         return (await self.stub.Submit(llm_pb2.SubmitRequest(job=new_job(params=PARAMS)))).workflow_id
 
     def check(self, watchers: list[Seen], attempts: int = 1) -> None:
-        """Check that all hold the whole output and were never told to drop any, and that the result says the same."""
+        """Check that every watcher holds the whole output without a rewind, and that the result has the same output."""
         for seen in watchers:
             assert seen.states[-1] == "SUCCEEDED"
             assert seen.output == self.expected
@@ -62,7 +62,7 @@ class Breakable(NamedTuple):
             assert seen.final.status.attempt >= attempts
 
     async def whole_again(self) -> None:
-        """Return once a job streams: until then nothing tells that gateway and worker have their feed back."""
+        """Return once a job streams, which shows that gateway and worker are connected to the feed again."""
         async with asyncio.timeout(100):
             while deltas_of(await run_job(self.stub, new_job(params={"max_tokens": 50}))) < 10:
                 pass
@@ -72,7 +72,7 @@ class Breakable(NamedTuple):
 async def broken(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Breakable]:
     gateway = {**FAST["gateway"], "GATEWAY_HEARTBEAT_TIMEOUT": "PT1.5S"}
     settings = stack_settings(tmp_path_factory.mktemp("faults"), gpu_workers=2)
-    # A worker that is busy asks for no more jobs: what a stopped one has asked for would be lost until it is missed.
+    # With one slot a busy worker does not poll. A suspended worker that polls would hold a job until a timeout.
     worker = {**FAST["gpu-worker"], "GPU_WORKER_MAX_CONCURRENT": "1"}
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     async with (
@@ -84,12 +84,12 @@ async def broken(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Brea
 
 
 def deltas_of(seen: Seen) -> int:
-    """Return in how many pieces the output came."""
+    """Return the number of deltas in which the output came."""
     return sum(message.HasField("delta") for message in seen.messages)
 
 
 async def test_a_killed_gateways_watchers_go_on_at_another(broken: Breakable) -> None:
-    """SIGKILL: with the next_offset that they had, without a rewind."""
+    """After SIGKILL they continue at the next_offset that they had, without a rewind."""
     dying = broken.stack.add("gateway")
     await dying.start()
     await dying.wait_ready()
@@ -106,7 +106,7 @@ async def test_a_killed_gateways_watchers_go_on_at_another(broken: Breakable) ->
 
 
 async def test_the_feeds_broker_dies_and_comes_back(broken: Breakable) -> None:
-    """SIGKILL of NATS, and a new start on its store: output goes on live, nobody gets a wrong byte or a rewind."""
+    """When NATS restarts on its store after SIGKILL, output continues live without a wrong byte or a rewind."""
     id_ = await broken.submit()
     early = asyncio.create_task(watch(broken.stub, id_))
     pieces = asyncio.create_task(watch_in_pieces(broken.stub, id_, random.Random(0)))
@@ -116,14 +116,14 @@ async def test_the_feeds_broker_dies_and_comes_back(broken: Breakable) -> None:
     await broken.nats.start()
     watchers = [await early, await pieces, await late]
     broken.check(watchers)
-    # Without the feed the rest would come in one piece.
+    # Without the feed the rest of the output would come in one delta.
     offsets = [message.delta.offset for message in watchers[0].messages if message.HasField("delta")]
     assert sum(offset > len(broken.expected) // 2 for offset in offsets) > 1
     await broken.whole_again()
 
 
 async def test_the_feeds_broker_is_gone_for_good(broken: Breakable) -> None:
-    """The output comes at the end, from Temporal; until then progress still moves. A broker that returns is used."""
+    """Progress continues, and the output comes at the end from Temporal. A broker that returns is used again."""
     id_ = await broken.submit()
     early = asyncio.create_task(watch(broken.stub, id_))
     pieces = asyncio.create_task(watch_in_pieces(broken.stub, id_, random.Random(0)))
@@ -133,7 +133,7 @@ async def test_the_feeds_broker_is_gone_for_good(broken: Breakable) -> None:
     watchers = [await early, await pieces, await late]
     broken.check(watchers)
     for seen in watchers:
-        # About 300 of the tokens came without the broker: 1.5 s, and a heartbeat every 0.3 s.
+        # About 300 of the tokens came without the broker, in 1.5 s with a heartbeat every 0.3 s.
         reports = [m.status.progress.output_tokens for m in seen.messages if m.HasField("status")]
         assert len({tokens for tokens in reports if TOKENS // 3 < tokens < TOKENS}) >= 2
     await broken.nats.start()
@@ -141,9 +141,9 @@ async def test_the_feeds_broker_is_gone_for_good(broken: Breakable) -> None:
 
 
 async def test_the_log_is_lost_between_two_attempts(broken: Breakable) -> None:
-    """The next attempt starts over; what watchers have is the same text, so they are not told to drop any of it.
+    """The next attempt starts over and generates the same text, so watchers get no rewind.
 
-    But for one that comes back with an offset alone: nothing proves that its text is the same.
+    A watcher that reconnects with an offset alone may get one, because nothing proves that it holds the same text.
     """
     id_ = await broken.submit()
     early = asyncio.create_task(watch(broken.stub, id_))
@@ -165,10 +165,10 @@ async def test_the_log_is_lost_between_two_attempts(broken: Breakable) -> None:
 
 
 async def test_a_zombie_cannot_write(broken: Breakable) -> None:
-    """A worker that sleeps until Temporal has given its attempt up, and wakes, writes on: nobody reads it.
+    """A worker is suspended until Temporal has started another attempt. Every reader ignores what it writes later.
 
-    What it writes would be right by chance, for the engine makes the same tokens again: so wrong text is added in its
-    name, and an attempt that starts only now though its turn is over.
+    The engine generates the same tokens again, so the zombie's own records would be right by chance. The test therefore
+    appends wrong text in its name, and another attempt that starts too late.
     """
     id_ = await broken.submit()
     early = asyncio.create_task(watch(broken.stub, id_))
@@ -186,22 +186,23 @@ async def test_a_zombie_cannot_write(broken: Breakable) -> None:
     broken.check(watchers, attempts=2)
     records = await log
     (first, *_) = writers = list(dict.fromkeys(record.writer for record in records))
-    assert len(writers) >= 3, "at least two attempts, and the forged one"
+    assert len(writers) >= 3, "two attempts and the forged one must have written"
     takeover = next(n for n, record in enumerate(records) if record.writer == writers[1])
-    assert any(record.writer == first for record in records[takeover:]), "the zombie wrote on"
+    assert any(record.writer == first for record in records[takeover:]), "the zombie wrote nothing after the takeover"
 
 
 async def when_another_makes_output(stub: LlmServiceStub, id_: str, worker: str) -> None:
-    """Return once the job makes output on another worker."""
-    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+    """Return once another worker generates the job's output."""
+
+    def on_another(message: llm_pb2.StreamStatusResponse) -> bool:
         progress = message.status.progress
-        if progress.stage == "decode" and progress.worker != worker:
-            return
-    raise AssertionError("the job ended too soon")
+        return progress.stage == "decode" and progress.worker != worker
+
+    await until_message(stub, id_, on_another)
 
 
 async def whole_log(stack: Stack, key: str) -> list[internal_pb2.FeedRecord]:
-    """Return the job's log up to the end of its second attempt; forge records of others into it on the way."""
+    """Return the job's log up to the end of its second attempt. Append forged records once that attempt has started."""
     feed = NatsFeed(FeedSettings(url=SecretStr(f"nats://{stack.address('nats')}")))
     feed.start()
     records: list[internal_pb2.FeedRecord] = []
@@ -212,7 +213,7 @@ async def whole_log(stack: Stack, key: str) -> list[internal_pb2.FeedRecord]:
     def take(record: internal_pb2.FeedRecord) -> bool:
         records.append(record)
         event = record.WhichOneof("event")
-        # One that finds the broker restarted says a second time that it has started.
+        # An attempt that finds the broker restarted writes its AttemptStarted a second time.
         if event == "attempt_started" and record.writer not in (*starts, "forged"):
             starts.append(record.writer)
             if len(starts) == 2:

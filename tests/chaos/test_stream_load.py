@@ -1,4 +1,4 @@
-"""What watchers cost: one subscription however many they are, no call of Temporal's, no event in its history."""
+"""Any number of a job's watchers cost one subscription, no call to Temporal and no event in its history."""
 
 import asyncio
 import json
@@ -29,11 +29,11 @@ MANY_TOKENS = 100_000
 STOPPED_SECONDS = 30
 TOKENS_PER_SECOND = 30
 READS = ("DescribeWorkflowExecution", "GetWorkflowExecutionHistory", "QueryWorkflow", "ListWorkflowExecutions")
-"""What a gateway asks Temporal about jobs."""
+"""Calls with which a gateway reads jobs from Temporal."""
 
 
 class Loaded(NamedTuple):
-    """A stack with a second model, "fast", whose worker makes tokens as fast as it can."""
+    """A stack with a second model, "fast", whose worker generates tokens without a pause."""
 
     stack: Stack
     stub: LlmServiceStub
@@ -43,23 +43,23 @@ class Loaded(NamedTuple):
         return await self.stub.Submit(llm_pb2.SubmitRequest(job=new_job(**changes)))
 
     async def reads(self) -> int:
-        """Return how often Temporal has been asked about jobs until now, by its own count."""
+        """Return the number of calls so far that read jobs from Temporal, as Temporal counts them."""
         calls, _ = await TemporalCounts(self.stack).settled(self.temporal)
         return sum(calls[operation] for operation in READS)
 
     async def subscriptions(self) -> int:
-        """Return how many readers the broker serves."""
+        """Return the number of consumers of the broker's stream."""
         client = await nats.connect(f"nats://{self.stack.address('nats')}")
         info = await client.jetstream().stream_info(FeedSettings().stream)
         await client.close()
         return info.state.consumer_count
 
     async def events(self, workflow_id: str) -> int:
-        """Return how many events Temporal keeps of a job."""
+        """Return the number of events in a job's history."""
         return len((await self.temporal.get_workflow_handle(workflow_id).fetch_history()).events)
 
     def memory(self) -> int:
-        """Return the bytes of memory that the gateway has."""
+        """Return the resident memory of the gateway in bytes."""
         status = Path(f"/proc/{self.stack.processes['gateway'].pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
@@ -73,7 +73,7 @@ async def loaded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Load
     ]"""
     environment = {
         "gateway": {**FAST["gateway"], "GATEWAY_MODELS": models, "GATEWAY_HEARTBEAT_TIMEOUT": "PT30S"}
-        # The default: on a busy machine a feed may well be silent for the tenths of a second that other tests take.
+        # The default. On a busy machine a feed may be silent for longer than the shorter interval of other tests.
         | {"GATEWAY_POLL": "PT1S"},
         "gpu-worker": FAST["gpu-worker"]
         | {"GPU_WORKER_ENGINE_OPTIONS": json.dumps({"tokens_per_second": TOKENS_PER_SECOND})},
@@ -96,15 +96,15 @@ async def loaded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Load
 
 
 async def test_many_watchers_cost_one_subscription_and_no_call(loaded: Loaded) -> None:
-    """While a job runs and its feed is healthy. Every watcher gets the same bytes."""
+    """This holds while a job runs and its feed is healthy. Every watcher gets the same bytes."""
     submitted = await loaded.submit(params={"max_tokens": 12 * TOKENS_PER_SECOND})
     watching = [asyncio.create_task(watch(loaded.stub, submitted.workflow_id)) for _ in range(WATCHERS)]
     await when_output_reaches(loaded.stub, submitted.workflow_id, 10)
     reads, since = await loaded.reads(), time.monotonic()
     assert await loaded.subscriptions() == 1
     assert await loaded.reads() == reads
-    assert time.monotonic() - since > 2, "long enough for several polls"
-    assert not any(task.done() for task in watching), "the job was running all the time"
+    assert time.monotonic() - since > 2, "the measurement was too short for several polls"
+    assert not any(task.done() for task in watching), "the job ended during the measurement"
     watchers = await asyncio.gather(*watching)
     (output,) = {seen.output for seen in watchers}
     assert output == watchers[0].final.result.output.encode()
@@ -112,7 +112,7 @@ async def test_many_watchers_cost_one_subscription_and_no_call(loaded: Loaded) -
 
 
 async def test_history_does_not_grow_with_tokens_or_watchers(loaded: Loaded) -> None:
-    """The number of events stands in docs/streams.md."""
+    """docs/streams.md states the number of events."""
     counted = {}
     for tokens, watchers in ((10, 0), (10, WATCHERS), (10_000, 0), (10_000, WATCHERS)):
         submitted = await loaded.submit(model="fast", params={"max_tokens": tokens})
@@ -125,8 +125,8 @@ async def test_history_does_not_grow_with_tokens_or_watchers(loaded: Loaded) -> 
 
 
 async def test_a_reader_that_stops_reading_costs_little_and_holds_nobody_up(loaded: Loaded) -> None:
-    """For 30 s, while 100,000 tokens pass, 20 cost the gateway at most 1 MiB each; then they get every byte."""
-    # The runs of the tests before have brought the gateway to its size.
+    """20 readers stop for 30 s, during 100,000 tokens. They cost at most 1 MiB each, and then get every byte."""
+    # The jobs of the earlier tests have warmed the gateway up.
     before = loaded.memory()
     id_ = (await loaded.submit(model="fast", params={"max_tokens": MANY_TOKENS})).workflow_id
     async with AsyncExitStack() as channels:
@@ -139,7 +139,7 @@ async def test_a_reader_that_stops_reading_costs_little_and_holds_nobody_up(load
         grown = max(grown, loaded.memory() - before)
         assert grown < SLOW_READERS * 1024 * 1024
         assert seconds < 3 * (made.latency.ToTimedelta() - made.time_to_first_token.ToTimedelta()).total_seconds() + 10
-        # Its result may come without the output, while the reader that has stopped uses up the room for streams.
+        # The stream's result may come without the output while stopped readers use up the streams' budget of bytes.
         look = llm_pb2.GetStatusRequest(workflow_id=id_)
         assert beside.output == (await loaded.stub.GetStatus(look)).result.output.encode()
         for reader in slow:
@@ -147,7 +147,7 @@ async def test_a_reader_that_stops_reading_costs_little_and_holds_nobody_up(load
 
 
 async def timed(loaded: Loaded, id_: str) -> tuple[Seen, float]:
-    """Watch a job; return what was seen, and the seconds from its first output to its end."""
+    """Watch a job, and return what was seen with the seconds from the first output to the end."""
     seen, since = Seen(), 0.0
     async for message in loaded.stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
         seen.add(message)
@@ -157,7 +157,7 @@ async def timed(loaded: Loaded, id_: str) -> tuple[Seen, float]:
 
 
 class StoppedReader:
-    """A client on a connection of its own that has read one message and reads no more until rest()."""
+    """A client with its own connection that reads one message, and no more until rest() is called."""
 
     def __init__(self, stack: Stack, id_: str) -> None:
         self._channel = grpc.aio.insecure_channel(
@@ -181,7 +181,7 @@ class StoppedReader:
 
 
 async def test_watchers_are_limited_for_the_gateway_and_for_each_user(loaded: Loaded) -> None:
-    """RESOURCE_EXHAUSTED with RetryInfo beyond either; a place is free again as soon as a watcher has gone."""
+    """A watcher over either limit gets RESOURCE_EXHAUSTED with RetryInfo. One that leaves makes room."""
     small = loaded.stack.add("gateway", {"GATEWAY_MAX_WATCHERS": "3", "GATEWAY_MAX_WATCHERS_PER_USER": "2"})
     await small.start()
     await small.wait_ready()
@@ -206,14 +206,14 @@ async def test_watchers_are_limited_for_the_gateway_and_for_each_user(loaded: Lo
 
 
 async def opened(stub: LlmServiceStub, id_: str) -> grpc.aio.UnaryStreamCall:
-    """Return a stream that has begun."""
+    """Open a stream, and return it once its first message has come."""
     call = stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60)
     assert (await call.read()).HasField("status")
     return call
 
 
 async def is_refused(stub: LlmServiceStub, id_: str) -> bool:
-    """Return whether a stream is refused for a limit."""
+    """Return True if a stream is refused because of a limit."""
     try:
         await opened(stub, id_)
     except grpc.aio.AioRpcError as error:
@@ -222,7 +222,7 @@ async def is_refused(stub: LlmServiceStub, id_: str) -> bool:
 
 
 async def refusal(stub: LlmServiceStub, id_: str) -> str:
-    """Return the message of a stream that is refused."""
+    """Return the error message with which a stream is refused."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await opened(stub, id_)
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

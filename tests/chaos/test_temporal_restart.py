@@ -1,4 +1,4 @@
-"""Nothing that was accepted is lost with the Temporal server: its file is enough."""
+"""No accepted job is lost when the Temporal server dies, because its database file has everything."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from tests.support.stacks import FAST, stack_settings
 
 
 async def test_jobs_survive_the_sigkill_of_temporal(tmp_path: Path) -> None:
-    """Jobs in the queue, at work and being watched all finish; their watchers never notice."""
+    """Queued and running jobs all succeed. The watchers' streams are not interrupted."""
     async with (
         Stack(stack_settings(tmp_path), environment=FAST) as stack,
         grpc.aio.insecure_channel(stack.address("gateway")) as channel,
@@ -35,7 +35,7 @@ async def test_jobs_survive_the_sigkill_of_temporal(tmp_path: Path) -> None:
 
 
 async def test_a_temporal_that_hangs_is_a_reason_to_call_again(tmp_path: Path) -> None:
-    """The SDK says CANCELLED when its time is up, which no client takes for one: UNAVAILABLE, with the time to wait."""
+    """The SDK reports CANCELLED at its own timeout. The gateway returns UNAVAILABLE with RetryInfo instead."""
     async with (
         Stack(stack_settings(tmp_path), only=("temporal", "gateway"), environment=FAST) as stack,
         grpc.aio.insecure_channel(stack.address("gateway")) as channel,

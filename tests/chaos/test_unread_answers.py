@@ -1,4 +1,4 @@
-"""What clients that do not read cost a gateway: little memory, whoever they are, and nothing to anybody else."""
+"""Clients that do not read their answers cost a gateway little memory, and do not affect other clients."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ MB = 1_000_000
 
 @activity.defn(name=names.ACTIVITY_RUN)
 async def large_answer(request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
-    """Answer at once with as many bytes as the prompt says, and as many logprobs as max_tokens."""
+    """Return immediately as many bytes as the number in the prompt, and as many logprobs as max_tokens."""
     logprob = llm_pb2.TokenLogprobs(chosen=llm_pb2.TokenLogprob(token="x", logprob=-1.0))
     return llm_pb2.JobResult(
         output="x" * int(request.job.prompt),
@@ -55,7 +55,7 @@ async def large_answer(request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
 
 
 class Target(NamedTuple):
-    """A gateway of its own, and jobs with large results, by the names of SIZES."""
+    """A gateway of one test, and the ids of ended jobs by the names in SIZES."""
 
     gateway: Process
     stack: Stack
@@ -67,16 +67,16 @@ class Target(NamedTuple):
         return self.stack.address(self.gateway.name)
 
     async def metric(self, name: str) -> float:
-        """Return what the gateway serves as a metric."""
+        """Return the sum of a metric's samples that the gateway serves."""
         return (await scrape(self.stack, self.gateway.name)).total(name)
 
 
 @pytest.fixture(scope="module")
 async def ids(stack: Stack, stub: LlmServiceStub, temporal: Client) -> dict[str, str]:
-    """Jobs that have ended with large results."""
+    """Run jobs with large results to their end, and return their ids by the names in SIZES."""
     client = await Client.connect(stack.address("temporal"), data_converter=data_converter)
     found = {}
-    # The queue of the model "idle", which no other worker serves.
+    # No other worker polls the queue of the model "idle".
     async with Worker(client, task_queue="llm-gpu-activities.idle", activities=[large_answer]):
         for name, size in SIZES.items():
             seen = await run_job(stub, new_job(str(size), model="idle", params={"max_tokens": 10}))
@@ -86,7 +86,7 @@ async def ids(stack: Stack, stub: LlmServiceStub, temporal: Client) -> dict[str,
 
 @asynccontextmanager
 async def target(stack: Stack, ids: dict[str, str], **settings: str) -> AsyncIterator[Target]:
-    """Run a gateway with some settings, warmed up, and end it."""
+    """Run a gateway with these settings, warm it up, and stop it at the end."""
     gateway = stack.add("gateway", {f"GATEWAY_{name.upper()}": value for name, value in settings.items()})
     await gateway.start()
     await gateway.wait_ready()
@@ -110,11 +110,11 @@ def request_of(method: str, id_: str) -> Message:
 
 
 async def others_are_served(attacked: Target) -> None:
-    """A whole small job at once, a large result if only at the second try, and the stream of one."""
+    """Check that another client gets a small job immediately, and a large result and its stream, if only by retries."""
     seen = await run_job(attacked.stub, new_job(params={"max_tokens": 5}))
     assert seen.final.result.output.encode() == seen.output
     largest = attacked.ids["largest"]
-    while await is_refused(attacked.stub, largest):  # noqa: ASYNC110  nobody tells
+    while await is_refused(attacked.stub, largest):  # noqa: ASYNC110  nothing notifies
         await asyncio.sleep(1)
     assert len((await watch(attacked.stub, largest)).output) == SIZES["largest"]
 
@@ -124,7 +124,7 @@ async def others_are_served(attacked: Target) -> None:
 async def test_a_gateway_survives_a_thousand_unread_answers(
     stack: Stack, ids: dict[str, str], method: str, connections: int
 ) -> None:
-    """Of 620 kB each, on closed windows: it stays below 512 MB and serves others."""
+    """The answers have 620 kB each, and the clients' windows are closed. It stays below 512 MB and serves others."""
     async with (
         target(stack, ids) as attacked,
         stalled_clients(attacked.address, connections) as clients,
@@ -139,7 +139,7 @@ async def test_a_gateway_survives_a_thousand_unread_answers(
 
 @pytest.mark.parametrize("window", [0, 1_000_000])
 async def test_streams_that_stop_reading_cost_little(stack: Stack, ids: dict[str, str], window: int) -> None:
-    """300 of them, each on a connection of its own, of a job of 2 MB, at its beginning or in its middle: 50 MB."""
+    """300 streams of 2 MB with a connection each, stopped at the start or in the middle, cost less than 50 MB."""
     async with target(stack, ids) as attacked:
         before = resident_bytes(attacked.gateway)
         async with stalled_clients(attacked.address, 300, window) as clients, asyncio.timeout(100):
@@ -152,10 +152,10 @@ async def test_streams_that_stop_reading_cost_little(stack: Stack, ids: dict[str
 async def test_a_large_prompt_takes_no_room_of_answers(
     stack: Stack, stub: LlmServiceStub, temporal: Client, ids: dict[str, str]
 ) -> None:
-    """Where little room is left, the status of such a job is returned, before and after its small result is there."""
+    """With little room left, GetStatus still answers for such a job, before and after its small result exists."""
     prompt = "5".rjust(1_900_000)
     waiting = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(prompt, model="idle")), timeout=60)
-    # One large answer that is not read, and no room for another.
+    # One unread large answer leaves no room for another.
     async with (
         target(stack, ids, unread_bytes=str(8 * MB)) as attacked,
         stalled_clients(attacked.address, 1) as clients,
@@ -170,7 +170,7 @@ async def test_a_large_prompt_takes_no_room_of_answers(
 
 
 async def test_a_large_result_leaves_its_output_out_of_the_last_message(stack: Stack, ids: dict[str, str]) -> None:
-    """The deltas have brought it; GetStatus returns it, and the logprobs. A small result is whole."""
+    """The deltas contain the output. GetStatus returns it with the logprobs. A small result is whole."""
     async with target(stack, ids) as quiet:
         for name, size in SIZES.items():
             seen = await watch(quiet.stub, ids[name])
@@ -186,7 +186,7 @@ async def test_a_large_result_leaves_its_output_out_of_the_last_message(stack: S
 
 
 async def test_the_connection_of_a_client_that_stopped_reading_is_closed(stack: Stack, ids: dict[str, str]) -> None:
-    """After GATEWAY_STALL_TIMEOUT, and what it held is free; one that reads on, or waits for news, is not closed."""
+    """It closes after GATEWAY_STALL_TIMEOUT and its memory is freed. One that reads or waits for news stays open."""
     async with target(stack, ids, stall_timeout="PT1S", keepalive="PT30S") as attacked:
         running = new_job(params={"max_tokens": 4000})
         open_id = (await attacked.stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))).workflow_id
@@ -217,7 +217,7 @@ async def test_the_connection_of_a_client_that_stopped_reading_is_closed(stack: 
 
 
 async def test_a_slow_reader_is_no_stalled_one(stack: Stack, ids: dict[str, str]) -> None:
-    """A client that takes 12 s for an answer gets it, though others wait for the room that it holds."""
+    """A client that reads an answer for 12 s gets it whole, although others wait for the room that it holds."""
     async with (
         target(stack, ids, unread_bytes="12000000") as attacked,
         stalled_clients(attacked.address, 4) as (slow, *others),
@@ -238,7 +238,7 @@ async def test_a_slow_reader_is_no_stalled_one(stack: Stack, ids: dict[str, str]
 
 @pytest.mark.parametrize("method", [GET_STATUS, STREAM_STATUS])
 async def test_reading_small_answers_keeps_no_large_ones(stack: Stack, ids: dict[str, str], method: str) -> None:
-    """A client that reads all answers of its connection but one is cut off, too."""
+    """The connection of a client that reads all answers but one is closed, too."""
     async with (
         target(stack, ids, stall_timeout="PT3S") as attacked,
         stalled_clients(attacked.address, window=10_000) as (client,),
@@ -254,7 +254,7 @@ async def test_reading_small_answers_keeps_no_large_ones(stack: Stack, ids: dict
 
 
 async def test_answers_that_share_a_slow_connection_have_time(stack: Stack, ids: dict[str, str]) -> None:
-    """Ten large ones side by side are all unread for longer than GATEWAY_STALL_TIMEOUT, between small ones."""
+    """Ten large answers may take longer than GATEWAY_STALL_TIMEOUT concurrently, next to small ones."""
     calls, size, seconds = 10, SIZES["large"], 8
     async with (
         target(stack, ids, stall_timeout="PT5S") as busy,
@@ -265,7 +265,7 @@ async def test_answers_that_share_a_slow_connection_have_time(stack: Stack, ids:
         await slow.all_answered()
         began = asyncio.get_running_loop().time()
         for step in range(1, 21):
-            # Not until the end is any of them whole.
+            # None of the ten is complete before the last step.
             await asyncio.sleep(began + step / 20 * seconds - asyncio.get_running_loop().time())
             for call in range(calls):
                 slow.take(size // 20, call)
@@ -277,7 +277,7 @@ async def test_answers_that_share_a_slow_connection_have_time(stack: Stack, ids:
 
 
 async def test_calls_are_limited(stack: Stack, ids: dict[str, str]) -> None:
-    """RESOURCE_EXHAUSTED with RetryInfo beyond GATEWAY_MAX_CALLS, unread answers counted; health still answers."""
+    """Calls over GATEWAY_MAX_CALLS, unread answers included, get RESOURCE_EXHAUSTED with RetryInfo. Health answers."""
     async with target(stack, ids, max_calls="5") as attacked:
         async with stalled_clients(attacked.address) as (client,), asyncio.timeout(60):
             client.call(GET_STATUS, request_of(GET_STATUS, ids["small"]), 5)
@@ -297,7 +297,7 @@ async def test_calls_are_limited(stack: Stack, ids: dict[str, str]) -> None:
 
 
 async def test_clients_that_do_not_read_do_not_keep_all_calls(stack: Stack, ids: dict[str, str]) -> None:
-    """Where the gateway takes no more calls, they lose theirs long before GATEWAY_STALL_TIMEOUT."""
+    """When the gateway is at GATEWAY_MAX_CALLS, it ends their calls long before GATEWAY_STALL_TIMEOUT."""
     async with (
         target(stack, ids, max_calls="5", stall_timeout="PT1H") as attacked,
         stalled_clients(attacked.address) as (client,),
@@ -305,13 +305,13 @@ async def test_clients_that_do_not_read_do_not_keep_all_calls(stack: Stack, ids:
     ):
         client.call(GET_STATUS, request_of(GET_STATUS, ids["small"]), 5)
         await client.all_answered()
-        while await is_refused(attacked.stub, ids["small"]):  # noqa: ASYNC110  nobody tells
+        while await is_refused(attacked.stub, ids["small"]):  # noqa: ASYNC110  nothing notifies
             await asyncio.sleep(1)
         assert client.closed.is_set()
 
 
 async def is_refused(stub: LlmServiceStub, id_: str) -> bool:
-    """Return whether a job's result is refused for a limit, and not returned."""
+    """Return True if GetStatus is refused because of a limit, False if it returns the job's result."""
     try:
         assert (await get(stub, id_)).result.output
     except grpc.aio.AioRpcError as error:
@@ -322,7 +322,7 @@ async def is_refused(stub: LlmServiceStub, id_: str) -> bool:
 
 
 async def test_a_connection_is_told_how_many_calls_it_may_have(stack: Stack, ids: dict[str, str]) -> None:
-    """GATEWAY_MAX_CALLS_PER_CONNECTION, as HTTP/2's SETTINGS_MAX_CONCURRENT_STREAMS."""
+    """The server sends GATEWAY_MAX_CALLS_PER_CONNECTION as HTTP/2's SETTINGS_MAX_CONCURRENT_STREAMS."""
     async with target(stack, {}, max_calls_per_connection="7") as quiet, asyncio.timeout(20):
         reader, writer = await asyncio.open_connection(*quiet.address.rsplit(":", 1))
         writer.write(PREFACE + frame(SETTINGS))
@@ -334,7 +334,7 @@ async def test_a_connection_is_told_how_many_calls_it_may_have(stack: Stack, ids
 
 
 async def test_an_idle_connection_is_closed(stack: Stack) -> None:
-    """After GATEWAY_CONNECTION_IDLE, with a GOAWAY, which clients take for a reason to connect again when they call."""
+    """The server sends GOAWAY after GATEWAY_CONNECTION_IDLE. A client then reconnects at its next call."""
     async with target(stack, {}, connection_idle="PT1S") as quiet, asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(*quiet.address.rsplit(":", 1))
         writer.write(PREFACE + frame(SETTINGS))
@@ -344,7 +344,7 @@ async def test_an_idle_connection_is_closed(stack: Stack) -> None:
 
 
 async def test_a_stream_outlives_the_age_of_its_connection(stack: Stack) -> None:
-    """A GOAWAY comes after GATEWAY_CONNECTION_AGE, for which clients open a new connection; what runs goes on."""
+    """After GATEWAY_CONNECTION_AGE a GOAWAY makes clients open a new connection. The open stream continues."""
     async with target(stack, {}, connection_age="PT1S") as quiet, asyncio.timeout(60):
         job = new_job(params={"max_tokens": 1000})
         id_ = (await quiet.stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
@@ -364,7 +364,7 @@ async def test_a_stream_outlives_the_age_of_its_connection(stack: Stack) -> None
 
 
 async def test_reflection_is_limited(stack: Stack) -> None:
-    """Each call may hold the whole contract unread: a few dozen are answered at once, the others refused."""
+    """An unread answer may hold the whole contract, so 32 calls are answered concurrently and the others refused."""
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="llm.v1.LlmService")
     async with target(stack, {}) as attacked, stalled_clients(attacked.address) as (client,), asyncio.timeout(30):
         before = resident_bytes(attacked.gateway)

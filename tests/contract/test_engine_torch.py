@@ -1,4 +1,4 @@
-"""What only the torch engine does: its sampling, its failures, and continuing what was drawn."""
+"""Behaviour of the torch engine alone: its sampling, its failures, and continuing sampled output."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -84,7 +84,7 @@ def test_an_unset_parameter_is_the_models_own_default() -> None:
     assert sampling_of(asked, defaults) == Sampling(seed=1, temperature=0, top_p=0.95, logprobs=0)
 
 
-# Probabilities 0.5, 0.3, 0.15, 0.05.
+# The probabilities are 0.5, 0.3, 0.15 and 0.05.
 SCORES = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
 
@@ -112,20 +112,20 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 
 
 def test_penalties_count_what_they_say() -> None:
-    place = SamplingContext(prompt=[0], output=[1, 1], end_ids=[])
+    context = SamplingContext(prompt=[0], output=[1, 1], end_ids=[])
 
     def after(**penalty: Any) -> list[int]:
         scores = torch.tensor([3.0, 2.9, 2.0, 1.0])
         ordered: list[int] = []
         while len(ordered) < 4:
-            ordered.append(choose(scores, Sampling(seed=0, temperature=0, **penalty), place))
+            ordered.append(choose(scores, Sampling(seed=0, temperature=0, **penalty), context))
             scores[ordered[-1]] = -1e9
         return ordered
 
     assert after() == [0, 1, 2, 3]
-    assert after(presence_penalty=1.0) == [0, 2, 1, 3], "1.0 once"
-    assert after(frequency_penalty=1.0) == [0, 2, 3, 1], "1.0 twice"
-    assert after(repetition_penalty=1.6) == [2, 0, 1, 3], "the prompt's token too"
+    assert after(presence_penalty=1.0) == [0, 2, 1, 3], "the penalty is 1.0 once"
+    assert after(frequency_penalty=1.0) == [0, 2, 3, 1], "the penalty is 1.0 for each occurrence"
+    assert after(repetition_penalty=1.6) == [2, 0, 1, 3], "the prompt's token is penalised, too"
     assert after(presence_penalty=-1.0) == [1, 0, 2, 3]
 
 
@@ -139,7 +139,7 @@ Before = Callable[[int, int], None]
 
 
 class Watched:
-    """A model that calls back before each step, with its rows and its tokens a row."""
+    """A model that calls `before` ahead of each step, with the number of rows and of tokens in a row."""
 
     def __init__(self, loaded: LoadedModel, before: Before) -> None:
         self._model = loaded.model
@@ -194,14 +194,14 @@ async def test_a_generation_cancelled_while_its_prompt_is_read_is_read_no_furthe
     await asyncio.wait([reading])
     seen = len(steps)
     assert len(ids_of(await outputs(engine, job()))) == 30
-    assert steps[seen + 1 :].count(8) == 0, "the one job's prompt is shorter"
+    assert steps[seen + 1 :].count(8) == 0, "the engine read on in the cancelled prompt"
     await engine.close()
 
 
 async def test_too_little_memory_for_a_batch_ends_the_last_to_join_and_changes_no_other() -> None:
     def before(rows: int, _: int) -> None:
         if rows == 3:
-            torch.empty(1 << 60)  # more than there is, so the allocator's own error
+            torch.empty(1 << 60)  # more than the machine has, so that the allocator itself fails
 
     engine = await watched_engine(before)
     jobs = [job(text, max_tokens=300, min_tokens=300) for text in ("Return", "class ", "A list of")]
@@ -210,7 +210,7 @@ async def test_too_little_memory_for_a_batch_ends_the_last_to_join_and_changes_n
     (last,) = (place for place, end in enumerate(ended) if isinstance(end, OutOfMemory))
     for place, made in enumerate(ended):
         assert place == last or (isinstance(made, list) and ids_of(made) == alone[place])
-    assert ids_of(await outputs(engine, jobs[last])) == alone[last], "the engine lives on"
+    assert ids_of(await outputs(engine, jobs[last])) == alone[last], "the engine must still serve"
     await engine.close()
 
 

@@ -1,4 +1,4 @@
-"""The contract of the live feed, kept by every implementation."""
+"""The contract of the live feed. Every implementation must keep it."""
 
 import asyncio
 import shutil
@@ -30,7 +30,7 @@ def record(number: int) -> internal_pb2.FeedRecord:
 
 
 async def read(feed: Feed, key: str, count: int) -> list[int]:
-    """Return the numbers of the first so many records."""
+    """Return the numbers of the first `count` records."""
     numbers: list[int] = []
 
     def take(item: internal_pb2.FeedRecord) -> bool:
@@ -43,7 +43,7 @@ async def read(feed: Feed, key: str, count: int) -> list[int]:
 
 
 class Follower:
-    """A reader that stays, and what it has read."""
+    """A reader that follows a feed, and the numbers that it has read."""
 
     def __init__(self, feed: Feed, key: str) -> None:
         self.numbers: list[int] = []
@@ -55,7 +55,7 @@ class Follower:
         self._grown.set()
 
     async def until(self, number: int) -> list[int]:
-        """Return all numbers read so far, once this one is among them."""
+        """Return all numbers read so far once `number` is among them."""
         async with asyncio.timeout(60):
             while number not in self.numbers:
                 self._grown.clear()
@@ -81,7 +81,7 @@ async def nats_feed(broker: Stack) -> NatsFeed:
 
 @asynccontextmanager
 async def jetstream(broker: Stack) -> AsyncIterator[JetStreamContext]:
-    """A client of an operator's."""
+    """Open a client, as an operator would."""
     client = await nats.connect(f"nats://{broker.address('nats')}")
     yield client.jetstream()
     await client.close()
@@ -107,7 +107,7 @@ async def test_a_late_reader_gets_all_in_order(feed: Feed, request: pytest.Fixtu
 
 
 async def test_readers_follow_live(feed: Feed, request: pytest.FixtureRequest) -> None:
-    """Two readers, one of which was there before the first record, get the same."""
+    """A reader from before the first record and a later one get the same records."""
     key = request.node.name
     early = asyncio.create_task(read(feed, key, 20))
     for number in range(10):
@@ -120,7 +120,7 @@ async def test_readers_follow_live(feed: Feed, request: pytest.FixtureRequest) -
 
 
 async def test_a_reader_learns_when_it_has_caught_up(feed: Feed, request: pytest.FixtureRequest) -> None:
-    """With no record stored, and with as many as come in pieces: not before it has had them all."""
+    """It is notified after the last stored record, with no record and with as many as come in several batches."""
     key = request.node.name
     for stored in (0, 2000):
         for number in range(stored):
@@ -152,6 +152,16 @@ async def test_jobs_do_not_mix(feed: Feed, request: pytest.FixtureRequest) -> No
     assert await read(feed, f"{key}-two", 1) == [2]
 
 
+async def test_a_key_is_any_text(feed: Feed, request: pytest.FixtureRequest) -> None:
+    """A key may even contain characters that have a meaning in NATS subjects."""
+    keys = [f"{request.node.name} {key}" for key in ("a", "a.b", "a b", "*", ">", "a/b", "a%2Eb", "é🙂", ".")]
+    for number, key in enumerate(keys):
+        assert await feed.sync(key, record(number))
+    await feed.remove(keys[3])
+    await feed.sync(keys[3], record(100))
+    assert [await read(feed, key, 1) for key in keys] == [[0], [1], [2], [100], [4], [5], [6], [7], [8]]
+
+
 async def test_a_removed_job_is_forgotten(feed: Feed, request: pytest.FixtureRequest) -> None:
     key = request.node.name
     await feed.sync(key, record(1))
@@ -176,7 +186,7 @@ async def test_a_reader_goes_on_after_a_removal(feed: Feed, request: pytest.Fixt
 async def test_what_a_reader_raises_ends_its_reading(
     feed: Feed, request: pytest.FixtureRequest, kind: type[Exception]
 ) -> None:
-    """And nobody else's; even an error of a kind that a broker causes, after which a reading goes on."""
+    """It ends no other reader. It ends the reading even where the same error of a broker would not."""
     key = request.node.name
 
     def take(item: internal_pb2.FeedRecord) -> None:
@@ -191,7 +201,7 @@ async def test_what_a_reader_raises_ends_its_reading(
 
 
 async def test_a_feed_closes_at_any_moment_of_its_start(broker: Stack) -> None:
-    """Also in that in which the broker's answer comes, which a cancel can be lost in."""
+    """One of the moments is that of the broker's answer, in which a cancellation can be lost."""
     for moment in range(300):
         feed = await nats_feed(broker)
         for _ in range(moment // 10):
@@ -202,7 +212,7 @@ async def test_a_feed_closes_at_any_moment_of_its_start(broker: Stack) -> None:
 
 @pytest.fixture
 async def own_broker(tmp_path: Path) -> AsyncIterator[Stack]:
-    """A broker to break."""
+    """Run a broker that the test may break."""
     async with Stack(stack_settings(tmp_path), only=("nats",)) as stack:
         yield stack
 
@@ -216,14 +226,14 @@ async def own_feed(own_broker: Stack) -> AsyncIterator[NatsFeed]:
 
 
 async def until_stored(feed: Feed, key: str, number: int) -> None:
-    """Return once the feed is back and has stored the record: it connects again at a moment that nothing else tells."""
+    """Return once the feed is connected again and has stored the record. Nothing notifies of the connection."""
     async with asyncio.timeout(60):
         while not await feed.sync(key, record(number)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
 async def test_a_feed_without_a_broker_loses_records_and_nothing_else(own_broker: Stack) -> None:
-    """Append and sync return at once while the broker is away, and work when it comes; the writer can tell."""
+    """Append and sync return early while the broker is unavailable, and work later. `recoveries` reports the loss."""
     await own_broker.processes["nats"].kill()
     feed = await nats_feed(own_broker)
     async with asyncio.timeout(20):
@@ -242,7 +252,7 @@ async def test_a_feed_without_a_broker_loses_records_and_nothing_else(own_broker
 
 
 async def test_readers_and_records_survive_the_broker(own_broker: Stack, own_feed: NatsFeed) -> None:
-    """After a SIGKILL a reader goes on where it was, each record once, in order; a late one gets the whole log."""
+    """After SIGKILL a reader continues with each record once and in order. A late reader gets the whole log."""
     follower = Follower(own_feed, "job")
     for number in range(100):
         assert await own_feed.sync("job", record(number))
@@ -257,7 +267,7 @@ async def test_readers_and_records_survive_the_broker(own_broker: Stack, own_fee
 
 
 async def test_a_store_that_is_lost_is_made_anew(own_broker: Stack, own_feed: NatsFeed) -> None:
-    """Readers go on with the records that the new store gets, though it numbers them from the start again."""
+    """Readers continue with the new store's records, although it numbers them from the start again."""
     follower = Follower(own_feed, "job")
     for number in range(10):
         assert await own_feed.sync("job", record(number))
@@ -272,10 +282,10 @@ async def test_a_store_that_is_lost_is_made_anew(own_broker: Stack, own_feed: Na
     await follower.close()
 
 
-# nats-py leaves it to the collector of garbage to close the sockets of connections that were refused.
+# nats-py leaves the sockets of refused connections to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_broker_that_ends_the_connection_is_tried_again(own_broker: Stack, tmp_path: Path) -> None:
-    """Its credentials are changed, and changed back: nats-py closes its client for good then."""
+    """The broker's credentials change and change back, after which nats-py has closed its client for good."""
     broker, config = own_broker.processes["nats"], tmp_path / "nats.conf"
     config.write_text("")
     broker.command = (*broker.command, "-c", str(config))
@@ -311,7 +321,7 @@ async def test_a_stream_that_an_operator_deletes_is_made_anew(own_broker: Stack,
 
 
 async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: NatsFeed) -> None:
-    """Append returns at once and keeps at most a few MiB in memory; what is over is lost, and the writer can tell."""
+    """Append returns immediately and buffers a few MiB. Further records are lost, and `recoveries` reports the loss."""
     follower = Follower(own_feed, "job")
     own_broker.processes["nats"].signal(signal.SIGSTOP)
     big = internal_pb2.FeedRecord(writer="w", tokens_made=internal_pb2.TokensMade(text="x" * 100_000))
@@ -319,9 +329,9 @@ async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: 
     for number in range(200):
         big.tokens_made.offset = number
         await own_feed.append("job", big)
-        # As between two tokens: what can be sent is sent.
+        # Let the client send what it can, as between two tokens.
         await asyncio.sleep(0)
-    # Each would have waited for the broker, for seconds.
+    # An append that waited for the broker would take seconds.
     assert time.monotonic() - since < 20
     assert own_feed.recoveries == 0
     own_broker.processes["nats"].signal(signal.SIGCONT)
@@ -329,7 +339,7 @@ async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: 
     await own_feed.append("job", record(1001))
     assert own_feed.recoveries == 1
     *numbers, last, after = await follower.until(1001)
-    # Up to 4 MiB were kept; the sockets' own buffers come on top.
+    # The feed buffers up to 4 MiB, in addition to the sockets' buffers.
     assert numbers == list(range(len(numbers)))
     assert 40 < len(numbers) < 150
     assert (last, after) == (1000, 1001)
@@ -337,7 +347,7 @@ async def test_a_broker_that_hangs_holds_nobody_up(own_broker: Stack, own_feed: 
 
 
 async def test_changed_limits_are_taken_over(own_broker: Stack, own_feed: NatsFeed) -> None:
-    """By the next process that starts with them: the records stay."""
+    """The next process that starts with new limits sets them on the stream. The records stay."""
     assert await own_feed.sync("job", record(0))
     address = f"nats://{own_broker.address('nats')}"
     other = NatsFeed(FeedSettings(url=SecretStr(address), max_age=timedelta(hours=1), max_bytes=1 << 20))

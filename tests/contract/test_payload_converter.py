@@ -1,4 +1,4 @@
-"""The payload converter: alone, by properties, and through a real Temporal server with workflows in the sandbox."""
+"""The payload converter alone, by properties, and with a real Temporal server and workflows in the sandbox."""
 
 import contextlib
 import importlib
@@ -41,7 +41,7 @@ BETTERPROTO_WORKFLOW = "tests.support.payload_converter_betterproto_workflow"
 
 @pytest.fixture(scope="module", params=["betterproto2", "betterproto"])
 def betterproto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The module of classes made from proto/llm.proto by either generation of betterproto, in a package of its own."""
+    """Generate a package of classes from proto/llm.proto with one generation of betterproto, and yield its module."""
     plugin = f"python_{request.param}"
     directory = tmp_path_factory.mktemp("generated")
     package = directory / "llm_betterproto"
@@ -53,7 +53,7 @@ def betterproto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             *(f"--{plugin}_out={package}", "proto/llm.proto"),
         ],
         cwd=ROOT,
-        # The plugin formats its output with what it finds there.
+        # The plugin formats its output with a program from PATH.
         env={**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
         check=True,
         capture_output=True,
@@ -66,7 +66,7 @@ def betterproto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def payload_of(message: Message, data: bytes | None = None) -> Payload:
-    """Return the message's payload, its bytes replaced if asked."""
+    """Return the message's payload. `data` replaces its bytes."""
     payload = CONVERTER.to_payload(message)
     if data is not None:
         payload.data = data
@@ -290,7 +290,7 @@ def test_every_message_comes_back_from_a_betterproto_worker(betterproto: Any, jo
 def test_cut_bytes_are_refused_for_either_kind_of_class(
     betterproto: Any, job: llm_pb2.JobRequest, share: float
 ) -> None:
-    """Cut at the edge of a field, the rest is a message like any other: protobuf marks no end."""
+    """Bytes that are cut at the end of a field are a valid message, because protobuf does not mark a message's end."""
     data = job.SerializeToString()
     cut = data[: int(len(data) * share)]
     try:
@@ -315,7 +315,7 @@ def test_no_bytes_make_another_error_than_a_payload_error(data: bytes, encoding:
 
 
 class OwnerHeader(Interceptor):
-    """Starts every workflow with a message in its header."""
+    """Interceptor that starts every workflow with a message in its header."""
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:  # noqa: A002 - the SDK's name
         class AddHeader(OutboundInterceptor):
@@ -329,7 +329,7 @@ class OwnerHeader(Interceptor):
 
 @pytest.fixture(scope="module")
 async def client(stack: Stack, betterproto: Any) -> AsyncIterator[Client]:
-    """A client with a worker beside it, both with the converter."""
+    """Yield a client with the converter while a worker with the converter runs."""
     address = stack.address("temporal")
     client = await Client.connect(address, data_converter=data_converter, interceptors=[OwnerHeader()])
     betterproto_flow = importlib.import_module(BETTERPROTO_WORKFLOW)
@@ -339,7 +339,7 @@ async def client(stack: Stack, betterproto: Any) -> AsyncIterator[Client]:
 
 
 async def test_every_kind_of_payload_carries_messages_through_a_sandboxed_workflow(client: Client) -> None:
-    """Input, memo, header, activity, heartbeat, signal, query and the detail of the failure."""
+    """The kinds are input, memo, header, activity, heartbeat, signal, query and the failure's detail."""
     progress = llm_pb2.JobProgress(percent=50)
     handle = await client.start_workflow(
         flow.Convert.run, JOB, id="every-kind", task_queue=flow.TASK_QUEUE, memo={"progress": progress}
@@ -367,7 +367,7 @@ async def test_the_cli_starts_a_workflow_from_json(client: Client, stack: Stack)
 
 
 async def test_bad_input_from_the_cli_fails_the_workflow_at_once(client: Client, stack: Stack) -> None:
-    """Any other error would fail the workflow task, and the server would try that again for ever."""
+    """Any other error would fail the workflow task, which the server would retry for ever."""
     target = ("--type", "Convert", "--task-queue", flow.TASK_QUEUE, "--workflow-id", "bad-input")
     await temporal_cli(stack, "workflow", "start", *target, "--input", '{"prompt": 3}')
     with pytest.raises(WorkflowFailureError) as caught:

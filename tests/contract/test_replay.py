@@ -1,6 +1,7 @@
-"""Jobs that run while the workflow's code changes must go on: every recorded history replays.
+"""Jobs that run while the workflow's code changes must continue: every recorded history replays.
 
-In Temporal's sandbox, which refuses what is not deterministic: the gateway, for speed, runs the same code without it.
+The tests replay in Temporal's sandbox, which refuses nondeterministic code. The gateway runs the same code without the
+sandbox, which is faster.
 """
 
 import base64
@@ -26,10 +27,12 @@ from tests.support.record_histories import HISTORIES
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 
-# The generated types register themselves once for each process, so that a sandbox has to share them.
+# The generated types register themselves once for each process, so the sandbox must share them.
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
 )
+WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow)
+"""Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
 
 
@@ -49,11 +52,11 @@ def test_every_outcome_is_recorded() -> None:
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
-    await replayer(LLMJobWorkflow, LLMDeliveryWorkflow).replay_workflow(read(path))
+    await replayer(*WORKFLOWS).replay_workflow(read(path))
 
 
 async def test_a_job_whose_deliveries_had_a_long_id_replays() -> None:
-    """An earlier version did not shorten the id of an LLMDeliveryWorkflow, whose job's own may be as long."""
+    """An earlier version did not shorten the id of an LLMDeliveryWorkflow, and a job's id could be as long."""
     short = read(HISTORIES / "succeeded-notification-failed.v1.json")
     text = json.dumps(short.to_json_dict()).replace(short.workflow_id, short.workflow_id.ljust(300, "x"))
     assert f"{names.DELIVERY_WORKFLOW_TYPE}" in text
@@ -78,7 +81,7 @@ async def test_a_job_by_hand_goes_on_whose_form_is_refused_since(changes: dict[s
     for field in changes:
         job.ClearField(field)
     job.MergeFrom(llm_pb2.JobRequest(**changes))
-    assert check_job(job), "what the rules of today refuse"
+    assert check_job(job), "the current rules must refuse the job"
     payload["data"] = base64.b64encode(job.SerializeToString()).decode()
     recorded = WorkflowHistory.from_json(read(path).workflow_id, json.dumps(history))
     await replayer(LLMJobWorkflow).replay_workflow(recorded)
@@ -86,7 +89,7 @@ async def test_a_job_by_hand_goes_on_whose_form_is_refused_since(changes: dict[s
 
 @workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class Counts(LLMJobWorkflow):
-    """A workflow that counts without regard to replay."""
+    """Workflow that increments a counter in a replay, too."""
 
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
@@ -96,7 +99,7 @@ class Counts(LLMJobWorkflow):
 
 @pytest.mark.parametrize(("workflow_class", "counted"), [(LLMJobWorkflow, set()), (Counts, {"llm.unsafe"})])
 async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[str]) -> None:
-    """Whatever the outcome; a workflow that counted in another way would be found. Run as the gateway runs it."""
+    """This holds for every outcome, with the gateway's workflow runner. `Counts` proves that a fault would be found."""
     buffer = MetricBuffer(10_000)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
     replaying = replayer(workflow_class, LLMDeliveryWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime)
@@ -107,7 +110,7 @@ async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[s
 
 @workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class NotifiesFirst(LLMJobWorkflow):
-    """A change that would break running jobs."""
+    """Workflow with a change that would break running jobs."""
 
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:
@@ -117,7 +120,7 @@ class NotifiesFirst(LLMJobWorkflow):
 
 @workflow.defn(name=names.JOB_WORKFLOW_TYPE)
 class AsksTheClock(LLMJobWorkflow):
-    """Code that would not do the same when it is replayed."""
+    """Workflow with code that is not deterministic."""
 
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest | None = None) -> llm_pb2.JobResult:

@@ -1,4 +1,4 @@
-"""What every sink promises, tried on each with a real receiver; then what is each one's own."""
+"""The contract of sinks, tested on each sink with a real receiver, and then the promises of single sinks."""
 
 import asyncio
 import json
@@ -25,22 +25,14 @@ from services.notifier.sinks.registry import open_sinks
 from services.notifier.sinks.sink import Sink
 from tests.support.jobs import webhook
 from tests.support.name_servers import name_server
-from tests.support.peers import (
-    LOOPBACK,
-    SHORT,
-    NatsPeer,
-    Peer,
-    WebhookPeer,
-    kafka_peer,
-    secret,
-)
+from tests.support.peers import LOOPBACK, PEERS, SHORT, NatsPeer, Peer, WebhookPeer, kafka_peer, secret
 from tests.support.receivers import hang, receiving, status
 from tests.support.stacks import stack_settings
 
 METRICS = NotifierMetrics(NoOpMeter("test"))
 
 
-@pytest.fixture(scope="module", params=["webhook", "nats", "kafka"])
+@pytest.fixture(scope="module", params=PEERS)
 async def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Peer]:
     if request.param == "webhook":
         async with receiving() as receiver:
@@ -66,18 +58,18 @@ def event(id_: str = "1") -> CloudEvent:
 
 
 async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
-    """As a CloudEvent in structured mode, and once."""
+    """It arrives once, as a CloudEvent in structured mode."""
     answer = await sink.deliver(peer.target("whole"), event(), "user")
     assert answer.error is None
     (taken,) = await peer.taken("whole", 1)
     assert taken.event == event()
     assert taken.id == "1"
     assert taken.content_type == "application/cloudevents+json; charset=UTF-8"
-    assert taken.key == ("llmjob-u-r" if peer.keyed else ""), "where there are keys, the job's id"
+    assert taken.key == ("llmjob-u-r" if peer.keyed else ""), "the key must be the job's id"
 
 
 async def test_an_event_carries_its_trace_and_nothing_else_of_the_client(peer: Peer, sink: Sink) -> None:
-    """The tracestate may say of a client's own systems what is not for third parties."""
+    """The tracestate may contain facts of the client's systems that third parties must not see."""
     context = SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "own")]))
     with trace.use_span(trace.NonRecordingSpan(context)):
         assert (await sink.deliver(peer.target("traced"), event("9"), "user")).error is None
@@ -87,7 +79,7 @@ async def test_an_event_carries_its_trace_and_nothing_else_of_the_client(peer: P
 
 
 async def test_a_repeat_is_the_same(peer: Peer, sink: Sink) -> None:
-    """Byte for byte, id for id, so that it can be dropped; NATS does that by itself."""
+    """It has the same bytes and the same id, so that a receiver can drop it. NATS itself drops it."""
     for _ in range(2):
         assert (await sink.deliver(peer.target("repeat"), event("7"), "user")).error is None
     assert (await sink.deliver(peer.target("repeat"), event("8"), "user")).error is None
@@ -104,7 +96,7 @@ async def test_many_at_once_all_arrive(peer: Peer, sink: Sink) -> None:
 
 
 async def test_silence_is_a_failure_and_passes(peer: Peer, sink: Sink) -> None:
-    """Within the time that the settings give; the same sink delivers again when the receiver is back."""
+    """The failure comes within the timeout of the settings. The same sink delivers when the receiver answers again."""
     name = "silent"
     peer.fall_silent()
     try:
@@ -121,24 +113,24 @@ async def test_silence_is_a_failure_and_passes(peer: Peer, sink: Sink) -> None:
             except DeliveryFailed:
                 continue
     await sink.deliver(peer.target(name), event("next"), "user")
-    # What was sent into the silence may have come, too.
+    # The event that was sent during the silence may have arrived as well.
     assert "found" in {item.id for item in await peer.taken(name, 2)}
 
 
 async def test_an_event_that_is_too_large_for_the_broker_is_refused(peer: Peer, sink: Sink) -> None:
-    """For good, since it never gets smaller; the next one passes. HTTP knows no such limit."""
+    """The refusal is final, because a repeat has the same size. The next event arrives. HTTP has no such limit."""
     large = {**event("large"), "data": "€" * 400_000}
-    if peer.kind == "webhook":
+    if not peer.bounded:
         assert (await sink.deliver(peer.target("large"), large, "user")).error is None
         return
-    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ takes"):
+    with pytest.raises(DeliveryRefused, match=r"the event of 12\d{5} bytes is larger than \w+ accepts"):
         await sink.deliver(peer.target("large"), large, "user")
     assert (await sink.deliver(peer.target("large"), event("small"), "user")).error is None
     assert [item.id for item in await peer.taken("large", 1)] == ["small"]
 
 
 async def test_a_cancelled_delivery_leaves_the_sink_whole(peer: Peer, sink: Sink) -> None:
-    """A notifier that stops, or an attempt whose time is over."""
+    """A delivery is cancelled when the notifier stops or the attempt times out."""
     for _ in range(20):
         task = asyncio.create_task(sink.deliver(peer.target("cancelled"), event("cut"), "user"))
         await asyncio.sleep(0)
@@ -148,9 +140,10 @@ async def test_a_cancelled_delivery_leaves_the_sink_whole(peer: Peer, sink: Sink
 
 
 async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
-    """For good, and by a notifier that has no such sink, too."""
-    request = internal_pb2.NotifyRequest(notification_id="1", target=peer.refused())
-    if peer.kind != "nats":
+    """The refusal is final. A notifier without the target's sink refuses it as well."""
+    request = internal_pb2.NotifyRequest(notification_id="1")
+    if (refused := peer.refused()) is not None:
+        request.target.CopyFrom(refused)
         async with open_sinks(peer.settings) as sinks:
             response = await Dispatcher(sinks, peer.settings, METRICS).deliver(request, SHORT)
         assert response.state == llm_pb2.NOTIFY_STATE_FAILED
@@ -161,7 +154,7 @@ async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
 
 
 async def test_kafka_events_come_from_an_idempotent_producer() -> None:
-    """What the broker keeps has the producer's number and a sequence without a gap, by which it drops repeats."""
+    """Stored batches have the producer's id and a sequence without a gap, by which the broker drops repeats."""
     async with kafka_peer() as peer:
         async with open_sinks(peer.settings) as sinks:
             for number in range(3):
@@ -175,7 +168,7 @@ async def test_kafka_events_come_from_an_idempotent_producer() -> None:
 
 
 def test_kafkas_own_word_on_a_size_is_understood() -> None:
-    """MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE of the broker are the errors that the sink refuses for good."""
+    """The broker's MESSAGE_TOO_LARGE and RECORD_LIST_TOO_LARGE are the errors that the sink treats as a refusal."""
     errors = pytest.importorskip("aiokafka.errors")
     assert [errors.for_code(code) for code in (10, 18)] == [
         errors.MessageSizeTooLargeError,
@@ -185,12 +178,12 @@ def test_kafkas_own_word_on_a_size_is_understood() -> None:
 
 @pytest.mark.parametrize("limit", ["server's", "server's, with headers", "stream's"])
 async def test_nats_limits_are_kept(tmp_path_factory: pytest.TempPathFactory, limit: str) -> None:
-    """Those of the server, headers included, and of the stream."""
+    """The limits are those of the server, headers included, and of the stream."""
     async with Stack(stack_settings(tmp_path_factory.mktemp("nats")), only=("nats",)) as stack:
         url = f"nats://{stack.address('nats')}"
         client = await nats.connect(url)
-        most = 1000 if limit == "stream's" else -1
-        await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.>"], max_msg_size=most)
+        maximum = 1000 if limit == "stream's" else -1
+        await client.jetstream().add_stream(name="EVENTS", subjects=["llm.events.>"], max_msg_size=maximum)
         size = {"server's": client.max_payload + 1, "server's, with headers": client.max_payload, "stream's": 1001}[
             limit
         ]
@@ -199,7 +192,7 @@ async def test_nats_limits_are_kept(tmp_path_factory: pytest.TempPathFactory, li
         settings = NotifierSettings(nats_url=SecretStr(url), **LOOPBACK)
         target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="large"))
         async with open_sinks(settings) as sinks:
-            with pytest.raises(DeliveryRefused, match=f"the event of {size} bytes is larger than NATS takes"):
+            with pytest.raises(DeliveryRefused, match=f"the event of {size} bytes is larger than NATS accepts"):
                 await sinks["nats"].deliver(target, large, "user")
             assert (await sinks["nats"].deliver(target, event(), "user")).error is None
         info = await client.jetstream().stream_info("EVENTS")
@@ -208,17 +201,17 @@ async def test_nats_limits_are_kept(tmp_path_factory: pytest.TempPathFactory, li
 
 
 async def test_nats_without_a_stream_is_a_failure(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nobody keeps the event, so it does not count as taken."""
+    """No stream stores the event, so it does not count as delivered."""
     async with Stack(stack_settings(tmp_path_factory.mktemp("nats")), only=("nats",)) as stack:
         settings = NotifierSettings(nats_url=SecretStr(f"nats://{stack.address('nats')}"), **LOOPBACK)
         target = llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="nowhere"))
         async with open_sinks(settings) as sinks:
-            with pytest.raises(DeliveryFailed, match=r"no JetStream stream takes the subject llm\.events\.nowhere"):
+            with pytest.raises(DeliveryFailed, match=r"no JetStream stream matches the subject llm\.events\.nowhere"):
                 await sinks["nats"].deliver(target, event(), "user")
 
 
 async def test_webhooks_are_signed_by_every_active_secret() -> None:
-    """Of the user where there are some, else the operator's; what was changed on the way does not verify."""
+    """The user's secrets count, or else the operator's. A body that was changed on the way does not verify."""
     new, old, own = secret("new"), secret("old"), secret("own")
     settings = NotifierSettings(webhook_secrets=(new, old), users={"mine": UserEndpoint(secrets=(own,))}, **LOOPBACK)
     async with receiving() as receiver, open_sinks(settings) as sinks:
@@ -241,14 +234,14 @@ async def test_webhooks_are_signed_by_every_active_secret() -> None:
     "bad", ["secret", "whsec_", "whsec_!!", secret("x").get_secret_value()[:20], "whsec_" + "A" * 100]
 )
 def test_a_weak_secret_is_refused_at_the_start(bad: str) -> None:
-    """Without being shown."""
+    """The error does not contain the secret."""
     with pytest.raises(ValidationError, match="24 to 64 random bytes") as error:
         NotifierSettings(webhook_secrets=(SecretStr(bad),))
     assert bad not in str(error.value) or bad in ("secret", "whsec_")
 
 
 async def test_a_slow_destination_delays_no_other() -> None:
-    """At most so many at once go to one, a few wait, and more are put off: none of them holds up another's."""
+    """One destination has a maximum of concurrent and of waiting deliveries. Further ones are deferred."""
     settings = NotifierSettings(max_per_destination=3, max_waiting_per_destination=2, **LOOPBACK)
     async with receiving() as slow, receiving() as good, open_sinks(settings) as sinks:
         dispatcher = Dispatcher(sinks, settings, METRICS)
@@ -269,7 +262,7 @@ async def test_a_slow_destination_delays_no_other() -> None:
 
 
 async def test_a_users_slow_receivers_leave_room_for_others() -> None:
-    """However many destinations they are."""
+    """The limit of a user holds over any number of destinations."""
     settings = NotifierSettings(max_per_user=3, **LOOPBACK)
     async with AsyncExitStack() as opened:
         receivers = [await opened.enter_async_context(receiving()) for _ in range(5)]
@@ -292,7 +285,7 @@ async def test_a_users_slow_receivers_leave_room_for_others() -> None:
 
 
 async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
-    """However many of one user's there are: looking a name up takes nothing that others need."""
+    """A DNS lookup uses up no limit that other users need, however many of one user's are open."""
     async with receiving() as receiver, name_server() as names:
         names.say("good.example.com", ["127.0.0.1"])
         many = [f"hangs-{number}.example.com" for number in range(200)]
@@ -315,14 +308,14 @@ async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
             (good,) = webhook(receiver.on("/good", status(200)).replace("127.0.0.1", "good.example.com"))
             response = await dispatcher.deliver(internal_pb2.NotifyRequest(target=good, user_id="another"), SHORT)
             assert response.state == llm_pb2.NOTIFY_STATE_DELIVERED
-            assert not any(task.done() for task in begun), "all still ask"
+            assert not any(task.done() for task in begun), "every lookup must still be open"
             for response in await asyncio.gather(*begun):
                 assert response.state == llm_pb2.NOTIFY_STATE_PENDING
                 assert "did not answer within 5 s" in response.attempt.error.message
 
 
 async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default() -> None:
-    """Wherever that is. The answer does not show its path, which is the operator's secret."""
+    """The operator's endpoint may have any address. The response does not show its path, which is a secret."""
     async with receiving() as receiver:
         settings = NotifierSettings(
             default_webhook_url=SecretStr(f"{receiver.url}/default"),
@@ -342,7 +335,7 @@ async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default(
 
 
 async def test_webhooks_go_through_the_proxy() -> None:
-    """And only there: it looks the name up, and its address needs no leave. What the URL itself says is checked."""
+    """All go through the proxy, which resolves names. Its own address needs no permission. URLs are still checked."""
     asked: list[str] = []
 
     async def forward(request: web.BaseRequest) -> web.Response:
@@ -373,7 +366,7 @@ async def test_webhooks_go_through_the_proxy() -> None:
 
 
 async def test_an_https_webhook_goes_through_a_tunnel_of_the_proxy() -> None:
-    """The proxy is told the server alone: neither path nor event. One that opens no tunnel is a failure."""
+    """The proxy gets only the server's name, neither path nor event. A proxy that opens no tunnel is a failure."""
     async with receiving() as proxy:
         proxy.on("hooks.example.com:443", status(503))
         async with open_sinks(NotifierSettings(webhook_proxy=SecretStr(proxy.url))) as sinks:

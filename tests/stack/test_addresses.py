@@ -1,7 +1,7 @@
-"""Where webhooks may not go: every way to write an address that is not public, and names that lie about theirs.
+"""Addresses to which webhooks may not go, in every notation, and host names that resolve to them.
 
-The job is real and so are gateway, notifier and Temporal; the notifier has its default settings but for the ports. A
-listener on this machine, at all its addresses, counts connections: there is never one.
+Job, gateway, notifier and Temporal are real. The notifier has default settings except for ports and name servers. A
+listener on all addresses of this machine counts connections, and there must be none.
 """
 
 import re
@@ -32,7 +32,7 @@ from tests.support.stacks import running
 QUEUE = "notifications-strict"
 
 PRIVATE = {
-    # Loopback and this host, in every notation that some resolver takes.
+    # Loopback and this host, in every notation that some resolver accepts.
     "loopback": "http://127.0.0.1:{port}/",
     "loopback, other": "http://127.8.8.8:{port}/",
     "loopback by name": "http://localhost:{port}/",
@@ -72,7 +72,7 @@ PRIVATE = {
     "loopback by 6to4": "http://[2002:7f00:1::]:{port}/",
     "loopback by Teredo": "http://[2001:0:7f00:1::]:{port}/",
     "Teredo, client inverted": "http://[2001:0:4136:e378:8000:63bf:80ff:fffe]:{port}/",
-    # Networks next door.
+    # Private networks.
     "private 10": "http://10.0.0.1:{port}/",
     "private 172.16": "http://172.16.0.1:{port}/",
     "private 172.31": "http://172.31.255.255:{port}/",
@@ -87,7 +87,7 @@ PRIVATE = {
     "link-local of IPv6": "http://[fe80::1]:{port}/",
     "link-local with a zone": "http://[fe80::1%25lo]:{port}/",
     "link-local with a zone, bare": "http://[fe80::1%lo]:{port}/",
-    # Metadata of clouds.
+    # Metadata services of clouds.
     "metadata": "http://169.254.169.254:{port}/latest/meta-data/",
     "metadata, decimal": "http://2852039166:{port}/",
     "metadata, hexadecimal": "http://0xa9fea9fe:{port}/",
@@ -99,7 +99,7 @@ PRIVATE = {
     "metadata, Alibaba's": "http://100.100.100.200:{port}/",
     "metadata, Azure's": "http://168.63.129.16:{port}/",
     "metadata, Oracle's": "http://192.0.0.192:{port}/",
-    # What is nobody's.
+    # Reserved and unassigned addresses.
     "multicast": "http://224.0.0.1:{port}/",
     "multicast, global": "http://233.252.0.1:{port}/",
     "multicast of IPv6": "http://[ff02::1]:{port}/",
@@ -113,7 +113,7 @@ PRIVATE = {
     "discarded": "http://[100::1]:{port}/",
     "not given out": "http://[4000::1]:{port}/",
 }
-"""URLs that lead to where a webhook has no business, by what they are; {port} is the listener's."""
+"""URLs of addresses that are not public, by the kind of address. {port} is the listener's port."""
 
 MALFORMED = {
     "user": "http://user@127.0.0.1:{port}/",
@@ -132,7 +132,7 @@ MALFORMED = {
     "port no number": "http://127.0.0.1:{port}x/",
     "port 0": "http://hooks.example.com:0/",
     "two ports": "http://hooks.example.com:80:80/",
-    # Hosts that cannot exist: without a check they would be looked up for days.
+    # Hosts that cannot exist. Without a check the notifier would look them up for days.
     "number over 32 bits": "http://4294967296:{port}/",
     "IPv4 number over 255": "http://999.1.1.1:{port}/",
     "IPv4 in three numbers": "http://1.2.3:{port}/",
@@ -156,11 +156,11 @@ MALFORMED = {
     "IPv4 in brackets": "http://[1.1.1.1]:{port}/",
     "name in brackets": "http://[example.com]:{port}/",
 }
-"""URLs that no gateway takes; a job that is started past it may still hold them."""
+"""URLs that every gateway refuses. A job that bypasses the gateway may still have them."""
 
 
 NOBODY = "192.0.2.7"
-"""Stands for a public address, by a setting of the strict notifier: there is no such host."""
+"""Address that a setting of the strict notifier allows, as if it were public. It has no host."""
 
 
 class Strict(NamedTuple):
@@ -189,7 +189,7 @@ async def strict(stack: Stack) -> AsyncIterator[Strict]:
 
 
 def refusal(shown: llm_pb2.NotifyStatus) -> str:
-    """Return why a delivery was refused for good."""
+    """Return the error message of a delivery that was finally refused."""
     assert shown.state == llm_pb2.NOTIFY_STATE_FAILED, shown
     assert unpack(shown.error)["ErrorInfo"].reason == "DELIVERY_REFUSED"
     return shown.error.message
@@ -201,13 +201,13 @@ def test_the_table_is_long_enough() -> None:
 
 @pytest.mark.parametrize("what", PRIVATE)
 async def test_a_webhook_to_a_private_address_is_refused(strict: Strict, what: str) -> None:
-    """The job's status says why, and nobody was connected to."""
+    """The job's status has the reason, and the notifier connects to nothing."""
     url = PRIVATE[what].format(port=strict.listener.port)
     job = new_job(params={"max_tokens": 1}, notify=webhook(url))
     try:
         id_ = (await strict.stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=20)).workflow_id
     except grpc.aio.AioRpcError as error:
-        # Not even a URL to the gateway.
+        # The gateway itself refuses a malformed URL.
         (violation,) = details_of(error)["BadRequest"].field_violations
         assert violation.field == "job.notify[0].webhook.url"
     else:
@@ -217,7 +217,7 @@ async def test_a_webhook_to_a_private_address_is_refused(strict: Strict, what: s
 
 
 async def test_what_is_no_url_is_refused_by_the_gateway_and_the_notifier(strict: Strict, temporal: Client) -> None:
-    """The first names the field; the second stands alone when a job was started past the gateway."""
+    """The gateway names the field. The notifier refuses the URL of a job that was started past the gateway."""
     urls = [url.format(port=strict.listener.port) for url in MALFORMED.values()]
     for url in urls:
         with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -254,7 +254,7 @@ async def test_what_is_no_url_is_refused_by_the_gateway_and_the_notifier(strict:
 async def test_a_job_says_why_its_webhooks_name_was_refused(
     strict: Strict, answers: list[list[str]], says: str
 ) -> None:
-    """By its status and its log, whenever the name server says what; nobody is connected to."""
+    """Status and delivery log have the reason, whichever addresses the name server returns. Nothing is connected to."""
     name = f"hooks-{len(strict.name_server.asked)}.example.com"
     strict.name_server.say(name, *answers)
     job = new_job(params={"max_tokens": 1}, notify=webhook(f"http://{name}:{strict.listener.port}/"))
@@ -292,14 +292,14 @@ async def test_a_job_says_why_its_webhooks_name_was_refused(
     ],
 )
 def test_a_host_that_may_exist_is_taken(url: str) -> None:
-    """A name that is not known today may be tomorrow."""
+    """A name that does not resolve now may resolve later."""
     job = new_job(notify=webhook(url))
     assert check_job(job) == []
     assert str(unguarded().parse(url))
 
 
 PUBLIC = "127.0.0.2"
-"""Stands for a public address, by a setting: nobody listens there."""
+"""Address that a setting allows, as if it were public. Nothing listens there."""
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ PUBLIC = "127.0.0.2"
     ],
 )
 async def test_a_name_that_changes_its_address_gains_nothing(answers: list[list[str]]) -> None:
-    """What is checked is what is connected to, at every delivery anew: there is no time between the two."""
+    """Every delivery resolves the name once, and connects to the addresses that it has checked."""
     event = {"id": "a", "type": "b"}
     async with receiving() as listener, name_server() as names_:
         names_.say("hooks.example.com", *answers)
@@ -348,7 +348,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(answers: list[list[
         assert refused
         assert all("leads to" in reason for reason in refused)
         asked = max(names_.asked.values())
-        assert asked == 3, "one question for each delivery: the answer that was checked is the one that counts"
+        assert asked == 3, "each delivery must look the name up once, and use the answer that it checked"
         assert listener.connections == 0
 
 
@@ -358,7 +358,7 @@ def test_a_public_address_is_allowed(address: str) -> None:
 
 
 async def test_the_operator_opens_a_network() -> None:
-    """And only that."""
+    """Other private networks stay closed."""
     async with receiving() as listener:
         networks = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
         settings = NotifierSettings(webhook_schemes=("http",), webhook_ports=(), webhook_networks=networks)

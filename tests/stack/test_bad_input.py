@@ -1,4 +1,4 @@
-"""What a client can send that is wrong, and the one answer it gets: every row of bad_requests, and random bytes."""
+"""Every invalid request, from bad_requests or of random bytes, gets an error that names its fault."""
 
 import re
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ from tests.support.stacks import FAST, stack_settings
 ROWS = rows()
 NOT_UTF8 = list(not_utf8_rows())
 MAX_TRAILERS = 8 * 1024
-"""Bytes of metadata that gRPC clients take by default, most of them."""
+"""Bytes of metadata that most gRPC clients accept by default."""
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,9 @@ async def channel(stack: Stack) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def refused(channel: grpc.aio.Channel, row: Row) -> set[str]:
-    """Send a bad request; return the fields that its INVALID_ARGUMENT names."""
+    """Send a bad request, and return the fields that its INVALID_ARGUMENT names."""
     error = await send(channel, row.rpc, row.data)
-    assert error is not None, "it was taken"
+    assert error is not None, "the bad request was accepted"
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
     details = details_of(error)
     assert details["ErrorInfo"].reason == "INVALID_REQUEST"
@@ -51,18 +51,18 @@ def row_ids(row: Row) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=row_ids)
 async def test_a_bad_request_is_told_every_bad_field(channel: grpc.aio.Channel, row: Row) -> None:
-    """INVALID_ARGUMENT names the bad fields, all of them, and no other."""
+    """INVALID_ARGUMENT names all bad fields and no other."""
     assert await refused(channel, row) == row.fields
 
 
 @pytest.mark.parametrize("row", NOT_UTF8, ids=row_ids)
 async def test_text_that_is_not_utf8_is_named(channel: grpc.aio.Channel, row: Row) -> None:
-    """gRPC's own parser would answer INTERNAL; here the field is named, next to whatever else is wrong."""
+    """The gateway names the field and any other bad field, where gRPC's own parser would return INTERNAL."""
     assert row.fields <= await refused(channel, row)
 
 
 def test_every_field_of_every_request_is_in_the_table() -> None:
-    """A field that is added to llm.proto needs a row here, or a reason why it has none."""
+    """A new field of llm.proto needs a row, or an entry in NO_BAD_VALUE."""
     index = re.compile(r"\[\d+\]")
     named = {f"{row.rpc} {index.sub('', field)}" for row in ROWS for field in row.fields}
     fields = {f"{rpc} {name}" for rpc, kind in REQUESTS.items() for name, _ in field_paths(kind.DESCRIPTOR)}
@@ -70,7 +70,7 @@ def test_every_field_of_every_request_is_in_the_table() -> None:
 
 
 async def test_the_limits_themselves_are_allowed(stub: LlmServiceStub, receiver: Receiver) -> None:
-    """A job with every value at its limit is taken."""
+    """A job with every value at its limit is accepted."""
     characters = "Az09._:@=+~-"
     job = new_job(
         user_id=(characters * 11)[:128],
@@ -104,7 +104,7 @@ async def test_the_limits_themselves_are_allowed(stub: LlmServiceStub, receiver:
 
 
 async def test_a_page_token_holds_for_its_filters(stub: LlmServiceStub) -> None:
-    """A token with other filters would lead to a page that belongs to neither list."""
+    """A token that is sent with other filters is refused, because its page would belong to neither list."""
     for _ in range(2):
         await stub.Submit(llm_pb2.SubmitRequest(job=new_job(user_id="pager", params={"max_tokens": 1})))
     request = llm_pb2.ListRequest(user_id="pager", page_size=1)
@@ -118,20 +118,20 @@ async def test_a_page_token_holds_for_its_filters(stub: LlmServiceStub) -> None:
 
 
 async def test_a_thousand_bad_fields_fit_one_answer(channel: grpc.aio.Channel) -> None:
-    """The trailers of a call are small: the answer names what fits and says how many more there are."""
+    """The trailers of a call are small, so the error names the fields that fit and the number of the others."""
     bad = llm_pb2.JobRequest(messages=[llm_pb2.ChatMessage()] * 1024, params=llm_pb2.SamplingParams(stop=[""] * 16))
     error = await send(channel, "Submit", llm_pb2.SubmitRequest(job=bad).SerializeToString())
     assert error is not None
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     violations = details_of(error)["BadRequest"].field_violations
     assert len(violations) > 20
-    # Two for each message, three required texts, sixteen stops.
+    # There are two for each message, three required texts and sixteen stop texts.
     assert violations[-1].description == f"and {2 * 1024 + 3 + 16 - (len(violations) - 1)} more"
     assert trailers_size(error) < MAX_TRAILERS
 
 
 async def test_a_hundred_thousand_texts_that_are_not_utf8_fit_one_answer(channel: grpc.aio.Channel) -> None:
-    """A hostile request costs no more than its answer."""
+    """The error of a hostile request stays small."""
     data = b"\x2a\x03\x12\x01\xff" * 100_000
     head = b"\x0a" + _varint(len(data))
     error = await send(channel, "Submit", head + data)
@@ -141,7 +141,7 @@ async def test_a_hundred_thousand_texts_that_are_not_utf8_fit_one_answer(channel
 
 
 async def test_a_message_over_the_size_limit_is_refused_by_grpc(channel: grpc.aio.Channel) -> None:
-    """GATEWAY_MAX_MESSAGE_BYTES, 4 MiB by default: gRPC itself answers, before the request is read."""
+    """gRPC itself refuses a request over GATEWAY_MAX_MESSAGE_BYTES, 4 MiB by default, before it is read."""
     error = await send(channel, "Submit", submit(prompt="x" * (5 << 20)))
     assert error is not None
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -149,7 +149,7 @@ async def test_a_message_over_the_size_limit_is_refused_by_grpc(channel: grpc.ai
 
 
 async def test_what_does_not_exist_is_not_found(channel: grpc.aio.Channel) -> None:
-    """A well-formed id without a job: NOT_FOUND from all three methods that take one."""
+    """All three methods return NOT_FOUND for a valid id without a job."""
     for rpc in ("GetStatus", "StreamStatus", "Cancel"):
         error = await send(channel, rpc, REQUESTS[rpc](workflow_id="llmjob-no-body").SerializeToString())
         assert error is not None
@@ -173,24 +173,24 @@ VALID = {
 
 @st.composite
 def damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """Draw a request of which a piece was replaced by random bytes."""
+    """Draw a request in which random bytes replace a part."""
     start = draw(st.integers(0, len(data)))
     end = draw(st.integers(start, min(len(data), start + 8)))
     return data[:start] + draw(st.binary(max_size=8)) + data[end:]
 
 
 @pytest.mark.parametrize("rpc", REQUESTS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_no_bytes_make_an_internal_error(channel: grpc.aio.Channel, rpc: str, data: Any) -> None:
-    """Random bytes, and requests damaged at random: an answer, or an error that is the client's to understand."""
+    """Random bytes and damaged requests get an answer or an error of the client's, never INTERNAL."""
     error = await send(channel, rpc, data.draw(st.binary(max_size=64) | damaged(VALID[rpc])))
     allowed = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS)
     assert error is None or error.code() in allowed, error
 
 
 def once_right(row: Row) -> bool:
-    """Return whether the request is a Submit whose job an older gateway, or one with other settings, may have taken."""
+    """Return True for a Submit whose job an older gateway, or one with other settings, may have accepted."""
     if row.rpc != "Submit":
         return False
     try:
@@ -201,10 +201,10 @@ def once_right(row: Row) -> bool:
 
 
 async def test_temporal_is_not_asked_about_bad_requests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """With Temporal killed a bad request gets the same answer, a good one UNAVAILABLE; health says so meanwhile.
+    """While Temporal is down a bad request gets the same error. A good one gets UNAVAILABLE, and health NOT_SERVING.
 
-    So does one that was good once: whether its job exists is not known then.
-    Once Temporal is back the gateway serves again, without a restart.
+    A bad request that an older gateway may have accepted gets UNAVAILABLE as well, because its job may exist.
+    Once Temporal is back the gateway serves again without a restart.
     """
     settings_ = stack_settings(tmp_path_factory.mktemp("no-temporal"))
     async with (
@@ -234,7 +234,7 @@ async def test_temporal_is_not_asked_about_bad_requests(tmp_path_factory: pytest
 
 
 def trailers_size(error: grpc.aio.AioRpcError) -> int:
-    """Return how many bytes the answer's metadata takes on the wire, by the count of HTTP/2."""
+    """Return the size in bytes of an error's metadata, as HTTP/2 counts it."""
     binary = sum(len(key) + 32 + (len(value) * 4 + 2) // 3 for key, value in error.trailing_metadata() or ())
     return binary + len("grpc-message") + 32 + 3 * len((error.details() or "").encode())
 

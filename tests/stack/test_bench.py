@@ -1,4 +1,4 @@
-"""The scripts of bench/ run, at sizes that prove nothing else, and say what they promise. No time is tested."""
+"""The scripts of bench/ run at their smallest sizes and print the reports that they promise. No time is tested."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ SCRIPTS = {
     "tracing_cost": ("suite_exported", "suite_not_exported", "peer_off"),
     "idle_memory": ("gateway", "notifier", "peer_bare_temporal_worker", "floor_bare_python"),
 }
-"""Those that need no vLLM, and whom each measures."""
+"""Scripts that do not need vLLM, with the peers that each measures."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -50,7 +50,7 @@ def test_every_script_is_here_or_needs_vllm() -> None:
 
 
 async def report_of(name: str) -> dict[str, Any]:
-    """Run a script at its smallest sizes; standard output is one JSON object and nothing else."""
+    """Run a script at its smallest sizes, and return the one JSON object that it prints."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", f"bench.{name}", "--quick"), stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )

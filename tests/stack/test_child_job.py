@@ -1,4 +1,4 @@
-"""A workflow that is no job starts one as its child: with `job_start`, as the gateway does."""
+"""A workflow that is not a job starts a job as its child with `job_start`, as the gateway does."""
 
 from temporalio import workflow
 from temporalio.client import Client
@@ -16,7 +16,7 @@ QUEUE = "parents"
 
 @workflow.defn
 class Parent:
-    """Runs one job, of which nobody is notified, whatever the operator's default."""
+    """Workflow that runs one job without notifications, whatever the operator's default."""
 
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
@@ -38,7 +38,7 @@ class Parent:
 
 
 async def test_a_child_is_a_job_like_any_other(temporal: Client, stub: LlmServiceStub) -> None:
-    """Watched and found by the API; its parent has its result."""
+    """The API watches and finds it, and its parent gets its result."""
     job = new_job(params={"max_tokens": 5})
     parent = Worker(temporal, task_queue=QUEUE, workflows=[Parent], workflow_runner=UnsandboxedWorkflowRunner())
     async with parent:

@@ -1,4 +1,4 @@
-"""The codec server as its users meet it: the real process, over HTTP, and behind the Temporal CLI."""
+"""The codec server as its users see it: the real process, over HTTP and behind the Temporal CLI."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ UI = "http://localhost:8233"
 
 
 class Running(NamedTuple):
-    """A codec server."""
+    """A running codec server."""
 
     process: asyncio.subprocess.Process
     url: str
@@ -45,7 +45,7 @@ class Running(NamedTuple):
 
 @asynccontextmanager
 async def running(**settings: str) -> AsyncIterator[Running]:
-    """Run `python -m services.codec` until it ends, or the context does."""
+    """Run `python -m services.codec` while the context is open."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.codec"),
         cwd=ROOT,
@@ -65,14 +65,14 @@ async def running(**settings: str) -> AsyncIterator[Running]:
 
 @pytest.fixture(scope="module")
 async def codec() -> AsyncIterator[str]:
-    """The URL of a codec server with a small limit."""
+    """Run a codec server with a small limit, and yield its URL."""
     async with running(CODEC_MAX_REQUEST_BYTES="100000") as server:
         yield server.url
 
 
 @pytest.fixture(scope="module")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client."""
+    """Yield an HTTP client."""
     async with aiohttp.ClientSession() as session:
         yield session
 
@@ -81,14 +81,14 @@ JOB = llm_pb2.JobRequest(user_id="ü", prompt="why?", priority=1, params=llm_pb2
 
 
 def error_with_details() -> llm_pb2.JobStatus:
-    """Return a status whose error holds an Any, as the gateway makes it."""
+    """Return a status whose error has an Any, as the gateway creates it."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason="RUN_TIMEOUT", domain="llm.v1"))
     return llm_pb2.JobStatus(error=status_pb2.Status(code=4, details=[detail]))
 
 
 def shown(message: Message) -> tuple[str, Any]:
-    """Return the encoding and the value that a viewer gets for a message."""
+    """Return the encoding and the value that a user of the codec server gets for a message."""
     payload = decode_payload(CONVERTER.to_payload(message))
     return payload.metadata["encoding"].decode(), json.loads(payload.data)
 
@@ -138,7 +138,7 @@ def test_everything_else_passes_through_untouched() -> None:
 
 
 async def test_both_endpoints_speak_the_codec_protocol(codec: str, http: aiohttp.ClientSession) -> None:
-    """The Web UI adds a query and the CLI does not; every payload keeps its place."""
+    """The Web UI adds a query to the URL and the CLI does not. Every payload keeps its place."""
     sent = Payloads(payloads=CONVERTER.to_payloads([JOB, "text", None]))
     body = json_format.MessageToJson(sent)
     async with http.post(f"{codec}/decode?preserveStorageRefs=true", data=body) as response:
@@ -178,7 +178,7 @@ async def test_a_page_of_another_origin_may_not(codec: str, http: aiohttp.Client
 async def test_a_page_whose_name_was_made_to_lead_here_may_not(
     codec: str, http: aiohttp.ClientSession, host: str, method: str
 ) -> None:
-    """DNS rebinding: to the browser it is the page's own origin, so that nothing else would keep it out."""
+    """In DNS rebinding the browser takes the server for the page's own origin, so only the Host check refuses it."""
     headers = {"Host": host, "Origin": f"http://{host}"}
     async with http.request(method, f"{codec}/decode", data="{}", headers=headers) as response:
         assert response.status == 421
@@ -192,7 +192,7 @@ async def test_it_is_called_by_the_names_of_loopback(codec: str, http: aiohttp.C
 
 
 async def test_an_operator_names_it_and_its_own_address_is_a_name() -> None:
-    """The names of the setting stand in place of loopback's."""
+    """The names of the setting replace those of loopback."""
     async with (
         running(CODEC_HOST="127.0.0.2", CODEC_ALLOWED_HOSTS="codec.example, [2001:db8::1]") as server,
         aiohttp.ClientSession() as session,
@@ -238,7 +238,7 @@ def test_settings_come_from_the_environment_and_are_safe_by_default(monkeypatch:
 
 
 async def test_its_answers_are_measured() -> None:
-    """By the conventions, and so that no caller can make up a label."""
+    """Its metrics follow the conventions, and no caller can add a label value."""
     async with running(CODEC_MAX_REQUEST_BYTES="10") as server, aiohttp.ClientSession() as session:
         for method, path, body in (
             ("POST", "decode", "{}"),
@@ -263,7 +263,7 @@ async def test_its_answers_are_measured() -> None:
 
 
 async def test_opentelemetrys_own_variable_turns_metrics_off() -> None:
-    """But for those that are not OpenTelemetry's."""
+    """Metrics that are not OpenTelemetry's are still served."""
     async with running(OTEL_SDK_DISABLED="true") as server, aiohttp.ClientSession() as session:
         async with session.post(f"{server.url}/decode", data="{}") as response:
             assert response.status == 200

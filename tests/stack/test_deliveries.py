@@ -1,4 +1,4 @@
-"""Deliveries from the job to the receiver, on real servers: what arrives, what is tried again, what the log says."""
+"""Deliveries from the job to the receiver, on real servers: events, retries and the delivery log."""
 
 import asyncio
 import itertools
@@ -46,7 +46,7 @@ async def sink() -> AsyncIterator[Receiver]:
 
 
 async def test_an_event_is_small_by_default(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Ids, state and usage; the output only when asked for. Either way the event says what was left out."""
+    """It has ids, state and usage, and the output only on request. The event reports what it omits."""
     url = sink.on("/small", status(200))
     job = new_job("Tell me.", params={"max_tokens": 500}, notify=webhook(url))
     seen = await run_job(stub, job)
@@ -69,9 +69,9 @@ async def test_an_event_is_small_by_default(stub: LlmServiceStub, sink: Receiver
 
 
 async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Of 256 KiB. Beyond it the event says that output and logprobs were left out, and GetStatus has them."""
+    """The limit is 256 KiB. A larger result omits output and logprobs, the event reports it, and GetStatus has them."""
 
-    async def told(path: str, tokens: int) -> tuple[llm_pb2.JobResult, dict[str, Any]]:
+    async def delivered(path: str, tokens: int) -> tuple[llm_pb2.JobResult, dict[str, Any]]:
         job = new_job(
             params={"max_tokens": tokens, "logprobs": 20},
             notify=webhook(sink.on(path, status(200))),
@@ -82,7 +82,7 @@ async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sin
         look = llm_pb2.GetStatusRequest(workflow_id=seen.final.status.workflow_id)
         return (await stub.GetStatus(look)).result, request.event["data"]
 
-    (below, whole), (above, cut) = await asyncio.gather(told("/below", 700), told("/above", 1400))
+    (below, whole), (above, cut) = await asyncio.gather(delivered("/below", 700), delivered("/above", 1400))
     assert below.ByteSize() < 256 * 1024 < above.ByteSize()
     assert "outputOmitted" not in whole
     assert whole["result"]["output"] == below.output
@@ -108,7 +108,7 @@ async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sin
 async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     stub: LlmServiceStub, temporal: Client, sink: Receiver, name: str, reply: Reply, times: int, says: str
 ) -> None:
-    """The job ends meanwhile; every attempt carries the same id, and the log has them all."""
+    """The job ends meanwhile. Every attempt has the same id, and the log has them all."""
     path = f"/later/{name}"
     url = sink.on(path, *[reply] * times, status(200))
     sink.on("/elsewhere", status(200))
@@ -116,7 +116,7 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     final = (await run_job(stub, job)).final.status
     assert final.state == llm_pb2.JOB_STATE_SUCCEEDED
     (shown,) = final.notifications
-    assert shown.state == llm_pb2.NOTIFY_STATE_PENDING, "the job did not wait"
+    assert shown.state == llm_pb2.NOTIFY_STATE_PENDING, "the job waited for the delivery"
     assert says in shown.error.message
     assert shown.HasField("next_attempt_time")
     (entry,) = await until(stub, final.workflow_id, settled)
@@ -129,11 +129,11 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
     assert began == sorted(began)
     requests = await sink.received(path, times + 1)
     assert {request.headers["webhook-id"] for request in requests} == {entry.id} == {requests[0].event["id"]}
-    # At least: on a busy machine one that was taken, or never sent, may count as lost and be made again.
+    # On a busy machine an attempt may count as lost and be repeated, whether or not it reached the receiver.
     assert len(requests) > times
     assert len(entry.attempts) > times
     assert len({request.body for request in requests}) == 1
-    assert not sink.so_far("/elsewhere"), "a redirect is not followed"
+    assert not sink.so_far("/elsewhere"), "the notifier followed a redirect"
     look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=final.workflow_id))
     (shown,) = look.status.notifications
     assert shown.state == llm_pb2.NOTIFY_STATE_DELIVERED
@@ -141,7 +141,7 @@ async def test_a_delivery_is_tried_until_its_receiver_takes_it(
 
 
 async def test_a_clients_tracestate_goes_no_further(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """Neither into the job's history nor to its receivers, who are told which trace it is."""
+    """It is neither in the job's history nor in requests to receivers. Receivers do get the traceparent."""
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"), ("tracestate", "vendor=ofthecaller"))
     job = new_job(params=QUICK, notify=webhook(sink.on("/traced", status(200))))
@@ -155,14 +155,14 @@ async def test_a_clients_tracestate_goes_no_further(stub: LlmServiceStub, tempor
 
 
 async def test_an_endless_body_is_not_read(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Its status is the answer."""
+    """The status alone decides."""
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(sink.on("/endless", endless_body))))
     (shown,) = seen.final.status.notifications
     assert shown.state == llm_pb2.NOTIFY_STATE_DELIVERED
 
 
 async def test_gone_stops_a_delivery_for_good(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """410: one attempt, and no workflow that goes on."""
+    """After 410 there is no further attempt and no delivery workflow."""
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(sink.on("/gone", status(410)))))
     (shown,) = seen.final.status.notifications
     assert shown.state == llm_pb2.NOTIFY_STATE_FAILED
@@ -174,12 +174,12 @@ async def test_gone_stops_a_delivery_for_good(stub: LlmServiceStub, temporal: Cl
 
 
 async def test_a_delivery_is_given_up_in_the_end(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """After the time that the operator gives it, by a last attempt at its very end."""
+    """Its last attempt comes at the end of the time that the operator allows."""
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(sink.on("/never", status(503)))))
     id_ = seen.final.status.workflow_id
     (entry,) = await until(stub, id_, settled)
     assert entry.state == llm_pb2.NOTIFY_STATE_FAILED
-    # It took a moment itself.
+    # The attempt itself took a moment.
     assert entry.attempts[-1].time.ToDatetime() >= entry.give_up_time.ToDatetime() - timedelta(seconds=1)
     assert not entry.HasField("next_attempt_time")
     ended = await temporal.get_workflow_handle(delivery_workflow_id(id_)).describe()
@@ -191,7 +191,7 @@ async def test_a_delivery_is_given_up_in_the_end(stub: LlmServiceStub, temporal:
 
 @pytest.mark.parametrize(("code", "form"), [(429, "seconds"), (429, "date"), (503, "seconds")])
 async def test_a_receiver_says_when_to_come_back(stub: LlmServiceStub, sink: Receiver, code: int, form: str) -> None:
-    """Retry-After of 429 and 503 is kept, far above the schedule's own wait."""
+    """Retry-After of 429 and 503 is respected, even far above the schedule's own interval."""
     until_then = datetime.now(UTC) + timedelta(seconds=3)
     value = "2" if form == "seconds" else format_datetime(until_then, usegmt=True)
     url = sink.on(f"/busy/{code}/{form}", status(code, retry_after=value), status(200))
@@ -206,7 +206,7 @@ async def test_a_receiver_says_when_to_come_back(stub: LlmServiceStub, sink: Rec
 
 
 async def test_a_failing_target_delays_no_other(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Of one job: the good one is told at once, while the other hangs."""
+    """A job's good target is notified immediately while the other one hangs."""
     good, bad = sink.on("/beside/good", status(200)), sink.on("/beside/bad", hang)
     response = await stub.Submit(
         llm_pb2.SubmitRequest(job=new_job(params=QUICK, notify=[*webhook(bad), *webhook(good)]))
@@ -219,7 +219,7 @@ async def test_a_failing_target_delays_no_other(stub: LlmServiceStub, sink: Rece
 
 
 async def test_a_delivery_is_sent_again(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Long after the job has ended: under the same id, to the targets that are named; the log goes on."""
+    """After the job's end a delivery is sent again to the named targets, under the same id and in the same log."""
     one, two = sink.on("/again/one", status(410), status(200)), sink.on("/again/two", status(200))
     seen = await run_job(stub, new_job(params=QUICK, notify=[*webhook(one), *webhook(two)]))
     id_ = seen.final.status.workflow_id
@@ -241,7 +241,7 @@ async def test_a_delivery_is_sent_again(stub: LlmServiceStub, sink: Receiver) ->
 
 
 async def test_sending_again_does_not_wait_for_the_next_attempt(stub: LlmServiceStub, sink: Receiver) -> None:
-    """A delivery that waits is tried at once."""
+    """A delivery that waits for its next attempt is attempted immediately."""
     url = sink.on("/at-once", status(429, retry_after="3600"), status(200))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     id_ = seen.final.status.workflow_id
@@ -257,7 +257,7 @@ async def refused(call: grpc.aio.UnaryUnaryCall[object, object]) -> tuple[grpc.S
 
 
 async def test_what_cannot_be_sent_again_is_refused(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """With the reason."""
+    """The error has the reason."""
     nobody = llm_pb2.RedeliverRequest(workflow_id="llmjob-nobody-nothing")
     assert await refused(stub.Redeliver(nobody)) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
     listed = llm_pb2.ListDeliveriesRequest(workflow_id="llmjob-nobody-nothing")
@@ -273,7 +273,7 @@ async def test_what_cannot_be_sent_again_is_refused(stub: LlmServiceStub, tempor
 
 
 async def listed_and_redelivered(stub: LlmServiceStub, workflow_id: str) -> list[tuple[grpc.StatusCode, str]]:
-    """Return how both calls refuse the id."""
+    """Return the codes and reasons with which ListDeliveries and Redeliver refuse the id."""
     return [
         await refused(stub.ListDeliveries(llm_pb2.ListDeliveriesRequest(workflow_id=workflow_id))),
         await refused(stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=workflow_id))),
@@ -286,7 +286,7 @@ NO_JOB = [(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")] * 2
 async def test_a_workflow_that_is_no_job_has_no_deliveries(
     stub: LlmServiceStub, temporal: Client, sink: Receiver
 ) -> None:
-    """Nor does the workflow of a job's deliveries, which could answer."""
+    """The workflow of a job's deliveries has none either, although it could answer the query."""
     url = sink.on("/no-job", status(429, retry_after="3600"))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     delivering = delivery_workflow_id(seen.final.status.workflow_id)
@@ -299,7 +299,7 @@ async def test_a_workflow_that_is_no_job_has_no_deliveries(
 async def test_a_workflow_in_the_place_of_a_jobs_deliveries_is_not_believed(
     stub: LlmServiceStub, temporal: Client, sink: Receiver
 ) -> None:
-    """Unless it has the right type and is about this very job."""
+    """It counts only if it has the right type and belongs to this run of the job."""
     job = new_job(params=QUICK, notify=webhook(sink.on("/in-place", status(200))))
     seen = await run_job(stub, job)
     true = await deliveries(stub, seen.final.status.workflow_id)
@@ -326,7 +326,7 @@ async def test_a_workflow_in_the_place_of_a_jobs_deliveries_is_not_believed(
 async def test_deliveries_outlive_the_record_of_their_job(
     stub: LlmServiceStub, temporal: Client, sink: Receiver
 ) -> None:
-    """Past its retention, for which it is deleted here, their own workflow answers, and sends again."""
+    """After the job's retention, imitated by deletion, the delivery workflow answers and sends again."""
     url = sink.on("/outlived", status(410), status(200))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     job = seen.final.status
@@ -337,7 +337,7 @@ async def test_deliveries_outlive_the_record_of_their_job(
         DeleteWorkflowExecutionRequest(namespace=temporal.namespace, workflow_execution=execution)
     )
     async with asyncio.timeout(120):
-        while await exists(temporal, job.workflow_id):  # noqa: ASYNC110  # nothing tells of it
+        while await exists(temporal, job.workflow_id):  # noqa: ASYNC110  # nothing notifies
             await asyncio.sleep(0.1)
     status_ = llm_pb2.GetStatusRequest(workflow_id=job.workflow_id)
     assert await refused(stub.GetStatus(status_)) == NO_JOB[0]
@@ -349,7 +349,7 @@ async def test_deliveries_outlive_the_record_of_their_job(
 
 @pytest.fixture(scope="module")
 async def limited(stack: Stack) -> AsyncIterator[list[LlmServiceStub]]:
-    """Two gateways with the default limit of Redeliver."""
+    """Run two gateways with the default limit of Redeliver, and yield their clients."""
     gateways = [stack.add("gateway", {"GATEWAY_ROLE": "api", "GATEWAY_REDELIVER_INTERVAL": "PT1M"}) for _ in range(2)]
     async with AsyncExitStack() as running_:
         stubs = []
@@ -365,7 +365,7 @@ async def limited(stack: Stack) -> AsyncIterator[list[LlmServiceStub]]:
 async def test_a_job_is_sent_again_once_a_minute(
     stub: LlmServiceStub, limited: list[LlmServiceStub], sink: Receiver
 ) -> None:
-    """At whichever gateway, and however many ask at once; who is refused is told when to ask again."""
+    """This holds at any gateway and for concurrent calls. A refused call gets RetryInfo."""
     url = sink.on("/once-a-minute", status(410), status(200))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     again = llm_pb2.RedeliverRequest(workflow_id=seen.final.status.workflow_id)
@@ -388,7 +388,7 @@ async def test_a_job_is_sent_again_once_a_minute(
 
 
 async def test_an_operator_can_stop_deliveries(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """By cancelling their workflow; the status then says so."""
+    """Cancelling the delivery workflow stops them, and the status reports it."""
     url = sink.on("/stopped", status(429, retry_after="3600"))
     seen = await run_job(stub, new_job(params=QUICK, notify=webhook(url)))
     id_ = seen.final.status.workflow_id
@@ -399,7 +399,7 @@ async def test_an_operator_can_stop_deliveries(stub: LlmServiceStub, temporal: C
 
 
 async def test_a_job_can_ask_to_be_told_nothing_of_its_end(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Only of its start: then its end has no notifications."""
+    """A job that asks for the start event alone ends without notifications."""
     options = llm_pb2.NotifyOptions(events=[llm_pb2.NOTIFY_EVENT_STARTED])
     job = new_job(params={"max_tokens": 400}, notify=webhook(sink.on("/start", status(200))), notify_options=options)
     seen = await run_job(stub, job)
@@ -409,7 +409,7 @@ async def test_a_job_can_ask_to_be_told_nothing_of_its_end(stub: LlmServiceStub,
 
 
 async def test_progress_is_told_as_a_job_runs(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """First its start, then how far it is, at most as often as asked for, then its end; and the log has them."""
+    """Start, progress and end are notified in this order, progress at the requested interval. The log has them."""
     options = llm_pb2.NotifyOptions(
         events=[llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS, llm_pb2.NOTIFY_EVENT_FINISHED],
         progress_interval=Duration(seconds=1),
@@ -433,16 +433,16 @@ async def test_progress_is_told_as_a_job_runs(stub: LlmServiceStub, temporal: Cl
     assert [entry.type.rpartition(".")[2] for entry in log] == ["succeeded", "started", "progress"]
     history = await temporal.get_workflow_handle(seen.final.status.workflow_id).fetch_history()
     kinds = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
-    assert kinds.count(names.ACTIVITY_NOTIFY_PROGRESS) == 1, "events in the history do not grow with progress"
+    assert kinds.count(names.ACTIVITY_NOTIFY_PROGRESS) == 1, "the history must not grow with progress"
 
 
 @pytest.mark.parametrize(("targets", "events", "calls"), [(0, 14, []), (1, 20, [names.ACTIVITY_NOTIFY])])
 async def test_a_job_pays_for_what_it_asks_for(
     stub: LlmServiceStub, temporal: Client, sink: Receiver, targets: int, events: int, calls: list[str]
 ) -> None:
-    """Without progress no activity for it; without a target, where the operator has no endpoint either, no NotifyUI.
+    """A job without progress runs no activity for it. One without any target, even the operator's, runs no NotifyUI.
 
-    docs/streams.md counts the events.
+    docs/streams.md states the number of events.
     """
     notify = webhook(sink.on("/free", status(200))) * targets
     seen = await run_job(stub, new_job(params={"max_tokens": 20}, notify=notify))
@@ -455,7 +455,7 @@ async def test_a_job_pays_for_what_it_asks_for(
 
 
 async def test_a_receiver_that_hangs_does_not_slow_the_job(stub: LlmServiceStub, sink: Receiver) -> None:
-    """Of progress; and the end is not held up for long by what is under way."""
+    """A hanging receiver of progress does not slow the job, and delays its end only briefly."""
     options = llm_pb2.NotifyOptions(events=[llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS])
     job = new_job(params={"max_tokens": 300}, notify=webhook(sink.on("/stuck", hang)), notify_options=options)
     response = await stub.Submit(llm_pb2.SubmitRequest(job=job))
@@ -467,7 +467,7 @@ async def test_a_receiver_that_hangs_does_not_slow_the_job(stub: LlmServiceStub,
 
 
 async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
-    """Each attempt carries the event, and large events would outgrow what Temporal keeps of one run: 50 MiB."""
+    """Each attempt adds the event to the history, and large events would exceed Temporal's 50 MiB for one run."""
     options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS)
     options.notify_retry.initial_interval.FromMilliseconds(10)
@@ -486,14 +486,14 @@ async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, tempora
     handle = await temporal.start_workflow(names.DELIVERY_WORKFLOW_TYPE, state, id=id_, task_queue=names.WORKFLOW_QUEUE)
     await handle.result()
     described = await temporal.get_workflow_handle(id_).describe()
-    assert described.run_id != handle.first_execution_run_id, "it went on in a new run"
+    assert described.run_id != handle.first_execution_run_id, "the workflow must continue as new"
     for entry in await deliveries(stub, "long"):
         assert entry.state == llm_pb2.NOTIFY_STATE_DELIVERED
         assert entry.attempts[-1].http_status == 200
         assert [attempt.http_status for attempt in entry.attempts].count(503) == 7
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     tries=st.integers(1, 60),
     asked=st.timedeltas(timedelta(0), timedelta(days=1000)),
@@ -504,7 +504,7 @@ async def test_a_long_history_goes_on_in_a_new_run(stub: LlmServiceStub, tempora
 def test_the_schedule_is_bounded(
     tries: int, asked: timedelta, chance: float, spent: timedelta, took: timedelta
 ) -> None:
-    """Whatever a receiver asks for: never before the wait is over but at the end, and given up after that."""
+    """Whatever a receiver asks for, no attempt comes before the interval is over or the time ends, and none later."""
     retry, start = DEFAULTS.notify_retry, datetime(2026, 1, 1, tzinfo=UTC)
     end, began, now = start + timedelta(hours=72), start + spent, start + spent + took
     due = next_attempt(retry, tries, began, now, end, asked, chance)
@@ -521,7 +521,7 @@ def test_the_schedule_is_bounded(
 
 
 def test_the_default_schedule_takes_three_days() -> None:
-    """About as many attempts as Standard Webhooks recommends, the last one at the very end."""
+    """It has about as many attempts as Standard Webhooks recommends, the last one at the end of the time."""
     now = start = datetime(2026, 1, 1, tzinfo=UTC)
     retry, end = DEFAULTS.notify_retry, start + timedelta(hours=72)
     waits: list[float] = []

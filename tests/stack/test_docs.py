@@ -1,4 +1,4 @@
-"""What the documentation shows is what happens: its commands run, its JSON parses, its tables are complete."""
+"""The documentation is correct: its commands run, its JSON parses, its tables are complete."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.local.stack import Stack
+from deploy.record_kill import BEGIN, END, record, with_recording
 from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
@@ -28,6 +29,17 @@ from tests.support.jobs import unpack
 from tests.support.paths import ROOT
 from tests.support.scrapes import get
 
+PAGES = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if path.name != "CHANGELOG.md"
+    and not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+]
+"""Pages that describe the present state."""
+PATH = r"`([\w.-]*\w(?:/[\w.*-]+)+/?|\w[\w.-]*/)`"
+NOT_OURS = {"binary/protobuf", "http/json", "http/protobuf", "json/plain", "json/protobuf"}
+"""Texts in pages that look like paths of the repository and are not."""
+
 
 def of_language(*languages: str) -> pytest.MarkDecorator:
     chosen = [block for block in blocks() if block.language in languages]
@@ -36,7 +48,7 @@ def of_language(*languages: str) -> pytest.MarkDecorator:
 
 @of_language("sh", "python")
 async def test_the_commands_work(block: Block, stack: Stack) -> None:
-    """As they stand, in the repository's root, but for the addresses."""
+    """They run unchanged, except for addresses, in the repository's root."""
     if re.search(r"^(node|npm) ", block.text, re.MULTILINE) and shutil.which("npm") is None:
         missing("npm")
     text = block.text.replace("127.0.0.1:50051", stack.address("gateway"))
@@ -50,7 +62,7 @@ async def test_the_commands_work(block: Block, stack: Stack) -> None:
 
 @of_language("json")
 def test_the_json_is_what_it_says(block: Block) -> None:
-    """A message's JSON holds known fields only; an event is one that the notifier would make."""
+    """A message's JSON has only known fields. An event is one that the notifier could create."""
     value = json.loads(block.text)
     if block.of == "CloudEvent":
         links = value["data"].pop("links")
@@ -77,12 +89,12 @@ async def test_a_probe_finds_what_it_asks_for(block: Block, stack: Stack) -> Non
 
 
 def test_every_language_is_tested() -> None:
-    """`console` is for what cannot run here, `trace` is for test_tracing; everything else above is run or parsed."""
+    """Every block is run or parsed above, except `console`, which cannot run here, and `trace`, for test_tracing."""
     assert {block.language for block in blocks()} <= {"sh", "python", "json", "yaml", "console", "trace"}
 
 
 def test_the_table_of_job_errors_is_the_code() -> None:
-    """One row for each, with its code and whether another attempt may help."""
+    """It has one row for each error, with its code and whether it is retried."""
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (yes|no) \|", errors_page(), re.MULTILINE)
     assert rows == [
         (error.reason, code_pb2.Code.Name(rule.code), "yes" if rule.retryable else "no")
@@ -91,7 +103,7 @@ def test_the_table_of_job_errors_is_the_code() -> None:
 
 
 def test_the_table_of_call_errors_is_the_code() -> None:
-    """One row for each error that the gateway makes."""
+    """It has one row for each error that the gateway returns."""
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (?!yes \||no \|)", errors_page(), re.MULTILINE)
     made = [
         errors.invalid([Violation("a", "b")]),
@@ -109,11 +121,49 @@ def test_the_table_of_call_errors_is_the_code() -> None:
     }
 
 
-def test_the_links_lead_somewhere() -> None:
-    """Every relative link of a page."""
-    for page in (ROOT / "docs").glob("*.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page has a target, and its heading exists if it names one."""
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_paths_that_a_page_names_exist(page: Path) -> None:
+    """A path in code exists in the repository's root or in the page's folder."""
+    named = {path for path in re.findall(PATH, page.read_text()) if path not in NOT_OURS}
+    assert not {path for path in named if not any([*ROOT.glob(path), *page.parent.glob(path)])}
+
+
+def test_what_a_reader_sees_when_a_process_dies_is_tested() -> None:
+    """Every row of the README's table names a test that exists."""
+    table = (ROOT / "README.md").read_text().partition("## What dies, what you see")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .+ \| \[`(\w+)`\]\((.+)\) \|$", table, re.MULTILINE)
+    assert len(rows) == table.count("\n|") - 2
+    for test, file in rows:
+        assert f"def {test}(" in (ROOT / file).read_text(), test
+
+
+async def test_the_recording_of_the_readme_can_be_made_again() -> None:
+    """A new recording has the same events in the same order. Times and the model's text may differ."""
+    shown = (ROOT / "README.md").read_text()
+    assert with_recording(shown, shown.partition(BEGIN)[2].partition(END)[0].strip("\n") + "\n") == shown
+    assert events_of((await record()).markdown()) == events_of(shown)
+
+
+def events_of(recording: str) -> list[str]:
+    """Return the first words of the events without attempts after the second: a busy machine may lose one more."""
+    what = r"Submit|RUNNING, attempt [12]$|\$ kill -9|SUCCEEDED|The text"
+    events = re.findall(rf"^ *[\d.]+ s  ({what})", recording, re.MULTILINE)
+    return list(dict.fromkeys(events))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def errors_page() -> str:

@@ -1,4 +1,4 @@
-"""A misspelt setting is named, instead of doing nothing without a word."""
+"""A misspelt setting is reported by name instead of being ignored silently."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ def test_a_variable_that_is_no_setting_is_found(name: str, meant: str | None) ->
 
 
 def test_other_variables_are_left_alone() -> None:
-    """Settings in any case, other programs' variables, and what Kubernetes sets for a Service called `gateway`."""
+    """They are settings in any case, variables of other programs, and those of a Kubernetes Service `gateway`."""
     settings = [f"{kind.model_config['env_prefix']}{name}".upper() for kind in CLASSES for name in kind.model_fields]
     links = "SERVICE_HOST SERVICE_PORT SERVICE_PORT_GRPC PORT_50051_TCP PORT_50051_TCP_ADDR PORT_50051_TCP_PROTO"
     others = [
@@ -107,7 +107,7 @@ async def test_up_starts_nothing_for_an_engine_that_is_not_installed(settings: S
 
 
 async def test_a_service_names_a_setting_that_it_does_not_know() -> None:
-    """And goes on: an older build may be given a newer one's settings."""
+    """It continues, because an older build may get a newer build's settings."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.codec"),
         env={**os.environ, "CODEC_PORT": "0", "CODEC_METRICS_PORT": "0", "CODEC_ALLOWED_ORIGIN": "http://secret"},
@@ -126,7 +126,7 @@ async def test_a_service_names_a_setting_that_it_does_not_know() -> None:
 
 
 def imports(pid: int) -> bool:
-    """Whether the process is past its first lines: it has loaded one of the first packages that they import."""
+    """Return True once the process has loaded one of the first packages that it imports."""
     return "pydantic_core" in Path(f"/proc/{pid}/maps").read_text()
 
 
@@ -137,7 +137,7 @@ def starts(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads how far a process is where Linux shows it")
 @pytest.mark.parametrize("so_far", [imports, starts])
 async def test_an_early_interrupt_leaves_no_traceback(settings: StackSettings, so_far: Callable[[int], bool]) -> None:
-    """Wherever it comes: while modules are imported, or the first server starts."""
+    """The interrupt may come while modules are imported or while the first server starts."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.local", "demo"),
         env=environment(settings),
@@ -145,7 +145,7 @@ async def test_an_early_interrupt_leaves_no_traceback(settings: StackSettings, s
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    while not so_far(process.pid):  # noqa: ASYNC110  # it tells nobody
+    while not so_far(process.pid):  # noqa: ASYNC110  # nothing notifies
         await asyncio.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
@@ -166,7 +166,7 @@ async def test_an_early_interrupt_leaves_no_traceback(settings: StackSettings, s
     ],
 )
 async def test_a_wrong_setting_is_named_by_its_variable(service: str, variable: str, value: str, says: str) -> None:
-    """Without the value, and without a traceback."""
+    """The error has neither the value nor a traceback."""
     ended = await run(sys.executable, "-m", f"services.{service}", **{variable: value})
     assert ended.status == 1
     assert says in ended.output + ended.errors

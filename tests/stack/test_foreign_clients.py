@@ -1,4 +1,4 @@
-"""Temporal clients that know nothing of protobuf, as TypeScript's with its default converter: they read JSON alone."""
+"""Temporal clients that read JSON but no protobuf, such as TypeScript's with its default converter."""
 
 import asyncio
 from typing import Any
@@ -25,7 +25,7 @@ from tests.support.jobs import new_job, run_job, unpack, until_output, watch
 
 
 class PlainPayloadConverter(CompositePayloadConverter):
-    """The encodings that TypeScript's default converter knows."""
+    """Converter with the encodings of TypeScript's default converter."""
 
     def __init__(self) -> None:
         super().__init__(BinaryNullPayloadConverter(), BinaryPlainPayloadConverter(), JSONPlainPayloadConverter())
@@ -65,9 +65,9 @@ async def test_a_plain_client_describes_and_lists_the_gateways_jobs(plain: Clien
 
 
 async def test_a_job_of_an_older_gateway_goes_on(stub: LlmServiceStub, temporal: Client) -> None:
-    """Its memo is in protobuf, its digest that of the job's bytes: it is run with its options, and is found again.
+    """Its memo is in protobuf, and its digest that of the job's bytes. It runs with its options and is found again.
 
-    Also by a job that writes out what the first one left out.
+    A job that writes out the defaults of the first one finds it as well.
     """
     job = new_job(params={"max_tokens": 2})
     chosen = internal_pb2.JobOptions()
@@ -99,7 +99,7 @@ async def test_a_job_of_an_older_gateway_goes_on(stub: LlmServiceStub, temporal:
 async def test_a_job_is_found_again_that_is_refused_since(
     stub: LlmServiceStub, temporal: Client, changes: dict[str, Any]
 ) -> None:
-    """An older gateway took it, or one with other settings. Another job under its key is refused as ever."""
+    """An older gateway, or one with other settings, accepted it. Another job under its key is still refused."""
     job = new_job(**changes)
     chosen = internal_pb2.JobOptions()
     chosen.CopyFrom(options.DEFAULTS)
@@ -126,7 +126,7 @@ async def test_a_job_is_found_again_that_is_refused_since(
 
 
 async def test_options_that_are_none_fail_the_job(stub: LlmServiceStub, temporal: Client) -> None:
-    """They are not retried for ever."""
+    """Invalid options are not retried for ever."""
     memo = {names.MEMO_OPTIONS: "nonsense", names.MEMO_TRACEPARENT: 5, names.MEMO_STATUS: []}
     queue = names.WORKFLOW_QUEUE
     await temporal.start_workflow(names.JOB_WORKFLOW_TYPE, new_job(), id="odd-options", task_queue=queue, memo=memo)
@@ -137,7 +137,7 @@ async def test_options_that_are_none_fail_the_job(stub: LlmServiceStub, temporal
 
 
 async def test_what_this_build_writes_an_older_one_reads() -> None:
-    """It asks its converter for the message: JSON is as good as bytes, as long as it knows every field that is set."""
+    """The older build decodes JSON as well as bytes, as long as it knows every field that is set."""
     (payload,) = await data_converter.encode([to_memo(options.DEFAULTS)])
     assert payload.metadata["encoding"] == b"json/plain"
     assert await data_converter.decode([payload], [internal_pb2.JobOptions]) == [options.DEFAULTS]

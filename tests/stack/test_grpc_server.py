@@ -1,4 +1,4 @@
-"""A gateway as a gRPC server: reflection, health, where it listens, how it ends, its halves as two processes."""
+"""A gateway as a gRPC server: reflection, health, listening, shutdown, and its roles as two processes."""
 
 import asyncio
 import signal
@@ -28,7 +28,7 @@ from tests.support.jobs import Seen, details_of, new_job, watch
 from tests.support.stacks import FAST, stack_settings
 
 PATIENCE = 32
-"""Seconds: gRPC's own, after which it cancels a call that nobody has taken up, are 30."""
+"""Seconds that a call waits. They exceed the 30 s after which gRPC by default cancels a call that is not accepted."""
 REFLECTIONS = ("v1.ServerReflection/ServerReflectionInfo", "v1alpha.ServerReflection/ServerReflectionInfo")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -43,7 +43,7 @@ async def reflect(
 
 
 async def test_reflection_lists_the_services(stack: Stack) -> None:
-    """What a client can find without a proto file."""
+    """A client without a proto file finds them."""
     answer = await reflect(stack.address("gateway"), reflection_pb2.ServerReflectionRequest(list_services=""))
     assert {service.name for service in answer.list_services_response.service} == {
         "llm.v1.LlmService",
@@ -54,7 +54,7 @@ async def test_reflection_lists_the_services(stack: Stack) -> None:
 
 
 async def test_reflection_describes_every_service_that_it_lists(stack: Stack) -> None:
-    """Itself in both versions, too: grpcurl asks for each."""
+    """It describes reflection itself in both versions as well, because grpcurl asks for each."""
     address = stack.address("gateway")
     services = (await reflect(address, reflection_pb2.ServerReflectionRequest(list_services=""))).list_services_response
     for service in services.service:
@@ -65,7 +65,7 @@ async def test_reflection_describes_every_service_that_it_lists(stack: Stack) ->
 
 
 async def test_reflection_gives_the_whole_contract(stack: Stack) -> None:
-    """llm.proto comes with all that it imports, so that it can be built from the answer alone."""
+    """llm.proto comes with all files that it imports, so that a client can build it from the response alone."""
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="llm.v1.LlmService")
     answer = await reflect(stack.address("gateway"), request)
     files = [FileDescriptorProto.FromString(data) for data in answer.file_descriptor_response.file_descriptor_proto]
@@ -73,7 +73,7 @@ async def test_reflection_gives_the_whole_contract(stack: Stack) -> None:
     pool = DescriptorPool()
     while files:
         known = [file for file in files if all(_in(pool, name) for name in file.dependency)]
-        assert known, f"imports are missing of {[file.name for file in files]}"
+        assert known, f"the imports of {[file.name for file in files]} are missing"
         for file in known:
             pool.Add(file)
             files.remove(file)
@@ -84,7 +84,7 @@ async def test_reflection_gives_the_whole_contract(stack: Stack) -> None:
 
 
 async def test_health_is_told_for_the_server_and_the_service(stack: Stack) -> None:
-    """grpc.health.v1 knows both names, and no other."""
+    """grpc.health.v1 serves both names and no other."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         for service in ("", "llm.v1.LlmService"):
@@ -95,7 +95,7 @@ async def test_health_is_told_for_the_server_and_the_service(stack: Stack) -> No
 
 
 async def test_health_lists_all_that_it_knows(stack: Stack) -> None:
-    """The library has no answer of its own to this method but a traceback."""
+    """The library itself would answer this method with a traceback."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
     assert answer.statuses.keys() == {"", "llm.v1.LlmService"}
@@ -105,7 +105,7 @@ async def test_health_lists_all_that_it_knows(stack: Stack) -> None:
 @pytest.mark.parametrize("method", ["v1.Health/Check", "v1.Health/Watch", *REFLECTIONS])
 @pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x7f", b"\x0a\x02\xc3\x28", b"\x0a\x03" * 50_000])
 async def test_garbage_to_health_and_reflection_is_the_clients_fault(stack: Stack, method: str, data: bytes) -> None:
-    """INVALID_ARGUMENT; and nothing in the log, where an operator looks for what is wrong with the server."""
+    """The answer is INVALID_ARGUMENT, and the log has no error, because the server has no fault."""
     gateway = stack.processes["gateway"]
     log = len(gateway.log)
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
@@ -123,7 +123,7 @@ async def test_garbage_to_health_and_reflection_is_the_clients_fault(stack: Stac
 
 
 async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
-    """As of all watchers when a gateway comes back; by default gRPC cancels some of those that wait, beyond 1,000."""
+    """When a gateway comes back, all watchers call. By default gRPC cancels some of over 1,000 waiting calls."""
     own = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(stack.address("gateway"), options=own) for _ in range(30)]
     calls = [
@@ -138,7 +138,7 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
 
 
 async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
-    """However busy a server is: by default gRPC answers CANCELLED after 30 s, which clients do not call again after."""
+    """By default gRPC returns CANCELLED after 30 s on a busy server, which clients do not retry."""
     server = GrpcServer("test", "127.0.0.1", port := free_port(), Limits(4 << 20))
     await server.start()
 
@@ -146,9 +146,9 @@ async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status)
 
-    # gRPC keeps one place ready, for whoever comes first.
+    # gRPC accepts the first call immediately, so several are needed.
     calling = [asyncio.create_task(asyncio.to_thread(check)) for _ in range(3)]
-    # The threads begin; then the event loop does nothing else.
+    # The threads start, and then the event loop is blocked.
     await asyncio.sleep(0)
     time.sleep(PATIENCE)  # noqa: ASYNC251
     assert await asyncio.gather(*calling) == [NOT_SERVING] * 3
@@ -156,12 +156,12 @@ async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
 
 
 NO_WINDOW = (4).to_bytes(2, "big") + (0).to_bytes(4, "big")
-"""Settings by which nothing may be sent to a client until it says so."""
+"""Settings of a client with a window of 0, to which no data may be sent."""
 CANCEL = (8).to_bytes(4, "big")
 
 
 async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
-    """Send pings without any call, so many seconds apart; return the answers, the reason of a GOAWAY as the last."""
+    """Send pings `pause` seconds apart without a call. Return the answers, and the reason of a GOAWAY as the last."""
     reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
     writer.write(PREFACE + frame(SETTINGS))
     answers: list[bytes] = []
@@ -181,7 +181,7 @@ async def pinged(address: str, pings: int, pause: float) -> list[bytes]:
 
 
 async def test_a_client_that_leaves_with_its_answer_unread_is_no_error(stack: Stack) -> None:
-    """gRPC takes it for one where it finds out by the answer first; the log has a line for it and no traceback."""
+    """gRPC reports an error when the answer fails before the cancel arrives. The log has a line without a traceback."""
     gateway = stack.add("gateway")
     await gateway.start()
     await gateway.wait_ready()
@@ -194,7 +194,7 @@ async def test_a_client_that_leaves_with_its_answer_unread_is_no_error(stack: St
             calls = (call_frames(stream, f"/{method}", b"") for stream, method in streams.items())
             writer.write(PREFACE + frame(SETTINGS, NO_WINDOW) + b"".join(calls))
             await writer.drain()
-            # Nothing tells a client without a window that its answer is there: it leaves later from time to time.
+            # A client without a window is not notified of its answer, so each round waits longer before it leaves.
             pause += 0.1
             await asyncio.sleep(pause)
             writer.write(b"".join(frame(RST_STREAM, CANCEL, 0, stream) for stream in streams) + frame(PING, bytes(8)))
@@ -208,20 +208,20 @@ async def test_a_client_that_leaves_with_its_answer_unread_is_no_error(stack: St
 
 
 async def test_a_client_may_ping_a_quiet_connection(stack: Stack) -> None:
-    """As often as GATEWAY_PING_INTERVAL allows, for as long as it likes; more often, and it is sent away."""
+    """It may ping for ever at GATEWAY_PING_INTERVAL. More frequent pings get a GOAWAY."""
     gateway = stack.add("gateway", {"GATEWAY_PING_INTERVAL": "PT0.2S"})
     await gateway.start()
     await gateway.wait_ready()
     address = stack.address(gateway.name)
     async with asyncio.timeout(60):
-        # Pauses are what is tested here. By gRPC's own rule the third one too soon is too many.
+        # The test is about these pauses. gRPC closes the connection at the third ping that comes too early.
         assert await pinged(address, 8, 0.22) == [number.to_bytes(8, "big") for number in range(8)]
         assert (await pinged(address, 8, 0))[-1] == b"too_many_pings"
     await gateway.terminate()
 
 
 async def test_only_this_machine_can_call_unless_told_otherwise(stack: Stack) -> None:
-    """Without GATEWAY_HOST the gateway listens on the loopback address alone."""
+    """Without GATEWAY_HOST the gateway listens only on the loopback address."""
     gateway = stack.add("gateway")
     del gateway.environment["GATEWAY_HOST"]
     await gateway.start()
@@ -235,7 +235,7 @@ async def test_only_this_machine_can_call_unless_told_otherwise(stack: Stack) ->
 
 
 async def test_a_port_that_is_taken_ends_the_gateway(stack: Stack) -> None:
-    """It says which address, and which setting changes it."""
+    """The error names the address and the setting that changes it."""
     taken = stack.address("gateway")
     gateway = stack.add("gateway", {"GATEWAY_PORT": taken.rpartition(":")[2]})
     await gateway.start()
@@ -245,9 +245,9 @@ async def test_a_port_that_is_taken_ends_the_gateway(stack: Stack) -> None:
 
 
 async def test_sigterm_hands_the_watchers_over(stack: Stack, stub: LlmServiceStub) -> None:
-    """Health says NOT_SERVING, streams end with UNAVAILABLE, the process ends with 0; another gateway goes on.
+    """Health returns NOT_SERVING, streams end with UNAVAILABLE, and the process exits with status 0.
 
-    The client loses nothing: it continues there with the next_offset that it had.
+    The client loses nothing: it continues at another gateway with the next_offset that it had.
     """
     gateway = stack.add("gateway")
     await gateway.start()
@@ -272,7 +272,7 @@ async def test_sigterm_hands_the_watchers_over(stack: Stack, stub: LlmServiceStu
         assert details["RetryInfo"].retry_delay.seconds > 0
         assert (await health.read()).status == NOT_SERVING
         assert await gateway.wait() == 0
-        # The open call of the health service takes all of GATEWAY_SHUTDOWN_GRACE, 2 s; the rest is the process's end.
+        # The open call of health uses up GATEWAY_SHUTDOWN_GRACE, 2 s. The rest is the time of the process's exit.
         assert time.monotonic() - asked < 40
 
     request = llm_pb2.StreamStatusRequest(workflow_id=response.workflow_id, output_offset=seen.next_offset)
@@ -283,7 +283,7 @@ async def test_sigterm_hands_the_watchers_over(stack: Stack, stub: LlmServiceStu
 
 
 async def test_the_two_halves_run_as_two_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """GATEWAY_ROLE=api serves calls and runs no workflow; GATEWAY_ROLE=workflows runs them and does not listen."""
+    """GATEWAY_ROLE=api serves calls and runs no workflow. GATEWAY_ROLE=workflows runs workflows and does not listen."""
     environment = {**FAST, "gateway": {**FAST["gateway"], "GATEWAY_ROLE": "api"}}
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     settings = stack_settings(tmp_path_factory.mktemp("halves"))
@@ -303,7 +303,7 @@ async def test_the_two_halves_run_as_two_processes(tmp_path_factory: pytest.Temp
             await asyncio.open_connection("127.0.0.1", int(workflows.environment["GATEWAY_PORT"]))
         await workflows.terminate()
         assert workflows.returncode == 0
-        # How the job ended is known without its workflow.
+        # The job's outcome is known without running its workflow.
         told = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=response.workflow_id), timeout=60)
         assert (told.status, told.result) == (seen.final.status, seen.final.result)
 

@@ -1,4 +1,4 @@
-"""What `make env` does: uv installs from wherever pip is configured to, and pip takes over where uv fails."""
+"""`make env` installs with uv from the indexes that pip is configured for, and with pip where uv fails."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def pins(name: str) -> set[str]:
 
 
 def test_what_runs_the_stack_is_a_part_of_what_tests_need() -> None:
-    """The second is installed on top of the first."""
+    """The packages for tests are installed on top of those that run the stack."""
     assert pins("run.txt") < pins("dev.txt")
     assert pins("uv.txt") < pins("dev.txt")
     assert not {pin for pin in pins("run.txt") if pin.partition("==")[0] in ("pytest", "mypy", "ruff", "uv", "celery")}
@@ -29,7 +29,7 @@ def test_what_runs_the_stack_is_a_part_of_what_tests_need() -> None:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
-    """A folder of pip's find-links with one package, and a lock of it: the only place where that exists."""
+    """Create a folder for pip's find-links with one package, which exists nowhere else, and its lock."""
     name, info = "durable_llm_nowhere_else", "durable_llm_nowhere_else-1.0.dist-info"
     files = {
         f"{name}.py": b"",
@@ -70,13 +70,13 @@ def test_every_index_of_pips_is_one_of_uvs() -> None:
     found = uv_settings({"index-url": "https://a/simple", "extra-index-url": "https://b/simple\nhttps://c/simple"})
     assert found["UV_DEFAULT_INDEX"] == "https://a/simple"
     assert found["UV_INDEX"] == "https://b/simple https://c/simple"
-    assert found["UV_INDEX_STRATEGY"] == "unsafe-best-match", "as pip, which takes the hashes' word for it"
+    assert found["UV_INDEX_STRATEGY"] == "unsafe-best-match", "as pip, which relies on the hashes"
     assert "UV_DEFAULT_INDEX" not in uv_settings({})
 
 
 @pytest.mark.timeout(300)
 def test_pip_takes_over_where_uv_fails(index: Path) -> None:
-    """In an environment of its own, where uv itself cannot be had: there is no index."""
+    """A new environment without an index cannot install uv itself."""
     subprocess.run((sys.executable, "-m", "venv", index / "venv"), check=True)
     python = index / "venv" / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}

@@ -1,7 +1,7 @@
-"""The suite and its Python client as they are deployed: installed from wheels, run in an empty directory.
+"""The suite and its Python client as they are deployed: installed from wheels and run in an empty directory.
 
 The wheels are built from a copy of this checkout, the client's from its sdist. The services run as another user, with
-both wheels beside this environment's packages. The client runs with nothing but what its wheel requires.
+both wheels next to this environment's packages. The client runs with only the packages that its wheel requires.
 """
 
 import asyncio
@@ -59,14 +59,14 @@ with Client() as client:
 
 
 class Wheels(NamedTuple):
-    """What is installed."""
+    """The wheels that are installed."""
 
     suite: Path
     client: Path
 
 
 class Installed:
-    """An installation."""
+    """An installation of the suite and its client."""
 
     def __init__(self, python: Path, empty: Path) -> None:
         self.python = python
@@ -74,7 +74,7 @@ class Installed:
         self.user = self._user()
 
     def _user(self) -> dict[str, Any]:
-        """Return the arguments that run a process as another user, where that can be and it can read the packages."""
+        """Return arguments that run a process as another user, or none if that user cannot read the packages."""
         other = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         try:
             command = (self.python, "-c", "import grpc, temporalio")
@@ -84,7 +84,7 @@ class Installed:
         return other
 
     async def start(self, service: str, **environment: str) -> asyncio.subprocess.Process:
-        """Start a service. It has nothing of this process's environment."""
+        """Start a service, which inherits nothing of this process's environment."""
         return await asyncio.create_subprocess_exec(
             *(str(self.python), "-m", f"services.{service}"),
             cwd=self.empty,
@@ -103,7 +103,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    # Not pytest's folder, which is for its user alone.
+    # Only its own user can read pytest's folder.
     with tempfile.TemporaryDirectory(prefix="installed-") as name:
         path = Path(name)
         path.chmod(0o755)
@@ -125,7 +125,7 @@ def wheels(folder: Path) -> Wheels:
 
 
 def environment(folder: Path, *wheels: Path) -> Path:
-    """Create an environment that holds the wheels alone; return its folder of packages."""
+    """Create an environment with only the wheels, and return its folder of packages."""
     subprocess.run((sys.executable, "-m", "venv", "--without-pip", folder), check=True)
     subprocess.run((*PIP, "--python", folder / "bin" / "python", "install", *NO_OTHERS, *wheels), check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -141,14 +141,14 @@ def installed(folder: Path, wheels: Wheels) -> Installed:
 
 
 def requirements(distribution: metadata.Distribution) -> set[str]:
-    """Return the names of what a distribution requires on this machine, without its extras."""
+    """Return the names of the packages that a distribution requires on this machine, without its extras."""
     required = (Requirement(text) for text in distribution.requires or ())
     return {one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})}
 
 
 @pytest.fixture(scope="module")
 def client_alone(folder: Path, wheels: Wheels) -> Path:
-    """The interpreter of an environment with the client's wheel, what that requires, and nothing else."""
+    """Create an environment with only the client's wheel and its requirements, and return its interpreter."""
     packages = environment(folder / "client-venv", wheels.client)
     (own,) = metadata.distributions(path=[str(packages)])
     assert own.name == "durable-llm"
@@ -168,7 +168,7 @@ def client_alone(folder: Path, wheels: Wheels) -> Path:
 
 @asynccontextmanager
 async def running(installed: Installed, service: str, **environment: str) -> AsyncIterator[Any]:
-    """Run a service while the context is open; yield what it says at /readyz once it is ready."""
+    """Run a service while the context is open, and yield its response to /readyz once it is ready."""
     port = free_port()
     variable = f"{service.upper()}_METRICS_PORT"
     process = await installed.start(service, **{variable: str(port), **environment})
@@ -197,7 +197,7 @@ async def running(installed: Installed, service: str, **environment: str) -> Asy
 
 
 async def test_a_job_runs_through_installed_services(installed: Installed, tmp_path: Path, receiver: Receiver) -> None:
-    """With the default model, whose tokenizer the gateway has from the wheel."""
+    """The model is the default one, whose tokenizer the gateway reads from the wheel."""
     async with Stack(stack_settings(tmp_path), only=("temporal", "nats")) as stack, AsyncExitStack() as opened:
         temporal = {"TEMPORAL_ADDRESS": stack.address("temporal")}
         feed = {"FEED_URL": f"nats://{stack.address('nats')}"}
@@ -230,13 +230,13 @@ def files(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_the_model_that_comes_along(wheels: Wheels) -> None:
-    """All that the default of GPU_WORKER_MODEL_PATH needs."""
+    """The wheel has all files that the default of GPU_WORKER_MODEL_PATH needs."""
     model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "models" / "docstrings").iterdir()}
     assert model <= files(wheels.suite)
 
 
 def test_the_generated_code_is_in_the_clients_wheel_alone(wheels: Wheels) -> None:
-    """Two copies of it cannot be loaded into one process; the suite requires the client's."""
+    """Two copies of it cannot be loaded into one process, so the suite requires the client's wheel."""
     assert not files(wheels.suite) & files(wheels.client)
     assert {name.partition("/")[0] for name in files(wheels.client)} == {"durable_llm", "llm_pb"}
     generated = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llm_pb").glob("*[!c]") if path.is_file()}
@@ -245,7 +245,7 @@ def test_the_generated_code_is_in_the_clients_wheel_alone(wheels: Wheels) -> Non
 
 
 async def test_the_client_needs_nothing_but_its_wheel(client_alone: Path, stack: Stack, tmp_path: Path) -> None:
-    """It submits and streams a job, and it is typed."""
+    """It submits and streams a job, and it has type annotations."""
     script = tmp_path / "use.py"
     script.write_text(USE_CLIENT)
     ended = await run(str(client_alone), "-I", str(script), LLM_ADDRESS=stack.address("gateway"))
@@ -256,7 +256,7 @@ async def test_the_client_needs_nothing_but_its_wheel(client_alone: Path, stack:
 
 
 async def test_what_has_no_default_is_named_by_its_setting(installed: Installed) -> None:
-    """A model that does not come along, the tokenizer of one, and the address of Temporal."""
+    """These are the path of another model, its tokenizer, and the address of Temporal."""
     model = '{"name": "a", "context_tokens": 9, "max_output_tokens": 9, "default_max_tokens": 9, "tokenizer": "a.json"}'
     worker, gateway, notifier = await asyncio.gather(
         installed.refusal("gpu_worker", GPU_WORKER_ENGINE="torch", GPU_WORKER_MODEL="llama"),

@@ -1,4 +1,4 @@
-"""Deliveries that outlive their job: a receiver that is slow, a gateway that is away when the time is over."""
+"""Deliveries that outlive their job: a slow receiver, and a gateway that is down when the delivery's time is over."""
 
 import asyncio
 import signal
@@ -21,11 +21,11 @@ from tests.support.stacks import running
 QUEUE = "late"
 HOLD = timedelta(seconds=2)
 NEEDS = 5 * HOLD
-"""What the slow receiver takes to answer."""
+"""Time that the slow receiver takes to answer."""
 
 
 class Late(NamedTuple):
-    """A gateway that alone runs its workflows, with a notifier that gives receivers the 30 s that are the default."""
+    """A gateway that alone runs its workflows, and a notifier with the default timeout of 30 s for receivers."""
 
     stub: LlmServiceStub
     gateway: Process
@@ -50,7 +50,7 @@ async def late(stack: Stack) -> AsyncIterator[Late]:
 
 
 async def test_a_receiver_that_is_slower_than_the_hold_is_waited_for(late: Late) -> None:
-    """Not by the job: its attempt is cut short, and made again with the whole time under the same id."""
+    """The job does not wait. Its attempt is cut off and repeated with the whole timeout under the same id."""
 
     async def slowly(writer: asyncio.StreamWriter, request: Request) -> None:
         await asyncio.sleep(NEEDS.total_seconds())
@@ -62,18 +62,18 @@ async def test_a_receiver_that_is_slower_than_the_hold_is_waited_for(late: Late)
     ended = datetime.now(UTC)
     final = seen.final.status
     assert final.notifications[0].state == llm_pb2.NOTIFY_STATE_PENDING
-    assert ended - final.end_time.ToDatetime(UTC) < NEEDS, "whoever waits for the job does not wait for its receiver"
+    assert ended - final.end_time.ToDatetime(UTC) < NEEDS, "the job waited for the receiver"
     (entry,) = await until(late.stub, final.workflow_id, settled)
     assert entry.state == llm_pb2.NOTIFY_STATE_DELIVERED
     cut, *_, whole = entry.attempts
-    # The notifier says so, or the gateway where a busy machine leaves it no time to.
+    # The notifier reports the cut, or the gateway if a busy machine leaves the notifier no time.
     assert cut.error.code in (code_pb2.DEADLINE_EXCEEDED, code_pb2.UNAVAILABLE)
     assert whole.http_status == 200
     assert {request.headers["webhook-id"] for request in late.receiver.so_far("/slow")} == {entry.id}
 
 
 async def test_a_delivery_whose_time_is_over_meanwhile_is_tried_once_more(late: Late) -> None:
-    """No gateway was there when an attempt failed, nor when the time was over: the last attempt is made when one is."""
+    """No gateway runs when an attempt fails and the time ends. The last attempt comes when a gateway runs again."""
     gone = asyncio.Event()
 
     async def outlive(writer: asyncio.StreamWriter, request: Request) -> None:
@@ -89,7 +89,7 @@ async def test_a_delivery_whose_time_is_over_meanwhile_is_tried_once_more(late: 
     end = entry.give_up_time.ToDatetime(UTC)
     await gone.wait()
     assert datetime.now(UTC) < end
-    # Temporal's timers are up to a second late.
+    # Temporal's timers can be a second late.
     await asyncio.sleep((end - datetime.now(UTC)).total_seconds() + 1)
     await late.gateway.start()
     await late.gateway.wait_ready()

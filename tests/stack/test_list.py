@@ -1,4 +1,4 @@
-"""List when much is asked at once or Temporal is slow, and what its page tokens are worth."""
+"""List under many concurrent calls and with a slow Temporal, and the validity of its page tokens."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ USER = "many-open"
 OPEN = 20
 LIST_TIMEOUT = timedelta(seconds=4)
 PATIENCE = 5 * LIST_TIMEOUT.total_seconds()
-"""Seconds that a client waits: left alone, a call to Temporal is given up after 30."""
+"""Seconds that a client waits. They are less than the default timeout of a call to Temporal, 30 s."""
 
 
 class Slow(NamedTuple):
@@ -47,11 +47,11 @@ async def slow(stack: Stack) -> AsyncIterator[Slow]:
 
 @pytest.fixture(scope="module")
 async def open_jobs(stub: LlmServiceStub) -> AsyncIterator[None]:
-    """Jobs that wait for a worker, as List shows them."""
+    """Keep jobs open that wait for a worker. List shows them."""
     jobs = [new_job(user_id=USER, model="idle") for _ in range(OPEN)]
     ids = [(await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id for job in jobs]
     async with asyncio.timeout(60):
-        # Temporal's visibility follows after a moment and tells nobody.
+        # Temporal's visibility store is updated a moment later, and nothing notifies.
         while len((await stub.List(llm_pb2.ListRequest(user_id=USER, page_size=100))).jobs) < OPEN:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     yield
@@ -60,7 +60,7 @@ async def open_jobs(stub: LlmServiceStub) -> AsyncIterator[None]:
 
 
 async def test_many_lists_look_at_few_jobs_at_once(slow: Slow, open_jobs: None) -> None:
-    """As many as a gateway allows itself, however many pages are asked for."""
+    """However many pages are requested, the gateway keeps its limit of concurrent calls that describe a job."""
     method = "DescribeWorkflowExecution"
     slow.proxy.delays[method] = 0.1
     request = llm_pb2.ListRequest(user_id=USER, page_size=OPEN)
@@ -73,7 +73,7 @@ async def test_many_lists_look_at_few_jobs_at_once(slow: Slow, open_jobs: None) 
 
 
 async def test_a_list_that_temporal_does_not_answer_ends(slow: Slow) -> None:
-    """With the word to call again, long before a client would lose patience."""
+    """It ends with UNAVAILABLE and RetryInfo, long before a client's deadline."""
     slow.proxy.silent.add("ListWorkflowExecutions")
     try:
         with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -87,7 +87,7 @@ async def test_a_list_that_temporal_does_not_answer_ends(slow: Slow) -> None:
 
 
 async def test_jobs_that_cannot_be_looked_at_in_time_are_listed(slow: Slow, open_jobs: None) -> None:
-    """As open ones. The page comes, and the next one can be asked for."""
+    """They are listed as open. The page comes, and it has a token for the next one."""
     slow.proxy.silent.add("DescribeWorkflowExecution")
     try:
         page = await slow.stub.List(llm_pb2.ListRequest(user_id=USER, page_size=OPEN - 1), timeout=PATIENCE)
@@ -98,7 +98,7 @@ async def test_jobs_that_cannot_be_looked_at_in_time_are_listed(slow: Slow, open
 
 
 class Gateways(NamedTuple):
-    """Two with the same key for page tokens, one with a key of its own, which it made up."""
+    """Two gateways with the same key for page tokens, and one that generated its own key."""
 
     one: LlmServiceStub
     other: LlmServiceStub
@@ -123,7 +123,7 @@ async def refused(stub: LlmServiceStub, request: llm_pb2.ListRequest) -> list[st
 
 
 async def test_a_page_token_holds_at_every_gateway_with_its_key(gateways: Gateways, open_jobs: None) -> None:
-    """And at no other."""
+    """Other gateways refuse it."""
     request = llm_pb2.ListRequest(user_id=USER, page_size=OPEN // 2)
     first = await gateways.one.List(request)
     request.page_token = first.next_page_token
@@ -136,7 +136,7 @@ async def test_a_page_token_holds_at_every_gateway_with_its_key(gateways: Gatewa
 async def test_a_page_token_that_no_gateway_made_is_refused(
     gateways: Gateways, temporal: Client, open_jobs: None
 ) -> None:
-    """Temporal's own token, behind whatever a client can compute or has seen, of an earlier version, too."""
+    """Forgeries join Temporal's own token to bytes that a client can compute or has seen, an old form included."""
     request = llm_pb2.ListRequest(user_id=USER, page_size=1)
     sealed = base64.urlsafe_b64decode((await gateways.one.List(request)).next_page_token)
     page = temporal.list_workflows("WorkflowType = 'LLMJobWorkflow'", page_size=2)

@@ -1,4 +1,4 @@
-"""The supervisor of deploy.local, on the real Temporal server and the real broker."""
+"""The supervisor of deploy.local with the real Temporal server and the real broker."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.support.local import child_pids, environment
 from tests.support.paths import ROOT
 from tests.support.stacks import stack_settings
 
-# Runs as a process of its own, which the test then kills: starts the two servers, writes their pids, waits.
+# The test kills this process, which starts the two servers, prints their pids and waits.
 SUPERVISOR = """
 import asyncio, json, sys
 from deploy.local.settings import StackSettings
@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> StackSettings:
 
 
 async def all_ended(pids: list[int]) -> None:
-    """Return once none of the processes runs; start before they end, so that an id cannot belong to another one."""
+    """Return once none of the processes runs. Call it while they run, so that no pid belongs to a new process."""
     loop = asyncio.get_running_loop()
 
     async def ended(pid: int) -> None:
@@ -130,7 +130,7 @@ async def test_a_taken_port_ends_up_with_status_1_and_names_port_and_setting(set
     assert up.returncode == 1
     assert f"Port {port} is taken" in err.decode()
     assert "STACK_GATEWAY_PORT" in err.decode()
-    assert out == b"", "nothing was started"
+    assert out == b"", "`make up` started something"
 
 
 async def test_a_port_set_outside_its_range_is_named_by_its_setting(settings: StackSettings) -> None:
@@ -151,7 +151,7 @@ async def test_a_job_survives_the_kill_of_its_server_and_another_stack_on_the_sa
     attributes = TypedSearchAttributes([SearchAttributePair(USER_ID, "alice")])
     async with Stack(settings, only=("temporal",)) as stack:
         client = await Client.connect(stack.address("temporal"))
-        # The search attributes work at once, not after a cache has noticed them.
+        # The search attributes work immediately, not only after a cache is refreshed.
         await client.start_workflow("Any", id="job", task_queue="nobody", search_attributes=attributes)
         temporal = stack.processes["temporal"]
         await temporal.kill()
@@ -173,7 +173,7 @@ async def test_two_stacks_never_run_in_one_state_folder(settings: StackSettings)
 
 
 async def test_only_its_owner_can_look_into_the_state_folder(settings: StackSettings) -> None:
-    """It holds prompts and outputs. An earlier version made it for all to see."""
+    """It contains prompts and outputs. An earlier version created it readable for everybody."""
     for _ in ("new", "of an earlier version"):
         async with Stack(settings, only=("temporal", "nats")):
             assert stat.S_IMODE(settings.state_dir.stat().st_mode) == 0o700
@@ -184,7 +184,7 @@ async def test_only_its_owner_can_look_into_the_state_folder(settings: StackSett
 async def test_a_folder_of_others_is_refused_and_stays_as_it_is(
     settings: StackSettings, holds: tuple[str, ...]
 ) -> None:
-    """Who names /tmp, say, must not lock everybody out of it."""
+    """A setting such as /tmp must not make that folder inaccessible to others."""
     folder = settings.state_dir
     folder.mkdir()
     folder.chmod(0o1777)
@@ -248,5 +248,5 @@ def test_a_free_port_is_one_that_no_outgoing_connection_gets() -> None:
 
 
 def test_no_two_stacks_are_given_the_same_free_port() -> None:
-    """Not even before the first of them listens."""
+    """This holds even before the first stack listens."""
     assert len({free_port() for _ in range(1000)}) == 1000

@@ -1,4 +1,4 @@
-"""Jobs whose ids are as long as they may be, on a server that takes 255 characters, as one on PostgreSQL does."""
+"""Jobs whose ids have the maximum length, on a server that accepts 255 characters, as PostgreSQL does."""
 
 import asyncio
 from datetime import timedelta
@@ -32,11 +32,11 @@ from tests.support.receivers import receiving, status
 from tests.support.stacks import FAST, stack_settings
 
 USER = "u" + "-" * 127
-"""The longest one: its hyphens are doubled."""
+"""User id that gives the longest workflow id, because its hyphens are doubled."""
 
 
 async def test_the_stacks_temporal_takes_no_longer_ids_than_postgresql(temporal: Client) -> None:
-    """Otherwise the tests below would prove nothing."""
+    """The tests below rely on this limit."""
     start = partial(temporal.start_workflow, "None", task_queue="nobody", execution_timeout=timedelta(seconds=1))
     with pytest.raises(RPCError, match="exceeds"):
         await start(id="x" * (MAX_TEMPORAL_ID + 1))
@@ -44,7 +44,7 @@ async def test_the_stacks_temporal_takes_no_longer_ids_than_postgresql(temporal:
 
 
 async def test_a_job_of_the_longest_user_and_request_lives_like_any_other(stub: LlmServiceStub) -> None:
-    """From Submit over a delivery that outlives the job to a Redeliver; a repeat finds it, List shows its key."""
+    """It is submitted, delivered after its end and redelivered. A repeat finds it, and List shows its key."""
     async with receiving() as sink:
         url = sink.on("/long", status(429, retry_after="3600"), status(200))
         job = new_job(user_id=USER, request_id="r" * 128, params=QUICK, notify=webhook(url))
@@ -52,7 +52,7 @@ async def test_a_job_of_the_longest_user_and_request_lives_like_any_other(stub: 
         final = (await watch(stub, id_)).final.status
         assert final.workflow_id == id_
         assert final.state == llm_pb2.JOB_STATE_SUCCEEDED
-        assert final.notifications[0].state == llm_pb2.NOTIFY_STATE_PENDING, "left to a workflow of its own"
+        assert final.notifications[0].state == llm_pb2.NOTIFY_STATE_PENDING, "the delivery must outlive the job"
         repeat = await stub.Submit(llm_pb2.SubmitRequest(job=job))
         assert (repeat.workflow_id, repeat.run_id) == (id_, final.run_id)
         await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=id_))
@@ -66,7 +66,7 @@ async def test_a_job_of_the_longest_user_and_request_lives_like_any_other(stub: 
 
 
 async def test_a_repeat_finds_a_job_that_an_earlier_version_started(stub: LlmServiceStub, temporal: Client) -> None:
-    """Under an id that is not shortened. It is not run a second time."""
+    """Its id is not shortened. The repeat starts no second run."""
     job = new_job(user_id=USER, request_id="earlier", model="idle")
     job.user_id = job.user_id[:118]
     id_ = unshortened_workflow_id(job.user_id, job.request_id)
@@ -100,7 +100,7 @@ async def test_a_long_job_can_be_cancelled(stub: LlmServiceStub) -> None:
 async def test_the_deliveries_of_a_job_with_the_longest_id_chosen_by_hand_go_on(
     stub: LlmServiceStub, temporal: Client
 ) -> None:
-    """There is no room for a prefix before such an id."""
+    """Such an id leaves no room for the prefix of a delivery workflow."""
     options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS)
     options.notify_hold.FromSeconds(1)
@@ -122,7 +122,7 @@ async def test_the_deliveries_of_a_job_with_the_longest_id_chosen_by_hand_go_on(
 
 
 async def test_an_id_that_no_server_takes_is_not_found(stub: LlmServiceStub) -> None:
-    """One of an earlier version's, which made longer ids, say: the pattern takes it, Temporal knows of none."""
+    """An earlier version's longer id is an example: the pattern accepts it, and Temporal cannot have it."""
     for call, request in (
         (stub.GetStatus, llm_pb2.GetStatusRequest),
         (stub.Cancel, llm_pb2.CancelRequest),
@@ -136,7 +136,7 @@ async def test_an_id_that_no_server_takes_is_not_found(stub: LlmServiceStub) -> 
 
 
 async def test_the_deliveries_of_a_job_that_an_earlier_version_started_go_on(tmp_path: Path) -> None:
-    """Under the id that is not shortened, on a server that takes it; never twice, and never under two ids."""
+    """They keep the id that is not shortened, on a server that accepts it, and run neither twice nor under two ids."""
     stack = Stack(
         stack_settings(tmp_path / "stack"),
         only=("temporal", "nats", "gateway", "gpu-worker", "notifier"),
@@ -175,7 +175,7 @@ async def test_the_deliveries_of_a_job_that_an_earlier_version_started_go_on(tmp
 
 
 async def _as_an_earlier_version_left_it(temporal: Client, job_id: str) -> str:
-    """Move the deliveries of a job to the workflow id that earlier versions gave them; return that id."""
+    """Move the deliveries of a job to the workflow id that earlier versions used, and return that id."""
     current = temporal.get_workflow_handle(delivery_workflow_id(job_id))
     state = await current.query(names.QUERY_GET_DELIVERIES, result_type=internal_pb2.DeliveryState)
     await current.terminate()
@@ -185,7 +185,7 @@ async def _as_an_earlier_version_left_it(temporal: Client, job_id: str) -> str:
         )
     )
     async with asyncio.timeout(120):
-        while await exists(temporal, current.id):  # noqa: ASYNC110  # nothing tells of it
+        while await exists(temporal, current.id):  # noqa: ASYNC110  # nothing notifies
             await asyncio.sleep(0.1)
     earlier = unshortened_delivery_workflow_id(job_id)
     await temporal.start_workflow(names.DELIVERY_WORKFLOW_TYPE, state, id=earlier, task_queue=names.WORKFLOW_QUEUE)

@@ -1,4 +1,4 @@
-"""Metrics of real processes after real jobs: they agree with what ran, and follow the conventions."""
+"""Metrics of real processes after real jobs agree with the jobs and follow the conventions."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ SETTLED = {
     ("_OTHER", "succeeded", ""): 1,
     ("_OTHER", "failed", "INVALID_JOB"): 1,
 }
-"""How the jobs of tests.support.scrapes.measured_stack end: by model, state and reason."""
+"""Number of jobs of tests.support.scrapes.measured_stack by model, state and reason."""
 PAGE = ROOT / "docs" / "observe.md"
 
 
@@ -44,7 +44,7 @@ async def client(measured: Stack) -> AsyncIterator[LlmServiceStub]:
 
 @pytest.fixture(scope="module")
 async def after_all(measured: Stack) -> Scrape:
-    """A scrape after the jobs of every outcome."""
+    """Scrape the stack after the jobs of every outcome."""
     jobs = sum(SETTLED.values())
     return await scrape_until(
         measured,
@@ -53,13 +53,13 @@ async def after_all(measured: Stack) -> Scrape:
 
 
 async def test_finished_jobs_are_counted_once_by_model_state_and_reason(after_all: Scrape) -> None:
-    """A model's name that no gateway has checked is no label."""
+    """A model name that no gateway has checked does not become a label value."""
     labels = ("gen_ai_request_model", "llm_job_state", "error_type")
     assert after_all.by("llm_job_duration_seconds_count", *labels) == SETTLED
 
 
 async def test_submitted_jobs_are_counted_by_model(after_all: Scrape) -> None:
-    """Those that a gateway started; two of the others were started by hand."""
+    """Only jobs that a gateway started count. Two of the others were started by hand."""
     assert after_all.by("llm_job_submitted_total", "gen_ai_request_model") == {
         ("docstrings",): 8,
         ("structured",): 1,
@@ -74,7 +74,7 @@ async def test_cancels_are_timed(after_all: Scrape) -> None:
 
 
 async def test_attempts_are_counted_by_what_became_of_them(after_all: Scrape) -> None:
-    """Attempts of one job wait in the queue once; those after the first continue."""
+    """A job's queue time is counted once. Attempts after the first count as continuations."""
     assert after_all.total("llm_job_queue_duration_seconds_count") == 9
     generations = after_all.by("gen_ai_server_request_duration_seconds_count", "error_type")
     assert generations[("",)] == 5
@@ -87,7 +87,7 @@ async def test_attempts_are_counted_by_what_became_of_them(after_all: Scrape) ->
 async def test_deliveries_are_counted_by_outcome(
     after_all: Scrape, receiver: Receiver, client: LlmServiceStub, measured: Stack
 ) -> None:
-    """Targets that nobody serves, tried again and again; then one that takes it and one that is gone for good."""
+    """Attempts at unserved targets fail. Then one target accepts the event, and one refuses it for good."""
     name, labels = "llm_notification_attempt_duration_seconds_count", ("llm_notification_target", "error_type")
     (only,) = after_all.by(name, *labels)
     assert only == ("webhook", "DELIVERY_FAILED")
@@ -98,8 +98,8 @@ async def test_deliveries_are_counted_by_outcome(
 
 
 async def test_tokens_agree_with_the_results(measured: Stack, client: LlmServiceStub) -> None:
-    """Counted as they are made and at the end; the times of their making add up to the generation's."""
-    # An attempt that ran out of time goes on for a moment after its job has ended.
+    """They count during the generation and at its end. The times of the tokens add up to the generation's."""
+    # An attempt that timed out continues for a moment after its job has ended.
     before = await scrape_until(measured, lambda found: found.total("llm_engine_requests") == 0, "gpu-worker")
     seen = [await run_job(client, new_job(text, params={"max_tokens": 30})) for text in ("One.", "And two.")]
     after = await scrape(measured, "gpu-worker")
@@ -120,11 +120,11 @@ async def test_tokens_agree_with_the_results(measured: Stack, client: LlmService
     took = made("gen_ai_server_request_duration_seconds_sum")
     first, each = (made(f"gen_ai_server_time_{name}_seconds_sum") for name in ("to_first_token", "per_output_token"))
     assert 29 * 2 / 200 * 0.5 < first + 29 * each < took + 0.1
-    assert each / 2 > 0.5 / 200, "the simulated engine makes at most 200 tokens a second"
+    assert each / 2 > 0.5 / 200, "the simulated engine generates at most 200 tokens/s"
 
 
 async def test_the_engine_shows_what_it_runs(measured: Stack, client: LlmServiceStub) -> None:
-    """While a job runs and is watched by two; and nothing of it stays once it is over."""
+    """The gauges count a running job with two watchers, and return to zero after its end."""
     id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 4000})))).workflow_id
     watching = [asyncio.create_task(watch(client, id_)) for _ in range(2)]
     running = {"llm_engine_request_state": "running"}
@@ -143,18 +143,18 @@ async def test_the_engine_shows_what_it_runs(measured: Stack, client: LlmService
 
 
 async def test_the_feeds_lag_is_that_of_what_comes(measured: Stack, client: LlmServiceStub) -> None:
-    """Reports that were in the feed before somebody watched are not late."""
+    """Reports that were in the feed before a watch began do not count as late."""
     id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 800})))).workflow_id
     await watch(client, id_)
     found = await scrape(measured, "gateway")
     count = found.total("llm_gateway_feed_lag_seconds_count")
     assert count > 10
-    # The job took 4 s and was watched from its start on.
+    # The job took 4 s and was watched from its start.
     assert found.total("llm_gateway_feed_lag_seconds_sum") / count < 2
 
 
 async def test_calls_are_counted_by_how_they_ended(measured: Stack, client: LlmServiceStub) -> None:
-    """Answers, refusals, deadlines and cancels, of streams too; and a method that does not exist adds no label."""
+    """Calls and streams count as answers, refusals, deadlines and cancels. An unknown method adds no label value."""
     id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))).workflow_id
     watched = llm_pb2.StreamStatusRequest(workflow_id=id_)
     before = await scrape(measured, "gateway")
@@ -198,7 +198,7 @@ async def test_calls_are_counted_by_how_they_ended(measured: Stack, client: LlmS
 
 
 async def test_more_jobs_make_no_more_series(measured: Stack, client: LlmServiceStub) -> None:
-    """Labels are bounded: whose jobs they are, and which, is in none."""
+    """Label values are bounded: none contains a user or a job."""
 
     async def twenty(word: str) -> None:
         jobs = [
@@ -222,14 +222,14 @@ async def test_more_jobs_make_no_more_series(measured: Stack, client: LlmService
     await twenty("unbounded")
     after = await scrape_until(measured, lambda found: found.total("llm_job_duration_seconds_count") >= done)
     new = {(name, labels) for name, labels in series(after) - series(before) if not name.startswith("python_gc")}
-    # Temporal's SDK may meet a call of its own for the first time at any moment.
+    # Temporal's SDK may make a call of a new kind at any moment.
     assert not {name for name, _ in new if not name.startswith("temporal_")}
     values = {value for sample in after.samples for value in sample.labels.values()}
     assert not [value for value in values if re.search(r"unbounded|warmup|llmjob-|[0-9a-f]{8}-[0-9a-f]{4}-", value)]
 
 
 async def test_names_and_units_follow_the_conventions(after_all: Scrape) -> None:
-    """Of OpenTelemetry and Prometheus: base units in the name, totals for counters, a description for each of ours."""
+    """Names have base units, counters end in _total, and each of our metrics has a description."""
     for family in [*after_all.ours, *(f for f in after_all.families if f.name.startswith("temporal_"))]:
         assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
         assert not re.search(r"_(ms|millis\w*|minutes|kb|mb|percent)$", family.name), family.name
@@ -240,11 +240,11 @@ async def test_names_and_units_follow_the_conventions(after_all: Scrape) -> None
         elif family.type == "histogram":
             assert family.name.endswith("_seconds") or family.name == "gen_ai_client_token_usage", family.name
     names = [family.name for family in after_all.ours]
-    assert sorted(names) == sorted(set(names)), "each is measured by one kind of process"
+    assert sorted(names) == sorted(set(names)), "more than one kind of process serves a metric"
 
 
 async def test_every_process_serves_temporals_metrics_and_its_own(measured: Stack, after_all: Scrape) -> None:
-    """On its one port."""
+    """Each process serves both on one port."""
     for name in SERVICES:
         families = {family.name for family in (await scrape(measured, name)).families}
         expected = {"temporal_request", "temporal_request_latency_seconds"} if name in TEMPORALS else set()
@@ -252,7 +252,7 @@ async def test_every_process_serves_temporals_metrics_and_its_own(measured: Stac
 
 
 async def test_the_page_lists_every_metric(after_all: Scrape) -> None:
-    """docs/observe.md: each metric of ours with its type, and no label is served that is not listed."""
+    """docs/observe.md lists each of our metrics with its type and every label that is served."""
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     served = {family.name + ("_total" if family.type == "counter" else ""): family for family in after_all.ours}
@@ -263,12 +263,12 @@ async def test_the_page_lists_every_metric(after_all: Scrape) -> None:
 
 
 TEMPORALS_LABELS = {"namespace", "task_queue", "workflow_type"}
-"""What Temporal adds to the metrics of a workflow."""
+"""Labels that Temporal adds to the metrics of a workflow."""
 
 
 @pytest.mark.parametrize("kind", SERVICES)
 async def test_a_port_that_is_taken_ends_the_process(measured: Stack, kind: str) -> None:
-    """It says which address, and which setting changes it."""
+    """The error names the address and the setting that changes it."""
     setting = f"{kind.replace('-', '_').upper()}_METRICS_PORT"
     address = measured.metrics_url("temporal").split("/")[2]
     process = measured.add(kind, {setting: address.rpartition(":")[2]})

@@ -1,4 +1,4 @@
-"""The small model in the repository is what its README says: small, real, reproducible, readable."""
+"""The small model in the repository is as its README describes it: small, real, reproducible, readable."""
 
 import json
 import string

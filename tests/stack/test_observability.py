@@ -1,4 +1,4 @@
-"""deploy/observability: what it asks for exists, in a real Prometheus that scrapes real processes after real jobs."""
+"""deploy/observability queries metrics that exist, in a real Prometheus that scrapes real processes after real jobs."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ MADE_BY_PROMETHEUS = {"up"}
 
 
 def program(name: str) -> str:
-    """Return a program of Prometheus's: what `make tools` brought, or else what is installed."""
+    """Return the path of a program of Prometheus, from `make tools` or else from PATH."""
     found = shutil.which(name, path=str(ROOT / ".tools" / "usr" / "bin")) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed: `make tools`")
@@ -43,7 +43,7 @@ def program(name: str) -> str:
 
 
 def queries() -> dict[str, str]:
-    """Return every query of the dashboard by its panel's title and its letter."""
+    """Return every query of the dashboard by its panel's title and its reference letter."""
     return {
         f"{panel['title']} {target['refId']}": target["expr"]
         for panel in DASHBOARD["panels"]
@@ -57,7 +57,7 @@ def rules() -> dict[str, str]:
 
 
 def metrics_in(query: str) -> set[str]:
-    """Return the names of the metrics in a query of PromQL: what is no function, no label and no word of its own."""
+    """Return the names in a PromQL query that are no function, label or keyword: those of metrics."""
     bare = CLAUSE.sub("", re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", "", query))
     return {name for name in re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare) if name not in WORDS}
 
@@ -72,7 +72,7 @@ def test_names_are_found_in_a_query() -> None:
 
 @pytest.fixture(scope="module")
 async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> AsyncIterator[Stack]:
-    """A stack in which jobs of every outcome ran, one delivery was taken, and one job waits for a worker."""
+    """Run a stack with ended jobs of every outcome, one successful delivery, and one job that waits for a worker."""
     async with measured_stack(tmp_path_factory.mktemp("observed")) as stack:
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             client = LlmServiceStub(channel)
@@ -84,7 +84,7 @@ async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver)
 
 @pytest.fixture(scope="module")
 async def scraped(measured: Stack) -> Scrape:
-    """A scrape of all processes, once Temporal has said how many jobs wait."""
+    """Scrape all processes once Temporal has reported how many jobs wait."""
     return await scrape_until(
         measured, lambda found: found.total("approximate_backlog_count", task_type="Activity") > 0, *METRICS
     )
@@ -92,7 +92,7 @@ async def scraped(measured: Stack) -> Scrape:
 
 @pytest.mark.parametrize("query", [*queries().values(), *rules().values()], ids=[*queries(), *rules()])
 async def test_every_metric_asked_for_exists(scraped: Scrape, query: str) -> None:
-    """In the dashboard and in the alerts."""
+    """This holds for the dashboard and the alerts."""
     served = {sample.name for sample in scraped.samples} | MADE_BY_PROMETHEUS
     assert metrics_in(query)
     assert not metrics_in(query) - served
@@ -121,7 +121,7 @@ class Prometheus:
 async def prometheus(
     measured: Stack, scraped: Scrape, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Prometheus]:
-    """Prometheus with this repository's configuration, but for the addresses and a shorter interval."""
+    """Run Prometheus with this repository's configuration, but other addresses and a shorter interval."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = {**CONFIG, "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
     config["rule_files"] = [str(FOLDER / "alerts.yml")]
@@ -160,7 +160,7 @@ async def _has_scraped_twice(prometheus: Prometheus) -> bool:
 
 
 async def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus) -> None:
-    """With the labels that it names, too: a real Prometheus finds at least one series for each."""
+    """A real Prometheus finds at least one series for each query, with the labels that the query names."""
     silent = []
     for title, query in queries().items():
         for variable, value in {"$__rate_interval": "1m", "$model": ".*"}.items():
@@ -172,7 +172,7 @@ async def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus
 
 
 async def test_prometheus_takes_the_alerts(prometheus: Prometheus) -> None:
-    """All of them are evaluated, and none fails."""
+    """Prometheus evaluates all of them, and none fails."""
     counted = await prometheus.ask("sum(prometheus_rule_group_rules) or vector(0)")
     assert counted
     groups = json.loads(await get(f"http://{prometheus._address}/api/v1/rules"))["data"]["groups"]
@@ -183,7 +183,7 @@ async def test_prometheus_takes_the_alerts(prometheus: Prometheus) -> None:
 
 @pytest.mark.parametrize("check", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts.test.yml")])
 async def test_promtool_finds_nothing_wrong(check: tuple[str, ...]) -> None:
-    """With the configuration, and with what the alerts say about made-up series."""
+    """promtool accepts the configuration, and the alerts fire as expected on test series."""
     process = await asyncio.create_subprocess_exec(
         program("promtool"), *check, cwd=FOLDER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -198,7 +198,7 @@ def test_every_alert_is_tested() -> None:
 
 
 def targets(jobs: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the one target of each scrape job."""
+    """Return the only target of each scrape job."""
     found = {}
     for job in jobs:
         ((target,),) = (static["targets"] for static in job["static_configs"])
@@ -207,7 +207,7 @@ def targets(jobs: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def test_the_ports_are_those_of_make_up() -> None:
-    """What Prometheus and the Collector scrape is where `make up` serves."""
+    """Prometheus and the Collector scrape the ports on which `make up` serves."""
     ports = {
         kind: f"127.0.0.1:{StackSettings.model_fields[f'{field}_port'].default}" for kind, field in METRICS.items()
     }
@@ -226,7 +226,7 @@ def test_the_collectors_pipelines_use_what_is_defined() -> None:
 
 
 def test_grafana_finds_the_dashboard() -> None:
-    """Panels have their own ids and lie in the grid; the data source is the one that is provisioned."""
+    """Panels have unique ids and lie in the grid. Their data source is the provisioned one."""
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
     assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in DASHBOARD["panels"])

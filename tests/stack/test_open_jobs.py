@@ -1,4 +1,4 @@
-"""The gauge of jobs that have not ended, against a real Temporal that comes and goes."""
+"""The gauge of open jobs, with a real Temporal server that goes down and comes back."""
 
 import json
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ MODELS = [
     {"name": "docstrings", **ROOM},
     {"name": "idle", "queue": "llm-gpu-activities.idle", **ROOM},
 ]
-"""Counted in this order."""
+"""Models, whose jobs the gateway counts in this order."""
 NOTHING = {
     ("docstrings", "queued"): 0,
     ("docstrings", "running"): 0,
@@ -31,7 +31,7 @@ NOTHING = {
 
 @pytest.fixture(scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A stack whose one worker runs one job at once."""
+    """Run a stack whose only worker runs one job at a time."""
     environment = {
         "gateway": {
             **FAST["gateway"],
@@ -58,7 +58,7 @@ async def until_counted(stack: Stack, expected: dict[tuple[str, str], float]) ->
 
 
 async def test_open_jobs_are_counted_by_model_and_state(stack: Stack) -> None:
-    """Nothing is said of models that share a queue, whose jobs cannot be told apart there."""
+    """Models that share a queue have no samples, because their jobs cannot be distinguished in the queue."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         client = LlmServiceStub(channel)
 
@@ -79,7 +79,7 @@ async def test_open_jobs_are_counted_by_model_and_state(stack: Stack) -> None:
 
 
 async def test_nothing_is_said_while_temporal_is_away(stack: Stack) -> None:
-    """Rather than what was counted last; afterwards all is as before."""
+    """The gauge has no samples instead of the last ones, and all samples again afterwards."""
     await until_counted(stack, NOTHING)
     temporal, gateway = stack.processes["temporal"], stack.processes["gateway"]
     await temporal.kill()
@@ -88,12 +88,12 @@ async def test_nothing_is_said_while_temporal_is_away(stack: Stack) -> None:
     await temporal.wait_ready()
     await until_counted(stack, NOTHING)
     messages = [json.loads(line)["message"] for line in gateway.log.splitlines()]
-    told = [message for message in messages if "cannot be counted" in message]
-    assert len(told) == 2, "once for each model that could be counted before"
+    warnings = [message for message in messages if "cannot be counted" in message]
+    assert len(warnings) == 2, "the log must have one line for each model that was counted before"
 
 
 async def test_counting_can_be_turned_off(stack: Stack) -> None:
-    """Temporal is not asked, neither before a call that asks it nor after."""
+    """The gateway never calls CountWorkflowExecutions, neither before nor after a call that reaches Temporal."""
     silent = stack.add("gateway", {"GATEWAY_OPEN_JOBS_INTERVAL": "PT0S"})
     await silent.start()
     await silent.wait_ready()

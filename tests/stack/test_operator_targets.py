@@ -1,6 +1,6 @@
-"""Jobs whose outcome goes where only an operator's settings can say: brokers, and endpoints for jobs that name none.
+"""Deliveries to targets of the operator's settings: brokers, and endpoints for jobs that name no target.
 
-NATS is a real server, Kafka a peer that speaks its protocol.
+NATS is a real server. Kafka is a peer that speaks Kafka's protocol.
 """
 
 import json
@@ -26,7 +26,7 @@ OWN = secret("own").get_secret_value()
 
 
 class Brokers(NamedTuple):
-    """A gateway whose notifier knows both, and endpoints for jobs that name no target."""
+    """A gateway whose notifier has both brokers, and endpoints for jobs that name no target."""
 
     stub: LlmServiceStub
     nats: NatsPeer
@@ -71,7 +71,7 @@ def expect(event: CloudEvent, final: llm_pb2.StreamStatusResponse, place: int) -
 
 
 async def test_a_jobs_end_arrives_at_both_brokers(brokers: Brokers) -> None:
-    """As the same CloudEvent; Kafka's key is the workflow id, NATS has the event's id to drop repeats by."""
+    """Both get the same CloudEvent. Kafka's key is the workflow id, and NATS drops repeats by the event's id."""
     targets = [brokers.nats.target("jobs"), brokers.kafka.target("jobs")]
     seen = await run_job(brokers.stub, new_job(params={"max_tokens": 5}, notify=targets))
     assert [shown.target for shown in seen.final.status.notifications] == ["nats:taken.jobs", "kafka:jobs"]
@@ -95,7 +95,7 @@ async def test_a_jobs_end_arrives_at_both_brokers(brokers: Brokers) -> None:
 async def test_a_job_that_names_no_target_is_told_to_an_endpoint_of_the_settings(
     brokers: Brokers, user: str, path: str, secrets: list[str]
 ) -> None:
-    """Signed by each of its secrets, with a link to the job. The endpoint's path is not shown to the job's user."""
+    """The event is signed with each secret and links to the job. The job's user does not see the endpoint's path."""
     seen = await run_job(brokers.stub, new_job(user_id=user, params={"max_tokens": 5}))
     (request,) = await brokers.receiver.received(path)
     expect(request.event, seen.final, 0)
@@ -110,7 +110,7 @@ async def test_a_job_that_names_no_target_is_told_to_an_endpoint_of_the_settings
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        (llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="small")), "larger than NATS takes"),
+        (llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="small")), "larger than NATS accepts"),
         (llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic="other")), "allows no events on the topic other"),
     ],
     ids=["too large", "topic"],
@@ -118,7 +118,7 @@ async def test_a_job_that_names_no_target_is_told_to_an_endpoint_of_the_settings
 async def test_what_a_broker_never_takes_is_not_tried_again(
     brokers: Brokers, target: llm_pb2.NotifyTarget, says: str
 ) -> None:
-    """One attempt, and the log says why."""
+    """There is one attempt, and the delivery log has the reason."""
     seen = await run_job(brokers.stub, new_job(params={"max_tokens": 5}, notify=[target]))
     request = llm_pb2.ListDeliveriesRequest(workflow_id=seen.final.status.workflow_id)
     (entry,) = (await brokers.stub.ListDeliveries(request)).deliveries

@@ -1,4 +1,4 @@
-"""Clients that know nothing of this code base: buf by reflection, Node.js by the proto file; and the Python example."""
+"""Clients without this code base: buf by reflection, Node.js by the proto file; and the Python example."""
 
 import json
 import shutil
@@ -30,11 +30,11 @@ SPECIFIED = {
     "prompt": "Tell me about durable jobs.",
     "params": {"temperature": "0.1", "max_tokens": 30},
 }
-"""The job as the original specification writes it: a number as a text, names in snake case."""
+"""Job in the form of the original specification, with a number as a string and names in snake case."""
 
 
 async def node_example(name: str) -> tuple[str, str]:
-    """Return the command of a Node.js example; see missing() for a machine without Node.js."""
+    """Return the command of a Node.js example. Without Node.js it calls missing()."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None:
         missing("node")
@@ -48,7 +48,7 @@ async def node_example(name: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module", params=["python", "node"])
 async def client(request: pytest.FixtureRequest) -> Sequence[str]:
-    """The command of an example client; both take the same arguments."""
+    """Return the command of an example client. Both examples take the same arguments."""
     if request.param == "python":
         return (sys.executable, "-m", "clients.python.examples.client")
     return await node_example("client.js")
@@ -59,7 +59,7 @@ def job(client: Sequence[str], name: str, **changes: Any) -> str:
 
 
 async def test_an_example_submits_and_watches_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
-    """The JSON of the specification is taken as it stands; what is printed is the job's output."""
+    """It accepts the JSON of the specification unchanged and prints the job's output."""
     address = stack.address("gateway")
     submitted = await run(*client, "submit", job(client, "whole"), LLM_ADDRESS=address)
     assert submitted.status == 0, submitted.errors
@@ -73,7 +73,7 @@ async def test_an_example_submits_and_watches_a_job(client: Sequence[str], stack
 
 
 async def test_an_example_cancels_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
-    """Its watcher ends with the reason and another exit status."""
+    """Its watcher prints the reason and exits with another status."""
     address = stack.address("gateway")
     text = job(client, "cancelled", params={"max_tokens": 4000})
     workflow_id = (await run(*client, "submit", text, LLM_ADDRESS=address)).output.strip()
@@ -89,7 +89,7 @@ async def test_an_example_cancels_a_job(client: Sequence[str], stack: Stack, stu
 
 
 async def test_an_example_says_what_is_wrong(client: Sequence[str], stack: Stack) -> None:
-    """A refused job ends it with the gateway's own words."""
+    """For a refused job it exits with the gateway's error message."""
     address = stack.address("gateway")
     refused = await run(*client, "submit", job(client, "bad", model="gpt", priority=9), LLM_ADDRESS=address)
     assert refused.status == 1
@@ -99,7 +99,7 @@ async def test_an_example_says_what_is_wrong(client: Sequence[str], stack: Stack
 
 @pytest.mark.parametrize("command", [("submit", "{}"), ("watch", "llmjob-a-b"), ("cancel", "llmjob-a-b")])
 async def test_an_example_gives_a_wrong_address_up(client: Sequence[str], command: Sequence[str]) -> None:
-    """And says which it was, and where it comes from."""
+    """The error names the address and its source."""
     address = f"127.0.0.1:{free_port()}"
     ended = await run(*client, *command, LLM_ADDRESS=address)
     assert ended.status == 1
@@ -125,12 +125,12 @@ async def test_the_python_example_is_interrupted_without_a_traceback(
 
 
 async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
-    """The gateway is killed under a watcher and started again: the watcher prints every byte once."""
+    """When the gateway is killed and started again, a watcher prints every byte once."""
     gateway = stack.add("gateway")
     await gateway.start()
     await gateway.wait_ready()
     text = job(client, "killed", params={"max_tokens": 600})
-    # By another gateway, which stays: the death of the one that runs a workflow delays it until Temporal gives that up.
+    # Another gateway runs the workflow: the death of its own would delay it until a timeout of Temporal.
     submitted = await run(*client, "submit", text, LLM_ADDRESS=stack.address("gateway"))
     workflow_id = submitted.output.strip()
     watching = await start(*client, "watch", workflow_id, LLM_ADDRESS=stack.address(gateway.name))
@@ -147,7 +147,7 @@ async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Sta
 
 
 async def call(stack: Stack, method: str, request: dict[str, Any]) -> list[Any]:
-    """Call a method by `buf curl`, which learns the contract from the gateway by reflection; return its answers."""
+    """Call a method with `buf curl`, which reads the contract by reflection, and return the responses."""
     url = f"http://{stack.address('gateway')}/llm.v1.LlmService/{method}"
     options = ("--protocol", "grpc", "--http2-prior-knowledge")
     ended = await run(tool("buf"), "curl", *options, "--data", json.dumps(request), url)
@@ -156,7 +156,7 @@ async def call(stack: Stack, method: str, request: dict[str, Any]) -> list[Any]:
 
 
 def json_values(text: str) -> list[Any]:
-    """Return the JSON values that stand one after the other in a text."""
+    """Return the concatenated JSON values of a text."""
     values, decoder = [], json.JSONDecoder()
     while text := text.lstrip():
         value, end = decoder.raw_decode(text)
@@ -166,7 +166,7 @@ def json_values(text: str) -> list[Any]:
 
 
 async def test_buf_submits_and_streams_a_job(stack: Stack) -> None:
-    """By reflection alone."""
+    """It needs only reflection."""
     (submitted,) = await call(stack, "Submit", {"job": {**SPECIFIED, "request_id": "buf-whole"}})
     messages = await call(stack, "StreamStatus", {"workflow_id": submitted["workflowId"]})
     output = "".join(message["delta"]["text"] for message in messages if "delta" in message)
@@ -175,7 +175,7 @@ async def test_buf_submits_and_streams_a_job(stack: Stack) -> None:
 
 
 async def test_buf_cancels_a_job(stack: Stack, stub: LlmServiceStub) -> None:
-    """And sees why it ended."""
+    """It sees the reason of the end."""
     submitted_job = {**SPECIFIED, "request_id": "buf-cancelled", "params": {"max_tokens": 4000}}
     (submitted,) = await call(stack, "Submit", {"job": submitted_job})
     named = {"workflow_id": submitted["workflowId"]}
@@ -185,12 +185,12 @@ async def test_buf_cancels_a_job(stack: Stack, stub: LlmServiceStub) -> None:
     *_, last = await call(stack, "StreamStatus", named)
     assert last["status"]["state"] == "JOB_STATE_CANCELLED"
     assert last["status"]["error"]["message"] == "not needed"
-    # The error's details are known to the gateway's reflection, too.
+    # Reflection describes the types of the error's details, too.
     assert last["status"]["error"]["details"][0]["reason"] == "CANCELLED"
 
 
 async def test_buf_lists_jobs_and_models(stack: Stack) -> None:
-    """The rest of the service."""
+    """These calls need only reflection as well."""
     (models,) = await call(stack, "ListModels", {})
     assert models["models"][0]["name"] == "docstrings"
     await call(stack, "List", {"userId": "user-123"})
@@ -200,7 +200,7 @@ async def test_buf_lists_jobs_and_models(stack: Stack) -> None:
 
 @pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
 async def test_buf_reflects_by_either_version(stack: Stack, version: str) -> None:
-    """Newer clients ask for v1, older ones only know v1alpha."""
+    """Newer clients ask for v1. Older ones know only v1alpha."""
     url = f"http://{stack.address('gateway')}"
     options = ("--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", version)
     ended = await run(tool("buf"), "curl", *options, "--list-methods", url)
@@ -208,7 +208,7 @@ async def test_buf_reflects_by_either_version(stack: Stack, version: str) -> Non
 
 
 async def test_third_party_holds_what_error_details_need(stub: LlmServiceStub, tmp_path: Path) -> None:
-    """A client that has nothing but the proto files of this repository reads what was wrong with its request."""
+    """A client with only the proto files of this repository can read the details of an error."""
     folder, out = ROOT / "third_party" / "googleapis", tmp_path / "descriptors"
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.proto"))
     compiled = await run(
@@ -236,7 +236,7 @@ def test_third_party_is_what_its_package_ships() -> None:
 
 @pytest.mark.parametrize("place", [0, 1], ids=["new secret", "old secret"])
 async def test_a_receiver_in_another_language_verifies_webhooks(stub: LlmServiceStub, place: int) -> None:
-    """By the library of Standard Webhooks for Node.js, with either of the active secrets; a forgery it refuses."""
+    """Standard Webhooks' library for Node.js verifies an event with either active secret, and refuses a forgery."""
     secret = json.loads(FAST["notifier"]["NOTIFIER_WEBHOOK_SECRETS"])[place]
     receiver = await start(*await node_example("receiver.js"), WEBHOOK_SECRET=secret)
     assert receiver.stdout is not None
@@ -249,7 +249,7 @@ async def test_a_receiver_in_another_language_verifies_webhooks(stub: LlmService
             assert answer.status == 400
         notify_options = llm_pb2.NotifyOptions(include_output=True)
         seen = await run_job(stub, new_job(notify=webhook(url), notify_options=notify_options))
-        assert not seen.output.isascii(), "a receiver that does not verify the bytes as they came gets that wrong"
+        assert not seen.output.isascii(), "the test needs text whose bytes a receiver could change"
         event = json.loads(await receiver.stdout.readline())
         assert event["data"]["result"]["output"] == seen.final.result.output
         assert seen.final.status.notifications[0].state == llm_pb2.NOTIFY_STATE_DELIVERED

@@ -1,4 +1,4 @@
-"""Whose turn it is: priority orders jobs at the GPU and nowhere else, and nobody passes others by unless allowed to."""
+"""Priority orders jobs at the GPU and nowhere else, and no user gets ahead of others without permission."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 class Turns:
-    """A gateway and a worker of one place, with a queue of their own; the worker is started late."""
+    """A gateway and a worker with one slot and a queue of their own. The worker starts after the jobs are submitted."""
 
     def __init__(self, stub: LlmServiceStub, worker: Process) -> None:
         self.stub = stub
@@ -32,7 +32,7 @@ class Turns:
         return (await self.stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
 
     async def started(self, ids: list[str]) -> list[str]:
-        """Run the jobs; return their ids in the order of their turns."""
+        """Run the jobs, and return their ids in the order in which they started."""
         await self.worker.start()
         seen = await asyncio.gather(*(watch(self.stub, id_) for id_ in ids))
         times = [one.final.status.start_time.ToNanoseconds() for one in seen]
@@ -68,7 +68,7 @@ async def test_a_user_of_many_jobs_at_the_highest_priority_does_not_pass_others_
             try:
                 flood = [await turns.submit("many", highest)]
             except grpc.aio.AioRpcError as error:
-                assert error.code() == grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017  refused: a lower one, then
+                assert error.code() == grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017  the next one is lower
                 highest += 1
             else:
                 break
@@ -89,7 +89,7 @@ async def test_a_priority_above_the_operators_is_refused_by_name(stub: LlmServic
 
 
 async def test_priority_is_of_the_gpus_turn_alone(stack: Stack, temporal: Client) -> None:
-    """A job that may wait is not delayed elsewhere: its workflow's steps and its deliveries take fair turns, as any."""
+    """A job of low priority is not delayed elsewhere: its workflow tasks and deliveries are scheduled fairly."""
     async with new_turns(stack, "turns-ordered", GATEWAY_HIGHEST_PRIORITY="1") as turns:
         ids = {priority: await turns.submit(f"user-of-{priority}", priority) for priority in (5, 0, 1)}
         for priority, id_ in ids.items():

@@ -1,4 +1,4 @@
-"""A service's process as runtime.process runs it: which spans leave it, what its log looks like, how it ends."""
+"""A service's process as runtime.process runs it: its exported spans, its log and its end."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ process.run("worker", main)
 
 
 async def run(then: str, environment: dict[str, str], stop: bool = False) -> tuple[int, str]:
-    """Run a process to its end, with SIGTERM once it has logged if it is to be stopped: its status and its log."""
+    """Run a process, and return its exit status and log. With `stop` it gets SIGTERM after its first log line."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", MAIN.replace("THEN", then)),
         stderr=asyncio.subprocess.PIPE,
@@ -45,7 +45,7 @@ async def run(then: str, environment: dict[str, str], stop: bool = False) -> tup
 
 
 async def spans(receive: type[Collector | HttpCollector] = Collector, **environment: str) -> list[tuple[str, str]]:
-    """Return names and services of the spans that arrive."""
+    """Return the names and services of the spans that a collector receives."""
     async with receive() as collector:
         status, _ = await run("pass", {**collector.environment, **environment})
     assert status == 0
@@ -57,7 +57,7 @@ async def test_the_last_spans_are_sent_before_the_end() -> None:
 
 
 async def test_spans_are_sent_by_http_where_the_standard_variable_says_so() -> None:
-    """For traces alone, too, and then to the whole address that is given for them."""
+    """The variables for traces alone work, too. Their endpoint is then used unchanged."""
     assert await spans(HttpCollector) == [("work", "worker")]
     async with HttpCollector() as collector:
         environment = {
@@ -85,7 +85,7 @@ async def test_the_operators_name_for_the_service_counts() -> None:
 
 
 async def test_nothing_is_exported_unless_asked_for() -> None:
-    """An address alone does not ask."""
+    """An endpoint alone does not turn the export on."""
     assert await spans(OTEL_TRACES_EXPORTER="") == []
     assert await spans(OTEL_TRACES_EXPORTER="none") == []
 
@@ -108,7 +108,7 @@ async def test_an_unknown_exporter_is_an_error_that_says_so() -> None:
 @pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
 @pytest.mark.parametrize("protocol", ["http/json", "carrier-pigeon"])
 async def test_an_unknown_protocol_is_an_error_that_says_so(variable: str, protocol: str) -> None:
-    """It ends the process at its start, names the variables and what they may be."""
+    """It ends the process at its start, and names the variables and their valid values."""
     status, log = await run("pass", {"OTEL_TRACES_EXPORTER": "otlp", variable: protocol})
     assert status == 1
     end = json.loads(log.splitlines()[-1])["exception"].splitlines()[-1]
@@ -123,7 +123,7 @@ async def test_a_collector_that_is_away_does_not_hold_up_the_end(protocol: str) 
     environment = {**NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
     status, _ = await run("await process.forever()", environment, stop=True)
     assert status == 0
-    # The exporter itself would try for a minute.
+    # The exporter itself would retry for a minute.
     assert time.monotonic() - begin < 45
 
 
@@ -144,7 +144,7 @@ async def test_a_line_of_a_process_without_traces_has_no_trace() -> None:
 
 
 async def test_an_error_is_one_line() -> None:
-    """Also the one that ends the process; a warning of Python's too."""
+    """This includes the error that ends the process, and a warning of Python."""
     _, warning, end = await lines("warnings.warn('look out'); 1 / 0")
     assert "look out" in warning["message"]
     assert end["message"] == "ended by an error"
@@ -167,7 +167,7 @@ async def test_text_is_for_people() -> None:
     [("LOG_FORMAT", "xml", "'json' or 'text'"), ("LOG_LEVEL", "DEBUG", "'INFO', 'WARNING' or 'ERROR'")],
 )
 async def test_a_wrong_setting_is_an_error_that_says_so(variable: str, value: str, told: str) -> None:
-    """At DEBUG Temporal's SDK logs what activities return, the output among it."""
+    """DEBUG is refused because Temporal's SDK then logs activity results, which contain the output."""
     status, log = await run("pass", {variable: value})
     assert status == 1
     assert told in log

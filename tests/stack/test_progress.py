@@ -1,4 +1,4 @@
-"""How progress is told by a notifier with narrow bounds, and by one that was stopped and started again."""
+"""Progress notifications of a notifier with low limits, and of one that is stopped and started again."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ LONG = {"max_tokens": 8000}
 
 
 class Narrow(NamedTuple):
-    """A gateway whose notifier tells of three jobs at once, two of a user."""
+    """A gateway whose notifier reports progress of at most three jobs at a time, two for each user."""
 
     stub: LlmServiceStub
     notifier: Process
@@ -64,7 +64,7 @@ async def submit(narrow: Narrow, job: llm_pb2.JobRequest) -> str:
 
 
 async def test_a_users_slow_receivers_leave_room_for_the_progress_of_others(narrow: Narrow) -> None:
-    """What is too much of one user's is told later, once there is room; its jobs do not wait for that."""
+    """Progress over a user's limit is notified later, once there is room. The user's jobs do not wait for it."""
     paths = [f"/greedy/{number}" for number in range(3)]
     for path in paths:
         narrow.receiver.on(path, hang)
@@ -87,7 +87,7 @@ async def test_a_users_slow_receivers_leave_room_for_the_progress_of_others(narr
 
 
 async def test_a_notifier_that_takes_over_keeps_the_interval(narrow: Narrow, temporal: Client) -> None:
-    """The one before it stopped a moment after it had told."""
+    """The earlier notifier stopped a moment after it had sent progress."""
     interval = timedelta(seconds=6)
     narrow.receiver.on("/over", status(200))
     id_ = await submit(narrow, told_job(narrow, "/over", seconds=6))
@@ -102,12 +102,12 @@ async def test_a_notifier_that_takes_over_keeps_the_interval(narrow: Narrow, tem
     kinds = [request.event["type"].rpartition(".")[2] for request in requests]
     assert kinds == ["started", *["progress"] * (len(kinds) - 1)]
     sent = [int(request.headers["webhook-timestamp"]) for request in requests[1:]]
-    # The header has whole seconds.
+    # The header's timestamp has whole seconds.
     assert all(later - earlier >= interval.total_seconds() - 1 for earlier, later in itertools.pairwise(sent))
 
 
 async def heartbeat(temporal: Client, workflow_id: str) -> list[llm_pb2.Delivery]:
-    """Return what a notifier would go on from."""
+    """Return the deliveries of the heartbeat from which a notifier would continue."""
     described = await temporal.get_workflow_handle(workflow_id).describe()
     for activity in described.raw_description.pending_activities:
         if activity.activity_type.name == names.ACTIVITY_NOTIFY_PROGRESS and activity.heartbeat_details.payloads:
@@ -119,13 +119,13 @@ async def heartbeat(temporal: Client, workflow_id: str) -> list[llm_pb2.Delivery
 
 
 async def test_progress_goes_on_after_a_handover(stack: Stack, narrow: Narrow) -> None:
-    """Nothing is told of the worker that has taken over before it has said how far it is."""
+    """No progress of the new worker is sent before that worker has reported its progress."""
     sizes = {"context_tokens": 8192, "max_output_tokens": 8192, "default_max_tokens": 64}
     model = {"name": "docstrings", "queue": "gpu-progress", **sizes}
     gateway = stack.add("gateway", {"GATEWAY_MODELS": json.dumps([model])})
     queue = {"GPU_WORKER_TASK_QUEUE": "gpu-progress", "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"}
     first = stack.add("gpu-worker", queue)
-    # Temporal then knows for seconds only that it has the job.
+    # For seconds Temporal then knows only that this worker has the job.
     second = stack.add("gpu-worker", {**queue, "GPU_WORKER_HEARTBEAT_INTERVAL": "PT6S"})
     for process in (gateway, first):
         await process.start()

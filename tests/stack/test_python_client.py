@@ -1,4 +1,4 @@
-"""The Python client on a real stack: every byte once, whatever breaks; every error a class of its own."""
+"""The Python client on a real stack: every byte comes once, whatever breaks, and every error has its own class."""
 
 import asyncio
 import logging
@@ -22,16 +22,19 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2, llm_pb2_grpc
-from tests.support.commands import interrupt, interrupt_another_thread
+from tests.support.commands import interrupt, interrupt_another_thread, run
 from tests.support.jobs import new_job
 from tests.support.paths import ROOT
 
 GREEDY = {"temperature": 0.0}
 
-# Runs as a process of its own, which the test then interrupts: it has an answer, and waits for the next one.
+# The test interrupts this process while it waits for an answer after the first one.
 INTERRUPTED = """
-import sys
+import signal, sys
 from durable_llm import Client
+
+# Tests that a shell runs in the background have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with Client(sys.argv[1]) as client:
     jobs = [{"user_id": "ann", "request_id": name, "model": model, "prompt": "x", "params": {"max_tokens": 1}}
@@ -49,17 +52,17 @@ class Turn(NamedTuple):
     """How an UnsteadyGateway serves one stream."""
 
     messages: int | None = None
-    """After how many it ends; None: after all."""
+    """Number of messages after which the stream ends. None: it ends after all messages."""
     fails: bool = True
-    """Whether it then fails, instead of saying that all went well."""
+    """True if the stream ends with UNAVAILABLE, False if it ends with OK."""
     knows_tokens: bool = True
-    """Whether it has resume tokens, as all but an earlier version have."""
+    """True if the gateway has resume tokens, False for an earlier version."""
     retry_delay: timedelta | None = None
-    """What it asks for by RetryInfo when it fails."""
+    """Delay of the RetryInfo with which the stream fails."""
 
 
 class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
-    """StreamStatus of a gateway, served as its turns say, the last one for ever."""
+    """Servicer that serves each StreamStatus by the next of its turns. The last turn repeats."""
 
     def __init__(self, gateway: llm_pb2_grpc.LlmServiceStub, *turns: Turn) -> None:
         self._gateway = gateway
@@ -89,7 +92,7 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
 
 @asynccontextmanager
 async def unsteady(stack: Stack, *turns: Turn, **options: Any) -> AsyncIterator[AsyncClient]:
-    """Serve an UnsteadyGateway while the context is open; yield a client of it."""
+    """Serve an UnsteadyGateway while the context is open, and yield a client of it."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         server = grpc.aio.server()
         gateway = UnsteadyGateway(llm_pb2_grpc.LlmServiceStub(channel), *turns)
@@ -108,13 +111,13 @@ async def client(stack: Stack) -> AsyncIterator[AsyncClient]:
 
 
 async def read_into(output: Output, job: AsyncJob) -> None:
-    """Add all pieces of a job's output."""
+    """Add all pieces of a job's output to `output`."""
     async for piece in job.stream():
         output.add(piece)
 
 
 async def test_a_job_from_its_fields_to_its_result(client: AsyncClient) -> None:
-    """Pieces, joined, are the output; messages may be dicts; a job is found again by its id."""
+    """The joined pieces are the output, messages may be dicts, and a job is found by its id."""
     messages = [{"role": "user", "content": "Hello"}]
     job = await client.submit(user_id="ann", model="docstrings", messages=messages, params={"max_tokens": 20})
     output = Output()
@@ -164,7 +167,7 @@ async def test_every_byte_comes_once_however_often_the_gateway_dies(stack: Stack
 
 
 async def test_every_byte_comes_once_while_gateways_are_upgraded(stack: Stack, client: AsyncClient) -> None:
-    """Those of an earlier version send and take no resume_token, and streams break between them and newer ones."""
+    """Gateways of an earlier version have no resume_token. Streams break and resume at gateways of both versions."""
     job = await client.submit(new_job(params={"max_tokens": 400}))
     earlier, newer = Turn(messages=4, knows_tokens=False), Turn(messages=4)
     async with unsteady(stack, newer, earlier, earlier, newer, newer, earlier, Turn(fails=False)) as other:
@@ -176,7 +179,7 @@ async def test_every_byte_comes_once_while_gateways_are_upgraded(stack: Stack, c
 
 
 async def test_an_earlier_gateway_that_overlooks_a_token_rewinds_its_reader(stack: Stack, client: AsyncClient) -> None:
-    """Else the reader, who goes on after a piece, would take the start of the output for its next part."""
+    """Without the rewind the reader would append the start of the output to its piece."""
     job = await client.submit(new_job(params={"max_tokens": 40}))
     first, *_ = [piece async for piece in job.stream()]
     output = Output()
@@ -190,7 +193,7 @@ async def test_an_earlier_gateway_that_overlooks_a_token_rewinds_its_reader(stac
 
 
 async def test_a_stream_that_ends_before_its_job_goes_on(stack: Stack, client: AsyncClient) -> None:
-    """Whatever the gateway says of it: how the job ended is not known."""
+    """The stream resumes even after status OK, because the job's outcome is not known."""
     job = await client.submit(new_job(params={"max_tokens": 100}))
     output = Output()
     async with unsteady(
@@ -203,7 +206,7 @@ async def test_a_stream_that_ends_before_its_job_goes_on(stack: Stack, client: A
 async def test_a_broken_stream_waits_as_long_as_the_gateway_asks_for(
     stack: Stack, client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And says in its log what broke, and where it goes on."""
+    """The log has the error and the offset at which the stream continues."""
     job = await client.submit(new_job(params={"max_tokens": 20}))
     result = await job.result()
     delay = timedelta(seconds=2)
@@ -227,7 +230,7 @@ async def test_a_stream_that_always_ends_before_its_job_is_given_up(stack: Stack
 
 
 async def test_the_end_is_told_once(stack: Stack, client: AsyncClient) -> None:
-    """A stream that breaks after it has nothing more to say."""
+    """A stream that breaks after the end is not resumed."""
     job = await client.submit(new_job(params={"max_tokens": 1}))
     result = await job.result()
     async with unsteady(stack, Turn(), Turn(fails=False)) as other:
@@ -236,7 +239,7 @@ async def test_the_end_is_told_once(stack: Stack, client: AsyncClient) -> None:
 
 
 async def test_a_result_is_whole_after_a_stream_that_was_left(client: AsyncClient) -> None:
-    """Of a job that has ended: the first message says so, the last one has the result."""
+    """In the stream of an ended job the first message has the final state, and only the last one has the result."""
     job = await client.submit(new_job(params={"max_tokens": 20}))
     result = await job.result()
     again = client.job(job.workflow_id)
@@ -246,7 +249,7 @@ async def test_a_result_is_whole_after_a_stream_that_was_left(client: AsyncClien
 
 
 async def test_a_token_of_another_job_rewinds_to_where_the_outputs_part(client: AsyncClient) -> None:
-    """Whoever holds the other job's output is not given the rest of this one's."""
+    """A reader of the other job's output does not get the rest of this job's output appended."""
     long, short = [await client.submit(new_job(f"{n}", params={"max_tokens": n})) for n in (60, 10)]
     await short.result()
     for mine, other in ((long, short), (short, long)):
@@ -273,7 +276,7 @@ async def test_a_call_is_repeated_when_the_gateway_is_silent(stack: Stack) -> No
         await asyncio.wait([asked], timeout=3)
         still = not asked.done()
         gateway.signal(signal.SIGCONT)
-        assert still, "the first try has timed out"
+        assert still, "the call ended while the gateway was silent"
         assert await asked
     await gateway.terminate()
 
@@ -298,7 +301,7 @@ async def test_a_cancelled_job_raises_cancelled(client: AsyncClient) -> None:
 
 
 async def test_result_may_be_waited_for_a_while(client: AsyncClient) -> None:
-    """The job goes on after that."""
+    """The job continues after the timeout."""
     job = await client.submit(new_job(params={"max_tokens": 400}))
     with pytest.raises(TimeoutError):
         await job.result(timedelta(milliseconds=50))
@@ -317,6 +320,32 @@ async def test_the_address_may_come_from_the_environment(stack: Stack, monkeypat
     monkeypatch.setenv("LLM_ADDRESS", stack.address("gateway"))
     async with AsyncClient() as client:
         assert await client.models()
+
+
+async def test_the_channel_takes_options_of_grpc(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option of this test keeps the channel from using the environment's proxy."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    policy = RetryPolicy(connect_timeout=timedelta(seconds=1))
+    address, options = stack.address("gateway"), (("grpc.enable_http_proxy", 0),)
+    async with AsyncClient(address, options=options) as client:
+        assert await client.models()
+    with Client(address, options=options) as waiting:
+        assert await asyncio.to_thread(waiting.models)
+    async with AsyncClient(address, retry=policy) as client:
+        with pytest.raises(errors.Unavailable):
+            await client.models()
+
+
+async def test_deltas_of_a_watch_are_pieces_of_its_output(client: AsyncClient) -> None:
+    job = await client.submit(new_job("x [[vary]] [[fault:failed@30:once]]", params={"max_tokens": 60}))
+    output = Output()
+    async for message in job.watch():
+        if message.HasField("delta"):
+            output.add(message.delta)
+        assert len(output) == message.next_offset
+    assert output.text == (await job.result()).output
 
 
 async def test_calls_raise_an_error_of_their_own(client: AsyncClient) -> None:
@@ -345,7 +374,7 @@ async def test_a_wrong_address_is_given_up() -> None:
 
 
 async def test_many_jobs_at_a_time(client: AsyncClient) -> None:
-    """One that is refused and one that fails are outcomes; so many run at once, and no more."""
+    """A refused job and a failed job are outcomes. The number of concurrent jobs keeps its limit."""
     jobs = [new_job(params={"max_tokens": 20}) for _ in range(10)]
     jobs[3].model = "no-such-model"
     jobs[6].prompt = "[[fault:oom@3]]"
@@ -370,7 +399,7 @@ async def test_many_jobs_at_a_time(client: AsyncClient) -> None:
     ids=str,
 )
 async def test_a_job_that_is_none_is_an_outcome(client: AsyncClient, bad: Any) -> None:
-    """It ends no other job's."""
+    """It does not end the other jobs."""
     good = new_job(params={"max_tokens": 20})
     outcomes = {outcome.index: outcome async for outcome in client.map([good, bad, good])}
     assert outcomes[0].result == outcomes[2].result is not None
@@ -384,14 +413,14 @@ async def test_jobs_and_models_are_listed(client: AsyncClient) -> None:
         await (await client.submit(new_job(user_id="lister"))).result()
     listed: set[str] = set()
     async with asyncio.timeout(30):
-        # Temporal's visibility lags.
+        # Temporal's visibility store is updated a moment later.
         while len(listed) < 3:
             listed |= {one.status.workflow_id async for one in client.list(user_id="lister", page_size=1)}
     assert "docstrings" in [model.name for model in await client.models()]
 
 
 async def test_the_client_without_asyncio(stack: Stack) -> None:
-    """All of it, in a thread that has no event loop."""
+    """Every method works in a thread without an event loop."""
 
     def work() -> None:
         with Client(stack.address("gateway")) as client:
@@ -421,7 +450,7 @@ async def test_the_client_without_asyncio(stack: Stack) -> None:
 @pytest.mark.parametrize("send", [interrupt, interrupt_another_thread])
 @pytest.mark.parametrize("method", ["map", "watch"])
 async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str, send: Callable[[int], None]) -> None:
-    """Also where the signal does not wake the main thread."""
+    """This holds even if the signal does not wake the main thread."""
     names = [new_job().request_id for _ in range(2)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", INTERRUPTED, stack.address("gateway"), method, *names),
@@ -440,8 +469,33 @@ async def test_ctrl_c_ends_a_wait_as_it_ends_any(stack: Stack, method: str, send
     assert process.returncode == -signal.SIGINT
 
 
+async def test_ctrl_c_may_come_as_a_wait_begins(stack: Stack) -> None:
+    """The signal comes when the client's thread has the call and the caller does not wait for it yet."""
+    script = """
+import signal, sys
+from durable_llm import Client
+
+def interrupt(frame, event, _):
+    if event == "return" and frame.f_code.co_name == "call_soon_threadsafe":
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Client(sys.argv[1]) as client:
+    messages = client.submit(user_id="ann", request_id=sys.argv[2], model="idle", prompt="x").watch()
+    next(messages)
+    sys.setprofile(interrupt)
+    next(messages)
+"""
+    async with asyncio.timeout(120):
+        ended = await run(sys.executable, "-c", script, stack.address("gateway"), new_job().request_id)
+    assert ended.errors.splitlines()[-1] == "KeyboardInterrupt"
+    assert "RuntimeError" not in ended.errors
+    assert ended.status == -signal.SIGINT
+
+
 async def test_a_client_without_asyncio_that_is_closed(stack: Stack) -> None:
-    """Ends the waits of other threads and the loops over it; says so afterwards."""
+    """It ends the waits and loops of other threads. Later calls raise an error that says that it is closed."""
 
     def work() -> None:
         client = Client(stack.address("gateway"))
@@ -461,7 +515,7 @@ async def test_a_client_without_asyncio_that_is_closed(stack: Stack) -> None:
         client.close()
         client.close()
         waiting.join(60)
-        assert len(ended) == 1, "it would wait for ever"
+        assert len(ended) == 1, "the wait must end"
         messages.close()
         with pytest.raises(RuntimeError, match="closed"):
             job.get()
@@ -470,7 +524,7 @@ async def test_a_client_without_asyncio_that_is_closed(stack: Stack) -> None:
 
 
 async def test_jobs_that_come_from_the_same_client_are_refused(stack: Stack) -> None:
-    """The client reads them where it works itself: it would wait for ever."""
+    """The client iterates over the jobs in its own event loop, so a call from there would wait for ever."""
 
     def work() -> None:
         with Client(stack.address("gateway")) as client:
@@ -490,7 +544,7 @@ def test_every_error_of_a_job_has_a_class() -> None:
 
 
 def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
-    """test_docs keeps the page's table complete."""
+    """The table of the page is complete, which test_docs proves."""
     page = (ROOT / "docs" / "errors.md").read_text()
     reasons = re.findall(r"^\| `(\w+)` \| `\w+` \| (?!yes \||no \|)", page, re.MULTILINE)
     assert set(errors.API_ERRORS) == set(reasons)

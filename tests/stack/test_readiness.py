@@ -1,4 +1,4 @@
-"""A container's view of a service: `/healthz` says that it lives, `/readyz` that it can do its work."""
+"""Health of a service for its container: `/healthz` reports that it lives, `/readyz` that it can do its work."""
 
 import asyncio
 import json
@@ -47,14 +47,14 @@ async def ask(stack: Stack, name: str, path: str) -> Answer:
 
 
 async def ask_until(stack: Stack, name: str, true: Callable[[Answer], bool]) -> Answer:
-    """Return the first answer of /readyz of which it is true."""
+    """Return the first answer of /readyz for which `true` returns True."""
     async with asyncio.timeout(SECONDS):
         while True:
             try:
                 if true(answer := await ask(stack, name, "/readyz")):
                     return answer
             except aiohttp.ClientConnectionError:
-                # It does not listen yet.
+                # The service does not listen yet.
                 pass
             await asyncio.sleep(0.1)
 
@@ -69,7 +69,7 @@ def is_ready(answer: Answer) -> bool:
 
 @pytest.fixture(scope="module")
 async def fragile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A stack whose servers may be killed."""
+    """Run a stack whose servers a test may kill."""
     async with Stack(stack_settings(tmp_path_factory.mktemp("readiness")), environment=FAST) as stack:
         yield stack
 
@@ -80,7 +80,7 @@ async def lives(stack: Stack, name: str) -> bool:
 
 @pytest.mark.parametrize("name", SERVICES)
 async def test_a_service_says_what_it_is(stack: Stack, name: str) -> None:
-    """For people: what it is, where it listens, what it talks to, and of which version all that is."""
+    """People can read its kind, its addresses, its peers and all versions."""
     ready, alive = await ask(stack, name, "/readyz"), await ask(stack, name, "/healthz")
     assert (ready.status, alive.status) == (200, 200)
     assert ready.body == {"ready": True, "missing": {}, "degraded": {}, **alive.body}
@@ -97,7 +97,7 @@ async def test_a_service_says_what_it_is(stack: Stack, name: str) -> None:
 
 
 async def head(url: str) -> bytes:
-    """Return all that a server sends to HEAD until it closes the connection."""
+    """Return all bytes that a server sends after HEAD until it closes the connection."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(f"HEAD {parts.path} HTTP/1.0\r\n\r\n".encode())
@@ -108,7 +108,7 @@ async def head(url: str) -> bytes:
 
 
 async def test_a_path_that_does_not_exist_is_no_health(stack: Stack) -> None:
-    """A probe with a misspelt path fails. Metrics are at /metrics alone."""
+    """A probe with a misspelt path fails. Only /metrics serves metrics."""
     for path in ("/", "/ready", "/readyz/", "/healthz2"):
         assert (await ask(stack, "notifier", path)).status == 404
     assert (await ask(stack, "notifier", "/metrics")).status == 200
@@ -118,7 +118,7 @@ async def test_a_path_that_does_not_exist_is_no_health(stack: Stack) -> None:
 
 
 async def test_a_worker_is_ready_once_its_model_has_loaded(fragile: Stack) -> None:
-    """And lives meanwhile."""
+    """It lives meanwhile."""
     worker = loading(fragile, 3600)
     await worker.start()
     answer = await ask_until(fragile, worker.name, lambda answer: list(answer.body["missing"]) == ["engine"])
@@ -135,13 +135,13 @@ async def test_a_worker_is_ready_once_its_model_has_loaded(fragile: Stack) -> No
 
 
 def loading(stack: Stack, seconds: float) -> Process:
-    """Return a worker whose model takes so long to load."""
+    """Return a worker whose model takes this time to load."""
     return stack.add("gpu-worker", {"GPU_WORKER_ENGINE_OPTIONS": json.dumps({"load_seconds": seconds})})
 
 
 @pytest.mark.parametrize("kind", CALLS_TEMPORAL)
 async def test_a_service_that_waits_for_temporal_is_not_ready(fragile: Stack, kind: str) -> None:
-    """It says so from its start, and lives."""
+    """It is live and not ready from its start on."""
     process = fragile.add(kind, {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"})
     await process.start()
     answer = await ask_until(fragile, process.name, misses("temporal"))
@@ -158,7 +158,7 @@ async def test_a_service_that_loses_temporal_is_not_ready_until_it_is_back(fragi
         answer = await ask_until(fragile, name, misses("temporal"))
         assert answer.status == 503
         assert await lives(fragile, name)
-    assert is_ready(await ask(fragile, "codec", "/readyz")), "it does not call Temporal"
+    assert is_ready(await ask(fragile, "codec", "/readyz")), "the codec server does not need Temporal"
     await fragile.processes["temporal"].start()
     await fragile.processes["temporal"].wait_ready()
     for name in CALLS_TEMPORAL:
@@ -166,7 +166,7 @@ async def test_a_service_that_loses_temporal_is_not_ready_until_it_is_back(fragi
 
 
 async def test_a_service_without_its_feed_is_ready(fragile: Stack) -> None:
-    """Jobs run and end as ever: a gateway taken out of its balancer, and all are at once, would serve nobody."""
+    """Jobs run and end without the feed. All gateways lose it together, and none ready would mean no service."""
     await fragile.processes["nats"].kill()
     for name in ("gateway", "gpu-worker"):
         answer = await ask_until(fragile, name, lambda answer: "feed" in answer.body["degraded"])
@@ -178,7 +178,7 @@ async def test_a_service_without_its_feed_is_ready(fragile: Stack) -> None:
 
 
 async def test_a_service_that_shuts_down_is_not_ready(fragile: Stack) -> None:
-    """For as long as it lives, which is until its jobs are done."""
+    """It is not ready until its end, which comes after its jobs' end."""
     patient = {
         "GPU_WORKER_MODEL": "idle",
         "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
@@ -202,7 +202,7 @@ async def test_a_service_that_shuts_down_is_not_ready(fragile: Stack) -> None:
 
 
 async def test_a_gateway_that_only_runs_workflows_gets_ready(fragile: Stack) -> None:
-    """It listens on no port but that of its metrics."""
+    """It listens only on the port of its metrics."""
     gateway = fragile.add("gateway", {"GATEWAY_ROLE": "workflows"})
     await gateway.start()
     await gateway.wait_ready()

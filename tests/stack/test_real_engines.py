@@ -1,4 +1,4 @@
-"""Whole jobs through the whole stack on a real model: what `make demo` shows, proved."""
+"""Jobs run through the whole stack on a real model, as `make demo` shows."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ async def real(engine: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
 
 
 async def test_a_real_model_answers(real: LlmServiceStub, engine: str) -> None:
-    """Token by token, and greedy decoding says the same again."""
+    """The answer comes token by token, and greedy decoding generates the same answer again."""
     seen = await run_job(real, new_job("Return the ", params=GREEDY))
     result = seen.final.result
     assert seen.states[-1] == "SUCCEEDED"
@@ -47,7 +47,7 @@ async def test_a_real_model_answers(real: LlmServiceStub, engine: str) -> None:
 
 
 async def test_jobs_share_the_batch(real: LlmServiceStub) -> None:
-    """Many at once: every one gets its own answer, the same as alone."""
+    """Every concurrent job gets its own answer, which is the same as without the others."""
     prompts = [f"Return the {word}" for word in ("number", "list", "name", "value", "file", "string", "object", "time")]
     alone = [(await run_job(real, new_job(prompt, params=GREEDY))).output for prompt in prompts[:2]]
     together = await asyncio.gather(*(run_job(real, new_job(prompt, params=GREEDY)) for prompt in prompts))
@@ -78,7 +78,7 @@ async def test_a_prompt_over_the_context_is_refused_at_the_gateway(real: LlmServ
 
 
 async def test_a_conversation_over_the_context_fails_for_good(real: LlmServiceStub) -> None:
-    """The template's own tokens are counted by the worker: it fails the job without another attempt."""
+    """The worker counts the template's tokens as well, and fails the job without another attempt."""
     # Each turn costs the gateway one token and the template at least one more.
     messages = [llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content="a")] * 1024
     seen = await run_job(real, new_job(messages=messages))

@@ -1,8 +1,7 @@
-"""What a reader holds in the end is the job's result, whatever was generated, lost, replaced and left meanwhile.
+"""Every reader finally holds the job's result, whatever was generated, lost and replaced meanwhile.
 
-The real parts, from an attempt's output to what a client holds, in one process: attempts write into a feed, watches
-read it, and readers leave and come back at any of them. Temporal alone is played here: it knows the result once there
-is one.
+The tests join the real parts in one process: attempts write into a feed, watches read it, and readers leave and
+reconnect at any watch. Only Temporal is replaced by a fake, which knows the result once there is one.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from opentelemetry.metrics import NoOpMeter
 
 from feed.memory import MemoryFeed
+from jobs.errors import WorkerLost, to_status
 from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -26,19 +26,19 @@ from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.settings import GpuWorkerSettings
-from tests.support.jobs import Seen, new_job, watch
+from tests.support.jobs import Seen, new_job, until_message, watch
 
 KEY: Final = "run"
 ENGINE: Any = SimpleNamespace(name="played", gpu=llm_pb2.GpuInfo())
 LAG: Final = NoOpMeter("test").create_histogram("lag")
 ROOM: Final = 4096
-"""Bytes of output in one message."""
+"""Maximum bytes of output in one message."""
 ALPHABET: Final = "aé🙂"
-"""Few characters, of one to four bytes: two texts often begin alike."""
+"""Characters of one, two and four bytes. They are few, so that two texts often have a common prefix."""
 
 
 class PlayedTemporal:
-    """What a Watch asks of a JobReader."""
+    """Fake of the JobReader that a Watch uses."""
 
     def __init__(self) -> None:
         self.response = llm_pb2.GetStatusResponse(status=llm_pb2.JobStatus(run_id=KEY, state=llm_pb2.JOB_STATE_RUNNING))
@@ -65,7 +65,7 @@ class PlayedTemporal:
 
 
 class Reader:
-    """A client: what it holds, and the stream that it has open."""
+    """A client with its output and its open stream."""
 
     def __init__(self) -> None:
         self.seen = Seen()
@@ -76,7 +76,7 @@ class Reader:
         return self._reading is None
 
     def come(self, watch: Watch, *, with_token: bool) -> None:
-        """Open a stream with what the last message said."""
+        """Open a stream at the offset of the last message, `with_token` with its resume token as well."""
         token = ResumeToken.parse(self.seen.resume_token) if with_token else None
         self._reading = asyncio.create_task(self._read(watch, token))
 
@@ -96,7 +96,7 @@ class Reader:
 
 
 class Job:
-    """A job that is generated, with the watches of two gateways."""
+    """A running job with the watches of two gateways."""
 
     def __init__(self) -> None:
         self.feed = MemoryFeed()
@@ -139,7 +139,7 @@ class Job:
 
 
 async def everybody_goes_on() -> None:
-    """Let all tasks run until they wait for something."""
+    """Let all tasks run until each waits."""
     for _ in range(30):
         await asyncio.sleep(0)
 
@@ -160,7 +160,7 @@ async def play(data: st.DataObject) -> None:
             job.heartbeat = job.attempt.heartbeat()
         elif step == "lose":
             await job.feed.remove(KEY)
-            # An attempt that lives on repeats what it has generated; a lost one's is gone.
+            # A running attempt would publish its output again, so the attempt is lost, too.
             job.attempt = None
         elif step == "come" and reader.away:
             reader.come(data.draw(st.sampled_from(job.watches), "watch"), with_token=data.draw(st.booleans(), "token"))
@@ -183,7 +183,7 @@ async def play(data: st.DataObject) -> None:
             job.watches.append(late)
             reader.come(late, with_token=with_token)
             await reader.read_to_the_end()
-            assert not (right and with_token) or reader.seen.rewinds == rewinds, "taken back without a reason"
+            assert not (right and with_token) or reader.seen.rewinds == rewinds, "a rewind without a reason"
         else:
             async with asyncio.timeout(20):
                 await reader.read_to_the_end()
@@ -191,7 +191,7 @@ async def play(data: st.DataObject) -> None:
     await job.close()
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_whatever_happens_a_reader_holds_the_result_in_the_end(data: st.DataObject) -> None:
     asyncio.run(play(data))
@@ -202,7 +202,7 @@ def reported(tokens: int) -> llm_pb2.JobProgress:
 
 
 def at_work(*tokens: int) -> list[internal_pb2.FeedRecord]:
-    """Return what an attempt has written that reported so often how many tokens it had."""
+    """Return the records of an attempt that has reported these numbers of tokens."""
     started = internal_pb2.AttemptStarted(attempt=1, start_time=Timestamp(seconds=1000))
     return [
         internal_pb2.FeedRecord(writer="one", attempt_started=started),
@@ -211,7 +211,7 @@ def at_work(*tokens: int) -> list[internal_pb2.FeedRecord]:
 
 
 async def statuses(job: Job, records: Sequence[internal_pb2.FeedRecord]) -> list[llm_pb2.JobStatus]:
-    """Return the statuses that a watcher sees while the records come, one at a time."""
+    """Return the statuses that a watcher sees while the records come one by one."""
     reader = Reader()
     await job.watches[0].known()
     reader.come(job.watches[0], with_token=False)
@@ -235,7 +235,7 @@ async def test_records_from_before_what_temporal_knows_take_no_progress_back() -
 
 
 async def test_a_job_whose_outcome_is_settled_does_not_run_again() -> None:
-    """The feed's log may be there still, and says that an attempt runs."""
+    """The feed's log may still exist and show a running attempt."""
     job = Job()
     settled = job.temporal.response.status
     settled.attempt, settled.state = 1, llm_pb2.JOB_STATE_NOTIFYING
@@ -243,12 +243,27 @@ async def test_a_job_whose_outcome_is_settled_does_not_run_again() -> None:
     assert await statuses(job, at_work(1, 10, 20)) == [settled]
 
 
+async def test_an_attempt_that_has_failed_does_not_run_for_whoever_comes_between_two() -> None:
+    """The log has the start of the failed attempt, but not yet that of the next one."""
+    job = Job()
+    waiting = job.temporal.response.status
+    waiting.attempt, waiting.state = 1, llm_pb2.JOB_STATE_QUEUED
+    waiting.error.CopyFrom(to_status(WorkerLost("fell silent")))
+    second = internal_pb2.AttemptStarted(attempt=2, start_time=Timestamp(seconds=1030))
+    log = at_work(10)
+    for record in log:
+        await job.feed.append(KEY, record)
+    seen = await statuses(job, [internal_pb2.FeedRecord(writer="two", attempt_started=second)])
+    states = {status.attempt: llm_pb2.JobState.Name(status.state) for status in seen}
+    assert states == {1: "JOB_STATE_QUEUED", 2: "JOB_STATE_RUNNING"}
+
+
 @pytest.mark.parametrize("with_token", [True, False])
 @pytest.mark.parametrize("closed", [True, False])
 async def test_a_reader_that_comes_back_after_a_rewind_gets_the_text_that_counts(
     stub: LlmServiceStub, *, with_token: bool, closed: bool
 ) -> None:
-    """It holds the first attempt's text, and comes back when the second one's has taken its place."""
+    """It holds the first attempt's text, and reconnects when the second attempt's text has replaced it."""
     job = new_job("Say something. [[vary]] [[fault:failed@60:once]]", params={"max_tokens": 150})
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
     whole = asyncio.create_task(watch(stub, id_))
@@ -260,10 +275,8 @@ async def test_a_reader_that_comes_back_after_a_rewind_gets_the_text_that_counts
     if closed:
         await whole
     else:
-        # The other reader has gone past the rewind.
-        async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
-            if message.status.attempt > 1 and message.next_offset > 40:
-                break
+        # Wait until another reader has passed the rewind.
+        await until_message(stub, id_, lambda message: message.status.attempt > 1 and message.next_offset > 40)
     request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset)
     if with_token:
         request.resume_token = seen.resume_token
@@ -276,12 +289,14 @@ async def test_a_reader_that_comes_back_after_a_rewind_gets_the_text_that_counts
 
 
 async def test_a_reader_whose_text_still_counts_is_not_taken_back(stub: LlmServiceStub) -> None:
-    """Of a job that has rewound: its token proves that it holds the second attempt's text."""
+    """After a rewind of the job its token proves that it holds the second attempt's text."""
     job = new_job("Say something. [[vary]] [[fault:failed@40:once]]", params={"max_tokens": 80})
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
     whole = await watch(stub, id_)
     assert whole.final.result.metadata.rewinds >= 1
-    for message in whole.messages[-10:]:
+    rewind = max((place for place, message in enumerate(whole.messages) if message.delta.rewind), default=0)
+    # On a busy machine the second attempt's text may come in few messages. Earlier ones have the first one's text.
+    for message in whole.messages[rewind:][-10:]:
         seen = Seen(output=whole.output[: message.next_offset], next_offset=message.next_offset)
         request = llm_pb2.StreamStatusRequest(workflow_id=id_, resume_token=message.resume_token)
         async for again in stub.StreamStatus(request, timeout=60):

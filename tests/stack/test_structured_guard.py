@@ -1,4 +1,4 @@
-"""Which generation has to end, and that an honest engine's never has to, however slow its machine is."""
+"""The guard ends generations that slow the batch, and none of an engine that is slow for other reasons."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from services.gpu_worker.engines.structured_guard import FLOOR, Member, Structur
 
 
 class Batch:
-    """A guard, the clock it sees, and generations that decode."""
+    """A guard with a fake clock, and generations that decode."""
 
     def __init__(self, best: float = 0.01, token_seconds: float = 0.0001, floor: float = FLOOR) -> None:
         self.now = 0.0
@@ -26,7 +26,7 @@ class Batch:
         return member
 
     def steps(self, count: int, seconds: float, tokens: int = 1) -> list[str]:
-        """Return who was ended during so many steps of so many seconds."""
+        """Return the ids of the generations that are ended during `count` steps of `seconds`."""
         ended = []
         for _ in range(count):
             self.now += seconds
@@ -36,9 +36,10 @@ class Batch:
         return ended
 
     def chats(self, count: int, seconds: Callable[[], float], every: int, tokens: int = 500) -> list[str]:
-        """Return who was ended during so many steps, with a new chat at every so many of them that stays for ten.
+        """Return the ids of the generations that are ended during `count` steps, with a new chat every `every` steps.
 
-        Each comes within a step, the next one reads its prompt of so many tokens, and its first token is seen after it.
+        A chat comes within a step. The next step reads its prompt of `tokens` tokens, and its first token comes after
+        that step. The ten newest chats stay.
         """
         ended = []
         chats: list[tuple[Member, ExitStack]] = []
@@ -48,7 +49,7 @@ class Batch:
             self.now += took / 2
             if number % every == 0:
                 stack = self._open.enter_context(ExitStack())
-                # Every other one is structured.
+                # Every second chat is structured.
                 chat = self.guard.member(f"chat {number}", structured=number % (2 * every) == 0)
                 chats.append((stack.enter_context(chat), stack))
             self.now -= took / 2
@@ -80,7 +81,7 @@ def test_none_is_ended_once_the_batch_is_fast_again() -> None:
 
 @pytest.mark.parametrize("best", [0.001, 0.01, 0.1, 1, 10])
 def test_a_slow_machine_is_no_reason(best: float) -> None:
-    """Nor one that full batches and other processes make ten times as slow as it was at first."""
+    """A machine that full batches and other processes make ten times slower than at first is no reason either."""
     batch = Batch(best)
     batch.member("a")
     assert batch.steps(1000, best * 10) == []
@@ -108,7 +109,7 @@ def test_reading_prompts_is_no_reason() -> None:
 
 @pytest.mark.parametrize(("every", "tokens"), [(1, 20), (1, 500), (2, 20), (2, 500), (2, 2000), (5, 2000)])
 def test_new_chats_do_not_put_it_off(every: int, tokens: int) -> None:
-    """And none of them is ended, structured ones among them: they came when the batch was slow already."""
+    """No chat is ended, not even a structured one, because the batch was slow before it came."""
     batch = Batch()
     slow = batch.member("slow")
     batch.steps(1, 0.05)
@@ -134,7 +135,7 @@ def test_who_came_before_the_batch_was_slow_is_not_ended_for_a_single_slow_step(
 
 @pytest.mark.parametrize("tokens", [10, 500, 2000])
 def test_a_slow_machine_that_reads_prompts_all_the_time_is_no_reason(tokens: int) -> None:
-    """It makes a token a second and reads 14 tokens of a prompt a second, and is five times as slow when it is busy."""
+    """It generates one token/s, reads 14 prompt tokens/s, and is five times slower when it is busy."""
     batch = Batch(best=1, token_seconds=0.07)
     batch.member("a")
     assert batch.chats(1000, lambda: (1 + tokens * 0.07) * 5, every=1, tokens=tokens) == []
@@ -151,7 +152,7 @@ def test_steps_without_anything_in_them_do_not_hide_the_slow_ones() -> None:
 
 
 def test_a_step_that_reads_as_much_as_it_can_does_not_stall() -> None:
-    """What is read again after vLLM has taken a generation out of its memory, too: nobody waits for a first token."""
+    """Such a step also reads a generation again that vLLM has preempted, where no job waits for a first token."""
     batch = Batch(best=1, token_seconds=0.07)
     batch.member("a")
     for _ in range(10):

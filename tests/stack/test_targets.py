@@ -1,4 +1,4 @@
-"""Where deliveries go, as it is shown: a webhook's path is a secret at Slack, Discord, Teams and many others."""
+"""How targets of deliveries are shown. A webhook's path is a secret at Slack, Discord, Teams and many others."""
 
 import asyncio
 import string
@@ -35,7 +35,7 @@ def test_a_webhook_is_shown_by_its_server_and_a_hash() -> None:
 
 @pytest.mark.parametrize("url", ["", "no url", "http://[", "https://", "/path-secret"])
 def test_what_is_no_url_is_not_shown(url: str) -> None:
-    """A job that was started past the gateway may hold it."""
+    """A job that was started past the gateway may have such a URL."""
     assert shown(url) == origin(url) == ""
 
 
@@ -46,14 +46,14 @@ _secret = st.text(string.ascii_letters + string.digits, min_size=12)
 def test_no_secret_of_a_url_is_shown_and_two_urls_are_told_apart(
     one: tuple[str, str, str], other: tuple[str, str, str]
 ) -> None:
-    """Neither user, nor path, query or fragment."""
+    """Neither user, path, query nor fragment is shown."""
     texts = [shown("https://user:{0}@example.com/{0}?{1}#{2}".format(*parts)) for parts in (one, other)]
     assert not [part for part in one if part in texts[0]]
     assert (texts[0] == texts[1]) == (one == other)
 
 
 async def test_the_path_of_a_webhook_is_not_shown(stack: Stack, stub: LlmServiceStub, temporal: Client) -> None:
-    """Neither in a status, the log of deliveries, a process's log, nor beside the events of a history."""
+    """It is in no status, delivery log or process log, and in no summary of a history's events."""
     async with receiving() as receiver:
         url = receiver.on("/services/T0PSECRET", status(503), status(503), status(410), status(200))
         target = shown(url)
@@ -73,7 +73,7 @@ async def test_the_path_of_a_webhook_is_not_shown(stack: Stack, stub: LlmService
         handle = temporal.get_workflow_handle(workflow)
         assert "T0PSECRET" not in str(await (await handle.describe()).memo())
         beside = [event.user_metadata for event in (await handle.fetch_history()).events]
-        assert any(target in str(item) for item in beside), "the activity's summary"
+        assert any(target in str(item) for item in beside), "the activity's summary must have the target"
         assert "T0PSECRET" not in str(beside)
     logs = {path.name: await asyncio.to_thread(path.read_text) for path in (stack.state_dir / "logs").iterdir()}
     assert any(target in text for name, text in logs.items() if name.startswith("notifier"))
@@ -81,7 +81,7 @@ async def test_the_path_of_a_webhook_is_not_shown(stack: Stack, stub: LlmService
 
 
 def test_the_link_to_a_job_can_hold_any_id() -> None:
-    """Percent-encoded, for it may be in a path or in a query."""
+    """The id is percent-encoded, because it may be in a path or in a query."""
     request = internal_pb2.NotifyRequest(status=llm_pb2.JobStatus(workflow_id="p/a+b,c"))
     event = to_event(request, "source", "https://llm.example.com/jobs?id={workflow_id}")
     assert event["data"]["links"] == {"job": "https://llm.example.com/jobs?id=p%2Fa%2Bb%2Cc"}

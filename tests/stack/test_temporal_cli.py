@@ -1,4 +1,4 @@
-"""What an operator does with Temporal's own CLI: start, look, signal."""
+"""An operator can start, describe and signal jobs with Temporal's own CLI."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ SPECIFIED = {
     "prompt": "Return the",
     "params": {"temperature": "0.1"},
 }
-"""The job of the original specification."""
+"""Job of the original specification."""
 
 
 async def start(stack: Stack, id_: str, job: object) -> None:
@@ -30,19 +30,19 @@ async def start(stack: Stack, id_: str, job: object) -> None:
 
 
 async def test_a_job_in_json_runs(stack: Stack, stub: LlmServiceStub) -> None:
-    """Started past the gateway, it is watched through the gateway like any other, and List finds it."""
+    """A job that is started past the gateway is watched through it like any other, and List finds it."""
     await start(stack, "by-cli", SPECIFIED)
     seen = await watch(stub, "by-cli")
     assert seen.states[-1] == "SUCCEEDED"
     assert seen.output == seen.final.result.output.encode() != b""
     async with asyncio.timeout(60):
-        # Temporal's visibility follows after a moment and tells nobody.
+        # Temporal's visibility store is updated a moment later, and nothing notifies.
         while not (await stub.List(llm_pb2.ListRequest(user_id="user-123"))).jobs:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
 async def test_a_bad_job_in_json_fails_with_the_reason(stack: Stack, stub: LlmServiceStub) -> None:
-    """The worker checks what the gateway would have; nothing is retried for ever."""
+    """The worker checks the job as the gateway would have, and nothing is retried for ever."""
     await start(stack, "by-cli-bad", {**SPECIFIED, "model": "", "params": {"temperature": 9}})
     seen = await watch(stub, "by-cli-bad")
     assert seen.states[-1] == "FAILED"
@@ -51,7 +51,7 @@ async def test_a_bad_job_in_json_fails_with_the_reason(stack: Stack, stub: LlmSe
 
 
 async def test_json_that_is_no_job_fails_the_workflow(stack: Stack, stub: LlmServiceStub) -> None:
-    """A field that llm.proto does not have ends the workflow at once, and the API says so."""
+    """A field that llm.proto does not have fails the workflow immediately, and the API reports it."""
     await start(stack, "by-cli-foreign", {"promt": "a typo"})
     seen = await watch(stub, "by-cli-foreign")
     assert seen.states[-1] == "FAILED"
@@ -72,7 +72,7 @@ async def test_json_that_is_no_job_fails_the_workflow(stack: Stack, stub: LlmSer
 async def test_a_workflow_without_one_job_fails(
     stub: LlmServiceStub, temporal: Client, about: str, given: list[Any]
 ) -> None:
-    """It is not retried for ever."""
+    """The workflow is not retried for ever."""
     id_ = f"by-hand-with-{about}"
     await temporal.start_workflow(names.JOB_WORKFLOW_TYPE, args=given, id=id_, task_queue=names.WORKFLOW_QUEUE)
     seen = await watch(stub, id_)
@@ -94,7 +94,7 @@ async def test_deliveries_without_one_state_end(temporal: Client, given: list[An
 async def test_an_open_job_in_json_is_listed_by_what_it_is(
     stack: Stack, stub: LlmServiceStub, temporal: Client
 ) -> None:
-    """Not only once it has ended."""
+    """It has its search attributes before its end."""
     job = {**SPECIFIED, "user_id": "by-cli-open", "project_id": "p", "params": {"max_tokens": 4000}}
     await start(stack, "by-cli-open", job)
     async with asyncio.timeout(30):
@@ -111,7 +111,7 @@ async def test_an_open_job_in_json_is_listed_by_what_it_is(
 
 
 async def test_the_signal_cancels(stack: Stack, stub: LlmServiceStub) -> None:
-    """With a reason as JSON, or with none; more than one input counts as none."""
+    """The signal has a reason as JSON or none. More than one input counts as none."""
     reason = ("--input", '{"reason": "by hand"}')
     for name, more, said in (("with", reason, "by hand"), ("without", (), None), ("with-two", reason * 2, None)):
         await start(stack, f"by-cli-{name}", {**SPECIFIED, "params": {"max_tokens": 4000}})
@@ -123,7 +123,7 @@ async def test_the_signal_cancels(stack: Stack, stub: LlmServiceStub) -> None:
 
 
 async def test_the_cli_shows_payloads_as_json(stack: Stack, stub: LlmServiceStub) -> None:
-    """Through the codec server that `make up` starts."""
+    """The codec server that `make up` starts decodes them."""
     seen = await run_job(stub, new_job("A prompt to look for.", params={"max_tokens": 2}))
     codec = ("--codec-endpoint", f"http://{stack.address('codec')}")
     shown = await temporal_cli(stack, "workflow", "show", "-w", seen.final.status.workflow_id, "--detailed", *codec)

@@ -1,4 +1,4 @@
-"""The connection to Temporal takes its settings, and what comes over it is not believed too soon."""
+"""The connection to Temporal follows its settings, and a NOT_FOUND of Temporal is verified."""
 
 from collections.abc import AsyncIterator
 
@@ -22,7 +22,7 @@ from tests.support.temporal_proxy import TemporalProxy, temporal_proxy
 async def test_calls_are_compressed_as_set(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, setting: str | None, used: GrpcCompression
 ) -> None:
-    """The server takes both; what is sent is not compressed unless asked for."""
+    """The server accepts both. Requests are compressed only if the setting asks for it."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", stack.address("temporal"))
     if setting is not None:
         monkeypatch.setenv("TEMPORAL_GRPC_COMPRESSION", setting)
@@ -39,7 +39,7 @@ async def test_an_unknown_compression_is_refused_with_the_known_ones(monkeypatch
 
 @pytest.fixture(scope="module")
 async def doubtful(stack: Stack) -> AsyncIterator[tuple[TemporalProxy, LlmServiceStub]]:
-    """A gateway that reaches Temporal through a proxy, and the proxy."""
+    """Run a gateway that reaches Temporal through a proxy, and yield the proxy and a client."""
     async with temporal_proxy(stack.address("temporal")) as (proxy, address):
         gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "TEMPORAL_ADDRESS": address})
         await gateway.start()
@@ -50,7 +50,7 @@ async def doubtful(stack: Stack) -> AsyncIterator[tuple[TemporalProxy, LlmServic
 
 
 async def test_one_not_found_of_temporals_is_not_believed(doubtful: tuple[TemporalProxy, LlmServiceStub]) -> None:
-    """A database that gives a query up makes Temporal forget what it knows for a moment: it is asked once more."""
+    """Temporal briefly returns NOT_FOUND when its database cancels a query, so the gateway asks once more."""
     proxy, stub = doubtful
     proxy.unknown["DescribeWorkflowExecution"] = 1
     seen = await run_job(stub, new_job(params={"max_tokens": 5}))
@@ -64,7 +64,7 @@ async def test_one_not_found_of_temporals_is_not_believed(doubtful: tuple[Tempor
 
 
 async def test_a_cancel_that_temporal_lost_is_sent_again(doubtful: tuple[TemporalProxy, LlmServiceStub]) -> None:
-    """Temporal says the same of a workflow that has ended: only the job's state tells which it was."""
+    """Temporal also returns NOT_FOUND for an ended workflow. Only the job's state distinguishes the two."""
     proxy, stub = doubtful
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id
     proxy.unknown["SignalWorkflowExecution"] = 1

@@ -1,4 +1,4 @@
-"""vLLM's own tracing is a part of the job's trace, and its log of the worker's."""
+"""vLLM's own spans are in the job's trace, and its log lines are in the worker's log."""
 
 import json
 import re
@@ -30,10 +30,10 @@ async def test_vllms_span_lies_below_the_generation_and_its_log_is_the_workers(t
     tree = collector.spans.tree(job.submit, words)
     generation = tree.index("          text_completion docstrings (length)")
     assert tree[generation + 1] == "            llm_request"
-    # What Torch's own code writes is no log of Python's.
+    # Torch's native code does not write through Python's logging.
     loggers = {json.loads(line)["logger"] for line in log.splitlines() if line.startswith('{"time": "')}
     assert {"services.gpu_worker.activity", "vllm.config.model", "vllm.v1.engine.core"} <= loggers, (
-        "of all its processes"
+        "every process of vLLM must log here"
     )
-    assert not re.search(r"^\(\w+ pid=\d+\) ", log, re.MULTILINE), "vLLM's own form"
+    assert not re.search(r"^\(\w+ pid=\d+\) ", log, re.MULTILINE), "a line has vLLM's own format"
     assert MARKER not in log

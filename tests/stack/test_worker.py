@@ -1,4 +1,4 @@
-"""The GPU worker as a process: it loads, and it dies with its engine, or when that hangs."""
+"""The GPU worker as a process: it loads its model, and it ends when its engine dies or hangs."""
 
 import asyncio
 import json
@@ -11,11 +11,11 @@ import pytest
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import new_job, unpack, until_output, watch
+from tests.support.jobs import new_job, unpack, until_message, until_output, watch
 from tests.support.stacks import FAST, stack_settings
 
 HEARTBEAT_SECONDS = 5
-"""A job that hangs is missed after this; a live worker on a busy machine is rarely silent for so long."""
+"""Heartbeat timeout of hanging jobs. A live worker on a busy machine is rarely silent for so long."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def options(**values: Any) -> dict[str, str]:
 
 
 async def test_a_loading_worker_heartbeats(stack_without_workers: Stack, client: LlmServiceStub) -> None:
-    """A job taken while the model loads, for longer than a heartbeat may be late, succeeds in its first attempt."""
+    """A job that waits for the model longer than the heartbeat timeout succeeds in its first attempt."""
     load_seconds = 2 * HEARTBEAT_SECONDS
     worker = stack_without_workers.add("gpu-worker", options(load_seconds=load_seconds))
     response = await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5})))
@@ -55,16 +55,14 @@ async def test_a_loading_worker_heartbeats(stack_without_workers: Stack, client:
 
 
 async def until_stage(client: LlmServiceStub, workflow_id: str, stage: str) -> None:
-    """Return once an attempt is so far."""
-    async for message in client.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
-        if message.status.progress.stage == stage:
-            return
+    """Return once an attempt has reached the stage."""
+    await until_message(client, workflow_id, lambda message: message.status.progress.stage == stage)
 
 
 @pytest.mark.parametrize(
     ("stage", "hangs", "attempts"),
     [
-        # A worker that never loaded has not tried the job.
+        # A worker that never loaded has used up no attempt.
         ("loading", {"load_seconds": 3600}, 1),
         ("prefill", {"prefill_seconds": 3600}, 2),
         ("decode", {"fault": "hang@5"}, 2),
@@ -73,9 +71,9 @@ async def until_stage(client: LlmServiceStub, workflow_id: str, stage: str) -> N
 async def test_an_engine_that_hangs_ends_its_worker(
     stack_without_workers: Stack, client: LlmServiceStub, stage: str, hangs: dict[str, Any], attempts: int
 ) -> None:
-    """Once a stage has taken too long; the job goes on at another worker."""
+    """The worker ends once a stage exceeds its timeout. The job continues at another worker."""
     limits = {f"GPU_WORKER_{name}_TIMEOUT": "PT1S" for name in ("LOAD", "PREFILL", "DECODE")}
-    # Sooner than Temporal would miss the heartbeats: the outcome must not hang on who is first.
+    # The worker must end before Temporal's heartbeat timeout, so that the outcome does not depend on the order.
     limits["GPU_WORKER_SHUTDOWN_GRACE"] = "PT0.2S"
     hung = stack_without_workers.add("gpu-worker", {**options(**hangs), **limits})
     await hung.start()
@@ -94,7 +92,7 @@ async def test_an_engine_that_hangs_ends_its_worker(
 async def test_a_job_that_hangs_in_an_engine_that_moves_looks_dead(
     stack_without_workers: Stack, client: LlmServiceStub
 ) -> None:
-    """Its heartbeats stop and it is tried again; its worker goes on with the others."""
+    """Its heartbeats stop and another attempt starts. Its worker continues with the other jobs."""
     worker = stack_without_workers.add("gpu-worker", {**options(), "GPU_WORKER_DECODE_TIMEOUT": "PT1S"})
     await worker.start()
     bystander = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id
@@ -118,7 +116,7 @@ async def test_a_job_that_hangs_in_an_engine_that_moves_looks_dead(
 async def test_a_cancel_in_prefill_tells_what_the_prompt_used(
     stack_without_workers: Stack, client: LlmServiceStub
 ) -> None:
-    """No token was made, and the prompt is counted all the same."""
+    """The prompt's tokens are counted although no token was generated."""
     worker = stack_without_workers.add("gpu-worker", options(prefill_seconds=3600))
     await worker.start()
     id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job("Twelve bytes")))).workflow_id
@@ -134,7 +132,7 @@ async def test_a_cancel_in_prefill_tells_what_the_prompt_used(
 async def test_a_worker_that_cannot_load_costs_its_jobs_no_attempt(
     stack_without_workers: Stack, client: LlmServiceStub
 ) -> None:
-    """They go on at another one, as if it had not been there; more often than they have attempts."""
+    """They continue at another worker, even after more failed loads than they have attempts."""
     id_ = (await client.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5})))).workflow_id
     tried, load_seconds = 0, 1
     while tried < 4:
@@ -145,7 +143,7 @@ async def test_a_worker_that_cannot_load_costs_its_jobs_no_attempt(
         if "attempt started" in worker.log:
             tried += 1
         else:
-            # On a busy machine it may end before the job has come to it.
+            # On a busy machine the worker may end before it has taken the job.
             load_seconds *= 2
     healthy = stack_without_workers.add("gpu-worker", options())
     await healthy.start()
@@ -156,7 +154,7 @@ async def test_a_worker_that_cannot_load_costs_its_jobs_no_attempt(
 
 
 async def test_a_worker_that_cannot_load_ends(stack_without_workers: Stack) -> None:
-    """With status 1 and the reason in its log."""
+    """It exits with status 1 and the reason in its log."""
     worker = stack_without_workers.add("gpu-worker", options(load_error="no such weights"))
     await worker.start()
     assert await worker.wait() == 1
@@ -164,7 +162,7 @@ async def test_a_worker_that_cannot_load_ends(stack_without_workers: Stack) -> N
 
 
 async def test_a_dead_engine_ends_its_worker(stack_without_workers: Stack, client: LlmServiceStub) -> None:
-    """With status 1; its jobs continue on another worker."""
+    """The worker exits with status 1. Its jobs continue at another worker."""
     first = stack_without_workers.add("gpu-worker", options())
     await first.start()
     await first.wait_ready()
@@ -189,7 +187,7 @@ async def test_a_dead_engine_ends_its_worker(stack_without_workers: Stack, clien
 
 
 async def test_an_engine_that_does_not_exist_is_refused(stack_without_workers: Stack) -> None:
-    """At the start, naming the setting."""
+    """The error comes at the start and names the setting."""
     worker = stack_without_workers.add("gpu-worker", {"GPU_WORKER_ENGINE": "tensorflow"})
     await worker.start()
     assert await worker.wait() == 1
@@ -199,7 +197,7 @@ async def test_an_engine_that_does_not_exist_is_refused(stack_without_workers: S
 async def test_a_job_that_waits_after_a_handover_says_what_went_before(
     stack_without_workers: Stack, client: LlmServiceStub
 ) -> None:
-    """Which attempt ran last, and why it ended: Temporal's own count begins anew with each handover."""
+    """It reports the last attempt and why it ended, although Temporal's own count restarts with each handover."""
     worker = stack_without_workers.add("gpu-worker", {**options(), "GPU_WORKER_SHUTDOWN_GRACE": "PT0.2S"})
     await worker.start()
     job = new_job("[[fault:failed@5:once]]", params={"max_tokens": 4000})
@@ -224,8 +222,8 @@ async def test_a_job_that_waits_after_a_handover_says_what_went_before(
 
 
 async def until(client: LlmServiceStub, id_: str, true: Callable[[llm_pb2.JobStatus], bool]) -> llm_pb2.JobStatus:
-    """Return the first status of a look of which it is true."""
+    """Poll GetStatus, and return the first status for which `true` returns True."""
     request = llm_pb2.GetStatusRequest(workflow_id=id_)
-    while not true(status := (await client.GetStatus(request)).status):  # noqa: ASYNC110  # a look is what is tested
+    while not true(status := (await client.GetStatus(request)).status):  # noqa: ASYNC110  # GetStatus is under test
         await asyncio.sleep(0.05)
     return status

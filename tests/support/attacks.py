@@ -1,8 +1,8 @@
-"""Clients that do not read, or not end their requests: raw HTTP/2 connections.
+"""Clients that do not read answers or do not end requests: raw HTTP/2 connections.
 
-gRPC's own clients read ahead of the program that uses them, so a reader that has stopped is written here by hand:
-frames on a socket (RFC 9113). A connection acknowledges settings and pings, as one must to be kept, takes as many
-bytes of each answer as its window says, and sends as many of a request as the server's windows allow.
+gRPC's own clients read ahead of the program that uses them, so this module writes HTTP/2 frames to a socket (RFC 9113).
+A connection acknowledges settings and pings, without which the server would close it. It accepts as many bytes of each
+answer as its window allows, and sends as many bytes of a request as the server's windows allow.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE: Final = 4
-_MOST: Final = 2**31 - 1
+_MAX_WINDOW: Final = 2**31 - 1
 _CONNECTION_WINDOW: Final = 65_535
 _FRAME_BYTES: Final = 16_384
 
@@ -51,7 +51,7 @@ def header_frame(stream: int, method: str, flags: int = 0) -> bytes:
         "te": "trailers",
         "content-type": "application/grpc",
     }
-    # Literals without indexing (RFC 7541, section 6.2.2); no name or value is longer than 126 bytes.
+    # The fields are literals without indexing (RFC 7541, section 6.2.2). No name or value is longer than 126 bytes.
     headers = b"".join(
         b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
         for name, value in fields.items()
@@ -60,35 +60,35 @@ def header_frame(stream: int, method: str, flags: int = 0) -> bytes:
 
 
 class StalledClient:
-    """One connection that takes so many bytes of each answer and then no more."""
+    """One connection that reads a limited number of bytes of each answer."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._next_stream = 1
         self.begun: set[int] = set()
-        """The calls whose answer has begun: its headers came."""
+        """Streams of the calls whose response headers have come."""
         self.ended: set[int] = set()
-        """The calls that the server has ended, with whatever status."""
+        """Streams of the calls that the server has ended, with any status."""
         self.closed = asyncio.Event()
         """Set once the server has closed the connection."""
         self.received: Counter[int] = Counter()
-        """Bytes of data by call."""
+        """Bytes of DATA received, by the call's stream."""
         self._sending_windows: Counter[int] = Counter({0: _CONNECTION_WINDOW})
-        """What may be sent: 0 is the connection, a call's own comes on top of the initial one."""
+        """Bytes that may be sent, by stream. 0 is the connection; a stream's count is added to the initial window."""
         self._initial_window = _CONNECTION_WINDOW
         self._news = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
 
     def call(self, method: str, request: Message, count: int = 1) -> None:
-        """Begin so many calls of a method, "/llm.v1.LlmService/GetStatus" say."""
+        """Begin `count` calls of a method such as "/llm.v1.LlmService/GetStatus"."""
         data = request.SerializeToString()
         for _ in range(count):
             self._writer.write(call_frames(self._next_stream, method, data))
             self._next_stream += 2
 
     def call_without_request(self, method: str, count: int = 1, *, ended: bool = False) -> None:
-        """Begin so many calls and send no request; `ended`: say that none will come."""
+        """Begin `count` calls without a request. `ended` ends the stream of requests."""
         for _ in range(count):
             self._writer.write(header_frame(self._next_stream, method, END_STREAM if ended else 0))
             self._next_stream += 2
@@ -96,10 +96,10 @@ class StalledClient:
     async def upload(
         self, method: str, request: bytes, count: int, *, withheld: int = 0, followed_by: bytes = b""
     ) -> None:
-        """Make so many calls with a large request, side by side.
+        """Make `count` concurrent calls with a large request.
 
-        Ends none of them that withholds bytes of the request or sends others after it. Returns once all is sent, or the
-        server has ended the calls.
+        The client does not end a call if it withholds the last bytes of the request or sends other bytes after it.
+        Return once everything is sent or the server has ended the calls.
         """
         body = b"\0" + len(request).to_bytes(4, "big") + request + followed_by
         goal = len(body) - withheld
@@ -122,7 +122,7 @@ class StalledClient:
                     sent[stream] = end
                     moved = True
             if moved:
-                # The server may close it.
+                # The server may close the connection.
                 with contextlib.suppress(ConnectionError):
                     await self._writer.drain()
             elif sent:
@@ -130,31 +130,31 @@ class StalledClient:
                     await self._news.wait()
 
     def take(self, size: int, call: int = 0) -> None:
-        """Let the answer of the first call, or of another one by its index, go on by so many bytes."""
+        """Accept `size` more bytes of the answer of the call with this index."""
         self._writer.write(frame(WINDOW_UPDATE, size.to_bytes(4, "big"), stream=2 * call + 1))
 
     async def until_received(self, size: int) -> None:
-        """Return once so many bytes of the first call's answer have come, or the connection is closed."""
+        """Return once `size` bytes of the first call's answer have come, or the connection is closed."""
         async with self._news:
             await self._news.wait_for(lambda: self.closed.is_set() or self.received[1] >= size)
 
     @property
     def calls(self) -> int:
-        """How many calls were begun."""
+        """Number of calls that were begun."""
         return self._next_stream // 2
 
     async def all_answered(self) -> None:
-        """Return once every call has begun to be answered or was ended, if only with the connection."""
+        """Return once every call has response headers or has ended, or the connection is closed."""
         async with self._news:
             await self._news.wait_for(lambda: self.closed.is_set() or len(self.begun | self.ended) == self.calls)
 
     async def all_ended(self) -> None:
-        """Return once the server has ended every call, if only with the connection."""
+        """Return once the server has ended every call or closed the connection."""
         async with self._news:
             await self._news.wait_for(lambda: self.closed.is_set() or len(self.ended) == self.calls)
 
     async def until_ended(self, count: int) -> None:
-        """Return once the server has ended so many calls, or the connection."""
+        """Return once the server has ended `count` calls or closed the connection."""
         async with self._news:
             await self._news.wait_for(lambda: self.closed.is_set() or len(self.ended) >= count)
 
@@ -192,15 +192,15 @@ class StalledClient:
 
 @asynccontextmanager
 async def stalled_clients(address: str, connections: int = 1, window: int = 0) -> AsyncIterator[list[StalledClient]]:
-    """Open connections whose answers may be so many bytes each, no more. The context closes them."""
+    """Open connections that read at most `window` bytes of each answer. The context closes them."""
     host, port = address.rsplit(":", 1)
     clients = []
     for _ in range(connections):
         reader, writer = await asyncio.open_connection(host, port)
         setting = _INITIAL_WINDOW_SIZE.to_bytes(2, "big") + window.to_bytes(4, "big")
         writer.write(PREFACE + frame(SETTINGS, setting))
-        # The window of the connection is one for all calls: it must not be what stops them.
-        writer.write(frame(WINDOW_UPDATE, (_MOST - _CONNECTION_WINDOW).to_bytes(4, "big")))
+        # All calls share the window of the connection, so it has the maximum size and limits none of them.
+        writer.write(frame(WINDOW_UPDATE, (_MAX_WINDOW - _CONNECTION_WINDOW).to_bytes(4, "big")))
         clients.append(StalledClient(reader, writer))
     try:
         yield clients
@@ -209,7 +209,7 @@ async def stalled_clients(address: str, connections: int = 1, window: int = 0) -
 
 
 async def flood(clients: Iterable[StalledClient], method: str, request: Message, count: int) -> None:
-    """Begin so many calls, spread over the connections, and return once each is answered or ended."""
+    """Begin `count` calls, spread over the connections, and return once each has response headers or has ended."""
     spread = list(clients)
     for number, client in enumerate(spread):
         client.call(method, request, count // len(spread) + (number < count % len(spread)))

@@ -1,7 +1,7 @@
-"""Requests that break a rule of llm.proto: one row for each way, with every field that the answer has to name.
+"""Requests that break a rule of llm.proto: one row for each way, with every field that the error must name.
 
-The models named here are those of conftest: "docstrings" has a tokenizer and a context of 8192 tokens, "structured" has
-neither tokenizer nor limit that matters, and may be asked for structured output.
+The models are those of the stack of tests/conftest.py. "docstrings" has a tokenizer and a context of 8192 tokens.
+"structured" has structured output, but no tokenizer and no limit that matters here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ REQUESTS: Final[Mapping[str, type[Message]]] = {
     "ListDeliveries": llm_pb2.ListDeliveriesRequest,
     "Redeliver": llm_pb2.RedeliverRequest,
 }
-"""The request of every method."""
+"""The request type of each method."""
 
 NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.params": "a message: its fields have the rules, and empty means the defaults",
@@ -33,10 +33,10 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.notify.nats": "a message: its subject has the rules",
     "Submit job.notify.kafka": "a message: its topic has the rules",
     "Submit job.notify_options": "a message: its fields have the rules, and empty means the defaults",
-    "Submit job.notify_options.include_output": "true and false are all there is",
+    "Submit job.notify_options.include_output": "true and false are both valid",
     "Submit job.timeouts": "a message: its fields have the rules, and empty means the defaults",
 }
-"""Fields without a row, and why."""
+"""Fields that have no bad value, with the reason."""
 
 
 class Row(NamedTuple):
@@ -44,21 +44,21 @@ class Row(NamedTuple):
 
     rpc: str
     what: str
-    """What is wrong, for the test's name."""
+    """The fault, which names the test."""
     data: bytes
-    """The request as it goes over the wire."""
+    """The serialized request."""
     fields: frozenset[str]
-    """What the answer names, no more and no less."""
+    """Exactly the fields that the error must name."""
 
 
 def job(**changes: Any) -> llm_pb2.JobRequest:
-    """Return a valid job, changed."""
+    """Return a valid job with these changes. None removes a field."""
     values = {"user_id": "u", "request_id": "r", "model": "docstrings", "prompt": "Hi.", **changes}
     return llm_pb2.JobRequest(**{name: value for name, value in values.items() if value is not None})
 
 
 def submit(**changes: Any) -> bytes:
-    """Return the wire bytes of a valid SubmitRequest whose job is changed."""
+    """Return a serialized SubmitRequest with a valid job and these changes of the job."""
     return llm_pb2.SubmitRequest(job=job(**changes)).SerializeToString()
 
 
@@ -71,7 +71,7 @@ def rows() -> list[Row]:
         *(
             Row(rpc, "truncated", b"\x0a\x7f\x01", frozenset({""}))
             for rpc in REQUESTS
-            # A length that is longer than the message: of no type at all.
+            # The length is longer than the message, so the bytes are a message of no type.
         ),
     ]
 
@@ -272,7 +272,7 @@ def _structured_rows() -> Iterator[Row]:
     for params in ({"json_schema": "{}"}, {"regex": "a"}, {"choice": {"options": ["a"]}}):
         (field,) = params
         yield _row(f"{field} on a model without it", submit(params=params), f"job.params.{field}")
-    # Two members of a oneof on the wire: the last one counts, by the rules of protobuf.
+    # Of two members of a oneof on the wire, protobuf keeps the last one.
     first, last = {"json_schema": "not JSON"}, {"regex": "x" * 4097}
     yield _row(
         "both meanings of the oneof",
@@ -282,7 +282,7 @@ def _structured_rows() -> Iterator[Row]:
 
 
 def _workflow_id_rows() -> Iterator[Row]:
-    # A step of a pipeline has slashes in its id.
+    # These are valid here: the id of a pipeline's step has slashes.
     legal = ("too long", "a hyphen first", "a slash", "a path")
     bad = {what: value for what, value in _BAD_IDS.items() if what not in legal} | {
         "missing": "",
@@ -339,9 +339,9 @@ def _list_rows() -> Iterator[Row]:
 
 
 def field_paths(kind: Any, path: str = "") -> Iterator[tuple[str, tuple[FieldDescriptor, ...]]]:
-    """Yield the dotted name of every field below a message type's descriptor, with the fields that lead there.
+    """Yield the dotted name of every field of a message type, nested ones included, with the fields on its path.
 
-    Messages of other packages (Duration) are values, not looked into.
+    The fields of messages from other files, such as Duration, are not included.
     """
     for field in kind.fields:
         yield path + field.name, (field,)
@@ -352,7 +352,7 @@ def field_paths(kind: Any, path: str = "") -> Iterator[tuple[str, tuple[FieldDes
 
 
 def not_utf8_rows() -> Iterator[Row]:
-    """Yield one row for every text of every request: the text is not UTF-8. More fields than that may be named."""
+    """Yield one row for every string field, whose value is not UTF-8. The error may name further fields."""
     for rpc, kind in REQUESTS.items():
         for name, trail in field_paths(kind.DESCRIPTOR):
             if trail[-1].type == FieldDescriptor.TYPE_STRING:
@@ -364,7 +364,7 @@ def not_utf8_rows() -> Iterator[Row]:
 
 
 async def send(channel: grpc.aio.Channel, rpc: str, data: bytes) -> grpc.aio.AioRpcError | None:
-    """Send bytes as the request of a method; return the error it ends with, None when there is an answer."""
+    """Send bytes as the request of a method. Return the error of the call, or None if there is an answer."""
     method = f"/llm.v1.LlmService/{rpc}"
     try:
         if rpc == "StreamStatus":

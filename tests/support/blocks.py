@@ -1,4 +1,4 @@
-"""The blocks of code that the docs show."""
+"""The fenced code blocks of the docs."""
 
 import re
 from typing import NamedTuple
@@ -10,17 +10,17 @@ CLIENT = ROOT / "clients" / "python"
 
 
 class Block(NamedTuple):
-    """A fenced block of a page."""
+    """A fenced code block of a page."""
 
     place: str
     language: str
     of: str
-    """What follows the language: for JSON the name of what it is."""
+    """Text after the language. For JSON it is the name of the message that the block shows."""
     text: str
 
 
 def blocks() -> list[Block]:
-    """Return the blocks of all pages, those of one page in its order; of the README only the calls."""
+    """Return the blocks of all pages in order. Of the repository's README only the calls are included."""
     found = []
     for page in [*sorted((ROOT / "docs").glob("*.md")), CLIENT / "README.md", ROOT / "README.md"]:
         content = page.read_text()

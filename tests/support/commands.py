@@ -1,4 +1,4 @@
-"""Programs as tests run them."""
+"""How tests run programs."""
 
 import asyncio
 import ctypes
@@ -18,7 +18,7 @@ NODE = ROOT / "clients" / "node"
 
 @dataclass
 class Ended:
-    """How a program ended."""
+    """Exit status and output of a program that ended."""
 
     status: int
     output: str
@@ -42,7 +42,7 @@ async def run(*command: str, cwd: Path = ROOT, **environment: str) -> Ended:
 
 
 def missing(what: str) -> NoReturn:
-    """Skip the test, where a developer's machine lacks a program; fail where all has to be there, and was before."""
+    """Skip the test because a program is missing. Fail it in CI, and where Node's packages are installed."""
     if os.environ.get("CI") or (NODE / "node_modules").exists():
         pytest.fail(f"{what} is not installed")
     pytest.skip(f"{what} is not installed")
@@ -54,7 +54,7 @@ def interrupt(pid: int) -> None:
 
 
 def interrupt_another_thread(pid: int) -> None:
-    """Send SIGINT to another thread than the main one, which sleeps on, as after a signal just before its sleep."""
+    """Send SIGINT to another thread. The main thread stays asleep, as after a signal just before its sleep."""
     if sys.platform != "linux":
         pytest.skip("only Linux sends a signal to one thread")
     thread = max(int(thread) for thread in os.listdir(f"/proc/{pid}/task"))

@@ -1,4 +1,4 @@
-"""Deliveries as tests wait for them."""
+"""How tests wait for deliveries."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ async def deliveries(stub: LlmServiceStub, workflow_id: str) -> list[llm_pb2.Del
 async def until(
     stub: LlmServiceStub, workflow_id: str, holds: Callable[[list[llm_pb2.Delivery]], bool]
 ) -> list[llm_pb2.Delivery]:
-    """Return the log once the condition holds. Nothing tells of a delivery but the receiver, so this asks."""
+    """Return the delivery log once the condition holds. This polls, because nothing but the receiver is notified."""
     async with asyncio.timeout(30):
         while not holds(log := await deliveries(stub, workflow_id)):  # noqa: ASYNC110
             await asyncio.sleep(0.1)

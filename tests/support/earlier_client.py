@@ -1,9 +1,10 @@
-"""A client with the stubs of another checkout, the first folder of PYTHONPATH; writes one JSON object.
+"""Client with the stubs of another checkout, the first folder of PYTHONPATH. It prints one JSON object.
 
     PYTHONPATH=checkout python tests/support/earlier_client.py call ADDRESS METHOD REQUEST_TYPE REQUEST_BASE64
     PYTHONPATH=checkout python tests/support/earlier_client.py watch ADDRESS WORKFLOW_ID LEAVE_AFTER
 
-`watch` comes back with the offset after every LEAVE_AFTER messages, 0 for never, and whenever the gateway is away.
+`watch` reconnects with the offset after every LEAVE_AFTER messages (0: never) and whenever the gateway is unavailable.
+It has its own loop, because an earlier checkout has neither durable_llm nor resume tokens.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""`make fuzz`: many thousand calls of every kind against a stack of its own, and attacks beside them.
+"""`make fuzz`: many thousand calls of every kind against a new stack, with concurrent attacks.
 
-A run is good when every call got an answer that is its own or its client's fault (no INTERNAL, no UNKNOWN, nothing that
-hangs), no process logged a traceback or ended, and none has grown. It prints the seed by which it can be repeated, and
-in the end one JSON object.
+A run succeeds if every call gets a proper answer or an error of its client (no INTERNAL, no UNKNOWN, no hanging call),
+no process logs a traceback or ends, and the memory of none grows. It prints the seed that repeats the run, and one JSON
+object at the end.
 """
 
 import argparse
@@ -37,12 +37,12 @@ Code = grpc.StatusCode
 CLIENTS: Final = 24
 CONNECTIONS: Final = 6
 CALL_SECONDS: Final = 60
-"""A call that takes longer hangs."""
+"""Seconds after which a call counts as hanging."""
 STREAM_SECONDS: Final = 2
-"""How long a stream is read at most."""
+"""Maximum seconds for which a stream is read."""
 STREAM_MESSAGES: Final = 5
 GROWTH_BYTES: Final = 48 << 20
-"""What a process may have grown from the middle of a run to its end."""
+"""Maximum growth of a process's memory from the middle of a run to its end."""
 PYTHON: Final = ("gateway", "gpu-worker", "notifier")
 ANSWERS: Final = frozenset(
     {
@@ -52,30 +52,30 @@ ANSWERS: Final = frozenset(
         Code.ALREADY_EXISTS,
         Code.FAILED_PRECONDITION,
         Code.RESOURCE_EXHAUSTED,
-        # Temporal on a busy machine; with RetryInfo.
+        # Temporal may be late on a busy machine. The error has RetryInfo.
         Code.UNAVAILABLE,
     }
 )
 LEFT: Final = "the client left"
 OVERTAKEN: Final = "the answer came before the last request was sent"
-"""The client library calls that INTERNAL by itself: https://github.com/grpc/grpc/issues/36066"""
+"""The client library itself reports this case as INTERNAL: https://github.com/grpc/grpc/issues/36066"""
 
 
 class Report(NamedTuple):
-    """How a run went."""
+    """Result of a run."""
 
     seed: int
     calls: int
     seconds: float
     codes: dict[str, int]
-    """How many calls ended so."""
+    """Number of calls by status code."""
     grown_bytes: dict[str, int]
-    """By process, from the middle to the end."""
+    """Growth of each process's memory from the middle of the run to its end."""
     problems: list[str]
 
 
 async def big_messages(address: str, rng: random.Random) -> list[str]:
-    """Send the bodies that cost most, eight at once; return what was wrong with the answers."""
+    """Send the costliest bodies, eight concurrently, and return the problems with their answers."""
     bodies = [*BODIES.values()]
     rng.shuffle(bodies)
 
@@ -93,7 +93,7 @@ async def big_messages(address: str, rng: random.Random) -> list[str]:
 
 
 async def slow_readers(address: str, rng: random.Random) -> list[str]:
-    """Ask for a job's status and stream, for lists and for the contract, and read nothing of the answers."""
+    """Call GetStatus, StreamStatus, List and ListModels many times without reading the answers."""
     job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
     async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
         stub = LlmServiceStub(channel)
@@ -108,15 +108,16 @@ async def slow_readers(address: str, rng: random.Random) -> list[str]:
             for method, request in requests.items():
                 for client in clients:
                     client.call(f"/{method}", request, 25)
-            # Meanwhile others are served, and what waits for the slow ones waits.
+            # The gateway serves this client while the slow readers' answers wait. The stub does not reconnect, so a
+            # stream that breaks is a failure.
             async for _ in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=CALL_SECONDS):
                 pass
     return []
 
 
 async def large_requests(address: str, rng: random.Random) -> list[str]:
-    """Send jobs as large as they may be, all but their last bytes of some: more than the gateway takes at once."""
-    # Of a model that is not served: it costs the gateway what any job does, and Temporal nothing.
+    """Send jobs of nearly the maximum size, more than fit at a time, some without their last byte."""
+    # No worker serves the model. Such a job costs the gateway as much as any other, and Temporal nothing.
     job = new_job("x" * 1_900_000, model="none", user_id=f"large-{rng.randrange(1 << 30)}")
     body = llm_pb2.SubmitRequest(job=job).SerializeToString()
     async with stalled_clients(address, 8) as clients:
@@ -131,14 +132,14 @@ async def large_requests(address: str, rng: random.Random) -> list[str]:
 
 Attack = Callable[[str, random.Random], Awaitable[list[str]]]
 ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests)
-"""What runs beside the second half of the calls: gets the gateway's address, returns what went wrong."""
+"""Attacks that run during the second half of the calls. Each takes the gateway's address and returns problems."""
 _OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 
 
 async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
-    """Make the calls of a seed, for so many seconds at most."""
+    """Make `count` calls of a seed, for at most `seconds`, and return the report."""
     began, codes, problems = time.monotonic(), Counter[str](), list[str]()
-    # So few that they cost little beside the calls; of each there are many calls.
+    # The jobs are few, so that they cost little next to the calls and many calls refer to each.
     calls = Calls(seed, jobs=max(count // 250, 20))
     address, numbers = stack.address("gateway"), iter(range(count))
     channels = [grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) for _ in range(CONNECTIONS)]
@@ -169,7 +170,7 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
     if (made := codes.total()) < count:
         problems.append(f"only {made} calls within {seconds} s")
     if not await _serves(address):
-        problems.append("the gateway does not serve any more")
+        problems.append("the gateway no longer serves")
     end = _sizes(stack)
     grown = {name: end[name] - size for name, size in middle.items() if name in end}
     problems += [f"{name} has grown by {size >> 20} MiB" for name, size in grown.items() if size > GROWTH_BYTES]
@@ -178,7 +179,7 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
 
 
 async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCode | str, str]:
-    """Make a call; return how it ended."""
+    """Make a call, and return its status code (or another end) with the error message."""
     request: Any = iter(call.requests)
     if "Reflection" in call.method:
         making: Any = channel.stream_stream(f"/{call.method}")
@@ -205,7 +206,7 @@ async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCo
 
 
 async def _read(stream: Any) -> None:
-    """Read a stream to its end, some messages of it, or for a while; then leave it."""
+    """Read a stream to its end, but at most STREAM_MESSAGES messages or STREAM_SECONDS, then cancel it."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STREAM_SECONDS):
             for _ in range(STREAM_MESSAGES):
@@ -223,7 +224,7 @@ def _is_answer(call: Call, code: grpc.StatusCode | str) -> bool:
 
 
 def _sizes(stack: Stack) -> dict[str, int]:
-    """Return the bytes of memory that each process of ours has; nothing of one that has ended."""
+    """Return the resident memory of each running Python process in bytes."""
     sizes = {}
     for name in PYTHON:
         if pid := stack.processes[name].pid:
@@ -233,7 +234,7 @@ def _sizes(stack: Stack) -> dict[str, int]:
 
 
 def _troubles(stack: Stack) -> list[str]:
-    """Return which processes have ended or logged a traceback."""
+    """Return a description of each process that has ended and of the first traceback in a log."""
     ended = [f"{name} {process.ending}" for name, process in stack.processes.items() if not process.running]
     logs = {name: stack.processes[name].log for name in PYTHON}
     lines = [(name, line) for name, log in logs.items() for line in log.splitlines() if "Traceback" in line]
@@ -251,11 +252,11 @@ async def _serves(address: str) -> bool:
 
 
 async def main() -> int:
-    """Run a stack, fuzz it, say how that went; return the exit status."""
+    """Fuzz a new stack, print the report, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
-    parser.add_argument("--seconds", type=float, default=1800, help="after which the run is given up")
+    parser.add_argument("--seconds", type=float, default=1800, help="seconds after which the run ends")
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""Calls made up at random: valid, nearly valid by the fields of the messages, and plain garbage.
+"""Random calls: valid ones, ones with some changed fields, and random bytes.
 
-Call number n of a seed is always the same, whatever the calls before it have led to.
+Call number n of a seed is always the same, whatever the calls before it did.
 """
 
 import random
@@ -35,7 +35,7 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/Nothing": 1,
     "nobody.v1.Nothing/Call": 1,
 }
-"""How often each method is called: all of them, and two that do not exist."""
+"""Relative frequency of each method. Two of the methods do not exist."""
 KINDS: Final[Mapping[str, type[Message]]] = {
     **{f"{SERVICE}/{name}": kind for name, kind in REQUESTS.items()},
     "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest,
@@ -56,15 +56,15 @@ MAX_DEPTH: Final = 5
 
 
 class Call(NamedTuple):
-    """One call."""
+    """One call of a method."""
 
     number: int
     method: str
     requests: tuple[bytes, ...]
-    """One, but for reflection, which takes several."""
+    """One request; for reflection, which takes a stream, none to three."""
     metadata: tuple[tuple[str, str], ...]
     leave: float | None
-    """Seconds after which the client leaves; None: once it has its answer, or some messages of a stream."""
+    """Seconds after which the client cancels. None: it reads the answer, or some messages of a stream."""
 
     def __str__(self) -> str:
         data = b" ".join(self.requests)
@@ -75,7 +75,7 @@ class Calls:
     """The calls of one seed."""
 
     def __init__(self, seed: int, jobs: int) -> None:
-        """`jobs`: about how many different jobs the valid calls are about."""
+        """`jobs` is the number of different jobs that the valid calls refer to."""
         self._seed = seed
         self._jobs = jobs
 
@@ -104,7 +104,7 @@ class Calls:
 
     def _valid(self, rng: random.Random, kind: type[Message]) -> Message:
         number = rng.randrange(self._jobs)
-        # Of few users, so that the jobs are the same again and again: an equal Submit finds the first one.
+        # Users and jobs are few, so that calls meet jobs of earlier calls, and an equal Submit finds the first one.
         user, request = f"fuzz-{number % 7}", f"{self._seed}-{number}"
         if kind is llm_pb2.SubmitRequest:
             return llm_pb2.SubmitRequest(job=job(number, user, request))
@@ -121,7 +121,7 @@ class Calls:
 
 
 def job(number: int, user: str, request: str) -> llm_pb2.JobRequest:
-    """Return a job that is done in a few tokens."""
+    """Return a job that ends after a few tokens."""
     values: dict[str, Any] = {"user_id": user, "request_id": request, "model": "docstrings", "project_id": "fuzz"}
     values |= {"params": {"max_tokens": 1 + number % 4, "temperature": 0, "stop": ["x"]}, "priority": number % 6}
     values |= {"timeouts": {"total": {"seconds": 60}}}
@@ -133,7 +133,7 @@ def job(number: int, user: str, request: str) -> llm_pb2.JobRequest:
 
 
 def random_message(rng: random.Random, kind: Any, depth: int = 0) -> Message:
-    """Return a message of which any field may be set to anything that its type can hold."""
+    """Return a message whose fields have random values, each of which its type can hold."""
     message: Message = kind()
     for field in kind.DESCRIPTOR.fields:
         if rng.random() < 0.6 / (depth + 1):
@@ -142,7 +142,7 @@ def random_message(rng: random.Random, kind: Any, depth: int = 0) -> Message:
 
 
 def change(rng: random.Random, message: Message) -> None:
-    """Change a field somewhere in a message: another value, none, or very many."""
+    """Change a random field of a message: set another value, clear it, or add very many values."""
     inner = [value for field, value in message.ListFields() if isinstance(value, Message)]
     if inner and rng.random() < 0.7:
         change(rng, rng.choice(inner))
@@ -154,7 +154,7 @@ def change(rng: random.Random, message: Message) -> None:
 
 
 def fill(rng: random.Random, message: Message, field: FieldDescriptor, depth: int) -> None:
-    """Set a field to something."""
+    """Set a field to a random value."""
     of_messages = field.message_type is not None
     if field.is_repeated:
         items = getattr(message, field.name)
@@ -174,7 +174,7 @@ def fill(rng: random.Random, message: Message, field: FieldDescriptor, depth: in
 
 
 def scalar(rng: random.Random, field: FieldDescriptor) -> Any:
-    """Return a value that the field's type can hold."""
+    """Return a random value that the field's type can hold."""
     if field.type == FieldDescriptor.TYPE_STRING:
         return rng.choice(TEXTS)
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -188,7 +188,7 @@ def scalar(rng: random.Random, field: FieldDescriptor) -> Any:
 
 
 def damage(rng: random.Random, data: bytes) -> bytes:
-    """Return the bytes as a broken client, or a hostile one, would send them."""
+    """Return the bytes as a broken or hostile client would send them."""
     start, end = sorted((rng.randint(0, len(data)), rng.randint(0, len(data))))
     ways: tuple[Callable[[], bytes], ...] = (
         lambda: data[:end],

@@ -1,4 +1,4 @@
-"""Requests that cost their sender nothing and a careless server much: what each is, its method and its bytes."""
+"""Requests that cost their sender little and a careless server much. Each has a name, a method and its bytes."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ def varint(value: int) -> bytes:
 
 
 def in_job(data: bytes) -> bytes:
-    """Return a SubmitRequest of a job that is complete but for these further bytes."""
+    """Return a serialized SubmitRequest of a valid job with these further bytes of a JobRequest."""
     return submit() + length_delimited(1, data)
 
 
@@ -43,20 +43,20 @@ SCRIPTS: Final = [
     *(chr(code) for code in range(33, 127) if chr(code).isalnum()),
     *(chr((block << 10) + 5) for block in range(1, 0x110000 >> 10) if not 0x36 <= block < 0x38),
 ]
-"""Characters that an expression's judgement tells apart."""
+"""Characters that the check of an expression distinguishes."""
 PAIRS: Final = [f"[^{one}{other}]" for one, other in itertools.combinations(SCRIPTS[:40], 2)]
 VARYING: Final = "".join(f"{char}?" for char in SCRIPTS[40:104])
-"""As many different parts of varying length as may stand side by side."""
+"""The maximum number of different adjacent parts of varying length."""
 
 
 def schema_of(pattern: str) -> str:
-    """Return as long a schema as is allowed, of objects without anything and the pattern."""
+    """Return a schema of the maximum length that has the pattern and many empty objects."""
     empty = (MAX_SCHEMA_BYTES - len(json.dumps({"pattern": pattern, "a": []}))) // len("{},")
     return json.dumps({"pattern": pattern, "a": [{}] * empty}, separators=(",", ":"))
 
 
 def longest(pieces: Iterable[str], size: int = MAX_REGEX_BYTES) -> str:
-    """Return as many of the pieces, in a row, as fit."""
+    """Join as many of the pieces as fit into `size` bytes."""
     text = bytearray()
     for piece in pieces:
         if len(text) + len(piece.encode()) > size:
@@ -66,7 +66,7 @@ def longest(pieces: Iterable[str], size: int = MAX_REGEX_BYTES) -> str:
 
 
 def nested(levels: int) -> str:
-    """Return an expression of groups within groups, each followed by parts that are compared with all in it."""
+    """Return an expression of nested groups. The check compares the parts after a group with all parts inside it."""
     inner = longest(PAIRS, MAX_REGEX_BYTES - levels * (len(VARYING.encode()) + 3))
     for _ in range(levels):
         inner = f"({inner})!{VARYING}"
@@ -105,40 +105,41 @@ EXPRESSIONS: Final[Mapping[str, str]] = {
     "sets in a set": longest(["[", *itertools.repeat(r"\w\W", 1000)]),
     "ranges": longest(["[", *(f"\x00-{char}" for char in reversed(SCRIPTS))]),
 }
-"""Expressions of 4 KiB that cost their judgement much."""
+"""Expressions of 4 KiB that are costly to check."""
 
-MOST = 2_031_000
-"""Bytes that a job may nearly have."""
+LARGE = 2_031_000
+"""Size in bytes of the large jobs, just below the maximum."""
 NOT_UTF8 = length_delimited(1, b"\xff")
 
 BODIES: Final[Mapping[str, tuple[str, bytes]]] = {
-    # The one of the report: empty messages, and one text that is not UTF-8.
+    # Empty messages cost most together with one text that is not UTF-8.
     "empty messages and a text that is not UTF-8": ("Submit", in_job(b"\x2a\x00" * (2 * MIB - 64) + NOT_UTF8)),
-    "empty messages": ("Submit", in_job(b"\x2a\x00" * (MOST // 2))),
-    "empty jobs": ("Submit", b"\x0a\x00" * (MOST // 2)),
-    "empty stop texts": ("Submit", in_params(b"\x42\x00" * (MOST // 2))),
-    "empty choices": ("Submit", in_params(length_delimited(14, b"\x0a\x00" * (MOST // 2)))),
-    "empty targets": ("Submit", in_job(b"\x4a\x00" * (MOST // 2))),
-    "texts that are not UTF-8": ("Submit", in_job(b"\x2a\x03\x12\x01\xff" * (MOST // 5))),
-    "a prompt that is not UTF-8": ("Submit", in_job(length_delimited(4, b"\xff" * MOST))),
-    "stop texts that are not UTF-8": ("Submit", in_params(length_delimited(8, b"\xff" * 250) * (MOST // 260))),
-    "packed events": ("Submit", in_job(length_delimited(11, length_delimited(1, b"\x03" * MOST)))),
-    "events": ("Submit", in_job(length_delimited(11, b"\x08\x03" * (MOST // 2)))),
-    "one field again and again": ("Submit", in_job(b"\x40\x03" * (MOST // 2))),
-    "one duration again and again": ("Submit", in_job(length_delimited(10, b"\x0a\x00" * (MOST // 2)))),
-    "unknown numbers": ("Submit", in_job(b"\xf8\x07\x01" * (MOST // 3))),
-    "unknown texts": ("Submit", b"\xfa\x07\x00" * (MOST // 3)),
-    "unknown groups": ("Submit", b"\xfb\x07\xfc\x07" * (MOST // 4)),
-    "groups in groups": ("Submit", b"\xfb\x07" * (MOST // 2)),
-    "a number without an end": ("Submit", in_job(b"\x40" + b"\x80" * MOST)),
-    "a long URL": ("Submit", submit(notify=[{"webhook": {"url": "http://é" + "é/@:[" * (MOST // 7)}}])),
-    "a long model": ("Submit", submit(model="a" * MOST)),
+    "empty messages": ("Submit", in_job(b"\x2a\x00" * (LARGE // 2))),
+    "empty jobs": ("Submit", b"\x0a\x00" * (LARGE // 2)),
+    "empty stop texts": ("Submit", in_params(b"\x42\x00" * (LARGE // 2))),
+    "empty choices": ("Submit", in_params(length_delimited(14, b"\x0a\x00" * (LARGE // 2)))),
+    "empty targets": ("Submit", in_job(b"\x4a\x00" * (LARGE // 2))),
+    "texts that are not UTF-8": ("Submit", in_job(b"\x2a\x03\x12\x01\xff" * (LARGE // 5))),
+    "a prompt that is not UTF-8": ("Submit", in_job(length_delimited(4, b"\xff" * LARGE))),
+    "stop texts that are not UTF-8": ("Submit", in_params(length_delimited(8, b"\xff" * 250) * (LARGE // 260))),
+    "packed events": ("Submit", in_job(length_delimited(11, length_delimited(1, b"\x03" * LARGE)))),
+    "events": ("Submit", in_job(length_delimited(11, b"\x08\x03" * (LARGE // 2)))),
+    "one field again and again": ("Submit", in_job(b"\x40\x03" * (LARGE // 2))),
+    "one duration again and again": ("Submit", in_job(length_delimited(10, b"\x0a\x00" * (LARGE // 2)))),
+    "unknown numbers": ("Submit", in_job(b"\xf8\x07\x01" * (LARGE // 3))),
+    "unknown texts": ("Submit", b"\xfa\x07\x00" * (LARGE // 3)),
+    "unknown groups": ("Submit", b"\xfb\x07\xfc\x07" * (LARGE // 4)),
+    "groups in groups": ("Submit", b"\xfb\x07" * (LARGE // 2)),
+    "a number without an end": ("Submit", in_job(b"\x40" + b"\x80" * LARGE)),
+    "a long URL": ("Submit", submit(notify=[{"webhook": {"url": "http://é" + "é/@:[" * (LARGE // 7)}}])),
+    "a long model": ("Submit", submit(model="a" * LARGE)),
     "a long schema, deeply nested": ("Submit", submit(model="structured", params={"json_schema": deep_json(65_000)})),
     "a schema of many numbers": (
         "Submit",
-        submit(model="structured", params={"json_schema": json.dumps({"a": [0] * 21_000})}),
+        # It is accepted, so its key is of no other test.
+        submit(user_id="numbers", model="structured", params={"json_schema": json.dumps({"a": [0] * 21_000})}),
     ),
-    # Refused by another field, so that those which are allowed run on no engine.
+    # The empty user_id is refused, so that no engine runs the expressions that are allowed.
     **{
         f"an expression: {what}": ("Submit", submit(user_id="", model="structured", params={"regex": pattern}))
         for what, pattern in EXPRESSIONS.items()

@@ -1,6 +1,10 @@
-"""Jobs as tests make and watch them, and the details of what is refused."""
+"""How tests create and watch jobs, and read the details of errors.
+
+Watchers use the generated stub: a stream that breaks fails the test, where durable_llm would reconnect.
+"""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +18,7 @@ _ids = itertools.count(1)
 
 
 def new_job(prompt: str = "Say something.", **changes: Any) -> llm_pb2.JobRequest:
-    """Return a job under a key of its own; `params` may be a dict."""
+    """Return a job with a new request id. `params` may be a dict."""
     number = next(_ids)
     values = {"user_id": f"user-{number}", "request_id": f"req-{number}", "model": "docstrings", **changes}
     if "messages" not in values:
@@ -24,7 +28,7 @@ def new_job(prompt: str = "Say something.", **changes: Any) -> llm_pb2.JobReques
 
 @dataclass
 class Seen:
-    """What a watcher has received."""
+    """Everything that a watcher has received."""
 
     messages: list[llm_pb2.StreamStatusResponse] = field(default_factory=list)
     output: bytes = b""
@@ -34,7 +38,7 @@ class Seen:
 
     @property
     def states(self) -> list[str]:
-        """The states in order, repeats left out."""
+        """The states in order, without repeats."""
         names = [
             llm_pb2.JobState.Name(message.status.state).removeprefix("JOB_STATE_")
             for message in self.messages
@@ -50,8 +54,8 @@ class Seen:
         self.messages.append(message)
         if message.HasField("delta"):
             delta = message.delta
-            assert delta.offset <= len(self.output), "a gap"
-            assert delta.rewind == (delta.offset < len(self.output)), "rewind says what the offset says"
+            assert delta.offset <= len(self.output), "the deltas have a gap"
+            assert delta.rewind == (delta.offset < len(self.output)), "rewind contradicts the offset"
             self.rewinds += delta.rewind
             self.output = self.output[: delta.offset] + delta.text.encode()
         self.next_offset = message.next_offset
@@ -79,11 +83,19 @@ async def run_job(stub: llm_pb2_grpc.LlmServiceStub, job: llm_pb2.JobRequest) ->
     return await watch(stub, response.workflow_id)
 
 
-async def until_output(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> None:
-    """Return once the job has made output."""
+async def until_message(
+    stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str, condition: Callable[[llm_pb2.StreamStatusResponse], bool]
+) -> None:
+    """Return once a message of the job's stream meets the condition. Raise AssertionError at the end of the job."""
     async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
-        if message.HasField("delta"):
+        if condition(message):
             return
+    raise AssertionError("the job ended before a message met the condition")
+
+
+async def until_output(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> None:
+    """Return once the job has output."""
+    await until_message(stub, workflow_id, lambda message: message.HasField("delta"))
 
 
 def details_of(error: grpc.RpcError) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""`python -m tests.support.kafka_cluster`: a Kafka cluster of one broker, by librdkafka, until killed.
+"""`python -m tests.support.kafka_cluster`: run librdkafka's mock cluster of one Kafka broker until killed.
 
-Prints its address.
-
-It speaks Kafka's protocol over TCP, to any client.
+The program prints the broker's address. The broker speaks Kafka's protocol over TCP, to any client.
 """
 
 import signal
@@ -12,7 +10,7 @@ from confluent_kafka import Producer
 
 
 def main() -> None:
-    """Run the broker in threads of a client of its own."""
+    """Run the broker in the threads of a librdkafka client."""
     client = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
     (broker,) = client.list_topics(timeout=10).brokers.values()
     sys.stdout.write(f"{broker.host}:{broker.port}\n")

@@ -1,4 +1,4 @@
-"""The local stack as a command."""
+"""The local stack that tests run as a command."""
 
 import os
 from pathlib import Path

@@ -6,12 +6,12 @@ from deploy.local.process import Process
 
 
 def resident_bytes(process: Process) -> int:
-    """Return what it has now."""
+    """Return the current resident memory in bytes."""
     return _value(process, "VmRSS")
 
 
 def peak_bytes(process: Process) -> int:
-    """Return the most that it ever had."""
+    """Return the peak of the resident memory in bytes."""
     return _value(process, "VmHWM")
 
 

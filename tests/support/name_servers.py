@@ -1,4 +1,4 @@
-"""A name server on a port of the loopback interface whose answers change, or never come."""
+"""A name server on the loopback interface whose answers can change or be left out."""
 
 import asyncio
 import struct
@@ -10,34 +10,34 @@ from typing import Any, Final
 
 _HEADER: Final = struct.Struct("!6H")
 _ANSWER: Final = 0x8180
-"""Flags: an answer, recursion asked for and done."""
+"""Flags of a response with recursion desired and available."""
 _NO_SUCH_NAME: Final = 3
 _VERSIONS: Final = {1: 4, 28: 6}
-"""The version of the addresses that the types A and AAAA ask for."""
+"""IP version by query type: A and AAAA."""
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers as it is told to; knows no other name."""
+    """Server that returns the answers that say() sets, and NXDOMAIN for other names."""
 
     def __init__(self) -> None:
         self.asked = Counter[tuple[str, int]]()
-        """How often each name was asked for, for its addresses of IPv4 or IPv6 (4, 6)."""
+        """Number of queries by name and IP version (4 or 6)."""
         self.address = ""
         """Host and port."""
         self._answers: dict[str, tuple[list[str], ...]] = {}
         self._transport: asyncio.DatagramTransport | None = None
 
     def say(self, name: str, *answers: list[str]) -> None:
-        """Set the answers of a name: each question gets the next one, the last one for ever; without any, none."""
+        """Set a name's answers: each query gets the next one, and the last one repeats. Without any, none comes."""
         self._answers[name] = answers
 
     def connection_made(self, transport: Any) -> None:
-        """See DatagramProtocol."""
+        """Keep the transport; see asyncio.DatagramProtocol."""
         self._transport = transport
         self.address = "{}:{}".format(*transport.get_extra_info("sockname"))
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
-        """Answer one question (RFC 1035, 4), with a time to live of 0."""
+        """Answer one query (RFC 1035, section 4) with a time to live of 0."""
         number, *_ = _HEADER.unpack_from(data)
         labels, at = [], _HEADER.size
         while length := data[at]:
@@ -63,7 +63,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def name_server() -> AsyncIterator[NameServer]:
-    """Yield a name server that listens."""
+    """Run a name server while the context is open."""
     server = NameServer()
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: server, local_addr=("127.0.0.1", 0)

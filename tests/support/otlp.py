@@ -1,4 +1,4 @@
-"""Receivers of spans, as a collector is one: OTLP by gRPC or by HTTP, in the process of the test."""
+"""Collectors of spans in the process of the test: OTLP over gRPC and over HTTP."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 @dataclass(frozen=True)
 class Caller:
-    """A client that has a span of its own, and tells it to whom it calls."""
+    """Trace context of a client that propagates its span to the server."""
 
     trace_id: str = field(default_factory=lambda: f"{RandomIdGenerator().generate_trace_id():032x}")
     span_id: str = field(default_factory=lambda: f"{RandomIdGenerator().generate_span_id():016x}")
@@ -25,7 +25,7 @@ class Caller:
 
 
 class Span:
-    """A span as it was received."""
+    """A received span."""
 
     def __init__(self, raw: trace_pb2.Span, service: str) -> None:
         self.raw = raw
@@ -41,23 +41,23 @@ class Span:
 
 
 class Spans:
-    """All that was received."""
+    """All spans that a collector received."""
 
     def __init__(self) -> None:
         self.all: list[Span] = []
 
     def take(self, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
-        """Keep what a process has sent."""
+        """Store the spans of an export request."""
         for resource in request.resource_spans:
             names = {item.key: _value(item.value) for item in resource.resource.attributes}
             for scope in resource.scope_spans:
                 self.all += [Span(span, names["service.name"]) for span in scope.spans]
 
     def of(self, trace_id: str) -> list[Span]:
-        """Return a trace's spans as they started.
+        """Return a trace's spans in the order of their start.
 
-        A workflow's step whose answer was lost, on a busy machine, is done again: its spans are sent again, under the
-        same ids, and are one for whoever keeps them.
+        On a busy machine the answer of a workflow task can be lost. Its spans are then exported again with the same
+        ids, and each counts once, as in any store of spans.
         """
         spans = {span.id: span for span in self.all if span.trace_id == trace_id}
         return sorted(spans.values(), key=lambda span: span.raw.start_time_unix_nano)
@@ -66,9 +66,9 @@ class Spans:
         return [span for span in self.of(trace_id) if span.name == name]
 
     def tree(self, caller: Caller, words: Callable[[Span], str]) -> list[str]:
-        """Return the caller's trace, a line for each span, indented below its parent; siblings as they started.
+        """Return the caller's trace as one line for each span, indented below its parent, siblings in order of start.
 
-        A span whose parent was never received stands at the left edge, marked as lost.
+        The line of a span whose parent was never received is not indented, and marked as LOST.
         """
         spans = self.of(caller.trace_id)
         known = {span.id for span in spans} | {caller.span_id}
@@ -84,7 +84,7 @@ class Spans:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Listens on a free port while its context is open."""
+    """Collector that listens for OTLP over gRPC on a free port while its context is open."""
 
     def __init__(self) -> None:
         self.spans = Spans()
@@ -94,14 +94,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What has a process send its spans here."""
+        """Environment variables with which a process exports its spans to this collector."""
         return {
             "OTEL_TRACES_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.address}",
             "OTEL_BSP_SCHEDULE_DELAY": "100",
         }
 
-    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  the service's name for it
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  the name of the RPC
         self.spans.take(request)
         return trace_service_pb2.ExportTraceServiceResponse()
 
@@ -116,7 +116,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 class HttpCollector:
-    """The same by HTTP, `http/protobuf` in OpenTelemetry's words."""
+    """Collector that listens for OTLP over HTTP, which OpenTelemetry calls `http/protobuf`."""
 
     def __init__(self) -> None:
         self.spans = Spans()
@@ -127,7 +127,7 @@ class HttpCollector:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What has a process send its spans here."""
+        """Environment variables with which a process exports its spans to this collector."""
         return {
             "OTEL_TRACES_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",

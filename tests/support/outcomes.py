@@ -1,4 +1,4 @@
-"""One job for every outcome, run against a stack: for recording histories, and whatever else wants one of each."""
+"""One job for every outcome, for recorded histories and for tests that need each outcome."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,10 +14,10 @@ from tests.support.jobs import new_job, until_output, watch, webhook
 
 _LONG: Final = {"max_tokens": 4000}
 _NOWHERE: Final = webhook("http://127.0.0.1:9/")
-"""A webhook that nobody serves."""
+"""Webhook at an address where no server listens."""
 
 Outcome = Callable[[LlmServiceStub, Client], Awaitable[str]]
-"""Runs one job to its end and returns its workflow id."""
+"""Function that runs one job to its end and returns its workflow id."""
 
 
 async def _submit(stub: LlmServiceStub, job: llm_pb2.JobRequest) -> str:
@@ -65,7 +65,7 @@ async def _started_by_hand(stub: LlmServiceStub, temporal: Client) -> str:
 
 
 async def _by_hand_and_invalid(stub: LlmServiceStub, temporal: Client) -> str:
-    """With times and ids that Temporal itself would choke on."""
+    """Run a job with timeouts and an id that Temporal itself would refuse."""
     timeouts = llm_pb2.JobTimeouts(total=Duration(seconds=315_576_000_000), run=Duration(seconds=-5))
     job = llm_pb2.JobRequest(user_id="u" * 10_000, timeouts=timeouts)
     handle: WorkflowHandle[None, None] = await temporal.start_workflow(
@@ -95,7 +95,7 @@ OUTCOMES: Final[dict[str, Outcome]] = {
         lambda: new_job(model="idle", timeouts=llm_pb2.JobTimeouts(queue=Duration(seconds=1)))
     ),
     "timed-out-running": _simply(lambda: new_job(params=_LONG, timeouts=llm_pb2.JobTimeouts(run=Duration(seconds=1)))),
-    # Temporal's timers may be a second late, and a tenth of the time is kept back to tell of the end.
+    # Temporal's timers may be a second late, and a tenth of the total time is reserved for notifications.
     "timed-out-in-all": _simply(
         lambda: new_job(params={"max_tokens": 8000}, timeouts=llm_pb2.JobTimeouts(total=Duration(seconds=12)))
     ),
@@ -105,6 +105,6 @@ OUTCOMES: Final[dict[str, Outcome]] = {
 
 
 async def run_all(stub: LlmServiceStub, temporal: Client) -> dict[str, str]:
-    """Run one job for every outcome, side by side; return workflow ids by the outcome's name."""
+    """Run one job for every outcome concurrently, and return the workflow ids by the outcome's name."""
     ids = await asyncio.gather(*(outcome(stub, temporal) for outcome in OUTCOMES.values()))
     return dict(zip(OUTCOMES, ids, strict=True))

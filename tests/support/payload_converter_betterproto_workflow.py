@@ -1,6 +1,6 @@
-"""A workflow that works with betterproto classes in the sandbox. The fixture `betterproto` generates `llm_betterproto`.
+"""A workflow that uses betterproto classes in the sandbox. The fixture `betterproto` generates `llm_betterproto`.
 
-Nothing is passed through on purpose, so the classes here are copies of those outside.
+The sandbox passes no module through on purpose, so the classes here are copies of those outside.
 """
 
 from llm_betterproto.llm.v1 import JobRequest, JobResult  # type: ignore[import-not-found]
@@ -9,7 +9,7 @@ from temporalio import workflow
 
 @workflow.defn(name="ConvertBetterproto")
 class ConvertBetterproto:
-    """Answers with the prompt."""
+    """Workflow that returns the prompt."""
 
     @workflow.run
     async def run(self, job: JobRequest) -> JobResult:

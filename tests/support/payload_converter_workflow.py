@@ -1,6 +1,6 @@
-"""The workflow that test_payload_converter runs in the sandbox: a module of its own, for the sandbox imports it anew.
+"""The workflow that test_payload_converter runs in the sandbox. It is a separate module because the sandbox imports it.
 
-Nothing is passed through on purpose: the converter must cope with classes that are copies of its own.
+The sandbox passes no module through on purpose: the converter must handle classes that are copies of its own.
 """
 
 from datetime import timedelta
@@ -17,7 +17,7 @@ TASK_QUEUE = "payload-converter"
 
 @activity.defn(name="Generate")
 async def generate(job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
-    """Fails once after a heartbeat, then answers with what the heartbeat carried."""
+    """Fail once after a heartbeat, then return the progress that the heartbeat carried."""
     if not activity.info().heartbeat_details:
         activity.heartbeat(llm_pb2.JobProgress(output_tokens=7, stage="decode"))
         raise ApplicationError("the first attempt fails")
@@ -28,14 +28,14 @@ async def generate(job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
 
 @workflow.defn(name="Convert")
 class Convert:
-    """Sends messages through every kind of payload, then ends as the job says."""
+    """Workflow that sends messages through every kind of payload, then ends as the job requests."""
 
     def __init__(self) -> None:
         self.cancel = llm_pb2.CancelRequest()
 
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
-        """Return the activity's result, or fail with it as a detail once a signal gave a reason."""
+        """Return the activity's result, or fail with it as a detail if a signal gave a reason."""
         result: llm_pb2.JobResult = await workflow.execute_activity(
             "Generate",
             job,
@@ -50,16 +50,16 @@ class Convert:
 
     @workflow.signal(name="Cancel")
     def on_cancel(self, request: llm_pb2.CancelRequest) -> None:
-        """Keep the reason."""
+        """Store the reason."""
         self.cancel = request
 
     @workflow.query(name="GetStatus")
     def get_status(self) -> llm_pb2.JobStatus:
-        """Return what the memo and the header of the start held."""
+        """Return the contents of the memo and of the header of the start."""
         progress = workflow.memo_value("progress", type_hint=llm_pb2.JobProgress)
         header = workflow.payload_converter().from_payload(workflow.info().headers["owner"], llm_pb2.JobSummary)
         return llm_pb2.JobStatus(workflow_id=header.user_id, progress=progress)
 
     @workflow.query(name="Nothing")
     def nothing(self, _empty: empty_pb2.Empty | None) -> None:
-        """Take an optional message and return none."""
+        """Accept an optional message and return None."""

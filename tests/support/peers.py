@@ -1,4 +1,4 @@
-"""The servers that deliveries go to."""
+"""Receivers of deliveries: one real server for each kind of target."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ LOOPBACK: dict[str, Any] = {
 
 
 class Taken(NamedTuple):
-    """An event as it came to a receiver."""
+    """An event that a receiver got."""
 
     id: str
     content_type: str
@@ -46,27 +46,31 @@ class Taken(NamedTuple):
 
 
 class Peer(Protocol):
-    """A receiver of one kind."""
+    """A receiver for one kind of target."""
 
     kind: str
     settings: NotifierSettings
     drops_repeats: bool
+    """True if the receiver itself drops a second event with the same id."""
     keyed: bool
+    """True if an event has the job's id as its key."""
+    bounded: bool
+    """True if the receiver refuses an event of more than 1 MiB."""
 
     def target(self, name: str) -> llm_pb2.NotifyTarget:
-        """Return a target here."""
+        """Return a target of this receiver."""
         ...
 
-    def refused(self) -> llm_pb2.NotifyTarget:
-        """Return a target that the operator does not allow."""
+    def refused(self) -> llm_pb2.NotifyTarget | None:
+        """Return a target that the operator does not allow, or None if this kind has no such target."""
         ...
 
     async def taken(self, name: str, count: int) -> list[Taken]:
-        """Return what came to the target, once there is so much."""
+        """Return the target's events once there are `count`."""
         ...
 
     def fall_silent(self) -> None:
-        """Answer nothing from now on."""
+        """Stop answering."""
         ...
 
     def resume(self) -> None:
@@ -75,7 +79,7 @@ class Peer(Protocol):
 
 
 def until_stopped(pid: int) -> None:
-    """Return once a process stands still that was sent SIGSTOP: on a busy machine it goes on for a moment."""
+    """Return once a process that was sent SIGSTOP has stopped, which takes a moment on a busy machine."""
     while "(stopped)" not in Path(f"/proc/{pid}/status").read_text():
         time.sleep(0.001)
 
@@ -86,6 +90,7 @@ class WebhookPeer:
     kind = "webhook"
     drops_repeats = False
     keyed = False
+    bounded = False
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -117,6 +122,7 @@ class NatsPeer:
     kind = "nats"
     drops_repeats = True
     keyed = False
+    bounded = True
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -131,8 +137,8 @@ class NatsPeer:
     def target(self, name: str) -> llm_pb2.NotifyTarget:
         return llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject=f"taken.{name}"))
 
-    def refused(self) -> llm_pb2.NotifyTarget:
-        return llm_pb2.NotifyTarget()
+    def refused(self) -> llm_pb2.NotifyTarget | None:
+        return None
 
     async def taken(self, name: str, count: int) -> list[Taken]:
         client = await nats.connect(self.url)
@@ -158,6 +164,7 @@ class KafkaPeer:
     kind = "kafka"
     drops_repeats = False
     keyed = True
+    bounded = True
     topics = ("whole", "repeat", "many", "silent", "cancelled", "large", "numbered", "traced", "jobs")
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
@@ -175,7 +182,7 @@ class KafkaPeer:
         return await asyncio.to_thread(self._consume, name, count)
 
     async def batches(self, topic: str, count: int) -> list[Any]:
-        """Return so many record batches of one job's as the broker keeps them: the bytes that came over the wire."""
+        """Return `count` record batches of one job as the broker stores them, which is as the client sent them."""
         from aiokafka.client import AIOKafkaClient
         from aiokafka.protocol.fetch import FetchRequest
         from aiokafka.record.memory_records import MemoryRecords
@@ -229,6 +236,10 @@ async def kafka_peer() -> AsyncIterator[KafkaPeer]:
     finally:
         process.kill()
         await process.wait()
+
+
+PEERS = ("webhook", "nats", "kafka")
+"""Every kind of target, by its field in NotifyTarget. tests.contract.test_sinks starts a receiver of each."""
 
 
 def secret(text: str) -> SecretStr:

@@ -1,4 +1,4 @@
-"""Receivers of webhooks that fail in every way a server can, on a port of the loopback interface."""
+"""Receiver of webhooks on the loopback interface that can fail in every way a server can."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ REASONS: Final = {200: "OK", 204: "No Content", 302: "Found", 410: "Gone", 429: 
 
 @dataclass
 class Request:
-    """What came: headers in lower case, the body as it is."""
+    """A received request. Header names are in lower case; the body is unchanged."""
 
     path: str
     headers: dict[str, str]
@@ -23,17 +23,17 @@ class Request:
 
     @property
     def event(self) -> dict[str, Any]:
-        """The body as a CloudEvent."""
+        """The body, parsed as a CloudEvent."""
         value: dict[str, Any] = json.loads(self.body)
         return value
 
 
 Reply = Callable[[asyncio.StreamWriter, Request], Awaitable[None]]
-"""Answers a request, or does not."""
+"""Function that answers a request, or leaves it unanswered."""
 
 
 def status(code: int, **headers: str) -> Reply:
-    """Answer with a status, no body and these headers (underscores are hyphens)."""
+    """Answer with a status, no body and these headers. Underscores in their names become hyphens."""
 
     async def reply(writer: asyncio.StreamWriter, request: Request) -> None:
         lines = [f"HTTP/1.1 {code} {REASONS.get(code, 'Other')}", "content-length: 0", "connection: close"]
@@ -56,7 +56,7 @@ async def close_early(writer: asyncio.StreamWriter, request: Request) -> None:
 
 
 async def endless_body(writer: asyncio.StreamWriter, request: Request) -> None:
-    """Say 200, and then go on and on."""
+    """Answer 200 with a body that never ends."""
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n")
     while True:
         writer.write(b"x" * 65536)
@@ -64,7 +64,7 @@ async def endless_body(writer: asyncio.StreamWriter, request: Request) -> None:
 
 
 async def endless_headers(writer: asyncio.StreamWriter, request: Request) -> None:
-    """Begin an answer that never comes to its body."""
+    """Answer with headers that never end."""
     writer.write(b"HTTP/1.1 200 OK\r\n")
     while True:
         writer.write(b"x-more: " + b"x" * 1000 + b"\r\n")
@@ -72,35 +72,35 @@ async def endless_headers(writer: asyncio.StreamWriter, request: Request) -> Non
 
 
 class Receiver:
-    """Keeps all requests by path; answers each path by its replies, in order, the last one for ever."""
+    """Server that stores all requests by path. It answers each path by its replies in order; the last one repeats."""
 
     def __init__(self) -> None:
         self.url = ""
         self.port = 0
         self.connections = 0
-        """How many were opened so far."""
+        """Number of connections opened so far."""
         self._replies: dict[str, list[Reply]] = {}
         self._requests: defaultdict[str, list[Request]] = defaultdict(list)
         self._arrived = asyncio.Condition()
         self._when_connected: Callable[[], None] | None = None
 
     def on(self, path: str, *replies: Reply) -> str:
-        """Set the replies of a path; return its URL."""
+        """Set the replies of a path and return its URL."""
         self._replies[path] = list(replies)
         return f"{self.url}{path}"
 
     def when_connected(self, act: Callable[[], None]) -> None:
-        """Do something once, at the next connection, before anything is read from it."""
+        """Call `act` once, at the next connection, before anything is read from it."""
         self._when_connected = act
 
     async def received(self, path: str, count: int = 1) -> list[Request]:
-        """Return the requests of a path once there are so many."""
+        """Return the requests of a path once there are at least `count`."""
         async with asyncio.timeout(30), self._arrived:
             await self._arrived.wait_for(lambda: len(self._requests[path]) >= count)
             return list(self._requests[path])
 
     def so_far(self, path: str) -> list[Request]:
-        """Return the requests of a path."""
+        """Return the requests of a path so far."""
         return list(self._requests[path])
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,7 +132,7 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 
 @asynccontextmanager
 async def receiving(*, everywhere: bool = False) -> AsyncIterator[Receiver]:
-    """Yield a receiver that listens: on 127.0.0.1, or at all addresses of this machine that there are."""
+    """Run a receiver on 127.0.0.1, or with `everywhere` on all addresses of this machine."""
     receiver = Receiver()
     serving: set[asyncio.Task[None]] = set()
 

@@ -1,8 +1,8 @@
-"""`make histories`: record the history of one job for every outcome into tests/histories/.
+"""`make histories`: record the history of one job for every outcome into tests/contract/histories/.
 
-Do this when the workflow has changed on purpose, in a way that jobs which run during the upgrade survive (see
-https://docs.temporal.io/develop/python/versioning): the new histories then join the old ones. Histories that are there
-are kept, because jobs like them may still be open somewhere.
+Run it after a deliberate change of the workflow that jobs which are open during an upgrade survive (see
+https://docs.temporal.io/develop/python/versioning). The new histories join the old ones, which are kept because jobs
+like them may still be open somewhere.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
 
 
 def without_stack_traces(value: Any) -> Any:
-    """Return the JSON without the stack traces of failures: they hold paths of the machine that recorded them."""
+    """Return the JSON without the stack traces of failures, which contain paths of the recording machine."""
     if isinstance(value, dict):
         return {key: without_stack_traces(item) for key, item in value.items() if key != "stackTrace"}
     return [without_stack_traces(item) for item in value] if isinstance(value, list) else value
 
 
 async def handed_over(stack: Stack, stub: LlmServiceStub) -> str:
-    """Run a job whose worker stops in the middle of it; return its id."""
+    """Run a job whose worker is stopped in the middle of it, and return the job's id."""
     worker = stack.processes["gpu-worker"]
     response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 600})))
     await until_output(stub, response.workflow_id)
@@ -46,7 +46,7 @@ async def handed_over(stack: Stack, stub: LlmServiceStub) -> str:
 
 
 async def delivered_later(stub: LlmServiceStub, temporal: Client, job_id: str) -> str:
-    """Send the outcome of an ended job again, to the end; return the id of the workflow that did."""
+    """Redeliver the outcome of an ended job, and return the id of the delivery workflow once it has ended."""
     handle = temporal.get_workflow_handle(delivery_workflow_id(job_id))
     await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=job_id))
     await handle.result()
@@ -54,7 +54,7 @@ async def delivered_later(stub: LlmServiceStub, temporal: Client, job_id: str) -
 
 
 async def main(version: str) -> None:
-    """Record into files named after the outcome and the version."""
+    """Record one history for each outcome into a file named after the outcome and the version."""
     with tempfile.TemporaryDirectory() as folder:
         async with (
             Stack(stack_settings(folder), environment=FAST) as stack,
@@ -74,7 +74,7 @@ async def main(version: str) -> None:
 
 
 async def record(temporal: Client, id_: str, name: str) -> None:
-    """Write the history of the last run of a workflow."""
+    """Write the history of a workflow's last run to a file."""
     history = await temporal.get_workflow_handle(id_).fetch_history()
     text = json.dumps(without_stack_traces(history.to_json_dict()), indent=1)
     (HISTORIES / f"{name}.json").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""What a process serves to Prometheus, read and asked about."""
+"""Metrics that a process serves to Prometheus, parsed for tests."""
 
 import asyncio
 import urllib.request
@@ -19,10 +19,10 @@ from tests.support.outcomes import OUTCOMES
 from tests.support.stacks import FAST, stack_settings
 
 TEMPORALS = ("gateway", "gpu-worker", "notifier")
-"""The services that call Temporal."""
+"""Services that call Temporal."""
 SERVICES = (*TEMPORALS, "codec")
 OURS = ("llm_", "gen_ai_", "rpc_", "http_")
-"""How the names of the suite's own metrics begin."""
+"""Prefixes of the suite's own metrics."""
 
 
 class Scrape:
@@ -42,7 +42,7 @@ class Scrape:
         return [family for family in self.families if family.name.startswith(OURS)]
 
     def by(self, name: str, *labels: str, **chosen: str) -> dict[tuple[str, ...], float]:
-        """Return sums of a series by labels; only of samples that have the chosen ones."""
+        """Return the sums of a series by labels, over the samples that have the chosen labels."""
         sums: dict[tuple[str, ...], float] = {}
         for sample in self.samples:
             if sample.name == name and chosen.items() <= sample.labels.items():
@@ -51,16 +51,16 @@ class Scrape:
         return sums
 
     def total(self, name: str, **chosen: str) -> float:
-        """Return the sum of a series."""
+        """Return the sum of a series over the samples that have the chosen labels."""
         return sum(self.by(name, **chosen).values())
 
 
 @asynccontextmanager
 async def measured_stack(folder: Path) -> AsyncIterator[Stack]:
-    """Run a stack in which one job of every outcome ran, and nothing else.
+    """Run a stack in which only one job of every outcome has run.
 
-    All but the job that spends its total time: its last workflow task comes so close to Temporal's own end of the
-    workflow that it may be lost, and then count twice: see workflows.outcome_metrics.
+    The job that uses up its total time is left out. Its last workflow task comes so close to Temporal's own timeout of
+    the workflow that the task may be lost and then be counted twice: see workflows.outcome_metrics.
     """
     async with Stack(stack_settings(folder), environment=FAST) as stack:
         temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
@@ -72,18 +72,18 @@ async def measured_stack(folder: Path) -> AsyncIterator[Stack]:
 
 
 async def get(url: str, body: bytes | None = None) -> str:
-    """Return what a URL serves, or answers to a body."""
+    """Return the response to GET, or to POST with a body."""
     return await asyncio.to_thread(lambda: urllib.request.urlopen(url, body, timeout=5).read().decode())
 
 
 async def scrape(stack: Stack, *names: str) -> Scrape:
-    """Scrape these processes, by default all services."""
+    """Scrape these processes; by default all services."""
     return Scrape([await get(stack.metrics_url(name)) for name in names or SERVICES])
 
 
 async def scrape_until(stack: Stack, condition: Callable[[Scrape], bool], *names: str) -> Scrape:
-    """Scrape until the condition holds: what Temporal's SDK measures is served half a second later."""
+    """Scrape until the condition holds: metrics of Temporal's SDK are served half a second late."""
     async with asyncio.timeout(30):
-        while not condition(found := await scrape(stack, *names)):  # noqa: ASYNC110  nobody tells
+        while not condition(found := await scrape(stack, *names)):  # noqa: ASYNC110  nothing notifies
             await asyncio.sleep(0.1)
         return found

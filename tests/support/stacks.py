@@ -1,4 +1,4 @@
-"""Stacks of real processes, whose waits and retries are shortened by the settings that an operator has."""
+"""Stacks of real processes. Ordinary settings make their timeouts and retry intervals short."""
 
 import asyncio
 import shutil
@@ -51,20 +51,20 @@ FAST = {
 }
 """Settings of the services under test, by kind of process.
 
-The heartbeat timeout is left at its default: on a busy machine a live worker is silent for seconds, and an attempt
-that is lost so is one more than a test expects. Tests that kill workers shorten it, and expect no exact number.
+The heartbeat timeout keeps its default. On a busy machine a live worker can be silent for seconds, and with a shorter
+timeout the test would see one attempt more. Tests that kill workers shorten it and expect no exact number of attempts.
 """
 
 
 def stack_settings(folder: Any, **changes: Any) -> StackSettings:
-    """Return settings for a stack of its own: any free ports, the simulated engine."""
+    """Return settings of a new stack with free ports and the simulated engine."""
     chosen = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
     return StackSettings(**{**chosen, "state_dir": folder, "engine": "simulated", **changes})
 
 
 @asynccontextmanager
 async def running(stack: Stack, notifier: Process, gateway: Process) -> AsyncIterator[llm_pb2_grpc.LlmServiceStub]:
-    """Run a notifier and a gateway beside the stack's own while the context is open; yield a client of the gateway."""
+    """Run a further notifier and gateway while the context is open, and yield a client of that gateway."""
     for process in (notifier, gateway):
         await process.start()
         await process.wait_ready()
@@ -75,7 +75,7 @@ async def running(stack: Stack, notifier: Process, gateway: Process) -> AsyncIte
 
 
 def tool(name: str) -> str:
-    """Return the path of an installed program: beside the interpreter, or else in PATH."""
+    """Return the path of an installed program, from the interpreter's folder or from PATH."""
     path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     assert path, f"{name} is not installed"
     return path

@@ -1,4 +1,4 @@
-"""A real Temporal server behind a proxy that can answer in its place as it does when something is wrong with it."""
+"""Proxy in front of a real Temporal server that can imitate a slow, silent or failing server."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 import grpc
 
 _OWN = ("user-agent", "te", "content-type")
-"""Metadata that each connection has of its own."""
+"""Metadata that belongs to one connection and is not forwarded."""
 
 
 class TemporalProxy(grpc.GenericRpcHandler):
-    """Forwards the calls of Temporal's API, all of which are unary."""
+    """Handler that forwards the calls of Temporal's API, all of which are unary."""
 
     def __init__(self, temporal: grpc.aio.Channel) -> None:
         self.unknown: Counter[str] = Counter()
-        """How many more calls are answered NOT_FOUND, by the method's name."""
+        """Number of further calls that get NOT_FOUND, by method name."""
         self.silent: set[str] = set()
-        """The methods whose calls are not answered."""
+        """Methods whose calls are not answered."""
         self.delays: dict[str, float] = {}
-        """How many seconds later than usual a method is answered."""
+        """Delay of each answer in seconds, by method name."""
         self.running: Counter[str] = Counter()
         self.peaks: Counter[str] = Counter()
-        """How many calls of a method there are at once now, and were at most."""
+        """Maximum number of concurrent calls so far, by method name. `running` is the current number."""
         self._temporal = temporal
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """Handle whatever is called."""
+        """Return a handler that forwards the called method."""
         method = handler_call_details.method
 
         async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -64,7 +64,7 @@ class TemporalProxy(grpc.GenericRpcHandler):
 
 @asynccontextmanager
 async def temporal_proxy(address: str) -> AsyncIterator[tuple[TemporalProxy, str]]:
-    """Run a proxy of the server at an address; yield it and its own address."""
+    """Run a proxy of the server at an address, and yield it with its own address."""
     async with grpc.aio.insecure_channel(address) as temporal:
         proxy, server = TemporalProxy(temporal), grpc.aio.server()
         server.add_generic_rpc_handlers((proxy,))

@@ -1,4 +1,4 @@
-"""One run of the stack with jobs of every kind, and all that it leaves: spans, logs, webhooks, a history."""
+"""One run of the stack with jobs of every kind, and its results: spans, logs, webhooks and histories."""
 
 import asyncio
 import json
@@ -23,9 +23,9 @@ from tests.support.stacks import FAST, stack_settings
 
 MANY = 100
 MARKER = "xyzzy"
-"""Part of every prompt, and of nothing else."""
+"""Text that is in every prompt and nowhere else."""
 SECRET = "hush-hush"
-"""Part of the feed's URL and of the webhooks'."""
+"""Text in the URLs of the feed and of the webhooks."""
 CAPTURING = {
     "GPU_WORKER_MODEL": "idle",
     "GPU_WORKER_TASK_QUEUE": "llm-gpu-activities.idle",
@@ -33,14 +33,14 @@ CAPTURING = {
 }
 SERVICES = ("gateway", "gateway-2", "gpu-worker", "gpu-worker-2", "notifier")
 IMPATIENT = {"GATEWAY_ROLE": "api", "GATEWAY_NOTIFY_HOLD": "PT6S", "GATEWAY_NOTIFY_MAX_DURATION": "PT60S"}
-"""Of a second gateway, whose jobs do not wait for a receiver that asks for more than three quarters of that."""
+"""Settings of a second gateway. Its jobs do not wait for a Retry-After of over three quarters of NOTIFY_HOLD."""
 FEW = {"max_tokens": 2}
 LONG = {"max_tokens": 4000}
 
 
 @dataclass
 class Job:
-    """A job, who asked for it, and what they got."""
+    """A job, its caller, and what the caller received."""
 
     submit: Caller
     response: llm_pb2.SubmitResponse
@@ -53,12 +53,12 @@ class Job:
 
 
 class CallingClient:
-    """Calls the gateway, each time with a trace of its own."""
+    """Client of the gateway that begins a new trace for each call."""
 
     def __init__(self, stub: LlmServiceStub) -> None:
         self.stub = stub
         self.calls: dict[str, Caller] = {}
-        """By what the test calls them."""
+        """Callers by the test's name for the call."""
 
     async def submit(self, job: llm_pb2.JobRequest) -> Job:
         caller = Caller()
@@ -72,14 +72,14 @@ class CallingClient:
         return job
 
     def calling(self, name: str) -> tuple[tuple[str, str], ...]:
-        """Return the metadata of one more call."""
+        """Return the metadata for a call, and store its caller under the name."""
         self.calls[name] = Caller()
         return self.calls[name].metadata
 
 
 @dataclass
 class Traced:
-    """What was left."""
+    """Results of the run."""
 
     spans: Spans
     jobs: dict[str, Job]
@@ -87,19 +87,19 @@ class Traced:
     calls: dict[str, Caller]
     webhooks: list[Request]
     requests: dict[str, list[Request]]
-    """What the receiver that is unavailable at first was sent, by path."""
+    """Requests to the receiver that is unavailable at first, by path."""
     histories: dict[str, str]
-    """Of a job's workflow and of one that went on with its deliveries, by type."""
+    """Histories of a job's workflow and of a delivery workflow, by workflow type."""
     again: Job
     logs: dict[str, str]
-    """All that each process has written, by its name."""
+    """The whole log of each process, by its name."""
 
     def tree(self, name: str) -> list[str]:
         """Return the whole trace of a job."""
         return self.spans.tree(self.jobs[name].submit, words)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return what the services have logged of a job, in order."""
+        """Return the services' log lines about a job in order of time."""
         lines = [json.loads(line) for kind in SERVICES for line in self.logs[kind].splitlines()]
         return sorted(
             (line for line in lines if line.get("workflow_id") == self.jobs[name].id), key=lambda line: line["time"]
@@ -111,30 +111,30 @@ class Traced:
 
 
 def words(span: Span) -> str:
-    """Return what a reader of the trace wants to know besides the name."""
+    """Return the attributes of a span that the tests compare, as text."""
     about = span.attributes
-    told = []
+    parts = []
     if code := about.get("rpc.response.status_code"):
-        told.append(code)
+        parts.append(code)
     if answered := about.get("http.response.status_code"):
-        told.append(str(answered))
+        parts.append(str(answered))
     if attempt := about.get("llm.job.attempt"):
-        told.append(f"attempt {attempt}")
-    told += about.get("gen_ai.response.finish_reasons", [])
+        parts.append(f"attempt {attempt}")
+    parts += about.get("gen_ai.response.finish_reasons", [])
     if reason := about.get("llm.job.finish_reason"):
-        told.append(reason)
+        parts.append(reason)
     if span.failed or "error.type" in about:
-        told.append(f"{'ERROR' if span.failed else 'not an error:'} {about.get('error.type', '')}".rstrip())
-    told += ["linked"] * len(span.links)
-    return f" ({', '.join(told)})" if told else ""
+        parts.append(f"{'ERROR' if span.failed else 'not an error:'} {about.get('error.type', '')}".rstrip())
+    parts += ["linked"] * len(span.links)
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 async def run_everything(folder: Path, receiver: Receiver) -> Traced:
-    """Run jobs of every kind, then stop all processes, which sends their last spans."""
+    """Run jobs of every kind, then stop all processes, which export their last spans."""
     kinds = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     async with Collector() as collector:
         environment = {kind: {**FAST.get(kind, {}), **collector.environment} for kind in kinds}
-        # On a busy machine, too, every delivery belongs to its job's own workflow.
+        # A long hold keeps every delivery in its job's own workflow, even on a busy machine.
         environment["gateway"] |= {"GATEWAY_NOTIFY_HOLD": "PT60S", "GATEWAY_NOTIFY_TIMEOUT": "PT30S"}
         stack = Stack(stack_settings(folder), only=kinds, environment=environment)
         stack.add("gpu-worker", CAPTURING)
@@ -175,7 +175,7 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
 
 
 async def interrupted(stack: Stack, client: CallingClient, *ways: str) -> list[Job]:
-    """Run jobs, one after the other, whose worker is ended in one of these ways in the middle."""
+    """Run one job for each way, one after the other, and end its worker in that way in the middle."""
     jobs = []
     for way in ways:
         job = await client.submit(new_job(MARKER, params={"max_tokens": 400}))
@@ -210,7 +210,7 @@ async def all_kinds(client: CallingClient, receiver: Receiver) -> dict[str, Job]
 
 
 async def redelivered(client: CallingClient, temporal: Client, job: Job) -> None:
-    """Have the outcome of a job sent again, whose deliveries went on without it."""
+    """Redeliver the outcome of a job whose deliveries continued in a delivery workflow."""
     delivering = temporal.get_workflow_handle(delivery_workflow_id(job.id))
     await delivering.result()
     again = llm_pb2.RedeliverRequest(workflow_id=job.id)
@@ -221,7 +221,7 @@ async def redelivered(client: CallingClient, temporal: Client, job: Job) -> None
 
 
 async def later_calls(client: CallingClient, job: Job, cancelled: Job) -> Job:
-    """Make calls that are not a part of the job; return the answer to the same Submit, made again."""
+    """Make calls after a job's end, and return the answer to a repeated Submit."""
     stub = client.stub
     stream = llm_pb2.StreamStatusRequest(workflow_id=job.id)
     async for _ in stub.StreamStatus(stream, metadata=client.calling("stream")):

@@ -1,4 +1,4 @@
-"""Processes and clients of two versions beside one Temporal and one feed: an earlier checkout's, and this one's."""
+"""Processes and clients of two versions, an earlier checkout and this one, with one Temporal and one feed."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ Version = Literal["earlier", "this"]
 
 KINDS: Final = ("gateway", "gpu-worker", "notifier")
 SECONDS: Final = 240
-"""How long a call or a job may take, on a machine that does much else."""
+"""Maximum seconds of a call or a job, on a busy machine."""
 
 ENVIRONMENT: Final = {
     "gateway": {
@@ -43,6 +43,8 @@ ENVIRONMENT: Final = {
         "GATEWAY_NOTIFY_BACKOFF": "1.5",
         "GATEWAY_NOTIFY_MAX_INTERVAL": "PT2S",
         "GATEWAY_NOTIFY_WITHIN": "PT200S",
+        # The earlier version replays a job that ended with a NotifyUI.
+        "GATEWAY_NOTIFY_OPERATOR": "true",
         "GATEWAY_RETRY_ATTEMPTS": "6",
     },
     "gpu-worker": {**FAST["gpu-worker"], "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 100}'},
@@ -52,7 +54,7 @@ ENVIRONMENT: Final = {
 
 @dataclass(frozen=True)
 class Running:
-    """Processes of one version, by kind, and a client of their gateway."""
+    """Processes of one version by kind, and a client of their gateway."""
 
     processes: Mapping[str, Process]
     address: str
@@ -60,7 +62,7 @@ class Running:
 
 
 class Versions:
-    """Start processes and clients of either version; settings and environment are the same for both."""
+    """Starts processes and clients of either version with the same settings and environment."""
 
     def __init__(self, stack: Stack, temporal: Client, earlier: str) -> None:
         self.stack = stack
@@ -71,9 +73,9 @@ class Versions:
     async def running(
         self, version: Version, kinds: Collection[str] = KINDS, worker: Mapping[str, str] | None = None
     ) -> AsyncIterator[Running]:
-        """Run a gateway, and one process of each of the other kinds; what still runs in the end is killed.
+        """Run one process of each kind, a gateway among them, while the context is open. Its end kills them.
 
-        `worker` holds extra variables of the GPU worker.
+        `worker` holds extra environment variables of the GPU worker.
         """
         extra = {"gpu-worker": worker}
         folder = self._folders[version]
@@ -82,7 +84,7 @@ class Versions:
         try:
             await _start(processes.values())
             async with grpc.aio.insecure_channel(address) as channel:
-                # A gateway from before /readyz passes for ready as soon as it serves metrics.
+                # An older gateway without /readyz counts as ready as soon as it serves metrics.
                 await asyncio.wait_for(channel.channel_ready(), SECONDS)
                 yield Running(processes, address, LlmServiceStub(channel))
         finally:
@@ -91,7 +93,7 @@ class Versions:
 
     @asynccontextmanager
     async def worker(self, version: Version) -> AsyncIterator[Process]:
-        """Run a GPU worker, and kill it in the end."""
+        """Run a GPU worker while the context is open. Its end kills the worker."""
         process = self.stack.add("gpu-worker", working_dir=self._folders[version])
         try:
             await _start([process])
@@ -100,23 +102,23 @@ class Versions:
             await process.kill()
 
     async def earlier_watch(self, address: str, id_: str, *, leave_after: int = 0) -> dict[str, Any]:
-        """Watch a job with the earlier stubs; see tests/support/earlier_client.py."""
+        """Watch a job with the earlier version's stubs; see tests/support/earlier_client.py."""
         return await self._earlier_client("watch", address, id_, str(leave_after))
 
     async def earlier_call(self, address: str, method: str, request: Message, answer: type[Any]) -> Any:
-        """Make a call with the earlier stubs."""
+        """Make a call with the earlier version's stubs."""
         data = base64.b64encode(request.SerializeToString()).decode()
-        told = await self._earlier_client("call", address, method, type(request).__name__, data)
-        return answer.FromString(base64.b64decode(told["answer"]))
+        found = await self._earlier_client("call", address, method, type(request).__name__, data)
+        return answer.FromString(base64.b64decode(found["answer"]))
 
     async def events(self, id_: str, kind: "EventType.ValueType") -> int:
-        """Return how many events of a kind a workflow's history has."""
+        """Return the number of events of a kind in a workflow's history."""
         history = await self.temporal.get_workflow_handle(id_).fetch_history()
         return sum(event.event_type == kind for event in history.events)
 
     async def _earlier_client(self, *arguments: str) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(ROOT / "tests" / "earlier_client.py"), *arguments),
+            *(sys.executable, str(ROOT / "tests" / "support" / "earlier_client.py"), *arguments),
             env={**os.environ, "PYTHONPATH": str(self._folders["earlier"])},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -139,7 +141,7 @@ async def _start(processes: Collection[Process]) -> None:
 
 
 async def until(look: Callable[[], Awaitable[T | None]]) -> T:
-    """Return what a look finds, once it finds something."""
+    """Call `look` until its result is true, and return the result."""
     async with asyncio.timeout(SECONDS):
         while True:
             if found := await look():
@@ -148,7 +150,7 @@ async def until(look: Callable[[], Awaitable[T | None]]) -> T:
 
 
 async def submit(running: Running, job: llm_pb2.JobRequest) -> str:
-    """Submit a job; return its workflow's id."""
+    """Submit a job and return its workflow id."""
     return (await running.stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=SECONDS)).workflow_id
 
 
@@ -158,7 +160,7 @@ async def get_status(running: Running, id_: str) -> llm_pb2.GetStatusResponse:
 
 
 async def generated(running: Running, id_: str, tokens: int, *, but: Collection[str] = ()) -> llm_pb2.JobStatus:
-    """Return the status once a worker, but none of these, has generated so many tokens of a job."""
+    """Return the status once a worker that is not in `but` has generated so many tokens of a job."""
 
     async def enough() -> llm_pb2.JobStatus | None:
         job = (await get_status(running, id_)).status
@@ -168,22 +170,22 @@ async def generated(running: Running, id_: str, tokens: int, *, but: Collection[
 
 
 async def watch_wherever(gateways: Sequence[Running], id_: str, *, token: bool = True, leave: int = 0) -> Seen:
-    """Watch a job to its end, at each gateway in turn: when one is away, and after up to `leave` messages.
+    """Watch a job to its end. Change to the next gateway when one is unavailable, and after up to `leave` messages.
 
-    Comes back with the offset of the last message, and with its resume token unless `token` says no.
+    Each stream resumes at the offset of the last message, with its resume token unless `token` is False.
     """
     seen = Seen()
     chance = random.Random(f"{id_} {leave}")
     async with asyncio.timeout(SECONDS):
         for gateway in itertools.cycle(gateways):
-            # Never an older message's: gateways before the resume token send none, and read none.
+            # The token is the last message's: gateways from before the resume token neither send nor read one.
             last = seen.final.resume_token if token and seen.messages else ""
             most = chance.randrange(1, leave) if leave else None
             try:
                 if await watch_on(gateway.stub, id_, seen, last, most=most, seconds=SECONDS):
                     break
             except grpc.aio.AioRpcError as error:
-                # CANCELLED: the call came in the moment in which the gateway stopped.
+                # The gateway returns CANCELLED for a call that comes at the moment of its stop.
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
                 await asyncio.sleep(0.2)

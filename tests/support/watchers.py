@@ -1,4 +1,7 @@
-"""Watchers of a job, as clients write them: one that leaves and comes back, one that goes on at another gateway."""
+"""Watchers of a job: one that reconnects, and one that continues at another gateway.
+
+They use the protocol itself with the generated stub, and choose the offset, the resume token and the gateway.
+"""
 
 import random
 from collections.abc import Sequence
@@ -14,9 +17,9 @@ from tests.support.jobs import Seen
 async def watch_on(
     stub: LlmServiceStub, id_: str, seen: Seen, token: str = "", *, most: int | None = None, seconds: float = 60
 ) -> bool:
-    """Watch a job from where `seen` ends, for up to `most` messages; return whether it has ended.
+    """Watch a job from the end of `seen`, for up to `most` messages. Return True if the job has ended.
 
-    Comes back with the token where there is one, as well as with the offset.
+    The stream resumes at the offset, and with the token if there is one.
     """
     request = llm_pb2.StreamStatusRequest(workflow_id=id_, output_offset=seen.next_offset, resume_token=token)
     call = stub.StreamStatus(request, timeout=seconds)
@@ -32,9 +35,9 @@ async def watch_on(
 async def watch_in_pieces(
     stub: LlmServiceStub, id_: str, chance: random.Random, then: LlmServiceStub | None = None, tokens: float = 0.5
 ) -> Seen:
-    """Watch a job, leaving and coming back after every few messages; at `then` if the gateway dies.
+    """Watch a job, and reconnect after every few messages. Continue at `then` if the gateway dies.
 
-    `tokens` is how often it comes back with the resume token, rather than with the offset alone: 0 to 1.
+    `tokens` is the share of reconnects, 0 to 1, that send the resume token next to the offset.
     """
     seen = Seen()
     while True:
@@ -49,7 +52,7 @@ async def watch_in_pieces(
 
 
 async def watch_anywhere(stubs: Sequence[LlmServiceStub], id_: str) -> Seen:
-    """Watch a job at the first gateway; when that breaks off, go on at the next with the token."""
+    """Watch a job at the first gateway. When a stream breaks, continue at the next gateway with the token."""
     seen = Seen()
     for stub in stubs:
         try:
@@ -62,11 +65,11 @@ async def watch_anywhere(stubs: Sequence[LlmServiceStub], id_: str) -> Seen:
 
 
 async def when_output_reaches(stub: LlmServiceStub, id_: str, size: int) -> llm_pb2.JobStatus:
-    """Return the last status, which names the worker, once there are so many bytes."""
+    """Return the last status, which names the worker, once the output has `size` bytes."""
     status = llm_pb2.JobStatus()
     async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
         if message.HasField("status"):
             status = message.status
         if message.next_offset >= size and status.progress.worker:
             return status
-    raise AssertionError("the job ended too soon")
+    raise AssertionError("the job ended before its output reached the size")

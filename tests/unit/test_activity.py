@@ -1,4 +1,4 @@
-"""RunLLMOnGPU by itself: what a second attempt makes of what the first one left in the feed."""
+"""RunLLMOnGPU on its own: how an attempt uses the feed that an earlier attempt wrote."""
 
 import asyncio
 import dataclasses
@@ -36,7 +36,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 class Worker:
-    """The activity with everything it needs, and what it has counted."""
+    """The activity with its dependencies, and the metrics that it has recorded."""
 
     def __init__(self, engine: Engine, feed: MemoryFeed, name: str = "w") -> None:
         self._reader = InMemoryMetricReader()
@@ -67,7 +67,7 @@ class Worker:
 
 
 async def log_of(feed: MemoryFeed) -> list[internal_pb2.FeedRecord]:
-    """Return what is in the feed."""
+    """Remove the feed and return its records."""
     await feed.append(KEY, internal_pb2.FeedRecord(writer="end"))
     records: list[internal_pb2.FeedRecord] = []
 
@@ -81,7 +81,7 @@ async def log_of(feed: MemoryFeed) -> list[internal_pb2.FeedRecord]:
 
 
 async def broken_off(engine: Engine, job: llm_pb2.JobRequest, after: int) -> list[internal_pb2.FeedRecord]:
-    """Return what the feed holds of an attempt that was killed after so many pieces of output."""
+    """Return the records that an attempt leaves in the feed when it is killed after `after` pieces of output."""
     feed = MemoryFeed()
     await Worker(engine, feed).run(job)
     kept, pieces = [], 0
@@ -105,7 +105,7 @@ JOB = new_job("Say something with ünïcödé.", params={"max_tokens": 60, "stop
 
 @pytest.mark.parametrize("handed_over", [False, True])
 async def test_an_attempt_continues(engine: Engine, *, handed_over: bool) -> None:
-    """After a crash and after a handover, from any place: the same output, only the rest of it made again."""
+    """After a crash or a handover at any token the output is the same, and only the rest of it is generated."""
     whole = await Worker(engine, MemoryFeed()).run(JOB)
     for after in range(1, 60, 7):
         left = await broken_off(engine, JOB, after)
@@ -123,7 +123,7 @@ async def test_an_attempt_continues(engine: Engine, *, handed_over: bool) -> Non
 
 
 async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[internal_pb2.FeedRecord]) -> None:
-    """Check that a second attempt makes the whole output itself, and counts that."""
+    """Check that a second attempt generates the whole output, and counts a rewind."""
     feed = await refill(records)
     worker = Worker(engine, feed)
     result = await worker.run(job, attempt=2)
@@ -139,7 +139,7 @@ async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
 
 
 async def test_output_that_the_feed_lost_at_a_handover_is_a_rewind(engine: Engine) -> None:
-    """Watchers hold it, and what is generated in its place may differ."""
+    """Watchers hold the lost output, and the output that replaces it may differ."""
     whole = (await Worker(engine, MemoryFeed()).run(JOB)).output
     queue_time = Duration(seconds=1)
     for lost, earlier, rewinds, lowest in ((False, 0, 0, 0), (True, 0, 1, None), (True, 2, 3, 5), (False, 2, 2, 5)):
@@ -168,7 +168,7 @@ async def test_a_log_with_a_gap_means_starting_over(engine: Engine) -> None:
 
 
 async def test_another_models_log_means_starting_over(engine: Engine) -> None:
-    """The engine refuses tokens that are not its own."""
+    """The engine refuses to continue tokens that it would not have generated."""
     other = llm_pb2.JobRequest()
     other.CopyFrom(JOB)
     other.prompt = "Say something else."
@@ -176,7 +176,7 @@ async def test_another_models_log_means_starting_over(engine: Engine) -> None:
 
 
 async def test_a_job_that_was_accepted_before_a_rule_goes_on(engine: Engine) -> None:
-    """In the middle of a rolling upgrade, say: no worker judges by a rule that its gateway did not have."""
+    """A worker does not apply a rule that the job's gateway did not have, for example during a rolling upgrade."""
     job = llm_pb2.JobRequest()
     job.CopyFrom(JOB)
     job.notify.add(webhook=llm_pb2.Webhook(url="https://10.1/hook"))
@@ -186,7 +186,7 @@ async def test_a_job_that_was_accepted_before_a_rule_goes_on(engine: Engine) -> 
 
 
 async def test_an_attempt_that_cannot_begin_keeps_what_an_earlier_one_generated(engine: Engine) -> None:
-    """On a worker of another model, say, that listens to the wrong queue."""
+    """A worker of another model that polls the wrong queue is an example."""
     job = llm_pb2.JobRequest()
     job.CopyFrom(JOB)
     job.model = "another"
@@ -200,7 +200,7 @@ async def test_an_attempt_that_cannot_begin_keeps_what_an_earlier_one_generated(
 
 
 async def test_logprobs_mean_starting_over(engine: Engine) -> None:
-    """The feed does not keep them."""
+    """The feed does not store logprobs."""
     job = llm_pb2.JobRequest()
     job.CopyFrom(JOB)
     job.params.logprobs = 1
@@ -208,7 +208,7 @@ async def test_logprobs_mean_starting_over(engine: Engine) -> None:
 
 
 async def test_a_zombies_records_are_void(engine: Engine) -> None:
-    """What an attempt writes after another took over is not continued from."""
+    """An attempt does not continue from records that an attempt wrote after another one took over."""
     left = await broken_off(engine, JOB, 20)
     zombie = internal_pb2.FeedRecord()
     zombie.CopyFrom(left[-1])
@@ -220,7 +220,7 @@ async def test_a_zombies_records_are_void(engine: Engine) -> None:
 
 
 async def test_a_failure_carries_what_was_made(engine: Engine) -> None:
-    """As the error's detail, for the workflow."""
+    """The workflow finds the partial result in the error's details."""
     with pytest.raises(ApplicationError) as failed:
         await Worker(engine, MemoryFeed()).run(new_job("[[fault:oom@7]]", params={"max_tokens": 20}))
     assert failed.value.type == "OUT_OF_MEMORY"
@@ -244,7 +244,7 @@ async def test_a_failed_attempt_is_tried_again_by_the_table(fault: str, error: t
 async def fails(
     worker: Worker, job: llm_pb2.JobRequest, attempt: int, reason: str = "OUT_OF_MEMORY"
 ) -> llm_pb2.JobResult:
-    """Run an attempt that fails; return the partial result that it gives the workflow."""
+    """Run an attempt that fails, and return the partial result that it reports to the workflow."""
     with pytest.raises(ApplicationError) as failed:
         await worker.run(job, attempt)
     assert failed.value.type == reason
@@ -296,7 +296,7 @@ async def of_one_whose_result_gets_too_large(engine: Engine, feed: MemoryFeed) -
 async def test_the_feed_holds_the_partial_result_of_an_attempt(
     engine: Engine, partial_result: Callable[[Engine, MemoryFeed], Awaitable[llm_pb2.JobResult]]
 ) -> None:
-    """So nothing is different where an attempt cannot report. The feed does not hold timings and engine."""
+    """An attempt that cannot report loses only timings, engine, GPU and model, which the feed does not hold."""
     feed = MemoryFeed()
     reported = await partial_result(engine, feed)
     left = await close_feed(feed, KEY)

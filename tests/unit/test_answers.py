@@ -1,4 +1,4 @@
-"""The budget of answers: what it costs to keep it."""
+"""The cost of enforcing the budget of unread answers."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ MESSAGES = 200
 
 
 class Call:
-    """What Answers needs of a call's context."""
+    """The part of a call's context that Answers uses."""
 
     def __init__(self, peer: str) -> None:
         self._peer = peer
@@ -22,11 +22,11 @@ class Call:
         return self._peer
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """The calls of this test do not end."""
+        """Ignore the callback: the calls of this test do not end."""
 
 
 def seconds_of(answer: Answer, size: int) -> float:
-    """Return how long it takes to count messages in and out."""
+    """Return the seconds that it takes to account for MESSAGES messages."""
     began = time.perf_counter()
     for _ in range(MESSAGES):
         answer.sending(size)
@@ -36,7 +36,7 @@ def seconds_of(answer: Answer, size: int) -> float:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_who_waits_costs_others_nothing(stream: bool) -> None:
-    """5,000 calls that wait for room make a message that leaves no dearer: hundreds of times, if each was looked at."""
+    """A message costs about the same while 5,000 calls wait; a scan of them would make it hundreds of times slower."""
     answers = Answers(10_000, 1 << 20)
     other = answers.open(Call("other"), stream=stream)
     alone = min(seconds_of(other, 2000) for _ in range(5))

@@ -1,4 +1,4 @@
-"""What only the simulated engine does: its pace and its scripted faults."""
+"""Behaviour of the simulated engine alone: its pace and its scripted faults."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ def job(prompt: str = "Hello", **params: Any) -> llm_pb2.JobRequest:
 async def run(
     engine: SimulatedEngine, request: llm_pb2.JobRequest, before: list[Output] | None = None
 ) -> tuple[list[Output], JobError | None]:
-    """Run an attempt after an earlier one; return what it made and how it failed."""
+    """Run an attempt that continues `before`; return its outputs and the error with which it failed."""
     before = before or []
     ids = tuple(token for output in before for token in output.token_ids)
     text = "".join(output.text for output in before)
@@ -49,7 +49,7 @@ async def test_the_text_is_the_same_in_every_process_and_mixes_scripts() -> None
     assert made == again != other
     assert not text.isascii()
     assert "\ufffd" not in text
-    assert "" in [output.text for output in made], "a token may end within a character"
+    assert "" in [output.text for output in made], "a token that ends within a character gives no text"
 
 
 async def test_a_long_text_holds_no_replaced_character() -> None:
@@ -57,7 +57,7 @@ async def test_a_long_text_holds_no_replaced_character() -> None:
         made, _ = await run(engine(), job("Hello", seed=seed, max_tokens=400))
         text, tokens = "".join(output.text for output in made), [token for output in made for token in output.token_ids]
         assert "\ufffd" not in text
-        assert text == decode(tokens).rstrip("\ufffd"), "but for a character that max_tokens cut"
+        assert text == decode(tokens).rstrip("\ufffd"), "only a character that max_tokens cut may be missing"
 
 
 @pytest.mark.parametrize(("kind", "error"), [("oom", OutOfMemory), ("failed", EngineFailed), ("die", EngineDead)])
@@ -107,7 +107,7 @@ async def test_one_that_dies_takes_the_others_with_it() -> None:
 def test_tokens_come_at_the_pace_asked_for_however_many_generations_run(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    """None is early, on the loop that services run on, either."""
+    """No token is early, neither on asyncio's own event loop nor on uvloop, which the services use."""
 
     async def took(simulated: SimulatedEngine) -> float:
         begin = time.monotonic()
@@ -120,8 +120,8 @@ def test_tokens_come_at_the_pace_asked_for_however_many_generations_run(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         seconds = runner.run(all_at_once())
-    assert min(seconds) > 0.3 - EARLY_SECONDS, "0.1 s, then twenty pauses of 10 ms"
-    assert max(seconds) < 40, "one after the other they would take 15 s on a quiet machine"
+    assert min(seconds) > 0.3 - EARLY_SECONDS, "0.1 s of prefill, then twenty pauses of 10 ms"
+    assert max(seconds) < 40, "the generations run concurrently: in sequence they would take 15 s on an idle machine"
 
 
 async def test_an_answer_can_have_an_end_of_its_own() -> None:

@@ -1,9 +1,9 @@
-"""The tree of errors and its table agree."""
+"""The tree of errors and the table of their rules agree."""
 
 from collections.abc import Iterator
 
 import pytest
-from google.rpc import code_pb2
+from google.rpc import code_pb2, status_pb2
 
 from jobs import errors
 from jobs.outcome import final_state
@@ -23,7 +23,7 @@ LEAVES = [error for _, error in TREE if not error.__subclasses__()]
 
 
 def test_no_error_is_missing_from_the_table() -> None:
-    """What is raised has a rule. A branch is only caught: it has neither a rule nor a reason."""
+    """Every error that is raised has a rule. A branch is only caught, so it has neither a rule nor a reason."""
     assert list(errors.RULES) == LEAVES
     assert not [branch for branch in BRANCHES if hasattr(branch, "reason")]
     assert not [leaf for leaf in LEAVES if "reason" not in vars(leaf)]
@@ -59,7 +59,7 @@ def test_the_errors_of_a_branch_have_its_meaning(
 def test_only_another_attempt_can_be_handed_over_or_come_sooner() -> None:
     for kind, rule in errors.RULES.items():
         assert rule.retryable or not (rule.handed_over or rule.retry_delay), kind
-        # Temporal does not start the attempt that follows a hand-over, and so cannot delay it.
+        # The workflow starts the attempt that follows a handover, so Temporal cannot delay it.
         assert not (rule.handed_over and rule.retry_delay), kind
 
 
@@ -69,7 +69,7 @@ def test_reasons_are_unique() -> None:
 
 @pytest.mark.parametrize("kind", errors.RULES, ids=lambda kind: kind.__name__)
 def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
-    """Through Temporal its type and whether it is retried; to a client its code, message and reason."""
+    """Temporal gets the type and whether to retry. A client gets the code, the message and the reason."""
     of_job = errors.to_application_error(kind("why"))
     assert errors.BY_REASON[of_job.type or ""] is kind
     assert of_job.non_retryable is not errors.RULES[kind].retryable
@@ -78,11 +78,12 @@ def test_an_error_travels_whole(kind: type[errors.JobError]) -> None:
     assert code_pb2.Code.Name(status.code) != "OK"
     assert status.message == "why"
     assert unpack(status)["ErrorInfo"].reason == kind.reason
+    assert errors.rule_of(status) == errors.RULES[kind]
 
 
 @pytest.mark.parametrize("kind", errors.RULES, ids=lambda kind: kind.__name__)
 def test_an_attempts_error_tells_temporal_what_the_table_says(kind: type[errors.JobError]) -> None:
-    """Temporal retries what is retryable, when the table says so, and leaves a hand-over to the workflow."""
+    """Temporal retries a retryable error after the delay of the table, and leaves a handover to the workflow."""
     partial = llm_pb2.JobResult(output="so far")
     of_attempt = errors.to_attempt_error(kind("why"), partial)
     rule = errors.RULES[kind]
@@ -107,8 +108,15 @@ def test_a_job_that_ran_out_of_time_or_was_stopped_says_so_in_its_state() -> Non
         assert final_state(kind("why")) == (expected or [llm_pb2.JOB_STATE_FAILED])[0], kind
 
 
+def test_a_status_of_no_job_has_no_rule() -> None:
+    assert errors.rule_of(status_pb2.Status()) is None
+    assert (
+        errors.rule_of(errors.make_status(code_pb2.UNAVAILABLE, "why", errors.error_info("GATEWAY_SHUTDOWN"))) is None
+    )
+
+
 def test_an_engines_pages_of_words_are_cut() -> None:
-    """A status has to fit Temporal's memo and gRPC's trailers."""
+    """A status must fit into Temporal's memo and gRPC's trailers."""
     error = errors.EngineFailed("why " * 100_000)
     for message in (errors.to_status(error).message, errors.to_application_error(error).message):
         assert message.startswith("why why")

@@ -1,4 +1,4 @@
-"""What the span of a call says of how it ended, whatever way that was: by a real server, a real client, the SDK."""
+"""A call's span records how the call ended. Server, client and OpenTelemetry's SDK are the real ones."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ SOME = b"x" * 50_000
 
 
 class Servicer:
-    """Does as it is asked."""
+    """Handlers that do what the request names."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -57,7 +57,7 @@ class Servicer:
 
 
 class Exporter(InMemorySpanExporter):
-    """Tells when there is something."""
+    """An exporter that sets `ended` when a span is exported."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Exporter(InMemorySpanExporter):
 
 
 class Called:
-    """A server, a channel to it, and the spans."""
+    """A server, a channel to it, and the spans of its calls."""
 
     def __init__(self, channel: grpc.aio.Channel, servicer: Servicer, spans: Exporter) -> None:
         self.unary: Any = channel.unary_unary(f"/{SERVICE}/Unary")
@@ -81,30 +81,30 @@ class Called:
 
     @property
     def baggage(self) -> dict[str, object]:
-        """What the handler found."""
+        """The baggage that the handler found."""
         return self._servicer.baggage
 
     async def span(self) -> ReadableSpan:
-        """Return the only span, once it has ended: a client may have its answer before."""
+        """Wait until the only span has ended, and return it. The client may have its answer before."""
         await self._spans.ended.wait()
         (span,) = self._spans.get_finished_spans()
         return span
 
     def forget(self) -> None:
-        """Be ready for another call."""
+        """Reset everything for another call."""
         self._spans.clear()
         self._spans.ended.clear()
         self.reached.clear()
 
     async def ended(self) -> tuple[str, StatusCode, str | None, str | None]:
-        """Return the code, the status, its words and the type of error that the span tells."""
+        """Return the span's gRPC code, status, description and error type."""
         span = await self.span()
         about = dict(span.attributes or {})
-        told = (about.pop("rpc.response.status_code"), span.status.status_code, span.status.description)
+        found = (about.pop("rpc.response.status_code"), span.status.status_code, span.status.description)
         error = about.pop("error.type", None)
         assert about.pop("rpc.method").startswith(f"{SERVICE}/")
         assert about == {"rpc.system.name": "grpc"}
-        return (*told, error)
+        return (*found, error)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ async def called() -> AsyncIterator[Called]:
 
 
 async def fails(call: Any) -> grpc.StatusCode:
-    """Return the code that the client sees."""
+    """Return the status code that the client receives."""
     if isinstance(call, grpc.aio.UnaryStreamCall):
         with contextlib.suppress(grpc.aio.AioRpcError):
             async for _ in call:
@@ -152,14 +152,14 @@ async def test_a_call_continues_the_callers_trace(called: Called) -> None:
 
 
 async def test_a_callers_nonsense_is_ignored(called: Called) -> None:
-    """And its baggage, which would travel on into the workflow's history."""
+    """Baggage is ignored as well: it would be propagated into the workflow's history."""
     await called.unary(b"x", metadata=(("traceparent", "00-nonsense"), ("tracestate", "=;=,"), ("baggage", "a=b")))
     assert (await called.span()).parent is None
     assert called.baggage == {}
 
 
 async def test_a_callers_tracestate_is_not_taken_over(called: Called) -> None:
-    """It would travel on into the workflow's history, and to whom the job's outcome is told."""
+    """It would be propagated into the workflow's history and to the job's notification targets."""
     caller = Caller()
     await called.unary(b"x", metadata=(*caller.metadata, ("tracestate", "vendor=own")))
     span = await called.span()
@@ -173,14 +173,14 @@ async def test_a_call_that_the_server_could_not_do(called: Called) -> None:
 
 
 async def test_a_call_that_was_wrong(called: Called) -> None:
-    """The fault is the client's: the conventions leave a server's span unset."""
+    """The error is the client's, so the span's status stays unset, as the semantic conventions require."""
     assert await fails(called.unary(b"refuse")) == grpc.StatusCode.INVALID_ARGUMENT
     assert await called.ended() == ("INVALID_ARGUMENT", StatusCode.UNSET, None, None)
 
 
 @pytest.mark.filterwarnings("ignore")
 async def test_a_call_that_broke(called: Called) -> None:
-    """An exception that nobody has turned into a status."""
+    """An exception that no code turned into a status is an error with status UNKNOWN."""
     assert await fails(called.unary(b"break")) == grpc.StatusCode.UNKNOWN
     assert await called.ended() == ("UNKNOWN", StatusCode.ERROR, "KeyError", "UNKNOWN")
 
@@ -199,7 +199,7 @@ async def test_a_call_past_its_deadline(called: Called) -> None:
 
 @pytest.mark.parametrize("method", ["Unary", "Stream"])
 async def test_a_call_that_ends_without_a_request(called: Called, method: str) -> None:
-    """Refused before the service sees it."""
+    """The span of a call that is refused before it reaches the service has its status, too."""
     call = called.channel.stream_stream(f"/{SERVICE}/{method}")()
     await call.done_writing()
     assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -232,7 +232,7 @@ async def test_a_stream_whose_client_leaves_while_it_waits(called: Called) -> No
 
 
 async def test_a_stream_whose_client_leaves_without_reading(called: Called) -> None:
-    """The handler is not at work then, but waits for its message to be taken."""
+    """The handler then waits for flow control to take its message."""
     call = called.stream(b"flood")
     await called.reached.wait()
     call.cancel()
@@ -240,7 +240,7 @@ async def test_a_stream_whose_client_leaves_without_reading(called: Called) -> N
 
 
 async def test_a_stream_whose_client_leaves_while_it_is_written_to(called: Called) -> None:
-    """At some moments, the more of them the busier the machine, gRPC fails a message rather than cancel the handler."""
+    """gRPC then sometimes fails a write instead of cancelling the handler, more often on a busy machine."""
     for _ in range(200):
         called.forget()
         call = called.stream(b"flow")

@@ -1,4 +1,4 @@
-"""The heartbeat of RunLLMOnGPU is read in the form of this version, and in the one to come."""
+"""The heartbeat of RunLLMOnGPU is read in this version's form and in the next version's."""
 
 import pytest
 

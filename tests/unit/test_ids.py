@@ -22,10 +22,10 @@ from jobs.ids import (
 from jobs.limits import MAX_TEMPORAL_ID
 from llm_pb import llm_pb2
 
-# Few characters, so that ids that could be confused turn up often.
+# Few characters make ids that could be confused frequent.
 ids = st.from_regex(re.compile(r"[ab][ab-]{0,6}"), fullmatch=True)
 any_ids = st.from_regex(ID_PATTERN, fullmatch=True)
-# Around the length from which on they are shortened, and alike but for their ends.
+# These ids are about as long as the limit above which ids are shortened, and differ only at their ends.
 long_ids = st.builds(str.__add__, st.sampled_from(["a" * 100, "a" * 121, "a" + "-" * 60, "a" + "-" * 121]), ids)
 pairs = st.tuples(ids | long_ids, ids | long_ids)
 
@@ -36,7 +36,7 @@ def test_the_id_names_user_and_request() -> None:
 
 
 def test_a_long_id_ends_in_a_hash() -> None:
-    """From 246 characters on. Jobs are found by it for as long as they are kept: it never changes."""
+    """An id of 246 characters or more is shortened. The form never changes, because stored jobs are found by it."""
     longest = workflow_id("u" * 128, "r" * 109)
     assert longest == f"llmjob-{'u' * 128}-{'r' * 109}"
     assert len(longest) == MAX_JOB_ID == 245
@@ -47,7 +47,7 @@ def test_a_long_id_ends_in_a_hash() -> None:
 
 @given(one=pairs, other=pairs)
 def test_two_pairs_never_share_an_id(one: tuple[str, str], other: tuple[str, str]) -> None:
-    """Nor do their deliveries."""
+    """The ids of their delivery workflows differ as well."""
     assert (workflow_id(*one) == workflow_id(*other)) == (one == other)
     deliveries = [delivery_workflow_id(workflow_id(*pair)) for pair in (one, other)]
     assert (deliveries[0] == deliveries[1]) == (one == other)
@@ -55,7 +55,7 @@ def test_two_pairs_never_share_an_id(one: tuple[str, str], other: tuple[str, str
 
 @given(any_ids | long_ids, any_ids | long_ids)
 def test_every_id_is_taken_back_and_fits(user: str, request: str) -> None:
-    """What Submit returns, the other calls accept and PostgreSQL stores; what an earlier version returned, too."""
+    """The other calls accept every id, an earlier version's as well. PostgreSQL can store each id of this version."""
     id_ = workflow_id(user, request)
     assert WORKFLOW_ID_PATTERN.fullmatch(id_)
     assert len(id_) <= MAX_JOB_ID
@@ -67,7 +67,7 @@ def test_every_id_is_taken_back_and_fits(user: str, request: str) -> None:
 
 @given(st.text("abc./-", min_size=1, max_size=600), st.text("abc./-", min_size=1, max_size=600))
 def test_no_other_id_is_mistaken_for_a_shortened_one(one: str, other: str) -> None:
-    """Only a shortened id holds a comma, which no user, request, pipeline or path may."""
+    """Only a shortened id has a comma. No user, request, pipeline or path may have one."""
     for id_ in (one, other):
         assert ("," in shortened(id_, MAX_JOB_ID)) == (len(id_) > MAX_JOB_ID)
         assert len(shortened(id_, MAX_JOB_ID)) <= MAX_JOB_ID
@@ -76,7 +76,7 @@ def test_no_other_id_is_mistaken_for_a_shortened_one(one: str, other: str) -> No
 
 
 def test_the_steps_of_a_pipeline_have_room() -> None:
-    """A path of 116 characters beside the longest pipeline's id, none of it cut."""
+    """A path of 116 characters next to a pipeline's id of maximum length is not shortened."""
     step = f"{'p' * MAX_PIPELINE_ID}/{'draft/'.ljust(116, '1')}"
     assert shortened(step, MAX_JOB_ID) == step
     assert WORKFLOW_ID_PATTERN.fullmatch(step)
@@ -126,7 +126,7 @@ def test_a_default_that_is_written_out_changes_no_job(written: dict[str, object]
     ],
 )
 def test_whatever_may_make_a_difference_makes_another_job(other: dict[str, object]) -> None:
-    """A default of the operator's or of a model's, too."""
+    """A value that equals a default of the operator or the model makes another job, too."""
     one = json_format.ParseDict(ASKED, llm_pb2.JobRequest())
     assert same_job_digest(one) != same_job_digest(json_format.ParseDict({**ASKED, **other}, llm_pb2.JobRequest()))
 

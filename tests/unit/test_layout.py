@@ -1,4 +1,4 @@
-"""The rules of the layout: who may import whom, and how big a module may be."""
+"""Rules of the layout: which package may import which, and the maximum size of a module."""
 
 import ast
 import subprocess
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "services/codec": {"encryption", "payload_converter", "runtime"},
     "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
-"""What a package may import of ours, besides itself. One service takes payloads apart, one runs workflows."""
+"""Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs workflows."""
 
 ONLY = {
     "botocore": {"encryption/kms.py"},
@@ -50,7 +50,7 @@ ONLY = {
         f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")
     },
 }
-"""Heavy dependencies and the only modules that import them."""
+"""Modules that may import each heavy dependency."""
 
 DETERMINISTIC = {
     "__future__",
@@ -64,7 +64,7 @@ DETERMINISTIC = {
     "llm_pb",
     "workflows",
 }
-"""What the code of a workflow may import, and of temporalio what is below: no clock, no socket, no chance."""
+"""Top-level modules that workflow code may import, next to those in OF_TEMPORAL: no clock, socket or randomness."""
 OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
 
 
@@ -90,13 +90,13 @@ def test_a_module_keeps_the_import_rules(path: Path) -> None:
     for name in imports(path):
         top, *rest = name.split(".")
         if top in OURS and top != parts[0]:
-            assert top in allowed, f"{name} is not for {path.parent}"
+            assert top in allowed, f"{path.parent} may not import {name}"
         if top == "services" and parts[0] == "services":
-            assert rest[0] == parts[1], "no service imports another"
+            assert rest[0] == parts[1], "a service may not import another service"
         if top in ONLY:
-            assert str(path.relative_to(ROOT)) in ONLY[top], f"{top} has its own module"
+            assert str(path.relative_to(ROOT)) in ONLY[top], f"only {ONLY[top]} may import {top}"
         if parts[0] == "workflows":
-            assert top in DETERMINISTIC or name in OF_TEMPORAL, f"{name} is not for a workflow"
+            assert top in DETERMINISTIC or name in OF_TEMPORAL, f"workflow code may not import {name}"
 
 
 def test_entry_points_only_join_parts() -> None:
@@ -111,7 +111,7 @@ def test_a_module_holds_one_thing() -> None:
 
 
 def test_a_worker_imports_only_its_engine() -> None:
-    """The module of the seam loads no engine; the simulated one brings neither torch nor vllm."""
+    """The module of the Engine protocol loads no engine. The simulated engine loads neither torch nor vllm."""
     code = (
         "import sys; from services.gpu_worker import __main__; from services.gpu_worker.engines import engine; "
         "engine.create_engine('simulated', engine.EngineConfig('', 1)); "

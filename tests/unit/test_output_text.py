@@ -1,4 +1,4 @@
-"""Text comes out whole, in the same pieces, whatever the tokens cut."""
+"""Output text is whole and comes in the same pieces, wherever tokens cut characters and stop texts."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ END = 256
 
 
 def decode(ids: Sequence[int]) -> str:
-    """A tokenizer whose tokens are bytes: it cuts every character that can be cut."""
+    """Decode tokens that are single bytes, so that every character of several bytes is cut."""
     return bytes(token for token in ids if token != END).decode(errors="replace")
 
 
@@ -41,17 +41,17 @@ def text_of(made: list[Output]) -> str:
 def test_any_text_comes_out_as_it_went_in_and_never_a_part_of_a_character(text: str) -> None:
     detokenizer = Detokenizer(decode, list(b"prompt"))
     pieces = [detokenizer.push(byte) for byte in text.encode()]
-    # A U+FFFD at the very end cannot be told from a character that is not finished.
+    # A U+FFFD at the end cannot be distinguished from an incomplete character.
     assert "".join(pieces) == text.rstrip("\ufffd") or "".join(pieces) == text
     assert all(piece in text for piece in pieces)
 
 
 SCRIPTS = "नमस्तेहिन्दी\u200d\u094d👩\u200d🚀🏳️\u200d🌈👍🏽漢字仮名한글éß\u0301 a."
-"""Devanagari, emoji with joiners and modifiers, CJK, combining marks, ASCII: one to four bytes a character."""
+"""Characters of one to four bytes: Devanagari, emoji with joiners and modifiers, CJK, combining marks, ASCII."""
 
 
 def pieces_of(text: str, sizes: Sequence[int]) -> list[bytes]:
-    """Cut a text into tokens of these sizes in bytes, without regard to characters, and the rest into bytes."""
+    """Cut a text into tokens of these sizes in bytes, wherever characters end, and the rest into single bytes."""
     data, pieces = text.encode(), []
     for size in sizes:
         pieces.append(data[:size])
@@ -73,13 +73,13 @@ def test_tokens_that_hold_parts_of_two_characters_come_out_as_all_of_them_decode
 
     detokenizer = Detokenizer(decode_pieces, [])
     assert "".join(map(detokenizer.push, range(len(pieces)))) == text
-    # However long no token ends where a character does, the cost of one does not grow.
+    # The cost of a token stays bounded, however long no token ends at the end of a character.
     assert max(seen, default=0) <= 40
 
 
 @given(st.text(SCRIPTS, max_size=40), st.sets(st.sampled_from(SCRIPTS)))
 def test_characters_that_fall_back_to_a_token_for_each_byte_come_out_whole(text: str, known: set[str]) -> None:
-    """A real decoder of this kind shows a row of such tokens as U+FFFD each, until the last one completes the row."""
+    """A real decoder with byte fallback shows each of these tokens as U+FFFD until the last one completes them."""
     decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokens = [
         token
@@ -97,7 +97,7 @@ def test_bytes_that_are_no_text_come_out_as_all_of_them_decoded_but_for_the_end(
     whole = b"".join(pieces).decode(errors="replace")
     assert whole.startswith(output)
     assert not whole[len(output) :].strip("\ufffd")
-    # What is held back: the most that is no character yet, and what three more tokens brought.
+    # The output holds back at most three bytes of an incomplete character and the text of three more tokens.
     assert len(whole) - len(output) <= 3 + 3 * 5
 
 

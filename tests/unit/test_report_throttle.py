@@ -1,4 +1,4 @@
-"""How often attempts report when many run at once."""
+"""The interval of an attempt's reports when many attempts run concurrently."""
 
 from contextlib import ExitStack
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Settings: documented, in the README, and safe by default."""
+"""Settings are described, listed in docs/settings.md, and safe by default."""
 
 from typing import Literal, get_args, get_origin
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from deploy.settings_table import CLASSES, README, with_table
+from deploy.settings_table import CLASSES, PAGE, with_table
 from runtime.environment import rename_variables, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -16,12 +16,12 @@ from services.notifier.settings import NotifierSettings
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
 def test_every_setting_is_described(settings: type[BaseSettings]) -> None:
     assert all(field.description for field in settings.model_fields.values())
-    assert settings.model_config["frozen"], "settings do not change"
+    assert settings.model_config["frozen"], "settings are immutable"
 
 
-def test_the_readme_holds_the_table() -> None:
-    """`make settings` writes it."""
-    text = README.read_text()
+def test_the_page_holds_the_table() -> None:
+    """`make settings` writes the table."""
+    text = PAGE.read_text()
     assert text == with_table(text)
 
 
@@ -43,7 +43,7 @@ def test_listeners_bind_to_loopback(settings: type[BaseSettings]) -> None:
 def test_a_secret_that_is_refused_is_not_shown(
     settings: type[BaseSettings], name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error goes into the log of the process."""
+    """The error is written to the log of the process."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError) as error:
         settings()
@@ -63,7 +63,7 @@ def test_a_secret_that_is_refused_is_not_shown(
 def test_a_queues_name_fits_temporals_tables(
     settings: type[BaseSettings], name: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what is appended to it. A workflow that schedules for a longer one fails over and over."""
+    """The name fits with its suffix. A workflow that schedules on a longer queue name fails again and again."""
     monkeypatch.setenv(name, "q" * longest)
     settings()
     for bad in ("q" * (longest + 1), ""):

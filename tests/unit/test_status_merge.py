@@ -1,12 +1,14 @@
-"""One status from Temporal's answers and the feed's records, in whatever order they come: it never goes back."""
+"""The status merged from Temporal's answers and the feed's records never goes back, in whatever order they come."""
 
 import itertools
 from collections.abc import Sequence
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import errors
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.status_merge import with_answer, with_record
@@ -15,7 +17,7 @@ QUEUED, RUNNING = llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING
 NOTIFYING, SUCCEEDED = llm_pb2.JOB_STATE_NOTIFYING, llm_pb2.JOB_STATE_SUCCEEDED
 
 Step = llm_pb2.JobStatus | tuple[internal_pb2.FeedRecord, int]
-"""What comes: an answer, or a record and the number of the attempt that wrote it."""
+"""One input of the merge: an answer of Temporal, or a feed record with the number of the attempt that wrote it."""
 
 times = st.integers(0, 9).map(lambda seconds: Timestamp(seconds=seconds))
 attempts = st.integers(1, 3)
@@ -58,11 +60,11 @@ def status(state: "llm_pb2.JobState.ValueType", attempt: int = 1, **fields: obje
 def after(known: llm_pb2.JobStatus, step: Step, *, started_meanwhile: bool = False) -> llm_pb2.JobStatus:
     if isinstance(step, llm_pb2.JobStatus):
         return with_answer(known, step, started_meanwhile=started_meanwhile)
-    return with_record(known, *step)
+    return with_record(known, *step, live=True)
 
 
 def seen(first: llm_pb2.JobStatus, following: Sequence[Step]) -> list[llm_pb2.JobStatus]:
-    """Return the statuses of a watcher that begins with an answer."""
+    """Return the statuses that a watcher sees when it begins with the answer `first`."""
     statuses = [with_answer(llm_pb2.JobStatus(), first)]
     for step in following:
         statuses.append(after(statuses[-1], step))
@@ -107,7 +109,7 @@ def test_a_final_status_changes_no_more(final: llm_pb2.JobStatus, step: Step) ->
 def test_a_merge_changes_nothing_that_it_is_given(
     known: llm_pb2.JobStatus, step: Step, started_meanwhile: bool
 ) -> None:
-    """Watchers tell by the message itself whether there is news: the same again is none."""
+    """A merge without news returns the very message that it was given, by which watchers recognise that."""
     message = step if isinstance(step, llm_pb2.JobStatus) else step[0]
     given_known, given_step = known.SerializeToString(), message.SerializeToString()
     merged = after(known, step, started_meanwhile=started_meanwhile)
@@ -119,12 +121,12 @@ def test_a_merge_changes_nothing_that_it_is_given(
 
 @given(st.lists(st.integers(1, 20), min_size=1).map(sorted), st.data())
 def test_a_heartbeat_that_comes_late_is_as_if_it_had_come_in_time(tokens: list[int], data: st.DataObject) -> None:
-    """An attempt reports to both. Wherever Temporal's answer comes among the feed's records, the end is the same."""
+    """An attempt reports to Temporal and to the feed. The last status is the same wherever Temporal's answer comes."""
     start = Timestamp(seconds=1)
-    told: list[Step] = [(started(1, start), 1), *((internal_pb2.FeedRecord(progress=report(n)), 1) for n in tokens)]
+    fed: list[Step] = [(started(1, start), 1), *((internal_pb2.FeedRecord(progress=report(n)), 1) for n in tokens)]
     beat = status(RUNNING, start_time=start, progress=report(data.draw(st.sampled_from(tokens), "heartbeat")))
-    place = data.draw(st.integers(0, len(told)), "place")
-    (*_, last) = seen(status(QUEUED, 0), [*told[:place], beat, *told[place:]])
+    place = data.draw(st.integers(0, len(fed)), "place")
+    (*_, last) = seen(status(QUEUED, 0), [*fed[:place], beat, *fed[place:]])
     assert last == status(RUNNING, start_time=start, progress=report(tokens[-1]))
 
 
@@ -134,45 +136,65 @@ def test_an_attempt_that_started_while_temporal_was_asked_runs() -> None:
     assert with_answer(known, answer, started_meanwhile=True) is known
 
 
+@pytest.mark.parametrize(
+    ("error", "number", "start", "runs"),
+    [
+        (errors.WorkerLost, 1, 5, False),
+        (errors.WorkerLost, 2, 9, True),
+        (errors.WorkerShutdown, 1, 5, False),
+        (errors.WorkerShutdown, 1, 9, True),
+    ],
+    ids=["the lost one", "the next one", "the one that handed over", "the one that goes on after it"],
+)
+def test_what_the_log_held_before_does_not_run_again(
+    error: type[errors.JobError], number: int, start: int, *, runs: bool
+) -> None:
+    """A stored record of an attempt that ended does not set a waiting job to RUNNING. One of the next attempt does."""
+    known = status(QUEUED, 1, start_time=Timestamp(seconds=5), error=errors.to_status(error("why")))
+    record = started(number, Timestamp(seconds=start))
+    assert (with_record(known, record, number, live=False).state == RUNNING) == runs
+    assert with_record(known, record, number, live=True).state == RUNNING
+
+
 def test_an_attempt_that_was_lost_runs_no_more() -> None:
-    """The feed of a killed worker does not say so."""
+    """A killed worker cannot write the end of its attempt to the feed, so Temporal's answer counts."""
     (*_, known) = seen(status(QUEUED, 0), [(started(1, Timestamp(seconds=5)), 1)])
     assert with_answer(known, status(QUEUED, 1)).state == QUEUED
 
 
 def test_the_heartbeat_of_an_earlier_attempt_is_no_news() -> None:
-    """Temporal shows an attempt the last one's, until it has sent its own."""
+    """Temporal shows the heartbeat of the last attempt until the new attempt has sent its own."""
     known = status(RUNNING, 2, progress=report(3, "b"))
     assert with_answer(known, status(RUNNING, 1, progress=report(9))) is known
 
 
 def test_a_worker_whose_clock_is_slow_is_believed() -> None:
-    """Of the attempt that runs now, after one at a worker whose clock is ahead."""
+    """The report of the running attempt counts, although the earlier attempt's worker had a clock that is ahead."""
     known = status(RUNNING, 2, progress=report(9))
     record = internal_pb2.FeedRecord(progress=report(4, "b"))
-    assert with_record(known, record, 2).progress == report(4, "b")
+    assert with_record(known, record, 2, live=True).progress == report(4, "b")
     assert with_answer(known, status(RUNNING, 2, progress=report(4, "b"))).progress == report(4, "b")
 
 
 def test_the_first_token_of_an_earlier_attempt_counts() -> None:
-    """An attempt that continues has none of its own."""
+    """An attempt that continues has no first token of its own."""
     made = internal_pb2.FeedRecord(tokens_made=internal_pb2.TokensMade(made_at=Timestamp(seconds=4)))
-    assert with_record(status(RUNNING, 2), made, 1).first_token_time == Timestamp(seconds=4)
+    assert with_record(status(RUNNING, 2), made, 1, live=True).first_token_time == Timestamp(seconds=4)
 
 
 def test_the_first_token_is_known_also_when_the_next_attempt_comes_from_temporal() -> None:
-    """The feed is away, and a heartbeat does not say when the first token was made."""
+    """The feed is unavailable, and Temporal's answer has no time of the first token."""
     known = status(RUNNING, 1, first_token_time=Timestamp(seconds=4))
     assert with_answer(known, status(RUNNING, 2)).first_token_time == Timestamp(seconds=4)
 
 
 def test_a_settled_outcome_is_known_when_temporal_alone_does_not_know_it() -> None:
-    """It says RUNNING while no worker of workflows is there to ask."""
+    """Temporal reports RUNNING while no workflow worker can answer a query."""
     known = status(NOTIFYING, end_time=Timestamp(seconds=7))
     assert with_answer(known, status(RUNNING)) is known
 
 
 def test_another_run_is_another_job() -> None:
-    """An operator has reset the workflow: nothing of the first run holds."""
+    """After an operator's reset of the workflow no fact of the first run holds."""
     again = llm_pb2.JobStatus(run_id="second", state=QUEUED)
     assert with_answer(status(NOTIFYING, 3, progress=report(9)), again) == again

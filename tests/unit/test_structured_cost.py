@@ -1,4 +1,4 @@
-"""What structured output costs the batch: which forms are refused before an engine sees them, and which are not."""
+"""Structured output that would slow down the whole batch is refused before it reaches an engine; other is not."""
 
 import contextlib
 import json
@@ -70,7 +70,7 @@ CHEAP = {
     "a deep nest with separators": r"((\w+,)*\w+;)*",
     "anchored": r"^(\w+ )*\w+$",
 }
-"""Expressions that people write."""
+"""Regular expressions of the kind that people write."""
 
 COSTLY = {
     "stars in stars": r"((a*)*)*",
@@ -111,7 +111,7 @@ COSTLY = {
     "many different parts that something separates": "".join(f"{char}+-" for char in SCRIPTS[:65]),
     "many long bounds": r".{0,200}a.{0,201}b.{0,202}c.{0,203}d" * 3,
     "forty groups": "(" * 40 + "a" + ")" * 40,
-    # What Python's own reader would take for a class, a comment, a flag, or an error.
+    # Python's own parser would take these for a class, a comment, a flag or an error.
     "behind an empty class": r"[]((a*)*)*]",
     "behind a comment": r"(?#()((a*)*)*",
     "behind a flag": "(?x)#\n((a*)*)*",
@@ -119,7 +119,7 @@ COSTLY = {
     "behind a parenthesis too many": r"a)((a*)*)*",
     "behind what is not known": r"\p{L}(?<name>(a*)*)*",
 }
-"""Expressions that cost an engine more than a step of the whole batch. xgrammar refuses some of the last for itself."""
+"""Expressions that cost an engine more than a step of the whole batch. xgrammar itself refuses some of the last."""
 
 STRING: dict[str, Any] = {"type": "string"}
 
@@ -137,7 +137,7 @@ def test_what_people_write_is_accepted(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", COSTLY.values(), ids=COSTLY.keys())
 def test_what_slows_the_batch_is_refused(pattern: str) -> None:
-    """As a regex and wherever a schema holds one; the answer names the field and says what to write instead."""
+    """This holds for a regex and every pattern of a schema. The error names the field and states what it must be."""
     ((field, description),) = violations(regex=pattern)
     assert field == "job.params.regex"
     assert description.startswith("must ")
@@ -159,7 +159,7 @@ def object_of(lengths: list[int]) -> str:
 
 
 def test_the_lengths_of_a_schema_are_bounded_together() -> None:
-    """Each different one is compiled for itself; the same one again is not."""
+    """The engine compiles each distinct length once."""
     assert violations(json_schema=object_of([255] * 100)) == []
     assert violations(json_schema=object_of([20, 50, 64, 100, 255, 500, 1000, 2000, 4000])) == []
     ((field, description),) = violations(json_schema=object_of(list(range(200, 220))))
@@ -187,7 +187,7 @@ def test_what_came_past_the_gateway_is_refused_unless_it_began_before() -> None:
     costly = job(params={"regex": "((a*)*)*"})
     with pytest.raises(InvalidJob, match=r"params\.regex must not repeat"):
         require_valid(costly)
-    assert not check_job(costly, strict=False), "as jobs were checked that are open since before"
+    assert not check_job(costly, strict=False), "the lenient check accepts jobs from before the rule"
 
 
 @given(st.text(alphabet=r"ab\w[]^-(){}|*+?.,:<>=!Pxu0129dé" + "\ud800\x00", max_size=60))

@@ -1,7 +1,7 @@
-"""What a tokenizer tells without tokenising: how long a token can be, and which special tokens a text holds."""
+"""Facts known without tokenising: the maximum length of a token, and the special tokens in a text."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -13,13 +13,12 @@ BYTES = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLeve
 
 
 def byte_level() -> Tokenizer:
-    """Return a tokenizer of the kind that has the bound, with one token of two bytes."""
+    """Return a byte-level tokenizer, which has the bound, with one token of two bytes."""
     tokenizer = Tokenizer(models.BPE({**BYTES, "ab": 256}, [("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("<|end>system") | st.text(" \n"))
 def test_no_text_has_fewer_tokens_than_the_bound_says(text: str) -> None:
     tokenizer = DOCSTRINGS
@@ -36,7 +35,7 @@ def test_an_added_token_may_be_the_longest() -> None:
 
 
 def test_steps_that_keep_all_text_keep_the_bound() -> None:
-    """As in most of today's tokenizers: text is split by a pattern first."""
+    """Most of today's tokenizers first split the text by a pattern."""
     tokenizer = byte_level()
     split = pre_tokenizers.Split(Regex(r"\s+"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(use_regex=False)])
@@ -74,7 +73,7 @@ def of_words() -> Tokenizer:
 
 @pytest.mark.parametrize("make", [with_normalizer, that_removes_spaces, with_a_greedy_token, without_a_byte, of_words])
 def test_where_a_token_can_stand_for_any_length_there_is_no_bound(make: "type[Tokenizer]") -> None:
-    """Each of these takes a thousand characters for a token or none at all."""
+    """Each of these tokenizers can encode a thousand characters as one token or none."""
     tokenizer = make()
     assert longest_token(tokenizer) is None
     texts = ("\u0958" * 9, " " * 1000, "<end>" + " " * 1000, "x" * 1000, "y" * 1000)
@@ -95,7 +94,6 @@ def test_special_tokens_are_found_as_the_tokenizer_finds_them() -> None:
     assert special.first_in("a<word>b <tool>") is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["<|", "|>", "end", "user", "<|end|>", " ", "é", "<|user|>"])).map("".join))
 def test_a_text_without_a_special_token_has_none_among_its_tokens(text: str) -> None:
     tokenizer = DOCSTRINGS

@@ -1,4 +1,4 @@
-"""A watcher's text is right whatever its place, and however attempts, cuts and characters fall."""
+"""A watcher's text is correct from every offset, for every sequence of attempts and pieces."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ texts = st.lists(st.text(alphabet="ab é漢🙂\u0301\u200d", max_size=6), max_s
 
 
 def apply(known: bytes, delta: llm_pb2.OutputDelta | None) -> bytes:
-    """Do with a delta what llm.proto tells a client to do."""
+    """Apply a delta as llm.proto prescribes for a client, and return the output."""
     if delta is None:
         return known
     assert delta.offset <= len(known)
@@ -29,7 +29,7 @@ def drain(cursor: Cursor, known: bytes, *, final: bool = False) -> bytes:
 def test_an_attempt_that_starts_over_ends_with_its_own_text(
     first: list[str], second: list[str], look_after: int
 ) -> None:
-    """A watcher that looks at any moment holds the second attempt's text in the end."""
+    """A watcher that reads at any moment finally holds the second attempt's text."""
     transcript = Transcript()
     cursor, known, steps = Cursor(transcript, 0), b"", 0
     for attempt in (first, second):
@@ -46,7 +46,7 @@ def test_an_attempt_that_starts_over_ends_with_its_own_text(
 
 @given(texts)
 def test_the_same_text_again_rewinds_nobody(text: list[str]) -> None:
-    """A greedy model says the same again after a restart: no watcher hears of it."""
+    """A greedy model generates the same text again after a restart. No watcher is notified of it."""
     transcript = Transcript()
     cursor = Cursor(transcript, 0)
     for _ in range(2):
@@ -61,7 +61,7 @@ def test_the_same_text_again_rewinds_nobody(text: list[str]) -> None:
 
 @given(text=st.text(alphabet="aé漢🙂\u0301", max_size=12), data=st.data())
 def test_any_offset_is_continued_from(text: str, data: st.DataObject) -> None:
-    """A client with the first N bytes, cut anywhere, has the whole output after the first delta."""
+    """A client that has the first N bytes, even of a cut character, gets the whole output."""
     encoded = text.encode()
     offset = data.draw(st.integers(0, len(encoded) + 3))
     transcript = Transcript()

@@ -114,8 +114,8 @@ class _Place:
         if message.resume_token:
             self._resume_token, self._offset = message.resume_token, message.next_offset
         elif message.HasField("delta"):
-            # A gateway of an earlier version. It has overlooked the token and begun at 0, unless it had an offset; and
-            # the token is not that of the place any more, which the next gateway would refuse.
+            # A gateway of an earlier version does not read the token. Without an offset it begins at 0. The token is
+            # dropped, because it no longer belongs to the offset and the next gateway would refuse it.
             message.delta.rewind |= self._offset is None
             self._resume_token, self._offset = "", message.next_offset
 

@@ -19,6 +19,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 J = TypeVar("J")
+ChannelOptions = Sequence[tuple[str, Any]]
 
 ADDRESS_VARIABLE: Final = "LLM_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
@@ -59,17 +60,22 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
+        options: ChannelOptions = (),
     ) -> None:
         """Connect to `address`, by default LLM_ADDRESS of the environment or 127.0.0.1:50051.
 
         `credentials` make the connection TLS. `metadata` goes along with every call. `timeout` is that of one try of a
         call that does not stream. `retry` says how long calls and streams are tried again.
+        `options` are more options of the gRPC channel, such as `("grpc.enable_http_proxy", 0)`. They override the
+        client's own.
         """
         address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        # Of a name that is there twice gRPC takes the last.
+        all_options = (*_CHANNEL_OPTIONS, *options)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address, all_options)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, _CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, credentials, all_options)
         pairs: Metadata = tuple((metadata or {}).items())
         self._calls = Calls(LlmServiceStub(self._channel), pairs, timeout, retry)
 

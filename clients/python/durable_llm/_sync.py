@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapp
 from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 
-from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, Outcome
+from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, ChannelOptions, Outcome
 from durable_llm._job import AsyncJob, Piece
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
@@ -37,11 +37,14 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
+        options: ChannelOptions = (),
     ) -> None:
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry)
+            return AsyncClient(
+                address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry, options=options
+            )
 
         self._client = self._loop.run(connect())
 
@@ -137,38 +140,38 @@ class _Loop:
 
         Raises RuntimeError when the loop is closed, and in the loop's own thread.
         """
-        tasks: list[asyncio.Task[Any] | None] = []
-
-        async def work() -> T:
-            tasks.append(asyncio.current_task())
-            return await coroutine
-
-        async def cancel() -> None:
-            for task in filter(None, tasks):
-                task.cancel()
-
+        call = _Call(coroutine)
         try:
             self._require_other_thread()
             # Whatever begins before the closing is ended by it.
             with self._lock:
                 self._require_open()
-                future = asyncio.run_coroutine_threadsafe(work(), self._loop)
-        except RuntimeError:
-            coroutine.close()
+                self._loop.call_soon_threadsafe(call.start)
+            # Not without a timeout: a signal that another thread takes, or that comes just before, wakes no wait.
+            while not call.ended.wait(_WAIT_SECONDS):
+                pass
+        except BaseException:
+            # It may not have begun: Ctrl-C comes at any moment.
+            self._cancel(call)
             raise
         try:
-            # Not without a timeout: a signal that another thread takes, or that comes just before, wakes no wait.
-            while not concurrent.futures.wait([future], _WAIT_SECONDS).done:
-                pass
-            return future.result()
-        except concurrent.futures.CancelledError:
+            return call.result()
+        except asyncio.CancelledError:
             raise RuntimeError(_CLOSED) from None
-        except BaseException:
-            if not future.done():
-                # Not future.cancel(), with which the future is done before the task is.
-                asyncio.run_coroutine_threadsafe(cancel(), self._loop)
-                concurrent.futures.wait([future])
-            raise
+
+    def _cancel(self, call: "_Call[Any]") -> None:
+        """Cancel a call; return once it has ended."""
+        inside = threading.current_thread() is self._thread
+        with self._lock:
+            cancels = not (inside or self.closed)
+            if cancels:
+                self._loop.call_soon_threadsafe(call.cancel)
+        if cancels:
+            call.ended.wait()
+            return
+        if not inside:
+            self._thread.join()
+        call.cancel()
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Yield what the generator yields; close it when the caller leaves."""
@@ -200,3 +203,36 @@ class _Loop:
     def _require_other_thread(self) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError("the jobs of map called its own client, which would wait for itself: list them first")
+
+
+class _Call(Generic[T]):
+    """A coroutine that the thread of a loop runs for another one."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.ended = threading.Event()
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+
+    def start(self) -> None:
+        """Run the coroutine. In the loop's thread."""
+        self._task = asyncio.get_running_loop().create_task(self._coroutine)
+        self._task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        """End the coroutine, also before its start. In the loop's thread, or once that has ended."""
+        if self._task is None:
+            self._coroutine.close()
+            self.ended.set()
+        elif not self._task.done():
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            # Else asyncio would log it where Ctrl-C leaves nobody to ask for the result.
+            task.exception()
+        self.ended.set()
+
+    def result(self) -> T:
+        """Return what the coroutine has returned. Raises CancelledError for one that was cancelled."""
+        assert self._task is not None  # noqa: S101  # it has ended
+        return self._task.result()

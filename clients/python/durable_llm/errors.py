@@ -198,7 +198,7 @@ class WorkerShutdown(JobError):
 
 
 class WorkerLost(JobError):
-    """The workers that had the job fell silent."""
+    """The workers that had the job sent no more heartbeats."""
 
     reason = "WORKER_LOST"
 

@@ -1,1 +1,1 @@
-"""The engines: the seam, and each of its implementations."""
+"""The engines: their Protocol, and each of its implementations."""

@@ -1,4 +1,4 @@
-"""From a job to the tokens of its prompt, with the model's own tokenizer and chat template."""
+"""Conversion of a job's prompt to tokens, with the model's own tokenizer and chat template."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,17 +13,17 @@ ROLE_NAMES: Final = {
     llm_pb2.ROLE_USER: "user",
     llm_pb2.ROLE_ASSISTANT: "assistant",
 }
-"""What chat templates call the roles."""
+"""The names of the roles in chat templates."""
 
 
 class PromptEncoder:
     """Turns jobs into token ids for one model."""
 
     def __init__(self, tokenizer: Any, context_tokens: int, special_tokens_in_messages: bool) -> None:
-        """`tokenizer` is a transformers one. Takes up to a second: not for the event loop."""
+        """`tokenizer` is a transformers one. Takes up to a second, so call it in a thread."""
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
-        # Those written in Python have none.
+        # Tokenizers written in Python have no backend.
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._longest = None if backend is None else longest_token(backend)
         self._special = None
@@ -34,7 +34,7 @@ class PromptEncoder:
     def ids(self, job: llm_pb2.JobRequest) -> list[int]:
         """Return the job's prompt, or its messages as the model's chat template renders them, as token ids.
 
-        Slow for a long prompt: not for the event loop. Raises PromptTooLong, UnsupportedParams for messages that the
+        Slow for a long prompt, so call it in a thread. Raises PromptTooLong, UnsupportedParams for messages that the
         template cannot render, InvalidJob for a prompt without tokens or a message that holds a special token.
         """
         ids = self._chat_ids(job.messages) if job.messages else self._text_ids(job.prompt)
@@ -50,7 +50,7 @@ class PromptEncoder:
 
     def _chat_ids(self, messages: Sequence[llm_pb2.ChatMessage]) -> list[int]:
         """Return the token ids of a conversation, up to where the model's answer begins."""
-        # Not installed beside the simulated engine, which shares this module.
+        # Not installed with the simulated engine, which also uses this module.
         from jinja2 import TemplateError
 
         if not self._tokenizer.chat_template:
@@ -62,7 +62,7 @@ class PromptEncoder:
         render = partial(self._tokenizer.apply_chat_template, turns, add_generation_prompt=True)
         try:
             if self._longest is not None:
-                # A template may leave out what a message holds, so that only the rendered text tells.
+                # A template may leave out parts of a message, so only the rendered text shows the size.
                 self._check_size(render(tokenize=False))
             ids: list[int] = render(return_dict=False)
         except TemplateError as error:
@@ -70,11 +70,11 @@ class PromptEncoder:
         return ids
 
     def _check_size(self, text: str) -> None:
-        """Raise PromptTooLong for a text that cannot fit, whatever its tokens are: tokenising it takes long."""
+        """Raise PromptTooLong for a text that cannot fit, whatever its tokens are. Tokenising it would take long."""
         if self._longest is None:
             return
-        size, most = len(text.encode()), self._context_tokens * self._longest
-        if size >= most:
+        size, limit = len(text.encode()), self._context_tokens * self._longest
+        if size >= limit:
             raise PromptTooLong(
                 f"prompt: {size} bytes leave no room in a context of {self._context_tokens} tokens, each of at most "
                 f"{self._longest} bytes; shorten it"

@@ -1,4 +1,4 @@
-"""The seam between the worker and what runs the model: one Protocol, one contract suite, three engines.
+"""The interface between the worker and the engine that runs the model: one Protocol, one contract suite, three engines.
 
 An engine is chosen by name and only its module is imported, so that a worker without a GPU never loads vllm.
 """
@@ -16,25 +16,25 @@ ENGINES: Final = {
     "vllm": "services.gpu_worker.engines.vllm",
     "simulated": "services.gpu_worker.engines.simulated",
 }
-"""Engine name to the module whose `create(config: EngineConfig) -> Engine` makes it."""
+"""The module of each engine by its name. `create(config: EngineConfig) -> Engine` in it returns the engine."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What every engine is made from."""
+    """The configuration of every engine."""
 
     model_path: str
     """A folder in Hugging Face format, or a hub name."""
     max_concurrent: int
-    """How many generations may run at once; the size of the batch."""
+    """Maximum number of concurrent generations, which is the size of the batch."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The engine's own options, passed through; an unknown one is a ValueError."""
+    """The engine's own options, passed through. An unknown one raises ValueError."""
     special_tokens_in_messages: bool = False
     """Whether a chat message may hold special tokens of the model's tokenizer."""
 
 
 class CannotContinue(Exception):
-    """These tokens cannot be continued to what one uninterrupted run would give. Raised before any output.
+    """The engine cannot continue these tokens as one uninterrupted run would. Raised before any output.
 
     The caller starts over, without resume_token_ids.
     """
@@ -42,17 +42,17 @@ class CannotContinue(Exception):
 
 @dataclass(frozen=True)
 class Generation:
-    """One generation, as the engine is asked for it."""
+    """The request for one generation."""
 
     request_id: str
-    """Made by the worker, unique among all attempts; never the client's."""
+    """Chosen by the worker, unique among all attempts, and never the client's."""
     job: llm_pb2.JobRequest
     """Model input and sampling parameters, already valid by llm.proto. params.max_tokens is always set."""
     resume_token_ids: tuple[int, ...] = ()
-    """Output tokens that an earlier attempt made: generation continues after them. They count as output (max_tokens,
-    min_tokens, stop texts) but are not yielded again."""
+    """Output tokens that an earlier attempt generated. Generation continues after them. They count as output
+    (max_tokens, min_tokens, stop texts) but are not yielded again."""
     resume_text: str = ""
-    """The output text that goes with resume_token_ids and was already published: not yielded again."""
+    """The output text of resume_token_ids that was already published. It is not yielded again."""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     """The W3C context that an engine's own spans belong to."""
 
@@ -61,7 +61,8 @@ class Generation:
 class Output:
     """One step's output. The texts of all outputs, joined, are the job's output.
 
-    Before the model has read the prompt comes one without output, which tells how long the prompt is.
+    The first Output comes before the model has read the prompt. It has neither text nor tokens, only the prompt's
+    length.
     """
 
     text: str
@@ -69,7 +70,7 @@ class Output:
     token_ids: tuple[int, ...]
     """The step's new tokens."""
     prompt_tokens: int
-    """Tokens of the prompt, the chat template's included. The same in every output."""
+    """Number of tokens of the prompt, including the chat template's. The same in every output."""
     finish_reason: "llm_pb2.FinishReason.ValueType | None" = None
     """FINISH_REASON_STOP or _LENGTH in the last output, None before."""
     logprobs: tuple[llm_pb2.TokenLogprobs, ...] = ()
@@ -82,9 +83,9 @@ class Load(NamedTuple):
     running: int
     """Generations in the batch."""
     waiting: int
-    """Generations that wait for a place in it."""
+    """Generations that wait for a slot in the batch."""
     kv_cache_usage: float
-    """Share of the most keys and values that the engine can hold, 0 to 1."""
+    """Share of the engine's room for keys and values that is in use, 0 to 1."""
 
 
 IDLE: Final = Load(0, 0, 0.0)
@@ -96,29 +97,29 @@ class Engine(Protocol):
     name: str
     """Its key in ENGINES."""
     context_tokens: int
-    """Most tokens of prompt and output together. Valid after start()."""
+    """Maximum number of tokens of prompt and output together. Valid after start()."""
     gpu: llm_pb2.GpuInfo
-    """Where the model runs. Valid after start()."""
+    """The device that the model runs on. Valid after start()."""
     dead: asyncio.Event
-    """Set once the engine can make no more tokens, ever. Running generations then raise EngineDead."""
+    """Set once the engine can never generate a token again. Running generations then raise EngineDead."""
 
     async def start(self) -> None:
-        """Load the model. Raises EngineDead when that fails, saying why."""
+        """Load the model. Raises EngineDead with the reason if that fails."""
         ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
-        """Yield an Output without output, then output as it is made; the last Output has a finish_reason.
+        """Yield an Output without text, then the output as it is generated. The last Output has a finish_reason.
 
-        Closing the generator, or cancelling the task that iterates it, frees the generation's place in the batch
-        within one step, in prefill too.
+        Closing the generator, or cancelling the task that iterates it, frees the generation's slot in the batch within
+        one step, in prefill too.
 
-        Raises CannotContinue when resume_token_ids cannot be honoured, PromptTooLong when the prompt leaves no room for
-        a token, UnsupportedParams for parameters that the engine cannot honour, OutOfMemory, EngineFailed, EngineDead.
+        Raises CannotContinue if resume_token_ids cannot be continued, PromptTooLong if the prompt leaves no room for a
+        token, UnsupportedParams for parameters that the engine cannot honour, OutOfMemory, EngineFailed, EngineDead.
         """
         ...
 
     def load(self) -> Load:
-        """Return how full the engine is, lately. At any time, from any thread, and at once."""
+        """Return the recent load of the engine. May be called at any time, from any thread, and returns immediately."""
         ...
 
     async def close(self) -> None:

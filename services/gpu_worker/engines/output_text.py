@@ -1,9 +1,9 @@
 """From tokens to text: whole characters, stop texts and the end of the output, the same for every engine.
 
-A token is a piece of bytes: it may cut a character in two, and the next token may change how it reads. A stop text may
-span tokens. So text is held back until it is certain, and the same tokens always give the same text in the same
-pieces. That is what lets another attempt continue: it replays the tokens made so far and stands where the last one
-stood, in the middle of a character or of a stop text too.
+A token is a sequence of bytes. It may split a character, and the next token may change how it decodes. A stop text may
+span tokens. So text is held back until it is certain, and the same tokens always give the same text in the same pieces.
+That is why another attempt can continue: it replays the tokens generated so far and reaches the same state, even in the
+middle of a character or of a stop text.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,48 +13,48 @@ from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import CannotContinue, Output
 
 Decode = Callable[[Sequence[int]], str]
-"""Token ids to text; what is no valid UTF-8 becomes U+FFFD, special tokens become nothing."""
+"""Decodes token ids to text. Invalid UTF-8 becomes U+FFFD, and special tokens are left out."""
 
 STOP: Final = llm_pb2.FINISH_REASON_STOP
 LENGTH: Final = llm_pb2.FINISH_REASON_LENGTH
 
 REPLACEMENT: Final = "\ufffd"
-# A character has at most 4 bytes. Until its last token has come it is shown as one U+FFFD, or as one for each of its
-# tokens, of which each is a byte.
+# A character has at most 4 bytes. Until its last token has come it decodes to one U+FFFD, or to one for each of its
+# tokens if each is a byte.
 MOST_TOKENS_OF_A_CHARACTER: Final = 4
 MOST_REPLACEMENTS: Final = 3
-# How much of the prompt is decoded along: some tokenizers drop a space at the start of what they decode.
+# Prompt tokens that are decoded with the output: some tokenizers drop a space at the start of what they decode.
 CONTEXT_TOKENS: Final = 5
-# How many tokens are decoded again, at most, where no token ends together with a character.
+# Maximum number of tokens that are decoded again, where no token ends together with a character.
 WINDOW_TOKENS: Final = 32
 
 
 class Detokenizer:
-    """Turns tokens into text as they come, never a part of a character.
+    """Decodes tokens to text as they come, whole characters only.
 
-    The text of the last few tokens, the window, is decoded again with each new one. What it ends with may be the
-    beginning of a character: U+FFFD is held back until a token completes it or shows that it is broken.
+    The last few tokens, the window, are decoded again with each new one. A U+FFFD at the end of their text may be the
+    beginning of a character, so it is held back until a token completes it or shows that it is invalid.
     """
 
     def __init__(self, decode: Decode, prompt_ids: Sequence[int]) -> None:
         self._decode = decode
         self._window = list(prompt_ids[-CONTEXT_TOKENS:])
         self._context = len(self._window)
-        """How many tokens at the window's start were complete when they were last looked at."""
+        """Number of tokens at the window's start that were complete at the last check."""
         self._returned = len(decode(self._window))
-        """How many characters of the window's text push has returned, or were there before."""
+        """Number of characters of the window's text that push has returned or that come before the output."""
         self._age = 0
-        """How many tokens have come since push last returned text."""
+        """Number of tokens since push last returned text."""
 
     def push(self, token_id: int) -> str:
-        """Take a token; return the characters that are now complete."""
+        """Add a token; return the characters that are now complete."""
         self._window.append(token_id)
         self._age += 1
         text = self._decode(self._window)
         complete = text.rstrip(REPLACEMENT)
         end = len(complete)
         if self._age >= MOST_TOKENS_OF_A_CHARACTER:
-            # No character takes so long: all but its end is broken.
+            # No character has so many tokens, so all but the end is invalid.
             end = max(end, len(text) - MOST_REPLACEMENTS)
         if end <= self._returned:
             return ""
@@ -84,7 +84,7 @@ class StopTexts:
         """Whether a stop text was met. Nothing comes after it."""
 
     def push(self, text: str, *, may_stop: bool) -> str:
-        """Take text; return what is certainly output. A stop text counts only if it ends in text that may stop."""
+        """Add text; return what is certainly output. A stop text counts only if it ends in text with `may_stop`."""
         before = len(self._held)
         self._held += text
         if may_stop and text:
@@ -94,21 +94,21 @@ class StopTexts:
                 if (start := self._held.find(stop, max(0, before - len(stop) + 1))) >= 0
             ]
             if matches:
-                # The one that ends first, so that it does not matter how the text was cut into pieces.
+                # The stop text that ends first counts, so that it does not matter how the text is split.
                 self.met = True
                 output, self._held = self._held[: min(matches)[1]], ""
                 return output
-        held = next((size for size in range(self._most_held(), 0, -1) if self._may_begin(size)), 0)
+        held = next((size for size in range(self._max_held(), 0, -1) if self._may_begin(size)), 0)
         cut = len(self._held) - held
         output, self._held = self._held[:cut], self._held[cut:]
         return output
 
     def rest(self) -> str:
-        """Return what is held back, once no more text comes."""
+        """Return the text that is held back. Call it once no more text comes."""
         output, self._held = self._held, ""
         return output
 
-    def _most_held(self) -> int:
+    def _max_held(self) -> int:
         return min(len(self._held), self._longest - 1)
 
     def _may_begin(self, size: int) -> bool:
@@ -117,7 +117,7 @@ class StopTexts:
 
 
 class OutputWriter:
-    """Makes a generation's Outputs out of its tokens, and says when it has ended."""
+    """Builds a generation's Outputs from its tokens, and detects its end."""
 
     def __init__(
         self,
@@ -133,12 +133,12 @@ class OutputWriter:
         self._min_tokens = params.min_tokens
         self._end_ids = end_ids
         self.limit = min(params.max_tokens, context_tokens - len(prompt_ids))
-        """Most tokens of output: as asked for, or what the context has room for."""
+        """Maximum number of output tokens: max_tokens, or fewer if the context has less room."""
         self.count = 0
-        """Tokens of output so far."""
+        """Number of output tokens so far."""
 
     def opening(self) -> Output:
-        """Return the first Output, which has nothing but the length of the prompt."""
+        """Return the first Output, which has only the length of the prompt."""
         return Output("", (), self._prompt_tokens)
 
     def write(
@@ -149,7 +149,7 @@ class OutputWriter:
     ) -> Output:
         """Return the Output of new tokens.
 
-        Tokens after the end are dropped. `ended` is why the engine itself makes no more tokens, if it does not.
+        Tokens after the end are dropped. `ended` is the engine's own reason to generate no more tokens, if it has one.
         """
         text, used, reason = self._take(token_ids)
         reason = reason or ended
@@ -164,22 +164,22 @@ class OutputWriter:
         )
 
     def resume(self, token_ids: Sequence[int], published: str) -> Output | None:
-        """Replay an earlier attempt's tokens, of which the text `published` was yielded.
+        """Replay an earlier attempt's tokens, whose text `published` was yielded.
 
-        Returns the last Output when the generation had already ended, otherwise None. Raises CannotContinue when the
-        tokens do not give that text: the model or the tokenizer is another one.
+        Returns the last Output if the generation had already ended, otherwise None. Raises CannotContinue if the tokens
+        do not decode to that text, because the model or the tokenizer is another one.
         """
         text, used, reason = self._take(token_ids)
         if reason is not None:
             text += self._stops.rest()
         if used < len(token_ids) or not text.startswith(published) or (reason is None and text != published):
-            raise CannotContinue("the tokens made so far do not give the text that was published")
+            raise CannotContinue("the tokens generated so far do not give the text that was published")
         if reason is None:
             return None
         return Output(text[len(published) :], (), self._prompt_tokens, reason)
 
     def _take(self, token_ids: Sequence[int]) -> "tuple[str, int, llm_pb2.FinishReason.ValueType | None]":
-        """Take tokens up to the end of the output; return their text, how many were taken, and why it ended."""
+        """Consume tokens up to the end of the output; return their text, the number consumed, and the finish reason."""
         text = ""
         for used, token_id in enumerate(token_ids, start=1):
             self.count += 1

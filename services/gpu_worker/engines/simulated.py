@@ -1,21 +1,21 @@
 """An engine without a model: paced pseudo-text and scripted faults, for tests and load tests without a GPU.
 
-The text is the same for the same prompt and seed, in any process. It mixes scripts and emoji, and its tokens cut
-characters in two, as a real tokenizer's do.
+The text is the same for the same prompt and seed, in any process. It mixes scripts and emoji, and its tokens split
+characters, as a real tokenizer's do.
 
-A fault is scripted in the prompt, `[[fault:KIND@N]]`, or for every job by the option `fault: KIND@N`. It strikes when
-N tokens of output have been made, those of earlier attempts included:
+A fault is scripted in the prompt, `[[fault:KIND@N]]`, or for every job by the option `fault: KIND@N`. It occurs when N
+tokens of output have been generated, including those of earlier attempts:
 
     oom       the generation raises OutOfMemory
     failed    the generation raises EngineFailed
     die       the engine is dead
     hang      no more tokens come, until the generation is cancelled
 
-`KIND@N:once` strikes the job's first attempt only: not where an earlier attempt left tokens to continue from, nor twice
+`KIND@N:once` occurs in the job's first attempt only: not if an earlier attempt left tokens to continue, and not twice
 in one process.
 
-`[[vary]]` in the prompt makes each attempt generate another text, as a model's does whose job has no seed: what an
-earlier attempt left cannot be continued.
+`[[vary]]` in the prompt makes each attempt generate another text, like a model without a seed. The output of an earlier
+attempt then cannot be continued.
 """
 
 import asyncio
@@ -51,13 +51,13 @@ WORDS: Final = [
     [encoded[start : start + PIECE_BYTES] for start in range(0, len(encoded), PIECE_BYTES)]
     for encoded in (f" {word}".encode() for word in TEXT.split())
 ]
-"""Each word in its pieces."""
+"""Each word as its pieces."""
 PIECES: Final = sorted({piece for word in WORDS for piece in word})
 VOCABULARY: Final = FIRST_PIECE + len(PIECES)
 WORD_IDS: Final = [[FIRST_PIECE + PIECES.index(piece) for piece in word] for word in WORDS]
 
 EARLY_SECONDS: Final = 0.002
-"""A token comes no earlier than it is due, but for this: uvloop's clock and its timers count in whole milliseconds."""
+"""Maximum time that a token comes before it is due, because uvloop's clock and timers count in whole milliseconds."""
 
 FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang)@(?P<at>\d+)(?P<once>:once)?")
 VARY: Final = "[[vary]]"
@@ -70,34 +70,35 @@ class SimulatedOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens_per_second: float = Field(50, gt=0)
-    """Of each generation, however many run."""
+    """Speed of each generation, however many run."""
     prefill_seconds: float = Field(0, ge=0)
-    """From a generation's start to its first token."""
+    """Time from a generation's start to its first token."""
     load_seconds: float = Field(0, ge=0)
     """How long start() takes."""
     load_error: str | None = None
     """Makes start() fail, with this message."""
     context_tokens: int = Field(8192, ge=2)
-    """Most tokens of prompt and output together."""
+    """Maximum number of tokens of prompt and output together."""
     answer_tokens: int | None = Field(None, ge=0)
-    """How many tokens an answer has before it ends by itself. Default: it goes on to max_tokens."""
+    """Number of tokens after which an answer ends by itself. By default it continues to max_tokens."""
     fault: str | None = Field(None, pattern=f"^{FAULT.pattern}$")
     """A fault for every job whose prompt scripts none."""
 
 
 @dataclass(eq=False)
 class ActiveGeneration:
-    """A generation that was asked for."""
+    """A generation that runs or waits."""
 
     prompt_tokens: int
     writer: OutputWriter
     running: bool = False
+    """Whether it has a slot; it waits for one before."""
 
 
 class SimulatedEngine:
-    """An Engine, which see. Honours stop, min_tokens, max_tokens, seed, choice and logprobs.
+    """See Engine. It honours stop, min_tokens, max_tokens, seed, choice and logprobs.
 
-    Parameters of sampling change nothing; json_schema and regex are unsupported.
+    Parameters of sampling change nothing. json_schema and regex are unsupported.
     """
 
     name = "simulated"
@@ -108,9 +109,9 @@ class SimulatedEngine:
         self.gpu = llm_pb2.GpuInfo(name="simulated")
         self.dead = asyncio.Event()
         self._why_dead = ""
-        self._places = asyncio.Semaphore(config.max_concurrent)
+        self._slots = asyncio.Semaphore(config.max_concurrent)
         self._cache_tokens = config.max_concurrent * options.context_tokens
-        self._begun: set[ActiveGeneration] = set()
+        self._active: set[ActiveGeneration] = set()
         self._struck: set[tuple[str, str]] = set()
 
     async def start(self) -> None:
@@ -129,7 +130,7 @@ class SimulatedEngine:
         tokens = answer(asked, job.params, self._options.answer_tokens)
         made = list(itertools.islice(tokens, len(generation.resume_token_ids)))
         if tuple(made) != generation.resume_token_ids:
-            raise CannotContinue("the tokens made so far are not those of this prompt and seed")
+            raise CannotContinue("the tokens generated so far are not those of this prompt and seed")
         writer = OutputWriter(decode, prompt_ids, job.params, {END}, self.context_tokens)
         ended = writer.resume(made, generation.resume_text)
         if ended is not None:
@@ -137,7 +138,7 @@ class SimulatedEngine:
             return
         yield writer.opening()
         fault = self._fault_of(prompt, generation)
-        async with self._place(ActiveGeneration(len(prompt_ids), writer)):
+        async with self._slot(ActiveGeneration(len(prompt_ids), writer)):
             due = asyncio.get_running_loop().time() + self._options.prefill_seconds
             for token in tokens:
                 # Due times are added up, so that a late wake-up does not slow the pace.
@@ -151,22 +152,22 @@ class SimulatedEngine:
                     return
 
     def load(self) -> Load:
-        """Count those that have a place and those that wait, and the tokens of the former as if they were cached."""
-        begun = [*self._begun]
-        running = [one for one in begun if one.running]
-        cached = sum(one.prompt_tokens + one.writer.count for one in running)
-        return Load(len(running), len(begun) - len(running), min(cached / self._cache_tokens, 1.0))
+        """Count running and waiting generations, and the tokens of the running ones as if they were cached."""
+        generations = [*self._active]
+        running = [active for active in generations if active.running]
+        cached = sum(active.prompt_tokens + active.writer.count for active in running)
+        return Load(len(running), len(generations) - len(running), min(cached / self._cache_tokens, 1.0))
 
     @contextlib.asynccontextmanager
-    async def _place(self, begun: ActiveGeneration) -> AsyncIterator[None]:
-        """Wait for a place in the batch and hold it while the context is open."""
-        self._begun.add(begun)
+    async def _slot(self, active: ActiveGeneration) -> AsyncIterator[None]:
+        """Acquire a slot in the batch and hold it while the context is open."""
+        self._active.add(active)
         try:
-            async with self._places:
-                begun.running = True
+            async with self._slots:
+                active.running = True
                 yield
         finally:
-            self._begun.remove(begun)
+            self._active.remove(active)
 
     async def close(self) -> None:
         """End running generations."""
@@ -177,7 +178,7 @@ class SimulatedEngine:
         self.dead.set()
 
     async def _pause(self, until: float | None) -> None:
-        """Sleep until then, by the loop's clock, or for ever; raise EngineDead as soon as the engine is dead."""
+        """Sleep until a time of the loop's clock, or forever. Raises EngineDead as soon as the engine is dead."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await self.dead.wait()
@@ -185,7 +186,7 @@ class SimulatedEngine:
             raise EngineDead(self._why_dead)
 
     def _fault_of(self, prompt: str, generation: Generation) -> re.Match[str] | None:
-        """Return the fault that this attempt shall meet."""
+        """Return the fault that is scripted for this attempt, if any."""
         in_prompt = FAULT_IN_PROMPT.search(prompt)
         script = in_prompt[1] if in_prompt else self._options.fault
         fault = FAULT.fullmatch(script) if script else None
@@ -210,7 +211,7 @@ def job_key(job: llm_pb2.JobRequest) -> tuple[str, str]:
 
 
 def prompt_text(job: llm_pb2.JobRequest) -> str:
-    """Return the prompt, or the messages as a plain transcript. A token of a prompt is a byte of this."""
+    """Return the prompt, or the messages as a plain transcript. Each byte of it is a token of the prompt."""
     if job.messages:
         turns = [f"{ROLE_NAMES[message.role]}: {message.content}\n" for message in job.messages]
         return "".join(turns) + "assistant:"
@@ -221,10 +222,10 @@ def answer(prompt: str, params: llm_pb2.SamplingParams, length: int | None) -> I
     """Yield the answer's tokens, for ever unless it has a length. Raises UnsupportedParams."""
     kind = params.WhichOneof("structured_output")
     if kind in ("json_schema", "regex"):
-        raise UnsupportedParams(f"params.{kind}: the simulated engine can only do choice")
+        raise UnsupportedParams(f"params.{kind}: the simulated engine supports only choice")
     digest = hashlib.sha256(f"{params.seed}:{prompt}".encode()).digest()
-    # Not random.choice: the sequence of random() is the one that Python promises to keep.
-    rng = random.Random(digest)  # noqa: S311  no secret hangs on it
+    # random.choice is not used, because Python promises only that the sequence of random() stays the same.
+    rng = random.Random(digest)  # noqa: S311  no secret depends on it
     if kind == "choice":
         options = params.choice.options
         return iter([*(FIRST_BYTE + byte for byte in options[int(rng.random() * len(options))].encode()), END])
@@ -245,7 +246,7 @@ def decode(ids: Sequence[int]) -> str:
 
 
 def logprobs_of(token: int, params: llm_pb2.SamplingParams) -> list[llm_pb2.TokenLogprobs]:
-    """Return made-up log probabilities, the chosen token the likeliest, if the job wants any."""
+    """Return simulated log probabilities, with the chosen token as the likeliest, if the job asks for any."""
     if not params.HasField("logprobs"):
         return []
     likeliest = [

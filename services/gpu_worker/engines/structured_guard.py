@@ -1,11 +1,13 @@
-"""Ends structured generations that slow the whole batch, newest first, so that the engine and the others go on.
+"""Ends structured generations that slow the whole batch, newest first, so that the engine and the others continue.
 
-What may follow in a generation's output is worked out in the step that the whole batch shares. The rules refuse what
-would make that slow, by its form alone (jobs.regex_cost); this is for what they miss. The floor is a rate of tokens,
-and each engine has its own: an honest engine is slow because its machine is, and then it was never fast.
+The tokens that may follow in a generation's output are computed in the step that the whole batch shares. The rules
+refuse constraints that would make it slow, by their form alone (jobs.regex_cost). The guard is for those that the rules
+miss. How slow a step may be depends on the engine's best as well as on the floor: an engine on a slow machine has never
+been fast, so no generation is to blame.
 
-A prompt that is read slows the batch, too. So a step may take longer by what it reads: for each token SLOWDOWN times
-what one took when the engine had nothing else to do. New prompts that keep coming give a generation no more than that.
+A prompt that is read slows the batch, too. So a step may take longer for the tokens that it reads: for each of them
+SLOWDOWN times what a token took when the engine had nothing else to do. A stream of new prompts allows a generation no
+more than that.
 """
 
 import time
@@ -16,17 +18,19 @@ from statistics import median
 from typing import Final
 
 FLOOR: Final = 1.0
-"""Tokens a second of each generation in the batch: as long as it makes so many, nothing is ended."""
+"""Tokens per second of each generation in the batch. At this rate or a higher one, none is ended."""
 SLOWDOWN: Final = 50.0
-"""Nor as long as it makes this part of what the engine made at its best. Full batches and busy machines stay within."""
+"""Factor by which a step may be slower than the engine's best before a generation is ended. Full batches and busy
+machines stay within it."""
 WINDOW_SECONDS: Final = 10.0
-"""How long the batch has to be too slow."""
+"""Minimum time for which the batch has to be too slow."""
 WINDOW_STEPS: Final = 3
-"""And for how many steps."""
+"""Minimum number of steps for which the batch has to be too slow."""
 STALL_SECONDS: Final = 20.0
-"""A step that takes so long, and too long even if it reads as much as a step can, needs no others."""
+"""Minimum time of a single step that is enough to end a generation. It must also be too long for a step that reads as
+much as a step can."""
 PACE_STEPS: Final = 8
-"""Steps in a row that show how fast an engine is: a single one may have been quick by chance."""
+"""Number of consecutive steps that show how fast an engine is. A single one may have been fast by chance."""
 
 
 @dataclass(eq=False)
@@ -38,7 +42,7 @@ class Member:
     arrived_at: float
     """In seconds of the guard's clock."""
     decoding: bool = False
-    """Whether it has made a token."""
+    """Whether it has generated a token."""
     ended: bool = False
     """Whether the guard has ended it."""
 
@@ -49,15 +53,15 @@ class _Scheduler:
 
     stepped_at: float = 0.0
     counts: bool = False
-    """Whether the time since then is that of a step: something is decoded."""
+    """Whether the time since stepped_at is that of a step, in which something is decoded."""
     seconds: list[float] = field(default_factory=list)
-    """Of each step that counts."""
+    """Duration of each step that counts."""
     shares: list[float] = field(default_factory=list)
-    """Of the seconds that each might take: more than 1 is too slow."""
+    """Each duration as a share of what the step may take. More than 1 is too slow."""
     tokens: int = 0
-    """Of the last step."""
+    """Tokens of the last step."""
     slow_since: float = float("inf")
-    """When the first of the steps that are too slow had taken as long as one may."""
+    """When the first of the steps that are too slow had taken the maximum time of a step."""
 
     def clear(self) -> None:
         self.seconds.clear()
@@ -74,15 +78,15 @@ class StructuredGuard:
     best: float = float("inf")
     """Seconds of a step at the engine's best."""
     token_seconds: float = 0.0
-    """Seconds that reading a token of a prompt takes at the engine's best. For the engine to set."""
+    """Seconds that reading a token of a prompt takes at the engine's best. The engine sets it."""
     max_step_tokens: int = 0
-    """Tokens of one step at most. For the engine to set."""
+    """Maximum number of tokens of one step. The engine sets it."""
     _members: list[Member] = field(default_factory=list)
     _schedulers: dict[int, _Scheduler] = field(default_factory=dict)
 
     @contextmanager
     def member(self, request_id: str, *, structured: bool) -> Iterator[Member]:
-        """Count a generation as one of the batch while the context is open. Its `decoding` is for the caller to set."""
+        """Count a generation as one of the batch while the context is open. The caller sets its `decoding`."""
         member = Member(request_id, structured, self.clock())
         self._members.append(member)
         try:
@@ -90,15 +94,15 @@ class StructuredGuard:
         finally:
             self._members.remove(member)
             if not self._decoding():
-                # What comes next may come after a pause.
+                # The next step may come after a pause.
                 for steps in self._schedulers.values():
                     steps.counts = False
 
     def step(self, scheduler: int = 0, tokens: int = 1) -> Member | None:
-        """Note that a scheduler has finished a step. Return the generation that has to end, as its `ended` says.
+        """Note that a scheduler has finished a step. Return the generation that has to end, if any, with `ended` set.
 
-        `tokens` are those that went into the step: of prompts, and the last one of each generation. One without any,
-        of which vLLM tells, too, does not count.
+        `tokens` is how many went into the step: those of prompts, and the last one of each generation. A step without
+        any, which vLLM also reports, does not count.
         """
         now, steps = self.clock(), self._schedulers.setdefault(scheduler, _Scheduler())
         steps.tokens = tokens
@@ -110,7 +114,7 @@ class StructuredGuard:
         count, total = len(steps.seconds), sum(steps.seconds)
         if count >= PACE_STEPS:
             self.best = min(self.best, total / count)
-        # A single step may have had another reason.
+        # A single slow step may have had another cause.
         too_slow = median(steps.shares) > 1
         judged = total >= WINDOW_SECONDS and count >= WINDOW_STEPS
         if judged or (count >= PACE_STEPS and not too_slow):
@@ -120,7 +124,7 @@ class StructuredGuard:
         return self._end_newest(steps) if judged and too_slow else None
 
     def check(self) -> Member | None:
-        """Return the generation that has to end because a step does not: for calling every now and then."""
+        """Return the generation that has to end because a step does not end. Call it periodically."""
         now = self.clock()
         for steps in self._schedulers.values():
             allowed = max(STALL_SECONDS, self._allowed(self.max_step_tokens))
@@ -159,11 +163,11 @@ class StructuredGuard:
         return any(member.decoding and not member.ended for member in self._members)
 
     def _end_newest(self, steps: _Scheduler) -> Member | None:
-        """End the newest of those that may be the reason: what came when steps were slow already is not."""
+        """End the newest generation that may be the cause. One that came when steps were already slow is not."""
         for member in reversed(self._members):
             if member.structured and not member.ended and member.arrived_at <= steps.slow_since:
                 member.ended = True
                 return member
-        # It was none of them, so it may be one that came since.
+        # None of them is the cause, so one that came later may be.
         steps.slow_since = float("inf")
         return None

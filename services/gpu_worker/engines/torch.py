@@ -1,7 +1,8 @@
 """The embedded engine: any causal model in Hugging Face format, with transformers, on a CPU or one GPU.
 
-One thread owns the model: it loads it and then runs one step after the other, as long as there is something to do.
-The event loop and that thread share a list of generations under a lock, and outputs come back through the loop.
+One thread owns the model. It loads the model and then runs one step after the other, as long as there is something to
+do. The event loop and that thread share a list of generations under a lock, and the thread returns outputs through the
+loop.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ _CLOSE_SECONDS: Final = 10
 
 
 class ActiveGeneration:
-    """One generation between the event loop and the model's thread."""
+    """A generation that the event loop waits for and the model's thread runs."""
 
     def __init__(self, sequence: Sequence, prompt_tokens: int, sampling: Sampling, writer: OutputWriter) -> None:
         self.sequence = sequence
@@ -40,14 +41,14 @@ class ActiveGeneration:
         self.outputs: asyncio.Queue[Output | JobError] = asyncio.Queue()
         """Filled on the event loop."""
         self.over = False
-        """Set by either side: nobody waits for more output."""
+        """Whether nobody waits for more output. Either side sets it."""
 
 
 Made = tuple[ActiveGeneration, Output | JobError]
 
 
 class TorchEngine:
-    """An Engine, which see. Continues any generation exactly, seeded and penalised ones too."""
+    """See Engine. It continues any generation exactly, including seeded and penalised ones."""
 
     name = "torch"
 
@@ -66,21 +67,21 @@ class TorchEngine:
         self.dead = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        # Guarded by _changed: what the event loop wants.
+        # Guarded by _changed: the requests of the event loop.
         self._waiting: list[ActiveGeneration] = []
         self._closing = False
-        # The thread's own: generations that read their prompt, and those in the batch by their sequence.
+        # Changed by the thread only: generations that read their prompt, and those in the batch by their sequence.
         self._reading: list[ActiveGeneration] = []
         self._writing: dict[Sequence, ActiveGeneration] = {}
 
     @property
     def context_tokens(self) -> int:
-        """Most tokens of prompt and output together."""
+        """Maximum number of tokens of prompt and output together."""
         return self._started().context_tokens
 
     @property
     def gpu(self) -> llm_pb2.GpuInfo:
-        """Where the model runs."""
+        """The device that the model runs on."""
         return self._started().gpu
 
     def _started(self) -> LoadedModel:
@@ -102,38 +103,38 @@ class TorchEngine:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """Yield a generation's output; see Engine.generate."""
-        running, ended = await asyncio.to_thread(self._prepare, generation)
+        active, ended = await asyncio.to_thread(self._prepare, generation)
         if ended is not None:
             yield ended
             return
-        yield running.writer.opening()
+        yield active.writer.opening()
         with self._changed:
             if self._closing or self.dead.is_set():
                 raise EngineDead(CLOSED)
-            self._waiting.append(running)
+            self._waiting.append(active)
             self._changed.notify()
         try:
             while True:
-                item = await running.outputs.get()
+                item = await active.outputs.get()
                 if isinstance(item, JobError):
                     raise item
                 yield item
                 if item.finish_reason is not None:
                     return
         finally:
-            running.over = True
+            active.over = True
             with self._changed:
                 self._changed.notify()
 
     def load(self) -> Load:
-        """Count generations, and their cached tokens against a full batch of full contexts."""
+        """Count generations, and their cached tokens as a share of a full batch of full contexts."""
         if self._loaded is None:
             return IDLE
-        # Copied at once: the engine's thread changes them.
+        # The lists are copied first, because the engine's thread changes them.
         running = [*self._reading, *self._writing.values()]
-        cached = sum(one.sequence.cached for one in running)
-        most = self._config.max_concurrent * self._loaded.context_tokens
-        return Load(len(running), len(self._waiting), min(cached / most, 1.0))
+        cached = sum(active.sequence.cached for active in running)
+        capacity = self._config.max_concurrent * self._loaded.context_tokens
+        return Load(len(running), len(self._waiting), min(cached / capacity, 1.0))
 
     async def close(self) -> None:
         """End the thread and free the model."""
@@ -141,26 +142,26 @@ class TorchEngine:
             self._closing = True
             self._changed.notify()
         if self._thread is not None:
-            # A step that hangs does not end; the thread is a daemon, which does not keep the process.
+            # A step that hangs does not end. The thread is a daemon, which does not keep the process alive.
             await asyncio.to_thread(self._thread.join, _CLOSE_SECONDS)
         self._loaded = None
         self.dead.set()
 
     def _prepare(self, generation: Generation) -> tuple[ActiveGeneration, Output | None]:
-        """Return a generation as the thread takes it, and its last output if an earlier attempt had ended it."""
+        """Return the generation for the thread, and its last output if an earlier attempt had ended it."""
         loaded, job = self._started(), generation.job
         if job.params.WhichOneof("structured_output"):
-            raise UnsupportedParams("params.structured_output: the torch engine cannot do it; use a vllm worker")
+            raise UnsupportedParams("params.structured_output: the torch engine does not support it; use a vllm worker")
         prompt = self._prompts.ids(job)
         writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, loaded.context_tokens)
         resumed = generation.resume_token_ids
         if any(token_id >= loaded.model.config.get_text_config().vocab_size for token_id in resumed):
-            raise CannotContinue("the tokens made so far are not this model's")
+            raise CannotContinue("the tokens generated so far are not this model's")
         ended = writer.resume(resumed, generation.resume_text)
         sampling = sampling_of(job.params, loaded.defaults)
         return ActiveGeneration(Sequence([*prompt, *resumed]), len(prompt), sampling, writer), ended
 
-    # From here on: the engine's thread.
+    # The methods from here on run in the engine's thread.
 
     def _run(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[LoadedModel]") -> None:
         def post(callback: Callable[[], object]) -> None:
@@ -192,16 +193,16 @@ class TorchEngine:
                 self._closing = True
                 left = [*self._waiting, *self._reading, *self._writing.values()]
             post(self.dead.set)
-            post(partial(deliver, [(running, EngineDead(why)) for running in left]))
+            post(partial(deliver, [(active, EngineDead(why)) for active in left]))
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is a generation, take in what fits, drop what nobody waits for. False: the end."""
+        """Wait for a generation, admit what fits, drop what nobody waits for. Return False once the engine closes."""
         with self._changed:
             while not self._closing:
-                self._waiting = [running for running in self._waiting if not running.over]
-                self._reading = [running for running in self._reading if not running.over]
-                active = len(self._reading) + sum(not running.over for running in self._writing.values())
-                free = max(self._config.max_concurrent - active, 0)
+                self._waiting = [active for active in self._waiting if not active.over]
+                self._reading = [active for active in self._reading if not active.over]
+                occupied = len(self._reading) + sum(not active.over for active in self._writing.values())
+                free = max(self._config.max_concurrent - occupied, 0)
                 self._reading += self._waiting[:free]
                 del self._waiting[:free]
                 if self._reading or self._writing:
@@ -210,8 +211,8 @@ class TorchEngine:
             return False
 
     def _step(self, loaded: LoadedModel, batch: Batch) -> list[Made]:
-        """Write one token of every generation in the batch, then read a piece of one prompt."""
-        self._drop(batch, [running for running in self._writing.values() if running.over])
+        """Generate one token for every generation in the batch, then read a piece of one prompt."""
+        self._drop(batch, [active for active in self._writing.values() if active.over])
         made: list[Made] = []
         if batch.sequences:
             made += self._write(loaded, batch)
@@ -225,72 +226,72 @@ class TorchEngine:
             scores = batch.step()
         except Exception as error:  # noqa: BLE001  whatever the model raises, it ends generations, not the engine
             failure = as_job_error(error)
-            # Memory is short by one sequence: the last to join goes, the others try again.
+            # Memory is short by one sequence. The last to join fails, and the others try again.
             failed = everyone[-1:] if isinstance(failure, OutOfMemory) else everyone
-            for running in failed:
-                running.over = True
+            for active in failed:
+                active.over = True
             self._drop(batch, failed)
-            return [(running, failure) for running in failed]
+            return [(active, failure) for active in failed]
         likeliest = scores.argmax(-1).tolist()
-        if not all(running.sampling.plain for running in everyone):
+        if not all(active.sampling.plain for active in everyone):
             scores = scores.cpu()
         return [
-            (running, self._next(loaded, running, scores[row], likeliest[row])) for row, running in enumerate(everyone)
+            (active, self._next(loaded, active, scores[row], likeliest[row])) for row, active in enumerate(everyone)
         ]
 
-    def _read(self, loaded: LoadedModel, batch: Batch, running: ActiveGeneration) -> list[Made]:
+    def _read(self, loaded: LoadedModel, batch: Batch, active: ActiveGeneration) -> list[Made]:
         try:
-            scores = batch.read(running.sequence, self._options.prefill_tokens)
+            scores = batch.read(active.sequence, self._options.prefill_tokens)
             if scores is None:
                 return []
-            made = self._next(loaded, running, scores, int(scores.argmax()))
-            if not running.over:
-                batch.join(running.sequence)
-                self._writing[running.sequence] = running
+            made = self._next(loaded, active, scores, int(scores.argmax()))
+            if not active.over:
+                batch.join(active.sequence)
+                self._writing[active.sequence] = active
         except Exception as error:  # noqa: BLE001  as above
-            running.over = True
+            active.over = True
             made = as_job_error(error)
-        self._reading.remove(running)
-        return [(running, made)]
+        self._reading.remove(active)
+        return [(active, made)]
 
     def _next(
-        self, loaded: LoadedModel, running: ActiveGeneration, scores: torch.Tensor, likeliest: int
+        self, loaded: LoadedModel, active: ActiveGeneration, scores: torch.Tensor, likeliest: int
     ) -> Output | JobError:
         """Choose a generation's next token; return its output."""
-        sampling, ids = running.sampling, running.sequence.ids
+        sampling, ids = active.sampling, active.sequence.ids
         token, logprobs = likeliest, []
         try:
             if not sampling.plain:
                 scores = scores.cpu()
-                place = SamplingContext(ids[: running.prompt_tokens], ids[running.prompt_tokens :], loaded.end_ids)
-                token = choose(scores, sampling, place)
+                context = SamplingContext(ids[: active.prompt_tokens], ids[active.prompt_tokens :], loaded.end_ids)
+                token = choose(scores, sampling, context)
                 if sampling.logprobs is not None:
                     logprobs = [token_logprobs(scores, token, sampling.logprobs, loaded.decode_token)]
             ids.append(token)
-            output = running.writer.write([token], logprobs)
+            output = active.writer.write([token], logprobs)
         except Exception as error:  # noqa: BLE001  as above
-            running.over = True
+            active.over = True
             return as_job_error(error)
-        # Only ever set: the event loop may have done so meanwhile.
+        # `over` is only ever set, because the event loop may have set it meanwhile.
         if output.finish_reason is not None:
-            running.over = True
+            active.over = True
         return output
 
     def _drop(self, batch: Batch, leaving: list[ActiveGeneration]) -> None:
-        batch.leave([running.sequence for running in leaving])
-        for running in leaving:
-            del self._writing[running.sequence]
+        batch.leave([active.sequence for active in leaving])
+        for active in leaving:
+            del self._writing[active.sequence]
 
 
 def deliver(made: list[Made]) -> None:
-    """Hand outputs to those who wait for them, on the event loop."""
-    for running, item in made:
-        running.outputs.put_nowait(item)
+    """Put outputs into the queues of their generations. Runs on the event loop."""
+    for active, item in made:
+        active.outputs.put_nowait(item)
 
 
 def as_job_error(error: Exception) -> JobError:
-    """Return what a generation ends with after an error of a step. Raises it again if no step can work after it."""
-    # The CPU's allocator has no type of its own for it.
+    """Return the error that ends a generation after a step failed. Raises `error` if no step can work after it."""
+    # The CPU's allocator has no error type of its own.
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,10 +1,10 @@
-"""The model and the batch it runs: sequences join and leave between steps, and none changes another's tokens.
+"""The model and the batch that it runs. Sequences join and leave between steps, and none changes another's tokens.
 
-The keys and values of all sequences lie in one cache, each row padded on its left to the longest. A new sequence reads
-its prompt alone, a piece per step, so that the others go on meanwhile and it can be dropped at any step; then its row
-joins the cache. Masked padding adds exact zeros, so greedy output in float32 is that of the sequence alone.
+The keys and values of all sequences are in one cache, each row padded on its left to the longest. A new sequence reads
+its prompt alone, a piece per step, so that the others continue meanwhile and it can be dropped at any step. Then its
+row joins the cache. Masked padding adds exact zeros, so greedy output in float32 equals that of the sequence alone.
 
-Left out on purpose: pages, prefix sharing, speculation. Whoever needs those has a GPU and uses vllm.
+Paged attention, prefix sharing and speculative decoding are left out on purpose. Use vllm on a GPU for those.
 """
 
 import inspect
@@ -24,26 +24,26 @@ class Sequence:
     ids: list[int]
     """Prompt and output so far."""
     cached: int = 0
-    """How many of ids have been through the model."""
+    """Number of ids that the model has processed."""
     cache: DynamicCache = field(default_factory=DynamicCache)
 
 
 class Batch:
-    """A causal model and the sequences it is writing. Belongs to one thread. A method that raises changes nothing."""
+    """A causal model and the sequences that it generates, for one thread. A method that raises changes nothing."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._device: torch.device = model.device
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
-        # Without it the scores of every token of the prompt are computed, to use the last.
+        # Without it the model computes the scores of every token of the prompt, of which only the last are used.
         self._takes_logits_to_keep = "logits_to_keep" in accepted
         self.sequences: list[Sequence] = []
         """The rows of the cache, in order."""
         self._cache = DynamicCache()
 
     def read(self, sequence: Sequence, most: int) -> torch.Tensor | None:
-        """Take a sequence, not yet joined, through at most this many of its tokens.
+        """Run the model on at most `most` tokens of a sequence that has not joined.
 
         Returns the scores of its next token, a vector, once all have been read; None before.
         """
@@ -70,7 +70,7 @@ class Batch:
         sequence.cache = DynamicCache()
 
     def leave(self, leaving: Collection[Sequence]) -> None:
-        """Remove sequences and the padding that only they needed. Others are ignored."""
+        """Remove sequences and the padding that only they needed. Those that have not joined are ignored."""
         kept = [row for row, sequence in enumerate(self.sequences) if sequence not in leaving]
         if len(kept) == len(self.sequences):
             return
@@ -82,7 +82,7 @@ class Batch:
         )
 
     def step(self) -> torch.Tensor:
-        """Take every sequence through its last token; return the scores of their next ones, a row each."""
+        """Run the model on every sequence's last token; return the scores of their next tokens, a row each."""
         lengths = torch.tensor([[sequence.cached] for sequence in self.sequences], device=self._device)
         width = max(sequence.cached for sequence in self.sequences)
         ids = torch.tensor([[sequence.ids[-1]] for sequence in self.sequences], device=self._device)
@@ -115,7 +115,7 @@ States = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def cache_of(layers: States) -> DynamicCache:
-    """Return a cache that holds these."""
+    """Return a cache that holds the layers."""
     cache = DynamicCache()
     for index, (keys, values) in enumerate(layers):
         cache.update(keys, values, index)
@@ -123,7 +123,7 @@ def cache_of(layers: States) -> DynamicCache:
 
 
 def states(cache: DynamicCache) -> States:
-    """Return what a cache holds."""
+    """Return the layers that a cache holds."""
     layers: list[Any] = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 
@@ -134,7 +134,7 @@ def widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def check_model(model: Any) -> None:
-    """Raise ValueError unless the model keeps plain keys and values, all that a Batch can pad and join."""
+    """Raise ValueError unless the model keeps plain keys and values, which is all that a Batch can pad and join."""
     sequence = Sequence(ids=[0])
     Batch(model).read(sequence, most=1)
     layers: list[Any] = sequence.cache.layers

@@ -1,4 +1,4 @@
-"""Loads what the torch engine runs: a model, its tokenizer and its defaults, from a folder in Hugging Face format."""
+"""Loads a model for the torch engine, with its tokenizer and its defaults, from a folder in Hugging Face format."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,13 +21,14 @@ class TorchOptions(BaseModel):
     device: str | None = None
     """A torch device such as "cuda:1" or "cpu". Default: the GPU if there is one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
-    """The numbers computed with; "auto" is how the checkpoint was saved. Default: float32 on a CPU, else auto."""
+    """Type of the numbers in computations; "auto" is that of the checkpoint. Default: float32 on a CPU, else auto."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a step. Default: torch's own, all cores."""
     context_tokens: int | None = Field(None, ge=2)
-    """Most tokens of prompt and output together. Default and most: what the model was made for."""
+    """Maximum number of tokens of prompt and output together. Its default and upper bound are the model's own
+    maximum."""
     prefill_tokens: int = Field(512, ge=1)
-    """How much of a prompt is read in one step, between two steps of the running generations."""
+    """Maximum number of prompt tokens that are read in one step, between two steps of the running generations."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class LoadedModel:
 
 
 def load_model(path: str, options: TorchOptions) -> LoadedModel:
-    """Load a model. Takes seconds to minutes. Raises whatever transformers and torch raise when it cannot be done."""
+    """Load a model, which takes seconds to minutes. Raises the exceptions of transformers and torch."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -84,7 +85,7 @@ def load_model(path: str, options: TorchOptions) -> LoadedModel:
 
 
 def gpu_info(device: torch.device) -> llm_pb2.GpuInfo:
-    """Return what a result says about where it was made."""
+    """Return the description of the device, for results."""
     if device.type != "cuda":
         return llm_pb2.GpuInfo(name=device.type)
     properties = torch.cuda.get_device_properties(device)

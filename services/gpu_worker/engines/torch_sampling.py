@@ -1,7 +1,7 @@
 """How the torch engine chooses a token from a row of scores. Order and meaning of the parameters follow vLLM.
 
-A drawn token depends on the seed, its place in the output and the scores, and on nothing else: not on the batch, nor on
-whether the tokens before it were made by this attempt. So a seeded generation can be continued exactly.
+A drawn token depends only on the seed, its position in the output and the scores. It depends neither on the batch, nor
+on which attempt generated the tokens before it. So a seeded generation can be continued exactly.
 """
 
 import hashlib
@@ -54,14 +54,14 @@ class Sampling:
 
 
 def sampling_of(params: llm_pb2.SamplingParams, defaults: Mapping[str, Any]) -> Sampling:
-    """Return how a job's tokens are chosen: as it asks, then by the model's defaults, then neutral. A fresh seed."""
+    """Return the sampling of a job: as it asks, else by the model's defaults, else neutral with a random seed."""
     asked = {field.name: value for field, value in params.ListFields() if field.name in Sampling.__dataclass_fields__}
     return Sampling(**{"seed": secrets.randbits(63), **defaults, **asked})
 
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """Where in a generation a token is chosen."""
+    """The tokens before the one that is chosen."""
 
     prompt: Sequence[int]
     output: Sequence[int]
@@ -69,26 +69,26 @@ class SamplingContext:
     """Tokens that would end the output; not to be chosen before min_tokens."""
 
 
-def choose(scores: torch.Tensor, sampling: Sampling, place: SamplingContext) -> int:
+def choose(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -> int:
     """Return the next token for one row of scores (float32, on the CPU). The scores are left as they are."""
-    scores = penalised(scores, sampling, place)
-    if len(place.output) < sampling.min_tokens:
-        scores = scores.index_fill(0, torch.tensor(list(place.end_ids), dtype=torch.long), float("-inf"))
+    scores = penalised(scores, sampling, context)
+    if len(context.output) < sampling.min_tokens:
+        scores = scores.index_fill(0, torch.tensor(list(context.end_ids), dtype=torch.long), float("-inf"))
     if sampling.greedy:
         return int(scores.argmax())
-    return draw(candidates(scores / sampling.temperature, sampling), sampling.seed, len(place.output))
+    return draw(candidates(scores / sampling.temperature, sampling), sampling.seed, len(context.output))
 
 
-def penalised(scores: torch.Tensor, sampling: Sampling, place: SamplingContext) -> torch.Tensor:
-    """Return the scores with the penalties for tokens seen so far: repetition counts the prompt too."""
+def penalised(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -> torch.Tensor:
+    """Return the scores with the penalties for tokens seen so far. The repetition penalty also counts the prompt."""
     if not sampling.penalised:
         return scores
     scores = scores.clone()
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*place.prompt, *place.output}))
+        seen = torch.tensor(sorted({*context.prompt, *context.output}))
         old = scores[seen]
         scores[seen] = torch.where(old > 0, old / sampling.repetition_penalty, old * sampling.repetition_penalty)
-    counts = Counter(place.output)
+    counts = Counter(context.output)
     if counts:
         made = torch.tensor(list(counts))
         scores[made] -= sampling.frequency_penalty * torch.tensor(list(counts.values())) + sampling.presence_penalty
@@ -114,13 +114,13 @@ def draw(probabilities: torch.Tensor, seed: int, position: int) -> int:
     """Return a token drawn with these probabilities (they need not add up to 1)."""
     mixed = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)
-    # The first of independent exponential clocks to ring, each as fast as its token is likely.
+    # The first of independent exponential clocks wins. The rate of each is the probability of its token.
     clocks = torch.empty_like(probabilities).exponential_(generator=generator)
     return int((probabilities / clocks).argmax())
 
 
 def token_logprobs(scores: torch.Tensor, chosen: int, most: int, decode: Decode) -> llm_pb2.TokenLogprobs:
-    """Return the log probabilities at one place, by the model's own scores, before any parameter changed them."""
+    """Return the log probabilities at one position, by the model's own scores, before any parameter changed them."""
     logprobs = scores.log_softmax(-1)
     top = logprobs.topk(most)
     return llm_pb2.TokenLogprobs(

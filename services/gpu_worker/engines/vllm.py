@@ -1,12 +1,12 @@
 """The production engine: vLLM's AsyncLLM. Only this module, vllm_options and vllm_requests import vllm.
 
 Options are fields of vLLM's AsyncEngineArgs, passed through, and GUARD_OPTIONS. vLLM schedules: requests join and leave
-its batch at any step, by priority, and share cached prefixes within one user's jobs only (a cache salt per user, so
-that timing tells nobody what others ask). Its model runs in processes of its own, started afresh rather than forked,
-because a worker has threads that do not survive a fork: the worker's main module must guard its start by
+its batch at any step, by priority. They share cached prefixes within one user's jobs only: each user has a cache salt,
+so that timing reveals nothing of others' prompts. The model runs in separate processes, which are spawned and not
+forked, because a worker has threads that do not survive a fork. So the worker's main module must guard its start by
 `__name__ == "__main__"`.
 
-Text is made here, not by vLLM, so that it comes out the same as from the other engines and across a cut.
+The text is decoded here, not by vLLM, so that it is the same as with the other engines and after a continuation.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any, Final
 
-# Read when vllm is imported. Whatever the operator has set stands.
+# vllm reads these when it is imported. The operator's own values take precedence.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(os.path.dirname(__file__), "vllm_logging.json"))
@@ -46,19 +46,19 @@ from services.gpu_worker.engines.vllm_requests import SAME_NAME, structured_outp
 log = logging.getLogger(__name__)
 
 PACE_ID: Final = "pace"
-"""Of the generations that show how fast the engine is."""
+"""Prefix of the request ids of the generations that measure how fast the engine is."""
 PACE_PROMPT: Final = 256
-"""Tokens of their prompts."""
+"""Number of prompt tokens of the generations that measure how fast the engine is."""
 WATCH_SECONDS: Final = 0.5
 GONE_SECONDS: Final = 5
-"""The kernel may take a while to take back a large process."""
+"""Maximum wait for the end of a killed process. The kernel may take a while to free a large one."""
 
 
 class VllmEngine:
-    """An Engine, which see.
+    """See Engine.
 
-    Refuses, by CannotContinue, to continue where vLLM would not give what one uninterrupted run gives: structured
-    output, seeded sampling, and penalties that count output tokens.
+    It raises CannotContinue where vLLM's output would differ from that of one uninterrupted run: for structured output,
+    seeded sampling, and penalties that count output tokens.
     """
 
     name = "vllm"
@@ -82,7 +82,7 @@ class VllmEngine:
         self.gpu = llm_pb2.GpuInfo()
 
     async def start(self) -> None:
-        """Load the model; takes from half a minute up."""
+        """Load the model, which takes half a minute or more."""
         load = partial(AsyncLLM.from_engine_args, self._arguments, stat_loggers=[self._new_stats])
         self._loading = asyncio.ensure_future(asyncio.to_thread(load))
         try:
@@ -113,7 +113,7 @@ class VllmEngine:
             TokensPrompt(prompt_token_ids=[*prompt, *resumed], cache_salt=job.user_id or None),
             self._sampling(job.params, writer.limit - writer.count, writer.count),
             generation.request_id,
-            # Its tracing is an option of its own (otlp_traces_endpoint); without, it would warn of them.
+            # vLLM's tracing is an option of its own (otlp_traces_endpoint). Without it vLLM would warn of the headers.
             trace_headers=generation.trace_headers if await llm.is_tracing_enabled() else None,
             priority=job.priority or DEFAULT_PRIORITY,
         )
@@ -143,18 +143,18 @@ class VllmEngine:
         few = min(PACE_STEPS + 4, self.context_tokens - 1)
         length = min(PACE_PROMPT, self.context_tokens - few)
         try:
-            # The first one may wait for what is compiled when it is first needed.
+            # The first generation may wait for code that is compiled on its first use.
             times = [await self._time_prompt(llm, length, count, f"{PACE_ID}-{count}") for count in (1, few)]
         except Exception as error:
             raise EngineDead(f"cannot generate with the model {self._arguments.model}: {error}") from error
         self._guard.token_seconds = min(times) / length
 
     async def _time_prompt(self, llm: AsyncLLM, length: int, max_tokens: int, request_id: str) -> float:
-        """Generate so many tokens after a prompt of this length. Return the seconds until the first one came."""
+        """Generate `max_tokens` tokens after `length` prompt tokens. Return the seconds until the first one came."""
         params = SamplingParams(
             max_tokens=max_tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
         )
-        # A salt of its own, or else the second would find the first one's prompt read.
+        # Each has a salt of its own, or else the second would find the first one's prompt in the cache.
         prompt = TokensPrompt(prompt_token_ids=[0] * length, cache_salt=request_id)
         began, seconds = time.monotonic(), 0.0
         with self._guard.member(request_id, structured=False) as member:
@@ -167,7 +167,7 @@ class VllmEngine:
         self._end(self._guard.step(scheduler, tokens))
 
     def _end(self, member: Member | None) -> None:
-        """Take a generation out of the batch, which its generate() then says."""
+        """Abort a generation. Its generate() then raises the reason."""
         if member is not None and self._llm is not None:
             log.warning("structured output ended: it slowed the whole batch", extra={"request_id": member.request_id})
             ending = asyncio.create_task(self._llm.abort(member.request_id))
@@ -175,7 +175,7 @@ class VllmEngine:
             ending.add_done_callback(self._ending.discard)
 
     def load(self) -> Load:
-        """Sum up what vLLM's schedulers, one for each data-parallel rank, have said after their last step."""
+        """Return the sum of what vLLM's schedulers, one for each data-parallel rank, reported after their last step."""
         latest = [one.latest for one in self._stats]
         return Load(
             running=sum(stats.num_running_reqs for stats in latest),
@@ -197,19 +197,19 @@ class VllmEngine:
             await self._end_loading(self._loading)
         if self._llm is not None:
             llm, self._llm = self._llm, None
-            # shutdown() alone would leave those who wait for output waiting.
+            # shutdown() alone would leave generations waiting for output.
             llm.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(llm.shutdown)
 
     async def _end_loading(self, loading: "asyncio.Future[AsyncLLM]") -> None:
-        """Make a load fail, which can take many minutes and cannot be cancelled, by killing the model's process."""
+        """End a load, which can take many minutes and cannot be cancelled, by killing the model's process."""
         while not loading.done():
             await asyncio.to_thread(_kill_children)
             await asyncio.wait([loading], timeout=WATCH_SECONDS)
         if loading.exception() is None:
             self._llm = loading.result()
         else:
-            # One may have been started just before the load failed.
+            # A process may have been started just before the load failed.
             await asyncio.to_thread(_kill_children)
 
     def _alive(self) -> AsyncLLM:
@@ -221,7 +221,7 @@ class VllmEngine:
         return EngineDead("the engine was closed" if self._closed else "the engine's process ended")
 
     async def _watch_over(self, llm: AsyncLLM) -> None:
-        """Notice the death of the model's process also when nothing runs, and a step that does not end."""
+        """Detect the death of the model's process, also when nothing runs, and a step that does not end."""
         while not llm.errored:
             await asyncio.sleep(WATCH_SECONDS)
             self._end(self._guard.check())
@@ -239,14 +239,14 @@ class VllmEngine:
     def _check_continues(self, params: llm_pb2.SamplingParams) -> None:
         values = self._values(params)
         if params.WhichOneof("structured_output"):
-            raise CannotContinue("vLLM begins structured output anew")
+            raise CannotContinue("vLLM starts structured output over")
         if values.get("presence_penalty") or values.get("frequency_penalty"):
-            raise CannotContinue("vLLM would not count the tokens made so far")
+            raise CannotContinue("vLLM would not count the tokens generated so far")
         if "seed" in values and values.get("temperature", 1) > 0:
             raise CannotContinue("vLLM would draw the same numbers again")
 
     def _values(self, params: llm_pb2.SamplingParams) -> dict[str, Any]:
-        """Return how tokens are chosen: as the job asks, else by the model's generation_config.json."""
+        """Return the sampling parameters: the job's own, else those of the model's generation_config.json."""
         asked = {field.name: value for field, value in params.ListFields() if field.name in SAME_NAME}
         return {**self._defaults, **asked}
 
@@ -282,7 +282,7 @@ class VllmEngine:
 
 
 class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there when types are checked
-    """Keeps what a scheduler of vLLM's says after each step."""
+    """Keeps the statistics that a scheduler of vLLM's reports after each step."""
 
     def __init__(
         self, vllm_config: Any, engine_index: int, on_step: Callable[[int, int], None], logs_steps: bool
@@ -293,7 +293,7 @@ class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there wh
         self._logs_steps = logs_steps
 
     def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
-        """Take a step's figures; None for a step without."""
+        """Keep a step's statistics, which are None for a step without any."""
         if scheduler_stats is not None:
             self.latest = scheduler_stats
             details = scheduler_stats.iteration_details
@@ -303,11 +303,11 @@ class LatestStats(StatLoggerBase):  # type: ignore[misc]  # vllm is not there wh
             self._on_step(self._engine_index, details.num_ctx_tokens + details.num_generation_tokens if details else 0)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Log nothing."""
 
 
 def create(config: EngineConfig) -> VllmEngine:
-    """Return the engine, not yet started. Raises ValueError for an option that there is not."""
+    """Return the engine, not yet started. Raises ValueError for an unknown option."""
     return VllmEngine(engine_arguments(config), config.special_tokens_in_messages, new_guard(config))
 
 

@@ -1,4 +1,4 @@
-"""What vLLM is started with: the operator's options and what the worker chooses."""
+"""The options that vLLM is started with: the operator's and those that the worker chooses."""
 
 import dataclasses
 import os
@@ -15,24 +15,24 @@ from services.gpu_worker.engines.structured_guard import FLOOR, SLOWDOWN, Struct
 CHOSEN_HERE: Final = ("model", "max_num_seqs", "scheduling_policy")
 """Fields of AsyncEngineArgs that the worker's own settings decide."""
 GUARD_OPTIONS: Final = {"structured_floor": FLOOR, "structured_slowdown": SLOWDOWN}
-"""The guard's own options: see there."""
+"""The StructuredGuard's options and their defaults."""
 BACKENDS: Final = ("xgrammar", "guidance")
-"""What may constrain structured output, the default first. What the rules judge is what xgrammar costs, and guidance
-bounds itself. Of vLLM's others outlines compiles .{0,100} for 47 s and \\w{1,500} for over a minute (131,000 tokens;
-xgrammar 2 s and 0.3 s), nothing bounds lm-format-enforcer, and auto takes whichever the first structured job of an
-engine needs, outlines among them, for all that follow."""
+"""Backends that may constrain structured output, the default first. The rules estimate the cost of xgrammar, and
+guidance limits its own. Of vLLM's others outlines compiles .{0,100} for 47 s and \\w{1,500} for over a minute (131,000
+tokens; xgrammar takes 2 s and 0.3 s), and nothing limits lm-format-enforcer. auto chooses the backend that an engine's
+first structured job needs, which may be outlines, for all jobs that follow."""
 CPU_CACHE_BYTES: Final = 1 << 30
 
 
 def engine_arguments(config: EngineConfig) -> AsyncEngineArgs:
-    """Return vLLM's own form of the options, without the guard's. Raises ValueError for one that it does not have."""
+    """Return vLLM's own form of the options, without the guard's. Raises ValueError for an unknown option."""
     options = {**cpu_defaults(), **config.options}
     for name in GUARD_OPTIONS:
         options.pop(name, None)
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - set(CHOSEN_HERE)
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f"options: {', '.join(unknown)} is none of vLLM's, or set by the worker itself")
+        raise ValueError(f"options: {', '.join(unknown)} is unknown to vLLM, or set by the worker itself")
     structured = {"backend": BACKENDS[0], **options.get("structured_outputs_config", {})}
     if structured["backend"] not in BACKENDS:
         raise ValueError(f"options: structured_outputs_config.backend must be one of {', '.join(BACKENDS)}")
@@ -43,13 +43,13 @@ def engine_arguments(config: EngineConfig) -> AsyncEngineArgs:
 
 
 def new_guard(config: EngineConfig) -> StructuredGuard:
-    """Return the guard by its options. Raises ValueError for one that is no number."""
+    """Return the guard with its options. Raises ValueError for an option that is no number."""
     floor, slowdown = (float(config.options.get(name, default)) for name, default in GUARD_OPTIONS.items())
     return StructuredGuard(floor, slowdown)
 
 
 def gpu_info(count: int) -> llm_pb2.GpuInfo:
-    """Return what a result says about where it was made. Asks the driver, so that this process needs no GPU memory."""
+    """Return the description of the device, for results. The driver gives it, so this process needs no GPU memory."""
     if current_platform.is_cpu():
         return llm_pb2.GpuInfo(name="cpu")
     return llm_pb2.GpuInfo(
@@ -60,7 +60,7 @@ def gpu_info(count: int) -> llm_pb2.GpuInfo:
 
 
 def cpu_defaults() -> dict[str, Any]:
-    """Return what differs on a CPU: exact numbers, little memory, and no minutes spent on compiling."""
+    """Return the defaults on a CPU: exact numbers, little memory, and no compilation, which takes minutes."""
     if not current_platform.is_cpu():
         return {}
     defaults: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}

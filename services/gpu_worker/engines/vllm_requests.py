@@ -1,4 +1,4 @@
-"""What vLLM is asked and what it answers, between its types and those of llm.proto."""
+"""Conversion of requests and outputs between the types of vLLM and those of llm.proto."""
 
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ def structured_outputs(params: llm_pb2.SamplingParams) -> StructuredOutputsParam
 
 
 def token_logprobs(place: Any, chosen: int, most: int, decode: Any) -> llm_pb2.TokenLogprobs:
-    """Return vLLM's log probabilities at one place, a mapping from token to Logprob."""
+    """Return vLLM's log probabilities at one position, a mapping from token to Logprob."""
     ordered = sorted(place.items(), key=lambda item: item[1].rank)
     top = [llm_pb2.TokenLogprob(token=decode([token]), logprob=value.logprob) for token, value in ordered[:most]]
     return llm_pb2.TokenLogprobs(

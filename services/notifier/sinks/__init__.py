@@ -1,1 +1,1 @@
-"""The sinks: the seam, and each of its implementations."""
+"""The sinks: their Protocol, and each of its implementations."""

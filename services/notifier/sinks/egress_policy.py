@@ -1,8 +1,8 @@
-"""Where a webhook may go: the URL by its form, and the address at the moment when it is connected to.
+"""The destinations that webhooks may have, by the form of the URL and by the address at the moment of the connection.
 
-A client chooses the URL, so it may be meant for what only this machine can reach: its own services, its neighbours, the
-metadata of its cloud. A name proves nothing, since its owner can let it lead anywhere and change that at any moment.
-So the check is made by what opens the socket, on the very address that the socket then connects to.
+A client chooses the URL, so it may aim at what only this machine can reach: its own services, its neighbours, the
+metadata of its cloud. A name proves nothing, because its owner can point it at any address and change that at any time.
+So the check is made where the socket is opened, on the very address that the socket then connects to.
 """
 
 import socket
@@ -19,12 +19,13 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 _PUBLIC_V6: Final = ip_network("2000::/3")
-"""All that IANA gives out for unicast. The forms of IPv6 that carry an IPv4 address elsewhere are thereby out, too."""
+"""All addresses that IANA allocates for unicast. This excludes the forms of IPv6 outside it that embed an IPv4
+address."""
 _NAT64: Final = ip_network("64:ff9b::/96")
-"""Leads to the IPv4 address in its last 32 bits (RFC 6052)."""
+"""Addresses that lead to the IPv4 address in their last 32 bits (RFC 6052)."""
 _OTHER: Final[dict[Network, str]] = {
     ip_network("168.63.129.16/32"): "a metadata address",  # Azure's, public by its form
-    # Not in the lists of every Python that we run on.
+    # The lists of some supported Python versions lack these.
     ip_network("192.0.0.0/24"): "a reserved address",
     ip_network("3fff::/20"): "a reserved address",
     ip_network("192.88.99.0/24"): "an address of 6to4",
@@ -35,7 +36,7 @@ _OTHER: Final[dict[Network, str]] = {
 
 
 def why_not_public(address: Address) -> str:
-    """Return what makes the address unfit for a receiver of webhooks, empty for a public one."""
+    """Return the kind of an address that webhooks may not connect to; empty for a public address."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return "an IPv4 address inside IPv6"
@@ -58,7 +59,7 @@ def why_not_public(address: Address) -> str:
 
 
 class EgressPolicy:
-    """Decides where webhooks may go."""
+    """Decides which destinations webhooks may have."""
 
     def __init__(self, schemes: Collection[str], ports: Collection[int], networks: Collection[Network]) -> None:
         """`networks` are allowed although they are not public; no `ports` allows any."""
@@ -67,7 +68,7 @@ class EgressPolicy:
         self._networks = networks
 
     def parse(self, text: str) -> URL:
-        """Return the URL. Raises DeliveryRefused for what is none or has a form that is not allowed."""
+        """Return the URL. Raises DeliveryRefused if it is invalid or has a form that is not allowed."""
         try:
             url = URL(text)
             host, port = url.raw_host, url.port
@@ -88,7 +89,7 @@ class EgressPolicy:
         return url
 
     def socket(self, info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
-        """Return a socket for the address of getaddrinfo's that is about to be connected to. Raises DeliveryRefused."""
+        """Return a socket that is about to connect to the address from getaddrinfo. Raises DeliveryRefused."""
         family, kind, protocol, _, (host, *_) = info
         self._check(ip_address(host))
         return socket.socket(family, kind, protocol)
@@ -101,12 +102,12 @@ class EgressPolicy:
 
 
 def unguarded() -> EgressPolicy:
-    """Return a guard that lets through what an operator has chosen: any address and port, by HTTP and HTTPS."""
+    """Return a policy for the URLs that an operator has chosen: any address and port, by HTTP and HTTPS."""
     return EgressPolicy(("https", "http"), (), (ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 def _literal(host: str) -> Address | None:
-    """Return the address that a host is, in any form that the system's resolver takes, None for a name."""
+    """Return the address that a host is, in any form that the system's resolver accepts; None for a name."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         # RFC 6761, 6.3.

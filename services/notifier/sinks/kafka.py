@@ -22,8 +22,8 @@ _MECHANISM: Final = "SCRAM-SHA-512"
 class KafkaSink:
     """A Sink for NotifyTarget.kafka, with one producer for each topic, so that a topic that fails delays no other.
 
-    A producer connects with the first delivery. After a failure the next delivery makes a new one: what an idempotent
-    producer has lost leaves a gap in its sequence, over which the broker takes nothing more from it.
+    A producer connects with the first delivery. After a failure the next delivery creates a new one: a record that an
+    idempotent producer has lost leaves a gap in its sequence, after which the broker accepts nothing more from it.
     """
 
     def __init__(self, settings: NotifierSettings) -> None:
@@ -34,11 +34,11 @@ class KafkaSink:
         self._ending: set[asyncio.Task[None]] = set()
 
     def destination(self, target: llm_pb2.NotifyTarget) -> str:
-        """See Sink. The topic: its partitions may be away while others are not."""
+        """See Sink. It is the topic, because its partitions may be unavailable while others are not."""
         return f"kafka:{target.kafka.topic}"
 
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
-        """Send the event, and wait until all replicas in sync have it. The key is the job's workflow id."""
+        """Send the event, and wait until all in-sync replicas have it. The key is the job's workflow id."""
         topic = target.kafka.topic
         if topic not in self._settings.kafka_topics:
             raise DeliveryRefused(f"the operator allows no events on the topic {topic}")
@@ -59,7 +59,7 @@ class KafkaSink:
         except (KafkaError, OSError, TimeoutError) as error:
             self._drop(topic, starting)
             if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
-                raise DeliveryRefused(f"the event of {len(body)} bytes is larger than Kafka takes") from error
+                raise DeliveryRefused(f"the event of {len(body)} bytes is larger than Kafka accepts") from error
             raise DeliveryFailed(f"Kafka did not acknowledge the event: {type(error).__name__}") from error
         return Answer()
 
@@ -91,7 +91,7 @@ class KafkaSink:
         return producer
 
     def _drop(self, topic: str, starting: asyncio.Task[AIOKafkaProducer]) -> None:
-        """Let a producer go, aside: it hands over what it still can."""
+        """Remove a producer, and stop it in the background. It still sends what it can."""
         if self._producers.get(topic) is starting:
             del self._producers[topic]
             ending = asyncio.create_task(_stop(starting))

@@ -1,7 +1,7 @@
-"""Events on a subject of NATS JetStream; beside those of the feed the only module that imports nats.
+"""Events on a subject of NATS JetStream. Apart from the feed's modules, only this module imports nats.
 
-An event counts as taken when JetStream has acknowledged it: it is in a stream, which the operator has made. JetStream
-drops repeats by Nats-Msg-Id within the stream's window.
+An event is delivered once JetStream has acknowledged it: it is in a stream, which the operator has created. JetStream
+drops repeats by Nats-Msg-Id within the stream's duplicate window.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1
 _CONNECT_SECONDS: Final = 5
 _PING_SECONDS: Final = 5
-"""How often the server must answer; a connection on which it does not is given up after three times this."""
+"""Interval of pings to the server. A connection is closed after three intervals without an answer."""
 
 _OVER_STREAMS_LIMIT: Final = 10054
 """JetStream's error code for a message that is over the stream's max_msg_size."""
 
 
 class NatsSink:
-    """A Sink for NotifyTarget.nats. Connects with the first delivery, and again after every loss."""
+    """A Sink for NotifyTarget.nats. It connects with the first delivery, and again whenever the connection is lost."""
 
     def __init__(self, settings: NotifierSettings) -> None:
         """`settings.nats_url` must be set."""
@@ -44,7 +44,7 @@ class NatsSink:
         self._connecting: asyncio.Task[Client] | None = None
 
     def destination(self, target: llm_pb2.NotifyTarget) -> str:
-        """See Sink. The server: one subject is as fast as the other."""
+        """See Sink. It is the server, because all its subjects are equally fast."""
         return "nats"
 
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
@@ -61,9 +61,9 @@ class NatsSink:
         except APIError as error:
             if error.err_code == _OVER_STREAMS_LIMIT:
                 raise _too_large(body) from error
-            raise DeliveryFailed(f"JetStream did not take the event: {error.description}") from error
+            raise DeliveryFailed(f"JetStream did not accept the event: {error.description}") from error
         except NoStreamResponseError as error:
-            raise DeliveryFailed(f"no JetStream stream takes the subject {subject}") from error
+            raise DeliveryFailed(f"no JetStream stream matches the subject {subject}") from error
         except (NatsError, OSError, TimeoutError) as error:
             raise DeliveryFailed(f"NATS did not acknowledge the event: {type(error).__name__}") from error
         return Answer()
@@ -76,10 +76,10 @@ class NatsSink:
                 await (await self._connecting).close()
 
     async def _connected(self) -> Client:
-        """Return the one client, which looks for its server by itself once it has found it a first time."""
+        """Return the shared client, which reconnects by itself after its first connection."""
         if self._connecting is None or _is_over(self._connecting):
             self._connecting = asyncio.create_task(self._connect())
-        # Shared: a delivery that is cancelled must not cancel it.
+        # The connection is shared, so a delivery that is cancelled must not cancel it.
         return await asyncio.shield(self._connecting)
 
     async def _connect(self) -> Client:
@@ -96,12 +96,12 @@ class NatsSink:
 
 
 def _header_bytes(headers: Mapping[str, str]) -> int:
-    """Return what headers take on the wire: the server closes the connection of who sends more than it takes."""
+    """Return the size of headers on the wire. The server closes the connection of a client that sends too much."""
     return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
 
 
 def _too_large(body: bytes) -> DeliveryRefused:
-    return DeliveryRefused(f"the event of {len(body)} bytes is larger than NATS takes")
+    return DeliveryRefused(f"the event of {len(body)} bytes is larger than NATS accepts")
 
 
 async def _log_error(error: Exception) -> None:
@@ -109,7 +109,8 @@ async def _log_error(error: Exception) -> None:
 
 
 def _is_over(connecting: "asyncio.Task[Client]") -> bool:
-    """Return whether it has failed, or the server has ended what it made: nats-py then closes the client for good."""
+    """Return whether connecting failed, or the server ended the connection, after which nats-py closes the client for
+    good."""
     return connecting.done() and (
         connecting.cancelled() or connecting.exception() is not None or connecting.result().is_closed
     )

@@ -1,4 +1,5 @@
-"""The sinks that the settings ask for. Those of NATS and Kafka are imported only then: their packages are extras."""
+"""The sinks that the settings ask for. Those of NATS and Kafka are imported only then, because their packages are
+extras."""
 
 import logging
 from collections.abc import AsyncIterator, Mapping

@@ -1,4 +1,4 @@
-"""The seam between the notifier and the places that it delivers to: one module for each kind."""
+"""The interface between the notifier and its targets, with one module for each kind of target."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,34 +9,35 @@ from llm_pb import llm_pb2
 from services.notifier.event import CloudEvent
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
-"""Of an event in structured mode, the same by HTTP, NATS and Kafka."""
+"""Content type of an event in structured mode, the same over HTTP, NATS and Kafka."""
 OPERATORS: Final = "operator's webhook"
-"""The sink for the endpoints of the settings, which may be where no client's URL may lead."""
+"""Key of the sink for the endpoints in the settings, which may have addresses that a client's URL may not."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a receiver said."""
+    """The answer of a receiver."""
 
     http_status: int = 0
-    """0 where there is none."""
+    """The status of the HTTP response. 0 if there is none."""
     error: DeliveryError | None = None
-    """Why it did not take the event; None when it did."""
+    """Why the receiver did not accept the event. None if it did."""
     retry_after: timedelta = timedelta(0)
-    """How long it asks to be left alone."""
+    """Minimum wait before the next attempt, as the receiver asks. 0 if it asks for none."""
 
 
 class Sink(Protocol):
     """Delivers events to one kind of target."""
 
     def destination(self, target: llm_pb2.NotifyTarget) -> str:
-        """Return what the target shares with others that are slow or away when it is: a server, a topic."""
+        """Return what the target shares with others that are slow or unavailable when it is: a server, a topic."""
         ...
 
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
-        """Return once the receiver has taken the event, or said that it does not. May be cancelled at any time.
+        """Deliver the event and return the receiver's answer. May be cancelled at any time.
 
-        Raises DeliveryFailed when it could not be asked and a later attempt may do, DeliveryRefused when none will.
+        Raises DeliveryFailed if the receiver gave no answer and a later attempt may succeed, DeliveryRefused if none
+        will.
         """
         ...
 

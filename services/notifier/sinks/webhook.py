@@ -1,4 +1,4 @@
-"""Webhooks by the Standard Webhooks specification; the only module that speaks HTTP outwards."""
+"""Webhooks by the Standard Webhooks specification. Only this module sends HTTP requests."""
 
 import io
 import json
@@ -28,36 +28,37 @@ from services.notifier.sinks.egress_policy import EgressPolicy
 from services.notifier.sinks.sink import CONTENT_TYPE, Answer
 
 _GONE: Final = 410
-_SAY_WHEN: Final = (429, 503)
-"""What Retry-After belongs to."""
+_WITH_RETRY_AFTER: Final = (429, 503)
+"""Statuses whose Retry-After header counts."""
 _MAX_HEADER_BYTES: Final = 8190
 _LOOKUP_TRIES: Final = 5
-"""Questions to a name server that does not answer, over 8 to 21 s, each a longer wait than the one before."""
+"""Maximum number of queries to a name server that does not answer. Their waits grow, and add up to 8 to 21 s."""
 
 
 class WebhookSink:
     """A Sink for NotifyTarget.webhook."""
 
     def __init__(self, settings: NotifierSettings, guard: EgressPolicy | None = None) -> None:
-        """Must be made inside an event loop.
+        """Create the sink. Must be called inside an event loop.
 
-        `guard` decides where the webhooks may go; default: that of the settings, for URLs that clients choose.
+        `guard` decides which destinations webhooks may have, by default the policy of the settings, for URLs that
+        clients choose.
         """
         self._settings = settings
         self._tracer = trace.get_tracer(__package__)
         self._guard = guard or EgressPolicy(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
         proxy = settings.webhook_proxy
         self._proxy = proxy.get_secret_value() if proxy else None
-        # The names of an operator's own servers may be known to the system's name servers alone.
+        # The operator's own servers may be known only to the system's name servers.
         servers = settings.dns_servers if guard is None and proxy is None else ()
-        # Without threads: names that nobody answers for, however many, take nothing that others need.
+        # The resolver uses no threads, so lookups that get no answer, however many, take no thread from others.
         self._resolver = aiohttp.AsyncResolver(nameservers=servers, tries=_LOOKUP_TRIES)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=self._resolver,
                 # Through a proxy the connection goes to the operator's own address.
                 socket_factory=None if proxy else self._guard.socket,
-                # One address after the other, so that the first that is refused refuses the webhook.
+                # Addresses are tried one after the other, so that the first that is refused refuses the webhook.
                 happy_eyeballs_delay=None,
                 use_dns_cache=False,
                 force_close=True,
@@ -71,11 +72,11 @@ class WebhookSink:
         )
 
     def destination(self, target: llm_pb2.NotifyTarget) -> str:
-        """See Sink. The server, whatever the path."""
+        """See Sink. It is the server, whatever the path."""
         return str(self._guard.parse(target.webhook.url).origin())
 
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
-        """POST the event. 2xx is success, 410 ends the deliveries for good; a redirect is a failure, not followed."""
+        """POST the event. 2xx is success, 410 a permanent failure. A redirect is a failure and is not followed."""
         url = self._guard.parse(target.webhook.url)
         body = json.dumps(event, ensure_ascii=False)
         try:
@@ -88,11 +89,11 @@ class WebhookSink:
                     proxy=self._proxy,
                 ) as response:
                     _describe_response(span, response.status)
-                    # The status says it all: the body is not read, however long it is.
+                    # Only the status counts. The body is not read, however long it is.
                     return _answer(response)
         except TimeoutError as error:
-            longest = self._settings.webhook_timeout.total_seconds()
-            raise DeliveryFailed(f"the webhook did not answer within {longest:g} s") from error
+            limit = self._settings.webhook_timeout.total_seconds()
+            raise DeliveryFailed(f"the webhook did not answer within {limit:g} s") from error
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise DeliveryFailed(f"the webhook could not be reached: {type(error).__name__}") from error
 
@@ -115,9 +116,9 @@ class WebhookSink:
 
 @contextmanager
 def _request_span(tracer: Tracer, url: URL) -> Iterator[Span]:
-    """Make the span of one request, current while the context is open, by OpenTelemetry's conventions for HTTP.
+    """Start the span of one request, current while the context is open, by OpenTelemetry's conventions for HTTP.
 
-    Of the URL it has what statuses show: whoever knows the rest may send there.
+    It holds only the origin of the URL, because whoever knows the rest may send there.
     """
     attributes: dict[str, str | int] = {
         HTTP_REQUEST_METHOD: hdrs.METH_POST,
@@ -136,7 +137,7 @@ def _request_span(tracer: Tracer, url: URL) -> Iterator[Span]:
         try:
             yield span
         except BaseException as error:
-            # Also when the delivery is cancelled, whose time is over.
+            # This includes the cancel of a delivery whose time is over.
             span.set_attribute(ERROR_TYPE, error_type(error))
             span.set_status(Status(StatusCode.ERROR))
             raise
@@ -155,12 +156,12 @@ def _answer(response: aiohttp.ClientResponse) -> Answer:
         return Answer(status)
     if status == _GONE:
         return Answer(status, DeliveryRefused(f"the webhook answered {status}: it is gone for good"))
-    wait = _retry_after(response.headers.get("Retry-After", "")) if status in _SAY_WHEN else timedelta(0)
+    wait = _retry_after(response.headers.get("Retry-After", "")) if status in _WITH_RETRY_AFTER else timedelta(0)
     return Answer(status, DeliveryFailed(f"the webhook answered {status}; 2xx would be success"), wait)
 
 
 def _retry_after(text: str) -> timedelta:
-    """Return what the header asks for, in seconds or as a date (RFC 9110, 10.2.3); 0 for what is neither."""
+    """Return the wait that the header asks for, in seconds or as a date (RFC 9110, 10.2.3); 0 if it is neither."""
     try:
         if text.isascii() and text.isdigit():
             return timedelta(seconds=int(text))

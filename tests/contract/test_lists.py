@@ -1,0 +1,54 @@
+"""Every method, kind of target and engine is in each list that must contain it."""
+
+from typing import Any, get_args
+
+import pytest
+
+from deploy.local.settings import StackSettings
+from jobs.rules import check_job
+from jobs.targets import describe
+from llm_pb import llm_pb2
+from services.gateway.interceptor import VALIDATORS
+from services.gateway.servicer import LlmServicer
+from services.gpu_worker.engines.engine import ENGINES
+from services.gpu_worker.settings import GpuWorkerSettings
+from tests.contract import test_engines
+from tests.support.bad_requests import REQUESTS
+from tests.support.fuzz_calls import SERVICE, WEIGHTS
+from tests.support.jobs import new_job
+from tests.support.peers import PEERS
+
+METHODS = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].methods_by_name
+TARGETS = [field.name for field in llm_pb2.NotifyTarget.DESCRIPTOR.oneofs_by_name["target"].fields]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_served_checked_and_attacked(method: str) -> None:
+    assert method in vars(LlmServicer), "LlmServicer has no such method"
+    assert method in VALIDATORS, "its request has no validator"
+    assert method in REQUESTS, "no bad requests are sent to it"
+    assert f"{SERVICE}/{method}" in WEIGHTS, "the fuzzer does not call it"
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_kind_of_target_is_checked_shown_and_delivered_to(kind: str) -> None:
+    (violation, *_) = check_job(new_job(notify=[target(kind, "")]))
+    assert violation.field.startswith(f"notify[0].{kind}."), "jobs.rules accepts an empty one"
+    assert describe(target(kind, "https://a.example/")), "jobs.targets does not show it"
+    assert kind in PEERS, "the contract of sinks has no receiver for it"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_can_be_chosen_and_keeps_the_contract(engine: str) -> None:
+    for settings in (GpuWorkerSettings, StackSettings):
+        assert engine in get_args(settings.model_fields["engine"].annotation), settings.__name__
+    assert engine in test_engines.OPTIONS, "the contract of engines does not test it"
+
+
+def target(kind: str, text: str) -> llm_pb2.NotifyTarget:
+    """Return a target of a kind with its first string field set."""
+    made: Any = llm_pb2.NotifyTarget()
+    message = getattr(made, kind)
+    message.SetInParent()
+    setattr(message, next(field.name for field in message.DESCRIPTOR.fields if field.type == field.TYPE_STRING), text)
+    return made
