@@ -1,6 +1,7 @@
-"""Spans without the words of errors, for processes whose users' words are encrypted at rest.
+"""Exports spans without the messages of errors, for processes that encrypt content.
 
-An error may quote a prompt or an output. Its type stays, as attribute `error.type` and in the event of the exception.
+A message may quote a prompt or an output. The type of the error stays, in the attribute `error.type` and in the event
+of the exception.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
 from opentelemetry.trace import Status
 
-_WORDS: Final = (EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE)
+_REDACTED: Final = (EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE)
 
 
-class WithoutErrorWords(SpanExporter):
+class RedactingExporter(SpanExporter):
     """Exports spans without messages and stack traces of exceptions, and without descriptions of their status."""
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -22,7 +23,7 @@ class WithoutErrorWords(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter."""
-        return self._exporter.export([_without_words(span) for span in spans])
+        return self._exporter.export([_redacted(span) for span in spans])
 
     def shutdown(self) -> None:
         """See SpanExporter."""
@@ -33,13 +34,13 @@ class WithoutErrorWords(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-def _without_words(span: ReadableSpan) -> ReadableSpan:
+def _redacted(span: ReadableSpan) -> ReadableSpan:
     if not span.events and not span.status.description:
         return span
     events = [
         Event(
             event.name,
-            {key: value for key, value in (event.attributes or {}).items() if key not in _WORDS},
+            {key: value for key, value in (event.attributes or {}).items() if key not in _REDACTED},
             event.timestamp,
         )
         for event in span.events
