@@ -1,13 +1,14 @@
-"""Encryption at rest: data keys of tenants, what wraps them, and the ciphers that come of them.
+"""Encryption at rest: data keys of tenants, what wraps them, and the ciphers derived from them.
 
-Each tenant has a data key a month (`data_keys`). It lies wrapped by a key-encryption key in a folder that all services
-share (`key_store`); the key-encryption key itself is in a file (`keyring`) or at a key-management service (`kms`).
-Payloads and records of the feed are encrypted by keys derived from it (`cipher`), so deleting a tenant's wrapped keys
-makes all that it ever stored unreadable.
+Each tenant has a data key for each month (`data_keys`). A key-encryption key wraps it, and it is stored in a folder
+that all services share (`key_store`). The key-encryption key itself is in a file (`keyring`) or at a key-management
+service (`kms`). Keys derived from the data key encrypt payloads and the records of the feed (`cipher`), so deleting a
+tenant's wrapped keys makes everything that the tenant has stored unreadable.
 """
 
 from encryption.data_keys import DataKeys
 from encryption.errors import KeyDeleted, KeysUnavailable, Unreadable
+from encryption.search_hash import SearchHash, is_hash
 from encryption.settings import Encryption, EncryptionSettings, open_encryption
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "EncryptionSettings",
     "KeyDeleted",
     "KeysUnavailable",
+    "SearchHash",
     "Unreadable",
+    "is_hash",
     "open_encryption",
 ]

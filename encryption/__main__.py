@@ -1,9 +1,11 @@
 """The operator's commands. They take the settings from the environment.
 
-python -m encryption init                   make the key store and the keyring where there are none
-python -m encryption turn                   add a key-encryption key, which wraps data keys from now on
-python -m encryption rewrap                 wrap all data keys by the current key-encryption key
-python -m encryption delete-tenant TENANT   delete a tenant's data keys; '' is the tenant without a name
+python -m encryption init                    create the key store and the keyring where there are none
+python -m encryption turn                    add a key-encryption key, which wraps data keys from now on
+python -m encryption rewrap                  wrap all data keys with the current key-encryption key
+python -m encryption delete-tenant TENANT    delete a tenant's data keys; '' is the tenant without a name
+python -m encryption hash ATTRIBUTE VALUE    show the hash of a search attribute's value, to search for it in Temporal
+                     [--tenant TENANT]
 """
 
 import argparse
@@ -11,10 +13,12 @@ import asyncio
 import sys
 
 from encryption.cipher import KeyId, checked_tenant
+from encryption.data_keys import DataKeys
 from encryption.errors import KeysUnavailable
-from encryption.key_store import KeyStore
+from encryption.key_store import KeyStore, WrappedKey
 from encryption.key_wrapper import KeyWrapper
 from encryption.keyring import Keyring
+from encryption.search_hash import SearchHash
 from encryption.settings import EncryptionSettings, key_wrapper
 
 
@@ -27,6 +31,10 @@ def main() -> None:
     for name in ("init", "turn", "rewrap"):
         commands.add_parser(name)
     commands.add_parser("delete-tenant").add_argument("tenant")
+    hashing = commands.add_parser("hash")
+    hashing.add_argument("attribute")
+    hashing.add_argument("value")
+    hashing.add_argument("--tenant", default="")
     arguments = parser.parse_args()
     settings = EncryptionSettings()
     if settings.key_store is None:
@@ -41,25 +49,35 @@ def main() -> None:
         store.check()
         if arguments.command == "turn":
             if not isinstance(wrapper, Keyring):
-                sys.exit("KMS turns its keys itself")
+                sys.exit("KMS rotates its keys itself")
             sys.stdout.write(f"current key-encryption key: {wrapper.turn()}\n")
         elif arguments.command == "rewrap":
             sys.stdout.write(f"data keys wrapped anew: {asyncio.run(_rewrap(store, wrapper))}\n")
+        elif arguments.command == "hash":
+            keys, tenant = DataKeys(store, wrapper), checked_tenant(arguments.tenant)
+            sys.stdout.write(f"{asyncio.run(_hash(keys, tenant, arguments.attribute, arguments.value))}\n")
         else:
-            store.delete(checked_tenant(arguments.tenant))
+            sys.stdout.write(f"data keys deleted: {store.delete(checked_tenant(arguments.tenant))}\n")
     except (KeysUnavailable, ValueError, OSError) as error:
         sys.exit(str(error))
 
 
 async def _rewrap(store: KeyStore, wrapper: KeyWrapper) -> int:
-    keys = store.keys()
-    for tenant, month in keys:
-        stored = store.read(tenant, month)
+    count = 0
+    for slot in store.slots():
+        stored = store.read(slot)
         if stored is not None:
-            key_id = KeyId(tenant, stored.name)
-            secret = await wrapper.unwrap(stored.wrapped, str(key_id))
-            store.replace(key_id, await wrapper.wrap(secret, str(key_id)))
-    return len(keys)
+            context = str(KeyId(slot.tenant, stored.name))
+            wrapped = await wrapper.wrap(await wrapper.unwrap(stored.wrapped, context), context)
+            count += store.replace(slot, WrappedKey(name=stored.name, wrapped=wrapped))
+    return count
+
+
+async def _hash(keys: DataKeys, tenant: str, attribute: str, value: str) -> str:
+    key = await keys.search_key(tenant, create=False)
+    if key is None:
+        raise KeysUnavailable(f"tenant {tenant!r} has no key of search attributes: none of its jobs has hashes")
+    return SearchHash(key)(attribute, value)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Why something cannot be encrypted or decrypted, told apart by whether another attempt can help.
+"""Why something cannot be encrypted or decrypted, and whether another attempt can help.
 
-KeysUnavailable: a key cannot be had now. Its store is not mounted, its service away, its wrapping key missing.
-Unreadable: a ciphertext was altered. It stays unreadable for ever. KeyDeleted: so does what a deleted key encrypted.
+KeysUnavailable: a key is unavailable now. Its store is not mounted, its service is down, its wrapping key is missing.
+Unreadable: a ciphertext was altered, and stays unreadable. KeyDeleted: so does the content of a deleted key.
 """
 
 
 class KeysUnavailable(RuntimeError):
-    """A key cannot be had now. Whoever restores the store or the service makes the next attempt succeed."""
+    """A key is unavailable now. Another attempt succeeds once the store or the service is back."""
 
 
 class Unreadable(ValueError):
-    """A ciphertext that nobody can decrypt any more."""
+    """A ciphertext that can never be decrypted again."""
 
 
 class KeyDeleted(Unreadable):
-    """The data key that a ciphertext names is not in the key store any more."""
+    """The data key of a ciphertext was deleted with its tenant's keys."""

@@ -1,7 +1,7 @@
 """Key-encryption keys at AWS KMS, or at a service that speaks its API. Only this module needs botocore, which signs.
 
-KMS turns its keys itself, and names in what it returns the one that it used. Credentials are those that every AWS
-program finds: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, the role of the machine.
+KMS rotates its keys itself. Credentials are those that every AWS program finds: AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, a profile, the role of the machine.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
 from encryption.errors import KeysUnavailable
@@ -33,32 +34,33 @@ class Kms:
     async def wrap(self, secret: bytes, context: str) -> str:
         """See KeyWrapper."""
         text = base64.b64encode(secret).decode()
-        answer = await self._call("Encrypt", context, {"KeyId": self._key, "Plaintext": text})
-        return f"{_KIND}:{answer['CiphertextBlob']}"
+        answer = await self._call("Encrypt", context, {"Plaintext": text}, "CiphertextBlob")
+        return f"{_KIND}:{answer}"
 
     async def unwrap(self, wrapped: str, context: str) -> bytes:
         """See KeyWrapper."""
         kind, _, blob = wrapped.partition(":")
         if kind != _KIND:
             raise KeysUnavailable(f"the data key {context} is wrapped by {kind!r}, not by KMS")
-        answer = await self._call("Decrypt", context, {"CiphertextBlob": blob})
-        return base64.b64decode(answer["Plaintext"])
+        return base64.b64decode(await self._call("Decrypt", context, {"CiphertextBlob": blob}, "Plaintext"))
 
-    async def _call(self, operation: str, context: str, arguments: dict[str, str]) -> dict[str, Any]:
-        body = json.dumps({**arguments, "EncryptionContext": {"data-key": context}})
+    async def _call(self, operation: str, context: str, arguments: dict[str, str], result: str) -> str:
+        # With Decrypt, KeyId refuses a data key that somebody else has wrapped by a key of their own.
+        body = json.dumps({**arguments, "KeyId": self._key, "EncryptionContext": {"data-key": context}})
         try:
             headers = await asyncio.to_thread(self._signed, operation, body)
             async with (
                 aiohttp.ClientSession(timeout=_TIMEOUT) as http,
                 http.post(self._url, data=body, headers=headers) as response,
             ):
-                answer: dict[str, Any] = await response.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                answer: Any = await response.json(content_type=None)
+        except (aiohttp.ClientError, BotoCoreError, OSError, TimeoutError, ValueError) as error:
             raise KeysUnavailable(f"KMS does not answer {operation}: {error!r}") from error
-        if response.status != 200:
-            # Its message may quote what it was sent.
-            raise KeysUnavailable(f"KMS refuses {operation} with {response.status} {answer.get('__type', '')}")
-        return answer
+        if response.status != 200 or not isinstance(answer, dict) or not isinstance(answer.get(result), str):
+            # Its message may quote the request.
+            kind = answer.get("__type", "") if isinstance(answer, dict) else ""
+            raise KeysUnavailable(f"KMS refuses {operation} with {response.status} {kind}")
+        return str(answer[result])
 
     def _signed(self, operation: str, body: str) -> dict[str, str]:
         headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"TrentService.{operation}"}

@@ -1,4 +1,4 @@
-"""The live feed, encrypted: a Feed around another one. Records of before it was switched on are read as they are."""
+"""The encrypted live feed: a Feed around another one. Records in clear are delivered as they are."""
 
 import asyncio
 import logging
@@ -16,16 +16,17 @@ _RETRY_SECONDS: Final = 1
 
 
 def open_feed(settings: FeedSettings, encryption: Encryption | None) -> Feed:
-    """Return the feed of the settings, connecting; encrypted unless `encryption` is None."""
+    """Return the feed of the settings, which begins to connect. It is encrypted unless `encryption` is None."""
     feed = NatsFeed(settings)
     feed.start()
     return feed if encryption is None else EncryptedFeed(feed, encryption)
 
 
 class EncryptedFeed:
-    """A Feed whose records are encrypted by the data keys of a tenant, each job's by a key derived for its run.
+    """A Feed whose records are encrypted with a tenant's data keys.
 
-    Beside the record's length and its tenant, the broker and its disk see the job's run id and when each record came.
+    The records of each job have a key of their own, derived for the job's key in the feed. The broker and its disk see
+    the length of each record, its time, its tenant, and the job's key in the feed.
     """
 
     def __init__(self, feed: Feed, encryption: Encryption, tenant: str = "") -> None:
@@ -46,7 +47,7 @@ class EncryptedFeed:
         return self._feed.available and not self._losing
 
     async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
-        """See Feed. Waits for a data key that is not in memory: once a month, and a moment every few seconds."""
+        """See Feed. Waits, a bounded time, for a data key: once a month, and for a moment every few seconds."""
         if (encrypted := await self._encrypted(key, record)) is not None:
             await self._feed.append(key, encrypted)
 
@@ -56,7 +57,7 @@ class EncryptedFeed:
         return encrypted is not None and await self._feed.sync(key, encrypted)
 
     async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
-        """See Feed. A record that cannot be decrypted any more is left out, which its reader sees as a gap."""
+        """See Feed. Skips a record that can never be decrypted again, which its reader detects as a gap."""
         reading = _Reading(self._encryption, key, on_record)
         while True:
             await self._feed.read(key, reading.take, lambda: None if reading.missing else caught_up())
@@ -73,7 +74,7 @@ class EncryptedFeed:
         await self._feed.close()
 
     async def _encrypted(self, key: str, record: internal_pb2.FeedRecord) -> internal_pb2.FeedRecord | None:
-        """Return what to store, None while there is no data key."""
+        """Return the record as it is stored, None while no data key is available."""
         if not self._encryption.write:
             return record
         try:
@@ -96,11 +97,11 @@ class EncryptedFeed:
 
 
 class _Reading:
-    """One reader's decryption. It ends at a key that is not in memory, and begins anew once the key was fetched."""
+    """The decryption for one reader. It ends at a key that is not in memory, and begins again once the key is."""
 
     def __init__(self, encryption: Encryption, key: str, on_record: RecordHandler) -> None:
         self.missing: KeyId | None = None
-        """The key that the reading ended for."""
+        """The key at which the reading ended."""
         self._keys = encryption.keys
         self._purpose = _purpose(key)
         self._on_record = on_record
@@ -109,7 +110,7 @@ class _Reading:
         self._unreadable: set[KeyId] = set()
 
     def take(self, record: internal_pb2.FeedRecord) -> bool | None:
-        """Hand a record over unless an earlier reading has; return True when no more is wanted."""
+        """Deliver a record that no earlier reading has delivered; return True once the reader needs no more."""
         self._seen += 1
         if self._seen <= self._taken:
             return False
@@ -117,7 +118,7 @@ class _Reading:
             try:
                 opened = self._decrypted(record.encrypted)
             except Unreadable as error:
-                _log.warning("a record of the feed is left out: %s", error)
+                _log.warning("a record of the feed is skipped: %s", error)
                 opened = None
             if self.missing is not None:
                 return True
@@ -127,22 +128,24 @@ class _Reading:
         return opened is not None and self._on_record(opened)
 
     async def fetch_key(self) -> None:
-        """Have the missing key in memory, or known to be deleted. Waits while it is unavailable."""
-        key_id, self.missing, self._seen = self.missing, None, 0
+        """Load the missing key into memory, or note that it was deleted. Waits while it is unavailable."""
+        key_id, self.missing, self._seen, logged = self.missing, None, 0, False
         while key_id is not None:
             try:
                 await self._keys.get(key_id)
             except Unreadable as error:
-                _log.warning("records of the feed are left out: %s", error)
+                _log.warning("records of the feed are skipped: %s", error)
                 self._unreadable.add(key_id)
             except KeysUnavailable as error:
-                _log.warning("the feed cannot be read now: %s", error)
+                if not logged:
+                    _log.warning("the feed cannot be read now: %s", error)
+                logged = True
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             return
 
     def _decrypted(self, encrypted: internal_pb2.EncryptedRecord) -> internal_pb2.FeedRecord | None:
-        """Return the record; None where its key was deleted, or is missing. Raises Unreadable."""
+        """Return the record; None if its key was deleted or is missing. Raises Unreadable."""
         key_id = KeyId.parse(encrypted.tenant, encrypted.key)
         if key_id in self._unreadable:
             return None

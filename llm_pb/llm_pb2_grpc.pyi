@@ -15,8 +15,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | FAILED_PRECONDITION | Redeliver of a job that has not ended                  | ErrorInfo JOB_NOT_ENDED                   |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
-| UNAVAILABLE         | keys of encrypted content cannot be had now            | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
-| DATA_LOSS           | a job's content cannot be decrypted any more           | ErrorInfo CONTENT_UNREADABLE              |
+| UNAVAILABLE         | the keys of encrypted content are unavailable now      | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
+| DATA_LOSS           | a job's content can never be decrypted again           | ErrorInfo CONTENT_UNREADABLE              |
 
 All ErrorInfo carry the domain "llm.v1".
 

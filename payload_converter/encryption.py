@@ -2,16 +2,17 @@
 
     client = await Client.connect("127.0.0.1:7233", data_converter=encrypting(encryption))
 
-An encrypted payload has the encoding `binary/encrypted` and names its key in `encryption-key-id`, and a tenant in
-`encryption-tenant`. Its data is the whole payload of the converter, compressed where that makes it smaller. A payload
-of any other encoding is read as it is, so histories may hold both kinds.
+An encrypted payload has the encoding `binary/encrypted`, the name of its key in `encryption-key-id`, and its tenant, if
+any, in `encryption-tenant`. Its data is the whole payload of the converter, compressed where that makes it smaller. A
+payload of any other encoding is returned as it is, so a history may hold both kinds.
 
-Not imported by the package itself: workflow sandboxes import that anew, which `cryptography` does not bear.
+The package does not import this module: workflow sandboxes import the package again, and `cryptography` fails then.
 """
 
 import asyncio
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Self
 
 from google.protobuf.message import DecodeError
@@ -28,21 +29,21 @@ _KEY: Final = "encryption-key-id"
 _TENANT: Final = "encryption-tenant"
 _PURPOSE: Final = "payload"
 _PLAIN, _ZLIB = b"\0", b"\1"
-"""The first byte of what is encrypted: how the payload after it is compressed."""
+"""First byte of the plaintext: how the payload that follows is compressed."""
 _WORTH_COMPRESSING: Final = 1024
-"""Bytes. Compressing less saves too little."""
+"""Minimum size in bytes of a payload that is compressed."""
 _FAST: Final = 1
-"""zlib's level: higher ones take several times as long and save a few per cent of a text."""
+"""Level of zlib. Higher ones take several times as long, and save a few per cent of a text."""
 _MAX_PLAIN_BYTES: Final = 2 * MAX_PAYLOAD_BYTES
-"""Bound of what a payload may be before it is encrypted, or after it is decrypted."""
+"""Maximum size of a payload before it is encrypted, and after it is decrypted."""
 _IN_THREAD: Final = 64 * 1024
-"""Bytes of a payload that is not encrypted on the event loop: it takes a millisecond."""
+"""Maximum size in bytes of a payload that is encrypted on the event loop, which takes a millisecond."""
 
 
 class EncryptingCodec(PayloadCodec, WithSerializationContext):
-    """Encrypts each payload by its tenant's data key of the month, and decrypts by whichever key it names.
+    """Encrypts each payload with its tenant's data key of the month, and decrypts with the key that it names.
 
-    The tenant is that of the workflow in the SDK's context, the one without a name where there is no context.
+    The tenant is that of the workflow in the SDK's context. Without a context it is the one without a name.
     """
 
     def __init__(self, encryption: Encryption, tenant: str = "") -> None:
@@ -62,14 +63,15 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
         """
         if not self._encryption.write:
             return list(payloads)
-        cipher = (await self._encryption.keys.current(self._tenant)).cipher(_PURPOSE)
+        key = await self._encryption.patiently(partial(self._encryption.keys.current, self._tenant))
+        cipher = key.cipher(_PURPOSE)
         return [await _off_loop(payload.ByteSize(), _encrypted, payload, cipher) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return the payloads decrypted, those in clear as they are.
 
-        Raises PayloadError for one that was altered, is of another tenant than the workflow, or whose key was deleted;
-        KeysUnavailable.
+        Raises PayloadError for a payload that was altered, that belongs to another tenant than the workflow, or whose
+        key was deleted; KeysUnavailable.
         """
         return [await self._decoded(payload) for payload in payloads]
 
@@ -80,7 +82,7 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
             key_id = KeyId.parse(_text(payload, _TENANT), _text(payload, _KEY))
             if self._tenant and key_id.tenant != self._tenant:
                 raise Unreadable(f"the payload is of tenant {key_id.tenant!r}, the workflow of {self._tenant!r}")
-            cipher = (await self._encryption.keys.get(key_id)).cipher(_PURPOSE)
+            cipher = (await self._encryption.patiently(partial(self._encryption.keys.get, key_id))).cipher(_PURPOSE)
             return await _off_loop(len(payload.data), _decrypted, payload, cipher)
         except Unreadable as error:
             raise PayloadError(f"an encrypted payload cannot be read: {error}") from error

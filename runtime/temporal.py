@@ -49,7 +49,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
 
     It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
     `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
-    Temporal answers. `encryption` is how payloads are encrypted; None: not at all.
+    Temporal answers. `encryption` is how payloads are encrypted, None if they are not. Its keys are awaited, too.
 
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
     when the configuration does not say where Temporal is.
@@ -66,6 +66,9 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
 
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
+    if encryption is not None:
+        readiness.want("keys", "of encrypted content are not all available", lambda: encryption.keys.available)
+        await encryption.wait_for_keys()
     while True:
         try:
             client = await Client.connect(

@@ -183,7 +183,7 @@ def _only_for(hosts: Collection[str]) -> Middleware:
 
 
 def _decode(codec: PayloadCodec | None) -> Convert:
-    """Return what decrypts and decodes. A payload that cannot be decrypted passes through untouched."""
+    """Return a function that decrypts and decodes. A payload that cannot be decrypted passes through untouched."""
 
     async def decode(payload: Payload) -> Payload:
         try:
@@ -196,7 +196,7 @@ def _decode(codec: PayloadCodec | None) -> Convert:
 
 
 def _encode(codec: PayloadCodec | None) -> Convert:
-    """Return what encodes and encrypts. It raises KeysUnavailable, and PayloadError for a payload that is too large."""
+    """Return a function that encodes and encrypts. It raises KeysUnavailable, and PayloadError for a large payload."""
 
     async def encode(payload: Payload) -> Payload:
         encoded = encode_payload(payload)
@@ -217,7 +217,7 @@ def _handler(convert: Convert) -> Callable[[web.Request], Awaitable[web.Response
         except PayloadError as error:
             raise web.HTTPBadRequest(text=error.message) from error
         except KeysUnavailable as error:
-            raise web.HTTPServiceUnavailable(text="no key to encrypt with can be had now") from error
+            raise web.HTTPServiceUnavailable(text="no key to encrypt with is available now") from error
         return web.Response(text=json_format.MessageToJson(converted), content_type="application/json")
 
     return handle

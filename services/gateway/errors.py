@@ -92,13 +92,13 @@ def temporal_unavailable(message: str) -> ApiError:
 
 
 def unreadable(error: PayloadError) -> ApiError:
-    """DATA_LOSS: what Temporal keeps of the job cannot be decrypted any more, or was never readable."""
+    """DATA_LOSS: the content of the job can never be decrypted again."""
     return ApiError(make_status(code_pb2.DATA_LOSS, error.message, error_info("CONTENT_UNREADABLE")))
 
 
 def keys_unavailable() -> ApiError:
-    """UNAVAILABLE: no key to encrypt or decrypt with can be had now."""
-    message = "the keys of encrypted content cannot be had now; call again"
+    """UNAVAILABLE: a key of encrypted content is unavailable now."""
+    message = "the keys of encrypted content are unavailable; call again"
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("KEYS_UNAVAILABLE"), _retry_info()))
 
 

@@ -172,7 +172,7 @@ async def _abort(
     if isinstance(error, PayloadError):
         error = unreadable(error)
     if isinstance(error, KeysUnavailable):
-        _log.warning("no key can be had: %s", error)
+        _log.warning("a key is unavailable: %s", error)
         error = keys_unavailable()
     status: status_pb2.Status = error.status
     await context.abort(_CODES[status.code], status.message, _trailers(status))

@@ -67,7 +67,7 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
 
 
 def bare_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
-    """Return what a description or a listing tells without the memo, which may be encrypted."""
+    """Return the status that a description or a listing holds next to the memo, which may be encrypted."""
     state = (
         llm_pb2.JOB_STATE_RUNNING
         if execution.status is None

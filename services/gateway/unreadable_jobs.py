@@ -1,8 +1,7 @@
-"""Ends workflows whose payloads nobody can decrypt any more.
+"""Terminates workflows whose payloads can never be decrypted again.
 
-Temporal's worker fails a workflow whose input it cannot decode. Of one that is replayed, which has scheduled an
-activity before, that is another course than its history's: the task fails, and is repeated until the workflow's
-execution timeout.
+Temporal's worker fails a workflow whose input it cannot decode. If the workflow has scheduled an activity before and is
+replayed, that contradicts its history: the task fails, and is repeated until the workflow's execution timeout.
 """
 
 import dataclasses
@@ -24,9 +23,9 @@ _REASON: Final = "the keys of its payloads were deleted"
 
 
 def ending_unreadable(client: Client) -> Client:
-    """Return a client for a worker, which terminates the workflows whose keys were deleted; the same without a codec.
+    """Return a client for a worker that terminates workflows whose keys were deleted; the same client without a codec.
 
-    A workflow is found out at its next task, if this worker does not have it in memory.
+    A workflow is terminated at its next task, unless this worker has it in memory.
     """
     config = client.config()
     converter = config["data_converter"]
@@ -38,7 +37,7 @@ def ending_unreadable(client: Client) -> Client:
 
 
 class _EndingCodec(PayloadCodec, WithSerializationContext):
-    """The codec around which it is; terminates the workflow of its context when a key of it was deleted."""
+    """A codec around another one. Terminates the workflow of its context when one of its keys was deleted."""
 
     def __init__(self, codec: PayloadCodec, client: Client, workflow_id: str | None = None) -> None:
         self._codec = codec
@@ -68,5 +67,5 @@ class _EndingCodec(PayloadCodec, WithSerializationContext):
             await self._client.get_workflow_handle(workflow_id).terminate(reason=_REASON, rpc_timeout=RPC_TIMEOUT)
             _log.warning("workflow terminated: %s", _REASON, extra={"workflow_id": workflow_id})
         except RPCError as error:
-            # It has ended already, and a query replays it; or its next task will come here again.
+            # It has ended already and is replayed for a query, or its next task comes here again.
             _log.info("%s was not terminated: %s", workflow_id, error)

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from temporalio.worker import Worker
 
 from encryption import EncryptionSettings, open_encryption
+from encryption.settings import KEY_PATIENCE
 from feed.encrypted import open_feed
 from feed.feed import FeedSettings
 from jobs.ids import tenant_of
@@ -25,7 +26,7 @@ SERVICE: Final = "gpu-worker"
 async def main() -> None:
     """Run the worker, which polls while the model loads. Raises EngineDead: the process then ends with status 1."""
     settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
-    encryption = open_encryption(tenant_of)
+    encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
     config = EngineConfig(
         settings.model_path,

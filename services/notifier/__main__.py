@@ -7,6 +7,7 @@ from typing import Final
 from temporalio.worker import Worker
 
 from encryption import EncryptionSettings, open_encryption
+from encryption.settings import KEY_PATIENCE
 from jobs import names
 from jobs.ids import tenant_of
 from runtime import process, temporal
@@ -25,7 +26,7 @@ SERVICE: Final = "notifier"
 async def main() -> None:
     """Run one worker for outcomes and one for progress."""
     settings, readiness = NotifierSettings(), Readiness(SERVICE)
-    encryption = open_encryption(tenant_of)
+    encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     async with (
         serving_metrics(settings.metrics_host, settings.metrics_port, "NOTIFIER_", readiness) as metrics,
         open_sinks(settings) as sinks,

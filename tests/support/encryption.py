@@ -9,8 +9,6 @@ from encryption.key_store import KeyStore
 from encryption.keyring import Keyring
 
 SERVICES = ("gateway", "gpu-worker", "notifier", "codec")
-BEFORE = timedelta(minutes=2)
-"""How old a key has to be, that a deleted one is not taken for one that has not spread yet."""
 
 
 class Keys:
@@ -45,10 +43,7 @@ class Keys:
         """Return one process's view of the keys."""
         return DataKeys(self.store, self.keyring, clock)
 
-    def encryption(self, *, write: bool = True) -> Encryption:
-        """Return how one process encrypts; the part of a workflow's id before a slash is the tenant."""
-        return Encryption(self.data_keys(), write, lambda id_: id_.partition("/")[0] if "/" in id_ else "")
-
-    async def age(self, tenant: str = "") -> None:
-        """Make a key that is old enough to be deleted at once."""
-        await self.data_keys(lambda: datetime.now(UTC) - BEFORE).current(tenant)
+    def encryption(self, *, write: bool = True, patience: timedelta = timedelta(0)) -> Encryption:
+        """Return how one process encrypts. The part of a workflow's id before a slash is the tenant."""
+        tenant_of = lambda id_: id_.partition("/")[0] if "/" in id_ else ""  # noqa: E731
+        return Encryption(self.data_keys(), write, tenant_of, patience=patience)

@@ -7,10 +7,10 @@
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
-    │   ├── ContentUnreadable     the job's content cannot be decrypted any more
+    │   ├── ContentUnreadable     the job's content can never be decrypted again
     │   └── Unavailable           the service did not answer
     │       ├── TemporalUnavailable   the service cannot reach Temporal
-    │       ├── KeysUnavailable       the service cannot have the keys of encrypted content
+    │       ├── KeysUnavailable       the keys of encrypted content are unavailable
     │       └── GatewayShutdown       the gateway that was asked stops
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
@@ -104,7 +104,7 @@ class LimitReached(ApiError):
 
 
 class ContentUnreadable(ApiError):
-    """The job's content cannot be decrypted any more: its keys were deleted, or it was altered."""
+    """The job's content can never be decrypted again: its keys were deleted, or it was altered."""
 
     reason = "CONTENT_UNREADABLE"
 
@@ -120,7 +120,7 @@ class TemporalUnavailable(Unavailable):
 
 
 class KeysUnavailable(Unavailable):
-    """The service cannot have the keys of encrypted content now."""
+    """The keys of encrypted content are unavailable now."""
 
     reason = "KEYS_UNAVAILABLE"
 
