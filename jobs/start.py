@@ -17,7 +17,7 @@ from jobs import names, options
 from jobs.equality import same_job_digest
 from jobs.ids import job_digest, workflow_id
 from jobs.options import memo_of
-from jobs.search import attributes_of
+from jobs.search import Hash, attributes_of, hashed_values
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
 
@@ -38,21 +38,29 @@ class JobStart:
 
 
 def job_start(
-    job: llm_pb2.JobRequest, chosen: internal_pb2.JobOptions, *, id_: str | None = None, traceparent: str = ""
+    job: llm_pb2.JobRequest,
+    chosen: internal_pb2.JobOptions,
+    *,
+    id_: str | None = None,
+    traceparent: str = "",
+    hash_: Hash | None = None,
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
     `id_` is the workflow's id, by default that of the job's user and request. `traceparent` is the W3C trace context of
-    the caller, empty without a trace.
+    the caller, empty without a trace. `hash_` hashes search attributes and the fairness key. Without it they stay in
+    clear.
     """
     memo = {**memo_of(chosen), **digests(job)}
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
+    if hash_ is not None:
+        memo[names.MEMO_SEARCH_ATTRIBUTES] = hashed_values(job)
     return JobStart(
         id=workflow_id(job.user_id, job.request_id) if id_ is None else id_,
         memo=memo,
-        search_attributes=TypedSearchAttributes(attributes_of(job)),
-        priority=Priority(fairness_key=_fairness_key(job.user_id)),
+        search_attributes=TypedSearchAttributes(attributes_of(job, hash_)),
+        priority=Priority(fairness_key=_fairness_key(hash_("fairness key", job.user_id) if hash_ else job.user_id)),
         execution_timeout=execution_timeout(options.complete(chosen, job).timeouts.total.ToTimedelta()),
     )
 

@@ -35,7 +35,7 @@ async def main() -> None:
             await stack.enter_async_context(workflow_worker(client, feed, settings))
         if settings.role != Role.WORKFLOWS:
             meter = metrics.meter(__package__)
-            await stack.enter_async_context(serving_api(client, feed, settings, meter, readiness))
+            await stack.enter_async_context(serving_api(client, feed, settings, meter, readiness, encryption))
         logging.getLogger("services.gateway").info("ready")
         with readiness.serving():
             await process.forever()

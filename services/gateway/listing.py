@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Final
 
 from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
-from encryption import KeysUnavailable
+from encryption import Encryption, KeysUnavailable, is_hash
 from jobs import names
+from jobs.search import HASHED, Hash
 from llm_pb import llm_pb2
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
@@ -41,23 +43,33 @@ _STATE_QUERIES: Final = {
 class JobListing:
     """Lists jobs."""
 
-    def __init__(self, client: Client, reader: JobReader, page_tokens: PageTokens, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        client: Client,
+        reader: JobReader,
+        page_tokens: PageTokens,
+        settings: GatewaySettings,
+        encryption: Encryption | None = None,
+    ) -> None:
         self._client = client
         self._reader = reader
         self._page_tokens = page_tokens
         self._timeout = settings.list_timeout
+        self._encryption = encryption
         self._describes = asyncio.Semaphore(_DESCRIBES)
 
     async def list_page(self, request: llm_pb2.ListRequest) -> llm_pb2.ListResponse:
         """Return a page of jobs.
 
         Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
-        time; RPCError.
+        time; RPCError; KeysUnavailable when the jobs of a filter may have hashes.
         """
         began, within = asyncio.get_running_loop().time(), self._timeout.total_seconds()
         token = self._page_tokens.unseal(request)
         page = self._client.list_workflows(
-            _query(request), page_size=request.page_size or _DEFAULT_PAGE_SIZE, next_page_token=token
+            _query(request, await self._hash_for(request)),
+            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
+            next_page_token=token,
         )
         try:
             async with asyncio.timeout_at(began + within * _SHARE_OF_VISIBILITY):
@@ -82,14 +94,20 @@ class JobListing:
             status = bare_status(execution)
         status.ClearField("progress")
         status.ClearField("notifications")
-        attributes = execution.typed_search_attributes
+        attributes = await _attributes(execution)
         return llm_pb2.JobSummary(
             status=status,
-            user_id=attributes.get(names.USER_ID) or "",
-            request_id=attributes.get(names.REQUEST_ID) or "",
-            model=attributes.get(names.MODEL) or "",
-            project_id=attributes.get(names.PROJECT_ID) or "",
+            user_id=attributes.get(names.USER_ID.name, ""),
+            request_id=attributes.get(names.REQUEST_ID.name, ""),
+            model=attributes.get(names.MODEL.name, ""),
+            project_id=attributes.get(names.PROJECT_ID.name, ""),
         )
+
+    async def _hash_for(self, request: llm_pb2.ListRequest) -> Hash | None:
+        """Return the hash that jobs of the filter may have, None if none can."""
+        if self._encryption is None or not (request.user_id or request.project_id):
+            return None
+        return await self._encryption.known_search_hash("")
 
     async def _status(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobStatus:
         """Return the status that GetStatus returns, or what the list itself holds when that is not there in time."""
@@ -104,15 +122,35 @@ class JobListing:
             return await base_status(execution)
 
 
-def _query(request: llm_pb2.ListRequest) -> str:
-    """Return the visibility query. Every value has passed a rule that forbids quotes."""
+async def _attributes(execution: WorkflowExecution) -> dict[str, str]:
+    """Return the search attributes by name. Those that are hashed are in the memo, and absent if it is unreadable."""
+    keys = (names.USER_ID, names.REQUEST_ID, names.MODEL, names.PROJECT_ID)
+    values = {key.name: execution.typed_search_attributes.get(key) or "" for key in keys}
+    if not any(map(is_hash, values.values())):
+        return values
+    clear = {name: value for name, value in values.items() if not is_hash(value)}
+    with suppress(PayloadError, KeysUnavailable):
+        hashed = await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None)
+        # A workflow that was started by hand may hold anything.
+        if isinstance(hashed, dict):
+            clear = {**{name: value for name, value in hashed.items() if isinstance(value, str)}, **clear}
+    return clear
+
+
+def _query(request: llm_pb2.ListRequest, hash_: Hash | None) -> str:
+    """Return the visibility query. Every value has passed a rule that forbids quotes.
+
+    A job from before search attributes were hashed has them in clear, so a filter asks for both forms.
+    """
     terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
     for key, value in (
         (names.USER_ID, request.user_id),
         (names.MODEL, request.model),
         (names.PROJECT_ID, request.project_id),
     ):
-        if value:
+        if value and hash_ is not None and key.name in HASHED:
+            terms.append(f"{key.name} IN ('{value}', '{hash_(key.name, value)}')")
+        elif value:
             terms.append(f"{key.name} = '{value}'")
     if request.states:
         terms.append(f"({' OR '.join(sorted({_STATE_QUERIES[state] for state in request.states}))})")

@@ -12,12 +12,14 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.worker import Replayer
 
 from deploy.local.stack import Stack
+from encryption import is_hash
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from payload_converter.encryption import encrypting
 from tests.contract.test_replay import SANDBOX
+from tests.stack.test_readiness import ask_until
 from tests.support.encryption import SERVICES, Keys
 from tests.support.jobs import details_of, new_job, run_job, unpack, until_output, watch, webhook
 from tests.support.otlp import Collector
@@ -175,12 +177,78 @@ def encodings_of(data: bytes) -> set[str]:
     return {kind for kind, word in (("clear", b"binary/protobuf"), ("encrypted", b"binary/encrypted")) if word in data}
 
 
+async def test_search_attributes_are_hashed_and_still_found(tmp_path: Path) -> None:
+    """Switched on in a running installation: a filter finds the jobs of before, too. List reads the memo."""
+    keys = Keys(tmp_path)
+    user, project = f"user-{MARKER}", f"project-{MARKER}"
+    async with running(tmp_path / "stack", keys.for_services()) as (stack, stub):
+        named = {"user_id": user, "project_id": project, "params": {"max_tokens": 5}}
+        clear = (await run_job(stub, new_job("clear", **named))).final.status.workflow_id
+        await restart(stack, "gateway", ENCRYPTION_SEARCH_ATTRIBUTES="hashed")
+        job = new_job("hashed", **named)
+        hashed = (await run_job(stub, job)).final.status.workflow_id
+        assert (await submit(stub, "hashed", **named, request_id=job.request_id)) == hashed, "the same job"
+        for filters in ({"user_id": user}, {"project_id": project}, {"user_id": user, "project_id": project}):
+            found = await listed(stub, {clear, hashed}, **filters)
+            assert {(item.user_id, item.project_id, item.model) for item in found.values()} == {
+                (user, project, "docstrings")
+            }
+            assert found[hashed].request_id == job.request_id
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        for id_, are_hashes in ((clear, False), (hashed, True)):
+            values = (await temporal.get_workflow_handle(id_).describe()).typed_search_attributes
+            keys_ = (names.USER_ID, names.REQUEST_ID, names.PROJECT_ID)
+            assert [is_hash(values[key]) for key in keys_] == [are_hashes] * 3
+            assert values[names.MODEL] == "docstrings"
+        started = (await history_of(stack, hashed)).events[0].workflow_execution_started_event_attributes
+        assert MARKER not in started.priority.fairness_key
+        assert MARKER not in str(started.search_attributes)
+        await restart(stack, "gateway", ENCRYPTION_SEARCH_ATTRIBUTES="clear")
+        await listed(stub, {clear, hashed}, user_id=user)
+        keys.store.delete("")
+        await restart(stack, "gateway")
+        found = await listed(stub, {clear, hashed})
+        assert (found[clear].user_id, found[hashed].user_id, found[hashed].request_id) == (user, "", "")
+        assert found[hashed].status.state == llm_pb2.JOB_STATE_SUCCEEDED
+
+
+async def listed(stub: LlmServiceStub, ids: set[str], **filters: str) -> dict[str, llm_pb2.JobSummary]:
+    """Return the listed jobs by id, once all of `ids` are listed."""
+    async with asyncio.timeout(60):
+        while True:
+            answer = await stub.List(llm_pb2.ListRequest(**filters), timeout=60, wait_for_ready=True)
+            found = {item.status.workflow_id: item for item in answer.jobs}
+            if ids <= found.keys():
+                return found
+            await asyncio.sleep(0.2)
+
+
+async def test_a_worker_without_keys_takes_no_job(tmp_path: Path) -> None:
+    """The job waits for the keys, and goes on where it was. The gateway, which has them in memory, serves meanwhile."""
+    keys = Keys(tmp_path)
+    async with running(tmp_path / "stack", keys.for_services()) as (stack, stub):
+        job = await submit(stub, "waits", params={"max_tokens": 2000})
+        await until_output(stub, job)
+        ring, keys.ring = keys.ring, ""
+        worker = stack.processes["gpu-worker"]
+        await worker.kill()
+        await worker.start()
+        watching = asyncio.create_task(watch(stub, job))
+        await ask_until(stack, "gpu-worker", lambda answer: "keys" in answer.body["degraded"])
+        state = (await status_of(stub, job)).status.state
+        assert state in (llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING)
+        assert not watching.done()
+        keys.ring = ring
+        seen = await watching
+        assert (seen.states[-1], seen.rewinds) == ("SUCCEEDED", 0)
+        assert seen.final.result.metadata.output_tokens == 2000
+
+
 @pytest.fixture(scope="module")
 async def encrypted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Stack, LlmServiceStub, Keys]]:
-    """A stack that encrypts; its key is old enough to be deleted."""
+    """A stack that encrypts."""
     folder = tmp_path_factory.mktemp("encrypted")
     keys = Keys(folder)
-    await keys.age()
     async with running(folder / "stack", keys.for_services()) as (stack, stub):
         yield stack, stub, keys
 
@@ -233,13 +301,14 @@ async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypte
         await status_of(stub, ended)
     assert error.value.code() == grpc.StatusCode.DATA_LOSS
     assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
-    assert "it was deleted" in (error.value.details() or "")
+    assert "was deleted" in (error.value.details() or "")
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await watch(stub, ended)
     assert error.value.code() == grpc.StatusCode.DATA_LOSS
     listed = await stub.List(llm_pb2.ListRequest(user_id=job.user_id))
     assert [item.status.state for item in listed.jobs] == [llm_pb2.JOB_STATE_SUCCEEDED]
-    await temporal.get_workflow_handle(open_).signal(names.SIGNAL_CANCEL, llm_pb2.CancelRequest())
+    cancelled = await stub.Cancel(llm_pb2.CancelRequest(workflow_id=open_), timeout=60)
+    assert cancelled.status.workflow_id == open_
     handle = temporal.get_workflow_handle(open_)
     with pytest.raises(WorkflowFailureError):
         await asyncio.wait_for(handle.result(), 120)
