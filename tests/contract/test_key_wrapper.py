@@ -1,4 +1,4 @@
-"""The contract of whoever holds key-encryption keys, kept by the file and by KMS."""
+"""The contract of key wrappers, kept by the file and by KMS."""
 
 import asyncio
 import json
@@ -73,7 +73,20 @@ async def test_another_context_is_refused(wrapper: KeyWrapper) -> None:
         await wrapper.unwrap(wrapped, "another")
 
 
-@pytest.mark.parametrize("wrapped", ["", "other:k:AAAA", "file:k:AAAA", "kms:AAAA"])
+async def test_what_another_key_has_wrapped_is_refused(wrapper: KeyWrapper, tmp_path: Path) -> None:
+    """Otherwise who can write into the key store would choose the data keys of all that follows."""
+    other: KeyWrapper
+    if isinstance(wrapper, Keyring):
+        other = Keyring(tmp_path / "another.json")
+        other.turn()
+    else:
+        kms, url = type(wrapper), wrapper._url  # type: ignore[attr-defined]
+        other = kms(await new_key(url), url)  # type: ignore[call-arg]
+    with pytest.raises(KeysUnavailable):
+        await wrapper.unwrap(await other.wrap(bytes(32), "context"), "context")
+
+
+@pytest.mark.parametrize("wrapped", ["", "other:k:AAAA", "other:k:A", "file:k:AAAA", "file:k:A", "kms:AAAA", "kms:A"])
 async def test_what_it_has_not_wrapped_is_refused(wrapper: KeyWrapper, wrapped: str) -> None:
     with pytest.raises(KeysUnavailable):
         await wrapper.unwrap(wrapped, "context")
