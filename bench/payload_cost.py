@@ -126,7 +126,7 @@ def converters(size: int) -> dict[str, tuple[Callable[[], object], int]]:
     """Return, by name, a function that encodes and decodes a result of this size, and the payload's bytes."""
     message = llm_pb2.JobResult()
     message.CopyFrom(RESULT)
-    message.output = (_SAMPLE * (size // len(_SAMPLE) + 1))[:size]
+    message.output = text_of(size)
     values = json_format.MessageToDict(message)
     plain, model = TypeAdapter(Result).validate_python(values), ResultModel.model_validate(values)
     pairs: dict[str, tuple[DataConverter, Any, type]] = {
@@ -142,6 +142,11 @@ def converters(size: int) -> dict[str, tuple[Callable[[], object], int]]:
             raise RuntimeError(f"{who} does not decode what it has encoded")
         ways[who] = (way, converter.payload_converter.to_payloads([value])[0].ByteSize())
     return ways | {"floor_utf8": (lambda: message.output.encode().decode(), len(message.output.encode()))}
+
+
+def text_of(size: int) -> str:
+    """Return a text of so many characters."""
+    return (_SAMPLE * (size // len(_SAMPLE) + 1))[:size]
 
 
 def there_and_back(converter: PayloadConverter, value: object, kind: type) -> object:

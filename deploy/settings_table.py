@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from deploy.local.settings import StackSettings
+from encryption import EncryptionSettings
 from feed.feed import FeedSettings
 from runtime.log import LogSettings
 from runtime.temporal import TemporalSettings
@@ -21,6 +22,7 @@ CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     GpuWorkerSettings,
     NotifierSettings,
     FeedSettings,
+    EncryptionSettings,
     LogSettings,
     TemporalSettings,
     CodecSettings,

@@ -38,6 +38,9 @@ class Feed(Protocol):
         """Whether the feed accepts and delivers records now, as far as is known."""
         ...
 
+    def of_tenant(self, tenant: str) -> "Feed":
+        """Return the feed to which the jobs of a tenant write. Reading needs no tenant."""
+
     async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
         """Append a record without waiting until it is stored. Never raises, never blocks.
 

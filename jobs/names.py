@@ -57,6 +57,8 @@ MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.
 MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
+# The values, by name, of the search attributes that are hashed.
+MEMO_SEARCH_ATTRIBUTES: Final = "search_attributes"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 

@@ -1,6 +1,7 @@
 """The attempt of an open job, from Temporal's description of the pending activity RunLLMOnGPU."""
 
 from temporalio.api.enums.v1 import PendingActivityState, TimeoutType
+from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.converter import DataConverter
@@ -30,14 +31,24 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
         status.start_time.CopyFrom(run.last_started_time)
     if run.HasField("last_failure"):
         failure = run.last_failure
+        message = await _message_of(failure, converter)
         kind = errors.BY_REASON.get(failure.application_failure_info.type, errors.EngineFailed)
         if failure.HasField("timeout_failure_info"):
             late = failure.timeout_failure_info.timeout_type == TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
             kind = errors.RunTimeout if late else errors.WorkerLost
-        status.error.CopyFrom(errors.to_status(kind(failure.message)))
+        status.error.CopyFrom(errors.to_status(kind(message)))
     if not waiting and run.heartbeat_details.payloads:
         heartbeat = from_details(await converter.decode(run.heartbeat_details.payloads))
         status.progress.CopyFrom(heartbeat.progress)
         if heartbeat.HasField("metadata"):
             # Temporal counts from 1 again after a hand-over.
             status.attempt = heartbeat.metadata.attempts
+
+
+async def _message_of(failure: Failure, converter: DataConverter) -> str:
+    """Return the failure's message, which is in a payload of its own where payloads are encrypted."""
+    if failure.HasField("encoded_attributes"):
+        (attributes,) = await converter.decode([failure.encoded_attributes])
+        if isinstance(attributes, dict):
+            return str(attributes.get("message", ""))
+    return failure.message

@@ -17,12 +17,14 @@ from jobs import names, options
 from jobs.equality import same_job_digest
 from jobs.ids import job_digest, owner, tenant_of, workflow_id
 from jobs.options import memo_of
-from jobs.search import attributes_of
+from jobs.search import Hash, attributes_of, hashed_values
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
 
 _MAX_FAIRNESS_KEY: Final = 64
 """Maximum size of a fairness key in Temporal, in bytes."""
+_FAIRNESS_KEY: Final = "fairness key"
+"""Name under which `hash_` hashes the user of a fairness key. No search attribute has it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def job_start(
     tenant: str = "",
     priority: Priority | None = None,
     traceparent: str = "",
+    hash_: Hash | None = None,
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
@@ -52,7 +55,8 @@ def job_start(
     child of a tenant's workflow, whose id begins with its parent's, belongs to the tenant. `priority` is the
     workflow's: a parent passes on its own (workflow.info().priority), which has the weight of its tenant. None, or one
     without a fairness key: fair turns of all users. `traceparent` is the W3C trace context of the caller, empty without
-    a trace.
+    a trace. `hash_` is that of the tenant: it hashes search attributes and the fairness key. Without it they stay in
+    clear.
     """
     if id_ is None:
         id_ = workflow_id(job.user_id, job.request_id, tenant)
@@ -60,11 +64,13 @@ def job_start(
     memo = {**memo_of(chosen), **digests(job)}
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
+    if hash_ is not None:
+        memo[names.MEMO_SEARCH_ATTRIBUTES] = hashed_values(job)
     return JobStart(
         id=id_,
         memo=memo,
-        search_attributes=TypedSearchAttributes(attributes_of(job, tenant)),
-        priority=priority if priority and priority.fairness_key else fair_turns(owner(job.user_id, tenant)),
+        search_attributes=TypedSearchAttributes(attributes_of(job, tenant, hash_)),
+        priority=priority if priority and priority.fairness_key else fair_turns(fair_owner(job.user_id, tenant, hash_)),
         execution_timeout=execution_timeout(options.complete(chosen, job).timeouts.total.ToTimedelta()),
     )
 
@@ -72,6 +78,11 @@ def job_start(
 def digests(job: llm_pb2.JobRequest) -> dict[str, str]:
     """Return the part of the memo that shows a repeated Submit whether its job is the same."""
     return {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
+
+
+def fair_owner(user_id: str, tenant: str, hash_: Hash | None) -> str:
+    """Return the name by which the jobs of a user take turns, with the user hashed if the search attributes are."""
+    return owner(hash_(_FAIRNESS_KEY, user_id) if hash_ is not None else user_id, tenant)
 
 
 def fair_turns(key: str, weight: float | None = None) -> Priority:

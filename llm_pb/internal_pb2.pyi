@@ -484,6 +484,7 @@ class FeedRecord(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
     JOB_ENDING_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -508,6 +509,10 @@ class FeedRecord(_message.Message):
     def job_ending(self) -> Global___JobEnding:
         """The job itself is about to end."""
 
+    @_builtins.property
+    def encrypted(self) -> Global___EncryptedRecord:
+        """A whole record, encrypted. Where the feed is encrypted, it replaces each other kind."""
+
     def __init__(
         self,
         *,
@@ -517,12 +522,13 @@ class FeedRecord(_message.Message):
         progress: _llm_pb2.JobProgress | None = ...,
         attempt_ended: Global___AttemptEnded | None = ...,
         job_ending: Global___JobEnding | None = ...,
+        encrypted: Global___EncryptedRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -643,6 +649,36 @@ class AttemptEnded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
+
+@_typing.final
+class EncryptedRecord(_message.Message):
+    """A FeedRecord that is encrypted at rest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant whose data key encrypts the record. Empty without tenants."""
+    key: _builtins.str
+    """Name of the data key. Required."""
+    data: _builtins.bytes
+    """The nonce (12 bytes), the ciphertext of a serialized FeedRecord by AES-256-GCM, and the tag (16 bytes)."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        key: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptedRecord: _TypeAlias = EncryptedRecord  # noqa: Y015
 
 @_typing.final
 class JobEnding(_message.Message):

@@ -20,6 +20,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
 | UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
 |                     |                                                        | RetryInfo                                 |
+| UNAVAILABLE         | the keys of encrypted content are unavailable now      | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
+| DATA_LOSS           | a job's content can never be decrypted again           | ErrorInfo CONTENT_UNREADABLE              |
 
 All ErrorInfo carry the domain "llm.v1".
 
@@ -1511,7 +1513,9 @@ class JobSummary(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whom the job is for."""
+    """The user whom the job is for. Empty, as are request_id and project_id, if it is hashed in Temporal and cannot be
+    decrypted.
+    """
     request_id: _builtins.str
     """The caller's id of the request."""
     model: _builtins.str

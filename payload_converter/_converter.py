@@ -20,6 +20,10 @@ from payload_converter._errors import MAX_PAYLOAD_BYTES, PayloadError
 from payload_converter._types import Expected, MessageType, of_class
 
 _FRAME_BYTES: Final = 4  # the tag and the length that stand before each payload of a call, up to 2 MiB
+_ENCRYPTION_BYTES: Final = 256
+"""What encryption adds to a payload at most: nonce, tag, and the names of encoding, key and tenant."""
+ENCRYPTED: Final = b"binary/encrypted"
+"""The encoding of what payload_converter.encryption writes."""
 
 
 class BinaryMessageConverter(EncodingPayloadConverter):
@@ -99,8 +103,25 @@ class JSONValueConverter(JSONPlainPayloadConverter):
         return _from_json(payload, expected.pick(declared) if declared else _only(expected), expected)
 
 
+class EncryptedPayloadConverter(EncodingPayloadConverter):
+    """Says what is wrong when an encrypted payload comes to a process that has no keys."""
+
+    encoding = ENCRYPTED.decode()
+
+    def to_payload(self, value: Any) -> Payload | None:
+        """Return None: a codec writes encrypted payloads."""
+        return None
+
+    def from_payload(self, payload: Payload, type_hint: Any = None) -> Any:
+        """Raise RuntimeError: the same process with keys can read it."""
+        raise RuntimeError("the payload is encrypted and this process has no keys: set ENCRYPTION_KEY_STORE")
+
+
 class MessagePayloadConverter(CompositePayloadConverter):
     """The SDK's default converters with those for messages replaced. Bounds what one call may carry."""
+
+    added_bytes = _FRAME_BYTES
+    """What is added to each payload on its way, at most."""
 
     def __init__(self) -> None:
         replaced: dict[type, EncodingPayloadConverter] = {
@@ -109,7 +130,8 @@ class MessagePayloadConverter(CompositePayloadConverter):
             JSONPlainPayloadConverter: JSONValueConverter(),
         }
         defaults = DefaultPayloadConverter.default_encoding_payload_converters
-        super().__init__(*(replaced.get(type(default), default) for default in defaults))
+        converters = (replaced.get(type(default), default) for default in defaults)
+        super().__init__(*converters, EncryptedPayloadConverter())
 
     def to_payloads(self, values: Sequence[Any]) -> list[Payload]:
         """Return one payload for each value.
@@ -118,7 +140,7 @@ class MessagePayloadConverter(CompositePayloadConverter):
         would try the same again for ever.
         """
         payloads = super().to_payloads(values)
-        size = sum(payload.ByteSize() + _FRAME_BYTES for payload in payloads)
+        size = sum(payload.ByteSize() + self.added_bytes for payload in payloads)
         if size > MAX_PAYLOAD_BYTES:
             names = ", ".join(
                 _message_type(payload) or type(value).__name__ for payload, value in zip(payloads, values, strict=True)
@@ -127,6 +149,12 @@ class MessagePayloadConverter(CompositePayloadConverter):
                 f"{names}: {size} bytes, over Temporal's limit of {MAX_PAYLOAD_BYTES}: send less, or a reference"
             )
         return payloads
+
+
+class EncryptedMessagePayloadConverter(MessagePayloadConverter):
+    """The same for payloads that a codec encrypts afterwards, which makes them a little larger."""
+
+    added_bytes = _FRAME_BYTES + _ENCRYPTION_BYTES
 
 
 def _message_type(payload: Payload) -> str:

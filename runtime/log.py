@@ -8,7 +8,9 @@ output or a secret.
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from traceback import format_tb
 from typing import Any, Final, Literal
 
 from opentelemetry import trace
@@ -37,10 +39,18 @@ def configure(settings: LogSettings) -> None:
     """Log everything of this process, Python's warnings included, to stderr in the format of the settings."""
     logging.basicConfig(level=settings.level, handlers=[new_handler(settings)])
     logging.captureWarnings(True)
-    logging.getLogger(activity.logger.logger.name).addFilter(_shorten_failure)
+    logging.getLogger(activity.logger.logger.name).addFilter(_SHORTENING)
     # The fields have what they would add to the message.
     workflow.logger.workflow_info_on_message = workflow.logger.workflow_info_on_extra = False
     activity.logger.activity_info_on_message = activity.logger.activity_info_on_extra = False
+
+
+def redact_errors() -> None:
+    """From now on log the type of an exception and where it was raised, without its message: it may quote content."""
+    _SHORTENING.redacts = True
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Formatter):
+            handler.formatter.redacts = True
 
 
 def new_handler(settings: LogSettings | None = None) -> logging.Handler:
@@ -62,20 +72,60 @@ def core_logging() -> LoggingConfig:
     return LoggingConfig(filter=LoggingConfig.default.filter, forwarding=forwarding)
 
 
-def _shorten_failure(record: logging.LogRecord) -> bool:
-    """Remove the traceback from what Temporal's library logs about an activity that has failed on purpose.
+class _Shortening(logging.Filter):
+    """Removes the traceback from what Temporal's library logs about an activity that has failed on purpose.
 
     Such a failure is an outcome: the model's device was out of memory, for example. Any other exception is a fault and
     keeps its traceback.
     """
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, ApplicationError):
-        record.msg, record.args = f"{record.msg}: {error.type}: {error.message}", None
-        record.exc_info = None
-    return True
+
+    redacts = False
+    """Whether the message of the failure is left out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ApplicationError):
+            message = "" if self.redacts else f": {error.message}"
+            record.msg, record.args = f"{record.msg}: {error.type}{message}", None
+            record.exc_info = None
+        return True
 
 
-class JsonFormatter(logging.Formatter):
+_SHORTENING: Final = _Shortening()
+
+
+class _Formatter(logging.Formatter):
+    redacts = False
+    """Whether the messages of exceptions are left out."""
+
+    def message(self, record: logging.LogRecord) -> str:
+        """Return the record's message."""
+        text = record.getMessage()
+        for error in _chain(record.exc_info[1] if self.redacts and record.exc_info else None):
+            text = text.replace(str(error), type(error).__qualname__) if str(error) else text
+        return text
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # the name that logging calls
+        """See logging.Formatter."""
+        if not self.redacts:
+            return super().formatException(ei)
+        return "\n".join(
+            f"{type(error).__module__}.{type(error).__qualname__}\n{''.join(format_tb(error.__traceback__))}".rstrip()
+            for error in _chain(ei[1])
+        )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception, what caused it, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+class JsonFormatter(_Formatter):
     """One JSON object: time, level, logger, message, the fields, and the traceback of an exception as one text."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -84,7 +134,7 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self.message(record),
             **_fields(record),
         }
         if record.exc_info:
@@ -92,13 +142,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """A line of text for people: the fields follow the message, a traceback has lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{fields}"
+        line = f"{_time(record)} {record.levelname} {record.name}: {self.message(record)}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

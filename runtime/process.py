@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
+from encryption import EncryptionSettings
 from runtime import log, telemetry
 from runtime.environment import rename_variables, setting_problems, unknown_variables
 
@@ -37,14 +38,22 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
             _log.warning("%s", warning)
         for unknown in unknown_variables(os.environ, settings):
             _log.warning("%s", unknown)
-        with telemetry.tracing(service), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        # A message of an error may quote content, which must not leave the process in clear.
+        encrypts = EncryptionSettings in settings and EncryptionSettings().key_store is not None
+        if encrypts:
+            log.redact_errors()
+        with (
+            telemetry.tracing(service, redact_errors=encrypts),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             runner.run(_run(main))
     except (ValidationError, SettingsError) as error:
         for problem in setting_problems(error, settings):
             _log.error("%s", problem)
         status = 1
-    except Exception:  # noqa: BLE001  # the process ends here: any error belongs in the log and the exit status
-        _log.exception("ended by an error")
+    except Exception as error:  # noqa: BLE001  # the process ends here: any error belongs in the log and the exit status
+        # The message is for the operator, so it has a field of its own, which is not redacted.
+        _log.exception("ended by an error", extra={"error": str(error)})
         status = 1
     # Threads of gRPC and Temporal sometimes outlive the interpreter, and abort the process when they use what it has
     # torn down. Everything of the suite has ended by now, so the process exits without tearing the interpreter down.

@@ -26,21 +26,26 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import Attributes
 from temporalio.contrib.opentelemetry import ReplaySafeTracerProvider, create_tracer_provider
 
+from runtime.span_redaction import RedactingExporter
+
 _FLUSH_TIMEOUT: Final = timedelta(seconds=5)
 """Maximum time to send the last spans when the process ends. An unavailable collector must not delay its end."""
 _W3C: Final = TraceContextTextMapPropagator()
 
 
 @contextmanager
-def tracing(service: str) -> Iterator[None]:
+def tracing(service: str, *, redact_errors: bool = False) -> Iterator[None]:
     """Create and export spans while the context is open, then send the last ones within a bounded time.
 
-    `service` names the process unless OTEL_SERVICE_NAME does. Enter it once in a process, before anything gets a
-    tracer. Raises RuntimeError, with the name of the variable, for an unknown exporter or protocol.
+    `service` names the process unless OTEL_SERVICE_NAME does. With `redact_errors` exported spans
+    hold the types of errors without their messages. Enter it once in a process, before anything gets a tracer. Raises
+    RuntimeError, with the name of the variable, for an unknown exporter or protocol.
     """
     provider = create_tracer_provider(resource=_resource(service), shutdown_on_exit=False)
     for make_exporter in _exporters():
-        provider.add_span_processor(BatchSpanProcessor(make_exporter()))
+        exporter = make_exporter()
+        exporter = RedactingExporter(exporter) if redact_errors else exporter
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     try:
         yield

@@ -21,7 +21,8 @@ from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
-from payload_converter import data_converter
+from encryption import Encryption
+from payload_converter.encryption import encrypting
 from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal_tls import TlsReloading, tls_paths
 
@@ -45,12 +46,12 @@ class TemporalSettings(BaseSettings):
     a tenth of a job's processor time."""
 
 
-async def connect(runtime: Runtime, readiness: Readiness) -> Client:
+async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption | None = None) -> Client:
     """Return a client that is connected and speaks protobuf payloads; waits for a Temporal that is away.
 
     It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
     `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
-    Temporal answers.
+    Temporal answers. `encryption` is how payloads are encrypted, None if they are not. Its keys are awaited, too.
 
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
     when the configuration does not say where Temporal is, OSError when a file that it names cannot be read.
@@ -70,6 +71,9 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
 
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
+    if encryption is not None:
+        readiness.want("keys", "of encrypted content are not all available", lambda: encryption.keys.available)
+        await encryption.wait_for_keys()
     while True:
         plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
         if tls_paths(profile):
@@ -78,7 +82,7 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
             client = await Client.connect(
                 # The files of TLS may have changed since the last try.
                 **profile.to_client_connect_config(),
-                data_converter=data_converter,
+                data_converter=encrypting(encryption),
                 plugins=plugins,
                 runtime=runtime,
                 grpc_compression=compression,

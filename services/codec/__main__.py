@@ -4,6 +4,8 @@ from typing import Final
 
 from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURATION
 
+from encryption import EncryptionSettings, open_encryption
+from payload_converter.encryption import encrypting
 from runtime import process
 from runtime.health import Readiness
 from runtime.metrics import SHORT_SECONDS, serving_metrics
@@ -25,9 +27,9 @@ async def main() -> None:
             description="Duration of requests to the codec server.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
-        app = make_app(
-            (*settings.allowed_hosts, settings.host), settings.allowed_origins, settings.max_request_bytes, duration
-        )
+        hosts = (*settings.allowed_hosts, settings.host)
+        codec = encrypting(open_encryption()).payload_codec
+        app = make_app(hosts, settings.allowed_origins, settings.max_request_bytes, duration, codec)
         async with serving(app, settings.host, settings.port, settings.tls) as address:
             readiness.describe(address=address)
             with readiness.serving():
@@ -35,4 +37,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (CodecSettings,))
+    process.run(SERVICE, main, (CodecSettings, EncryptionSettings))

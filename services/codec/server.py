@@ -2,8 +2,9 @@
 
 `POST /decode` and `POST /encode` take and return a `temporal.api.common.v1.Payloads` as proto3 JSON. Decoding turns
 `binary/protobuf` of a known type into JSON, encoding turns that JSON back; what neither can handle passes through
-untouched, byte for byte, so one odd payload never hides a whole page. The server keeps nothing, calls nobody and knows
-no secret: it returns to callers only what they sent. services.codec is the process around it.
+untouched, byte for byte, so one odd payload never hides a whole page. Where payloads are encrypted at rest, it decrypts
+and encrypts them, too: whoever can call it can read all of them. It keeps nothing. services.codec is the process around
+it.
 """
 
 import json
@@ -23,7 +24,10 @@ from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE
 from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
 from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.converter import PayloadCodec
 
+from encryption import KeysUnavailable
+from payload_converter import PayloadError
 from payload_converter._types import MessageType, known
 from runtime.tls import ServerTls, server_context
 
@@ -34,6 +38,9 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+
 """A Host header: an IPv6 address in brackets, or a name or an IPv4 address; and maybe a port."""
 
 logger = logging.getLogger(__name__)
+
+Convert = Callable[[Payload], Awaitable[Payload]]
+"""Converts one payload of a request."""
 
 
 def decode_payload(payload: Payload) -> Payload:
@@ -74,7 +81,11 @@ def encode_payload(payload: Payload) -> Payload:
 
 
 def make_app(
-    allowed_hosts: Collection[str], allowed_origins: Collection[str], max_request_bytes: int, duration: Histogram
+    allowed_hosts: Collection[str],
+    allowed_origins: Collection[str],
+    max_request_bytes: int,
+    duration: Histogram,
+    codec: PayloadCodec | None = None,
 ) -> web.Application:
     """Return the server's application.
 
@@ -83,7 +94,7 @@ def make_app(
 
     `allowed_origins` are the Web UIs that a browser may let read answers, each as scheme://host[:port]. The CLI and
     other programs need none. A larger body than `max_request_bytes` is a 413, a body that is no Payloads a 400.
-    `duration` takes how long each answer took, in seconds.
+    `duration` takes how long each answer took, in seconds. `codec` decrypts and encrypts; None: nothing is encrypted.
     """
     app = web.Application(
         client_max_size=max_request_bytes, middlewares=[_measured(duration), _only_for(allowed_hosts)]
@@ -99,7 +110,7 @@ def make_app(
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
 
     app.on_response_prepare.append(allow_origin)
-    for path, convert in (("/decode", decode_payload), ("/encode", encode_payload)):
+    for path, convert in (("/decode", _decode(codec)), ("/encode", _encode(codec))):
         app.router.add_post(path, _handler(convert))
         app.router.add_options(path, _preflight)
     return app
@@ -173,14 +184,42 @@ def _only_for(hosts: Collection[str]) -> Middleware:
     return check
 
 
-def _handler(convert: Callable[[Payload], Payload]) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _decode(codec: PayloadCodec | None) -> Convert:
+    """Return a function that decrypts and decodes. A payload that cannot be decrypted passes through untouched."""
+
+    async def decode(payload: Payload) -> Payload:
+        try:
+            (payload,) = await codec.decode([payload]) if codec else [payload]
+        except (PayloadError, KeysUnavailable) as error:
+            logger.warning("a payload is shown encrypted: %s", error)
+        return decode_payload(payload)
+
+    return decode
+
+
+def _encode(codec: PayloadCodec | None) -> Convert:
+    """Return a function that encodes and encrypts. It raises KeysUnavailable, and PayloadError for a large payload."""
+
+    async def encode(payload: Payload) -> Payload:
+        encoded = encode_payload(payload)
+        return (await codec.encode([encoded]))[0] if codec else encoded
+
+    return encode
+
+
+def _handler(convert: Convert) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
             # Unknown fields are dropped: a newer Temporal may add some.
             payloads = json_format.Parse(await request.read(), Payloads(), ignore_unknown_fields=True)
         except (json_format.ParseError, ValueError, RecursionError) as err:
             raise web.HTTPBadRequest(text=f"the body is not a temporal.api.common.v1.Payloads: {err}") from err
-        converted = Payloads(payloads=[convert(payload) for payload in payloads.payloads])
+        try:
+            converted = Payloads(payloads=[await convert(payload) for payload in payloads.payloads])
+        except PayloadError as error:
+            raise web.HTTPBadRequest(text=error.message) from error
+        except KeysUnavailable as error:
+            raise web.HTTPServiceUnavailable(text="no key to encrypt with is available now") from error
         return web.Response(text=json_format.MessageToJson(converted), content_type="application/json")
 
     return handle

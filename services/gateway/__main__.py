@@ -4,9 +4,11 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Final
 
+from encryption import EncryptionSettings, open_encryption
+from feed.encrypted import open_feed
 from feed.feed import FeedSettings
-from feed.nats import NatsFeed
 from jobs import names
+from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
@@ -20,15 +22,15 @@ SERVICE: Final = "gateway"
 async def main() -> None:
     """Run the halves that the role asks for."""
     settings, feed_settings, readiness = GatewaySettings(), FeedSettings(), Readiness(SERVICE)
+    encryption = open_encryption(tenant_of)
     async with AsyncExitStack() as stack:
         serving = serving_metrics(
             settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness, settings.metrics_tls
         )
         metrics = await stack.enter_async_context(serving)
-        client = await temporal.connect(metrics.temporal, readiness)
+        client = await temporal.connect(metrics.temporal, readiness, encryption)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed = NatsFeed(feed_settings, SERVICE)
-        feed.start()
+        feed = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         if settings.role != Role.API:
@@ -36,7 +38,9 @@ async def main() -> None:
         if settings.role != Role.WORKFLOWS:
             meter = metrics.meter(__package__)
             knows_tenants = names.TENANT_ID.name in known
-            serving_calls = serving_api(client, feed, settings, meter, readiness, knows_tenants=knows_tenants)
+            serving_calls = serving_api(
+                client, feed, settings, meter, readiness, encryption, knows_tenants=knows_tenants
+            )
             await stack.enter_async_context(serving_calls)
         logging.getLogger("services.gateway").info("ready")
         with readiness.serving():
@@ -44,4 +48,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (GatewaySettings, FeedSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (GatewaySettings, FeedSettings, EncryptionSettings, temporal.TemporalSettings))

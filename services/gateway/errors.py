@@ -12,6 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from jobs.errors import error_info, make_status
 from jobs.field_rules import Violation
+from payload_converter import PayloadError
 from runtime.grpc_auth import Refusal
 
 _RETRY: Final = timedelta(seconds=1)
@@ -99,6 +100,17 @@ def from_temporal(error: RPCError) -> ApiError:
 def temporal_unavailable(message: str) -> ApiError:
     """UNAVAILABLE: Temporal does not answer."""
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("TEMPORAL_UNAVAILABLE"), _retry_info()))
+
+
+def unreadable(error: PayloadError) -> ApiError:
+    """DATA_LOSS: the content of the job can never be decrypted again."""
+    return ApiError(make_status(code_pb2.DATA_LOSS, error.message, error_info("CONTENT_UNREADABLE")))
+
+
+def keys_unavailable() -> ApiError:
+    """UNAVAILABLE: a key of encrypted content is unavailable now."""
+    message = "the keys of encrypted content are unavailable; call again"
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("KEYS_UNAVAILABLE"), _retry_info()))
 
 
 def _retry_info(wait: timedelta = _RETRY) -> error_details_pb2.RetryInfo:

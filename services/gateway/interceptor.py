@@ -17,14 +17,16 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from temporalio.service import RPCError
 
+from encryption import KeysUnavailable
 from jobs import rules
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
+from payload_converter import PayloadError
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
 from runtime.grpc_auth import Refusal, current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
-from services.gateway.errors import ApiError, exhausted, from_temporal, invalid, refused
+from services.gateway.errors import ApiError, exhausted, from_temporal, invalid, keys_unavailable, refused, unreadable
 from services.gateway.parsing import parse
 from services.gateway.scopes import CHECKS
 
@@ -54,6 +56,9 @@ Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
 Refused = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message | None]]
 """Returns the answer to a request that breaks the rules but was valid once; None refuses it. It gets any request that
 parses."""
+
+_ANSWERED: Final = (ApiError, RPCError, NoRoomError, TooManyCallsError, PayloadError, KeysUnavailable)
+"""Errors that become a status with details."""
 
 _JOB_OVERHEAD: Final = 8
 """Bytes that a SubmitRequest adds to its job, rounded up."""
@@ -128,7 +133,7 @@ def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
             with answer.request(len(data)):
                 await answer.reserve(max(large, len(data)))
                 response = await respond(data, context)
-        except (ApiError, Refusal, RPCError, NoRoomError, TooManyCallsError) as error:
+        except _ANSWERED as error:
             del data
             await _abort(context, error)
             raise
@@ -151,14 +156,15 @@ def _stream(handle: Any, admit: Admit, answers: Answers) -> Any:
             async with aclosing(handling) as responses:
                 async for response in responses:
                     yield response
-        except (ApiError, Refusal, RPCError, NoRoomError, TooManyCallsError) as error:
+        except _ANSWERED as error:
             await _abort(context, error)
 
     return call
 
 
 async def _abort(
-    context: grpc.aio.ServicerContext[Any, Any], error: ApiError | Refusal | RPCError | NoRoomError | TooManyCallsError
+    context: grpc.aio.ServicerContext[Any, Any],
+    error: ApiError | Refusal | RPCError | NoRoomError | TooManyCallsError | PayloadError | KeysUnavailable,
 ) -> None:
     if isinstance(error, TooManyCallsError):
         error = exhausted("this gateway serves its maximum number of calls; call again or call another")
@@ -169,6 +175,11 @@ async def _abort(
     if isinstance(error, RPCError):
         _log.warning("Temporal refused or failed: %s %s", error.status.name, error)
         error = from_temporal(error)
+    if isinstance(error, PayloadError):
+        error = unreadable(error)
+    if isinstance(error, KeysUnavailable):
+        _log.warning("a key is unavailable: %s", error)
+        error = keys_unavailable()
     status: status_pb2.Status = error.status
     await context.abort(_CODES[status.code], status.message, _trailers(status))
 

@@ -13,6 +13,7 @@ from opentelemetry.metrics import Histogram
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.service import RPCError
 
+from encryption import KeysUnavailable
 from feed.feed import Feed, Fence
 from feed.transcript import Transcript
 from llm_pb import internal_pb2, llm_pb2
@@ -118,7 +119,7 @@ class JobFollower:
                 ending = await self._until_worth_asking()
                 try:
                     await self._ask(ending)
-                except RPCError as error:
+                except (RPCError, KeysUnavailable) as error:
                     _log.warning("cannot ask Temporal about %s: %s", self._workflow_id, error)
                     await asyncio.sleep(self._pause())
         finally:
@@ -138,7 +139,7 @@ class JobFollower:
         patience = self._longer_pause()
         # A job that is not notifying by then continues, and the expectation was wrong.
         self._end_expected.clear()
-        with contextlib.suppress(TimeoutError, RPCError):
+        with contextlib.suppress(TimeoutError, RPCError, KeysUnavailable):
             async with asyncio.timeout(patience):
                 return await self._reader.ending(self._workflow_id, self.status.run_id)
         return None
@@ -176,7 +177,7 @@ class JobFollower:
         """Read the job from Temporal, which is the truth; keep what only the feed knows about an open job."""
         starts = self._starts
         description = self._description = await self._reader.describe(gateway_for(self._workflow_id), self._workflow_id)
-        self.user_id = user_of(description)
+        self.user_id = await user_of(description)
         response = await self._reader.status_of(description, ending)
         if response.HasField("result"):
             self._keep(response.result)

@@ -31,6 +31,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from feed.feed import Feed
 from jobs import errors, names
 from jobs.errors import EngineFailed, to_status
+from jobs.ids import tenant_of
 from jobs.outcome import add_result
 from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
@@ -118,7 +119,7 @@ class JobReader:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
             raise
-        if description.workflow_type != names.JOB_WORKFLOW_TYPE or not caller.may_see(user_of(description)):
+        if description.workflow_type != names.JOB_WORKFLOW_TYPE or not caller.may_see(await user_of(description)):
             raise not_found(workflow_id)
         return description
 
@@ -282,7 +283,7 @@ class JobReader:
         """Add to the response what the live feed still holds of a job that Temporal ended before its outcome."""
         if description.status not in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT):
             return
-        result = await left_output(self._feed, description.run_id)
+        result = await left_output(self._feed.of_tenant(tenant_of(description.id)), description.run_id)
         if result is None:
             return
         result.metadata.model = description.typed_search_attributes.get(names.MODEL) or ""

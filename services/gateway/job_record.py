@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 
+from encryption import KeysUnavailable, is_hash
 from jobs import ids, names
 from jobs.memo import from_memo
 from llm_pb import llm_pb2
-from payload_converter import MAX_PAYLOAD_BYTES
+from payload_converter import MAX_PAYLOAD_BYTES, PayloadError
 from services.gateway.job_traces import traceparent_of
 
 _log = logging.getLogger(__name__)
@@ -53,9 +55,24 @@ async def expected_result_bytes(description: WorkflowExecutionDescription) -> in
     return min(history_bytes // 2, MAX_PAYLOAD_BYTES)
 
 
-def user_of(execution: WorkflowExecution) -> str:
-    """Return who a job is for. Empty for one that was started by hand without saying so."""
-    return execution.typed_search_attributes.get(names.USER_ID) or ""
+async def user_of(execution: WorkflowExecution) -> str:
+    """Return who a job is for. Empty for one that was started by hand without saying so, or that is unreadable."""
+    return (await search_attributes_of(execution)).get(names.USER_ID.name, "")
+
+
+async def search_attributes_of(execution: WorkflowExecution) -> dict[str, str]:
+    """Return the search attributes by name. Those that are hashed are in the memo, and absent if it is unreadable."""
+    keys = (names.USER_ID, names.REQUEST_ID, names.MODEL, names.PROJECT_ID)
+    values = {key.name: execution.typed_search_attributes.get(key) or "" for key in keys}
+    if not any(map(is_hash, values.values())):
+        return values
+    clear = {name: value for name, value in values.items() if not is_hash(value)}
+    with suppress(PayloadError, KeysUnavailable):
+        hashed = await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None)
+        # A workflow that was started by hand may hold anything.
+        if isinstance(hashed, dict):
+            clear = {**{name: value for name, value in hashed.items() if isinstance(value, str)}, **clear}
+    return clear
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
@@ -66,6 +83,13 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     final = await final_status(execution)
     if final is not None:
         return final
+    status = bare_status(execution)
+    status.trace_id = ids.trace_id(await traceparent_of(execution))
+    return status
+
+
+def bare_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
+    """Return the status that a description or a listing holds next to the memo, which may be encrypted."""
     state = (
         llm_pb2.JOB_STATE_RUNNING
         if execution.status is None
@@ -74,8 +98,7 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     outcome = execution.typed_search_attributes.get(names.JOB_STATE)
     if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
         state = llm_pb2.JOB_STATE_TIMED_OUT
-    trace_id = ids.trace_id(await traceparent_of(execution))
-    status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
+    status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state)
     set_times(status, execution)
     return status
 

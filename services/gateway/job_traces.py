@@ -1,10 +1,13 @@
 """The trace that a job belongs to, and the link to it from the trace of a later call."""
 
+from contextlib import suppress
 from typing import Final
 
 from temporalio.client import WorkflowExecution
 
+from encryption import KeysUnavailable
 from jobs import names
+from payload_converter import PayloadError
 from runtime.telemetry import link_to
 
 _WORKFLOW_ID: Final = "temporalWorkflowID"
@@ -19,5 +22,6 @@ async def traceparent_of(execution: WorkflowExecution) -> str:
 
 
 async def link_call(execution: WorkflowExecution) -> None:
-    """Link the span of the current call to the trace of the job."""
-    link_to(await traceparent_of(execution), {_WORKFLOW_ID: execution.id})
+    """Link the span of the current call to the trace of the job, unless the trace cannot be decrypted."""
+    with suppress(PayloadError, KeysUnavailable):
+        link_to(await traceparent_of(execution), {_WORKFLOW_ID: execution.id})

@@ -7,13 +7,16 @@ from typing import Final
 from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
+from encryption import Encryption, KeysUnavailable
 from jobs import names
 from jobs.ids import tenant_of
+from jobs.search import HASHED, Hash
 from llm_pb import llm_pb2
+from payload_converter import PayloadError
 from runtime.grpc_auth import Caller
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import base_status, final_status
+from services.gateway.job_record import bare_status, base_status, final_status, search_attributes_of
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
@@ -48,6 +51,7 @@ class JobListing:
         reader: JobReader,
         page_tokens: PageTokens,
         settings: GatewaySettings,
+        encryption: Encryption | None = None,
         *,
         knows_tenants: bool,
     ) -> None:
@@ -57,18 +61,19 @@ class JobListing:
         self._reader = reader
         self._page_tokens = page_tokens
         self._timeout = settings.list_timeout
+        self._encryption = encryption
         self._describes = asyncio.Semaphore(_DESCRIBES)
 
     async def list_page(self, caller: Caller, request: llm_pb2.ListRequest) -> llm_pb2.ListResponse:
         """Return a page of the jobs of the caller's tenant.
 
         Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
-        time; RPCError.
+        time; RPCError; KeysUnavailable when the jobs of a filter may have hashes.
         """
         began, within = asyncio.get_running_loop().time(), self._timeout.total_seconds()
         token = self._page_tokens.unseal(caller.tenant, request)
         page = self._client.list_workflows(
-            self._query(caller.tenant, request),
+            self._query(caller.tenant, request, await self._hash_for(caller.tenant, request)),
             page_size=request.page_size or _DEFAULT_PAGE_SIZE,
             next_page_token=token,
         )
@@ -91,17 +96,27 @@ class JobListing:
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
         # Without a final status the job is open, or Temporal ended it before it wrote one.
-        status = await final_status(execution) or await self._status(execution, until)
+        try:
+            status = await final_status(execution) or await self._status(execution, until)
+        except (PayloadError, KeysUnavailable) as error:
+            _log.info("%s cannot be decrypted: %s", execution.id, error)
+            status = bare_status(execution)
         status.ClearField("progress")
         status.ClearField("notifications")
-        attributes = execution.typed_search_attributes
+        attributes = await search_attributes_of(execution)
         return llm_pb2.JobSummary(
             status=status,
-            user_id=attributes.get(names.USER_ID) or "",
-            request_id=attributes.get(names.REQUEST_ID) or "",
-            model=attributes.get(names.MODEL) or "",
-            project_id=attributes.get(names.PROJECT_ID) or "",
+            user_id=attributes.get(names.USER_ID.name, ""),
+            request_id=attributes.get(names.REQUEST_ID.name, ""),
+            model=attributes.get(names.MODEL.name, ""),
+            project_id=attributes.get(names.PROJECT_ID.name, ""),
         )
+
+    async def _hash_for(self, tenant: str, request: llm_pb2.ListRequest) -> Hash | None:
+        """Return the hash that jobs of the filter may have, None if none can."""
+        if self._encryption is None or not (request.user_id or request.project_id):
+            return None
+        return await self._encryption.known_search_hash(tenant)
 
     async def _status(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobStatus:
         """Return the status that GetStatus returns, or what the list itself holds when that is not there in time."""
@@ -115,8 +130,11 @@ class JobListing:
             _log.info("%s cannot be described: %r", execution.id, error)
             return await base_status(execution)
 
-    def _query(self, tenant: str, request: llm_pb2.ListRequest) -> str:
-        """Return the visibility query. Every value has passed a rule that forbids quotes."""
+    def _query(self, tenant: str, request: llm_pb2.ListRequest, hash_: Hash | None) -> str:
+        """Return the visibility query. Every value has passed a rule that forbids quotes.
+
+        A job from before search attributes were hashed has them in clear, so a filter asks for both forms.
+        """
         terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
         for key, value in (
             (names.TENANT_ID, tenant),
@@ -124,7 +142,9 @@ class JobListing:
             (names.MODEL, request.model),
             (names.PROJECT_ID, request.project_id),
         ):
-            if value:
+            if value and hash_ is not None and key.name in HASHED:
+                terms.append(f"{key.name} IN ('{value}', '{hash_(key.name, value)}')")
+            elif value:
                 terms.append(f"{key.name} = '{value}'")
         if not tenant and self._knows_tenants:
             # Others would be dropped from the page.

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from opentelemetry.metrics import Meter
 from temporalio.client import Client
 
+from encryption import Encryption
 from feed.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime import temporal
@@ -35,7 +36,14 @@ from services.gateway.submission import JobSubmission
 
 @asynccontextmanager
 async def serving_api(
-    client: Client, feed: Feed, settings: GatewaySettings, meter: Meter, readiness: Readiness, *, knows_tenants: bool
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    meter: Meter,
+    readiness: Readiness,
+    encryption: Encryption | None = None,
+    *,
+    knows_tenants: bool,
 ) -> AsyncIterator[None]:
     """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace.
 
@@ -49,8 +57,8 @@ async def serving_api(
     metrics = GatewayMetrics(meter)
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
-    submission = JobSubmission(client, models, reader, settings, metrics)
-    listing = JobListing(client, reader, page_tokens, settings, knows_tenants=knows_tenants)
+    submission = JobSubmission(client, models, reader, settings, metrics, encryption)
+    listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     deliveries = DeliveryService(client, reader, delivery_reader, settings)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)

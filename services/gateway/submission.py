@@ -9,19 +9,22 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from encryption import Encryption
 from jobs import names, options
 from jobs.field_rules import Violation, too_large
 from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
+from jobs.search import Hash
 from jobs.start import digests, job_start
 from llm_pb import internal_pb2, llm_pb2
+from payload_converter import PayloadError
 from runtime.grpc_auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
 from services.gateway.errors import JobNotFound, key_reused
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import FINAL_STATES
+from services.gateway.job_record import FINAL_STATES, bare_status
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
@@ -35,7 +38,13 @@ class JobSubmission:
     """Starts and cancels jobs."""
 
     def __init__(
-        self, client: Client, models: Models, reader: JobReader, settings: GatewaySettings, metrics: GatewayMetrics
+        self,
+        client: Client,
+        models: Models,
+        reader: JobReader,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        encryption: Encryption | None = None,
     ) -> None:
         self._client = client
         self._models = models
@@ -43,6 +52,7 @@ class JobSubmission:
         self._settings = settings
         self._metrics = metrics
         self._turns = Turns(settings.tenants)
+        self._encryption = encryption
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
         """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
@@ -68,11 +78,19 @@ class JobSubmission:
     async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
-        Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable.
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable;
+        KeysUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
-        priority = self._turns.priority(caller.tenant, job.user_id)
-        start = job_start(job, self._options(job), tenant=caller.tenant, priority=priority, traceparent=traceparent)
+        hash_ = await self._hash_for(caller.tenant)
+        start = job_start(
+            job,
+            self._options(job),
+            tenant=caller.tenant,
+            priority=self._turns.priority(caller.tenant, job.user_id, hash_),
+            traceparent=traceparent,
+            hash_=hash_,
+        )
         for earlier in _earlier_ids(caller, job):
             if earlier != start.id:
                 # The job may still run under the id of a version that did not shorten ids.
@@ -126,7 +144,8 @@ class JobSubmission:
 
     async def cancel(self, caller: Caller, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Cancel the job and return its status; an ended job does not change. Raises ApiError NOT_FOUND, RPCError."""
-        await link_call(await self._reader.describe(caller, request.workflow_id))
+        description = await self._reader.describe(caller, request.workflow_id)
+        await link_call(description)
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -138,7 +157,11 @@ class JobSubmission:
                 raise
             signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
-        status = (await self._reader.get(caller, request.workflow_id)).status
+        try:
+            status = (await self._reader.get(caller, request.workflow_id)).status
+        except PayloadError:
+            # Its keys were deleted. The cancel needs none of them.
+            status = bare_status(description)
         if status.state not in FINAL_STATES:
             if not signalled:
                 await signal()
@@ -162,6 +185,9 @@ class JobSubmission:
         await link_call(description)
         status = (await self._reader.status_of(description)).status
         return llm_pb2.SubmitResponse(workflow_id=description.id, run_id=status.run_id, status=status)
+
+    async def _hash_for(self, tenant: str) -> Hash | None:
+        return None if self._encryption is None else await self._encryption.search_hash(tenant)
 
     def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
         settings, span = self._settings, options.duration

@@ -13,8 +13,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 from temporalio.common import Priority
 
-from jobs.ids import owner, tenant_of
-from jobs.start import fair_turns
+from jobs.ids import tenant_of
+from jobs.search import Hash
+from jobs.start import fair_owner, fair_turns
 from runtime.grpc_auth import Caller
 from services.gateway.errors import not_found
 
@@ -53,10 +54,10 @@ class Turns:
         self._seen: defaultdict[str, OrderedDict[str, float]] = defaultdict(OrderedDict)
         """When each active user of a tenant was last seen, the oldest first."""
 
-    def priority(self, tenant: str, user_id: str) -> Priority:
-        """Return the priority of the workflow of a job that the user submits now."""
+    def priority(self, tenant: str, user_id: str, hash_: Hash | None = None) -> Priority:
+        """Return the priority of the workflow of a job that the user submits now. `hash_` is that of job_start()."""
         if not tenant:
-            return fair_turns(user_id)
+            return fair_turns(fair_owner(user_id, tenant, hash_))
         seen, now = self._seen[tenant], self._now()
         while seen and next(iter(seen.values())) < now - _ACTIVE.total_seconds():
             seen.popitem(last=False)
@@ -67,4 +68,4 @@ class Turns:
         else:
             # No user has this name.
             user = f"#{zlib.crc32(user_id.encode()) % _MAX_TURNS}"
-        return fair_turns(owner(user, tenant), self._tenants.get(tenant, _DEFAULT).weight / len(seen))
+        return fair_turns(fair_owner(user, tenant, hash_), self._tenants.get(tenant, _DEFAULT).weight / len(seen))

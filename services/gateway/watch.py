@@ -53,7 +53,7 @@ class Watch:
 
     @property
     def user_id(self) -> str:
-        """The job's user. Empty until the job is known."""
+        """The job's user, or its hash where search attributes are hashed. Empty until the job is known."""
         return self._job.user_id
 
     async def known(self) -> None:

@@ -8,10 +8,12 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from feed.feed import Feed
 from jobs import names
+from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
+from services.gateway.unreadable_jobs import ending_unreadable
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 
@@ -37,7 +39,7 @@ class LocalActivities:
 
         `feed_key` is that of the RunRequest.
         """
-        result = await close_feed(self._feed, _key_of(feed_key))
+        result = await close_feed(self._feed_of_tenant(), _key_of(feed_key))
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
@@ -46,9 +48,12 @@ class LocalActivities:
 
         `feed_key` is that of the RunRequest.
         """
-        key = _key_of(feed_key)
-        await self._feed.sync(key, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
-        await self._feed.remove(key)
+        key, feed = _key_of(feed_key), self._feed_of_tenant()
+        await feed.sync(key, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
+        await feed.remove(key)
+
+    def _feed_of_tenant(self) -> Feed:
+        return self._feed.of_tenant(tenant_of(activity.info().workflow_id or ""))
 
 
 def _key_of(feed_key: str) -> str:
@@ -61,7 +66,7 @@ def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Wo
     """Return the worker for the queue of workflows."""
     local = LocalActivities(client, feed)
     return Worker(
-        client,
+        ending_unreadable(client),
         task_queue=settings.workflow_queue,
         workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
         activities=[local.request_cancel, local.recover_output, local.forget_feed],

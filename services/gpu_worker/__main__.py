@@ -8,8 +8,11 @@ from typing import Final
 from opentelemetry import trace
 from temporalio.worker import Worker
 
+from encryption import EncryptionSettings, open_encryption
+from encryption.settings import KEY_PATIENCE
+from feed.encrypted import open_feed
 from feed.feed import FeedSettings
-from feed.nats import NatsFeed
+from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
@@ -23,6 +26,7 @@ SERVICE: Final = "gpu-worker"
 async def main() -> None:
     """Run the worker, which polls while the model loads. Raises EngineDead: the process then ends with status 1."""
     settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
+    encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
     config = EngineConfig(
         settings.model_path,
@@ -34,14 +38,13 @@ async def main() -> None:
         settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness, settings.metrics_tls
     ) as metrics:
         engine = create_engine(settings.engine, config)
-        feed = NatsFeed(FeedSettings(), SERVICE)
-        feed.start()
+        feed = open_feed(FeedSettings(), SERVICE, encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
         loading = asyncio.create_task(engine.start())
         readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
         readiness.want("feed", "is not connected: watchers see no tokens", lambda: feed.available)
         try:
-            client = await temporal.connect(metrics.temporal, readiness)
+            client = await temporal.connect(metrics.temporal, readiness, encryption)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry)
             async with Worker(
@@ -63,4 +66,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (GpuWorkerSettings, FeedSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (GpuWorkerSettings, FeedSettings, EncryptionSettings, temporal.TemporalSettings))

@@ -94,7 +94,8 @@ class RunLLMOnGPU:
         number = request.earlier_attempts + info.attempt
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
-        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._throttle)
+        feed = self._feed.of_tenant(tenant_of(info.workflow_id or ""))
+        attempt = Attempt(request, number, key, self._worker, feed, self._settings, self._throttle)
         if (heartbeat := from_details(info.heartbeat_details)).HasField("metadata"):
             attempt.restore(heartbeat)
         elif request.HasField("queue_time"):

@@ -6,7 +6,10 @@ from typing import Final
 
 from temporalio.worker import Worker
 
+from encryption import EncryptionSettings, open_encryption
+from encryption.settings import KEY_PATIENCE
 from jobs import names
+from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
@@ -23,13 +26,14 @@ SERVICE: Final = "notifier"
 async def main() -> None:
     """Run one worker for outcomes and one for progress."""
     settings, readiness = NotifierSettings(), Readiness(SERVICE)
+    encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     async with (
         serving_metrics(
             settings.metrics_host, settings.metrics_port, "NOTIFIER_", readiness, settings.metrics_tls
         ) as metrics,
         open_sinks(settings) as sinks,
     ):
-        client = await temporal.connect(metrics.temporal, readiness)
+        client = await temporal.connect(metrics.temporal, readiness, encryption)
         dispatcher = Dispatcher(sinks, settings, NotifierMetrics(metrics.meter(__package__)))
         outcomes = Worker(
             client,
@@ -53,4 +57,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (NotifierSettings, temporal.TemporalSettings))
+    process.run(SERVICE, main, (NotifierSettings, EncryptionSettings, temporal.TemporalSettings))

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import nats
@@ -15,10 +15,13 @@ from nats.js import JetStreamContext
 from pydantic import SecretStr
 
 from deploy.local.stack import Stack
+from encryption import Encryption
+from feed.encrypted import EncryptedFeed
 from feed.feed import Feed, FeedSettings
 from feed.memory import MemoryFeed
 from feed.nats import NatsFeed
 from llm_pb import internal_pb2
+from tests.support.encryption import Keys
 from tests.support.stacks import stack_settings
 
 
@@ -84,11 +87,13 @@ async def jetstream(broker: Stack) -> AsyncIterator[JetStreamContext]:
     await client.close()
 
 
-@pytest.fixture(params=["memory", "nats"])
-async def feed(request: pytest.FixtureRequest, broker: Stack) -> AsyncIterator[Feed]:
-    feed: Feed = MemoryFeed() if request.param == "memory" else await nats_feed(broker)
+@pytest.fixture(params=["memory", "nats", "memory-encrypted", "nats-encrypted"])
+async def feed(request: pytest.FixtureRequest, broker: Stack, tmp_path: Path) -> AsyncIterator[Feed]:
+    feed: Feed = MemoryFeed() if "memory" in request.param else await nats_feed(broker)
     if isinstance(feed, NatsFeed):
         await feed.wait_ready()
+    if "encrypted" in request.param:
+        feed = EncryptedFeed(feed, Keys(tmp_path).encryption())
     yield feed
     await feed.close()
 
@@ -354,3 +359,46 @@ async def test_changed_limits_are_taken_over(own_broker: Stack, own_feed: NatsFe
         config = (await stream.stream_info(FeedSettings().stream)).config
     assert (config.max_age, config.max_bytes) == (3600, 1 << 20)
     await other.close()
+
+
+async def test_an_encrypted_feed_reads_records_in_clear_and_of_several_keys(tmp_path: Path) -> None:
+    """The keys are not in the reader's memory, and come one after the other, each record once and in order."""
+    keys, store = Keys(tmp_path), MemoryFeed()
+    months = [datetime(2026, month, 15, tzinfo=UTC) for month in (1, 2, 3)]
+    await store.append("job", record(0))
+    for number, month in enumerate(months, 1):
+        writer = EncryptedFeed(store, Encryption(keys.data_keys(lambda month=month: month)))  # type: ignore[misc]
+        await writer.append("job", record(2 * number - 1))
+        await writer.append("job", record(2 * number))
+    assert await read(EncryptedFeed(store, keys.encryption()), "job", 7) == list(range(7))
+
+
+async def test_an_encrypted_feed_leaves_out_what_cannot_be_read_any_more(tmp_path: Path) -> None:
+    """Records of a deleted key, and those of another job put in their place: a gap, for which Temporal is asked."""
+    keys, store = Keys(tmp_path), MemoryFeed()
+    january = Encryption(keys.data_keys(lambda: datetime(2026, 1, 15, tzinfo=UTC)))
+    await EncryptedFeed(store, january).append("job", record(0))
+    keys.store.delete("")
+    feed = EncryptedFeed(store, keys.encryption())
+    await feed.append("job", record(1))
+    await feed.append("other", record(2))
+    forged: list[internal_pb2.FeedRecord] = []
+    await store.read("other", lambda item: not forged.append(item))
+    await store.append("job", forged[0])
+    await feed.append("job", record(3))
+    assert await read(feed, "job", 2) == [1, 3]
+
+
+async def test_an_encrypted_feed_without_its_keys_loses_records_and_says_so(tmp_path: Path) -> None:
+    keys, store = Keys(tmp_path), MemoryFeed()
+    feed, ring = EncryptedFeed(store, keys.encryption()), keys.ring
+    keys.ring = ""
+    await feed.append("job", record(0))
+    assert not await feed.sync("job", record(1))
+    assert (feed.available, feed.recoveries) == (False, 0)
+    keys.ring = ring
+    async with asyncio.timeout(60):
+        while not await feed.sync("job", record(2)):  # noqa: ASYNC110  # the keys are asked for again
+            await asyncio.sleep(0.1)
+    assert (feed.available, feed.recoveries) == (True, 1)
+    assert await read(feed, "job", 1) == [2]

@@ -16,6 +16,7 @@ SCRIPTS = {
     "jobs_per_second": ("suite", "peer_bare_workflow", "peer_celery_redis"),
     "watchers": ("suite", "floor_grpc_broadcast"),
     "payload_cost": ("suite", "peer_default_protobuf", "peer_default_dataclass", "peer_pydantic", "floor_utf8"),
+    "encryption_cost": ("suite", "peer_plain", "limit_aes_gcm"),
     "temporal_cost": ("suite", "peer_workflow_streams", "peer_bare_workflow"),
     "growth": ("suite",),
     "fairness": ("suite", "peer_fairness_off", "limit_alone"),

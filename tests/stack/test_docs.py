@@ -19,6 +19,7 @@ from deploy.record_kill import BEGIN, END, record, with_recording
 from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
+from payload_converter import PayloadError
 from runtime import grpc_auth
 from services.gateway import errors
 from services.gateway.scopes import user_not_allowed
@@ -113,6 +114,8 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.key_reused("a", "b"),
         errors.exhausted("a"),
         errors.shutting_down(),
+        errors.unreadable(PayloadError("a")),
+        errors.keys_unavailable(),
         errors.from_temporal(RPCError("a", RPCStatusCode.UNKNOWN, b"")),
         errors.refused(grpc_auth.credential_missing("a")),
         errors.refused(grpc_auth.credential_invalid("a")),

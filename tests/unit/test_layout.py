@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 OURS = {
     "deploy",
     "durable_llm",
+    "encryption",
     "feed",
     "jobs",
     "llm_pb",
@@ -26,21 +27,24 @@ OURS = {
 MAY_IMPORT = {
     "llm_pb": set(),
     "durable_llm": {"llm_pb"},
-    "payload_converter": {"llm_pb"},
+    "encryption": set(),
+    "payload_converter": {"encryption", "llm_pb"},
     "jobs": {"llm_pb", "payload_converter"},
     "workflows": {"jobs", "llm_pb"},
-    "feed": {"jobs", "llm_pb", "runtime"},
-    "runtime": {"payload_converter"},
-    "services": {"feed", "jobs", "models", "runtime", "llm_pb"},
-    "services/codec": {"payload_converter", "runtime"},
-    "services/gateway": {"payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
+    "feed": {"encryption", "jobs", "llm_pb", "runtime"},
+    "runtime": {"encryption", "payload_converter"},
+    "services": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb"},
+    "services/codec": {"encryption", "payload_converter", "runtime"},
+    "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
 """Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs workflows."""
 
 ONLY = {
+    "botocore": {"encryption/kms.py"},
+    "cryptography": {"encryption/cipher.py", "encryption/keyring.py", "runtime/auth_certificates.py"},
     "nats": {"feed/nats.py", "feed/nats_consumers.py", "runtime/nats_client.py", "services/notifier/sinks/nats.py"},
     "aiokafka": {"services/notifier/sinks/kafka.py"},
-    "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},
+    "aiohttp": {"encryption/kms.py", "services/codec/server.py", "services/notifier/sinks/webhook.py"},
     "jwt": {"runtime/auth_jwt.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {

@@ -77,10 +77,10 @@ def test_a_setting_comes_from_the_environment(settings: type[BaseSettings], monk
     # Without it a gateway takes no other address than loopback.
     monkeypatch.setenv("GATEWAY_ALLOW_ANONYMOUS", "true")
     texts = {name: field.annotation for name, field in settings.model_fields.items()}
-    name, kind = next((n, kind) for n, kind in texts.items() if kind is str or get_origin(kind) is Literal)
-    changed = "changed" if kind is str else get_args(kind)[-1]
+    name, kind = next((n, kind) for n, kind in texts.items() if kind in (str, bool) or get_origin(kind) is Literal)
+    changed = {str: "changed", bool: "false"}.get(kind) or get_args(kind)[-1]
     monkeypatch.setenv(f"{settings.model_config['env_prefix']}{name}".upper(), changed)
-    assert getattr(settings(), name) == changed
+    assert str(getattr(settings(), name)).lower() == changed.lower()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@
     │   ├── CredentialExpired     the credential was good; call with a new one
     │   ├── MissingScope          the credential is not for this call
     │   ├── UserNotAllowed        the credential is for the jobs of another user
+    │   ├── ContentUnreadable     the job's content can never be decrypted again
     │   └── Unavailable           the service did not answer
     │       ├── TemporalUnavailable        the service cannot reach Temporal
     │       ├── AuthenticationUnavailable  the service cannot verify the credential now
+    │       ├── KeysUnavailable            the keys of encrypted content are unavailable
     │       └── GatewayShutdown            the gateway that was asked stops
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
@@ -137,6 +139,12 @@ class UserNotAllowed(ApiError):
     reason = "USER_NOT_ALLOWED"
 
 
+class ContentUnreadable(ApiError):
+    """The job's content can never be decrypted again: its keys were deleted, or it was altered."""
+
+    reason = "CONTENT_UNREADABLE"
+
+
 class Unavailable(ApiError):
     """The service did not answer. A Submit may have been accepted all the same: repeat it under its request_id."""
 
@@ -151,6 +159,12 @@ class AuthenticationUnavailable(Unavailable):
     """The service cannot verify the credential now, because its issuer is away."""
 
     reason = "AUTHENTICATION_UNAVAILABLE"
+
+
+class KeysUnavailable(Unavailable):
+    """The keys of encrypted content are unavailable now."""
+
+    reason = "KEYS_UNAVAILABLE"
 
 
 class GatewayShutdown(Unavailable):

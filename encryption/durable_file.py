@@ -1,0 +1,40 @@
+"""Small files that are on disk before they are used, and that readers find complete or not at all."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_draft(path: Path, text: str) -> Path:
+    """Write a new hidden file next to the path, sync it to disk and return it, to be renamed or linked to the path.
+
+    If the path exists, the file has its owner and permissions: an operator may replace a file of the services. Raises
+    OSError.
+    """
+    handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        with contextlib.suppress(FileNotFoundError):
+            present = path.stat()
+            os.fchmod(handle, present.st_mode & 0o777)
+            with contextlib.suppress(PermissionError):
+                os.fchown(handle, present.st_uid, present.st_gid)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(name)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write the file, in place of the present one if there is one. Raises OSError."""
+    write_draft(path, text).rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the names of a folder to disk. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,17 @@
+"""Why something cannot be encrypted or decrypted, and whether another attempt can help.
+
+KeysUnavailable: a key is unavailable now. Its store is not mounted, its service is down, its wrapping key is missing.
+Unreadable: a ciphertext was altered, and stays unreadable. KeyDeleted: so does the content of a deleted key.
+"""
+
+
+class KeysUnavailable(RuntimeError):
+    """A key is unavailable now. Another attempt succeeds once the store or the service is back."""
+
+
+class Unreadable(ValueError):
+    """A ciphertext that can never be decrypted again."""
+
+
+class KeyDeleted(Unreadable):
+    """The data key of a ciphertext was deleted with its tenant's keys."""

@@ -1,0 +1,92 @@
+"""The contract of key wrappers, kept by the file and by KMS."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from encryption import KeysUnavailable
+from encryption.key_wrapper import KeyWrapper
+from encryption.keyring import Keyring
+from tests.support.commands import start
+
+
+async def new_key(url: str) -> str:
+    headers = {
+        "Content-Type": "application/x-amz-json-1.1",
+        "X-Amz-Target": "TrentService.CreateKey",
+        # By which moto finds the service; it checks no signature.
+        "Authorization": "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/kms/aws4_request",
+    }
+    async with aiohttp.ClientSession() as http, http.post(url, data="{}", headers=headers) as response:
+        arn: str = json.loads(await response.text())["KeyMetadata"]["Arn"]
+        return arn
+
+
+@pytest.fixture(params=["keyring", "kms"])
+async def wrapper(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KeyWrapper]:
+    if request.param == "keyring":
+        keyring = Keyring(tmp_path / "keyring.json")
+        keyring.turn()
+        yield keyring
+        return
+    pytest.importorskip("moto.server")
+    kms = pytest.importorskip("encryption.kms")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    server = await start(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0")
+    assert server.stderr
+    try:
+        async with asyncio.timeout(120):
+            while not (found := re.search(rb"Running on (http://\S+)", await server.stderr.readline())):
+                pass
+        url = f"{found[1].decode()}/"
+        yield kms.Kms(await new_key(url), url)
+        server.terminate()
+        await server.wait()
+        with pytest.raises(KeysUnavailable, match="does not answer"):
+            await kms.Kms("arn:aws:kms:us-east-1:1:key/k", url).wrap(bytes(32), "context")
+    finally:
+        if server.returncode is None:
+            server.kill()
+        await server.communicate()
+
+
+async def test_a_wrapped_key_is_unwrapped(wrapper: KeyWrapper) -> None:
+    secret = bytes(range(32))
+    wrapped = await wrapper.wrap(secret, "context")
+    assert secret.hex() not in wrapped
+    assert await wrapper.unwrap(wrapped, "context") == secret
+
+
+async def test_another_context_is_refused(wrapper: KeyWrapper) -> None:
+    """So nobody passes one tenant's key for another one's."""
+    wrapped = await wrapper.wrap(bytes(32), "context")
+    with pytest.raises(KeysUnavailable):
+        await wrapper.unwrap(wrapped, "another")
+
+
+async def test_what_another_key_has_wrapped_is_refused(wrapper: KeyWrapper, tmp_path: Path) -> None:
+    """Otherwise who can write into the key store would choose the data keys of all that follows."""
+    other: KeyWrapper
+    if isinstance(wrapper, Keyring):
+        other = Keyring(tmp_path / "another.json")
+        other.turn()
+    else:
+        kms, url = type(wrapper), wrapper._url  # type: ignore[attr-defined]
+        other = kms(await new_key(url), url)  # type: ignore[call-arg]
+    with pytest.raises(KeysUnavailable):
+        await wrapper.unwrap(await other.wrap(bytes(32), "context"), "context")
+
+
+@pytest.mark.parametrize("wrapped", ["", "other:k:AAAA", "other:k:A", "file:k:AAAA", "file:k:A", "kms:AAAA", "kms:A"])
+async def test_what_it_has_not_wrapped_is_refused(wrapper: KeyWrapper, wrapped: str) -> None:
+    with pytest.raises(KeysUnavailable):
+        await wrapper.unwrap(wrapped, "context")
