@@ -1,6 +1,11 @@
 """What the gateway knows about tenants."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_OPEN_JOBS: Final = 5000
+"""Maximum of max_open_jobs: the ids of the open jobs must fit into one payload of Temporal's, 255 bytes each."""
 
 
 class TenantSettings(BaseModel):
@@ -10,3 +15,15 @@ class TenantSettings(BaseModel):
 
     weight: float = Field(1, ge=0.01, le=100)
     """The tenant's share of the GPUs while others wait, relative to the shares of others. Its users share it."""
+    requests_per_second: float | None = Field(None, ge=0.001, le=1_000_000)
+    """The calls a second that each gateway serves the tenant on average. None: not limited."""
+    request_burst: int | None = Field(None, ge=1, le=1_000_000)
+    """The calls that each gateway serves the tenant at once. None: those of a second, at least one."""
+    max_open_jobs: int | None = Field(None, ge=0, le=MAX_OPEN_JOBS)
+    """The maximum number of the tenant's jobs whose outcome is not settled, at all gateways. None: not limited."""
+
+    @model_validator(mode="after")
+    def _burst_has_a_rate(self) -> Self:
+        if self.request_burst is not None and self.requests_per_second is None:
+            raise ValueError("request_burst needs requests_per_second")
+        return self

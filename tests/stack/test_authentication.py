@@ -43,6 +43,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "ListModels": lambda: llm_pb2.ListModelsRequest(),
     "ListDeliveries": lambda: llm_pb2.ListDeliveriesRequest(workflow_id=NO_JOB),
     "Redeliver": lambda: llm_pb2.RedeliverRequest(workflow_id=NO_JOB),
+    "GetQuota": lambda: llm_pb2.GetQuotaRequest(),
 }
 """A valid request of each method, about a job that does not exist."""
 FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver"}

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.job_not_ended("a"),
         errors.key_reused("a", "b"),
         errors.exhausted("a"),
+        errors.quota_exceeded("a", "b", "c", timedelta(seconds=1)),
         errors.shutting_down(),
         errors.from_temporal(RPCError("a", RPCStatusCode.UNKNOWN, b"")),
         errors.refused(grpc_auth.credential_missing("a")),
