@@ -84,6 +84,14 @@ def unshortened_delivery_workflow_id(job_workflow_id: str) -> str:
     return f"{_DELIVERY_PREFIX}{job_workflow_id}"
 
 
+def owner(user_id: str, tenant: str = "") -> str:
+    """Return one name for a user of a tenant, by which the users of all tenants differ: `<tenant>/<user>`, or the user.
+
+    No user has a slash.
+    """
+    return f"{tenant}/{user_id}" if tenant else user_id
+
+
 def _doubled(name: str) -> str:
     return name.replace("-", "--")
 

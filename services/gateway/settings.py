@@ -121,7 +121,7 @@ class GatewaySettings(BaseSettings):
     counts. The scope `proxy` is for those that send their callers' credentials."""
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
-    0.01 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
+    0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
     request_burst, for each gateway, and max_open_jobs, for all gateways together, at most 5000."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
@@ -166,8 +166,8 @@ class GatewaySettings(BaseSettings):
     retry_attempts: int = Field(DEFAULT_RETRY_ATTEMPTS, ge=1)
     """Maximum number of attempts of RunLLMOnGPU."""
     notify_operator: bool | None = None
-    """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS) is notified of jobs that name no
-    target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
+    """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS, NOTIFIER_TENANTS) is notified of
+    jobs that name no target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
     notify_hold: timedelta = DEFAULT_NOTIFY_HOLD
     """Maximum time for which an ended job stays open for its deliveries. They continue without it after that."""
     notify_interval: timedelta = Field(DEFAULT_NOTIFY_INTERVAL, gt=timedelta(0))
@@ -217,6 +217,9 @@ class GatewaySettings(BaseSettings):
     max_watchers_per_user: int = Field(1000, gt=0)
     """Maximum number of concurrent StreamStatus calls for the jobs of one user. Further calls get
     RESOURCE_EXHAUSTED."""
+    max_watchers_per_tenant: int = Field(2500, gt=0)
+    """Maximum number of concurrent StreamStatus calls for the jobs of one tenant. Further calls get RESOURCE_EXHAUSTED.
+    Jobs without a tenant have no such limit."""
     keepalive: timedelta = timedelta(seconds=15)
     """Maximum time between two messages of a stream."""
     ping_interval: timedelta = PING_INTERVAL

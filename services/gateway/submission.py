@@ -27,6 +27,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
+from services.gateway.tenants import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class JobSubmission:
         self._open_jobs = open_jobs
         self._settings = settings
         self._metrics = metrics
+        self._turns = Turns(settings.tenants)
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
         """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
@@ -80,11 +82,13 @@ class JobSubmission:
         job, traceparent = request.job, current_traceparent()
         chosen = self._options(job)
         chosen.ledger = self._open_jobs.ledger(caller.tenant)
-        start = job_start(job, chosen, traceparent=traceparent)
-        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != start.id:
-            # The job may still run under the id of a version that did not shorten ids.
-            with suppress(JobNotFound):
-                return await self._found(caller, earlier, job, None)
+        priority = self._turns.priority(caller.tenant, job.user_id)
+        start = job_start(job, chosen, tenant=caller.tenant, priority=priority, traceparent=traceparent)
+        for earlier in _earlier_ids(caller, job):
+            if earlier != start.id:
+                # The job may still run under the id of a version that did not shorten ids.
+                with suppress(JobNotFound):
+                    return await self._found(caller, earlier, job, None)
         if chosen.ledger:
             reservation = await self._open_jobs.reserve(caller.tenant, start.id)
             if reservation is None:
@@ -131,7 +135,7 @@ class JobSubmission:
         if check_job(job, strict=False):
             # No version has ever accepted such a job, so Temporal need not be asked.
             return None
-        ids = (workflow_id(job.user_id, job.request_id), unshortened_workflow_id(job.user_id, job.request_id))
+        ids = (workflow_id(job.user_id, job.request_id, caller.tenant), *_earlier_ids(caller, job))
         for id_ in dict.fromkeys(ids):
             with suppress(JobNotFound):
                 description = await self._reader.describe(caller, id_, once=True)
@@ -220,6 +224,11 @@ class JobSubmission:
             default_max_tokens=model.default_max_tokens if model else 0,
             notify_operator=settings.notify_operator,
         )
+
+
+def _earlier_ids(caller: Caller, job: llm_pb2.JobRequest) -> tuple[str, ...]:
+    """Return the id that the job may have from a version that did not shorten ids. Those knew no tenants."""
+    return () if caller.tenant else (unshortened_workflow_id(job.user_id, job.request_id),)
 
 
 async def _is_of(description: WorkflowExecutionDescription, job: llm_pb2.JobRequest) -> bool:

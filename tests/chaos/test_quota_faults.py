@@ -12,6 +12,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from payload_converter import data_converter
+from tests.support.ledgers import start_ledger
 from tests.support.quotas import (
     PATIENCE,
     Installation,
@@ -20,7 +21,6 @@ from tests.support.quotas import (
     queued_job,
     race,
     reason_of,
-    start_ledger,
     submit,
     until_accepted,
 )

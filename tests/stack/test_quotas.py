@@ -21,6 +21,7 @@ from jobs.ids import ledger_workflow_id, tenant_of
 from llm_pb import llm_pb2
 from tests.support.credentials import bearer
 from tests.support.jobs import details_of, new_job
+from tests.support.ledgers import start_ledger
 from tests.support.quotas import (
     PATIENCE,
     Installation,
@@ -31,7 +32,6 @@ from tests.support.quotas import (
     queued_job,
     race,
     reason_of,
-    start_ledger,
     submit,
     until_accepted,
 )

@@ -15,9 +15,7 @@ from temporalio.client import Client
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
-from jobs import names
-from jobs.ids import ledger_workflow_id
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
@@ -145,13 +143,3 @@ async def closed(temporal: Client, id_: str) -> None:
     """Return once a workflow has closed, however."""
     async for _ in temporal.get_workflow_handle(id_).fetch_history_events(wait_new_event=True):
         pass
-
-
-async def start_ledger(temporal: Client, tenant: str, **state: Any) -> None:
-    """Start a tenant's ledger, with times and numbers that a gateway does not give it: see LedgerState."""
-    await temporal.start_workflow(
-        names.LEDGER_WORKFLOW_TYPE,
-        internal_pb2.LedgerState(**state),
-        id=ledger_workflow_id(tenant),
-        task_queue=names.WORKFLOW_QUEUE,
-    )

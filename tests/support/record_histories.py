@@ -21,9 +21,9 @@ from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.jobs import new_job, until_output, watch
+from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
-from tests.support.quotas import start_ledger
 from tests.support.stacks import FAST, stack_settings
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
