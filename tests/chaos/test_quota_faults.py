@@ -28,6 +28,7 @@ from tests.support.stacks import FAST, stack_settings
 from tests.support.temporal_proxy import temporal_proxy
 
 QUOTA = 20
+TENANTS: dict[str, dict[str, Any]] = {"one": {"max_open_jobs": 1}, "many": {"max_open_jobs": QUOTA}, "free": {}}
 START = "StartWorkflowExecution"
 OFTEN = {"check_interval": {"nanos": 50_000_000}}
 
@@ -38,7 +39,7 @@ async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     gateway = {**FAST["gateway"], "GATEWAY_ROLE": "workflows"}
     only = ("temporal", "nats", "gateway")
     async with Stack(stack_settings(tmp_path / "stack"), only=only, environment={"gateway": gateway}) as stack:
-        yield Installation(stack, tmp_path, {"one": {"max_open_jobs": 1}, "many": {"max_open_jobs": QUOTA}})
+        yield Installation(stack, tmp_path, TENANTS)
 
 
 @pytest.fixture
@@ -93,6 +94,22 @@ async def test_a_slot_is_kept_while_its_job_is_being_started(installation: Insta
             assert isinstance(answer, llm_pb2.SubmitResponse)
             assert await is_refused(other.of("one"))
             assert await is_open(temporal, answer.workflow_id)
+
+
+async def test_nobody_runs_the_ledger(installation: Installation, temporal: Client) -> None:
+    """A tenant with a quota is told to call again, the others are served. What was tried meanwhile loses its slot."""
+    await start_ledger(temporal, "one", start_timeout={"seconds": 2}, **OFTEN)
+    async with installation.gateway(**API) as gateway:
+        await end(temporal, gateway.of("one"), [await until_accepted(gateway.of("one"), queued_job())])
+        workflows = installation.stack.processes["gateway"]
+        await workflows.kill()
+        answer = await submit(gateway.of("one"), queued_job())
+        assert isinstance(answer, grpc.aio.AioRpcError)
+        assert (answer.code(), reason_of(answer)) == (grpc.StatusCode.UNAVAILABLE, "TEMPORAL_UNAVAILABLE")
+        assert isinstance(await submit(gateway.of("free"), queued_job()), llm_pb2.SubmitResponse)
+        await workflows.start()
+        await workflows.wait_ready()
+        await until_accepted(gateway.of("one"), queued_job())
 
 
 async def test_all_gateways_die(installation: Installation, temporal: Client) -> None:
