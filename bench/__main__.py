@@ -46,6 +46,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("fairness", False, PLAIN),
     ("cancel_latency", False, PLAIN),
     ("tracing_cost", False, PLAIN),
+    ("quota_cost", False, PLAIN),
     ("idle_memory", False, PLAIN),
 )
 """Each script, whether it can use vLLM, and its arguments."""

@@ -23,6 +23,7 @@ version did not shorten and its jobs must still be found.
 
 _DELIVERY_PREFIX: Final = "llmnotify-"
 _JOB: Final = "llmjob"
+_LEDGER: Final = "llmledger"
 
 _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")
 
@@ -66,6 +67,11 @@ def tenant_of(workflow_id: str) -> str:
     """
     found = _TENANT_IN_ID.match(workflow_id)
     return found[1].replace("--", "-") if found else ""
+
+
+def ledger_workflow_id(tenant: str) -> str:
+    """Return the id of the LLMLedgerWorkflow that counts the open jobs of a tenant."""
+    return f"{tenant_prefix(_LEDGER, tenant)}jobs"
 
 
 def delivery_workflow_id(job_workflow_id: str) -> str:

@@ -15,6 +15,14 @@ QUERY_GET_DELIVERIES: Final = "GetDeliveries"
 DELIVERY_WORKFLOW_TYPE: Final = "LLMDeliveryWorkflow"
 SIGNAL_REDELIVER: Final = "Redeliver"
 
+# Counts the open jobs of a tenant that has a quota for them.
+LEDGER_WORKFLOW_TYPE: Final = "LLMLedgerWorkflow"
+UPDATE_RESERVE: Final = "Reserve"
+SIGNAL_RELEASE: Final = "Release"
+QUERY_GET_LEDGER: Final = "GetLedger"
+# Type of the error with which Reserve is refused when no job of it can get a slot.
+QUOTA_REACHED: Final = "QUOTA_REACHED"
+
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
 # Notifies the targets of a running job of its progress, if the job asks for it.
@@ -23,8 +31,10 @@ ACTIVITY_NOTIFY_PROGRESS: Final = "NotifyProgress"
 ACTIVITY_REQUEST_CANCEL: Final = "RequestCancel"
 # Reads the output of the job that runs it back from the feed, if its last attempt could not report it.
 ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"
-# Removes the live feed of the job that runs it, whose outcome is durable by then.
+# Removes the live feed of the job that runs it, whose outcome is durable by then, and releases its slot in the ledger.
 ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
+# Finds the jobs of a ledger that no longer need their slots.
+ACTIVITY_FIND_ENDED_JOBS: Final = "FindEndedJobs"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"
@@ -53,6 +63,8 @@ MEMO_OPTIONS: Final = "options"
 # Digest of the job's bytes, the only one that older gateways write and compare.
 # JobOptions.notify_operator: see jobs.options.memo_of.
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
+# JobOptions.ledger, likewise. Only jobs that hold a slot have it.
+MEMO_LEDGER: Final = "ledger"
 MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.
 MEMO_SAME_JOB_DIGEST: Final = "job_sha256"

@@ -83,14 +83,18 @@ def complete(chosen: internal_pb2.JobOptions | None, job: llm_pb2.JobRequest) ->
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     """Return the options as the part of a workflow's memo that `read_memo` reads.
 
-    `notify_operator` has a key of its own, because version 0.1.0 refuses options with a field that it does not know.
+    `notify_operator` and `ledger` have keys of their own, because version 0.1.0 refuses options with a field that it
+    does not know.
     """
     options = internal_pb2.JobOptions()
     options.CopyFrom(chosen)
     options.ClearField("notify_operator")
+    options.ClearField("ledger")
     memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
     if chosen.HasField("notify_operator"):
         memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
+    if chosen.ledger:
+        memo[names.MEMO_LEDGER] = chosen.ledger
     return memo
 
 
@@ -102,6 +106,8 @@ def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | Non
     options = from_memo(value(names.MEMO_OPTIONS, None), internal_pb2.JobOptions)
     if options is not None and isinstance(notify := value(names.MEMO_NOTIFY_OPERATOR, None), bool):
         options.notify_operator = notify
+    if options is not None and isinstance(ledger := value(names.MEMO_LEDGER, None), str):
+        options.ledger = ledger
     return options
 
 

@@ -3,6 +3,10 @@
 start = job_start(job, chosen)
 client.start_workflow(names.JOB_WORKFLOW_TYPE, job, id=start.id, memo=start.memo, ...)
 workflow.start_child_workflow(names.JOB_WORKFLOW_TYPE, job, id=start.id, memo=start.memo, ...)
+
+The quota of open jobs counts what a gateway starts: the gateway reserves a slot of the tenant's ledger before it calls
+job_start, and names the ledger in the options, so that the job releases the slot. Child jobs are not counted. A parent
+that counts them has to do both here, too: see workflows.llm_ledger.
 """
 
 import hashlib

@@ -17,6 +17,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
 | PERMISSION_DENIED   | the credential lacks a scope, or is for another user   | ErrorInfo MISSING_SCOPE, USER_NOT_ALLOWED |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
+| RESOURCE_EXHAUSTED  | a quota of the caller's tenant is reached              | ErrorInfo QUOTA_EXCEEDED, QuotaFailure,   |
+|                     |                                                        | RetryInfo with the wait                   |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
 | UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
 |                     |                                                        | RetryInfo                                 |
@@ -27,7 +29,7 @@ All ErrorInfo carry the domain "llm.v1".
 
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
-List, ListDeliveries), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels). Submit also asks for
+List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels). Submit also asks for
 jobs:notify, jobs:structured and jobs:priority, for jobs that name targets, structured output or a priority of 1 or 2. A
 credential may be bound to one user_id: for it the jobs of other users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
@@ -1823,3 +1825,117 @@ class DeliveryAttempt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeliveryAttempt: _TypeAlias = DeliveryAttempt  # noqa: Y015
+
+@_typing.final
+class GetQuotaRequest(_message.Message):
+    """Request of GetQuota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQuotaRequest: _TypeAlias = GetQuotaRequest  # noqa: Y015
+
+@_typing.final
+class GetQuotaResponse(_message.Message):
+    """Response of GetQuota. A quota that the tenant does not have is unset. The numbers that are not here are for quotas to come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
+    @_builtins.property
+    def requests(self) -> Global___RequestQuota:
+        """How often the tenant may call."""
+
+    @_builtins.property
+    def open_jobs(self) -> Global___OpenJobsQuota:
+        """How many jobs of the tenant may be open."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        requests: Global___RequestQuota | None = ...,
+        open_jobs: Global___OpenJobsQuota | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQuotaResponse: _TypeAlias = GetQuotaResponse  # noqa: Y015
+
+@_typing.final
+class RequestQuota(_message.Message):
+    """How often a tenant may call. Each gateway counts the calls that it gets: those of this service, a stream once, as it begins.
+    A call beyond the quota is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PER_SECOND_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    per_second: _builtins.float
+    """The calls a second that a gateway serves on average."""
+    burst: _builtins.int
+    """The calls that a gateway serves at once, after it has had none for a while."""
+    available: _builtins.int
+    """The calls that the gateway that answers would serve now."""
+    def __init__(
+        self,
+        *,
+        per_second: _builtins.float = ...,
+        burst: _builtins.int = ...,
+        available: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "burst", b"burst", "per_second", b"per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestQuota: _TypeAlias = RequestQuota  # noqa: Y015
+
+@_typing.final
+class OpenJobsQuota(_message.Message):
+    """How many jobs of a tenant may be open, at all gateways together. A job is open from Submit until its outcome is settled:
+    JOB_STATE_QUEUED and JOB_STATE_RUNNING. A Submit beyond the quota is RESOURCE_EXHAUSTED and accepts nothing. A repeated
+    Submit of a job that was accepted finds it, whatever the quota.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """The maximum number of open jobs. Jobs that were open before it was lowered go on."""
+    used: _builtins.int
+    """The number of open jobs. It includes jobs that are being submitted, and, for a minute or so, jobs whose gateway died as it
+    submitted them and jobs that Temporal ended.
+    """
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        used: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015

@@ -75,6 +75,11 @@ class LlmServiceStub:
                 request_serializer=llm__pb_dot_llm__pb2.RedeliverRequest.SerializeToString,
                 response_deserializer=llm__pb_dot_llm__pb2.RedeliverResponse.FromString,
                 _registered_method=True)
+        self.GetQuota = channel.unary_unary(
+                '/llm.v1.LlmService/GetQuota',
+                request_serializer=llm__pb_dot_llm__pb2.GetQuotaRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.GetQuotaResponse.FromString,
+                _registered_method=True)
 
 
 class LlmServiceServicer:
@@ -156,6 +161,14 @@ class LlmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetQuota(self, request, context):
+        """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
+        number of open jobs in time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LlmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +211,11 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     servicer.Redeliver,
                     request_deserializer=llm__pb_dot_llm__pb2.RedeliverRequest.FromString,
                     response_serializer=llm__pb_dot_llm__pb2.RedeliverResponse.SerializeToString,
+            ),
+            'GetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuota,
+                    request_deserializer=llm__pb_dot_llm__pb2.GetQuotaRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.GetQuotaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -417,6 +435,33 @@ class LlmService:
             '/llm.v1.LlmService/Redeliver',
             llm__pb_dot_llm__pb2.RedeliverRequest.SerializeToString,
             llm__pb_dot_llm__pb2.RedeliverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/GetQuota',
+            llm__pb_dot_llm__pb2.GetQuotaRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.GetQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

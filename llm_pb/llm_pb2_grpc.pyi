@@ -17,6 +17,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
 | PERMISSION_DENIED   | the credential lacks a scope, or is for another user   | ErrorInfo MISSING_SCOPE, USER_NOT_ALLOWED |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
+| RESOURCE_EXHAUSTED  | a quota of the caller's tenant is reached              | ErrorInfo QUOTA_EXCEEDED, QuotaFailure,   |
+|                     |                                                        | RetryInfo with the wait                   |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
 | UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
 |                     |                                                        | RetryInfo                                 |
@@ -27,7 +29,7 @@ All ErrorInfo carry the domain "llm.v1".
 
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
-List, ListDeliveries), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels). Submit also asks for
+List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels). Submit also asks for
 jobs:notify, jobs:structured and jobs:priority, for jobs that name targets, structured output or a priority of 1 or 2. A
 credential may be bound to one user_id: for it the jobs of other users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
@@ -94,6 +96,10 @@ class LlmServiceStub:
     """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
     attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
     job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+    """
+    GetQuota: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetQuotaRequest, _llm_pb2.GetQuotaResponse]
+    """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
+    number of open jobs in time.
     """
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -186,6 +192,16 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
         attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
         job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def GetQuota(
+        self,
+        request: _llm_pb2.GetQuotaRequest,
+        context: _aio.ServicerContext[_llm_pb2.GetQuotaRequest, _abc.Awaitable[_llm_pb2.GetQuotaResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.GetQuotaResponse]:
+        """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
+        number of open jobs in time.
         """
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _aio.Server) -> None: ...

@@ -37,6 +37,12 @@ async def recover_output() -> llm_pb2.JobResult:
 
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-async def forget_feed() -> None:
-    """Notify the job's watchers that it is about to end, then remove its feed."""
+async def forget_feed(feed_key: str = "", ledger: str = "") -> None:
+    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
+async def find_ended_jobs(request: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
+    """Describe each of the jobs. See services.gateway.ledgers."""
     raise NotImplementedError

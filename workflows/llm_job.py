@@ -2,7 +2,7 @@
 
     run the model (RunLLMOnGPU) ──▶ settle the outcome ──▶ notify of it (NotifyUI, one for each target) ──▶ close
     notify of progress, if asked to (NotifyProgress)   │        └─ not delivered soon ──▶ LLMDeliveryWorkflow
-                                                       └──▶ remove the live feed (ForgetFeed)
+                                                       └──▶ remove the live feed, release the slot (ForgetFeed)
 
 The last attempt returns the job's output as it ends. If it could not report its end, its output is read back from the
 live feed (RecoverOutput) before the outcome is settled.
@@ -95,8 +95,11 @@ class LLMJobWorkflow:
             workflow.upsert_search_attributes(_attributes_of(self._job))
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
+        # A job without a slot passes no arguments, so that its history is as it ever was.
+        slot = ("", self._options.ledger) if self._options.ledger else ()
         forgetting = workflow.start_local_activity(
             activities.forget_feed,
+            args=slot,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )

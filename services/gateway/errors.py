@@ -73,6 +73,14 @@ def exhausted(message: str, wait: timedelta = _RETRY) -> ApiError:
     return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info(wait)))
 
 
+def quota_exceeded(tenant: str, quota: str, description: str, wait: timedelta) -> ApiError:
+    """RESOURCE_EXHAUSTED: a quota of a tenant is reached. `quota` is the name of its setting."""
+    failure = error_details_pb2.QuotaFailure()
+    failure.violations.add(subject=f"tenant:{tenant}", description=description)
+    info = error_info("QUOTA_EXCEEDED", {"quota": quota})
+    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, description, failure, info, _retry_info(wait)))
+
+
 def shutting_down() -> ApiError:
     """UNAVAILABLE: this gateway is about to stop. The client can continue with another one, or with this one later."""
     message = "the gateway is shutting down; call again"

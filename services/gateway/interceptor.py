@@ -23,7 +23,7 @@ from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from payload_converter import PayloadError
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
-from runtime.grpc_auth import Refusal, current_caller
+from runtime.grpc_auth import Caller, Refusal, current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 from services.gateway.errors import ApiError, exhausted, from_temporal, invalid, keys_unavailable, refused, unreadable
@@ -43,12 +43,16 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "ListModels": lambda _: (),
     "ListDeliveries": rules.check_workflow_id,
     "Redeliver": rules.check_redeliver,
+    "GetQuota": lambda _: (),
 }
 """The rules of llm.proto for the request of each method."""
 
 _LARGE_ANSWERS: Final = {"List": 128 * 1024, "ListDeliveries": 128 * 1024, "Redeliver": 128 * 1024}
 """Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus, whose
 answers may be larger. The answers of the other methods are small."""
+
+Count = Callable[[Caller], None]
+"""Counts a call, before its request is parsed. Raises ApiError for one too many."""
 
 Bounds = Callable[[Any], Awaitable[Sequence[Violation]]]
 """Returns the violations of this gateway's own settings. It gets any request that parses, valid or not."""
@@ -71,8 +75,14 @@ class RequestInterceptor(Interceptor):
     """
 
     def __init__(
-        self, bounds: Mapping[str, Bounds], refused: Mapping[str, Refused], answers: Answers, max_job_bytes: int
+        self,
+        count: Count,
+        bounds: Mapping[str, Bounds],
+        refused: Mapping[str, Refused],
+        answers: Answers,
+        max_job_bytes: int,
     ) -> None:
+        self._count = count
         self._bounds = bounds
         self._refused = refused
         self._answers = answers
@@ -106,8 +116,8 @@ class RequestInterceptor(Interceptor):
 
         handle = behavior_of(handler)
         if handler.response_streaming:
-            return with_behavior(handler, _stream(handle, admit, self._answers), parses=False)
-        unary = _unary(handle, admit, self._answers, _LARGE_ANSWERS.get(name, 0))
+            return with_behavior(handler, _stream(handle, self._count, admit, self._answers), parses=False)
+        unary = _unary(handle, self._count, admit, self._answers, _LARGE_ANSWERS.get(name, 0))
         return with_behavior(handler, unary, parses=False, serializes=False)
 
     def _check_size(self, method: str, size: int) -> None:
@@ -122,7 +132,7 @@ class RequestInterceptor(Interceptor):
 Admit = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[tuple[Message, Message | None]]]
 
 
-def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
+def _unary(handle: Any, count: Count, admit: Admit, answers: Answers, large: int) -> Any:
     async def respond(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
         request, response = await admit(data, context)
         return response if response is not None else await handle(request, context)
@@ -130,6 +140,7 @@ def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
             answer = answers.open(context)
+            count(current_caller())
             with answer.request(len(data)):
                 await answer.reserve(max(large, len(data)))
                 response = await respond(data, context)
@@ -145,10 +156,11 @@ def _unary(handle: Any, admit: Admit, answers: Answers, large: int) -> Any:
     return call
 
 
-def _stream(handle: Any, admit: Admit, answers: Answers) -> Any:
+def _stream(handle: Any, count: Count, admit: Admit, answers: Answers) -> Any:
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
         try:
             answer = answers.open(context, stream=True)
+            count(current_caller())
             with answer.request(len(data)):
                 request, _ = await admit(data, context)
                 handling = handle(request, context)

@@ -23,6 +23,8 @@ FINAL_STATES: Final = frozenset(
         llm_pb2.JOB_STATE_TIMED_OUT,
     }
 )
+UNSETTLED_STATES: Final = frozenset({llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING})
+"""The states of a job that counts as open for its tenant's quota."""
 CLOSED_STATES: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueType"]] = {
     WorkflowExecutionStatus.COMPLETED: llm_pb2.JOB_STATE_SUCCEEDED,
     WorkflowExecutionStatus.FAILED: llm_pb2.JOB_STATE_FAILED,

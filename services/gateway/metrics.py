@@ -26,7 +26,14 @@ class GatewayMetrics:
             description="Time from a worker's progress report to its arrival at the gateway, for watched jobs.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
-        # The metrics exist before the first watcher comes.
+        self.quota_refusals = meter.create_counter(
+            "llm.gateway.quota.refusals",
+            unit="{call}",
+            description="Calls that a quota of their tenant refused, by the name of the quota.",
+        )
+        # The metrics exist before the first watcher or refusal comes.
+        for quota in ("requests_per_second", "max_open_jobs"):
+            self.quota_refusals.add(0, {"llm.quota": quota})
         self.watchers.add(0)
         self.watches.add(0)
 

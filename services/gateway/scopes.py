@@ -44,6 +44,7 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/ListModels": READ_MODELS,
     "/llm.v1.LlmService/ListDeliveries": READ,
     "/llm.v1.LlmService/Redeliver": REDELIVER,
+    "/llm.v1.LlmService/GetQuota": READ,
 }
 """The scope of each method."""
 

@@ -27,6 +27,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
@@ -57,12 +58,16 @@ async def serving_api(
     metrics = GatewayMetrics(meter)
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
-    submission = JobSubmission(client, models, reader, settings, metrics, encryption)
+    requests = RequestQuotas(settings.tenants, metrics)
+    open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
+    submission = JobSubmission(client, models, reader, open_jobs, settings, metrics, encryption)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     deliveries = DeliveryService(client, reader, delivery_reader, settings)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
-    service = LlmServicer(client, submission, listing, deliveries, models, reader, streams, answers)
+    service = LlmServicer(
+        client, submission, listing, deliveries, models, reader, streams, requests, open_jobs, answers
+    )
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
         settings.host,
@@ -70,6 +75,7 @@ async def serving_api(
         _limits(settings),
         [
             RequestInterceptor(
+                requests.take,
                 {"Submit": submission.check_bounds, "List": page_tokens.check},
                 {"Submit": service.submit_refused},
                 answers,

@@ -18,6 +18,7 @@ from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
 from services.gateway.listing import JobListing
 from services.gateway.models import Models
+from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
 
@@ -38,8 +39,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         models: Models,
         reader: JobReader,
         streams: Streams,
+        requests: RequestQuotas,
+        open_jobs: OpenJobQuotas,
         answers: Answers,
     ) -> None:
+        self._requests = requests
+        self._open_jobs = open_jobs
         self._answers = answers
         self._client = client
         self._submission = submission
@@ -94,6 +99,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def Redeliver(self, request: llm_pb2.RedeliverRequest, context: _Context) -> llm_pb2.RedeliverResponse:
         """See llm.proto."""
         return await self._deliveries.redeliver(current_caller(), request)
+
+    async def GetQuota(self, request: llm_pb2.GetQuotaRequest, context: _Context) -> llm_pb2.GetQuotaResponse:
+        """See llm.proto."""
+        tenant = current_caller().tenant
+        return llm_pb2.GetQuotaResponse(
+            tenant=tenant, requests=self._requests.of(tenant), open_jobs=await self._open_jobs.of(tenant)
+        )
 
 
 def _with_trace_id(response: llm_pb2.SubmitResponse, context: _Context) -> llm_pb2.SubmitResponse:

@@ -125,7 +125,8 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     counts. The scope `proxy` is for those that send their callers' credentials."""
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
-    0.1 to 100, 1 unless set. Its users share it."""
+    0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
+    request_burst, for each gateway, and max_open_jobs, for all gateways together, at most 5000."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""

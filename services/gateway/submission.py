@@ -4,7 +4,7 @@ import logging
 from contextlib import suppress
 from functools import partial
 
-from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -24,10 +24,11 @@ from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
 from services.gateway.errors import JobNotFound, key_reused
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import FINAL_STATES, bare_status
+from services.gateway.job_record import FINAL_STATES, UNSETTLED_STATES, bare_status
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
+from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
 from services.gateway.tenants import Turns
 
@@ -42,6 +43,7 @@ class JobSubmission:
         client: Client,
         models: Models,
         reader: JobReader,
+        open_jobs: OpenJobQuotas,
         settings: GatewaySettings,
         metrics: GatewayMetrics,
         encryption: Encryption | None = None,
@@ -49,6 +51,7 @@ class JobSubmission:
         self._client = client
         self._models = models
         self._reader = reader
+        self._open_jobs = open_jobs
         self._settings = settings
         self._metrics = metrics
         self._turns = Turns(settings.tenants)
@@ -78,14 +81,17 @@ class JobSubmission:
     async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
-        Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable;
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the tenant's
+        quota of open jobs, UNAVAILABLE when that cannot be told; RPCError when Temporal is unavailable;
         KeysUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
+        chosen = self._options(job)
+        chosen.ledger = self._open_jobs.ledger(caller.tenant)
         hash_ = await self._hash_for(caller.tenant)
         start = job_start(
             job,
-            self._options(job),
+            chosen,
             tenant=caller.tenant,
             priority=self._turns.priority(caller.tenant, job.user_id, hash_),
             traceparent=traceparent,
@@ -96,6 +102,14 @@ class JobSubmission:
                 # The job may still run under the id of a version that did not shorten ids.
                 with suppress(JobNotFound):
                     return await self._found(caller, earlier, job, None)
+        if chosen.ledger:
+            reservation = await self._open_jobs.reserve(caller.tenant, start.id)
+            if reservation is None:
+                # The quota is of new jobs.
+                with suppress(JobNotFound):
+                    return await self._found(caller, start.id, job, None, once=True)
+                raise self._open_jobs.refusal(caller.tenant)
+            reservation.require_valid()
         try:
             handle = await self._client.start_workflow(
                 names.JOB_WORKFLOW_TYPE,
@@ -113,7 +127,7 @@ class JobSubmission:
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
-            return await self._found(caller, start.id, job, error)
+            return await self._found(caller, start.id, job, error, has_slot=bool(chosen.ledger))
         # The name is one of the catalogue: any other was refused.
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
@@ -174,12 +188,25 @@ class JobSubmission:
         id_: str,
         job: llm_pb2.JobRequest,
         error: WorkflowAlreadyStartedError | None,
+        *,
+        once: bool = False,
+        has_slot: bool = False,
     ) -> llm_pb2.SubmitResponse:
-        description = await self._reader.describe(caller, id_)
+        """Return the job under an id. Raises ApiError ALREADY_EXISTS if it is another one.
+
+        `once` is as for JobReader.describe. `has_slot`: a slot was reserved for the job, which it does not release any
+        more if it has ended.
+        """
+        description = await self._reader.describe(caller, id_, once=once)
         if not await _is_of(description, job):
             await link_call(description)
+            if has_slot and description.status != WorkflowExecutionStatus.RUNNING:
+                await self._open_jobs.release(caller.tenant, id_)
             raise key_reused(job.user_id, job.request_id) from error
-        return await self._as_submitted(description)
+        response = await self._as_submitted(description)
+        if has_slot and response.status.state not in UNSETTLED_STATES:
+            await self._open_jobs.release(caller.tenant, id_)
+        return response
 
     async def _as_submitted(self, description: WorkflowExecutionDescription) -> llm_pb2.SubmitResponse:
         await link_call(description)

@@ -8,9 +8,9 @@ import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Final
+from typing import Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from temporalio.common import Priority
 
 from jobs.ids import tenant_of
@@ -19,6 +19,8 @@ from jobs.start import fair_owner, fair_turns
 from runtime.grpc_auth import Caller
 from services.gateway.errors import not_found
 
+MAX_OPEN_JOBS: Final = 5000
+"""Maximum of max_open_jobs: the ids of the open jobs must fit into one payload of Temporal's, 255 bytes each."""
 _ACTIVE: Final = timedelta(minutes=5)
 """Time after their last job for which users count among those that share their tenant's weight."""
 _MAX_TURNS: Final = 100
@@ -39,6 +41,18 @@ class TenantSettings(BaseModel):
 
     weight: float = Field(1, ge=0.1, le=100)
     """The tenant's share of the GPUs while others wait, relative to the shares of others. Its users share it."""
+    requests_per_second: float | None = Field(None, ge=0.001, le=1_000_000)
+    """The calls a second that each gateway serves the tenant on average. None: not limited."""
+    request_burst: int | None = Field(None, ge=1, le=1_000_000)
+    """The calls that each gateway serves the tenant at once. None: those of a second, at least one."""
+    max_open_jobs: int | None = Field(None, ge=0, le=MAX_OPEN_JOBS)
+    """The maximum number of the tenant's jobs whose outcome is not settled, at all gateways. None: not limited."""
+
+    @model_validator(mode="after")
+    def _burst_has_a_rate(self) -> Self:
+        if self.request_burst is not None and self.requests_per_second is None:
+            raise ValueError("request_burst needs requests_per_second")
+        return self
 
 
 _DEFAULT: Final = TenantSettings()

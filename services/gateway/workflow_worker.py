@@ -11,11 +11,13 @@ from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.ledgers import LedgerActivities, SlotReleases
 from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
 from services.gateway.unreadable_jobs import ending_unreadable
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
+from workflows.llm_ledger import LLMLedgerWorkflow
 
 
 class LocalActivities:
@@ -24,6 +26,7 @@ class LocalActivities:
     def __init__(self, client: Client, feed: Feed) -> None:
         self._client = client
         self._feed = feed
+        self._releases = SlotReleases(client)
 
     @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
     async def request_cancel(self) -> None:
@@ -43,11 +46,16 @@ class LocalActivities:
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-    async def forget_feed(self, feed_key: str = "") -> None:
+    async def forget_feed(self, feed_key: str = "", ledger: str = "") -> None:
         """Notify the job's watchers at all gateways that it is about to end, then remove its feed.
 
-        `feed_key` is that of the RunRequest.
+        `feed_key` is that of the RunRequest. `ledger` is the ledger that holds a slot for the job, which is released.
+        It is released here because a local activity of its own would cost each job an event, and because a job whose
+        outcome is settled uses no GPU any more.
         """
+        job_id = activity.info().workflow_id
+        if ledger and job_id:
+            await self._releases.release(ledger, job_id)
         key, feed = _key_of(feed_key), self._feed_of_tenant()
         await feed.sync(key, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
         await feed.remove(key)
@@ -64,12 +72,12 @@ def _key_of(feed_key: str) -> str:
 
 def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:
     """Return the worker for the queue of workflows."""
-    local = LocalActivities(client, feed)
+    local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
     return Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,
-        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
-        activities=[local.request_cancel, local.recover_output, local.forget_feed],
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow, LLMLedgerWorkflow],
+        activities=[local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
         workflow_runner=UnsandboxedWorkflowRunner(),

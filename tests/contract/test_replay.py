@@ -26,12 +26,13 @@ from tests.support.outcomes import OUTCOMES
 from tests.support.record_histories import HISTORIES
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
+from workflows.llm_ledger import LLMLedgerWorkflow
 
 # The generated types register themselves once for each process, so the sandbox must share them.
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
 )
-WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow)
+WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow, LLMLedgerWorkflow)
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
 
@@ -102,7 +103,9 @@ async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[s
     """This holds for every outcome, with the gateway's workflow runner. `Counts` proves that a fault would be found."""
     buffer = MetricBuffer(10_000)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
-    replaying = replayer(workflow_class, LLMDeliveryWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime)
+    replaying = replayer(
+        workflow_class, LLMDeliveryWorkflow, LLMLedgerWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime
+    )
     for path in RECORDED:
         await replaying.replay_workflow(read(path))
     assert {update.metric.name for update in buffer.retrieve_updates()} == counted

@@ -45,6 +45,7 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "ListModels": lambda: llm_pb2.ListModelsRequest(),
     "ListDeliveries": lambda: llm_pb2.ListDeliveriesRequest(workflow_id=NO_JOB),
     "Redeliver": lambda: llm_pb2.RedeliverRequest(workflow_id=NO_JOB),
+    "GetQuota": lambda: llm_pb2.GetQuotaRequest(),
 }
 """A valid request of each method, about a job that does not exist."""
 FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver"}
@@ -57,6 +58,7 @@ OF_ANOTHER_TENANT: Mapping[str, str] = {
     "ListModels": "is about no job",
     "ListDeliveries": "is not found",
     "Redeliver": "is not found",
+    "GetQuota": "is not counted",
 }
 """What a job of another tenant is to each method."""
 PATIENCE = 60
@@ -428,6 +430,9 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
                 while not (await guarded.stub.List(request, metadata=theirs)).jobs:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             assert not (await guarded.stub.List(request, metadata=mine)).jobs
+        case "is not counted":
+            quota = await guarded.stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=mine)
+            assert quota == llm_pb2.GetQuotaResponse(tenant=other)
         case _:
             answers_ = [await guarded.stub.ListModels(llm_pb2.ListModelsRequest(), metadata=m) for m in (mine, theirs)]
             assert answers_[0] == answers_[1]

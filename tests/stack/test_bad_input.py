@@ -168,6 +168,7 @@ VALID = {
     "ListModels": b"",
     "ListDeliveries": llm_pb2.ListDeliveriesRequest(workflow_id="llmjob-u-r").SerializeToString(),
     "Redeliver": llm_pb2.RedeliverRequest(workflow_id="llmjob-u-r", delivery_ids=["a"]).SerializeToString(),
+    "GetQuota": b"",
 }
 
 

@@ -22,6 +22,7 @@ SCRIPTS = {
     "fairness": ("suite", "peer_fairness_off", "limit_alone"),
     "cancel_latency": ("decode", "peer_bare_temporal", "floor_health_check"),
     "tracing_cost": ("suite_exported", "suite_not_exported", "peer_off"),
+    "quota_cost": ("suite_quota", "suite_no_quota", "suite_quota_full"),
     "idle_memory": ("gateway", "notifier", "peer_bare_temporal_worker", "floor_bare_python"),
 }
 """Scripts that do not need vLLM, with the peers that each measures."""

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.job_not_ended("a"),
         errors.key_reused("a", "b"),
         errors.exhausted("a"),
+        errors.quota_exceeded("a", "b", "c", timedelta(seconds=1)),
         errors.shutting_down(),
         errors.unreadable(PayloadError("a")),
         errors.keys_unavailable(),

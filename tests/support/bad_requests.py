@@ -24,6 +24,7 @@ REQUESTS: Final[Mapping[str, type[Message]]] = {
     "ListModels": llm_pb2.ListModelsRequest,
     "ListDeliveries": llm_pb2.ListDeliveriesRequest,
     "Redeliver": llm_pb2.RedeliverRequest,
+    "GetQuota": llm_pb2.GetQuotaRequest,
 }
 """The request type of each method."""
 

@@ -27,6 +27,7 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/ListModels": 6,
     f"{SERVICE}/ListDeliveries": 4,
     f"{SERVICE}/Redeliver": 4,
+    f"{SERVICE}/GetQuota": 2,
     "grpc.health.v1.Health/Check": 5,
     "grpc.health.v1.Health/Watch": 3,
     "grpc.health.v1.Health/List": 2,

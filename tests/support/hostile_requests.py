@@ -160,5 +160,6 @@ BODIES: Final[Mapping[str, tuple[str, bytes]]] = {
     "an id": ("StreamStatus", llm_pb2.StreamStatusRequest(workflow_id="a" * (4 * MIB - 100)).SerializeToString()),
     "a reason": ("Cancel", llm_pb2.CancelRequest(workflow_id="a", reason="é" * MIB).SerializeToString()),
     "delivery ids": ("Redeliver", length_delimited(2, b"") * MIB),
+    "what GetQuota does not have": ("GetQuota", b"\x08\x01" * MIB),
     "what ListModels does not have": ("ListModels", b"\x08\x01" * MIB),
 }

@@ -15,11 +15,13 @@ import grpc
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
-from jobs.ids import delivery_workflow_id
-from llm_pb import llm_pb2
+from jobs import names
+from jobs.ids import delivery_workflow_id, ledger_workflow_id
+from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.jobs import new_job, until_output, watch
+from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, stack_settings
@@ -53,6 +55,18 @@ async def delivered_later(stub: LlmServiceStub, temporal: Client, job_id: str) -
     return handle.id
 
 
+async def counted(temporal: Client) -> str:
+    """Reserve and release slots of a ledger, and let it check them; return its id."""
+    await start_ledger(temporal, "recorded", check_interval={"nanos": 1})
+    handle = temporal.get_workflow_handle(ledger_workflow_id("recorded"))
+    for ids in (["a"], ["b", "c"], ["a", "c"]):
+        await handle.execute_update(names.UPDATE_RESERVE, internal_pb2.ReserveRequest(workflow_ids=ids, limit=2))
+    await handle.signal(names.SIGNAL_RELEASE, internal_pb2.ReleaseRequest(workflow_ids=["a", "c"]))
+    # The answer to a query comes after the signal was handled.
+    await handle.query(names.QUERY_GET_LEDGER)
+    return handle.id
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +83,7 @@ async def main(version: str) -> None:
             ids["delivery-given-up"] = delivery_workflow_id(failed)
             for outcome, id_ in ids.items():
                 await record(temporal, id_, f"{outcome}.{version}")
+            await record(temporal, await counted(temporal), f"ledger.{version}")
             again = await delivered_later(stub, temporal, failed)
             await record(temporal, again, f"delivery-sent-again.{version}")
 

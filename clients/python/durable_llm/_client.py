@@ -147,6 +147,11 @@ class AsyncClient:
         response: llm_pb2.ListModelsResponse = await self._calls.unary("ListModels", llm_pb2.ListModelsRequest())
         return response.models
 
+    async def quota(self) -> llm_pb2.GetQuotaResponse:
+        """Return the quotas of the caller's tenant, and how much of them is in use. Raises ApiError."""
+        response: llm_pb2.GetQuotaResponse = await self._calls.unary("GetQuota", llm_pb2.GetQuotaRequest())
+        return response
+
     async def list(self, **filters: Any) -> AsyncGenerator[llm_pb2.JobSummary, None]:
         """Yield jobs, those still open first, page after page. Filters are the fields of ListRequest.
 

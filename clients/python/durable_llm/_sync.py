@@ -83,6 +83,10 @@ class Client:
         """See AsyncClient.models."""
         return self._loop.run(self._client.models())
 
+    def quota(self) -> llm_pb2.GetQuotaResponse:
+        """See AsyncClient.quota."""
+        return self._loop.run(self._client.quota())
+
     def list(self, **filters: Any) -> Generator[llm_pb2.JobSummary, None, None]:
         """See AsyncClient.list."""
         return self._loop.iterate(self._client.list(**filters))

@@ -7,6 +7,7 @@
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
+    │   ├── QuotaExceeded         a quota of the caller's tenant is reached; see retry_delay
     │   ├── CredentialMissing     the call had no credential
     │   ├── CredentialInvalid     the credential does not count, or not any more
     │   ├── CredentialExpired     the credential was good; call with a new one
@@ -107,6 +108,12 @@ class LimitReached(ApiError):
     """A limit of the service is reached."""
 
     reason = "LIMIT_REACHED"
+
+
+class QuotaExceeded(ApiError):
+    """A quota of the caller's tenant is reached."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class CredentialMissing(ApiError):
