@@ -103,7 +103,7 @@ def test_a_module_keeps_the_import_rules(path: Path) -> None:
 def test_entry_points_only_join_parts() -> None:
     for path in (ROOT / "services").glob("*/__main__.py"):
         code = [line for line in path.read_text().splitlines() if line.strip()]
-        assert len(code) < 60, path
+        assert len(code) < 65, path
 
 
 def test_a_module_holds_one_thing() -> None:
