@@ -42,10 +42,13 @@ def job_start(
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
+    Options that are unset have their default: `JobOptions(notify_operator=False)` is whole. A bound of RetryOptions is
+    therefore not lifted by leaving it unset.
     `id_` is the workflow's id, by default that of the job's user and request. `traceparent` is the W3C trace context of
     the caller, empty without a trace.
     """
-    memo = {**memo_of(chosen), **digests(job)}
+    whole = options.with_defaults(chosen)
+    memo = {**memo_of(whole), **digests(job)}
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     return JobStart(
@@ -53,7 +56,7 @@ def job_start(
         memo=memo,
         search_attributes=TypedSearchAttributes(attributes_of(job)),
         priority=Priority(fairness_key=_fairness_key(job.user_id)),
-        execution_timeout=execution_timeout(options.complete(chosen, job).timeouts.total.ToTimedelta()),
+        execution_timeout=execution_timeout(options.complete(whole, job).timeouts.total.ToTimedelta()),
     )
 
 

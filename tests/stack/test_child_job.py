@@ -5,7 +5,6 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
-from jobs.options import DEFAULTS
 from jobs.start import job_start
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -21,7 +20,6 @@ class Parent:
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
         chosen = internal_pb2.JobOptions(notify_operator=False)
-        chosen.MergeFrom(DEFAULTS)
         start = job_start(job, chosen, id_=f"{workflow.info().workflow_id}/step")
         result: llm_pb2.JobResult = await workflow.execute_child_workflow(
             names.JOB_WORKFLOW_TYPE,
