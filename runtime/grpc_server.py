@@ -13,6 +13,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from runtime.addresses import bracketed
 from runtime.connections import shut_down
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.grpc_parsing import OwnServices
@@ -160,6 +161,7 @@ class GrpcServer:
 
         `telemetry` observes every call, those too that are refused before the `interceptors` see them.
         """
+        host = bracketed(host)
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
         self._requests = OneRequest(limits.request_timeout, limits.request_idle, places, details)

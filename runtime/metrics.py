@@ -10,9 +10,10 @@ in prometheus_client's own registry is served along: the process's memory and CP
 import asyncio
 import logging
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from socketserver import ThreadingMixIn
@@ -34,6 +35,7 @@ from temporalio.runtime import (
     TelemetryConfig,
 )
 
+from runtime.addresses import bracketed, unbracketed
 from runtime.health import Readiness, with_health
 from runtime.log import core_logging
 
@@ -53,6 +55,10 @@ LONG_SECONDS: Final = (
 _BUFFERED: Final = 20_000
 """Updates that the SDK keeps until they are fetched; it makes about 60 for a job and drops what does not fit. It takes
 memory for all of them at once: 100 bytes each."""
+_MAX_CONNECTIONS: Final = 64
+"""Maximum number of concurrent connections, each of which has a thread."""
+_CLOSING_SECONDS: Final = 1
+"""Maximum wait for the thread of a connection that is closed for a newer one."""
 _COMMAND_QUEUES: Final = "temporal-sys/worker-commands"
 _FETCH_INTERVAL: Final = timedelta(seconds=0.5)
 """Short, so that fetching what has come meanwhile never holds the event loop for long."""
@@ -83,12 +89,12 @@ async def serving_metrics(host: str, port: int, prefix: str, readiness: Readines
         server = _Server(host, port, with_health(make_wsgi_app(), readiness))
     except OSError as error:
         raise RuntimeError(
-            f"cannot serve metrics on {host}:{port}: is it taken? ({error});"
+            f"cannot serve metrics on {bracketed(host)}:{port}: is it taken? ({error});"
             f" {prefix}METRICS_HOST and {prefix}METRICS_PORT choose another address"
         ) from error
     thread = threading.Thread(target=server.serve_forever, name="metrics and health", daemon=True)
     thread.start()
-    _log.info("metrics on http://%s:%d/metrics", host, server.server_port)
+    _log.info("metrics on http://%s:%d/metrics", bracketed(host), server.server_port)
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
     # Prometheus's text format has no place for exemplars.
     provider = MeterProvider([reader], exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False)
@@ -111,13 +117,56 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, application: "WSGIApplication") -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(unbracketed(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), port), _SilentHandler)
         self.set_app(application)
+        self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._open: dict[Any, socket.socket] = {}
+        """A duplicate of each connection's socket, the oldest first. The thread of a connection may close the socket."""
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread. Beyond the maximum the oldest one is closed for it.
+
+        So clients that send nothing keep no probe out.
+        """
+        if not self._places.acquire(blocking=False):
+            self._close_oldest()
+            if not self._places.acquire(timeout=_CLOSING_SECONDS):
+                super().shutdown_request(request)
+                return
+        with self._lock:
+            self._open[request] = request.dup()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that has been served."""
+        with self._lock:
+            duplicate = self._open.pop(request, None)
+        if duplicate is not None:
+            duplicate.close()
+        super().shutdown_request(request)
+        self._places.release()
+
+    def _close_oldest(self) -> None:
+        with self._lock:
+            duplicate = self._open.pop(next(iter(self._open), None), None)
+        if duplicate is not None:
+            # The client may have left.
+            with duplicate, suppress(OSError):
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the error of a connection. A client that has left, or sends or reads nothing, is none of this process."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("a request for metrics or health failed")
 
 
 class _SilentHandler(WSGIRequestHandler):
+    timeout = 10
+    """Maximum wait for a client to send or to read, in seconds."""
+
     def log_message(self, *_: object) -> None:
         """Log nothing."""
 

@@ -25,6 +25,7 @@ from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
 from temporalio.api.common.v1 import Payload, Payloads
 
 from payload_converter._types import MessageType, known
+from runtime.addresses import unbracketed
 
 # What the Web UI sends; the last two only when it passes its user's token on.
 _REQUEST_HEADERS = "content-type, x-namespace, authorization, authorization-extras"
@@ -116,7 +117,7 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[s
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, unbracketed(host), port).start()
         except OSError as error:
             raise RuntimeError(
                 f"cannot listen on {host}:{port}: is it taken? ({error}); CODEC_HOST and CODEC_PORT choose another"
