@@ -123,7 +123,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.set_app(application)
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._open: dict[Any, socket.socket] = {}
-        """A duplicate of each connection's socket, the oldest first. The thread of a connection may close the socket."""
+        """A duplicate of each socket, the oldest first. A connection's thread may close the socket at any time."""
         self._lock = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
