@@ -3,7 +3,6 @@
 This is the one place that knows how the processes find each other.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -40,11 +39,13 @@ _DYNAMIC_CONFIG: Final = {
 
 @dataclass(frozen=True)
 class Wiring:
-    """What a part needs to know about the others."""
+    """What a process needs to know about the others."""
 
     ports: Ports
     state_dir: Path
     engine: str
+    notifier_environment: Mapping[str, str]
+    """Environment of the notifiers, what they inherit included."""
 
     @property
     def temporal(self) -> Mapping[str, str]:
@@ -62,19 +63,21 @@ class Wiring:
 
 
 @dataclass(frozen=True)
-class Part:
+class ProcessSpec:
     """How to run one kind of process."""
 
     command: tuple[str, ...]
     probe: Probe
     environment: Mapping[str, str] = field(default_factory=dict)
     """Takes precedence over the user's own environment."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """The user's own environment takes precedence over it."""
 
 
-def _temporal(wiring: Wiring) -> Part:
+def _temporal(wiring: Wiring) -> ProcessSpec:
     address = f"{HOST}:{wiring.ports.temporal}"
     attributes = {key.name: key.indexed_value_type.name.title().replace("_", "") for key in SEARCH_ATTRIBUTES}
-    return Part(
+    return ProcessSpec(
         command=(
             _program("temporal"),
             *("server", "start-dev", "--ip", HOST),
@@ -91,8 +94,8 @@ def _temporal(wiring: Wiring) -> Part:
     )
 
 
-def _nats(wiring: Wiring) -> Part:
-    return Part(
+def _nats(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(
             _program("nats-server"),
             *("-a", HOST, "-p", str(wiring.ports.nats), "-js", "-sd", str(wiring.state_dir / "nats")),
@@ -101,8 +104,8 @@ def _nats(wiring: Wiring) -> Part:
     )
 
 
-def _codec(wiring: Wiring) -> Part:
-    return Part(
+def _codec(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.codec"),
         environment={
             "CODEC_HOST": HOST,
@@ -118,8 +121,8 @@ def _codec(wiring: Wiring) -> Part:
     )
 
 
-def _gateway(wiring: Wiring) -> Part:
-    return Part(
+def _gateway(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.gateway"),
         environment={
             **wiring.temporal,
@@ -128,14 +131,15 @@ def _gateway(wiring: Wiring) -> Part:
             "GATEWAY_PORT": str(wiring.ports.gateway),
             "GATEWAY_METRICS_HOST": HOST,
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
-            "GATEWAY_NOTIFY_OPERATOR": os.environ.get("GATEWAY_NOTIFY_OPERATOR", _has_operators_endpoint()),
         },
+        # Without an endpoint for them, jobs that name no target need not ask the notifier.
+        defaults={} if _has_operators_endpoint(wiring) else {"GATEWAY_NOTIFY_OPERATOR": "false"},
         probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}"),
     )
 
 
-def _gpu_worker(wiring: Wiring) -> Part:
-    return Part(
+def _gpu_worker(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.gpu_worker"),
         environment={
             **wiring.temporal,
@@ -148,8 +152,8 @@ def _gpu_worker(wiring: Wiring) -> Part:
     )
 
 
-def _notifier(wiring: Wiring) -> Part:
-    return Part(
+def _notifier(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.notifier"),
         environment={
             **wiring.temporal,
@@ -164,7 +168,7 @@ def _notifier(wiring: Wiring) -> Part:
     )
 
 
-PARTS: Final[dict[str, Callable[[Wiring], Part]]] = {
+PROCESS_SPECS: Final[dict[str, Callable[[Wiring], ProcessSpec]]] = {
     "temporal": _temporal,
     "nats": _nats,
     "codec": _codec,
@@ -195,9 +199,9 @@ SERVERS: Final = ("temporal", "nats")
 """The kinds that the others need to be ready before they start."""
 
 
-def _has_operators_endpoint() -> str:
-    """Return whether the notifier, which has this environment, too, has an endpoint for jobs that name no target."""
-    return str(bool(os.environ.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS"})).lower()
+def _has_operators_endpoint(wiring: Wiring) -> bool:
+    """Return whether the notifiers have an endpoint for jobs that name no target."""
+    return bool(wiring.notifier_environment.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS"})
 
 
 def _program(name: str) -> str:

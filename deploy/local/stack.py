@@ -21,7 +21,7 @@ from typing import IO, Final, Self
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
-from deploy.local.process_specs import LISTENERS, METRICS, PARTS, SERVERS, Wiring
+from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, Wiring
 from deploy.local.settings import StackSettings
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -44,13 +44,14 @@ class Stack:
         self,
         settings: StackSettings,
         *,
-        only: Collection[str] = tuple(PARTS),
+        only: Collection[str] = tuple(PROCESS_SPECS),
         environment: Mapping[str, Mapping[str, str]] | None = None,
         report: Report = lambda name, words: None,
     ) -> None:
-        """Define the processes; raises ProgramMissing, and EngineMissing when there are to be GPU workers.
+        """Define the processes. Raises ProgramMissing, and EngineMissing if a GPU worker's engine is not installed.
 
-        `only` names the kinds (keys of PARTS) that run; `environment` holds extra variables for all processes of one.
+        `only` names the kinds that run: keys of PROCESS_SPECS. `environment` holds extra variables by kind. `report` is
+        called with each change of a process.
         """
         self._settings = settings
         self._extra = environment or {}
@@ -65,7 +66,7 @@ class Stack:
         self._lock: IO[str] | None = None
         if "gpu-worker" in only:
             _require_engine(settings.engine)
-        for kind in sorted(only, key=list(PARTS).index):
+        for kind in sorted(only, key=list(PROCESS_SPECS).index):
             for _ in range(settings.gpu_workers if kind == "gpu-worker" else 1):
                 self.add(kind)
 
@@ -93,18 +94,20 @@ class Stack:
         listens = LISTENERS.get(kind, ())
         own = _ports_of(kind)
         ports = self.ports if number == 1 else replace(self.ports, **{field: free_port() for field in own})
-        part = PARTS[kind](Wiring(ports, self.state_dir, self._settings.engine))
+        notifiers = {**_inherited_environment(), **self._extra.get("notifier", {})}
+        spec = PROCESS_SPECS[kind](Wiring(ports, self.state_dir, self._settings.engine, notifiers))
         process = Process(
             name,
-            part.command,
+            spec.command,
             {
+                **spec.defaults,
                 **_inherited_environment(),
-                **part.environment,
+                **spec.environment,
                 **self._extra.get(kind, {}),
                 **(environment or {}),
             },
             log_path=self.state_dir / "logs" / f"{name}.log",
-            probe=part.probe,
+            probe=spec.probe,
             working_dir=working_dir,
             start_timeout=self._settings.start_timeout,
             stop_grace=self._settings.stop_grace,
@@ -120,7 +123,7 @@ class Stack:
         """Start the servers, then the services side by side; return once all are ready."""
         self._lock = _lock(self.state_dir)
         try:
-            for kind in PARTS.keys() & self.processes.keys():
+            for kind in PROCESS_SPECS.keys() & self.processes.keys():
                 for field in _ports_of(kind):
                     require_free(getattr(self.ports, field), field)
             servers = [process for name, process in self.processes.items() if name in SERVERS]
