@@ -1,10 +1,10 @@
-"""The metrics of a process: made with OpenTelemetry's instruments, served to Prometheus on one port, beside its health.
+"""Serves the metrics of a process to Prometheus, on one port with its health. OpenTelemetry's instruments record them.
 
-Temporal's SDK could serve its own metrics only on a second port. It hands them over in a buffer instead, from which
-they are moved into instruments of the same names; what workflow code measures comes the same way. What a library keeps
-in prometheus_client's own registry is served along: the process's memory and CPU, and all of vLLM's metrics.
+Temporal's SDK can serve its own metrics only on a second port. So it buffers them, and this module copies them into
+instruments of the same names. Metrics of workflow code take the same way. The registry of prometheus_client is served
+as well: it has the memory and CPU time of the process, and all metrics of vLLM.
 
-`OTEL_SDK_DISABLED` is honoured by the SDK: what is served then is what libraries keep.
+With `OTEL_SDK_DISABLED` only that registry is served.
 """
 
 import asyncio
@@ -45,33 +45,33 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SHORT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Boundaries for what a person waits for; those of the semantic conventions for RPC."""
+"""Boundaries of histograms of what a person waits for, from the semantic conventions for RPC."""
 LONG_SECONDS: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
     *(60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0),
 )
-"""Boundaries for what may take milliseconds or a job's whole life."""
+"""Boundaries of histograms of what takes from milliseconds up to the whole life of a job."""
 
 _BUFFERED: Final = 20_000
-"""Updates that the SDK keeps until they are fetched; it makes about 60 for a job and drops what does not fit. It takes
-memory for all of them at once: 100 bytes each."""
+"""Maximum number of updates that the SDK buffers. It drops further ones. A job has about 60. The SDK allocates the whole
+buffer at its start, 100 bytes an update."""
 _MAX_CONNECTIONS: Final = 64
 """Maximum number of concurrent connections, each of which has a thread."""
 _CLOSING_SECONDS: Final = 1
 """Maximum wait for the thread of a connection that is closed for a newer one."""
 _COMMAND_QUEUES: Final = "temporal-sys/worker-commands"
 _FETCH_INTERVAL: Final = timedelta(seconds=0.5)
-"""Short, so that fetching what has come meanwhile never holds the event loop for long."""
+"""Interval at which the buffer is emptied. It is short, so that no fetch blocks the event loop for long."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a process measures with."""
+    """The instruments of a process."""
 
     provider: MeterProvider
-    """Makes meters whose instruments are served."""
+    """Creates meters whose instruments are served."""
     temporal: Runtime
-    """For Client.connect: the SDK's metrics, and those of workflows, are served too."""
+    """The runtime for Client.connect. It serves the metrics of the SDK and of workflows as well."""
 
     def meter(self, name: str) -> Meter:
         """Return the meter of a package."""
@@ -80,10 +80,10 @@ class Metrics:
 
 @asynccontextmanager
 async def serving_metrics(host: str, port: int, prefix: str, readiness: Readiness) -> AsyncIterator[Metrics]:
-    """Serve metrics and health over HTTP while the context is open; port 0 takes a free one and logs it.
+    """Serve metrics and health over HTTP while the context is open. Port 0 takes a free one and logs it.
 
-    Threads serve, so that metrics can be read while the event loop is busy. Raises RuntimeError when the address is
-    taken, naming the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`.
+    Threads serve them, so that metrics can be read while the event loop is busy. Raises RuntimeError, with the names of
+    the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`, if the address is taken.
     """
     try:
         server = _Server(host, port, with_health(make_wsgi_app(), readiness))
@@ -105,14 +105,14 @@ async def serving_metrics(host: str, port: int, prefix: str, readiness: Readines
     finally:
         fetching.cancel()
         provider.shutdown()
-        # shutdown() waits for the thread to look up, half a second at most.
+        # shutdown() waits until the thread notices it, for at most half a second.
         await asyncio.to_thread(server.shutdown)
         server.server_close()
         thread.join()
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A server with a thread for each request. The one of prometheus_client serves metrics at every path."""
+    """A server with a thread for each connection. The server of prometheus_client serves metrics at every path."""
 
     daemon_threads = True
 
@@ -158,7 +158,7 @@ class _Server(ThreadingMixIn, WSGIServer):
                 duplicate.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the error of a connection. A client that has left, or sends or reads nothing, is none of this process."""
+        """Log the error of a connection, except where its client has gone or has timed out."""
         if not isinstance(sys.exception(), OSError):
             _log.exception("a request for metrics or health failed")
 
@@ -172,7 +172,7 @@ class _SilentHandler(WSGIRequestHandler):
 
 
 class BufferedMetrics:
-    """Moves what Temporal's SDK measures into OpenTelemetry's instruments."""
+    """Copies the metrics of Temporal's SDK into OpenTelemetry's instruments."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -181,23 +181,23 @@ class BufferedMetrics:
         self.runtime = Runtime(
             telemetry=TelemetryConfig(logging=core_logging(), metrics=self._buffer, attach_service_name=False)
         )
-        """The runtime whose metrics these are."""
+        """The runtime that buffers its metrics here."""
 
     async def keep_fetching(self) -> None:
-        """Fetch again and again, until cancelled."""
+        """Call fetch() every half second until cancelled."""
         while True:
             self.fetch()
             await asyncio.sleep(_FETCH_INTERVAL.total_seconds())
 
     def fetch(self) -> None:
-        """Record all that has been measured since the last time."""
+        """Record all updates since the last call."""
         merged: dict[tuple[str, frozenset[Any]], tuple[BufferedMetric, Any, Mapping[str, Any]]] = {}
         for update in self._buffer.retrieve_updates():
             metric, value, labels = update.metric, update.value, _bounded(update.attributes)
             if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
                 self._record(metric, value, labels)
                 continue
-            # Most updates are of a few counters and gauges: a sum of the former and the last of the latter will do.
+            # Most updates are of a few counters and gauges. Only a counter's sum and a gauge's last value count.
             key = metric.name, frozenset(labels.items())
             if metric.kind == BUFFERED_METRIC_KIND_COUNTER and key in merged:
                 value += merged[key][1]
@@ -221,7 +221,7 @@ class BufferedMetrics:
 
 
 def _bounded(labels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the labels without the name that a process makes up for the queue of Temporal's commands to it."""
+    """Return the labels with one name for all queues of worker commands. The name of a queue is random for each process."""
     if str(labels.get("task_queue", "")).startswith(_COMMAND_QUEUES):
         return {**labels, "task_queue": _COMMAND_QUEUES}
     return labels

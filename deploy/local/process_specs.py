@@ -1,6 +1,6 @@
-"""What the stack consists of: for each kind of process its command, environment and sign of readiness.
+"""The processes of the stack: command, environment and readiness probe of each kind.
 
-This is the one place that knows how the processes find each other.
+Only this module knows the addresses by which the processes find each other.
 """
 
 import shutil
@@ -30,7 +30,7 @@ _DYNAMIC_CONFIG: Final = {
     "frontend.WorkerCommandsEnabled": "true",
     # Users take turns: one user's thousand jobs must not starve another's one.
     "matching.enableFairness": "true",
-    # How many jobs wait, in Temporal's metrics: once a minute by default.
+    # Temporal reports the number of waiting jobs once a minute by default.
     "matching.backlogMetricsEmitInterval": '"5s"',
     # Ids have 255 characters at most on PostgreSQL, whose columns take no more; without this SQLite takes 1000.
     "limit.maxIDLength": "255",
@@ -39,7 +39,7 @@ _DYNAMIC_CONFIG: Final = {
 
 @dataclass(frozen=True)
 class Wiring:
-    """What a process needs to know about the others."""
+    """The facts about the stack that the commands and environments depend on."""
 
     ports: Ports
     state_dir: Path
@@ -64,7 +64,7 @@ class Wiring:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """How to run one kind of process."""
+    """Command, environment and probe of one kind of process."""
 
     command: tuple[str, ...]
     probe: Probe
@@ -196,7 +196,7 @@ METRICS: Final = {
 """The field of Ports where a kind serves its metrics."""
 
 SERVERS: Final = ("temporal", "nats")
-"""The kinds that the others need to be ready before they start."""
+"""The kinds that must be ready before the others start."""
 
 
 def _has_operators_endpoint(wiring: Wiring) -> bool:
@@ -205,7 +205,7 @@ def _has_operators_endpoint(wiring: Wiring) -> bool:
 
 
 def _program(name: str) -> str:
-    """Return the path of a program: the one that this environment brings, else the one on PATH."""
+    """Return the path of a program, in the folder of the interpreter or on PATH. Raises ProgramMissing."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         raise ProgramMissing(name)
