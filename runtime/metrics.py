@@ -53,8 +53,8 @@ LONG_SECONDS: Final = (
 """Boundaries of histograms of what takes from milliseconds up to the whole life of a job."""
 
 _BUFFERED: Final = 20_000
-"""Maximum number of updates that the SDK buffers. It drops further ones. A job has about 60. The SDK allocates the whole
-buffer at its start, 100 bytes an update."""
+"""Maximum number of updates that the SDK buffers. It drops further ones. A job has about 60. The whole buffer is
+allocated at the start, 100 bytes an update."""
 _MAX_CONNECTIONS: Final = 64
 """Maximum number of concurrent connections, each of which has a thread."""
 _CLOSING_SECONDS: Final = 1
@@ -221,7 +221,7 @@ class BufferedMetrics:
 
 
 def _bounded(labels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the labels with one name for all queues of worker commands. The name of a queue is random for each process."""
+    """Return the labels with one name for all queues of worker commands, whose names are random in each process."""
     if str(labels.get("task_queue", "")).startswith(_COMMAND_QUEUES):
         return {**labels, "task_queue": _COMMAND_QUEUES}
     return labels
