@@ -58,8 +58,8 @@ class Limits:
     max_message_bytes: int
     """Maximum size of a message in either direction, in bytes."""
     max_calls: int = 5000
-    """Maximum number of concurrent calls of the service. Calls of health and reflection do not count, nor do calls whose
-    request has not arrived."""
+    """Maximum number of concurrent calls of the service. Calls of health and reflection do not count, nor do calls that
+    wait for their request."""
     max_calls_per_connection: int = 2000
     """Maximum number of concurrent calls on one connection. Further calls wait at the client."""
     ping_interval: timedelta = PING_INTERVAL
