@@ -114,7 +114,7 @@ record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw
 	$(DEV)/bin/python -m deploy.record_kill --readme
 
 .PHONY: histories
-histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v2)
+histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v5)
 	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench

@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from deploy.local.client import gateway_client
 from deploy.local.process import Process
@@ -72,8 +72,7 @@ async def record() -> Recording:
     Raises AssertionError when the two outputs differ, and when the job ended before the kill.
     """
     with tempfile.TemporaryDirectory() as folder:
-        chosen: dict[str, Any] = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
-        settings = StackSettings(**{**chosen, "state_dir": Path(folder) / "stack", "gpu_workers": 2})
+        settings = StackSettings.with_free_ports(state_dir=Path(folder) / "stack", gpu_workers=2)
         async with Stack(settings, only=_ONLY, environment=_ENVIRONMENT) as stack, gateway_client(stack) as client:
             expected = await (await _submit(client, "undisturbed")).result()
             recording = Recording()

@@ -115,11 +115,11 @@ class FeedSettings(BaseSettings):
     """Name of the JetStream stream that holds the records."""
     subject_prefix: str = "llm.feed"
     """Prefix of the subjects. A dot and the job's key follow, by default its run id."""
-    max_age: timedelta = timedelta(hours=24)
+    max_age: timedelta = Field(timedelta(hours=24), gt=timedelta(0))
     """Maximum age of records. Older ones are deleted."""
     max_bytes: int = Field(1 << 30, gt=0)
     """Maximum disk space of all records, in bytes. The oldest are deleted first."""
-    timeout: timedelta = timedelta(seconds=2)
+    timeout: timedelta = Field(timedelta(seconds=2), gt=timedelta(0))
     """Maximum wait for the broker's answer."""
 
     @property

@@ -25,7 +25,7 @@ from runtime.nats_client import connect_options, new_client
 
 _log = logging.getLogger(__name__)
 _PENDING_BYTES: Final = 4 * 1024 * 1024
-"""Maximum size of what is under way to the broker. Beyond it, and while the broker is away, records are lost."""
+"""Maximum size of the records in flight to the broker, in bytes. Further records are lost, as without a connection."""
 _RETRY_SECONDS: Final = 1
 _PING_SECONDS: Final = 5
 """Interval of pings. A connection on which the broker does not answer is given up after three of them."""

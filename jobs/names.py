@@ -60,11 +60,11 @@ SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, 
 # have to replay it. It also adds the size of its JobResult in bytes, so that a gateway can reserve memory before it
 # reads the result. Messages are JSON: see jobs.memo.
 MEMO_OPTIONS: Final = "options"
-# Digest of the job's bytes, the only one that older gateways write and compare.
 # JobOptions.notify_operator: see jobs.options.memo_of.
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
+# Digest of the job's bytes, the only one that older gateways write and compare.
 MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.
 MEMO_SAME_JOB_DIGEST: Final = "job_sha256"

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
@@ -74,10 +75,31 @@ def complete(chosen: internal_pb2.JobOptions | None, job: llm_pb2.JobRequest) ->
     """Return the gateway's options, or the defaults without a gateway, with the job's own timeouts applied."""
     options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS if chosen is None else chosen)
-    for descriptor, value in job.timeouts.ListFields():
-        # MergeFrom would merge two durations field by field: 2 s over 0.5 s would make 2.5 s.
-        getattr(options.timeouts, descriptor.name).CopyFrom(value)
+    _override(options.timeouts, job.timeouts)
     return options
+
+
+def with_defaults(chosen: internal_pb2.JobOptions) -> internal_pb2.JobOptions:
+    """Return the options with the default of each field that is unset, also inside its messages.
+
+    For the start of a job only: a stored job keeps the options that it has, so that its replays stay the same.
+    """
+    options = internal_pb2.JobOptions()
+    options.CopyFrom(DEFAULTS)
+    _override(options, chosen)
+    return options
+
+
+def _override(message: Message, chosen: Message) -> None:
+    """Replace the fields of a message by those that are set in another one of its type."""
+    for field, value in chosen.ListFields():
+        if field.message_type is None:
+            setattr(message, field.name, value)
+        elif field.message_type is Duration.DESCRIPTOR:
+            # MergeFrom would merge two durations field by field: 2 s over 0.5 s would make 2.5 s.
+            getattr(message, field.name).CopyFrom(value)
+        else:
+            _override(getattr(message, field.name), value)
 
 
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:

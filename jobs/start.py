@@ -55,6 +55,9 @@ def job_start(
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
+    Options that are unset have their default: `JobOptions(notify_operator=False)` is whole. A bound of RetryOptions is
+    therefore not lifted by leaving it unset.
+
     `id_` is the workflow's id, by default that of the job's tenant, user and request. It tells the job's tenant, so the
     child of a tenant's workflow, whose id begins with its parent's, belongs to the tenant. `priority` is the
     workflow's: a parent passes on its own (workflow.info().priority), which has the weight of its tenant. None, or one
@@ -65,7 +68,8 @@ def job_start(
     if id_ is None:
         id_ = workflow_id(job.user_id, job.request_id, tenant)
     tenant = tenant_of(id_)
-    memo = {**memo_of(chosen), **digests(job)}
+    whole = options.with_defaults(chosen)
+    memo = {**memo_of(whole), **digests(job)}
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     if hash_ is not None:
@@ -75,7 +79,7 @@ def job_start(
         memo=memo,
         search_attributes=TypedSearchAttributes(attributes_of(job, tenant, hash_)),
         priority=priority if priority and priority.fairness_key else fair_turns(fair_owner(job.user_id, tenant, hash_)),
-        execution_timeout=execution_timeout(options.complete(chosen, job).timeouts.total.ToTimedelta()),
+        execution_timeout=execution_timeout(options.complete(whole, job).timeouts.total.ToTimedelta()),
     )
 
 

@@ -1,4 +1,4 @@
-"""A gRPC server as every service of the suite runs one: health, reflection, keepalive, graceful shutdown."""
+"""The gRPC server of a service: health, reflection, keepalive, limits, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from runtime.addresses import bracketed
 from runtime.connections import shut_down
 from runtime.grpc_auth import AuthInterceptor
 from runtime.grpc_health import Health
@@ -32,47 +33,48 @@ _CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 
 _OWN_CALLS: Final = {
-    # Each may hold the whole contract unread.
+    # The unread answer of each may be the whole contract.
     "/grpc.reflection.": 32,
-    # They last for as long as their clients like.
+    # Their clients decide how long they last.
     "/grpc.health.v1.Health/Watch": 100,
-    # More than come within the time after which one that is not read is ended.
+    # More than arrive before an unread one is ended.
     "/grpc.health.": 4000,
 }
-"""Maximum of calls at once of health and reflection, by the beginning of their methods' names."""
+"""Maximum number of concurrent calls of health and reflection, by the prefix of their methods' names."""
 _MAX_UNREAD: Final = 100
-"""Answers of health and reflection that may be unread for longer than a moment."""
+"""Maximum number of answers of health and reflection that stay unread for longer than a moment."""
 _MAX_UNREAD_OF_PEER: Final = 500
-"""Answers of health and reflection that one connection may leave unread at all."""
+"""Maximum number of unread answers of health and reflection on one connection."""
 _COMING_BYTES: Final = 64 * 1024 * 1024
-"""What gRPC may hold of requests that have not come whole."""
+"""Maximum memory of gRPC for incomplete requests, in bytes."""
 _WINDOW_BYTES: Final = 16 * 1024
-"""What a client may send before the server asks for it. gRPC's own choice grows to 128 MiB for each call."""
+"""Number of bytes that a client may send before the server reads them. By default it grows to 128 MiB for each call."""
 
 PING_INTERVAL: Final = timedelta(seconds=10)
-"""A client may ping so often: as often as gRPC's clients for Go and Java let their users ask for."""
+"""Default of Limits.ping_interval: the shortest interval that gRPC's clients for Go and Java accept."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may ask of a server. Times of zero are no limits."""
+    """Limits of a server. A time of zero is no limit."""
 
     max_message_bytes: int
-    """Largest message taken or sent."""
+    """Maximum size of a message in either direction, in bytes."""
     max_calls: int = 5000
-    """Calls of the service at once. Some more are taken: of health and reflection, and such as have no request yet."""
+    """Maximum number of concurrent calls of the service. Calls of health and reflection do not count, nor do calls that
+    wait for their request."""
     max_calls_per_connection: int = 2000
-    """More wait at the client, as HTTP/2 has it."""
+    """Maximum number of concurrent calls on one connection. Further calls wait at the client."""
     ping_interval: timedelta = PING_INTERVAL
-    """A client that pings more often, again and again, is cut off."""
+    """Minimum time between two pings of a client. A client that repeatedly pings more often loses its connection."""
     request_timeout: timedelta = timedelta(seconds=20)
-    """A call is ended whose request has not come by then."""
+    """Maximum wait for the request of a call. The server then ends the call."""
     request_idle: timedelta = timedelta(minutes=1)
-    """A call that streams requests is ended when none has come for so long."""
+    """Maximum time between two requests of a call that streams them. The server then ends the call."""
     connection_idle: timedelta = timedelta(0)
-    """A connection without calls is closed after this time."""
+    """Time after which a connection without calls is closed."""
     connection_age: timedelta = timedelta(0)
-    """A client is asked to open a new connection after this time; calls that run go on."""
+    """Time after which a client is asked to open a new connection. Its running calls continue."""
 
 
 def channel_options(limits: Limits) -> list[tuple[str, int]]:
@@ -81,20 +83,20 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
-        # Requests that are larger cost a round trip or two more, of which the client notices little.
+        # A larger request costs a round trip or two more, which a client hardly notices.
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.http2.bdp_probe", 0),
-        # Without these the server answers a client that pings more often than every 5 minutes with GOAWAY.
+        # By default gRPC sends GOAWAY to a client that pings more often than every 5 minutes.
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.ping_interval)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Finds out about clients that went away without a word.
+        # Detects clients that have gone without closing their connection.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # Calls that come faster than they are taken up wait here, after a restart those of every watcher. By default
-        # some beyond 1,000 are cancelled, which clients do not take for a reason to call again.
+        # Calls that arrive faster than they are accepted wait here. After a restart they are those of all watchers.
+        # By default gRPC cancels some beyond 1,000, and clients do not retry a call that was cancelled.
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-        # Nor are those that have waited for 30 s cancelled, as by default: how long it waits is the client's choice.
+        # By default gRPC cancels calls that have waited for 30 s. The deadline of the client decides.
         ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
         # A port that is taken is an error, not shared.
         ("grpc.so_reuseport", 0),
@@ -102,7 +104,7 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
     if limits.connection_idle:
         options.append(("grpc.max_connection_idle_ms", _milliseconds(limits.connection_idle)))
     if limits.connection_age:
-        # Without a grace: by default it is infinite, so that streams may last for hours.
+        # The grace keeps its default, which is infinite, because streams may last for hours.
         options.append(("grpc.max_connection_age_ms", _milliseconds(limits.connection_age)))
     return options
 
@@ -125,14 +127,15 @@ class GrpcServer:
         *,
         reflection: bool = False,
     ) -> None:
-        """`details`: what refusals of this server carry, like the service's own errors.
+        """`details` returns the details of a refusal, in the form of the service's own errors.
 
-        `telemetry` observes every call, those too that are refused before the `interceptors` see them. `auth` says who
+        `telemetry` observes every call, also one that is refused before the `interceptors` see it. `auth` says who
         calls; None: nobody asks. `tls`: the files of the server's TLS. None: no TLS. With a `mtls_port`, clients need a
         certificate on that port only, because in gRPC for Python a port either requires client certificates or does not
         ask for them. `reflection`: whether clients may ask for the contract.
         """
-        _grpc_log.addFilter(_without_traceback_for_who_left)
+        host = bracketed(host)
+        _grpc_log.addFilter(_without_traceback_of_gone_client)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
         self._requests = OneRequest(limits.request_timeout, limits.request_idle, places, details)
         self._own_calls = _OwnCalls(details)
@@ -162,17 +165,17 @@ class GrpcServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, as host:port. Valid after start()."""
+        """Address of the server, as host:port. Valid after start()."""
         return f"{self._host}:{self._port}"
 
     def serving(self) -> bool:
-        """Return whether its health is SERVING."""
+        """Return whether the server's health is SERVING."""
         return self._health.serving()
 
     async def start(self) -> None:
-        """Listen, NOT_SERVING yet. Raises RuntimeError naming the address when it is taken.
+        """Start to listen, with the health NOT_SERVING.
 
-        Raises OSError when the files of its TLS cannot be used.
+        Raises RuntimeError, with the address, if it is taken; OSError when the files of its TLS cannot be used.
         """
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._tls is None or self._mtls_port is None:
@@ -199,7 +202,7 @@ class GrpcServer:
         return port
 
     async def follow(self, healthy: Callable[[timedelta], Awaitable[bool]]) -> None:
-        """Keep health in step with `healthy(timeout)`, asked every second, until cancelled."""
+        """Set the health by `healthy(timeout)`, which is called every second, until cancelled."""
         while True:
             serving = await healthy(_CHECK_TIMEOUT)
             status = health_pb2.HealthCheckResponse
@@ -207,9 +210,9 @@ class GrpcServer:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
 
     async def close_stalled(self, stalled: Callable[[], set[str]]) -> None:
-        """Close the connections of the peers that `stalled()` names, asked every second, until cancelled.
+        """Close the connections of the peers that `stalled()` returns, every second, until cancelled.
 
-        And of those that do not take refusals, or answers of health and reflection.
+        The connections of peers that do not read refusals, or answers of health and reflection, are closed as well.
         """
         while True:
             await asyncio.sleep(_CHECK_INTERVAL.total_seconds())
@@ -218,11 +221,11 @@ class GrpcServer:
                 _log.warning("closed %d connections whose clients have stopped reading", found)
 
     async def drain(self) -> None:
-        """Say NOT_SERVING from now on, whatever follow finds."""
+        """Set the health to NOT_SERVING. follow() does not change it any more."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace: timedelta) -> None:
-        """Take no more calls, and end those that run after the grace."""
+        """Refuse new calls, and end the calls that still run after the grace."""
         await self.server.stop(grace.total_seconds())
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
@@ -230,10 +233,10 @@ class GrpcServer:
             await self._health.set(name, status)
 
 
-def _without_traceback_for_who_left(record: logging.LogRecord) -> bool:
-    """Say in one line of INFO that an answer could not be sent: gRPC takes that for an error of the server.
+def _without_traceback_of_gone_client(record: logging.LogRecord) -> bool:
+    """Log in one line of INFO, without a traceback, that an answer could not be sent to a client that has gone.
 
-    It knows better only when the client's leaving has reached it before the failure of what was being sent.
+    gRPC reports it as an error of the server if the send fails before the end of the connection is noticed.
     """
     if record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError):
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
@@ -242,16 +245,16 @@ def _without_traceback_for_who_left(record: logging.LogRecord) -> bool:
 
 
 class _OwnCalls(Interceptor):
-    """Refuses calls of health and reflection beyond their number with RESOURCE_EXHAUSTED, and counts unread answers.
+    """Refuses calls of health and reflection beyond their maximum with RESOURCE_EXHAUSTED, and counts unread answers.
 
-    For every call takes one of the places that the server has, and keeps it until its answer has left.
+    Every call takes one of the server's places until its answer has been sent.
     """
 
     def __init__(self, details: Details) -> None:
         self._details = details
         self._calls: Counter[str] = Counter()
         self.unread = Unread(_MAX_UNREAD)
-        """The answers."""
+        """The unread answers."""
 
     def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
         """Wrap the handler of a call."""
@@ -274,7 +277,7 @@ class _OwnCalls(Interceptor):
             await self._enter(kind, context)
             async for response in handle(requests, context):
                 self.unread.add(context)
-                # Goes on once gRPC has sent it.
+                # The generator continues once gRPC has sent the response.
                 yield response
                 self.unread.remove(context)
 

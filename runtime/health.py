@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import metadata
@@ -27,6 +28,7 @@ CHECK_TIMEOUT: Final = timedelta(seconds=2)
 
 _ANSWER_TIMEOUT: Final = timedelta(seconds=3)
 """Maximum wait for the event loop. Longer than a check takes, so a loop that needs more is blocked."""
+_SHUTTING_DOWN: Final = "is shutting down"
 _DISTRIBUTION: Final = "durable-llm-suite"
 """The name of this suite in pyproject.toml."""
 _LIBRARIES: Final = {"temporalio": "temporalio", "grpcio": "grpc", "torch": "torch", "vllm": "vllm"}
@@ -67,7 +69,7 @@ class Readiness:
         try:
             yield
         finally:
-            self._phase = "is shutting down"
+            self._phase = _SHUTTING_DOWN
 
     def healthz(self) -> dict[str, Any]:
         """Return a description of the process. May be called from any thread."""
@@ -78,13 +80,26 @@ class Readiness:
 
         May be called from any thread but that of the event loop.
         """
-        checking = asyncio.run_coroutine_threadsafe(self._check(), self._loop)
+        missing, degraded = self._ask()
+        return {"ready": not missing, "missing": missing, "degraded": degraded, **self.healthz()}
+
+    def _ask(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what is missing and what is degraded, as the event loop finds."""
+        check = self._check()
         try:
-            missing, degraded = checking.result(_ANSWER_TIMEOUT.total_seconds())
+            checking = asyncio.run_coroutine_threadsafe(check, self._loop)
+        except RuntimeError:
+            # The event loop is closed.
+            check.close()
+            return {"process": _SHUTTING_DOWN}, {}
+        try:
+            return checking.result(_ANSWER_TIMEOUT.total_seconds())
         except TimeoutError:
             checking.cancel()
-            missing, degraded = {"process": f"has not answered within {_ANSWER_TIMEOUT.total_seconds():g} s"}, {}
-        return {"ready": not missing, "missing": missing, "degraded": degraded, **self.healthz()}
+            return {"process": f"has not answered within {_ANSWER_TIMEOUT.total_seconds():g} s"}, {}
+        except CancelledError:
+            # The end of the event loop cancels the checks that are under way.
+            return {"process": _SHUTTING_DOWN}, {}
 
     async def _check(self) -> tuple[dict[str, str], dict[str, str]]:
         missing, degraded = await asyncio.gather(_failing(self._needed), _failing(self._wanted))

@@ -1,19 +1,20 @@
-"""The metrics of a process: made with OpenTelemetry's instruments, served to Prometheus on one port, beside its health.
+"""Serves the metrics of a process to Prometheus, on one port with its health. OpenTelemetry's instruments record them.
 
-Temporal's SDK could serve its own metrics only on a second port. It hands them over in a buffer instead, from which
-they are moved into instruments of the same names; what workflow code measures comes the same way. What a library keeps
-in prometheus_client's own registry is served along: the process's memory and CPU, and all of vLLM's metrics.
+Temporal's SDK can serve its own metrics only on a second port. So it buffers them, and this module copies them into
+instruments of the same names. Metrics of workflow code take the same way. The registry of prometheus_client is served
+as well: it has the memory and CPU time of the process, and all metrics of vLLM.
 
-`OTEL_SDK_DISABLED` is honoured by the SDK: what is served then is what libraries keep.
+With `OTEL_SDK_DISABLED` only that registry is served.
 """
 
 import asyncio
 import logging
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from socketserver import ThreadingMixIn
@@ -35,6 +36,7 @@ from temporalio.runtime import (
     TelemetryConfig,
 )
 
+from runtime.addresses import bracketed, unbracketed
 from runtime.health import Readiness, with_health
 from runtime.log import core_logging
 from runtime.tls import ServerTls, server_context
@@ -45,31 +47,35 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SHORT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Boundaries for what a person waits for; those of the semantic conventions for RPC."""
+"""Boundaries of histograms of what a person waits for, from the semantic conventions for RPC."""
 LONG_SECONDS: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
     *(60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0),
 )
-"""Boundaries for what may take milliseconds or a job's whole life."""
+"""Boundaries of histograms of what takes from milliseconds up to the whole life of a job."""
 
 _BUFFERED: Final = 20_000
-"""Updates that the SDK keeps until they are fetched; it makes about 60 for a job and drops what does not fit. It takes
-memory for all of them at once: 100 bytes each."""
+"""Maximum number of updates that the SDK buffers. It drops further ones. A job has about 60. The whole buffer is
+allocated at the start, 100 bytes an update."""
+_MAX_CONNECTIONS: Final = 64
+"""Maximum number of concurrent connections, each of which has a thread."""
+_CLOSING_SECONDS: Final = 1
+"""Maximum wait for the thread of a connection that is closed for a newer one."""
 _HANDSHAKE_SECONDS: Final = 10
 """Maximum duration of a TLS handshake."""
 _COMMAND_QUEUES: Final = "temporal-sys/worker-commands"
 _FETCH_INTERVAL: Final = timedelta(seconds=0.5)
-"""Short, so that fetching what has come meanwhile never holds the event loop for long."""
+"""Interval at which the buffer is emptied. It is short, so that no fetch blocks the event loop for long."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a process measures with."""
+    """The instruments of a process."""
 
     provider: MeterProvider
-    """Makes meters whose instruments are served."""
+    """Creates meters whose instruments are served."""
     temporal: Runtime
-    """For Client.connect: the SDK's metrics, and those of workflows, are served too."""
+    """The runtime for Client.connect. It serves the metrics of the SDK and of workflows as well."""
 
     def meter(self, name: str) -> Meter:
         """Return the meter of a package."""
@@ -80,23 +86,24 @@ class Metrics:
 async def serving_metrics(
     host: str, port: int, prefix: str, readiness: Readiness, tls: ServerTls | None = None
 ) -> AsyncIterator[Metrics]:
-    """Serve metrics and health over HTTP while the context is open, with `tls` over HTTPS; port 0 takes a free one.
+    """Serve metrics and health over HTTP while the context is open, with `tls` over HTTPS. Port 0 takes a free one.
 
-    Threads serve, so that metrics can be read while the event loop is busy. Raises RuntimeError when the address is
-    taken, naming the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`, and OSError when the files of `tls`
-    cannot be used.
+    Threads serve them, so that metrics can be read while the event loop is busy. Raises RuntimeError, with the names of
+    the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`, if the address is taken; OSError when the files of
+    `tls` cannot be used.
     """
     context = server_context(tls) if tls is not None else None
     try:
         server = _Server(host, port, with_health(make_wsgi_app(), readiness), context)
     except OSError as error:
         raise RuntimeError(
-            f"cannot serve metrics on {host}:{port}: is it taken? ({error});"
+            f"cannot serve metrics on {bracketed(host)}:{port}: is it taken? ({error});"
             f" {prefix}METRICS_HOST and {prefix}METRICS_PORT choose another address"
         ) from error
     thread = threading.Thread(target=server.serve_forever, name="metrics and health", daemon=True)
     thread.start()
-    _log.info("metrics on %s://%s:%d/metrics", "http" if context is None else "https", host, server.server_port)
+    scheme = "http" if context is None else "https"
+    _log.info("metrics on %s://%s:%d/metrics", scheme, bracketed(host), server.server_port)
     reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False)
     # Prometheus's text format has no place for exemplars.
     provider = MeterProvider([reader], exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False)
@@ -107,23 +114,63 @@ async def serving_metrics(
     finally:
         fetching.cancel()
         provider.shutdown()
-        # shutdown() waits for the thread to look up, half a second at most.
+        # shutdown() waits until the thread notices it, for at most half a second.
         await asyncio.to_thread(server.shutdown)
         server.server_close()
         thread.join()
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A server with a thread for each request. The one of prometheus_client serves metrics at every path."""
+    """A server with a thread for each connection. The server of prometheus_client serves metrics at every path."""
 
     daemon_threads = True
 
     def __init__(self, host: str, port: int, application: "WSGIApplication", context: ssl.SSLContext | None) -> None:
         self._context = context
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(unbracketed(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), port), _SilentHandler)
         self.set_app(application)
+        self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._open: dict[Any, socket.socket] = {}
+        """A duplicate of each socket, the oldest first. A connection's thread may close the socket at any time."""
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread. Beyond the maximum the oldest one is closed for it.
+
+        So clients that send nothing keep no probe out.
+        """
+        if not self._places.acquire(blocking=False):
+            self._close_oldest()
+            if not self._places.acquire(timeout=_CLOSING_SECONDS):
+                super().shutdown_request(request)
+                return
+        with self._lock:
+            self._open[request] = request.dup()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that has been served."""
+        with self._lock:
+            duplicate = self._open.pop(request, None)
+        if duplicate is not None:
+            duplicate.close()
+        super().shutdown_request(request)
+        self._places.release()
+
+    def _close_oldest(self) -> None:
+        with self._lock:
+            duplicate = self._open.pop(next(iter(self._open), None), None)
+        if duplicate is not None:
+            # The client may have left.
+            with duplicate, suppress(OSError):
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the error of a connection, except where its client has gone or has timed out."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("a request for metrics or health failed")
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection. Its TLS handshake takes place in its own thread, so it delays no other client."""
@@ -142,12 +189,15 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _SilentHandler(WSGIRequestHandler):
+    timeout = 10
+    """Maximum wait for a client to send or to read, in seconds."""
+
     def log_message(self, *_: object) -> None:
         """Log nothing."""
 
 
 class BufferedMetrics:
-    """Moves what Temporal's SDK measures into OpenTelemetry's instruments."""
+    """Copies the metrics of Temporal's SDK into OpenTelemetry's instruments."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -156,23 +206,23 @@ class BufferedMetrics:
         self.runtime = Runtime(
             telemetry=TelemetryConfig(logging=core_logging(), metrics=self._buffer, attach_service_name=False)
         )
-        """The runtime whose metrics these are."""
+        """The runtime that buffers its metrics here."""
 
     async def keep_fetching(self) -> None:
-        """Fetch again and again, until cancelled."""
+        """Call fetch() every half second until cancelled."""
         while True:
             self.fetch()
             await asyncio.sleep(_FETCH_INTERVAL.total_seconds())
 
     def fetch(self) -> None:
-        """Record all that has been measured since the last time."""
+        """Record all updates since the last call."""
         merged: dict[tuple[str, frozenset[Any]], tuple[BufferedMetric, Any, Mapping[str, Any]]] = {}
         for update in self._buffer.retrieve_updates():
             metric, value, labels = update.metric, update.value, _bounded(update.attributes)
             if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
                 self._record(metric, value, labels)
                 continue
-            # Most updates are of a few counters and gauges: a sum of the former and the last of the latter will do.
+            # Most updates are of a few counters and gauges. Only a counter's sum and a gauge's last value count.
             key = metric.name, frozenset(labels.items())
             if metric.kind == BUFFERED_METRIC_KIND_COUNTER and key in merged:
                 value += merged[key][1]
@@ -196,7 +246,7 @@ class BufferedMetrics:
 
 
 def _bounded(labels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the labels without the name that a process makes up for the queue of Temporal's commands to it."""
+    """Return the labels with one name for all queues of worker commands, whose names are random in each process."""
     if str(labels.get("task_queue", "")).startswith(_COMMAND_QUEUES):
         return {**labels, "task_queue": _COMMAND_QUEUES}
     return labels

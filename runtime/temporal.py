@@ -1,6 +1,6 @@
 """The connection to Temporal, the same for every service.
 
-Where Temporal is comes from its own environment configuration (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
+Its address comes from Temporal's own environment configuration (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
 `TEMPORAL_TLS_…`, `TEMPORAL_API_KEY`, a profile file): see the SDK's `temporalio.envconfig`. runtime.temporal_tls
 replaces the connection when the files of its TLS change.
 """
@@ -31,7 +31,7 @@ _RETRY = timedelta(seconds=1)
 _REGISTER_TRIES = 30
 _TRANSIENT = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED)
 RPC_TIMEOUT = timedelta(seconds=10)
-"""Longest wait for one answer of Temporal's, long polls apart."""
+"""Maximum wait for an answer of Temporal, except of a long poll."""
 
 _COMPRESSIONS: Final = {"none": GrpcCompression.NONE, "gzip": GrpcCompression.GZIP}
 
@@ -47,14 +47,15 @@ class TemporalSettings(BaseSettings):
 
 
 async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption | None = None) -> Client:
-    """Return a client that is connected and speaks protobuf payloads; waits for a Temporal that is away.
+    """Return a connected client with the payload converter of the suite. Waits until Temporal can be reached.
 
-    It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
-    `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
-    Temporal answers. `encryption` is how payloads are encrypted, None if they are not. Its keys are awaited, too.
+    The client and its workers propagate the trace's context and record Temporal's own spans. Spans of workflows are
+    replay-safe. `runtime` is the one of the process, which has its metrics and logs: see runtime.metrics. The process
+    is ready only while Temporal answers. `encryption` says how payloads are encrypted, None if they are not. The
+    client waits for its keys, too.
 
-    Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
-    when the configuration does not say where Temporal is, OSError when a file that it names cannot be read.
+    Raises RPCError if Temporal refuses the connection, because of its credentials for example: a retry would not help.
+    Raises RuntimeError if the configuration has no address of Temporal, OSError if a file that it names is unreadable.
     """
     profile = ClientConfigProfile.load()
     try:
@@ -63,7 +64,9 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         raise OSError(f"a file of TEMPORAL_TLS_… cannot be read: {error}") from error
     compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
     if "target_host" not in options:
-        raise RuntimeError("TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE, has to say where Temporal is")
+        raise RuntimeError(
+            "the address of Temporal is not set: set TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE"
+        )
     connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
 
     async def ready() -> bool:
@@ -97,7 +100,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
 
 
 async def answers(client: Client, within: timedelta) -> bool:
-    """Return whether Temporal's frontend says in that time that it is well."""
+    """Return whether Temporal's frontend reports within this time that it is healthy."""
     try:
         return await client.service_client.check_health(timeout=within)
     except RPCError:
@@ -105,12 +108,12 @@ async def answers(client: Client, within: timedelta) -> bool:
 
 
 async def register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> Collection[str]:
-    """Make the search attributes known to the namespace; those that are there stay.
+    """Register the search attributes that the namespace lacks.
 
-    Temporal Cloud refuses this to clients: there an operator registers them, and a log line says so.
+    Temporal Cloud does not let clients register them. A log line then asks for an operator.
 
-    Return the names of those that were known before, which queries may contain at once: Temporal's servers learn of a
-    new one after a while. Empty where Temporal does not say.
+    Return the names of those that the namespace had before, which queries may contain at once: Temporal's servers learn
+    of a new one after a while. Empty where Temporal does not say.
     """
     known: set[str] = set()
     for _ in range(_REGISTER_TRIES):

@@ -31,14 +31,20 @@ async def request_cancel() -> None:
 
 
 @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-async def recover_output() -> llm_pb2.JobResult:
-    """Read the job's output back from its live feed, and close the feed to attempts that still write."""
+async def recover_output(feed_key: str = "") -> llm_pb2.JobResult:
+    """Read the job's output back from its live feed, and close the feed to attempts that still write.
+
+    `feed_key` is that of the RunRequest.
+    """
     raise NotImplementedError
 
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
 async def forget_feed(feed_key: str = "", ledger: str = "") -> None:
-    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger."""
+    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger.
+
+    `feed_key` is that of the RunRequest.
+    """
     raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
@@ -27,8 +27,7 @@ def new_stack(
 ) -> Iterator[Stack]:
     """Yield a stack that is not started, with the settings of `make up`, free ports and a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        ports: dict[str, Any] = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
-        settings = StackSettings(state_dir=Path(folder), engine=engine, gpu_workers=workers, **ports)
+        settings = StackSettings.with_free_ports(state_dir=Path(folder), engine=engine, gpu_workers=workers)
         yield Stack(settings, only=KINDS, environment=environment)
 
 

@@ -1,10 +1,9 @@
-"""What the stack consists of: for each kind of process its command, environment and sign of readiness.
+"""The processes of the stack: command, environment and readiness probe of each kind.
 
-This is the one place that knows how the processes find each other.
+Only this module knows the addresses by which the processes find each other.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -37,7 +36,7 @@ _DYNAMIC_CONFIG: Final = {
     "frontend.WorkerCommandsEnabled": "true",
     # Users take turns: one user's thousand jobs must not starve another's one.
     "matching.enableFairness": "true",
-    # How many jobs wait, in Temporal's metrics: once a minute by default.
+    # Temporal reports the number of waiting jobs once a minute by default.
     "matching.backlogMetricsEmitInterval": '"5s"',
     # Ids have 255 characters at most on PostgreSQL, whose columns take no more; without this SQLite takes 1000.
     "limit.maxIDLength": "255",
@@ -46,11 +45,13 @@ _DYNAMIC_CONFIG: Final = {
 
 @dataclass(frozen=True)
 class Wiring:
-    """What a part needs to know about the others."""
+    """The facts about the stack that the commands and environments depend on."""
 
     ports: Ports
     state_dir: Path
     engine: str
+    notifier_environment: Mapping[str, str]
+    """Environment of the notifiers, what they inherit included."""
     secrets: "Secrets | None" = None
     """None: nothing uses TLS."""
 
@@ -86,19 +87,21 @@ class Wiring:
 
 
 @dataclass(frozen=True)
-class Part:
-    """How to run one kind of process."""
+class ProcessSpec:
+    """Command, environment and probe of one kind of process."""
 
     command: tuple[str, ...]
     probe: Probe
     environment: Mapping[str, str] = field(default_factory=dict)
     """Takes precedence over the user's own environment."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """The user's own environment takes precedence over it."""
 
 
-def _temporal(wiring: Wiring) -> Part:
+def _temporal(wiring: Wiring) -> ProcessSpec:
     address = f"{HOST}:{wiring.ports.temporal}"
     attributes = {key.name: key.indexed_value_type.name.title().replace("_", "") for key in SEARCH_ATTRIBUTES}
-    return Part(
+    return ProcessSpec(
         command=(
             _program("temporal"),
             *("server", "start-dev", "--ip", HOST),
@@ -115,7 +118,7 @@ def _temporal(wiring: Wiring) -> Part:
     )
 
 
-def _nats(wiring: Wiring) -> Part:
+def _nats(wiring: Wiring) -> ProcessSpec:
     store = str(wiring.state_dir / "nats")
     if wiring.secrets is None:
         options: tuple[str, ...] = ("-js", "-sd", store)
@@ -126,15 +129,15 @@ def _nats(wiring: Wiring) -> Part:
         # nats-server parses variables like its file, where a space ends a word.
         quoted = {name: json.dumps(path) for name, path in paths.items()}
         environment = {**quoted, **wiring.secrets.nats_public_keys()}
-    return Part(
+    return ProcessSpec(
         command=(_program("nats-server"), "-a", HOST, "-p", str(wiring.ports.nats), *options),
         environment=environment,
         probe=listens(f"{HOST}:{wiring.ports.nats}"),
     )
 
 
-def _codec(wiring: Wiring) -> Part:
-    return Part(
+def _codec(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.codec"),
         environment={
             "CODEC_HOST": HOST,
@@ -151,8 +154,8 @@ def _codec(wiring: Wiring) -> Part:
     )
 
 
-def _gateway(wiring: Wiring) -> Part:
-    return Part(
+def _gateway(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.gateway"),
         environment={
             **wiring.temporal,
@@ -160,18 +163,21 @@ def _gateway(wiring: Wiring) -> Part:
             **wiring.tls("gateway", "GATEWAY_TLS_", "GATEWAY_METRICS_TLS_"),
             "GATEWAY_HOST": HOST,
             "GATEWAY_PORT": str(wiring.ports.gateway),
-            # Whoever tries the stack has no proto file at hand.
-            "GATEWAY_REFLECTION": os.environ.get("GATEWAY_REFLECTION", "true"),
             "GATEWAY_METRICS_HOST": HOST,
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
-            "GATEWAY_NOTIFY_OPERATOR": os.environ.get("GATEWAY_NOTIFY_OPERATOR", _has_operators_endpoint()),
+        },
+        defaults={
+            # Whoever tries the stack has no proto file at hand.
+            "GATEWAY_REFLECTION": "true",
+            # Without an endpoint for them, jobs that name no target need not ask the notifier.
+            **({} if _has_operators_endpoint(wiring) else {"GATEWAY_NOTIFY_OPERATOR": "false"}),
         },
         probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}", wiring.ca),
     )
 
 
-def _gpu_worker(wiring: Wiring) -> Part:
-    return Part(
+def _gpu_worker(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.gpu_worker"),
         environment={
             **wiring.temporal,
@@ -185,8 +191,8 @@ def _gpu_worker(wiring: Wiring) -> Part:
     )
 
 
-def _notifier(wiring: Wiring) -> Part:
-    return Part(
+def _notifier(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
         command=(sys.executable, "-m", "services.notifier"),
         environment={
             **wiring.temporal,
@@ -203,7 +209,7 @@ def _notifier(wiring: Wiring) -> Part:
     )
 
 
-PARTS: Final[dict[str, Callable[[Wiring], Part]]] = {
+PROCESS_SPECS: Final[dict[str, Callable[[Wiring], ProcessSpec]]] = {
     "temporal": _temporal,
     "nats": _nats,
     "codec": _codec,
@@ -231,16 +237,18 @@ METRICS: Final = {
 """The field of Ports where a kind serves its metrics."""
 
 SERVERS: Final = ("temporal", "nats")
-"""The kinds that the others need to be ready before they start."""
+"""The kinds that must be ready before the others start."""
 
 
-def _has_operators_endpoint() -> str:
-    """Return whether the notifier, which has this environment, too, has an endpoint for jobs that name no target."""
-    return str(bool(os.environ.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS", "NOTIFIER_TENANTS"})).lower()
+def _has_operators_endpoint(wiring: Wiring) -> bool:
+    """Return whether the notifiers have an endpoint for jobs that name no target."""
+    return bool(
+        wiring.notifier_environment.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS", "NOTIFIER_TENANTS"}
+    )
 
 
 def _program(name: str) -> str:
-    """Return the path of a program: the one that this environment brings, else the one on PATH."""
+    """Return the path of a program, in the folder of the interpreter or on PATH. Raises ProgramMissing."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         raise ProgramMissing(name)

@@ -1,7 +1,7 @@
 """The stack's settings, all in the environment with the prefix STACK_."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -57,4 +57,10 @@ class StackSettings(BaseSettings):
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Maximum time until a process is ready, in seconds. A large model needs more."""
     stop_grace: Annotated[float, Field(ge=0)] = 15
-    """Time in seconds between SIGTERM and SIGKILL."""
+    """Time in seconds between SIGTERM and SIGKILL. 0: SIGKILL follows at once."""
+
+    @classmethod
+    def with_free_ports(cls, **values: Any) -> Self:
+        """Return settings with these values and free ports, so that several stacks can run at the same time."""
+        ports = {name: 0 for name in cls.model_fields if name.endswith("_port")}
+        return cls(**{**ports, **values})

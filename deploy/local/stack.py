@@ -1,10 +1,10 @@
-"""The stack as a library: which processes there are, where they listen, and their start and stop.
+"""The stack as a library: its processes, their addresses, their start and stop.
 
     async with Stack(StackSettings(state_dir=folder, temporal_port=0, ...), only=("temporal", "nats")) as stack:
         address = stack.address("temporal")
         await stack.processes["nats"].kill()
 
-Nothing here restarts a process that ends: see `supervisor` for that.
+A process that ends is not restarted: `supervisor` does that.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
-from deploy.local.process_specs import LISTENERS, METRICS, PARTS, SERVERS, Wiring
+from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, Wiring
 from deploy.local.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -30,46 +30,47 @@ if TYPE_CHECKING:
 _ROOT: Final = Path(__file__).parents[2]
 _LOCK: Final = "lock"
 _KEPT: Final = {_LOCK, "logs", "nats", "tls", *(f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal"))}
-"""All that a state folder holds."""
+"""Names of the entries of a state folder."""
 
 Report = Callable[[str, str], None]
-"""Takes the name of a process and a few words on how it is."""
+"""A callback that gets the name of a process and a few words about its state."""
 
 
 class Stack:
-    """The processes of one state folder. Entering starts them, leaving stops them and what add() brought.
+    """The processes of one state folder. Entering the context starts them. Leaving it stops them and those of add().
 
-    Entering raises PortTaken, StateBusy or StateShared before anything is started, and ProcessFailed, with all stopped
-    again, when a process does not get ready.
+    Entering raises PortTaken, StateBusy or StateShared before any process is started. It raises ProcessFailed, after
+    all are stopped again, if a process does not become ready.
     """
 
     def __init__(
         self,
         settings: StackSettings,
         *,
-        only: Collection[str] = tuple(PARTS),
+        only: Collection[str] = tuple(PROCESS_SPECS),
         environment: Mapping[str, Mapping[str, str]] | None = None,
         report: Report = lambda name, words: None,
     ) -> None:
-        """Define the processes; raises ProgramMissing, and EngineMissing when there are to be GPU workers.
+        """Define the processes. Raises ProgramMissing, and EngineMissing if a GPU worker's engine is not installed.
 
-        `only` names the kinds (keys of PARTS) that run; `environment` holds extra variables for all processes of one.
+        `only` names the kinds that run: keys of PROCESS_SPECS. `environment` holds extra variables by kind. `report` is
+        called with each change of a process.
         """
         self._settings = settings
         self._extra = environment or {}
         self._report = report
         self.state_dir: Final = settings.state_dir.absolute()
         self.ports: Final = choose_ports(settings)
-        """Where everything listens, or would. For what add() brings see address()."""
+        """Ports of the first process of each kind, also of a kind that does not run. address() knows those of all."""
         self._secrets = _new_secrets(self.state_dir / "tls") if settings.tls else None
         self.processes: Final[dict[str, Process]] = {}
-        """By name: the kind, and for the second and later of a kind "kind-2", "kind-3"."""
+        """Processes by name: the kind, and "kind-2", "kind-3" for further ones of a kind."""
         self._addresses: dict[str, str] = {}
         self._metrics_addresses: dict[str, str] = {}
         self._lock: IO[str] | None = None
         if "gpu-worker" in only:
             _require_engine(settings.engine)
-        for kind in sorted(only, key=list(PARTS).index):
+        for kind in sorted(only, key=list(PROCESS_SPECS).index):
             for _ in range(settings.gpu_workers if kind == "gpu-worker" else 1):
                 self.add(kind)
 
@@ -79,11 +80,11 @@ class Stack:
         return f"http://{HOST}:{self.ports.temporal_ui}"
 
     def address(self, name: str) -> str:
-        """Return "host:port" of a process that listens; raises KeyError for any other."""
+        """Return the address of a process as "host:port". Raises KeyError if it does not listen."""
         return self._addresses[name]
 
     def metrics_url(self, name: str) -> str:
-        """Return where a process serves its metrics; raises KeyError for one that has none."""
+        """Return the URL of a process's metrics. Raises KeyError if it has none."""
         scheme = "http" if self._secrets is None or name == "temporal" else "https"
         return f"{scheme}://{self._metrics_addresses[name]}/metrics"
 
@@ -93,9 +94,9 @@ class Stack:
         return self._secrets.ca if self._secrets is not None else None
 
     def add(self, kind: str, environment: Mapping[str, str] | None = None, *, working_dir: Path = _ROOT) -> Process:
-        """Define one more process of a kind and return it, not yet started. A second one listens on a free port.
+        """Define one more process of a kind, and return it without starting it. A second one listens on a free port.
 
-        A service runs the code of its `working_dir`: this checkout or another one.
+        A service runs the code in its `working_dir`: this checkout or another one.
         """
         number = 1
         while (name := kind if number == 1 else f"{kind}-{number}") in self.processes:
@@ -103,18 +104,20 @@ class Stack:
         listens = LISTENERS.get(kind, ())
         own = _ports_of(kind)
         ports = self.ports if number == 1 else replace(self.ports, **{field: free_port() for field in own})
-        part = PARTS[kind](Wiring(ports, self.state_dir, self._settings.engine, self._secrets))
+        notifiers = {**_inherited_environment(), **self._extra.get("notifier", {})}
+        spec = PROCESS_SPECS[kind](Wiring(ports, self.state_dir, self._settings.engine, notifiers, self._secrets))
         process = Process(
             name,
-            part.command,
+            spec.command,
             {
+                **spec.defaults,
                 **_inherited_environment(),
-                **part.environment,
+                **spec.environment,
                 **self._extra.get(kind, {}),
                 **(environment or {}),
             },
             log_path=self.state_dir / "logs" / f"{name}.log",
-            probe=part.probe,
+            probe=spec.probe,
             working_dir=working_dir,
             start_timeout=self._settings.start_timeout,
             stop_grace=self._settings.stop_grace,
@@ -127,10 +130,10 @@ class Stack:
         return process
 
     async def __aenter__(self) -> Self:
-        """Start the servers, then the services side by side; return once all are ready."""
+        """Start the servers, then all services concurrently. Return once all are ready."""
         self._lock = _lock(self.state_dir)
         try:
-            for kind in PARTS.keys() & self.processes.keys():
+            for kind in PROCESS_SPECS.keys() & self.processes.keys():
                 for field in _ports_of(kind):
                     require_free(getattr(self.ports, field), field)
             if self._secrets is not None:
@@ -145,11 +148,11 @@ class Stack:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop all processes, the last one first."""
+        """Stop all processes in the reverse order of their start."""
         await self._stop()
 
     def hurry(self) -> None:
-        """Kill what still runs, so that a stop under way ends at once."""
+        """Kill the processes that still run, so that a stop under way ends immediately."""
         for process in self.processes.values():
             process.signal(signal.SIGKILL)
 
@@ -181,19 +184,19 @@ def _new_secrets(folder: Path) -> "Secrets":
 
 
 def _require_engine(engine: str) -> None:
-    """Raise EngineMissing where the engine's package is not installed; it is not imported, which takes seconds."""
+    """Raise EngineMissing if the engine's package is not installed. Importing the package would take seconds."""
     if engine != "simulated" and importlib.util.find_spec(engine) is None:
         raise EngineMissing(engine)
 
 
 def _ports_of(kind: str) -> tuple[str, ...]:
-    """Return the fields of Ports that a kind takes."""
+    """Return the fields of Ports that a kind listens on."""
     metrics = METRICS.get(kind)
     return (*LISTENERS.get(kind, ()), *([metrics] if metrics else []))
 
 
 def _lock(state_dir: Path) -> IO[str]:
-    """Take the state folder for this process: held until the file is closed, also by the process's death."""
+    """Lock the state folder for this process until the file is closed, also by the death of the process."""
     _make_private(state_dir)
     lock = (state_dir / _LOCK).open("w")
     try:
@@ -205,16 +208,16 @@ def _lock(state_dir: Path) -> IO[str]:
 
 
 def _make_private(state_dir: Path) -> None:
-    """Make the state folder, for its owner alone: prompts, outputs and the webhooks' URLs are in it.
+    """Create the state folder for its owner alone, because it holds prompts, outputs and URLs of webhooks.
 
-    Raises StateShared for a folder that is there already, open to others and not a stack's.
+    Raises StateShared for an existing folder that others can access and that is not the folder of a stack.
     """
     try:
         state_dir.mkdir(mode=stat.S_IRWXU, parents=True)
     except FileExistsError:
         if not state_dir.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             return
-        # As an earlier version made it.
+        # Earlier versions created the folder with this mode.
         kept = {path.name for path in state_dir.iterdir()}
         if not (_LOCK in kept and kept <= _KEPT):
             raise StateShared(state_dir) from None
@@ -222,5 +225,5 @@ def _make_private(state_dir: Path) -> None:
 
 
 def _inherited_environment() -> dict[str, str]:
-    """Return this process's environment without the variables that would lead a service to another Temporal."""
+    """Return the environment of this process without variables that would connect a service to another Temporal."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}

@@ -29,6 +29,7 @@ from temporalio.converter import PayloadCodec
 from encryption import KeysUnavailable
 from payload_converter import PayloadError
 from payload_converter._types import MessageType, known
+from runtime.addresses import unbracketed
 from runtime.tls import ServerTls, server_context
 
 # What the Web UI sends; the last two only when it passes its user's token on.
@@ -129,7 +130,7 @@ async def serving(app: web.Application, host: str, port: int, tls: ServerTls | N
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port, ssl_context=context).start()
+            await web.TCPSite(runner, unbracketed(host), port, ssl_context=context).start()
         except OSError as error:
             raise RuntimeError(
                 f"cannot listen on {host}:{port}: is it taken? ({error}); CODEC_HOST and CODEC_PORT choose another"

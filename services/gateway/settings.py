@@ -1,5 +1,6 @@
 """Settings of the gateway."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
@@ -52,7 +53,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(min_length=1)
     context_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
@@ -148,22 +149,22 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     highest_priority: int = Field(DEFAULT_PRIORITY, ge=1, le=DEFAULT_PRIORITY)
     """The highest priority that a job may have: 1 (first) to 3, which is the priority of a job that names none. Jobs of
     a higher priority go before all others. With 3 there are none, and users take fair turns."""
-    total_timeout: timedelta = DEFAULT_TOTAL_TIMEOUT
+    total_timeout: timedelta = Field(DEFAULT_TOTAL_TIMEOUT, gt=timedelta(0))
     """Default of JobTimeouts.total: the maximum time from Submit to the end of a job."""
-    queue_timeout: timedelta = DEFAULT_QUEUE_TIMEOUT
+    queue_timeout: timedelta = Field(DEFAULT_QUEUE_TIMEOUT, gt=timedelta(0))
     """Default of JobTimeouts.queue: the maximum wait for a worker."""
-    run_timeout: timedelta = DEFAULT_RUN_TIMEOUT
+    run_timeout: timedelta = Field(DEFAULT_RUN_TIMEOUT, gt=timedelta(0))
     """Default of JobTimeouts.run: the maximum duration of one attempt."""
-    max_total_timeout: timedelta = timedelta(hours=24)
+    max_total_timeout: timedelta = Field(timedelta(hours=24), gt=timedelta(0))
     """Maximum value of JobTimeouts.total."""
-    max_queue_timeout: timedelta = timedelta(hours=12)
+    max_queue_timeout: timedelta = Field(timedelta(hours=12), gt=timedelta(0))
     """Maximum value of JobTimeouts.queue."""
-    max_run_timeout: timedelta = timedelta(hours=12)
+    max_run_timeout: timedelta = Field(timedelta(hours=12), gt=timedelta(0))
     """Maximum value of JobTimeouts.run."""
-    heartbeat_timeout: timedelta = DEFAULT_HEARTBEAT_TIMEOUT
+    heartbeat_timeout: timedelta = Field(DEFAULT_HEARTBEAT_TIMEOUT, gt=timedelta(0))
     """Maximum time between two heartbeats of an attempt. An attempt that exceeds it is lost, and the next one
     follows."""
-    retry_interval: timedelta = DEFAULT_RETRY_INTERVAL
+    retry_interval: timedelta = Field(DEFAULT_RETRY_INTERVAL, gt=timedelta(0))
     """Wait before the second attempt of RunLLMOnGPU."""
     retry_backoff: float = Field(DEFAULT_RETRY_BACKOFF, ge=1)
     """Factor of each further wait between attempts of RunLLMOnGPU."""
@@ -172,15 +173,16 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     notify_operator: bool | None = None
     """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS, NOTIFIER_TENANTS) is notified of
     jobs that name no target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
-    notify_hold: timedelta = DEFAULT_NOTIFY_HOLD
-    """Maximum time for which an ended job stays open for its deliveries. They continue without it after that."""
+    notify_hold: timedelta = Field(DEFAULT_NOTIFY_HOLD, ge=timedelta(0))
+    """Maximum time for which an ended job stays open for its deliveries. They continue without it after that.
+    PT0S: it closes at once."""
     notify_interval: timedelta = Field(DEFAULT_NOTIFY_INTERVAL, gt=timedelta(0))
     """Wait before the second attempt of a delivery."""
     notify_backoff: float = Field(DEFAULT_NOTIFY_BACKOFF, ge=1, le=10)
     """Factor of each further wait between attempts of a delivery."""
-    notify_max_interval: timedelta = DEFAULT_NOTIFY_MAX_INTERVAL
+    notify_max_interval: timedelta = Field(DEFAULT_NOTIFY_MAX_INTERVAL, gt=timedelta(0))
     """Maximum wait between two attempts of a delivery, also when the receiver asks for a longer one."""
-    notify_max_duration: timedelta = DEFAULT_NOTIFY_MAX_DURATION
+    notify_max_duration: timedelta = Field(DEFAULT_NOTIFY_MAX_DURATION, gt=timedelta(0))
     """Maximum time for which a delivery is attempted."""
     notify_attempts: int = Field(DEFAULT_NOTIFY_ATTEMPTS, ge=1, le=50)
     """Maximum number of attempts of a delivery."""
@@ -188,7 +190,7 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """Maximum duration of an attempt of a delivery. It must be longer than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
-    RESOURCE_EXHAUSTED."""
+    RESOURCE_EXHAUSTED. PT0S: no minimum."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
     that cannot be described in the rest are shown as JOB_STATE_RUNNING."""
@@ -224,20 +226,32 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     max_watchers_per_tenant: int = Field(2500, gt=0)
     """Maximum number of concurrent StreamStatus calls for the jobs of one tenant. Further calls get RESOURCE_EXHAUSTED.
     Jobs without a tenant have no such limit."""
-    keepalive: timedelta = timedelta(seconds=15)
+    keepalive: timedelta = Field(timedelta(seconds=15), gt=timedelta(0))
     """Maximum time between two messages of a stream."""
-    ping_interval: timedelta = PING_INTERVAL
+    ping_interval: timedelta = Field(PING_INTERVAL, gt=timedelta(0))
     """Minimum time between two HTTP/2 pings of a client, with calls or without. A client that pings more often loses
     its connection."""
-    poll: timedelta = timedelta(seconds=1)
+    poll: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
     """Interval at which the gateway asks Temporal about a watched job whose feed is silent."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
     """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is one request to
     Temporal's visibility for each model, at most one a second. PT0S: never."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)
     """Maximum number of concurrent workflow tasks."""
-    shutdown_grace: timedelta = timedelta(seconds=10)
-    """Maximum time for running calls to end after SIGTERM."""
+    shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
+    """Maximum time for running calls to end after SIGTERM. PT0S: they are ended at once."""
+
+    @field_validator("models")
+    @classmethod
+    def _consistent(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
+        """Return the models. Raises ValueError for two of one name, and for a default above its maximum."""
+        for name, number in Counter(model.name for model in models).items():
+            if number > 1:
+                raise ValueError(f"several models have the name {name!r}")
+        for model in models:
+            if model.default_max_tokens > model.max_output_tokens:
+                raise ValueError(f"default_max_tokens of {model.name!r} is above its max_output_tokens")
+        return models
 
     @field_validator("jwt_keys")
     @classmethod

@@ -37,21 +37,21 @@ class GpuWorkerSettings(MetricsTlsSettings):
     """Whether a chat message may hold special tokens of the model, with which it can imitate other turns."""
     capture_content: bool = False
     """Whether to write prompts and outputs into the spans of generations, with which they are exported."""
-    heartbeat_interval: timedelta = timedelta(seconds=1)
+    heartbeat_interval: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
     """Interval of progress reports to Temporal, and maximum delay of a cancel. With more than 16 concurrent jobs each
     reports less often, here and to watchers: with 64 every 4 s."""
-    progress_interval: timedelta = timedelta(milliseconds=250)
+    progress_interval: timedelta = Field(timedelta(milliseconds=250), gt=timedelta(0))
     """Interval of progress reports to watchers."""
-    load_timeout: timedelta = timedelta(minutes=30)
+    load_timeout: timedelta = Field(timedelta(minutes=30), gt=timedelta(0))
     """Maximum time to load the model. After that the engine counts as hung and the worker ends."""
-    prefill_timeout: timedelta = timedelta(minutes=5)
+    prefill_timeout: timedelta = Field(timedelta(minutes=5), gt=timedelta(0))
     """Maximum time to a job's first token. After that the job is retried; if no job has progressed meanwhile, the
     worker ends."""
-    decode_timeout: timedelta = timedelta(minutes=1)
+    decode_timeout: timedelta = Field(timedelta(minutes=1), gt=timedelta(0))
     """Maximum time to a job's next token. After that the job is retried; if no job has progressed meanwhile, the worker
     ends."""
-    shutdown_grace: timedelta = timedelta(seconds=10)
-    """Time that running jobs have to finish after SIGTERM."""
+    shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
+    """Time that running jobs have to finish after SIGTERM. PT0S: they are handed over at once."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9465, ge=0, le=65535)

@@ -135,8 +135,8 @@ class NotifierSettings(MetricsTlsSettings):
     max_progress_per_tenant: int = Field(250, gt=0)
     """Maximum number of concurrent jobs of one tenant whose progress is sent. Jobs without a tenant have no such
     limit."""
-    shutdown_grace: timedelta = timedelta(seconds=10)
-    """Maximum time for running deliveries to end after SIGTERM."""
+    shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
+    """Maximum time for running deliveries to end after SIGTERM. PT0S: they are ended at once."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9466, ge=0, le=65535)

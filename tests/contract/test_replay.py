@@ -6,6 +6,7 @@ sandbox, which is faster.
 
 import base64
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from jobs.rules import check_job
 from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.support.outcomes import OUTCOMES
-from tests.support.record_histories import HISTORIES
+from tests.support.paths import ROOT
+from tests.support.record_histories import HISTORIES, main
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
@@ -49,6 +51,16 @@ def replayer(*workflows: type, runner: WorkflowRunner = SANDBOX, runtime: Runtim
 
 def test_every_outcome_is_recorded() -> None:
     assert {path.name.partition(".")[0] for path in RECORDED} >= set(OUTCOMES)
+
+
+async def test_a_version_is_recorded_only_once() -> None:
+    """Jobs like those of a recorded history may still be open somewhere, so no later recording replaces it."""
+    versions = {path.stem.partition(".")[2] for path in RECORDED}
+    docs = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "Makefile").read_text()
+    assert not versions & set(re.findall(r"make histories VERSION=(\w+)", docs)), "the docs name a version to record"
+    for version in versions:
+        with pytest.raises(FileExistsError, match=f"{version} .* next free version is v[0-9]+"):
+            await main(version)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)

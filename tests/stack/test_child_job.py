@@ -11,7 +11,6 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
-from jobs.options import DEFAULTS
 from jobs.start import job_start
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -27,7 +26,6 @@ class Parent:
     @workflow.run
     async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
         chosen = internal_pb2.JobOptions(notify_operator=False)
-        chosen.MergeFrom(DEFAULTS)
         info = workflow.info()
         start = job_start(job, chosen, id_=f"{info.workflow_id}/step", priority=info.priority)
         result: llm_pb2.JobResult = await workflow.execute_child_workflow(

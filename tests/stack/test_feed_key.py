@@ -14,10 +14,11 @@ from deploy.local.stack import Stack
 from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from jobs import names
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import internal_pb2
 from services.gateway.left_output import close_feed
 from services.gateway.workflow_worker import LocalActivities
 from tests.support.jobs import new_job
+from workflows import activities
 
 TIMEOUT = timedelta(minutes=1)
 
@@ -35,9 +36,8 @@ class TwoGenerations:
             request.create_time.FromDatetime(workflow.now())
         running = [
             workflow.start_activity(
-                names.ACTIVITY_RUN,
+                activities.run_llm_on_gpu,
                 request,
-                result_type=llm_pb2.JobResult,
                 task_queue=names.GPU_QUEUE,
                 schedule_to_close_timeout=TIMEOUT,
                 heartbeat_timeout=TIMEOUT,
@@ -46,15 +46,11 @@ class TwoGenerations:
         ]
         results = [await run for run in running]
         for key in keys:
-            results.append(await self._local(names.ACTIVITY_RECOVER_OUTPUT, key, llm_pb2.JobResult))
-        await self._local(names.ACTIVITY_FORGET_FEED, keys[0], None)
+            results.append(
+                await workflow.execute_local_activity(activities.recover_output, key, start_to_close_timeout=TIMEOUT)
+            )
+        await workflow.execute_local_activity(activities.forget_feed, keys[0], start_to_close_timeout=TIMEOUT)
         return [result.output for result in results]
-
-    async def _local(self, activity: str, key: str, result_type: type | None) -> llm_pb2.JobResult:
-        result: llm_pb2.JobResult = await workflow.execute_local_activity(
-            activity, key, result_type=result_type, start_to_close_timeout=TIMEOUT
-        )
-        return result
 
 
 @pytest.fixture

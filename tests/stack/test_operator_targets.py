@@ -5,8 +5,10 @@ NATS is a real server. Kafka is a peer that speaks Kafka's protocol.
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import NamedTuple
 
+import grpc
 import nats
 import pytest
 from standardwebhooks import Webhook
@@ -18,7 +20,7 @@ from services.notifier.event import CloudEvent
 from tests.support.jobs import new_job, run_job, unpack
 from tests.support.peers import KafkaPeer, NatsPeer, kafka_peer, secret
 from tests.support.receivers import Receiver, receiving
-from tests.support.stacks import FAST, running
+from tests.support.stacks import FAST, running, stack_settings
 
 QUEUE = "notifications-operator"
 USER = "user-with-an-endpoint"
@@ -126,3 +128,21 @@ async def test_what_a_broker_never_takes_is_not_tried_again(
     (attempt,) = entry.attempts
     assert unpack(attempt.error)["ErrorInfo"].reason == "DELIVERY_REFUSED"
     assert says in attempt.error.message
+
+
+async def test_the_stack_notifies_an_endpoint_that_only_its_notifier_knows(tmp_path: Path) -> None:
+    """Unless GATEWAY_NOTIFY_OPERATOR is set, the gateway asks the notifier for each job that names no target."""
+    async with receiving() as receiver:
+        environment = {
+            **FAST,
+            "notifier": {**FAST["notifier"], "NOTIFIER_DEFAULT_WEBHOOK_URL": f"{receiver.url}/default"},
+        }
+        async with (
+            Stack(stack_settings(tmp_path / "stack"), environment=environment) as stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+        ):
+            seen = await run_job(LlmServiceStub(channel), new_job(params={"max_tokens": 5}))
+            (request,) = await receiver.received("/default")
+    assert request.event["subject"] == seen.final.status.workflow_id
+    (notification,) = seen.final.status.notifications
+    assert notification.state == llm_pb2.NOTIFY_STATE_DELIVERED

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,8 +21,8 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.stack.test_polyglot import ROOT
 from tests.support.jobs import new_job, until_output, watch
+from tests.support.paths import ROOT
 from tests.support.stacks import FAST, stack_settings
 
 SECONDS = 120
@@ -115,6 +116,76 @@ async def test_a_path_that_does_not_exist_is_no_health(stack: Stack) -> None:
     url = stack.metrics_url("notifier").replace("/metrics", "/readyz")
     assert (await head(url)).partition(b"\r\n\r\n")[2] == b""
     assert (await get(url, "POST")).status == 405
+
+
+@asynccontextmanager
+async def silent_clients(url: str, number: int) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Hold connections open that send nothing, and yield their readers in the order of their beginning."""
+    parts = urlsplit(url)
+    clients = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(number)]
+    yield [reader for reader, _ in clients]
+    for _, writer in clients:
+        writer.close()
+
+
+def threads_of(process: Process) -> int:
+    return len(os.listdir(f"/proc/{process.pid}/task"))
+
+
+async def test_silent_clients_keep_no_probe_out(stack: Stack) -> None:
+    """They hold a bounded number of threads. The oldest is closed for a newer one."""
+    codec = stack.processes["codec"]
+    before = threads_of(codec)
+    async with silent_clients(stack.metrics_url("codec"), 300) as readers, asyncio.timeout(SECONDS):
+        for _ in range(10):
+            assert is_ready(await ask(stack, "codec", "/readyz"))
+            assert threads_of(codec) < before + 100
+        assert await readers[0].read() == b""
+
+
+async def test_a_silent_client_is_closed(stack: Stack) -> None:
+    async with silent_clients(stack.metrics_url("codec"), 1) as (reader,), asyncio.timeout(SECONDS):
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_a_service_listens_on_an_ipv6_address_in_either_form(fragile: Stack, host: str) -> None:
+    gateway = fragile.add("gateway", {"GATEWAY_HOST": host, "GATEWAY_METRICS_HOST": host, "GATEWAY_ROLE": "api"})
+    await on_ipv6(fragile, gateway)
+    async with grpc.aio.insecure_channel(at_ipv6(fragile.address(gateway.name))) as channel:
+        assert (await LlmServiceStub(channel).ListModels(llm_pb2.ListModelsRequest(), timeout=SECONDS)).models
+    await gateway.terminate()
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_the_codec_server_listens_on_an_ipv6_address_in_either_form(fragile: Stack, host: str) -> None:
+    codec = fragile.add("codec", {"CODEC_HOST": host, "CODEC_METRICS_HOST": host, "CODEC_ALLOWED_HOSTS": host})
+    await on_ipv6(fragile, codec)
+    url = f"http://{at_ipv6(fragile.address(codec.name))}/decode"
+    async with aiohttp.ClientSession() as session, session.post(url, json={"payloads": []}) as response:
+        assert response.status == 200
+    await codec.terminate()
+
+
+async def on_ipv6(stack: Stack, process: Process) -> None:
+    """Start a service whose addresses are of IPv6, and wait until it is ready."""
+    await process.start()
+    url = f"http://{at_ipv6(urlsplit(stack.metrics_url(process.name)).netloc)}/readyz"
+    async with asyncio.timeout(SECONDS):
+        while True:
+            assert process.running, process.log
+            try:
+                if is_ready(answer := await get(url)):
+                    break
+            except aiohttp.ClientConnectionError:
+                # The service does not listen yet.
+                pass
+            await asyncio.sleep(0.1)
+    assert answer.body["address"] == at_ipv6(stack.address(process.name))
+
+
+def at_ipv6(address: str) -> str:
+    return f"[::1]:{address.rpartition(':')[2]}"
 
 
 async def test_a_worker_is_ready_once_its_model_has_loaded(fragile: Stack) -> None:

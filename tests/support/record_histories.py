@@ -6,6 +6,7 @@ like them may still be open somewhere.
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import tempfile
@@ -68,7 +69,14 @@ async def counted(temporal: Client) -> str:
 
 
 async def main(version: str) -> None:
-    """Record one history for each outcome into a file named after the outcome and the version."""
+    """Record one history for each outcome into a file named after the outcome and the version.
+
+    Raises FileExistsError if the version has histories.
+    """
+    recorded = {path.stem.partition(".")[2] for path in HISTORIES.glob("*.json")}
+    if version in recorded:
+        free = next(name for number in itertools.count(1) if (name := f"v{number}") not in recorded)
+        raise FileExistsError(f"{version} has histories, which must stay: the next free version is {free}")
     with tempfile.TemporaryDirectory() as folder:
         async with (
             Stack(stack_settings(folder), environment=FAST) as stack,

@@ -58,8 +58,7 @@ timeout the test would see one attempt more. Tests that kill workers shorten it 
 
 def stack_settings(folder: Any, **changes: Any) -> StackSettings:
     """Return settings of a new stack with free ports and the simulated engine."""
-    chosen = {name: 0 for name in StackSettings.model_fields if name.endswith("_port")}
-    return StackSettings(**{**chosen, "state_dir": folder, "engine": "simulated", **changes})
+    return StackSettings.with_free_ports(**{"state_dir": folder, "engine": "simulated", **changes})
 
 
 @asynccontextmanager

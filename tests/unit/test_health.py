@@ -1,13 +1,19 @@
 """Readiness, asked of an event loop that does other things meanwhile."""
 
 import asyncio
+import http.client
+import json
 import sys
+import threading
 from importlib import metadata
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from deploy.local.ports import free_port
 from runtime.health import Readiness
+from runtime.metrics import serving_metrics
 
 
 async def test_a_check_that_is_added_while_others_are_under_way_counts_the_next_time() -> None:
@@ -27,6 +33,53 @@ async def test_a_check_that_is_added_while_others_are_under_way_counts_the_next_
         answer.set()
         assert (await asking)["ready"]
         assert (await asyncio.to_thread(readiness.readyz))["missing"] == {"late": "is late"}
+
+
+def test_a_probe_that_is_under_way_at_shutdown_is_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    port, checking, stop = free_port(), threading.Event(), threading.Event()
+
+    async def never() -> bool:
+        checking.set()
+        await asyncio.Event().wait()
+        return True
+
+    async def serve() -> None:
+        readiness = Readiness("test")
+        readiness.need("never", "has no result", never)
+        async with serving_metrics("127.0.0.1", port, "TEST_", readiness):
+            with readiness.serving():
+                served.set()
+                await asyncio.to_thread(stop.wait)
+
+    def probe() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        answers.append((response.status, json.loads(response.read())))
+        connection.close()
+
+    answers: list[tuple[int, Any]] = []
+    served = threading.Event()
+    process = threading.Thread(target=asyncio.run, args=[serve()])
+    process.start()
+    assert served.wait(60)
+    probing = threading.Thread(target=probe)
+    probing.start()
+    assert checking.wait(60)
+    stop.set()
+    for thread in (process, probing):
+        thread.join(60)
+    ((status, body),) = answers
+    assert (status, body["ready"], body["missing"]) == (503, False, {"process": "is shutting down"})
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_probe_after_the_event_loops_end_is_answered() -> None:
+    async def serve() -> Readiness:
+        return Readiness("test")
+
+    readiness = asyncio.run(serve())
+    assert readiness.readyz()["missing"] == {"process": "is shutting down"}
 
 
 async def test_the_version_of_a_library_is_that_of_the_build_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

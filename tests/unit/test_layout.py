@@ -67,6 +67,26 @@ DETERMINISTIC = {
 }
 """Top-level modules that workflow code may import, next to those in OF_TEMPORAL: no clock, socket or randomness."""
 OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
+PURE = {
+    "functools",
+    "hashlib",
+    "idna",
+    "inspect",
+    "ipaddress",
+    "json",
+    "operator",
+    "payload_converter",
+    "re",
+    "urllib.parse",
+}
+"""Modules that jobs/, which runs inside workflows, may import as well: their results depend on the arguments alone."""
+OUTSIDE_WORKFLOWS = {
+    # Reads Temporal's description of a workflow, which only its clients have.
+    "jobs/pending.py",
+    # Takes the tokenizer of a model, which gateway and worker load from a file.
+    "jobs/tokenizer.py",
+}
+"""Modules of jobs/ that several services share and no workflow may reach."""
 
 
 PACKAGES = [name for name in MAY_IMPORT if "/" not in name]
@@ -98,6 +118,33 @@ def test_a_module_keeps_the_import_rules(path: Path) -> None:
             assert str(path.relative_to(ROOT)) in ONLY[top], f"only {ONLY[top]} may import {top}"
         if parts[0] == "workflows":
             assert top in DETERMINISTIC or name in OF_TEMPORAL, f"workflow code may not import {name}"
+        if parts[0] == "jobs" and str(path.relative_to(ROOT)) not in OUTSIDE_WORKFLOWS:
+            allowed_here = top in DETERMINISTIC or name in OF_TEMPORAL | PURE
+            assert allowed_here, f"jobs/ runs inside workflows and may not import {name}"
+
+
+def test_workflows_reach_no_module_that_is_outside_of_them() -> None:
+    reached, found = set(), set((ROOT / "workflows").glob("*.py"))
+    while found:
+        reached |= found
+        found = {module for path in found for module in modules_of_ours(path)} - reached
+    assert not {str(path.relative_to(ROOT)) for path in reached} & OUTSIDE_WORKFLOWS
+    assert {path.parent.name for path in reached} == {"jobs", "llm_pb", "payload_converter", "workflows"}
+
+
+def modules_of_ours(path: Path) -> Iterator[Path]:
+    """Yield the files of the suite that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # The names of a `from` may be modules, too.
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            place = ROOT.joinpath(*name.split("."))
+            yield from (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file())
 
 
 def test_entry_points_only_join_parts() -> None:

@@ -1,12 +1,16 @@
 """Settings are described, listed in docs/settings.md, and safe by default."""
 
+import json
+from datetime import timedelta
 from typing import Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
+from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
+from feed.feed import FeedSettings
 from runtime.environment import rename_variables, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -96,3 +100,58 @@ def test_a_setting_works_under_its_earlier_name_with_a_warning(given: dict[str, 
     assert warning.startswith("GATEWAY_NOTIFY_WITHIN is called GATEWAY_NOTIFY_MAX_DURATION now")
     assert environment == {"GATEWAY_NOTIFY_MAX_DURATION": counts}
     assert not unknown_variables(environment, CLASSES)
+
+
+def durations(settings: type[BaseSettings]) -> dict[str, str]:
+    """Return the settings that are a time, and the unit of their value: as ISO 8601, or in seconds."""
+    forms = {timedelta: "PT{}S", float: "{}"}
+    return {
+        name: forms[field.annotation]
+        for name, field in settings.model_fields.items()
+        if field.annotation is timedelta or (field.annotation is float and "in seconds" in (field.description or ""))
+    }
+
+
+DURATIONS = [(settings, name, form) for settings in CLASSES for name, form in durations(settings).items()]
+
+
+def test_every_service_that_waits_has_durations() -> None:
+    services = {settings for settings, _, _ in DURATIONS}
+    assert {GatewaySettings, GpuWorkerSettings, NotifierSettings, FeedSettings, StackSettings} <= services
+
+
+@pytest.mark.parametrize(("settings", "name", "form"), DURATIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_duration_of_zero_is_refused_or_explained(
+    settings: type[BaseSettings], name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A negative one is refused."""
+    variable = f"{settings.model_config['env_prefix']}{name}".upper()
+    monkeypatch.setenv(variable, f"-{form.format(1)}")
+    with pytest.raises(ValidationError, match="greater than"):
+        settings()
+    zero = form.format(0)
+    monkeypatch.setenv(variable, zero)
+    if f" {zero}: " in (settings.model_fields[name].description or "").replace("\n", " "):
+        settings()
+    else:
+        with pytest.raises(ValidationError, match="greater than"):
+            settings()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ([{}, {"queue": "another"}], "several models have the name 'm'"),
+        ([{"default_max_tokens": 11}], "default_max_tokens of 'm' is above its max_output_tokens"),
+        ([{"name": ""}], "name"),
+    ],
+)
+def test_models_that_contradict_themselves_are_refused(
+    changes: list[dict[str, str | int]], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"name": "m", "context_tokens": 20, "max_output_tokens": 10, "default_max_tokens": 5}
+    monkeypatch.setenv("GATEWAY_MODELS", json.dumps([model]))
+    GatewaySettings()
+    monkeypatch.setenv("GATEWAY_MODELS", json.dumps([{**model, **change} for change in changes]))
+    with pytest.raises(ValidationError, match=problem):
+        GatewaySettings()

@@ -101,7 +101,7 @@ class EgressPolicy:
             raise DeliveryRefused(f"the webhook leads to {reason}; only public addresses are allowed")
 
 
-def unguarded() -> EgressPolicy:
+def unrestricted() -> EgressPolicy:
     """Return a policy for the URLs that an operator has chosen: any address and port, by HTTP and HTTPS."""
     return EgressPolicy(("https", "http"), (), (ip_network("0.0.0.0/0"), ip_network("::/0")))
 

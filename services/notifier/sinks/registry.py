@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from services.notifier.settings import NotifierSettings
-from services.notifier.sinks.egress_policy import unguarded
+from services.notifier.sinks.egress_policy import unrestricted
 from services.notifier.sinks.sink import OPERATORS, Sink
 from services.notifier.sinks.webhook import WebhookSink
 
@@ -19,7 +19,7 @@ async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, S
 
     Raises ImportError when the extra that a setting asks for is not installed.
     """
-    sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, guard=unguarded())}
+    sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, policy=unrestricted())}
     if not settings.webhook_secrets:
         _log.warning(
             "webhooks are not signed, apart from those of users and tenants with secrets: set NOTIFIER_WEBHOOK_SECRETS"

@@ -39,26 +39,28 @@ _LOOKUP_TRIES: Final = 5
 class WebhookSink:
     """A Sink for NotifyTarget.webhook."""
 
-    def __init__(self, settings: NotifierSettings, guard: EgressPolicy | None = None) -> None:
+    def __init__(self, settings: NotifierSettings, policy: EgressPolicy | None = None) -> None:
         """Create the sink. Must be called inside an event loop.
 
-        `guard` decides which destinations webhooks may have, by default the policy of the settings, for URLs that
+        `policy` decides which destinations webhooks may have, by default the policy of the settings, for URLs that
         clients choose.
         """
         self._settings = settings
         self._tracer = trace.get_tracer(__package__)
-        self._guard = guard or EgressPolicy(settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks)
+        self._policy = policy or EgressPolicy(
+            settings.webhook_schemes, settings.webhook_ports, settings.webhook_networks
+        )
         proxy = settings.webhook_proxy
         self._proxy = proxy.get_secret_value() if proxy else None
         # The operator's own servers may be known only to the system's name servers.
-        servers = settings.dns_servers if guard is None and proxy is None else ()
+        servers = settings.dns_servers if policy is None and proxy is None else ()
         # The resolver uses no threads, so lookups that get no answer, however many, take no thread from others.
         self._resolver = aiohttp.AsyncResolver(nameservers=servers, tries=_LOOKUP_TRIES)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=self._resolver,
                 # Through a proxy the connection goes to the operator's own address.
-                socket_factory=None if proxy else self._guard.socket,
+                socket_factory=None if proxy else self._policy.socket,
                 # Addresses are tried one after the other, so that the first that is refused refuses the webhook.
                 happy_eyeballs_delay=None,
                 use_dns_cache=False,
@@ -74,11 +76,11 @@ class WebhookSink:
 
     def destination(self, target: llm_pb2.NotifyTarget) -> str:
         """See Sink. It is the server, whatever the path."""
-        return str(self._guard.parse(target.webhook.url).origin())
+        return str(self._policy.parse(target.webhook.url).origin())
 
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str, tenant: str = "") -> Answer:
         """POST the event. 2xx is success, 410 a permanent failure. A redirect is a failure and is not followed."""
-        url = self._guard.parse(target.webhook.url)
+        url = self._policy.parse(target.webhook.url)
         body = json.dumps(event, ensure_ascii=False)
         secrets = self._settings.endpoint(user_id, tenant).secrets
         try:

@@ -1,0 +1,47 @@
+"""The stubs by which workflows call activities are what the services implement."""
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from temporalio import activity
+
+from services.gateway.workflow_worker import LocalActivities
+from services.gpu_worker.activity import RunLLMOnGPU
+from services.notifier.activity import NotifyUI
+from services.notifier.progress import NotifyProgress
+from workflows import activities
+
+IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    activities.run_llm_on_gpu: RunLLMOnGPU.__call__,
+    activities.notify_ui: NotifyUI.__call__,
+    activities.notify_progress: NotifyProgress.__call__,
+    activities.request_cancel: LocalActivities.request_cancel,
+    activities.recover_output: LocalActivities.recover_output,
+    activities.forget_feed: LocalActivities.forget_feed,
+}
+
+
+def name_of(function: Callable[..., Any]) -> str | None:
+    return activity._Definition.must_from_callable(function).name
+
+
+def signature_of(function: Callable[..., Any]) -> list[Any]:
+    """Return the name, type and default of each argument, and the type of the result."""
+    types = typing.get_type_hints(function)
+    arguments = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
+    return [*((one.name, types[one.name], one.default) for one in arguments), types["return"]]
+
+
+def test_every_stub_has_an_implementation() -> None:
+    stubs = [one for _, one in inspect.getmembers(activities, inspect.iscoroutinefunction)]
+    assert set(stubs) == set(IMPLEMENTATIONS)
+
+
+@pytest.mark.parametrize("stub", IMPLEMENTATIONS, ids=lambda stub: str(stub.__name__))
+def test_a_stub_has_the_name_and_signature_of_its_implementation(stub: Callable[..., Any]) -> None:
+    implementation = IMPLEMENTATIONS[stub]
+    assert name_of(stub) == name_of(implementation)
+    assert signature_of(stub) == signature_of(implementation)
