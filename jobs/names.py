@@ -15,6 +15,13 @@ QUERY_GET_DELIVERIES: Final = "GetDeliveries"
 DELIVERY_WORKFLOW_TYPE: Final = "LLMDeliveryWorkflow"
 SIGNAL_REDELIVER: Final = "Redeliver"
 
+# Deletes a job, and many.
+DELETION_WORKFLOW_TYPE: Final = "LLMDeletionWorkflow"
+BULK_DELETION_WORKFLOW_TYPE: Final = "LLMBulkDeletionWorkflow"
+QUERY_GET_DELETION: Final = "GetDeletion"
+# Keeps the id of a deleted job, so that a late Submit does not run the job again. It holds nothing of the job.
+TOMBSTONE_WORKFLOW_TYPE: Final = "LLMJobTombstone"
+
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
 # Notifies the targets of a running job of its progress, if the job asks for it.
@@ -25,6 +32,12 @@ ACTIVITY_REQUEST_CANCEL: Final = "RequestCancel"
 ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"
 # Removes the live feed of the job that runs it, whose outcome is durable by then.
 ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
+# The steps of a deletion: see workflows.llm_deletion.
+ACTIVITY_STOP_JOB: Final = "StopJob"
+ACTIVITY_INSPECT_JOB: Final = "InspectJob"
+ACTIVITY_KEEP_JOB_ID: Final = "KeepJobId"
+ACTIVITY_REMOVE_JOB: Final = "RemoveJob"
+ACTIVITY_FIND_JOBS: Final = "FindJobs"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"

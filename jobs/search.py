@@ -15,3 +15,8 @@ def attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributePair[str]]:
         (names.PROJECT_ID, job.project_id),
     )
     return [SearchAttributePair(key, value) for key, value in values if value]
+
+
+def user_attribute(user_id: str) -> list[SearchAttributePair[str]]:
+    """Return the search attribute of a workflow that is about the jobs of a user; none for an empty user."""
+    return [SearchAttributePair(names.USER_ID, user_id)] if user_id else []

@@ -13,6 +13,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from runtime.audit import AuditInterceptor
 from runtime.connections import shut_down
 from runtime.grpc_auth import AuthInterceptor
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
@@ -157,13 +158,14 @@ class GrpcServer:
         details: Details = lambda code, message: (),
         telemetry: RpcTelemetryInterceptor | None = None,
         auth: AuthInterceptor | None = None,
+        audit: AuditInterceptor | None = None,
         *,
         reflection: bool = False,
     ) -> None:
         """`details`: what refusals of this server carry, like the service's own errors.
 
         `telemetry` observes every call, those too that are refused before the `interceptors` see them. `auth` says who
-        calls; None: nobody asks. `reflection`: whether clients may ask for the contract.
+        calls; None: nobody asks. `audit` records every call. `reflection`: whether clients may ask for the contract.
         """
         _grpc_log.addFilter(_without_traceback_for_who_left)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
@@ -172,6 +174,7 @@ class GrpcServer:
         self.server = grpc.aio.server(
             interceptors=[
                 *([telemetry] if telemetry is not None else ()),
+                *([audit] if audit is not None else ()),
                 *([auth] if auth is not None else ()),
                 self._requests,
                 OwnServices(details),

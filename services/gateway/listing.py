@@ -56,7 +56,7 @@ class JobListing:
         began, within = asyncio.get_running_loop().time(), self._timeout.total_seconds()
         token = self._page_tokens.unseal(request)
         page = self._client.list_workflows(
-            _query(request), page_size=request.page_size or _DEFAULT_PAGE_SIZE, next_page_token=token
+            visibility_query(request), page_size=request.page_size or _DEFAULT_PAGE_SIZE, next_page_token=token
         )
         try:
             async with asyncio.timeout_at(began + within * _SHARE_OF_VISIBILITY):
@@ -99,7 +99,7 @@ class JobListing:
             return await base_status(execution)
 
 
-def _query(request: llm_pb2.ListRequest) -> str:
+def visibility_query(request: llm_pb2.ListRequest) -> str:
     """Return the visibility query. Every value has passed a rule that forbids quotes."""
     terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
     for key, value in (

@@ -13,10 +13,13 @@ from feed.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
+from runtime.audit import AuditInterceptor
 from runtime.grpc_server import GrpcServer, Limits
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
+from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
+from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.interceptor import RequestInterceptor, refusal
@@ -44,14 +47,16 @@ async def serving_api(
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
+    audit = open_audit(settings, metrics.audit_lost)
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
     submission = JobSubmission(client, models, reader, settings, metrics)
     listing = JobListing(client, reader, page_tokens, settings)
     deliveries = DeliveryService(client, reader, delivery_reader, settings)
+    deletions = DeletionService(client, reader, delivery_reader, settings)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
-    service = LlmServicer(client, submission, listing, deliveries, models, reader, streams, answers)
+    service = LlmServicer(client, submission, listing, deliveries, deletions, models, reader, streams, answers)
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
         settings.host,
@@ -68,6 +73,7 @@ async def serving_api(
         refusal,
         RpcTelemetryInterceptor(trace.get_tracer(__package__), meter),
         auth,
+        AuditInterceptor(audit) if audit is not None else None,
         reflection=settings.reflection,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
@@ -93,6 +99,8 @@ async def serving_api(
         await server.drain()
         streams.close()
         await server.stop(settings.shutdown_grace)
+        if audit is not None:
+            await audit.close()
 
 
 def _limits(settings: GatewaySettings) -> Limits:

@@ -12,6 +12,7 @@ from temporalio.client import Client
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
+from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
@@ -35,6 +36,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         submission: JobSubmission,
         listing: JobListing,
         deliveries: DeliveryService,
+        deletions: DeletionService,
         models: Models,
         reader: JobReader,
         streams: Streams,
@@ -45,6 +47,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self._submission = submission
         self._listing = listing
         self._deliveries = deliveries
+        self._deletions = deletions
         self._models = models
         self._reader = reader
         self._streams = streams
@@ -94,6 +97,20 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def Redeliver(self, request: llm_pb2.RedeliverRequest, context: _Context) -> llm_pb2.RedeliverResponse:
         """See llm.proto."""
         return await self._deliveries.redeliver(current_caller(), request)
+
+    async def DeleteJob(self, request: llm_pb2.DeleteJobRequest, context: _Context) -> llm_pb2.DeleteJobResponse:
+        """See llm.proto."""
+        response = await self._deletions.delete_job(current_caller(), request)
+        self._streams.expect_end(request.workflow_id)
+        return response
+
+    async def DeleteJobs(self, request: llm_pb2.DeleteJobsRequest, context: _Context) -> llm_pb2.DeleteJobsResponse:
+        """See llm.proto."""
+        return await self._deletions.delete_jobs(current_caller(), request)
+
+    async def GetDeletion(self, request: llm_pb2.GetDeletionRequest, context: _Context) -> llm_pb2.GetDeletionResponse:
+        """See llm.proto."""
+        return await self._deletions.get_deletion(current_caller(), request)
 
 
 def _with_trace_id(response: llm_pb2.SubmitResponse, context: _Context) -> llm_pb2.SubmitResponse:

@@ -116,6 +116,9 @@ class GatewaySettings(BaseSettings):
     """What client certificates may call, by their SPIFFE ids, as JSON: pattern, a regular expression for the whole id,
     and scopes. The first rule that matches counts. The scope `proxy` is for those that send their callers'
     credentials."""
+    audit: SecretStr | None = Field(None, min_length=1)
+    """Where an audit record of each call goes: a file's path, or `nats://host:4222/STREAM` for a JetStream stream. Each
+    gateway needs a file of its own. Unset: nowhere."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
@@ -178,6 +181,11 @@ class GatewaySettings(BaseSettings):
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
     RESOURCE_EXHAUSTED."""
+    delete_grace: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
+    """Maximum time for a job that is deleted to close after its cancel. It is terminated then."""
+    delete_settle: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
+    """Time for which DeleteJobs must have found no more jobs before it is done. It must be longer than Temporal's
+    visibility takes to show a new job."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
     that cannot be described in the rest are shown as JOB_STATE_RUNNING."""

@@ -15,11 +15,12 @@ from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
 from jobs.start import digests, job_start
 from llm_pb import internal_pb2, llm_pb2
+from runtime import audit
 from runtime.grpc_auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
-from services.gateway.errors import JobNotFound, key_reused
+from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.job_traces import link_call
@@ -74,6 +75,7 @@ class JobSubmission:
             # The job may still run under the id of a version that did not shorten ids.
             with suppress(JobNotFound):
                 return await self._found(caller, earlier, job, None)
+        await audit.allow()
         try:
             handle = await self._client.start_workflow(
                 names.JOB_WORKFLOW_TYPE,
@@ -123,6 +125,7 @@ class JobSubmission:
     async def cancel(self, caller: Caller, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Cancel the job and return its status; an ended job does not change. Raises ApiError NOT_FOUND, RPCError."""
         await link_call(await self._reader.describe(caller, request.workflow_id))
+        await audit.allow()
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -148,7 +151,10 @@ class JobSubmission:
         job: llm_pb2.JobRequest,
         error: WorkflowAlreadyStartedError | None,
     ) -> llm_pb2.SubmitResponse:
-        description = await self._reader.describe(caller, id_)
+        try:
+            description = await self._reader.describe(caller, id_)
+        except JobDeleted:
+            raise job_deleted(job.user_id, job.request_id) from error
         if not await _is_of(description, job):
             await link_call(description)
             raise key_reused(job.user_id, job.request_id) from error

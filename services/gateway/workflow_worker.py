@@ -1,6 +1,7 @@
 """The worker in the gateway that runs the workflows."""
 
 from datetime import timedelta
+from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
@@ -10,10 +11,18 @@ from feed.feed import Feed
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.job_reader import JobReader
 from services.gateway.left_output import close_feed
+from services.gateway.models import Models
 from services.gateway.settings import GatewaySettings
+from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
+
+_MAX_DELETION_STEPS: Final = 20
+"""Maximum number of steps of deletions that run concurrently. They are the only activities that are not local."""
 
 
 class LocalActivities:
@@ -60,15 +69,28 @@ def _key_of(feed_key: str) -> str:
 def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:
     """Return the worker for the queue of workflows."""
     local = LocalActivities(client, feed)
+    deliveries = DeliveryReader(client)
+    reader = JobReader(client, Models(settings.models), deliveries, feed)
+    steps = DeletionSteps(client, feed, reader, deliveries, settings)
     return Worker(
         client,
         task_queue=settings.workflow_queue,
-        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
-        activities=[local.request_cancel, local.recover_output, local.forget_feed],
+        workflows=[
+            LLMJobWorkflow,
+            LLMDeliveryWorkflow,
+            LLMDeletionWorkflow,
+            LLMBulkDeletionWorkflow,
+            LLMJobTombstone,
+        ],
+        activities=[
+            *(local.request_cancel, local.recover_output, local.forget_feed),
+            *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
+        ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        no_remote_activities=True,
+        max_concurrent_activities=_MAX_DELETION_STEPS,
+        max_concurrent_activity_task_polls=1,
         # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,

@@ -24,6 +24,7 @@ from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.support.outcomes import OUTCOMES
 from tests.support.record_histories import HISTORIES
+from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 
@@ -31,7 +32,7 @@ from workflows.llm_job import LLMJobWorkflow
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
 )
-WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow)
+WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow, LLMDeletionWorkflow, LLMBulkDeletionWorkflow, LLMJobTombstone)
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
 

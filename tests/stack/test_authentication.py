@@ -43,9 +43,12 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "ListModels": lambda: llm_pb2.ListModelsRequest(),
     "ListDeliveries": lambda: llm_pb2.ListDeliveriesRequest(workflow_id=NO_JOB),
     "Redeliver": lambda: llm_pb2.RedeliverRequest(workflow_id=NO_JOB),
+    "DeleteJob": lambda: llm_pb2.DeleteJobRequest(workflow_id=NO_JOB),
+    "DeleteJobs": lambda: llm_pb2.DeleteJobsRequest(user_id="nobody"),
+    "GetDeletion": lambda: llm_pb2.GetDeletionRequest(deletion_id=f"llmdelete-{NO_JOB}"),
 }
 """A valid request of each method, about a job that does not exist."""
-FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver"}
+FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
 PATIENCE = 60
 ALL = sorted(scopes.SCOPES)
 RSA, EC = "rsa-1", "ec-1"
@@ -250,9 +253,8 @@ async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, meth
     assert error is not None
     assert details_of(error)["ErrorInfo"].metadata["scope"] == scope
     error = await guarded.call(method, bearer(right))
-    assert (None if error is None else reason_of(error)) == (
-        ("NOT_FOUND", "JOB_NOT_FOUND") if method in FINDS_NOTHING else None
-    )
+    nothing = "DELETION_NOT_FOUND" if method == "GetDeletion" else "JOB_NOT_FOUND" if method in FINDS_NOTHING else None
+    assert (None if error is None else reason_of(error)) == (nothing and ("NOT_FOUND", nothing))
 
 
 async def test_who_sends_no_request_is_refused_all_the_same(guarded: Guarded) -> None:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
 """Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs workflows."""
 
 ONLY = {
-    "nats": {"feed/nats.py", "feed/nats_consumers.py", "services/notifier/sinks/nats.py"},
+    "nats": {"feed/nats.py", "feed/nats_consumers.py", "runtime/audit_nats.py", "services/notifier/sinks/nats.py"},
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {"services/codec/server.py", "services/notifier/sinks/webhook.py"},
     "jwt": {"runtime/auth_jwt.py"},

@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from durable_llm.errors import ApiError, Unavailable, from_call
+from durable_llm._failures import from_call
+from durable_llm.errors import ApiError, Unavailable
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -19,6 +20,9 @@ Metadata = tuple[tuple[str, str], ...]
 
 _log: Final = logging.getLogger("durable_llm")
 
+_FIRST_LOOK: Final = timedelta(milliseconds=200)
+_LAST_LOOK: Final = timedelta(seconds=5)
+"""Waits before a client asks how a deletion stands: the first and the longest one."""
 FINAL_STATES: Final = frozenset(
     {
         llm_pb2.JOB_STATE_SUCCEEDED,
@@ -52,6 +56,16 @@ class Calls:
             else:
                 self._answered = True
                 return answer
+
+    async def deletion(self, deletion: llm_pb2.Deletion) -> llm_pb2.Deletion:
+        """Return a deletion once it has ended. Raises ApiError."""
+        wait = _FIRST_LOOK
+        while deletion.state == llm_pb2.DELETION_STATE_IN_PROGRESS:
+            await asyncio.sleep(wait.total_seconds())
+            wait = min(2 * wait, _LAST_LOOK)
+            request = llm_pb2.GetDeletionRequest(deletion_id=deletion.deletion_id)
+            deletion = (await self.unary("GetDeletion", request)).deletion
+        return deletion
 
     async def watch(self, workflow_id: str, resume_token: str) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield a job's messages to its end. A stream that breaks is opened again where it broke. Raises ApiError."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from durable_llm._calls import Calls, is_last
-from durable_llm.errors import from_outcome
+from durable_llm._failures import from_outcome
 from llm_pb import llm_pb2
 
 
@@ -45,6 +45,15 @@ class AsyncJob:
         request = llm_pb2.CancelRequest(workflow_id=self.workflow_id, reason=reason)
         response: llm_pb2.CancelResponse = await self._calls.unary("Cancel", request)
         return response.status
+
+    async def delete(self) -> llm_pb2.Deletion:
+        """Delete the job with all that it has produced; return the deletion once it has ended.
+
+        The deletion goes on if the caller does not wait for its end. Raises ApiError.
+        """
+        request = llm_pb2.DeleteJobRequest(workflow_id=self.workflow_id)
+        response: llm_pb2.DeleteJobResponse = await self._calls.unary("DeleteJob", request)
+        return await self._calls.deletion(response.deletion)
 
     async def watch(self, resume_token: str = "") -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield all that StreamStatus says of the job, to its end, whatever gateway or connection breaks meanwhile.

@@ -5,6 +5,8 @@
     │   ├── InvalidRequest        a field breaks a rule; see violations
     │   ├── JobNotFound           no such job, or it is past its retention
     │   ├── RequestIdReused       the request_id was used for another job
+    │   ├── JobDeleted            the job was deleted and does not run again
+    │   ├── DeletionNotFound      no such deletion, or it is past its retention
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
     │   ├── CredentialMissing     the call had no credential
@@ -15,6 +17,7 @@
     │   └── Unavailable           the service did not answer
     │       ├── TemporalUnavailable        the service cannot reach Temporal
     │       ├── AuthenticationUnavailable  the service cannot verify the credential now
+    │       ├── AuditUnavailable           the service cannot record the call now
     │       └── GatewayShutdown            the gateway that was asked stops
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
@@ -26,18 +29,14 @@
 A class that a later service names and this package does not know is the base class, with its `reason`.
 """
 
-import contextlib
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final, NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from llm_pb import llm_pb2
-
-_DETAILS_KEY: Final = "grpc-status-details-bin"
 
 
 class DurableLLMError(Exception):
@@ -93,6 +92,18 @@ class RequestIdReused(ApiError):
     """The pair of user_id and request_id was used for another job."""
 
     reason = "REQUEST_ID_REUSED"
+
+
+class JobDeleted(ApiError):
+    """The job under the pair of user_id and request_id was deleted and does not run again."""
+
+    reason = "JOB_DELETED"
+
+
+class DeletionNotFound(ApiError):
+    """There is no such deletion, or it is past its retention."""
+
+    reason = "DELETION_NOT_FOUND"
 
 
 class JobNotEnded(ApiError):
@@ -153,6 +164,12 @@ class AuthenticationUnavailable(Unavailable):
     reason = "AUTHENTICATION_UNAVAILABLE"
 
 
+class AuditUnavailable(Unavailable):
+    """The service cannot record the call now, and does nothing without a record."""
+
+    reason = "AUDIT_UNAVAILABLE"
+
+
 class GatewayShutdown(Unavailable):
     """The gateway that was asked stops."""
 
@@ -168,7 +185,7 @@ class JobError(DurableLLMError):
         """How the job ended."""
         self.result = result
         """What it produced until then. Its output may be empty."""
-        self.reason = _reason(status.error) or self.reason
+        self.reason = reason_of(status.error) or self.reason
 
 
 class InvalidJob(JobError):
@@ -269,37 +286,8 @@ JOB_ERRORS: Final[Mapping[str, type[JobError]]] = {kind.reason: kind for kind in
 """The class of each reason that a job ends for."""
 
 
-def from_call(error: grpc.aio.AioRpcError) -> ApiError:
-    """Return what a call of gRPC's failed with."""
-    code, message = error.code(), error.details() or error.code().name
-    status = status_pb2.Status()
-    for key, value in error.trailing_metadata() or ():
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            with contextlib.suppress(DecodeError):
-                status = status_pb2.Status.FromString(value)
-    retry, request = error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(retry)
-        detail.Unpack(request)
-    reason = _reason(status)
-    otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
-    return API_ERRORS.get(reason, otherwise)(
-        message,
-        code,
-        reason,
-        retry.retry_delay.ToTimedelta() if retry.HasField("retry_delay") else None,
-        tuple(Violation(item.field, item.description) for item in request.field_violations),
-    )
-
-
-def from_outcome(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> JobError | None:
-    """Return what a job ended with; None for one that succeeded."""
-    if status.state == llm_pb2.JOB_STATE_SUCCEEDED:
-        return None
-    return JOB_ERRORS.get(_reason(status.error), JobError)(status, result)
-
-
-def _reason(status: status_pb2.Status) -> str:
+def reason_of(status: status_pb2.Status) -> str:
+    """Return the reason of a status's ErrorInfo; empty when it has none."""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):

@@ -1,0 +1,43 @@
+"""The errors that failed calls and jobs become."""
+
+import contextlib
+from typing import Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation, reason_of
+from llm_pb import llm_pb2
+
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+
+
+def from_call(error: grpc.aio.AioRpcError) -> ApiError:
+    """Return what a call of gRPC's failed with."""
+    code, message = error.code(), error.details() or error.code().name
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            with contextlib.suppress(DecodeError):
+                status = status_pb2.Status.FromString(value)
+    retry, request = error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(retry)
+        detail.Unpack(request)
+    reason = reason_of(status)
+    otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
+    return API_ERRORS.get(reason, otherwise)(
+        message,
+        code,
+        reason,
+        retry.retry_delay.ToTimedelta() if retry.HasField("retry_delay") else None,
+        tuple(Violation(item.field, item.description) for item in request.field_violations),
+    )
+
+
+def from_outcome(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> JobError | None:
+    """Return what a job ended with; None for one that succeeded."""
+    if status.state == llm_pb2.JOB_STATE_SUCCEEDED:
+        return None
+    return JOB_ERRORS.get(reason_of(status.error), JobError)(status, result)
