@@ -26,8 +26,6 @@ _JOB: Final = "llmjob"
 _DELETION: Final = "llmdelete"
 _BULK_DELETION: Final = "llmdeletes"
 
-TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
-"""The form of a tenant's name."""
 _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")
 
 MAX_JOB_ID: Final = MAX_TEMPORAL_ID - len(_DELIVERY_PREFIX)
@@ -40,9 +38,9 @@ MAX_PIPELINE_ID: Final = 128
 def workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
     """Return `llmjob-<user>-<request>`, or `llmjob--<tenant>-<user>-<request>`, shortened beyond MAX_JOB_ID characters.
 
-    The hyphens of tenant and user are doubled. User and request must match ID_PATTERN, the tenant TENANT_PATTERN unless
-    it is empty. The first single hyphen after the prefix then ends the tenant or user, because what follows never
-    begins with one. So two different jobs never share an id.
+    The hyphens of tenant and user are doubled. User and request must match ID_PATTERN. A tenant is empty, or up to 32
+    letters, digits and hyphens of which the first is no hyphen. The first single hyphen after the prefix then ends the
+    tenant or user, because what follows never begins with one. So two different jobs never share an id.
     """
     if not tenant:
         return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
@@ -57,8 +55,8 @@ def unshortened_workflow_id(user_id: str, request_id: str) -> str:
 def tenant_prefix(word: str, tenant: str) -> str:
     """Return `<word>--<tenant>-`, with which the ids of a tenant's workflows of one kind begin.
 
-    `word` is `llm` and other small letters, so that tenant_of() knows it. The tenant must match TENANT_PATTERN, and
-    what follows the prefix must begin with a letter or digit.
+    `word` is `llm` and other small letters, so that tenant_of() knows it. What follows the prefix must begin with a
+    letter or digit.
     """
     return f"{word}--{_doubled(tenant)}-"
 
@@ -94,6 +92,14 @@ def bulk_deletion_workflow_id(tenant: str, name: str) -> str:
 
 def _of_tenant(word: str, tenant: str, name: str) -> str:
     return shortened(f"{tenant_prefix(word, tenant) if tenant else f'{word}-'}{name}", MAX_TEMPORAL_ID)
+
+
+def owner(user_id: str, tenant: str = "") -> str:
+    """Return one name for a user of a tenant, by which the users of all tenants differ: `<tenant>/<user>`, or the user.
+
+    No user has a slash.
+    """
+    return f"{tenant}/{user_id}" if tenant else user_id
 
 
 def _doubled(name: str) -> str:

@@ -53,7 +53,9 @@ PROJECT_ID: Final = SearchAttributeKey.for_keyword("ProjectId")
 LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
 # The final JobState by name: Temporal closes a job that ran out of time in an activity as Failed.
 JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
-SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE)
+# Only jobs of a tenant have it, so that an installation without tenants does without it.
+TENANT_ID: Final = SearchAttributeKey.for_keyword("TenantId")
+SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID)
 
 # Memo of a job's workflow. At its start it holds the JobOptions that the gateway chose, two digests of the JobRequest,
 # which distinguish a repeated Submit from another job under the same key, and the W3C traceparent of the Submit. As it

@@ -117,7 +117,11 @@ def retry_policy(options: internal_pb2.RetryOptions) -> RetryPolicy:
 def gpu_priority(job: llm_pb2.JobRequest, workflow: Priority) -> Priority:
     """Return the priority of the job's activity on the GPU. Its other activities are not prioritised.
 
-    It repeats the workflow's fairness key, because Temporal does not promise that an activity with its own priority
-    inherits the key.
+    It repeats the workflow's fairness key and weight, because Temporal does not promise that an activity with its own
+    priority inherits them.
     """
-    return Priority(priority_key=job.priority or DEFAULT_PRIORITY, fairness_key=workflow.fairness_key)
+    return Priority(
+        priority_key=job.priority or DEFAULT_PRIORITY,
+        fairness_key=workflow.fairness_key,
+        fairness_weight=workflow.fairness_weight,
+    )

@@ -6,9 +6,10 @@ from jobs import names
 from llm_pb import llm_pb2
 
 
-def attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributePair[str]]:
-    """Return the search attributes that a job's workflow has from its start. An empty field has none."""
+def attributes_of(job: llm_pb2.JobRequest, tenant: str = "") -> list[SearchAttributePair[str]]:
+    """Return the search attributes that a job's workflow has from its start. An empty field or tenant has none."""
     values = (
+        (names.TENANT_ID, tenant),
         (names.USER_ID, job.user_id),
         (names.REQUEST_ID, job.request_id),
         (names.MODEL, job.model),

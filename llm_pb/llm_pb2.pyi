@@ -34,6 +34,10 @@ models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and 
 structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
+Tenants. A credential may be of a tenant. Its users and their requests are the tenant's own: another tenant may use the
+same user_id and request_id for another job. For a credential the jobs of other tenants do not exist: NOT_FOUND has the
+same bytes as for a job that was never there. A credential without a tenant is for the jobs without one.
+
 Sizes. A request has at most 64 KiB. A request of Submit is bounded by its job, which has at most 1984 KiB, or less where
 the operator says so. A request holds at most 8192 fields, those of its messages included, which is about twice what the
 rules below allow. A larger request is INVALID_ARGUMENT, and the answer names none of its other faults.
@@ -306,8 +310,8 @@ class JobRequest(_message.Message):
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     NOTIFY_OPTIONS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whom the job is for. Jobs of different users take fair turns. Required: 1 to 128 characters of A-Z a-z 0-9
-    . _ : @ = + ~ -, the first of them a letter or digit.
+    """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
+    share its turns. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
     """
     request_id: _builtins.str
     """The caller's own id of the request, unique for each user: the idempotency key. Required. It has the form of user_id."""
@@ -784,7 +788,8 @@ class JobStatus(_message.Message):
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. It has at most 245 characters: a longer one is
+    """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. With a tenant it is
+    "llmjob--<tenant>-<user>-<request>", hyphens of the tenant doubled, too. It has at most 245 characters: a longer one is
     replaced by its first 180 characters, a comma and the SHA-256 of the whole in 64 hexadecimal digits. Set from Submit on.
     """
     run_id: _builtins.str
@@ -1479,7 +1484,7 @@ Global___CancelResponse: _TypeAlias = CancelResponse  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):
-    """Request of List. A job is listed if it matches every filter that is set."""
+    """Request of List. A job of the caller's tenant is listed if it matches every filter that is set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1500,8 +1505,8 @@ class ListRequest(_message.Message):
     follow.
     """
     page_token: _builtins.str
-    """The next_page_token of the previous page, with the same filters. Empty for the first page. The token is opaque and
-    signed. A gateway that has another key, or was restarted without a key of the operator's, refuses it with
+    """The next_page_token of the previous page, with the same filters, of the same tenant. Empty for the first page. The token
+    is opaque and signed. A gateway that has another key, or was restarted without a key of the operator's, refuses it with
     INVALID_ARGUMENT: begin with the first page then.
     """
     @_builtins.property

@@ -34,6 +34,10 @@ models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and 
 structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
+Tenants. A credential may be of a tenant. Its users and their requests are the tenant's own: another tenant may use the
+same user_id and request_id for another job. For a credential the jobs of other tenants do not exist: NOT_FOUND has the
+same bytes as for a job that was never there. A credential without a tenant is for the jobs without one.
+
 Sizes. A request has at most 64 KiB. A request of Submit is bounded by its job, which has at most 1984 KiB, or less where
 the operator says so. A request holds at most 8192 fields, those of its messages included, which is about twice what the
 rules below allow. A larger request is INVALID_ARGUMENT, and the answer names none of its other faults.

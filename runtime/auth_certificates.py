@@ -6,16 +6,18 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Final
+from typing import Final, Self
 
 from cryptography import x509
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from runtime.grpc_auth import NO_TENANTS, Caller, Presented, check_expiry, credential_invalid, credential_missing
+from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid, credential_missing
+from runtime.tenants import TenantName, check_tenant
 
 PROXY: Final = "proxy"
 """The scope of what calls for others: it needs their credentials, and has no rights itself."""
 _TENANT: Final = "tenant"
+"""The group of a pattern that matches the tenant's name."""
 _SPIFFE: Final = "spiffe://"
 
 
@@ -27,13 +29,24 @@ class CertificateRule(BaseModel):
     pattern: re.Pattern[str]
     """What the whole id matches."""
     scopes: frozenset[str]
+    tenant: TenantName | None = None
+    """The tenant of all these certificates. None: the tenant that the pattern's group `tenant` matches, or none without
+    such a group."""
 
-    @field_validator("pattern")
-    @classmethod
-    def _has_no_tenant(cls, pattern: re.Pattern[str]) -> re.Pattern[str]:
-        if _TENANT in pattern.groupindex:
-            raise ValueError(NO_TENANTS)
-        return pattern
+    @model_validator(mode="after")
+    def _names_one_tenant(self) -> Self:
+        if self.tenant is not None and _TENANT in self.pattern.groupindex:
+            raise ValueError("the tenant comes from the pattern's group or from the rule, not from both")
+        return self
+
+    def tenant_of(self, match: re.Match[str]) -> str:
+        """Return the tenant of a certificate whose id has matched. Raises Refusal if the id names none that can be."""
+        if _TENANT not in self.pattern.groupindex:
+            return self.tenant or ""
+        try:
+            return check_tenant(match[_TENANT] or "")
+        except ValueError as error:
+            raise credential_invalid(f"the client certificate's SPIFFE id names no tenant: {error}") from None
 
 
 class ClientCertificates:
@@ -51,11 +64,11 @@ class ClientCertificates:
             return None
         spiffe_id, not_after = _read(presented.certificate)
         for rule in self._rules:
-            if rule.pattern.fullmatch(spiffe_id) is None:
+            if (match := rule.pattern.fullmatch(spiffe_id)) is None:
                 continue
             if PROXY in rule.scopes:
                 raise credential_missing("a proxy calls for others: send the credential of who calls it")
-            caller = Caller("", spiffe_id, rule.scopes, spiffe_id, not_after=not_after)
+            caller = Caller(rule.tenant_of(match), spiffe_id, rule.scopes, spiffe_id, not_after=not_after)
             check_expiry(caller)
             return caller
         raise credential_invalid("the client certificate's SPIFFE id is none that counts here")

@@ -27,8 +27,8 @@ from runtime.grpc_auth import (
     check_expiry,
     credential_expired,
     credential_invalid,
-    require_no_tenant,
 )
+from runtime.tenants import check_tenant
 
 _log = logging.getLogger(__name__)
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -126,7 +126,7 @@ class JwtRules:
     scopes_claim: str
     """A text of scopes with spaces between, or a list of them. Others than the known ones are overlooked."""
     tenant_claim: str
-    """Empty: the caller has no tenant."""
+    """The caller's tenant; a token without the claim is refused. Empty: no caller has a tenant."""
     user_claim: str
     """The one user whose jobs the caller may submit and read. Empty: no such bound."""
 
@@ -177,10 +177,8 @@ class Jwts:
 
     def _caller(self, claims: Mapping[str, Any], kid: str) -> Caller:
         rules = self._rules
-        named = rules.tenant_claim and claims.get(rules.tenant_claim)
-        tenant = _text(claims, rules.tenant_claim) if named else ""
         try:
-            require_no_tenant(tenant)
+            tenant = check_tenant(_text(claims, rules.tenant_claim)) if rules.tenant_claim else ""
             not_after = datetime.fromtimestamp(int(claims["exp"]), UTC)
         except (ValueError, OverflowError, OSError) as error:
             raise credential_invalid(f"the JWT does not count: {error}"[:_MAX_MESSAGE]) from None

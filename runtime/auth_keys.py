@@ -20,7 +20,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid, require_no_tenant
+from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid
+from runtime.tenants import check_tenant
 
 _log = logging.getLogger(__name__)
 PREFIX: Final = "llmk_"
@@ -31,9 +32,8 @@ _SECRET_CHARACTERS: Final = 43
 _NO_DIGEST: Final = "0" * 64
 
 
-def _without_tenant(tenant: str) -> str:
-    require_no_tenant(tenant)
-    return tenant
+def _tenant_or_none(tenant: str) -> str:
+    return check_tenant(tenant) if tenant else ""
 
 
 class ApiKey(BaseModel):
@@ -45,10 +45,11 @@ class ApiKey(BaseModel):
     """The part of the key that may be shown."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The SHA-256 of the whole key in hexadecimal."""
-    tenant: Annotated[str, AfterValidator(_without_tenant)] = ""
+    tenant: Annotated[str, AfterValidator(_tenant_or_none)] = ""
+    """The tenant whose jobs the key is for. Empty: the jobs without a tenant."""
     scopes: tuple[str, ...]
     user_id: str = ""
-    """The one user whose jobs the key is for. Empty: all users."""
+    """The one user whose jobs the key is for. Empty: all users of the tenant."""
     not_after: AwareDatetime | None = None
     """When the key expires. None: never."""
 

@@ -108,15 +108,6 @@ def authentication_unavailable() -> Refusal:
     return Refusal(grpc.StatusCode.UNAVAILABLE, "AUTHENTICATION_UNAVAILABLE", message)
 
 
-NO_TENANTS: Final = "no tenant can be served: this version does not separate their jobs; leave the tenant empty"
-
-
-def require_no_tenant(tenant: str) -> None:
-    """Raise ValueError for a credential that names a tenant."""
-    if tenant:
-        raise ValueError(NO_TENANTS)
-
-
 class Authenticator(Protocol):
     """One kind of credential."""
 

@@ -91,34 +91,48 @@ async def answers(client: Client, within: timedelta) -> bool:
         return False
 
 
-async def register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> None:
+async def register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> Collection[str]:
     """Make the search attributes known to the namespace; those that are there stay.
 
     Temporal Cloud refuses this to clients: there an operator registers them, and a log line says so.
+
+    Return the names of those that were known before, which queries may contain at once: Temporal's servers learn of a
+    new one after a while. Empty where Temporal does not say.
     """
+    known: set[str] = set()
     for _ in range(_REGISTER_TRIES):
         try:
-            await _register_search_attributes(client, keys)
+            known = await _known_search_attributes(client)
+            await _add_search_attributes(client, [key for key in keys if key.name not in known])
         except RPCError as error:
             _log.warning("search attributes could not be registered: %s", error)
             if error.status in _TRANSIENT:
                 await asyncio.sleep(_RETRY.total_seconds())
                 continue
             _log.warning("an operator has to register the search attributes that are missing")
-        return
+        break
+    return known
 
 
-async def _register_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> None:
-    try:
-        known = await client.operator_service.list_search_attributes(
-            ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
-        )
-        missing = {key.name: key.indexed_value_type for key in keys if key.name not in known.custom_attributes}
-        if missing:
-            request = AddSearchAttributesRequest(namespace=client.namespace)
-            for name, kind in missing.items():
-                request.search_attributes[name] = cast("IndexedValueType.ValueType", kind.value)
+async def _known_search_attributes(client: Client) -> set[str]:
+    known = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
+    )
+    return {*known.custom_attributes}
+
+
+async def _add_search_attributes(client: Client, keys: Collection[SearchAttributeKey[Any]]) -> None:
+    """Add each by itself: where the namespace has no room for one more, the others are there. Raises RPCError."""
+    refused: RPCError | None = None
+    for key in keys:
+        request = AddSearchAttributesRequest(namespace=client.namespace)
+        request.search_attributes[key.name] = cast("IndexedValueType.ValueType", key.indexed_value_type.value)
+        try:
             await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
-    except RPCError as error:
-        if error.status != RPCStatusCode.ALREADY_EXISTS:
-            raise
+        except RPCError as error:
+            if error.status in _TRANSIENT:
+                raise
+            if error.status != RPCStatusCode.ALREADY_EXISTS:
+                refused = error
+    if refused is not None:
+        raise refused

@@ -295,4 +295,5 @@ class LLMJobWorkflow:
 
 
 def _attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:
-    return [pair.key.value_set(pair.value) for pair in attributes_of(job)]
+    tenant = ids.tenant_of(workflow.info().workflow_id)
+    return [pair.key.value_set(pair.value) for pair in attributes_of(job, tenant)]

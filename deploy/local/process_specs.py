@@ -199,7 +199,7 @@ SERVERS: Final = ("temporal", "nats")
 
 def _has_operators_endpoint() -> str:
     """Return whether the notifier, which has this environment, too, has an endpoint for jobs that name no target."""
-    return str(bool(os.environ.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS"})).lower()
+    return str(bool(os.environ.keys() & {"NOTIFIER_DEFAULT_WEBHOOK_URL", "NOTIFIER_USERS", "NOTIFIER_TENANTS"})).lower()
 
 
 def _program(name: str) -> str:

@@ -24,7 +24,7 @@ async def main() -> None:
         serving = serving_metrics(settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness)
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness)
-        await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
+        known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
         feed = NatsFeed(FeedSettings())
         feed.start()
         stack.push_async_callback(feed.close)
@@ -33,7 +33,9 @@ async def main() -> None:
             await stack.enter_async_context(workflow_worker(client, feed, settings))
         if settings.role != Role.WORKFLOWS:
             meter = metrics.meter(__package__)
-            await stack.enter_async_context(serving_api(client, feed, settings, meter, readiness))
+            knows_tenants = names.TENANT_ID.name in known
+            serving_calls = serving_api(client, feed, settings, meter, readiness, knows_tenants=knows_tenants)
+            await stack.enter_async_context(serving_calls)
         logging.getLogger("services.gateway").info("ready")
         with readiness.serving():
             await process.forever()

@@ -24,6 +24,7 @@ from services.gateway.job_reader import JobReader
 from services.gateway.job_record import user_of
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
+from services.gateway.tenants import require_own
 
 _log = logging.getLogger(__name__)
 _DELETIONS: Final = (names.DELETION_WORKFLOW_TYPE, names.BULK_DELETION_WORKFLOW_TYPE)
@@ -49,8 +50,7 @@ class DeletionService:
     async def delete_job(self, caller: Caller, request: llm_pb2.DeleteJobRequest) -> llm_pb2.DeleteJobResponse:
         """Start the deletion of a job, or return the one that was started. Raises ApiError NOT_FOUND, RPCError."""
         job = request.workflow_id
-        if tenant_of(job) != caller.tenant:
-            raise not_found(job)
+        require_own(caller, job)
         id_ = deletion_workflow_id(job)
         try:
             description = await self._jobs.describe(caller, job)

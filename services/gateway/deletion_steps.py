@@ -14,6 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from feed.feed import Feed
 from jobs import names
+from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
@@ -116,12 +117,14 @@ class DeletionSteps:
     async def find_jobs(self, request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJobsResponse:
         """Return some jobs that exist and match. Temporal's visibility still shows some that are deleted."""
         before = request.before.ToDatetime(UTC).isoformat()
-        query = f"{visibility_query(request.filters)} AND StartTime <= '{before}'"
+        # The ids tell the tenant: see below.
+        jobs = visibility_query(request.tenant, request.filters, knows_tenants=False)
+        query = f"{jobs} AND StartTime <= '{before}'"
         response, turns = internal_pb2.FindJobsResponse(), asyncio.Semaphore(_DESCRIBES)
 
         async def matches(item: WorkflowExecution) -> bool:
             async with turns:
-                return await self._matches(item, request.filters)
+                return tenant_of(item.id) == request.tenant and await self._matches(item, request.filters)
 
         pages = self._client.list_workflows(query, page_size=_FOUND, rpc_timeout=RPC_TIMEOUT)
         while len(response.workflow_ids) < _FOUND:

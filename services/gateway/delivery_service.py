@@ -18,6 +18,7 @@ from services.gateway.job_parts import Runs
 from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
+from services.gateway.tenants import require_own
 
 
 class DeliveryService:
@@ -44,6 +45,7 @@ class DeliveryService:
         Raises ApiError NOT_FOUND, FAILED_PRECONDITION, INVALID_ARGUMENT for an id that is no delivery's,
         RESOURCE_EXHAUSTED too soon after the last Redeliver; RPCError.
         """
+        require_own(caller, request.workflow_id)
         if caller.user_id:
             # Whose job it is decides before anything is said about it.
             await self._standing(caller, request.workflow_id)
@@ -94,6 +96,7 @@ class DeliveryService:
 
         Raises ApiError NOT_FOUND also for a job that the caller may not see.
         """
+        require_own(caller, workflow_id)
         job = await self._job(caller, workflow_id)
         standing = await self._reader.standing(workflow_id, job)
         if job is None and not caller.may_see(standing.state.event.user_id):

@@ -19,7 +19,7 @@ from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_reader import Ending, JobReader
 from services.gateway.job_record import FINAL_STATES, user_of
 from services.gateway.job_traces import link_call
-from services.gateway.scopes import GATEWAY
+from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 from services.gateway.status_merge import with_answer, with_record
 
@@ -175,7 +175,7 @@ class JobFollower:
     async def _ask(self, ending: Ending | None = None) -> None:
         """Read the job from Temporal, which is the truth; keep what only the feed knows about an open job."""
         starts = self._starts
-        description = self._description = await self._reader.describe(GATEWAY, self._workflow_id)
+        description = self._description = await self._reader.describe(gateway_for(self._workflow_id), self._workflow_id)
         self.user_id = user_of(description)
         response = await self._reader.status_of(description, ending)
         if response.HasField("result"):

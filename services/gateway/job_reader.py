@@ -50,6 +50,7 @@ from services.gateway.job_record import (
 )
 from services.gateway.left_output import left_output
 from services.gateway.models import Models
+from services.gateway.tenants import require_own
 
 _log = logging.getLogger(__name__)
 _TASK_STARTED_EVENTS: Final = 4
@@ -105,7 +106,9 @@ class JobReader:
         """Return Temporal's description of the job's workflow, of its last run unless one is named. Raises like get().
 
         With `once` Temporal is asked only once, which is not enough for a workflow that may have started a moment ago.
+        Temporal is not asked about an id of another tenant.
         """
+        require_own(caller, workflow_id)
         try:
             if once:
                 description = await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)

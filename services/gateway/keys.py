@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.ids import ID_PATTERN
 from runtime.auth_keys import ApiKey, KeyFileError, make_key, read_keys, write_keys
+from runtime.tenants import check_tenant
 from services.gateway.scopes import CANCEL, READ, READ_MODELS, SCOPES, SUBMIT
 
 _FILE_VARIABLE: Final = "GATEWAY_API_KEYS_FILE"
@@ -35,7 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _create(asked: argparse.Namespace) -> None:
     text, id_, digest = make_key()
     keys = _read(asked.file)
-    keys[id_] = ApiKey(id=id_, sha256=digest, scopes=tuple(asked.scopes), user_id=asked.user, not_after=asked.expires)
+    keys[id_] = ApiKey(
+        id=id_,
+        sha256=digest,
+        scopes=tuple(asked.scopes),
+        tenant=asked.tenant,
+        user_id=asked.user,
+        not_after=asked.expires,
+    )
     write_keys(asked.file, keys.values())
     sys.stdout.write(f"{text}\n")
     sys.stderr.write("This is the only time that the key is shown.\n")
@@ -44,7 +52,9 @@ def _create(asked: argparse.Namespace) -> None:
 def _list(asked: argparse.Namespace) -> None:
     for key in _read(asked.file).values():
         until = key.not_after.isoformat() if key.not_after else "never expires"
-        sys.stdout.write(f"{key.id}  {key.user_id or 'all users'}  {until}  {','.join(key.scopes)}\n")
+        sys.stdout.write(
+            f"{key.id}  {key.tenant or 'no tenant'}  {key.user_id or 'all users'}  {until}  {','.join(key.scopes)}\n"
+        )
 
 
 def _revoke(asked: argparse.Namespace) -> None:
@@ -77,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     create = commands.add_parser("create", help="make a key and print it, once")
     default = ",".join(_DEFAULT_SCOPES)
     create.add_argument("--scopes", type=_scopes, default=default, help=f"with commas between; default: {default}")
+    create.add_argument(
+        "--tenant", type=_tenant, default="", help="the tenant whose jobs the key is for; default: none"
+    )
     create.add_argument("--user", type=_user, default="", help="the one user_id whose jobs the key is for")
     create.add_argument("--expires", type=_time, help="an ISO 8601 time with its zone, or a duration from now: P90D")
     create.set_defaults(run=_create)
@@ -94,6 +107,13 @@ def _scopes(text: str) -> tuple[str, ...]:
             f"there is no scope {', '.join(unknown)}; choose of {', '.join(sorted(SCOPES))}"
         )
     return scopes
+
+
+def _tenant(text: str) -> str:
+    try:
+        return check_tenant(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _user(text: str) -> str:

@@ -8,12 +8,14 @@ from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
+from jobs.ids import tenant_of
 from llm_pb import llm_pb2
+from runtime.grpc_auth import Caller
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import base_status, final_status
 from services.gateway.page_token import REFUSED, PageTokens
-from services.gateway.scopes import GATEWAY
+from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
@@ -40,23 +42,35 @@ _STATE_QUERIES: Final = {
 class JobListing:
     """Lists jobs."""
 
-    def __init__(self, client: Client, reader: JobReader, page_tokens: PageTokens, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        client: Client,
+        reader: JobReader,
+        page_tokens: PageTokens,
+        settings: GatewaySettings,
+        *,
+        knows_tenants: bool,
+    ) -> None:
+        """`knows_tenants`: whether the namespace has the search attribute TenantId."""
+        self._knows_tenants = knows_tenants
         self._client = client
         self._reader = reader
         self._page_tokens = page_tokens
         self._timeout = settings.list_timeout
         self._describes = asyncio.Semaphore(_DESCRIBES)
 
-    async def list_page(self, request: llm_pb2.ListRequest) -> llm_pb2.ListResponse:
-        """Return a page of jobs.
+    async def list_page(self, caller: Caller, request: llm_pb2.ListRequest) -> llm_pb2.ListResponse:
+        """Return a page of the jobs of the caller's tenant.
 
         Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
         time; RPCError.
         """
         began, within = asyncio.get_running_loop().time(), self._timeout.total_seconds()
-        token = self._page_tokens.unseal(request)
+        token = self._page_tokens.unseal(caller.tenant, request)
         page = self._client.list_workflows(
-            visibility_query(request), page_size=request.page_size or _DEFAULT_PAGE_SIZE, next_page_token=token
+            visibility_query(caller.tenant, request, knows_tenants=self._knows_tenants),
+            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
+            next_page_token=token,
         )
         try:
             async with asyncio.timeout_at(began + within * _SHARE_OF_VISIBILITY):
@@ -68,9 +82,12 @@ class JobListing:
             if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
                 raise invalid([REFUSED]) from error
             raise
-        summaries = await asyncio.gather(*(self._summary(item, began + within) for item in page.current_page or ()))
+        # The id decides. A workflow that was started by hand may have any search attributes.
+        own = [item for item in page.current_page or () if tenant_of(item.id) == caller.tenant]
+        summaries = await asyncio.gather(*(self._summary(item, began + within) for item in own))
         jobs = [job for job in summaries if not request.states or job.status.state in request.states]
-        return llm_pb2.ListResponse(jobs=jobs, next_page_token=self._page_tokens.seal(request, page.next_page_token))
+        following = self._page_tokens.seal(caller.tenant, request, page.next_page_token)
+        return llm_pb2.ListResponse(jobs=jobs, next_page_token=following)
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
         # Without a final status the job is open, or Temporal ended it before it wrote one.
@@ -90,25 +107,32 @@ class JobListing:
         """Return the status that GetStatus returns, or what the list itself holds when that is not there in time."""
         try:
             async with asyncio.timeout_at(until), self._describes:
-                return (
-                    await self._reader.status_of(await self._reader.describe(GATEWAY, execution.id, execution.run_id))
-                ).status
+                gateway = gateway_for(execution.id)
+                description = await self._reader.describe(gateway, execution.id, execution.run_id)
+                return (await self._reader.status_of(description)).status
         except (ApiError, RPCError, TimeoutError) as error:
             # The job is past its retention since it was listed, or no worker runs workflows. The page must not fail.
             _log.info("%s cannot be described: %r", execution.id, error)
             return await base_status(execution)
 
 
-def visibility_query(request: llm_pb2.ListRequest) -> str:
-    """Return the visibility query. Every value has passed a rule that forbids quotes."""
+def visibility_query(tenant: str, request: llm_pb2.ListRequest, *, knows_tenants: bool) -> str:
+    """Return the visibility query for the jobs of a tenant. Every value has passed a rule that forbids quotes.
+
+    Where the namespace does not know tenants, or with none, the ids of what is found have to be looked at.
+    """
     terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
     for key, value in (
+        (names.TENANT_ID, tenant),
         (names.USER_ID, request.user_id),
         (names.MODEL, request.model),
         (names.PROJECT_ID, request.project_id),
     ):
         if value:
             terms.append(f"{key.name} = '{value}'")
+    if not tenant and knows_tenants:
+        # Others would be dropped from the page.
+        terms.append(f"{names.TENANT_ID.name} IS NULL")
     if request.states:
         terms.append(f"({' OR '.join(sorted({_STATE_QUERIES[state] for state in request.states}))})")
     return " AND ".join(terms)

@@ -1,8 +1,8 @@
 """The page tokens of List: Temporal's own, authenticated with a key that gateways share.
 
 Temporal answers UNKNOWN to a token that it cannot read, and returns wrong pages for a token of other filters. It trusts
-a token, so a forged one reaches its visibility store. A message authentication code over the filters and the token
-detects all of these before Temporal is asked.
+a token, so a forged one reaches its visibility store. A message authentication code over the tenant, the filters and
+the token detects all of these before Temporal is asked.
 """
 
 import base64
@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from jobs.field_rules import Violation
 from llm_pb import llm_pb2
+from runtime.grpc_auth import current_caller
 
 _log = logging.getLogger(__name__)
 _MAC_BYTES: Final = 16
@@ -36,12 +37,15 @@ class PageTokens:
             )
         self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()
 
-    def seal(self, request: llm_pb2.ListRequest, token: bytes | None) -> str:
+    def seal(self, tenant: str, request: llm_pb2.ListRequest, token: bytes | None) -> str:
         """Return the token of the page after that of the request; empty when there is none."""
-        return base64.urlsafe_b64encode(self._mac(request, token) + token).decode() if token else ""
+        return base64.urlsafe_b64encode(self._mac(tenant, request, token) + token).decode() if token else ""
 
-    def unseal(self, request: llm_pb2.ListRequest) -> bytes | None:
-        """Return Temporal's token, None for the first page. Raises ValueError for a token that seal() did not make."""
+    def unseal(self, tenant: str, request: llm_pb2.ListRequest) -> bytes | None:
+        """Return Temporal's token, None for the first page.
+
+        Raises ValueError for a token that seal() did not make for the tenant and the request.
+        """
         if not request.page_token:
             return None
         try:
@@ -49,19 +53,19 @@ class PageTokens:
         except binascii.Error as error:
             raise ValueError("the page token is not base64url") from error
         mac, token = data[:_MAC_BYTES], data[_MAC_BYTES:]
-        if not token or not hmac.compare_digest(mac, self._mac(request, token)):
+        if not token or not hmac.compare_digest(mac, self._mac(tenant, request, token)):
             raise ValueError("the page token was not created by this service, or belongs to other filters")
         return token
 
     async def check(self, request: llm_pb2.ListRequest) -> Sequence[Violation]:
-        """Return the violations of the page token."""
+        """Return the violations of the page token of the call that is being handled."""
         try:
-            self.unseal(request)
+            self.unseal(current_caller().tenant, request)
         except ValueError:
             return [REFUSED]
         return []
 
-    def _mac(self, request: llm_pb2.ListRequest, token: bytes) -> bytes:
+    def _mac(self, tenant: str, request: llm_pb2.ListRequest, token: bytes) -> bytes:
         filters = llm_pb2.ListRequest()
         filters.CopyFrom(request)
         filters.ClearField("page_size")
@@ -70,4 +74,6 @@ class PageTokens:
         filters.ClearField("page_token")
         # The hash has a fixed length, so the boundary between filters and token is unambiguous.
         about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()
-        return hmac.digest(self._key, about + token, hashlib.sha256)[:_MAC_BYTES]
+        # Each tenant has a key of its own, so that no text of one can stand for another's.
+        key = hmac.digest(self._key, tenant.encode(), hashlib.sha256) if tenant else self._key
+        return hmac.digest(key, about + token, hashlib.sha256)[:_MAC_BYTES]

@@ -9,6 +9,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
+from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
 from llm_pb import llm_pb2
 from runtime.grpc_auth import Caller, Refusal, scope_missing
@@ -50,8 +51,11 @@ OF_METHOD: Final[Mapping[str, str]] = {
 
 ANONYMOUS: Final = Caller("", "", SCOPES)
 """Who calls where no authentication is configured."""
-GATEWAY: Final = Caller("", "gateway", SCOPES)
-"""The gateway itself, for what it does for all callers."""
+
+
+def gateway_for(workflow_id: str) -> Caller:
+    """Return the gateway itself, for what it does about a job for all callers who may see the job."""
+    return Caller(tenant_of(workflow_id), "gateway", SCOPES)
 
 
 def require_all_methods(services: Iterable[ServiceDescriptor], of_method: Mapping[str, str] = OF_METHOD) -> None:

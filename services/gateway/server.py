@@ -38,9 +38,12 @@ from services.gateway.submission import JobSubmission
 
 @asynccontextmanager
 async def serving_api(
-    client: Client, feed: Feed, settings: GatewaySettings, meter: Meter, readiness: Readiness
+    client: Client, feed: Feed, settings: GatewaySettings, meter: Meter, readiness: Readiness, *, knows_tenants: bool
 ) -> AsyncIterator[None]:
-    """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace."""
+    """Serve the API while the context is open; then drain: say NOT_SERVING, end streams, give calls their grace.
+
+    `knows_tenants`: whether the namespace has the search attribute TenantId.
+    """
     require_all_methods(llm_pb2.DESCRIPTOR.services_by_name.values())
     auth = await auth_interceptor(settings)
     models = Models(settings.models)
@@ -51,7 +54,7 @@ async def serving_api(
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
     submission = JobSubmission(client, models, reader, settings, metrics)
-    listing = JobListing(client, reader, page_tokens, settings)
+    listing = JobListing(client, reader, page_tokens, settings, knows_tenants=knows_tenants)
     deliveries = DeliveryService(client, reader, delivery_reader, settings)
     deletions = DeletionService(client, reader, delivery_reader, settings)
     answers = Answers(settings.max_calls, settings.unread_bytes)

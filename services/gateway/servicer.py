@@ -82,7 +82,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def List(self, request: llm_pb2.ListRequest, context: _Context) -> llm_pb2.ListResponse:
         """See llm.proto."""
-        return await self._listing.list_page(request)
+        return await self._listing.list_page(current_caller(), request)
 
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""

@@ -33,7 +33,9 @@ from models import DOCSTRINGS
 from runtime.auth_certificates import PROXY, CertificateRule
 from runtime.auth_jwt import Algorithm
 from runtime.grpc_server import PING_INTERVAL
+from runtime.tenants import TenantName
 from services.gateway.scopes import SCOPES
+from services.gateway.tenants import TenantSettings
 
 
 class Role(StrEnum):
@@ -109,13 +111,17 @@ class GatewaySettings(BaseSettings):
     jwt_scopes_claim: str = Field("scope", min_length=1)
     """The claim with the caller's scopes: a text with spaces between, or a list."""
     jwt_tenant_claim: str = ""
-    """The claim with the caller's tenant. A token with a tenant is refused: this version does not separate tenants."""
+    """The claim with the caller's tenant. A token without it is refused. Unset: the callers have no tenant."""
     jwt_user_claim: str = ""
-    """The claim with the one user whose jobs the caller may submit and read. Unset: those of all users."""
+    """The claim with the one user whose jobs the caller may submit and read. Unset: those of all users of the
+    tenant."""
     client_certificates: tuple[CertificateRule, ...] = ()
     """What client certificates may call, by their SPIFFE ids, as JSON: pattern, a regular expression for the whole id,
-    and scopes. The first rule that matches counts. The scope `proxy` is for those that send their callers'
-    credentials."""
+    and scopes. A group `tenant` in the pattern, or else the field tenant, names the tenant. The first rule that matches
+    counts. The scope `proxy` is for those that send their callers' credentials."""
+    tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
+    """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
+    0.1 to 100, 1 unless set. Its users share it."""
     audit: SecretStr | None = Field(None, min_length=1)
     """Where an audit record of each call goes: a file's path, or `nats://host:4222/STREAM` for a JetStream stream. Each
     gateway needs a file of its own. Unset: nowhere."""
@@ -162,8 +168,8 @@ class GatewaySettings(BaseSettings):
     retry_attempts: int = Field(DEFAULT_RETRY_ATTEMPTS, ge=1)
     """Maximum number of attempts of RunLLMOnGPU."""
     notify_operator: bool | None = None
-    """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS) is notified of jobs that name no
-    target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
+    """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS, NOTIFIER_TENANTS) is notified of
+    jobs that name no target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
     notify_hold: timedelta = DEFAULT_NOTIFY_HOLD
     """Maximum time for which an ended job stays open for its deliveries. They continue without it after that."""
     notify_interval: timedelta = Field(DEFAULT_NOTIFY_INTERVAL, gt=timedelta(0))
@@ -218,6 +224,9 @@ class GatewaySettings(BaseSettings):
     max_watchers_per_user: int = Field(1000, gt=0)
     """Maximum number of concurrent StreamStatus calls for the jobs of one user. Further calls get
     RESOURCE_EXHAUSTED."""
+    max_watchers_per_tenant: int = Field(2500, gt=0)
+    """Maximum number of concurrent StreamStatus calls for the jobs of one tenant. Further calls get RESOURCE_EXHAUSTED.
+    Jobs without a tenant have no such limit."""
     keepalive: timedelta = timedelta(seconds=15)
     """Maximum time between two messages of a stream."""
     ping_interval: timedelta = PING_INTERVAL

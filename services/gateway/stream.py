@@ -1,9 +1,10 @@
 """StreamStatus: the watchers of this gateway. Watchers of the same job share one Watch."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 
 from feed.feed import Feed
+from jobs.ids import owner
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from runtime.answers import Answer
@@ -13,6 +14,7 @@ from services.gateway.errors import exhausted, not_found, shutting_down
 from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
+from services.gateway.tenants import require_own
 from services.gateway.watch import Watch
 
 
@@ -26,12 +28,18 @@ class Streams:
         self._settings = settings
         self._watches: dict[str, Watch] = {}
         most, most_of_user = settings.max_watchers, settings.max_watchers_per_user
+        most_of_tenant = settings.max_watchers_per_tenant
         self._all = KeyedLimiter(
             most, lambda: exhausted(f"this gateway serves {most} streams, its limit; call again or call another")
         )
         self._of_user = KeyedLimiter(
             most_of_user,
             lambda: exhausted(f"{most_of_user} streams watch this user's jobs, the limit; end one first"),
+        )
+
+        self._of_tenant = KeyedLimiter(
+            most_of_tenant,
+            lambda: exhausted(f"{most_of_tenant} streams watch this tenant's jobs, the limit; end one first"),
         )
 
     async def stream(
@@ -42,10 +50,12 @@ class Streams:
         Raises ApiError NOT_FOUND, RESOURCE_EXHAUSTED above a limit of watchers, UNAVAILABLE when the gateway stops;
         RPCError when Temporal is unavailable at the start.
         """
+        require_own(caller, request.workflow_id)
         async with (
             self._all.acquired(),
+            self._of_tenant.acquired(caller.tenant) if caller.tenant else nullcontext(),
             self._joined(caller, request.workflow_id) as watch,
-            self._of_user.acquired(watch.user_id),
+            self._of_user.acquired(owner(watch.user_id, caller.tenant)),
         ):
             token = ResumeToken.parse(request.resume_token)
             async with aclosing(watch.messages(request.output_offset, answer.room, token)) as messages:

@@ -27,6 +27,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.settings import GatewaySettings
+from services.gateway.tenants import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class JobSubmission:
         self._reader = reader
         self._settings = settings
         self._metrics = metrics
+        self._turns = Turns(settings.tenants)
 
     async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
         """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
@@ -70,11 +72,13 @@ class JobSubmission:
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable.
         """
         job, traceparent = request.job, current_traceparent()
-        start = job_start(job, self._options(job), traceparent=traceparent)
-        if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != start.id:
-            # The job may still run under the id of a version that did not shorten ids.
-            with suppress(JobNotFound):
-                return await self._found(caller, earlier, job, None)
+        priority = self._turns.priority(caller.tenant, job.user_id)
+        start = job_start(job, self._options(job), tenant=caller.tenant, priority=priority, traceparent=traceparent)
+        for earlier in _earlier_ids(caller, job):
+            if earlier != start.id:
+                # The job may still run under the id of a version that did not shorten ids.
+                with suppress(JobNotFound):
+                    return await self._found(caller, earlier, job, None)
         await audit.allow()
         try:
             handle = await self._client.start_workflow(
@@ -114,7 +118,7 @@ class JobSubmission:
         if check_job(job, strict=False):
             # No version has ever accepted such a job, so Temporal need not be asked.
             return None
-        ids = (workflow_id(job.user_id, job.request_id), unshortened_workflow_id(job.user_id, job.request_id))
+        ids = (workflow_id(job.user_id, job.request_id, caller.tenant), *_earlier_ids(caller, job))
         for id_ in dict.fromkeys(ids):
             with suppress(JobNotFound):
                 description = await self._reader.describe(caller, id_, once=True)
@@ -194,6 +198,11 @@ class JobSubmission:
             default_max_tokens=model.default_max_tokens if model else 0,
             notify_operator=settings.notify_operator,
         )
+
+
+def _earlier_ids(caller: Caller, job: llm_pb2.JobRequest) -> tuple[str, ...]:
+    """Return the id that the job may have from a version that did not shorten ids. Those knew no tenants."""
+    return () if caller.tenant else (unshortened_workflow_id(job.user_id, job.request_id),)
 
 
 async def _is_of(description: WorkflowExecutionDescription, job: llm_pb2.JobRequest) -> bool:

@@ -24,6 +24,7 @@ from feed.feed import Feed
 from jobs import names
 from jobs.errors import EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, to_attempt_error
 from jobs.heartbeat import before_handover, from_details, to_details
+from jobs.ids import tenant_of
 from jobs.rules import require_valid
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker import spans
@@ -155,11 +156,12 @@ class RunLLMOnGPU:
 
     async def _run_engine(self, attempt: Attempt) -> "llm_pb2.FinishReason.ValueType":
         engine, capture = self._engine, self._settings.capture_content
+        tenant = tenant_of(activity.info().workflow_id or "")
         with (
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
             self._metrics.generation(attempt.job) as record,
         ):
-            async with aclosing(engine.generate(attempt.generation())) as outputs:
+            async with aclosing(engine.generate(attempt.generation(tenant))) as outputs:
                 async for output in outputs:
                     span.add(output)
                     record(output)

@@ -80,8 +80,8 @@ class Attempt:
             self._writer.start_over()
         return continues
 
-    def generation(self) -> Generation:
-        """Return the request to the engine: the job, or the rest of it, as a part of the current span."""
+    def generation(self, tenant: str = "") -> Generation:
+        """Return the request to the engine: the tenant's job, or the rest of it, as a part of the current span."""
         output = self._writer.output
         return Generation(
             request_id=self._writer.name,
@@ -89,6 +89,7 @@ class Attempt:
             resume_token_ids=tuple(output.token_ids),
             resume_text=output.text.decode(),
             trace_headers=current_headers(),
+            tenant=tenant,
         )
 
     def start_over(self) -> None:

@@ -39,7 +39,7 @@ async def main() -> None:
         progress = Worker(
             client,
             task_queue=settings.task_queue + names.PROGRESS_QUEUE_SUFFIX,
-            activities=[NotifyProgress(client, dispatcher, settings.max_progress_per_user).__call__],
+            activities=[NotifyProgress(client, dispatcher, settings).__call__],
             max_concurrent_activities=settings.max_progress,
             # Heartbeats carry the log, and their answers report a job's end, so none may be delayed for long.
             max_heartbeat_throttle_interval=timedelta(seconds=1),

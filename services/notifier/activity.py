@@ -6,6 +6,7 @@ from typing import Final
 from temporalio import activity
 
 from jobs import names
+from jobs.ids import tenant_of
 from llm_pb import internal_pb2
 from services.notifier.dispatcher import Dispatcher
 
@@ -22,5 +23,6 @@ class NotifyUI:
     @activity.defn(name=names.ACTIVITY_NOTIFY)
     async def __call__(self, request: internal_pb2.NotifyRequest) -> internal_pb2.NotifyResponse:
         """Deliver the event. A failure is an outcome, too, because the workflow decides when to try again."""
-        limit = activity.info().start_to_close_timeout or timedelta.max
-        return await self._dispatcher.deliver(request, limit * _SHARE)
+        info = activity.info()
+        limit = info.start_to_close_timeout or timedelta.max
+        return await self._dispatcher.deliver(request, limit * _SHARE, tenant_of(info.workflow_id or ""))

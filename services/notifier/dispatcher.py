@@ -4,12 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 
 from opentelemetry import trace
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 
 from jobs.errors import RULES, DeliveryError, DeliveryFailed, DeliveryRefused, to_status
+from jobs.ids import owner
 from jobs.options import duration
 from jobs.targets import describe, origin
 from llm_pb import internal_pb2, llm_pb2
@@ -34,6 +36,10 @@ class Dispatcher:
             settings.max_per_user,
             lambda: DeliveryFailed(f"{settings.max_per_user} deliveries of the same user are under way already"),
         )
+        self._tenants = KeyedLimiter(
+            settings.max_per_tenant,
+            lambda: DeliveryFailed(f"{settings.max_per_tenant} deliveries of the same tenant are under way already"),
+        )
         limit = settings.max_per_destination + settings.max_waiting_per_destination
         self._destinations = KeyedLimiter(
             settings.max_per_destination,
@@ -41,17 +47,21 @@ class Dispatcher:
             waiting=settings.max_waiting_per_destination,
         )
 
-    async def deliver(self, request: internal_pb2.NotifyRequest, within: timedelta) -> internal_pb2.NotifyResponse:
-        """Deliver the event. The outcome is SKIPPED if neither the job nor the operator names a target."""
+    async def deliver(
+        self, request: internal_pb2.NotifyRequest, within: timedelta, tenant: str = ""
+    ) -> internal_pb2.NotifyResponse:
+        """Deliver the event of a tenant's job. The outcome is SKIPPED if neither the job nor the operator names a
+        target."""
         target = request.target
         kind = target.WhichOneof("target") or "webhook"
         sink: str = kind
         shown = describe(target)
         if target.WhichOneof("target") is None:
             sink = OPERATORS
-            url = self._default_url(request.user_id)
-            if url is None:
+            secret_url = self._settings.endpoint(request.user_id, tenant).url
+            if secret_url is None:
                 return internal_pb2.NotifyResponse(state=llm_pb2.NOTIFY_STATE_SKIPPED)
+            url = secret_url.get_secret_value()
             target = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=url))
             # A hash would let the job's user guess the path of the operator's endpoint.
             shown = origin(url)
@@ -59,7 +69,7 @@ class Dispatcher:
         attempt = llm_pb2.DeliveryAttempt()
         attempt.time.GetCurrentTime()
         began = time.perf_counter()
-        answer = await self._try(request, sink, target, within)
+        answer = await self._try(request, sink, target, within, tenant)
         self._metrics.attempted(kind, time.perf_counter() - began, answer.error)
         attempt.http_status = answer.http_status
         state = llm_pb2.NOTIFY_STATE_DELIVERED
@@ -79,7 +89,12 @@ class Dispatcher:
         return response
 
     async def _try(
-        self, request: internal_pb2.NotifyRequest, name: str, target: llm_pb2.NotifyTarget, within: timedelta
+        self,
+        request: internal_pb2.NotifyRequest,
+        name: str,
+        target: llm_pb2.NotifyTarget,
+        within: timedelta,
+        tenant: str,
     ) -> Answer:
         try:
             if name not in self._sinks:
@@ -88,18 +103,14 @@ class Dispatcher:
             event = to_event(request, self._settings.event_source, self._settings.job_url)
             async with (
                 asyncio.timeout(within.total_seconds()),
-                self._users.acquired(request.user_id),
+                self._users.acquired(owner(request.user_id, tenant)),
+                self._tenants.acquired(tenant) if tenant else nullcontext(),
                 self._destinations.acquired(sink.destination(target)),
             ):
-                return await sink.deliver(target, event, request.user_id)
+                return await sink.deliver(target, event, request.user_id, tenant)
         except TimeoutError:
             return Answer(
                 error=DeliveryFailed(f"the receiver did not accept the event within {within.total_seconds():g} s")
             )
         except DeliveryError as error:
             return Answer(error=error)
-
-    def _default_url(self, user_id: str) -> str | None:
-        user = self._settings.users.get(user_id)
-        url = (user and user.url) or self._settings.default_webhook_url
-        return url.get_secret_value() if url else None

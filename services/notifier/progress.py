@@ -20,6 +20,7 @@ from temporalio.service import RPCError
 from jobs import names
 from jobs.errors import DeliveryFailed, to_attempt_error, to_status
 from jobs.events import event_type
+from jobs.ids import owner, tenant_of
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.pending import add_run, pending_run
 from jobs.targets import describe
@@ -27,6 +28,7 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime.keyed_limiter import KeyedLimiter
 from runtime.temporal import RPC_TIMEOUT
 from services.notifier.dispatcher import Dispatcher
+from services.notifier.settings import NotifierSettings
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
@@ -39,37 +41,44 @@ _KEPT_ATTEMPTS: Final = 10
 class NotifyProgress:
     """The activity, bound to this process's client and sinks."""
 
-    def __init__(self, client: Client, dispatcher: Dispatcher, max_per_user: int) -> None:
+    def __init__(self, client: Client, dispatcher: Dispatcher, settings: NotifierSettings) -> None:
         self._client = client
         self._dispatcher = dispatcher
-        self._users = KeyedLimiter(
-            max_per_user,
-            lambda: DeliveryFailed(
-                f"the progress notifications of {max_per_user} jobs of the same user are under way already"
-            ),
-        )
+
+        def limiter(most: int, whose: str) -> KeyedLimiter:
+            message = f"the progress notifications of {most} jobs of the same {whose} are under way already"
+            return KeyedLimiter(most, lambda: DeliveryFailed(message))
+
+        self._users = limiter(settings.max_progress_per_user, "user")
+        self._tenants = limiter(settings.max_progress_per_tenant, "tenant")
 
     @activity.defn(name=names.ACTIVITY_NOTIFY_PROGRESS)
     async def __call__(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
         """Notify until cancelled, or until no event is left; return the outcome of the deliveries.
 
-        Raises ApplicationError, after which Temporal calls again later, if the user has too many jobs here already.
+        Raises ApplicationError, after which Temporal calls again later, if the user or tenant has too many jobs here
+        already.
         """
+        tenant = tenant_of(activity.info().workflow_id or "")
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self._users.acquired(request.event.user_id))
+                await stack.enter_async_context(self._users.acquired(owner(request.event.user_id, tenant)))
+                if tenant:
+                    await stack.enter_async_context(self._tenants.acquired(tenant))
             except DeliveryFailed as error:
                 raise to_attempt_error(error, category=ApplicationErrorCategory.BENIGN) from error
-            return await self._notify_all(request)
+            return await self._notify_all(request, tenant)
 
-    async def _notify_all(self, request: internal_pb2.NotifyProgressRequest) -> internal_pb2.NotifyProgressResponse:
+    async def _notify_all(
+        self, request: internal_pb2.NotifyProgressRequest, tenant: str
+    ) -> internal_pb2.NotifyProgressResponse:
         log = _Log(next(iter(activity.info().heartbeat_details), internal_pb2.NotifyProgressResponse()))
         running = _RunningJob(self._client, request)
         try:
             async with _beating(log), asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(running.follow())
                 notifying = [
-                    tasks.create_task(self._notify(request, index, running, log))
+                    tasks.create_task(self._notify(request, index, running, log, tenant))
                     for index in range(len(request.targets))
                 ]
                 await asyncio.wait(notifying)
@@ -82,7 +91,12 @@ class NotifyProgress:
         return log.ended()
 
     async def _notify(
-        self, request: internal_pb2.NotifyProgressRequest, index: int, running: "_RunningJob", log: "_Log"
+        self,
+        request: internal_pb2.NotifyProgressRequest,
+        index: int,
+        running: "_RunningJob",
+        log: "_Log",
+        tenant: str,
     ) -> None:
         """Notify one target. A receiver that hangs delays no other."""
         options = request.options
@@ -93,7 +107,7 @@ class NotifyProgress:
             for _ in range(_TRIES):
                 if not log.open(started):
                     break
-                log.note(started, await self._dispatcher.deliver(started, _ATTEMPT))
+                log.note(started, await self._dispatcher.deliver(started, _ATTEMPT, tenant))
                 await asyncio.sleep(_POLL_SECONDS if log.open(started) else 0)
         reported_at = 0
         if llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
@@ -103,7 +117,7 @@ class NotifyProgress:
         while llm_pb2.NOTIFY_EVENT_PROGRESS in options.events:
             reported_at = await running.next_report(reported_at)
             event = self._event(request, index, llm_pb2.NOTIFY_EVENT_PROGRESS, running.status)
-            log.note(event, await self._dispatcher.deliver(event, _ATTEMPT))
+            log.note(event, await self._dispatcher.deliver(event, _ATTEMPT, tenant))
             await asyncio.sleep(interval.total_seconds())
 
     def _event(

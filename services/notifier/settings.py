@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs import names
+from runtime.tenants import TenantName
 
 _PREFIX = "whsec_"
 
@@ -40,6 +41,13 @@ class UserEndpoint(BaseModel):
     """The secrets that sign all webhooks of the user's jobs."""
 
 
+class TenantEndpoint(UserEndpoint):
+    """The settings for the jobs of one tenant."""
+
+    users: dict[str, UserEndpoint] = Field(default_factory=dict)
+    """Users of the tenant with an endpoint or secrets of their own."""
+
+
 class NotifierSettings(BaseSettings):
     """The notifier: delivers the events of jobs to their targets."""
 
@@ -56,7 +64,10 @@ class NotifierSettings(BaseSettings):
     another."""
     users: dict[str, UserEndpoint] = Field(default_factory=dict)
     """Users with an endpoint or secrets of their own, as JSON by user id: url, for jobs that name no target, and
-    secrets."""
+    secrets. They are users without a tenant."""
+    tenants: dict[TenantName, TenantEndpoint] = Field(default_factory=dict)
+    """Tenants with an endpoint or secrets of their own, as JSON by name: url, for jobs that name no target, secrets,
+    and users, which is for the tenant's users what NOTIFIER_USERS is for those without a tenant."""
     event_source: str = "/llm.v1/jobs"
     """The CloudEvents source of every event."""
     job_url: str = ""
@@ -96,6 +107,9 @@ class NotifierSettings(BaseSettings):
     max_per_user: int = Field(250, gt=0)
     """Maximum number of concurrent deliveries of one user's jobs. Further ones are postponed, so that one user's slow
     receivers leave room for other users."""
+    max_per_tenant: int = Field(500, gt=0)
+    """Maximum number of concurrent deliveries of one tenant's jobs, however many users it names. Further ones are
+    postponed. Jobs without a tenant have no such limit."""
     max_per_destination: int = Field(16, gt=0)
     """Maximum number of concurrent deliveries to one destination: scheme, host and port of a webhook, a topic, the NATS
     server."""
@@ -107,9 +121,25 @@ class NotifierSettings(BaseSettings):
     max_progress_per_user: int = Field(125, gt=0)
     """Maximum number of concurrent jobs of one user whose progress is sent. The progress of further jobs is sent once
     other jobs of the user have ended, up to 100 s later."""
+    max_progress_per_tenant: int = Field(250, gt=0)
+    """Maximum number of concurrent jobs of one tenant whose progress is sent. Jobs without a tenant have no such
+    limit."""
     shutdown_grace: timedelta = timedelta(seconds=10)
     """Maximum time for running deliveries to end after SIGTERM."""
     metrics_host: str = "127.0.0.1"
     """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9466, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+
+    def endpoint(self, user_id: str, tenant: str = "") -> UserEndpoint:
+        """Return where to send the events of a user's jobs that name no target, and what signs all their webhooks.
+
+        What a user has none of, is the tenant's, and then that of the whole installation.
+        """
+        of_tenant = self.tenants.get(tenant)
+        users = self.users if not tenant else of_tenant.users if of_tenant else {}
+        chosen = [one for one in (users.get(user_id), of_tenant) if one is not None]
+        return UserEndpoint(
+            url=next((one.url for one in chosen if one.url), self.default_webhook_url),
+            secrets=next((one.secrets for one in chosen if one.secrets), self.webhook_secrets),
+        )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 
 import nats
@@ -20,7 +20,7 @@ from llm_pb import internal_pb2, llm_pb2
 from services.notifier.dispatcher import Dispatcher
 from services.notifier.event import CloudEvent
 from services.notifier.metrics import NotifierMetrics
-from services.notifier.settings import NotifierSettings, UserEndpoint
+from services.notifier.settings import NotifierSettings, TenantEndpoint, UserEndpoint
 from services.notifier.sinks.registry import open_sinks
 from services.notifier.sinks.sink import Sink
 from tests.support.jobs import webhook
@@ -284,6 +284,26 @@ async def test_a_users_slow_receivers_leave_room_for_others() -> None:
         await asyncio.gather(*begun)
 
 
+async def test_a_tenants_invented_users_leave_room_for_others() -> None:
+    """The limit of a tenant holds over any number of its users. A user of the same name in another one has its own."""
+    settings = NotifierSettings(max_per_user=1, max_per_tenant=3, **LOOPBACK)
+    async with receiving() as receiver, receiving() as other, open_sinks(settings) as sinks:
+        dispatcher = Dispatcher(sinks, settings, METRICS)
+        (slow,) = webhook(receiver.on("/slow", hang))
+        (good,) = webhook(other.on("/good", status(200)))
+
+        def deliver(target: llm_pb2.NotifyTarget, user: str, tenant: str) -> Awaitable[internal_pb2.NotifyResponse]:
+            return dispatcher.deliver(internal_pb2.NotifyRequest(target=target, user_id=user), 10 * SHORT, tenant)
+
+        begun = [asyncio.ensure_future(deliver(slow, f"user-{number}", "many")) for number in range(10)]
+        await receiver.received("/slow", 3)
+        for tenant in ("few", ""):
+            assert (await deliver(good, "user-0", tenant)).state == llm_pb2.NOTIFY_STATE_DELIVERED
+        assert sum(not task.done() for task in begun) == 3
+        responses = await asyncio.gather(*begun)
+        assert sum("of the same tenant are under way" in one.attempt.error.message for one in responses) == 7
+
+
 async def test_names_that_nobody_answers_for_hold_up_no_other() -> None:
     """A DNS lookup uses up no limit that other users need, however many of one user's are open."""
     async with receiving() as receiver, name_server() as names:
@@ -332,6 +352,43 @@ async def test_jobs_that_name_no_target_go_to_the_users_endpoint_or_the_default(
                 sinks, settings.model_copy(update={"default_webhook_url": None}), METRICS
             ).deliver(internal_pb2.NotifyRequest(user_id="other"), SHORT)
             assert response.state == llm_pb2.NOTIFY_STATE_SKIPPED
+
+
+async def test_a_tenant_has_endpoints_and_secrets_of_its_own() -> None:
+    """A user of the same name in another tenant, or in none, has nothing of them."""
+    secrets = {name: secret(name) for name in ("all", "mine", "acme", "acmes")}
+    async with receiving() as receiver:
+
+        def endpoint(name: str) -> UserEndpoint:
+            return UserEndpoint(url=SecretStr(f"{receiver.url}/{name}"), secrets=(secrets[name],))
+
+        of_tenant = {**dict(endpoint("acme")), "users": {"mine": endpoint("acmes")}}
+        settings = NotifierSettings(
+            default_webhook_url=SecretStr(f"{receiver.url}/all"),
+            webhook_secrets=(secrets["all"],),
+            users={"mine": endpoint("mine")},
+            tenants={"acme": TenantEndpoint(**of_tenant), "bare": TenantEndpoint()},
+            **LOOPBACK,
+        )
+        async with open_sinks(settings) as sinks:
+            dispatcher = Dispatcher(sinks, settings, METRICS)
+            for user, tenant, path in (
+                ("mine", "", "mine"),
+                ("mine", "acme", "acmes"),
+                ("other", "acme", "acme"),
+                ("mine", "bare", "all"),
+                ("mine", "unknown", "all"),
+            ):
+                before = len(receiver.so_far(f"/{path}"))
+                await dispatcher.deliver(internal_pb2.NotifyRequest(notification_id="1", user_id=user), SHORT, tenant)
+                *_, received = receiver.so_far(f"/{path}")
+                assert len(receiver.so_far(f"/{path}")) == before + 1
+                Webhook(secrets[path].get_secret_value()).verify(received.body, received.headers)
+            (own,) = webhook(receiver.on("/own", status(200)))
+            request = internal_pb2.NotifyRequest(notification_id="1", target=own, user_id="mine")
+            await dispatcher.deliver(request, SHORT, "acme")
+            (received,) = receiver.so_far("/own")
+            Webhook(secrets["acmes"].get_secret_value()).verify(received.body, received.headers)
 
 
 async def test_webhooks_go_through_the_proxy() -> None:

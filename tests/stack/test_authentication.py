@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.errors import CredentialInvalid
+from jobs.ids import workflow_id
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway import scopes
@@ -31,6 +32,7 @@ from tests.support.commands import run
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
 from tests.support.jobs import details_of, new_job, webhook
 from tests.support.stacks import tool
+from tests.support.temporal_proxy import temporal_proxy
 
 SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
 NO_JOB = "llmjob-nobody-1"
@@ -49,9 +51,24 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
 }
 """A valid request of each method, about a job that does not exist."""
 FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
+OF_ANOTHER_TENANT: Mapping[str, str] = {
+    "Submit": "is a job of its own",
+    "GetStatus": "is not found",
+    "StreamStatus": "is not found",
+    "Cancel": "is not found",
+    "List": "is not listed",
+    "ListModels": "is about no job",
+    "ListDeliveries": "is not found",
+    "Redeliver": "is not found",
+    "DeleteJob": "is not found",
+    "DeleteJobs": "is not deleted",
+    "GetDeletion": "has no deletion",
+}
+"""What a job of another tenant is to each method."""
 PATIENCE = 60
 ALL = sorted(scopes.SCOPES)
 RSA, EC = "rsa-1", "ec-1"
+TENANTS = ("acme", "acme-2", "Globex")
 
 
 class Guarded:
@@ -69,6 +86,7 @@ class Guarded:
             scope: self.file.add(scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"}) for scope in self.by_scope
         }
         self.all = self.file.add(ALL)
+        self.of_tenant = {tenant: self.file.add(ALL, tenant=tenant) for tenant in TENANTS}
         self.channel: grpc.aio.Channel
         self.address = ""
 
@@ -224,6 +242,7 @@ REFUSED: Mapping[str, tuple[Callable[[Guarded], Metadata], tuple[str, str]]] = {
 def test_every_method_is_in_the_matrix() -> None:
     """A new one needs a request above, and a scope in services.gateway.scopes."""
     assert set(REQUESTS) == set(SERVICE.methods_by_name)
+    assert set(OF_ANOTHER_TENANT) == set(SERVICE.methods_by_name)
 
 
 @pytest.mark.parametrize("method", REQUESTS)
@@ -374,6 +393,101 @@ async def test_a_key_of_one_user_is_for_this_users_jobs(guarded: Guarded, stub: 
     assert {job.user_id for job in page.jobs} == {own.user_id}
 
 
+def answer_of(error: grpc.aio.AioRpcError | None, id_: str) -> str:
+    """Return all that a client gets of a refused call, without the id."""
+    assert error is not None
+    trailers = [(key, value) for key, value in error.trailing_metadata() or ()]
+    return str((error.code(), error.details(), trailers)).replace(id_, "ID")
+
+
+@pytest.mark.parametrize(("owner", "other"), [("acme", "acme-2"), ("acme", ""), ("", "acme")])
+@pytest.mark.parametrize("method", OF_ANOTHER_TENANT)
+async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, owner: str, other: str) -> None:
+    """It and one that does not exist are the same bytes, whoever has more scopes."""
+    credentials = {"": guarded.all, **guarded.of_tenant}
+    mine, theirs = bearer(credentials[other]), bearer(credentials[owner])
+    job = new_job(model="idle")
+    foreign = (await guarded.stub.Submit(llm_pb2.SubmitRequest(job=job), metadata=theirs)).workflow_id
+    kind = type(REQUESTS[method]())
+    match OF_ANOTHER_TENANT[method]:
+        case "is not found":
+            # All are as long: a message says how long the id in it is.
+            missing = f"{foreign[:-1]}x"
+            own_form = workflow_id("u", "x", other).ljust(len(foreign), "x")
+            answers = [
+                answer_of(await guarded.call(method, mine, kind(workflow_id=id_).SerializeToString()), id_)
+                for id_ in (foreign, missing, own_form, foreign)
+            ]
+            assert len({*answers}) == 1
+            assert "JOB_NOT_FOUND" in answers[0]
+            assert "NOT_FOUND" in answers[0]
+        case "is a job of its own":
+            own = await guarded.stub.Submit(llm_pb2.SubmitRequest(job=job), metadata=mine)
+            assert own.workflow_id != foreign
+            # Another job under the same key: nobody is told that the key has been used elsewhere.
+            again = await guarded.stub.Submit(llm_pb2.SubmitRequest(job=job), metadata=mine)
+            assert again.run_id == own.run_id
+        case "is not listed":
+            request = llm_pb2.ListRequest(user_id=job.user_id)
+            async with asyncio.timeout(PATIENCE):
+                while not (await guarded.stub.List(request, metadata=theirs)).jobs:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            assert not (await guarded.stub.List(request, metadata=mine)).jobs
+        case "is not deleted":
+            started = await guarded.stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=job.user_id), metadata=mine)
+            request_ = llm_pb2.GetDeletionRequest(deletion_id=started.deletion.deletion_id)
+            async with asyncio.timeout(PATIENCE):
+                while not (found := await guarded.stub.GetDeletion(request_, metadata=mine)).deletion.HasField(  # noqa: ASYNC110
+                    "end_time"
+                ):
+                    await asyncio.sleep(0.1)
+            assert found.deletion.deleted_jobs == 0
+        case "has no deletion":
+            deleted = llm_pb2.SubmitRequest(job=new_job(model="idle"))
+            id_ = (await guarded.stub.Submit(deleted, metadata=theirs)).workflow_id
+            deletion = (
+                await guarded.stub.DeleteJob(llm_pb2.DeleteJobRequest(workflow_id=id_), metadata=theirs)
+            ).deletion.deletion_id
+            answers = [
+                answer_of(await guarded.call(method, mine, kind(deletion_id=one).SerializeToString()), one)
+                for one in (deletion, f"{deletion[:-1]}x")
+            ]
+            assert len({*answers}) == 1
+            assert "DELETION_NOT_FOUND" in answers[0]
+        case _:
+            answers_ = [await guarded.stub.ListModels(llm_pb2.ListModelsRequest(), metadata=m) for m in (mine, theirs)]
+            assert answers_[0] == answers_[1]
+    status = (await guarded.stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=foreign), metadata=theirs)).status
+    assert status.state == llm_pb2.JOB_STATE_QUEUED
+    assert not status.cancel_requested
+    await guarded.stub.Cancel(llm_pb2.CancelRequest(workflow_id=foreign), metadata=theirs)
+
+
+async def test_temporal_is_not_asked_about_another_tenants_job(stack: Stack, tmp_path: Path) -> None:
+    """So the time of an answer tells nothing of it. Any call of Temporal's would wait for ever here."""
+    made = Guarded(tmp_path)
+    async with temporal_proxy(stack.address("temporal")) as (proxy, address):
+        settings = {
+            "GATEWAY_API_KEYS_FILE": str(made.file.path),
+            "GATEWAY_ROLE": "api",
+            "TEMPORAL_ADDRESS": address,
+        }
+        async with running(stack, settings) as (channel, _):
+            acme = bearer(made.of_tenant["acme"])
+            job = llm_pb2.SubmitRequest(job=new_job(model="idle"))
+            foreign = (await LlmServiceStub(channel).Submit(job, metadata=acme)).workflow_id
+            of_jobs = ("DescribeWorkflowExecution", "QueryWorkflow", "SignalWorkflowExecution")
+            proxy.silent.update(of_jobs)
+            proxy.peaks.clear()
+            for method in sorted(FINDS_NOTHING):
+                data = type(REQUESTS[method]())(workflow_id=foreign).SerializeToString()  # type: ignore[call-arg]
+                for credential in (made.of_tenant["acme-2"], made.all):
+                    error = await call(channel, method, bearer(credential), data)
+                    assert reason_of(error) == ("NOT_FOUND", "JOB_NOT_FOUND"), method
+            assert not proxy.peaks.keys() & {*of_jobs}
+            proxy.silent.clear()
+
+
 async def test_two_users_keys_watch_at_once(guarded: Guarded, stub: LlmServiceStub) -> None:
     """A watch is shared, the right to see it is not: who may not, neither sees nor ends it."""
     job = new_job(model="idle")
@@ -465,8 +579,12 @@ async def test_an_issuer_that_is_away_shuts_nobody_out(stack: Stack, tmp_path: P
         ({"GATEWAY_JWT_ALGORITHMS": '["none"]'}, ["GATEWAY_JWT_ALGORITHMS"]),
         ({"GATEWAY_API_KEYS_FILE": "/nowhere/keys.json"}, ["/nowhere/keys.json"]),
         (
-            {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/(?P<tenant>.+)", "scopes": ["jobs:read"]}]'},
-            ["GATEWAY_CLIENT_CERTIFICATES", "does not separate"],
+            {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "(?P<tenant>.+)", "scopes": ["jobs:read"], "tenant": "a"}]'},
+            ["GATEWAY_CLIENT_CERTIFICATES", "not from both"],
+        ),
+        (
+            {"GATEWAY_TENANTS": '{"a/b": {"weight": 2}}'},
+            ["GATEWAY_TENANTS", "a tenant has 1 to 32 of"],
         ),
         (
             {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/b", "scopes": ["jobs:raed"]}]'},
@@ -486,17 +604,17 @@ async def test_a_gateway_that_would_let_in_anybody_does_not_start(
         assert words in gateway.log
 
 
-async def test_a_tenants_key_is_refused_until_there_are_tenants(stack: Stack, tmp_path: Path) -> None:
+async def test_a_key_of_a_tenant_that_cannot_be_is_refused_at_the_start(stack: Stack, tmp_path: Path) -> None:
     made = Guarded(tmp_path)
     keys = json.loads(made.file.path.read_text())
-    keys[0]["tenant"] = "acme"
+    keys[0]["tenant"] = "acme/2"
     made.file.path.write_text(json.dumps(keys))
     gateway = stack.add("gateway", {"GATEWAY_API_KEYS_FILE": str(made.file.path)})
     await gateway.start()
     async with asyncio.timeout(PATIENCE):
         assert await gateway.wait() == 1
     assert "0.tenant" in gateway.log
-    assert "does not separate" in gateway.log
+    assert "a tenant has 1 to 32 of" in gateway.log
     assert keys[0]["sha256"] not in gateway.log
 
 

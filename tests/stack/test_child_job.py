@@ -1,7 +1,13 @@
 """A workflow that is not a job starts a job as its child with `job_start`, as the gateway does."""
 
+import asyncio
+from typing import Any
+
+import pytest
 from temporalio import workflow
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.common import Priority
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from jobs import names
@@ -22,7 +28,8 @@ class Parent:
     async def run(self, job: llm_pb2.JobRequest) -> llm_pb2.JobResult:
         chosen = internal_pb2.JobOptions(notify_operator=False)
         chosen.MergeFrom(DEFAULTS)
-        start = job_start(job, chosen, id_=f"{workflow.info().workflow_id}/step")
+        info = workflow.info()
+        start = job_start(job, chosen, id_=f"{info.workflow_id}/step", priority=info.priority)
         result: llm_pb2.JobResult = await workflow.execute_child_workflow(
             names.JOB_WORKFLOW_TYPE,
             job,
@@ -55,3 +62,37 @@ async def test_a_child_is_a_job_like_any_other(temporal: Client, stub: LlmServic
     assert [name for name in scheduled if name] == [names.ACTIVITY_RUN]
     found = await temporal.get_workflow_handle(id_).describe()
     assert found.typed_search_attributes[names.USER_ID] == job.user_id
+    assert names.TENANT_ID not in found.typed_search_attributes
+    assert found.raw_description.workflow_execution_info.priority.fairness_key == job.user_id
+
+
+@pytest.mark.parametrize("weight", [None, 0.25])
+async def test_a_child_of_a_tenants_workflow_is_the_tenants_and_takes_its_parents_turns(
+    temporal: Client, weight: float | None
+) -> None:
+    job = new_job(params={"max_tokens": 8000})
+    own = Priority(fairness_key="acme/of-the-parent", fairness_weight=weight) if weight else Priority()
+    parent = Worker(temporal, task_queue=QUEUE, workflows=[Parent], workflow_runner=UnsandboxedWorkflowRunner())
+    async with parent:
+        id_ = f"llmpipeline--acme-u-{job.request_id}"
+        handle = await temporal.start_workflow(Parent.run, job, id=id_, task_queue=QUEUE, priority=own)
+        step = temporal.get_workflow_handle(f"{id_}/step")
+        async with asyncio.timeout(60):
+            while not (found := await described(step)) or not found.raw_description.pending_activities:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert found.typed_search_attributes[names.TENANT_ID] == "acme"
+        (waiting,) = found.raw_description.pending_activities
+        for given in (found.raw_description.workflow_execution_info.priority, waiting.priority):
+            assert given.fairness_key == (own.fairness_key or f"acme/{job.user_id}")
+            assert given.fairness_weight == (weight or 0)
+        await handle.terminate()
+
+
+async def described(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionDescription | None:
+    """Return the description of a workflow; None before there is one."""
+    try:
+        return await handle.describe()
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return None
+        raise

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.auth_keys import ApiKey, make_key, read_keys, write_keys
 from services.gateway.scopes import SCOPES
 
@@ -106,10 +108,10 @@ class KeyFile:
         self.path = path
         write_keys(path, ())
 
-    def add(self, scopes: Iterable[str], user_id: str = "", not_after: datetime | None = None) -> str:
+    def add(self, scopes: Iterable[str], user_id: str = "", not_after: datetime | None = None, tenant: str = "") -> str:
         """Return a new key."""
         key, id_, digest = make_key()
-        added = ApiKey(id=id_, sha256=digest, scopes=tuple(scopes), user_id=user_id, not_after=not_after)
+        added = ApiKey(id=id_, sha256=digest, scopes=tuple(scopes), tenant=tenant, user_id=user_id, not_after=not_after)
         write_keys(self.path, [*read_keys(self.path, SCOPES).values(), added])
         return key
 
@@ -117,6 +119,17 @@ class KeyFile:
         keys = read_keys(self.path, SCOPES)
         del keys[id_of(key)]
         write_keys(self.path, keys.values())
+
+
+class CallsAs:
+    """A stub whose calls carry a credential."""
+
+    def __init__(self, stub: LlmServiceStub, credential: str) -> None:
+        self._stub = stub
+        self._metadata = bearer(credential)
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(getattr(self._stub, name), metadata=self._metadata)
 
 
 def id_of(key: str) -> str:

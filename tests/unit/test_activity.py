@@ -2,8 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, cast
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -15,11 +15,12 @@ from temporalio.testing import ActivityEnvironment
 
 from feed.memory import MemoryFeed
 from jobs.errors import RULES, EngineDead, EngineFailed, JobError
+from jobs.ids import workflow_id
 from jobs.rules import check_job
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.left_output import close_feed
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.engines.engine import Engine, EngineConfig, create_engine
+from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from tests.support.jobs import new_job
 
@@ -45,10 +46,10 @@ class Worker:
         self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, name, meter, trace.NoOpTracer())
 
     async def run(
-        self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, **earlier: Any
+        self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, workflow_id: str = "test", **earlier: Any
     ) -> llm_pb2.JobResult:
         environment = ActivityEnvironment()
-        environment.info = dataclasses.replace(environment.info, attempt=attempt)
+        environment.info = dataclasses.replace(environment.info, attempt=attempt, workflow_id=workflow_id)
         request = internal_pb2.RunRequest(job=job, handovers=handovers, **earlier)
         request.create_time.GetCurrentTime()
         return await environment.run(self._activity.__call__, request)
@@ -100,7 +101,33 @@ async def refill(records: list[internal_pb2.FeedRecord]) -> MemoryFeed:
     return feed
 
 
+class Noting:
+    """An engine that notes what it is asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.asked: list[Generation] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        self.asked.append(generation)
+        return self._engine.generate(generation)
+
+
 JOB = new_job("Say something with ünïcödé.", params={"max_tokens": 60, "stop": ["no such text"]})
+
+
+async def test_the_engine_learns_the_tenant_from_the_workflows_id(engine: Engine) -> None:
+    """It must not share cached prompts between two tenants' users of the same name."""
+    noting = Noting(engine)
+    worker = Worker(cast("Engine", noting), MemoryFeed())
+    job = new_job(params={"max_tokens": 2})
+    for id_ in (workflow_id("u", "r", "acme-2"), workflow_id("u", "r"), "by hand"):
+        await worker.run(job, workflow_id=id_)
+    user = job.user_id
+    assert [generation.owner for generation in noting.asked] == [f"acme-2/{user}", user, user]
 
 
 @pytest.mark.parametrize("handed_over", [False, True])

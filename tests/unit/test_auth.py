@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import llm_pb
 from llm_pb import llm_pb2
@@ -40,6 +41,8 @@ RULES = (
     CertificateRule(pattern="spiffe://test/jobs/.*", scopes=["jobs:read"]),
     CertificateRule(pattern="spiffe://test/front", scopes=["proxy", "jobs:read"]),
     CertificateRule(pattern="spiffe://test/models", scopes=["models:read"]),
+    CertificateRule(pattern="spiffe://test/of/acme/.*", scopes=["jobs:read"], tenant="acme"),
+    CertificateRule(pattern="spiffe://test/in/((?P<tenant>.*)/)?a", scopes=["jobs:read"]),
 )
 
 
@@ -92,7 +95,8 @@ async def serving(credentials: grpc.ServerCredentials, authenticators: Sequence[
     """Serve a method that says who calls, with the scope jobs:read, and one that lasts."""
 
     async def who(request: bytes, context: Any) -> bytes:
-        return current_caller().subject.encode()
+        caller = current_caller()
+        return (f"{caller.tenant}: " if caller.tenant else "").encode() + caller.subject.encode()
 
     async def last(request: bytes, context: Any) -> None:
         await context.write(current_caller().subject.encode())
@@ -143,7 +147,11 @@ async def test_a_certificate_calls_by_its_spiffe_id(authority: Authority, tmp_pa
         assert await who(address, front) == "CREDENTIAL_MISSING"
         assert await who(address, front, bearer(key)) == by_key
         assert await who(address, authority.client_credentials("spiffe://test/models")) == "MISSING_SCOPE"
+        for uri, tenant in (("spiffe://test/of/acme/a", "acme"), ("spiffe://test/in/acme-2/a", "acme-2")):
+            assert await who(address, authority.client_credentials(uri)) == f"{tenant}: {uri}"
         for uris in (
+            ["spiffe://test/in/a"],
+            ["spiffe://test/in/-/a"],
             ["spiffe://other/jobs/a"],
             ["spiffe://test/jobs"],
             ["https://test/jobs/a"],
@@ -151,6 +159,12 @@ async def test_a_certificate_calls_by_its_spiffe_id(authority: Authority, tmp_pa
             [],
         ):
             assert await who(address, authority.client_credentials(*uris)) == "CREDENTIAL_INVALID", uris
+
+
+def test_a_rule_for_certificates_names_at_most_one_tenant() -> None:
+    for wrong in ({"pattern": "(?P<tenant>a)", "tenant": "a"}, {"pattern": "a", "tenant": "a/b"}):
+        with pytest.raises(ValidationError, match="tenant"):
+            CertificateRule(scopes=["jobs:read"], **wrong)
 
 
 async def test_a_certificate_of_another_authority_does_not_connect(authority: Authority) -> None:
@@ -251,21 +265,25 @@ async def reason(authenticator: Any, token: str) -> str:
 async def test_what_the_claims_say(issuer: Issuer, key_file: Path) -> None:
     known = jwts(key_file, scopes_claim="roles", tenant_claim="org", user_claim="uid")
     await known.refresh()
-    token = issuer.token("a", uid="alice", roles=["jobs:read", "other", 7, None])
+    token = issuer.token("a", uid="alice", org="acme", roles=["jobs:read", "other", 7, None])
     caller = await known.authenticate(Presented(token=token))
     assert caller is not None
-    assert (caller.tenant, caller.subject, caller.key_id, caller.user_id) == ("", "somebody", "a", "alice")
+    assert (caller.tenant, caller.subject, caller.key_id, caller.user_id) == ("acme", "somebody", "a", "alice")
     assert caller.scopes == {"jobs:read"}
     assert caller.not_after is not None
-    assert await reason(known, issuer.token("a", uid="alice", roles={"jobs:read": 1})) == ""
+    assert await reason(known, issuer.token("a", uid="alice", org="acme", roles={"jobs:read": 1})) == ""
     # Who has no user would be everybody.
     for uid in (None, "", 7, ["alice"], "x" * 1000):
-        assert await reason(known, issuer.token("a", uid=uid)) == "CREDENTIAL_INVALID"
-    for tenant in ("acme", 7, ["acme"]):
-        assert await reason(known, issuer.token("a", uid="alice", org=tenant)) == "CREDENTIAL_INVALID"
-    for empty in (None, ""):
-        assert await reason(known, issuer.token("a", uid="alice", org=empty)) == ""
-    assert await reason(known, issuer.token("a", uid="alice", sub="")) == "CREDENTIAL_INVALID"
+        assert await reason(known, issuer.token("a", org="acme", uid=uid)) == "CREDENTIAL_INVALID"
+    # Who has no tenant would see the jobs from before there were tenants.
+    for tenant in (None, "", 7, ["acme"], "-acme", "a/b", "a" * 33, "acme "):
+        assert await reason(known, issuer.token("a", uid="alice", org=tenant)) == "CREDENTIAL_INVALID", tenant
+    assert await reason(known, issuer.token("a", uid="alice", org="acme", sub="")) == "CREDENTIAL_INVALID"
+    without = jwts(key_file)
+    await without.refresh()
+    caller = await without.authenticate(Presented(token=issuer.token("a", org="acme")))
+    assert caller is not None
+    assert caller.tenant == ""
 
 
 async def test_no_token_breaks_the_authenticator(issuer: Issuer, key_file: Path) -> None:
@@ -339,7 +357,7 @@ async def test_only_public_keys_for_signatures_count(issuer: Issuer, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"tenant": "acme"}, "does not separate"),
+        ({"tenant": "a/b"}, "1.tenant: Value error, a tenant has 1 to 32 of"),
         ({"scopes": ["jobs:raed"]}, "jobs:raed"),
         ({"scopes": ["proxy"]}, "proxy"),
         ({"not_after": "2027-01-01T00:00:00"}, "not_after"),
@@ -378,11 +396,12 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
     async def keys(*arguments: str) -> Any:
         return await run(sys.executable, "-m", "services.gateway.keys", *arguments, GATEWAY_API_KEYS_FILE=str(path))
 
-    made = await asyncio.gather(*(keys("create", "--user", "alice", "--expires", "P90D") for _ in range(5)))
+    options = ("--tenant", "acme", "--user", "alice", "--expires", "P90D")
+    made = await asyncio.gather(*(keys("create", *options) for _ in range(5)))
     assert all(ended.status == 0 for ended in made), made[0].errors
     texts = [ended.output.strip() for ended in made]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len(read_keys(path, scopes.SCOPES)) == 5
+    assert [key.tenant for key in read_keys(path, scopes.SCOPES).values()] == ["acme"] * 5
     listed = await keys("list")
     known = ApiKeys(path, scopes.SCOPES)
     for text in texts:
@@ -390,7 +409,7 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
         assert await reason(known, text) == ""
         assert id_of(text) in listed.output
         assert text.rpartition("_")[2] not in listed.output + path.read_text()
-    assert "alice" in listed.output
+    assert "  acme  alice  " in listed.output
     assert (await keys("revoke", id_of(texts[0]))).status == 0
     await known.refresh()
     assert await reason(known, texts[0]) == "CREDENTIAL_INVALID"
@@ -399,6 +418,7 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
         ["revoke", "nobody"],
         ["create", "--scopes", "jobs:raed"],
         ["create", "--user", "-"],
+        ["create", "--tenant", "a/b"],
         ["create", "--expires", "2027-01-01"],
     ):
         ended = await keys(*wrong)

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
+from jobs.ids import owner
 from llm_pb import llm_pb2
 
 ENGINES: Final = {
@@ -55,6 +56,13 @@ class Generation:
     """The output text of resume_token_ids that was already published. It is not yielded again."""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     """The W3C context that an engine's own spans belong to."""
+    tenant: str = ""
+    """The job's tenant. Empty for a job without one."""
+
+    @property
+    def owner(self) -> str:
+        """For whose jobs alone an engine may use what it caches of the prompt: see jobs.ids.owner."""
+        return owner(self.job.user_id, self.tenant)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The production engine: vLLM's AsyncLLM. Only this module, vllm_options and vllm_requests import vllm.
 
 Options are fields of vLLM's AsyncEngineArgs, passed through, and GUARD_OPTIONS. vLLM schedules: requests join and leave
-its batch at any step, by priority. They share cached prefixes within one user's jobs only: each user has a cache salt,
-so that timing reveals nothing of others' prompts. The model runs in separate processes, which are spawned and not
-forked, because a worker has threads that do not survive a fork. So the worker's main module must guard its start by
-`__name__ == "__main__"`.
+its batch at any step, by priority. They share cached prefixes within the jobs of one user of one tenant only: each has
+a cache salt, so that timing reveals nothing of others' prompts. The model runs in separate processes, which are spawned
+and not forked, because a worker has threads that do not survive a fork. So the worker's main module must guard its
+start by `__name__ == "__main__"`.
 
 The text is decoded here, not by vLLM, so that it is the same as with the other engines and after a continuation.
 """
@@ -110,7 +110,7 @@ class VllmEngine:
             return
         yield writer.opening()
         stream = llm.generate(
-            TokensPrompt(prompt_token_ids=[*prompt, *resumed], cache_salt=job.user_id or None),
+            TokensPrompt(prompt_token_ids=[*prompt, *resumed], cache_salt=generation.owner or None),
             self._sampling(job.params, writer.limit - writer.count, writer.count),
             generation.request_id,
             # vLLM's tracing is an option of its own (otlp_traces_endpoint). Without it vLLM would warn of the headers.

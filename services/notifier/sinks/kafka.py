@@ -37,7 +37,7 @@ class KafkaSink:
         """See Sink. It is the topic, because its partitions may be unavailable while others are not."""
         return f"kafka:{target.kafka.topic}"
 
-    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str, tenant: str = "") -> Answer:
         """Send the event, and wait until all in-sync replicas have it. The key is the job's workflow id."""
         topic = target.kafka.topic
         if topic not in self._settings.kafka_topics:

@@ -47,7 +47,7 @@ class NatsSink:
         """See Sink. It is the server, because all its subjects are equally fast."""
         return "nats"
 
-    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str, tenant: str = "") -> Answer:
         """Publish the event in structured mode, and wait until JetStream has it."""
         subject = f"{self._prefix}.{target.nats.subject}"
         body = json.dumps(event, ensure_ascii=False).encode()

@@ -21,7 +21,9 @@ async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, S
     """
     sinks: dict[str, Sink] = {"webhook": WebhookSink(settings), OPERATORS: WebhookSink(settings, guard=unguarded())}
     if not settings.webhook_secrets:
-        _log.warning("webhooks are not signed, apart from those of users with secrets: set NOTIFIER_WEBHOOK_SECRETS")
+        _log.warning(
+            "webhooks are not signed, apart from those of users and tenants with secrets: set NOTIFIER_WEBHOOK_SECRETS"
+        )
     if settings.nats_url is not None:
         from services.notifier.sinks.nats import NatsSink
 

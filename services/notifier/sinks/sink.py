@@ -33,8 +33,8 @@ class Sink(Protocol):
         """Return what the target shares with others that are slow or unavailable when it is: a server, a topic."""
         ...
 
-    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
-        """Deliver the event and return the receiver's answer. May be cancelled at any time.
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str, tenant: str = "") -> Answer:
+        """Deliver the event of a user's job, and return the receiver's answer. May be cancelled at any time.
 
         Raises DeliveryFailed if the receiver gave no answer and a later attempt may succeed, DeliveryRefused if none
         will.

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -16,6 +16,7 @@ from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD
 from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
 from opentelemetry.semconv.attributes.url_attributes import URL_FULL
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from pydantic import SecretStr
 from standardwebhooks import Webhook
 from yarl import URL
 
@@ -75,16 +76,17 @@ class WebhookSink:
         """See Sink. It is the server, whatever the path."""
         return str(self._guard.parse(target.webhook.url).origin())
 
-    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str) -> Answer:
+    async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str, tenant: str = "") -> Answer:
         """POST the event. 2xx is success, 410 a permanent failure. A redirect is a failure and is not followed."""
         url = self._guard.parse(target.webhook.url)
         body = json.dumps(event, ensure_ascii=False)
+        secrets = self._settings.endpoint(user_id, tenant).secrets
         try:
             with _request_span(self._tracer, url) as span:
                 async with self._session.post(
                     url,
                     data=io.BytesIO(body.encode()),
-                    headers={**self._signed(event["id"], body, user_id), **current_headers()},
+                    headers={**self._signed(event["id"], body, secrets), **current_headers()},
                     allow_redirects=False,
                     proxy=self._proxy,
                 ) as response:
@@ -102,12 +104,10 @@ class WebhookSink:
         await self._session.close()
         await self._resolver.close()
 
-    def _signed(self, id_: str, body: str, user_id: str) -> dict[str, str]:
+    def _signed(self, id_: str, body: str, secrets: Sequence[SecretStr]) -> dict[str, str]:
         """Return the headers of Standard Webhooks: one signature for each secret that is active."""
         now = datetime.now(UTC)
         headers = {"webhook-id": id_, "webhook-timestamp": str(int(now.timestamp()))}
-        user = self._settings.users.get(user_id)
-        secrets = user.secrets if user and user.secrets else self._settings.webhook_secrets
         if secrets:
             signatures = (Webhook(secret.get_secret_value()).sign(id_, now, body) for secret in secrets)
             headers["webhook-signature"] = " ".join(signatures)
