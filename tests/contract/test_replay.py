@@ -103,7 +103,7 @@ async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[s
     """This holds for every outcome, with the gateway's workflow runner. `Counts` proves that a fault would be found."""
     buffer = MetricBuffer(10_000)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
-    replaying = replayer(workflow_class, LLMDeliveryWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime)
+    replaying = replayer(workflow_class, *WORKFLOWS[1:], runner=UnsandboxedWorkflowRunner(), runtime=runtime)
     for path in RECORDED:
         await replaying.replay_workflow(read(path))
     assert {update.metric.name for update in buffer.retrieve_updates()} == counted
