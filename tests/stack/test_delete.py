@@ -32,6 +32,7 @@ from tests.support.deletions import (
 from tests.support.jobs import details_of, new_job, until_output, watch, webhook
 from tests.support.receivers import Receiver
 
+pytestmark = pytest.mark.timeout(900)
 ALL_PARTS = {llm_pb2.JOB_PART_FEED, llm_pb2.JOB_PART_DELIVERIES, llm_pb2.JOB_PART_WORKFLOW}
 OPERATORS = {"logs", "traces", "backups"}
 
