@@ -69,9 +69,9 @@ class EncryptedFeed:
                 return
             await reading.fetch_key()
 
-    async def remove(self, key: str) -> None:
+    async def remove(self, key: str) -> bool:
         """See Feed."""
-        await self._feed.remove(key)
+        return await self._feed.remove(key)
 
     async def close(self) -> None:
         """See Feed."""

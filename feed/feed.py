@@ -62,8 +62,11 @@ class Feed(Protocol):
         """
         ...
 
-    async def remove(self, key: str) -> None:
-        """Delete the job's records. Never raises: records that remain are deleted at the end of their retention."""
+    async def remove(self, key: str) -> bool:
+        """Delete the job's records; return whether they are deleted.
+
+        Never raises: records that remain are deleted at the end of their retention.
+        """
         ...
 
     async def close(self) -> None:

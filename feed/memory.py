@@ -54,9 +54,10 @@ class MemoryFeed:
             if any(on_record(record) for record in records):
                 return
 
-    async def remove(self, key: str) -> None:
+    async def remove(self, key: str) -> bool:
         """See Feed."""
         self._logs.pop(key, None)
+        return True
 
     async def close(self) -> None:
         """See Feed."""

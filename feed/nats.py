@@ -128,14 +128,16 @@ class NatsFeed:
         if failure is not None:
             raise failure
 
-    async def remove(self, key: str) -> None:
+    async def remove(self, key: str) -> bool:
         """See Feed."""
         if not self._ready.is_set():
-            return
+            return False
         try:
-            await reraise_cancel(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
+            return await reraise_cancel(self._stream.purge_stream(self._settings.stream, subject=self._subject(key)))
         except (NatsError, OSError, TimeoutError) as error:
             _log.warning("the feed did not forget a job: %r", error)
+            self._note_failure(error)
+            return False
 
     async def close(self) -> None:
         """See Feed."""

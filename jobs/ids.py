@@ -24,6 +24,8 @@ version did not shorten and its jobs must still be found.
 _DELIVERY_PREFIX: Final = "llmnotify-"
 _JOB: Final = "llmjob"
 _LEDGER: Final = "llmledger"
+_DELETION: Final = "llmdelete"
+_BULK_DELETION: Final = "llmdeletes"
 
 _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")
 
@@ -82,6 +84,20 @@ def delivery_workflow_id(job_workflow_id: str) -> str:
 def unshortened_delivery_workflow_id(job_workflow_id: str) -> str:
     """Return the id that earlier versions gave to the LLMDeliveryWorkflow, whatever its length."""
     return f"{_DELIVERY_PREFIX}{job_workflow_id}"
+
+
+def deletion_workflow_id(job_workflow_id: str) -> str:
+    """Return the id of the LLMDeletionWorkflow that deletes a job."""
+    return _of_tenant(_DELETION, tenant_of(job_workflow_id), job_workflow_id)
+
+
+def bulk_deletion_workflow_id(tenant: str, name: str) -> str:
+    """Return the id of the LLMBulkDeletionWorkflow of a tenant, by a name that no other one has."""
+    return _of_tenant(_BULK_DELETION, tenant, name)
+
+
+def _of_tenant(word: str, tenant: str, name: str) -> str:
+    return shortened(f"{tenant_prefix(word, tenant) if tenant else f'{word}-'}{name}", MAX_TEMPORAL_ID)
 
 
 def owner(user_id: str, tenant: str = "") -> str:

@@ -22,6 +22,12 @@ SIGNAL_RELEASE: Final = "Release"
 QUERY_GET_LEDGER: Final = "GetLedger"
 # Type of the error with which Reserve is refused when no job of it can get a slot.
 QUOTA_REACHED: Final = "QUOTA_REACHED"
+# Deletes a job, and many.
+DELETION_WORKFLOW_TYPE: Final = "LLMDeletionWorkflow"
+BULK_DELETION_WORKFLOW_TYPE: Final = "LLMBulkDeletionWorkflow"
+QUERY_GET_DELETION: Final = "GetDeletion"
+# Keeps the id of a deleted job, so that a late Submit does not run the job again. It holds nothing of the job.
+TOMBSTONE_WORKFLOW_TYPE: Final = "LLMJobTombstone"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
@@ -35,6 +41,12 @@ ACTIVITY_RECOVER_OUTPUT: Final = "RecoverOutput"
 ACTIVITY_FORGET_FEED: Final = "ForgetFeed"
 # Finds the jobs of a ledger that no longer need their slots.
 ACTIVITY_FIND_ENDED_JOBS: Final = "FindEndedJobs"
+# The steps of a deletion: see workflows.llm_deletion.
+ACTIVITY_STOP_JOB: Final = "StopJob"
+ACTIVITY_INSPECT_JOB: Final = "InspectJob"
+ACTIVITY_KEEP_JOB_ID: Final = "KeepJobId"
+ACTIVITY_REMOVE_JOB: Final = "RemoveJob"
+ACTIVITY_FIND_JOBS: Final = "FindJobs"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"

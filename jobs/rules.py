@@ -71,7 +71,9 @@ def require_valid(job: llm_pb2.JobRequest, *, strict: bool = True) -> None:
         raise InvalidJob("; ".join(f"{field} {description}" for field, description in violations))
 
 
-def check_workflow_id(request: llm_pb2.GetStatusRequest | llm_pb2.ListDeliveriesRequest) -> list[Violation]:
+def check_workflow_id(
+    request: llm_pb2.GetStatusRequest | llm_pb2.ListDeliveriesRequest | llm_pb2.DeleteJobRequest,
+) -> list[Violation]:
     """Return the violations of a request that only names a job."""
     return list(_workflow_id(request.workflow_id))
 
@@ -103,6 +105,25 @@ def check_redeliver(request: llm_pb2.RedeliverRequest) -> list[Violation]:
     if len(request.delivery_ids) > MAX_NOTIFY:
         violations.append(Violation("delivery_ids", f"must hold at most {MAX_NOTIFY} ids"))
     return violations
+
+
+def check_get_deletion(request: llm_pb2.GetDeletionRequest) -> list[Violation]:
+    """Return the violations of a GetDeletionRequest."""
+    if WORKFLOW_ID_PATTERN.fullmatch(request.deletion_id) is None:
+        return [Violation("deletion_id", "must be the deletion_id that DeleteJob or DeleteJobs returned")]
+    return []
+
+
+def check_delete_jobs(request: llm_pb2.DeleteJobsRequest) -> list[Violation]:
+    """Return the violations of a DeleteJobsRequest."""
+    return [*check_id("user_id", request.user_id, required=True), *check_list(filters_of(request))]
+
+
+def filters_of(request: llm_pb2.DeleteJobsRequest) -> llm_pb2.ListRequest:
+    """Return the ListRequest with the same filters."""
+    return llm_pb2.ListRequest(
+        user_id=request.user_id, states=request.states, model=request.model, project_id=request.project_id
+    )
 
 
 def check_list(request: llm_pb2.ListRequest) -> list[Violation]:

@@ -42,3 +42,13 @@ def _values(job: llm_pb2.JobRequest, tenant: str = "") -> Sequence[tuple[SearchA
         (names.PROJECT_ID, job.project_id),
     )
     return [(key, value) for key, value in values if value]
+
+
+def user_attribute(user_id: str, hash_: Hash | None = None) -> list[SearchAttributePair[str]]:
+    """Return the search attribute of a workflow that is about the jobs of a user; none for an empty user.
+
+    `hash_` is as in attributes_of().
+    """
+    if not user_id:
+        return []
+    return [SearchAttributePair(names.USER_ID, hash_(names.USER_ID.name, user_id) if hash_ is not None else user_id)]

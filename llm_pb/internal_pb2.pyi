@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from llm_pb import llm_pb2 as _llm_pb2
 import builtins as _builtins
 import sys
@@ -23,6 +24,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StopJobMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StopJobMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopJobMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOP_JOB_METHOD_UNSPECIFIED: _StopJobMethod.ValueType  # 0
+    """It is not: the activity looks whether it has closed."""
+    STOP_JOB_METHOD_CANCEL: _StopJobMethod.ValueType  # 1
+    """By the signal Cancel."""
+    STOP_JOB_METHOD_TERMINATE: _StopJobMethod.ValueType  # 2
+    """By termination."""
+
+class StopJobMethod(_StopJobMethod, metaclass=_StopJobMethodEnumTypeWrapper):
+    """How an open job is stopped."""
+
+STOP_JOB_METHOD_UNSPECIFIED: StopJobMethod.ValueType  # 0
+"""It is not: the activity looks whether it has closed."""
+STOP_JOB_METHOD_CANCEL: StopJobMethod.ValueType  # 1
+"""By the signal Cancel."""
+STOP_JOB_METHOD_TERMINATE: StopJobMethod.ValueType  # 2
+"""By termination."""
+Global___StopJobMethod: _TypeAlias = StopJobMethod  # noqa: Y015
 
 @_typing.final
 class JobOptions(_message.Message):
@@ -902,3 +927,273 @@ class FindEndedJobsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindEndedJobsResponse: _TypeAlias = FindEndedJobsResponse  # noqa: Y015
+
+@_typing.final
+class DeletionRequest(_message.Message):
+    """Input of the workflow LLMDeletionWorkflow. Its result, and the answer to the query GetDeletion, is a Deletion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The job to delete."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """Maximum time for the job to close after its cancel. It is terminated then."""
+
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletionRequest: _TypeAlias = DeletionRequest  # noqa: Y015
+
+@_typing.final
+class StopJobRequest(_message.Message):
+    """Input of the activity StopJob, which asks an open job to stop and ends the deliveries of a closed one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The job."""
+    method: Global___StopJobMethod.ValueType
+    """How an open job is stopped."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        method: Global___StopJobMethod.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopJobRequest: _TypeAlias = StopJobRequest  # noqa: Y015
+
+@_typing.final
+class StopJobResponse(_message.Message):
+    """Result of the activity StopJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSED_FIELD_NUMBER: _builtins.int
+    closed: _builtins.bool
+    """Whether the job has closed and no workflow delivers its events."""
+    def __init__(
+        self,
+        *,
+        closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopJobResponse: _TypeAlias = StopJobResponse  # noqa: Y015
+
+@_typing.final
+class JobRemains(_message.Message):
+    """What is known of a job that is being deleted. Result of the activity InspectJob; input of the activity RemoveJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    UNREACHED_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The job."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowRun]:
+        """The runs of the workflows that belong to the job. Those of its own workflow are also the keys of its records in the live
+        feed.
+        """
+
+    @_builtins.property
+    def unreached(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.UnreachedCopy]:
+        """As in Deletion."""
+
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        runs: _abc.Iterable[Global___WorkflowRun] | None = ...,
+        unreached: _abc.Iterable[_llm_pb2.UnreachedCopy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs", "unreached", b"unreached", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobRemains: _TypeAlias = JobRemains  # noqa: Y015
+
+@_typing.final
+class WorkflowRun(_message.Message):
+    """A run of a workflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The id of the workflow."""
+    run_id: _builtins.str
+    """The id of the run."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowRun: _TypeAlias = WorkflowRun  # noqa: Y015
+
+@_typing.final
+class RemovedParts(_message.Message):
+    """Result of the activity RemoveJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    done: _builtins.bool
+    """Whether nothing is left of the job."""
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_llm_pb2.JobPart.ValueType]:
+        """The parts of which nothing is left."""
+
+    def __init__(
+        self,
+        *,
+        removed: _abc.Iterable[_llm_pb2.JobPart.ValueType] | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovedParts: _TypeAlias = RemovedParts  # noqa: Y015
+
+@_typing.final
+class BulkDeletionRequest(_message.Message):
+    """Input of the workflow LLMBulkDeletionWorkflow. Its result, and the answer to the query GetDeletion, is a Deletion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTERS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    SETTLE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant whose jobs they are. Empty: those without a tenant."""
+    @_builtins.property
+    def filters(self) -> _llm_pb2.ListRequest:
+        """Which jobs to delete. Tokens and sizes of pages mean nothing."""
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """As in DeletionRequest."""
+
+    @_builtins.property
+    def settle(self) -> _duration_pb2.Duration:
+        """Time for which no job must have been found before the deletion is done."""
+
+    @_builtins.property
+    def progress(self) -> _llm_pb2.Deletion:
+        """The progress of earlier runs of the workflow. Unset in the first one."""
+
+    def __init__(
+        self,
+        *,
+        filters: _llm_pb2.ListRequest | None = ...,
+        tenant: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        settle: _duration_pb2.Duration | None = ...,
+        progress: _llm_pb2.Deletion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "grace", b"grace", "progress", b"progress", "settle", b"settle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "grace", b"grace", "progress", b"progress", "settle", b"settle", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkDeletionRequest: _TypeAlias = BulkDeletionRequest  # noqa: Y015
+
+@_typing.final
+class FindJobsRequest(_message.Message):
+    """Input of the activity FindJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTERS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """As in BulkDeletionRequest."""
+    @_builtins.property
+    def filters(self) -> _llm_pb2.ListRequest:
+        """As in BulkDeletionRequest."""
+
+    @_builtins.property
+    def before(self) -> _timestamp_pb2.Timestamp:
+        """Jobs that started later are not found."""
+
+    def __init__(
+        self,
+        *,
+        filters: _llm_pb2.ListRequest | None = ...,
+        tenant: _builtins.str = ...,
+        before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "filters", b"filters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "filters", b"filters", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindJobsRequest: _TypeAlias = FindJobsRequest  # noqa: Y015
+
+@_typing.final
+class FindJobsResponse(_message.Message):
+    """Result of the activity FindJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of the jobs that exist and match, at most 100. Empty: there are none."""
+
+    def __init__(
+        self,
+        *,
+        workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_ids", b"workflow_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindJobsResponse: _TypeAlias = FindJobsResponse  # noqa: Y015

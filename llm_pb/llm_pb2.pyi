@@ -12,6 +12,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | INVALID_ARGUMENT    | a request breaks a rule written at a field below       | BadRequest: every bad field at once       |
 | NOT_FOUND           | no job has this workflow_id (or it is past retention)  | ErrorInfo JOB_NOT_FOUND                   |
 | ALREADY_EXISTS      | the (user_id, request_id) key was used for another job | ErrorInfo REQUEST_ID_REUSED               |
+| ALREADY_EXISTS      | the job under this key was deleted                     | ErrorInfo JOB_DELETED                     |
+| NOT_FOUND           | no deletion has this deletion_id                       | ErrorInfo DELETION_NOT_FOUND              |
 | FAILED_PRECONDITION | Redeliver of a job that has not ended                  | ErrorInfo JOB_NOT_ENDED                   |
 | UNAUTHENTICATED     | the call has no credential, or one that is not good    | ErrorInfo CREDENTIAL_MISSING, _INVALID or |
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
@@ -24,14 +26,17 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     |                                                        | RetryInfo                                 |
 | UNAVAILABLE         | the keys of encrypted content are unavailable now      | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
 | DATA_LOSS           | a job's content can never be decrypted again           | ErrorInfo CONTENT_UNREADABLE              |
+| UNAVAILABLE         | the operator's audit log takes no record; nothing was  | ErrorInfo AUDIT_UNAVAILABLE, RetryInfo    |
+|                     | accepted                                               |                                           |
 
 All ErrorInfo carry the domain "llm.v1".
 
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
-List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels). Submit also asks for
-jobs:notify, jobs:structured and jobs:priority, for jobs that name targets, structured output or a priority of 1 or 2. A
-credential may be bound to one user_id: for it the jobs of other users do not exist. A running call ends with
+List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
+GetDeletion), models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
+name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
+users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
 Tenants. A credential may be of a tenant. Its users and their requests are the tenant's own: another tenant may use the
@@ -233,6 +238,62 @@ FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
 FINISH_REASON_ERROR: FinishReason.ValueType  # 4
 """The job failed or ran out of time."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _DeletionState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeletionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeletionState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELETION_STATE_UNSPECIFIED: _DeletionState.ValueType  # 0
+    """Never sent."""
+    DELETION_STATE_IN_PROGRESS: _DeletionState.ValueType  # 1
+    """The deletion goes on, and tries again while Temporal or the live feed is unavailable."""
+    DELETION_STATE_DONE: _DeletionState.ValueType  # 2
+    """Temporal does not know the run of the job's workflow any more, and the live feed holds no message of the job."""
+    DELETION_STATE_FAILED: _DeletionState.ValueType  # 3
+    """An operator has ended the deletion. Call DeleteJob or DeleteJobs again."""
+
+class DeletionState(_DeletionState, metaclass=_DeletionStateEnumTypeWrapper):
+    """The state of a deletion."""
+
+DELETION_STATE_UNSPECIFIED: DeletionState.ValueType  # 0
+"""Never sent."""
+DELETION_STATE_IN_PROGRESS: DeletionState.ValueType  # 1
+"""The deletion goes on, and tries again while Temporal or the live feed is unavailable."""
+DELETION_STATE_DONE: DeletionState.ValueType  # 2
+"""Temporal does not know the run of the job's workflow any more, and the live feed holds no message of the job."""
+DELETION_STATE_FAILED: DeletionState.ValueType  # 3
+"""An operator has ended the deletion. Call DeleteJob or DeleteJobs again."""
+Global___DeletionState: _TypeAlias = DeletionState  # noqa: Y015
+
+class _JobPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_PART_UNSPECIFIED: _JobPart.ValueType  # 0
+    """Never sent."""
+    JOB_PART_FEED: _JobPart.ValueType  # 1
+    """The records of the live feed."""
+    JOB_PART_DELIVERIES: _JobPart.ValueType  # 2
+    """The workflow that continues the job's deliveries."""
+    JOB_PART_WORKFLOW: _JobPart.ValueType  # 3
+    """The job's workflow: prompt, status and result."""
+
+class JobPart(_JobPart, metaclass=_JobPartEnumTypeWrapper):
+    """A part of a job that a deletion removes."""
+
+JOB_PART_UNSPECIFIED: JobPart.ValueType  # 0
+"""Never sent."""
+JOB_PART_FEED: JobPart.ValueType  # 1
+"""The records of the live feed."""
+JOB_PART_DELIVERIES: JobPart.ValueType  # 2
+"""The workflow that continues the job's deliveries."""
+JOB_PART_WORKFLOW: JobPart.ValueType  # 3
+"""The job's workflow: prompt, status and result."""
+Global___JobPart: _TypeAlias = JobPart  # noqa: Y015
 
 @_typing.final
 class JobRequest(_message.Message):
@@ -1939,3 +2000,249 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class DeleteJobRequest(_message.Message):
+    """Request of DeleteJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The id that Submit returned. Required."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobResponse(_message.Message):
+    """Response of DeleteJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deletion(self) -> Global___Deletion:
+        """The deletion, as it is at this moment."""
+
+    def __init__(
+        self,
+        *,
+        deletion: Global___Deletion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
+
+@_typing.final
+class DeleteJobsRequest(_message.Message):
+    """Request of DeleteJobs. A job is deleted if it matches every filter that is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Deletes only jobs of this user. Required."""
+    model: _builtins.str
+    """Deletes only jobs for this model. Default: for all models."""
+    project_id: _builtins.str
+    """Deletes only jobs with this label. Default: with any label or none."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
+        """Deletes only jobs that are in one of these states when the deletion finds them. At most 16. Default: in all states."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        states: _abc.Iterable[Global___JobState.ValueType] | None = ...,
+        model: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "project_id", b"project_id", "states", b"states", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobsRequest: _TypeAlias = DeleteJobsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobsResponse(_message.Message):
+    """Response of DeleteJobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deletion(self) -> Global___Deletion:
+        """The deletion, as it is at this moment."""
+
+    def __init__(
+        self,
+        *,
+        deletion: Global___Deletion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobsResponse: _TypeAlias = DeleteJobsResponse  # noqa: Y015
+
+@_typing.final
+class GetDeletionRequest(_message.Message):
+    """Request of GetDeletion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_ID_FIELD_NUMBER: _builtins.int
+    deletion_id: _builtins.str
+    """The id that DeleteJob or DeleteJobs returned. Required."""
+    def __init__(
+        self,
+        *,
+        deletion_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_id", b"deletion_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeletionRequest: _TypeAlias = GetDeletionRequest  # noqa: Y015
+
+@_typing.final
+class GetDeletionResponse(_message.Message):
+    """Response of GetDeletion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deletion(self) -> Global___Deletion:
+        """The deletion, as it is at this moment."""
+
+    def __init__(
+        self,
+        *,
+        deletion: Global___Deletion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion", b"deletion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeletionResponse: _TypeAlias = GetDeletionResponse  # noqa: Y015
+
+@_typing.final
+class Deletion(_message.Message):
+    """The deletion of a job, or of many."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETION_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    UNREACHED_FIELD_NUMBER: _builtins.int
+    DELETED_JOBS_FIELD_NUMBER: _builtins.int
+    deletion_id: _builtins.str
+    """The id of the deletion, for GetDeletion."""
+    state: Global___DeletionState.ValueType
+    """The state of the deletion."""
+    workflow_id: _builtins.str
+    """The job that is deleted. Empty in a deletion by DeleteJobs."""
+    deleted_jobs: _builtins.int
+    """Number of jobs that are deleted."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the deletion was accepted."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the deletion ended. Set in DELETION_STATE_DONE and DELETION_STATE_FAILED."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[Global___JobPart.ValueType]:
+        """The parts of the job that are removed. Empty in a deletion by DeleteJobs."""
+
+    @_builtins.property
+    def unreached(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnreachedCopy]:
+        """Copies of the job's content that may exist where the deletion does not reach. Set once they are known, which is before
+        anything is removed. A deletion by DeleteJobs has one entry for each place and type, with the last time, and at most 100.
+        """
+
+    def __init__(
+        self,
+        *,
+        deletion_id: _builtins.str = ...,
+        state: Global___DeletionState.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        workflow_id: _builtins.str = ...,
+        removed: _abc.Iterable[Global___JobPart.ValueType] | None = ...,
+        unreached: _abc.Iterable[Global___UnreachedCopy] | None = ...,
+        deleted_jobs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deleted_jobs", b"deleted_jobs", "deletion_id", b"deletion_id", "end_time", b"end_time", "removed", b"removed", "state", b"state", "unreached", b"unreached", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deletion: _TypeAlias = Deletion  # noqa: Y015
+
+@_typing.final
+class UnreachedCopy(_message.Message):
+    """A place that a deletion does not reach."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    place: _builtins.str
+    """A target that an event was sent to, or may have been, as in NotifyStatus.target; or "logs", "traces" or "backups", which
+    are the operator's. "targets" when Temporal does not tell which targets the job has notified.
+    """
+    type: _builtins.str
+    """The type of the CloudEvent that was sent, as in Delivery.type. Empty unless place is a target."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the last attempt began. Unset unless place is a target, and while the first attempt is under way."""
+
+    def __init__(
+        self,
+        *,
+        place: _builtins.str = ...,
+        type: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "time", b"time", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreachedCopy: _TypeAlias = UnreachedCopy  # noqa: Y015

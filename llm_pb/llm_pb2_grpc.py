@@ -80,6 +80,21 @@ class LlmServiceStub:
                 request_serializer=llm__pb_dot_llm__pb2.GetQuotaRequest.SerializeToString,
                 response_deserializer=llm__pb_dot_llm__pb2.GetQuotaResponse.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/llm.v1.LlmService/DeleteJob',
+                request_serializer=llm__pb_dot_llm__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteJobs = channel.unary_unary(
+                '/llm.v1.LlmService/DeleteJobs',
+                request_serializer=llm__pb_dot_llm__pb2.DeleteJobsRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.DeleteJobsResponse.FromString,
+                _registered_method=True)
+        self.GetDeletion = channel.unary_unary(
+                '/llm.v1.LlmService/GetDeletion',
+                request_serializer=llm__pb_dot_llm__pb2.GetDeletionRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.GetDeletionResponse.FromString,
+                _registered_method=True)
 
 
 class LlmServiceServicer:
@@ -93,7 +108,8 @@ class LlmServiceServicer:
         did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
         priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
         timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
-        breaks a rule or a bound of the operator's that did not hold when it was accepted.
+        breaks a rule or a bound of the operator's that did not hold when it was accepted. A job that was deleted does not run
+        again: see DeleteJob.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
         the job's trace_id, for clients that do not read the response.
@@ -169,6 +185,41 @@ class LlmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteJob(self, request, context):
+        """Deletes a job: cancels it if it is open, then removes its workflow, its deliveries and its live feed, with prompt and
+        output. The deletion is durable once this returns OK, and goes on by itself. The call is idempotent: a repeat returns the
+        same deletion with its progress, and so does GetDeletion. NOT_FOUND when there is no such job and there was none.
+
+        A deleted job is NOT_FOUND for every other call. Its id stays taken until the retention of Temporal's namespace, counted
+        from the deletion, is over. Until then Submit under its user_id and request_id is ALREADY_EXISTS with the reason
+        JOB_DELETED, so that a late retry does not run it again. The record that keeps the id holds nothing of the job.
+
+        A job that has not closed within the operator's time (a minute by default) after its cancel is terminated. The targets of
+        an open job get the event of its cancel, as after Cancel. Deliveries that wait for their next attempt are given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJobs(self, request, context):
+        """Deletes all jobs that match the filters and were submitted before the call, each as DeleteJob does. The deletion is
+        durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
+        deletion looks for more until it has found none for the operator's time (30 s by default).
+
+        A repeated call starts another deletion, which finds what the first one has left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeletion(self, request, context):
+        """Returns the progress of a deletion that DeleteJob or DeleteJobs has started. NOT_FOUND when there is no such deletion, or
+        when it ended longer ago than the retention of Temporal's namespace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LlmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +267,21 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     servicer.GetQuota,
                     request_deserializer=llm__pb_dot_llm__pb2.GetQuotaRequest.FromString,
                     response_serializer=llm__pb_dot_llm__pb2.GetQuotaResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=llm__pb_dot_llm__pb2.DeleteJobRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.DeleteJobResponse.SerializeToString,
+            ),
+            'DeleteJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJobs,
+                    request_deserializer=llm__pb_dot_llm__pb2.DeleteJobsRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.DeleteJobsResponse.SerializeToString,
+            ),
+            'GetDeletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeletion,
+                    request_deserializer=llm__pb_dot_llm__pb2.GetDeletionRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.GetDeletionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -462,6 +528,87 @@ class LlmService:
             '/llm.v1.LlmService/GetQuota',
             llm__pb_dot_llm__pb2.GetQuotaRequest.SerializeToString,
             llm__pb_dot_llm__pb2.GetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/DeleteJob',
+            llm__pb_dot_llm__pb2.DeleteJobRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/DeleteJobs',
+            llm__pb_dot_llm__pb2.DeleteJobsRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.DeleteJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/GetDeletion',
+            llm__pb_dot_llm__pb2.GetDeletionRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.GetDeletionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,6 +12,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | INVALID_ARGUMENT    | a request breaks a rule written at a field below       | BadRequest: every bad field at once       |
 | NOT_FOUND           | no job has this workflow_id (or it is past retention)  | ErrorInfo JOB_NOT_FOUND                   |
 | ALREADY_EXISTS      | the (user_id, request_id) key was used for another job | ErrorInfo REQUEST_ID_REUSED               |
+| ALREADY_EXISTS      | the job under this key was deleted                     | ErrorInfo JOB_DELETED                     |
+| NOT_FOUND           | no deletion has this deletion_id                       | ErrorInfo DELETION_NOT_FOUND              |
 | FAILED_PRECONDITION | Redeliver of a job that has not ended                  | ErrorInfo JOB_NOT_ENDED                   |
 | UNAUTHENTICATED     | the call has no credential, or one that is not good    | ErrorInfo CREDENTIAL_MISSING, _INVALID or |
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
@@ -24,14 +26,17 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     |                                                        | RetryInfo                                 |
 | UNAVAILABLE         | the keys of encrypted content are unavailable now      | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
 | DATA_LOSS           | a job's content can never be decrypted again           | ErrorInfo CONTENT_UNREADABLE              |
+| UNAVAILABLE         | the operator's audit log takes no record; nothing was  | ErrorInfo AUDIT_UNAVAILABLE, RetryInfo    |
+|                     | accepted                                               |                                           |
 
 All ErrorInfo carry the domain "llm.v1".
 
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
-List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), models:read (ListModels). Submit also asks for
-jobs:notify, jobs:structured and jobs:priority, for jobs that name targets, structured output or a priority of 1 or 2. A
-credential may be bound to one user_id: for it the jobs of other users do not exist. A running call ends with
+List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
+GetDeletion), models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
+name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
+users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
 Tenants. A credential may be of a tenant. Its users and their requests are the tenant's own: another tenant may use the
@@ -63,7 +68,8 @@ class LlmServiceStub:
     did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
     priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
     timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
-    breaks a rule or a bound of the operator's that did not hold when it was accepted.
+    breaks a rule or a bound of the operator's that did not hold when it was accepted. A job that was deleted does not run
+    again: see DeleteJob.
 
     A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
     the job's trace_id, for clients that do not read the response.
@@ -101,6 +107,29 @@ class LlmServiceStub:
     """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
     number of open jobs in time.
     """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_llm_pb2.DeleteJobRequest, _llm_pb2.DeleteJobResponse]
+    """Deletes a job: cancels it if it is open, then removes its workflow, its deliveries and its live feed, with prompt and
+    output. The deletion is durable once this returns OK, and goes on by itself. The call is idempotent: a repeat returns the
+    same deletion with its progress, and so does GetDeletion. NOT_FOUND when there is no such job and there was none.
+
+    A deleted job is NOT_FOUND for every other call. Its id stays taken until the retention of Temporal's namespace, counted
+    from the deletion, is over. Until then Submit under its user_id and request_id is ALREADY_EXISTS with the reason
+    JOB_DELETED, so that a late retry does not run it again. The record that keeps the id holds nothing of the job.
+
+    A job that has not closed within the operator's time (a minute by default) after its cancel is terminated. The targets of
+    an open job get the event of its cancel, as after Cancel. Deliveries that wait for their next attempt are given up.
+    """
+    DeleteJobs: _aio.UnaryUnaryMultiCallable[_llm_pb2.DeleteJobsRequest, _llm_pb2.DeleteJobsResponse]
+    """Deletes all jobs that match the filters and were submitted before the call, each as DeleteJob does. The deletion is
+    durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
+    deletion looks for more until it has found none for the operator's time (30 s by default).
+
+    A repeated call starts another deletion, which finds what the first one has left.
+    """
+    GetDeletion: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetDeletionRequest, _llm_pb2.GetDeletionResponse]
+    """Returns the progress of a deletion that DeleteJob or DeleteJobs has started. NOT_FOUND when there is no such deletion, or
+    when it ended longer ago than the retention of Temporal's namespace.
+    """
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     """Long-running LLM jobs that survive the loss of any process: submit, watch, cancel, come back later."""
@@ -117,7 +146,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
         priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
         timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
-        breaks a rule or a bound of the operator's that did not hold when it was accepted.
+        breaks a rule or a bound of the operator's that did not hold when it was accepted. A job that was deleted does not run
+        again: see DeleteJob.
 
         A W3C traceparent in the call's metadata makes the job a part of the caller's trace. The trailing metadata trace-id is
         the job's trace_id, for clients that do not read the response.
@@ -202,6 +232,47 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_llm_pb2.GetQuotaResponse]:
         """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
         number of open jobs in time.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _llm_pb2.DeleteJobRequest,
+        context: _aio.ServicerContext[_llm_pb2.DeleteJobRequest, _abc.Awaitable[_llm_pb2.DeleteJobResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.DeleteJobResponse]:
+        """Deletes a job: cancels it if it is open, then removes its workflow, its deliveries and its live feed, with prompt and
+        output. The deletion is durable once this returns OK, and goes on by itself. The call is idempotent: a repeat returns the
+        same deletion with its progress, and so does GetDeletion. NOT_FOUND when there is no such job and there was none.
+
+        A deleted job is NOT_FOUND for every other call. Its id stays taken until the retention of Temporal's namespace, counted
+        from the deletion, is over. Until then Submit under its user_id and request_id is ALREADY_EXISTS with the reason
+        JOB_DELETED, so that a late retry does not run it again. The record that keeps the id holds nothing of the job.
+
+        A job that has not closed within the operator's time (a minute by default) after its cancel is terminated. The targets of
+        an open job get the event of its cancel, as after Cancel. Deliveries that wait for their next attempt are given up.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJobs(
+        self,
+        request: _llm_pb2.DeleteJobsRequest,
+        context: _aio.ServicerContext[_llm_pb2.DeleteJobsRequest, _abc.Awaitable[_llm_pb2.DeleteJobsResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.DeleteJobsResponse]:
+        """Deletes all jobs that match the filters and were submitted before the call, each as DeleteJob does. The deletion is
+        durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
+        deletion looks for more until it has found none for the operator's time (30 s by default).
+
+        A repeated call starts another deletion, which finds what the first one has left.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeletion(
+        self,
+        request: _llm_pb2.GetDeletionRequest,
+        context: _aio.ServicerContext[_llm_pb2.GetDeletionRequest, _abc.Awaitable[_llm_pb2.GetDeletionResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.GetDeletionResponse]:
+        """Returns the progress of a deletion that DeleteJob or DeleteJobs has started. NOT_FOUND when there is no such deletion, or
+        when it ended longer ago than the retention of Temporal's namespace.
         """
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _aio.Server) -> None: ...

@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 import grpc
 
+from runtime import audit
 from runtime.grpc_interceptor import OWN_SERVICES, Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_requests import ENDING, Ending, Unread
 from runtime.tracebacks import forget_frames
@@ -220,6 +221,7 @@ class AuthInterceptor(Interceptor):
         self, method: str, tokens: Sequence[str | bytes], context: _Context
     ) -> tuple[Authenticator | None, Caller]:
         authenticator, caller = await self._authenticate(tokens, context)
+        audit.describe(tenant=caller.tenant, subject=caller.subject, key_id=caller.key_id)
         scope = self._scopes.get(method)
         if scope is None or not caller.may(scope):
             raise scope_missing(scope or "of this method, which nobody has")
@@ -262,6 +264,7 @@ class AuthInterceptor(Interceptor):
             # As HTTP has it: RFC 6750.
             bad = "" if refusal.reason == "CREDENTIAL_MISSING" else ' error="invalid_token"'
             trailers.append(("www-authenticate", f"Bearer{bad}"))  # type: ignore[arg-type]  # text is as good as bytes
+        await audit.refuse(refusal.code.name, refusal.reason)
         try:
             await context.abort(refusal.code, str(refusal), tuple(trailers))
         except grpc.aio.AbortError as error:

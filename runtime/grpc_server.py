@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from runtime.addresses import bracketed
+from runtime.audit import AuditInterceptor
 from runtime.connections import shut_down
 from runtime.grpc_auth import AuthInterceptor
 from runtime.grpc_health import Health
@@ -122,6 +123,7 @@ class GrpcServer:
         details: Details = lambda code, message: (),
         telemetry: RpcTelemetryInterceptor | None = None,
         auth: AuthInterceptor | None = None,
+        audit: AuditInterceptor | None = None,
         tls: ServerTls | None = None,
         mtls_port: int | None = None,
         *,
@@ -130,9 +132,9 @@ class GrpcServer:
         """`details` returns the details of a refusal, in the form of the service's own errors.
 
         `telemetry` observes every call, also one that is refused before the `interceptors` see it. `auth` says who
-        calls; None: nobody asks. `tls`: the files of the server's TLS. None: no TLS. With a `mtls_port`, clients need a
-        certificate on that port only, because in gRPC for Python a port either requires client certificates or does not
-        ask for them. `reflection`: whether clients may ask for the contract.
+        calls; None: nobody asks. `audit` records every call. `tls`: the files of the server's TLS. None: no TLS. With a
+        `mtls_port`, clients need a certificate on that port only, because in gRPC for Python a port either requires
+        client certificates or does not ask for them. `reflection`: whether clients may ask for the contract.
         """
         host = bracketed(host)
         _grpc_log.addFilter(_without_traceback_of_gone_client)
@@ -142,6 +144,7 @@ class GrpcServer:
         self.server = grpc.aio.server(
             interceptors=[
                 *([telemetry] if telemetry is not None else ()),
+                *([audit] if audit is not None else ()),
                 *([auth] if auth is not None else ()),
                 self._requests,
                 OwnServices(details),

@@ -52,3 +52,33 @@ async def forget_feed(feed_key: str = "", ledger: str = "") -> None:
 async def find_ended_jobs(request: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
     """Describe each of the jobs. See services.gateway.ledgers."""
     raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_STOP_JOB)
+async def stop_job(request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
+    """Ask an open job to stop, end the deliveries of a closed one. All steps are in services.gateway.deletion_steps."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_INSPECT_JOB)
+async def inspect_job(workflow_id: str) -> internal_pb2.JobRemains:
+    """Find out what there is of a closed job, and where copies of it are."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_KEEP_JOB_ID)
+async def keep_job_id(workflow_id: str) -> bool:
+    """Start the LLMJobTombstone under the id of a closed job; return False for a job that is open."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_REMOVE_JOB)
+async def remove_job(remains: internal_pb2.JobRemains) -> internal_pb2.RemovedParts:
+    """Remove what there is of a closed job."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_FIND_JOBS)
+async def find_jobs(request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJobsResponse:
+    """Find jobs to delete."""
+    raise NotImplementedError

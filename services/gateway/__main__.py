@@ -34,7 +34,7 @@ async def main() -> None:
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         if settings.role != Role.API:
-            await stack.enter_async_context(workflow_worker(client, feed, settings))
+            await stack.enter_async_context(workflow_worker(client, feed, settings, encryption))
         if settings.role != Role.WORKFLOWS:
             meter = metrics.meter(__package__)
             knows_tenants = names.TENANT_ID.name in known

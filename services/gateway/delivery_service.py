@@ -9,10 +9,12 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from jobs import names
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
+from runtime import audit
 from runtime.grpc_auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader, Standing
 from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended, not_found
+from services.gateway.job_parts import Runs
 from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
@@ -28,6 +30,7 @@ class DeliveryService:
         self._reader = reader
         self._workflow_queue = settings.workflow_queue
         self._interval = settings.redeliver_interval
+        self._runs = Runs(client)
         self._redelivering: set[str] = set()
 
     async def list_all(self, caller: Caller, request: llm_pb2.ListDeliveriesRequest) -> llm_pb2.ListDeliveriesResponse:
@@ -62,6 +65,7 @@ class DeliveryService:
         state, delivery_workflow_id = standing
         chosen = _choose(state.deliveries, request.delivery_ids)
         self._check_interval(request.workflow_id, state)
+        await audit.allow()
         await self._client.start_workflow(
             names.DELIVERY_WORKFLOW_TYPE,
             state,
@@ -73,6 +77,10 @@ class DeliveryService:
             start_signal_args=[request],
             rpc_timeout=RPC_TIMEOUT,
         )
+        if job is not None and await self._job(caller, request.workflow_id) is None:
+            # It was deleted after its deliveries were read, and what was just started holds its outcome.
+            await self._runs.delete(delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
+            raise not_found(request.workflow_id)
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
     def _check_interval(self, workflow_id: str, state: internal_pb2.DeliveryState) -> None:

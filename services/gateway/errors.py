@@ -33,6 +33,10 @@ class JobNotFound(ApiError):
     """NOT_FOUND: there is no such job."""
 
 
+class JobDeleted(JobNotFound):
+    """NOT_FOUND, in the same bytes: the job was deleted, and its id is kept."""
+
+
 def invalid(violations: Sequence[Violation]) -> ApiError:
     """INVALID_ARGUMENT that names every bad field. Of those that do not fit into the trailers it gives the number."""
     details = error_details_pb2.BadRequest()
@@ -50,10 +54,25 @@ def invalid(violations: Sequence[Violation]) -> ApiError:
     return ApiError(make_status(code_pb2.INVALID_ARGUMENT, message, details, error_info("INVALID_REQUEST")))
 
 
-def not_found(workflow_id: str) -> JobNotFound:
+def not_found(workflow_id: str, kind: type[JobNotFound] = JobNotFound) -> JobNotFound:
     """NOT_FOUND for a job."""
     message = f"there is no job {workflow_id}, or it is past its retention"
-    return JobNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
+    return kind(make_status(code_pb2.NOT_FOUND, message, error_info("JOB_NOT_FOUND")))
+
+
+def deletion_not_found(deletion_id: str) -> ApiError:
+    """NOT_FOUND for a deletion."""
+    message = f"there is no deletion {deletion_id}, or it is past its retention"
+    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("DELETION_NOT_FOUND")))
+
+
+def job_deleted(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the job under the idempotency key was deleted."""
+    message = (
+        f"the job with request_id {request_id!r} of user {user_id!r} was deleted and does not run again;"
+        " choose another request_id for a new job"
+    )
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("JOB_DELETED")))
 
 
 def job_not_ended(workflow_id: str) -> ApiError:
@@ -85,6 +104,20 @@ def shutting_down() -> ApiError:
     """UNAVAILABLE: this gateway is about to stop. The client can continue with another one, or with this one later."""
     message = "the gateway is shutting down; call again"
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("GATEWAY_SHUTDOWN"), _retry_info()))
+
+
+def audit_unavailable() -> ApiError:
+    """UNAVAILABLE: the call cannot be recorded, so it must not be done."""
+    message = "the audit log takes no record now, and nothing is done without one; call again"
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("AUDIT_UNAVAILABLE"), _retry_info()))
+
+
+def reason_of(status: status_pb2.Status) -> str:
+    """Return the reason of the status's ErrorInfo."""
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+    return str(info.reason)
 
 
 def refused(refusal: Refusal) -> ApiError:

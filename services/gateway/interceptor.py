@@ -22,11 +22,24 @@ from jobs import rules
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from payload_converter import PayloadError
+from runtime import audit
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
+from runtime.audit import AuditUnavailable
 from runtime.grpc_auth import Caller, Refusal, current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
-from services.gateway.errors import ApiError, exhausted, from_temporal, invalid, keys_unavailable, refused, unreadable
+from services.gateway.auditing import WRITES, describe_request
+from services.gateway.errors import (
+    ApiError,
+    audit_unavailable,
+    exhausted,
+    from_temporal,
+    invalid,
+    keys_unavailable,
+    reason_of,
+    refused,
+    unreadable,
+)
 from services.gateway.parsing import parse
 from services.gateway.scopes import CHECKS
 
@@ -44,10 +57,16 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "ListDeliveries": rules.check_workflow_id,
     "Redeliver": rules.check_redeliver,
     "GetQuota": lambda _: (),
+    "DeleteJob": rules.check_workflow_id,
+    "DeleteJobs": rules.check_delete_jobs,
+    "GetDeletion": rules.check_get_deletion,
 }
 """The rules of llm.proto for the request of each method."""
 
-_LARGE_ANSWERS: Final = {"List": 128 * 1024, "ListDeliveries": 128 * 1024, "Redeliver": 128 * 1024}
+_LARGE_ANSWERS: Final = {
+    **dict.fromkeys(("List", "ListDeliveries", "Redeliver"), 128 * 1024),
+    **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
+}
 """Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus, whose
 answers may be larger. The answers of the other methods are small."""
 
@@ -61,7 +80,16 @@ Refused = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message 
 """Returns the answer to a request that breaks the rules but was valid once; None refuses it. It gets any request that
 parses."""
 
-_ANSWERED: Final = (ApiError, RPCError, NoRoomError, TooManyCallsError, PayloadError, KeysUnavailable)
+_ANSWERED: Final = (
+    ApiError,
+    Refusal,
+    RPCError,
+    NoRoomError,
+    TooManyCallsError,
+    PayloadError,
+    KeysUnavailable,
+    AuditUnavailable,
+)
 """Errors that become a status with details."""
 
 _JOB_OVERHEAD: Final = 8
@@ -99,6 +127,7 @@ class RequestInterceptor(Interceptor):
             """Return the request and None, or a request that breaks the rules and the answer it gets nevertheless."""
             self._check_size(name, len(data))
             request, violations = parse(data, kind)
+            describe_request(request)
             if name in CHECKS:
                 CHECKS[name](current_caller(), request)
             not_text = {violation.field for violation in violations}
@@ -117,7 +146,7 @@ class RequestInterceptor(Interceptor):
         handle = behavior_of(handler)
         if handler.response_streaming:
             return with_behavior(handler, _stream(handle, self._count, admit, self._answers), parses=False)
-        unary = _unary(handle, self._count, admit, self._answers, _LARGE_ANSWERS.get(name, 0))
+        unary = _unary(handle, self._count, admit, self._answers, _LARGE_ANSWERS.get(name, 0), writes=name in WRITES)
         return with_behavior(handler, unary, parses=False, serializes=False)
 
     def _check_size(self, method: str, size: int) -> None:
@@ -132,10 +161,17 @@ class RequestInterceptor(Interceptor):
 Admit = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[tuple[Message, Message | None]]]
 
 
-def _unary(handle: Any, count: Count, admit: Admit, answers: Answers, large: int) -> Any:
+def _unary(handle: Any, count: Count, admit: Admit, answers: Answers, large: int, *, writes: bool) -> Any:
     async def respond(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
         request, response = await admit(data, context)
-        return response if response is not None else await handle(request, context)
+        if response is None:
+            response = await handle(request, context)
+        if writes:
+            # Most have done so before they had an effect. This one had none.
+            await audit.allow()
+        else:
+            audit.note_allowed()
+        return response
 
     async def call(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
@@ -167,6 +203,7 @@ def _stream(handle: Any, count: Count, admit: Admit, answers: Answers) -> Any:
                 del data, request
             async with aclosing(handling) as responses:
                 async for response in responses:
+                    audit.note_allowed()
                     yield response
         except _ANSWERED as error:
             await _abort(context, error)
@@ -176,7 +213,14 @@ def _stream(handle: Any, count: Count, admit: Admit, answers: Answers) -> Any:
 
 async def _abort(
     context: grpc.aio.ServicerContext[Any, Any],
-    error: ApiError | Refusal | RPCError | NoRoomError | TooManyCallsError | PayloadError | KeysUnavailable,
+    error: ApiError
+    | Refusal
+    | RPCError
+    | NoRoomError
+    | TooManyCallsError
+    | PayloadError
+    | KeysUnavailable
+    | AuditUnavailable,
 ) -> None:
     if isinstance(error, TooManyCallsError):
         error = exhausted("this gateway serves its maximum number of calls; call again or call another")
@@ -184,6 +228,8 @@ async def _abort(
         error = exhausted("other calls hold the memory that this gateway may use; call again or call another")
     if isinstance(error, Refusal):
         error = refused(error)
+    if isinstance(error, AuditUnavailable):
+        error = audit_unavailable()
     if isinstance(error, RPCError):
         _log.warning("Temporal refused or failed: %s %s", error.status.name, error)
         error = from_temporal(error)
@@ -193,6 +239,7 @@ async def _abort(
         _log.warning("a key is unavailable: %s", error)
         error = keys_unavailable()
     status: status_pb2.Status = error.status
+    await audit.refuse(_CODES[status.code].name, reason_of(status))
     await context.abort(_CODES[status.code], status.message, _trailers(status))
 
 

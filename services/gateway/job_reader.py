@@ -38,7 +38,7 @@ from llm_pb import llm_pb2
 from runtime.grpc_auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
-from services.gateway.errors import not_found
+from services.gateway.errors import JobDeleted, not_found
 from services.gateway.job_record import (
     CLOSED_STATES,
     FINAL_STATES,
@@ -119,6 +119,8 @@ class JobReader:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
             raise
+        if description.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE:
+            raise not_found(workflow_id, JobDeleted)
         if description.workflow_type != names.JOB_WORKFLOW_TYPE or not caller.may_see(await user_of(description)):
             raise not_found(workflow_id)
         return description

@@ -73,7 +73,12 @@ class JobListing:
         began, within = asyncio.get_running_loop().time(), self._timeout.total_seconds()
         token = self._page_tokens.unseal(caller.tenant, request)
         page = self._client.list_workflows(
-            self._query(caller.tenant, request, await self._hash_for(caller.tenant, request)),
+            visibility_query(
+                caller.tenant,
+                request,
+                await self._hash_for(caller.tenant, request),
+                knows_tenants=self._knows_tenants,
+            ),
             page_size=request.page_size or _DEFAULT_PAGE_SIZE,
             next_page_token=token,
         )
@@ -130,25 +135,27 @@ class JobListing:
             _log.info("%s cannot be described: %r", execution.id, error)
             return await base_status(execution)
 
-    def _query(self, tenant: str, request: llm_pb2.ListRequest, hash_: Hash | None) -> str:
-        """Return the visibility query. Every value has passed a rule that forbids quotes.
 
-        A job from before search attributes were hashed has them in clear, so a filter asks for both forms.
-        """
-        terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
-        for key, value in (
-            (names.TENANT_ID, tenant),
-            (names.USER_ID, request.user_id),
-            (names.MODEL, request.model),
-            (names.PROJECT_ID, request.project_id),
-        ):
-            if value and hash_ is not None and key.name in HASHED:
-                terms.append(f"{key.name} IN ('{value}', '{hash_(key.name, value)}')")
-            elif value:
-                terms.append(f"{key.name} = '{value}'")
-        if not tenant and self._knows_tenants:
-            # Others would be dropped from the page.
-            terms.append(f"{names.TENANT_ID.name} IS NULL")
-        if request.states:
-            terms.append(f"({' OR '.join(sorted({_STATE_QUERIES[state] for state in request.states}))})")
-        return " AND ".join(terms)
+def visibility_query(tenant: str, request: llm_pb2.ListRequest, hash_: Hash | None, *, knows_tenants: bool) -> str:
+    """Return the visibility query for the jobs of a tenant. Every value has passed a rule that forbids quotes.
+
+    A job from before search attributes were hashed has them in clear, so a filter asks for both forms.
+    Where the namespace does not know tenants, or with none, the ids of what is found have to be looked at.
+    """
+    terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
+    for key, value in (
+        (names.TENANT_ID, tenant),
+        (names.USER_ID, request.user_id),
+        (names.MODEL, request.model),
+        (names.PROJECT_ID, request.project_id),
+    ):
+        if value and hash_ is not None and key.name in HASHED:
+            terms.append(f"{key.name} IN ('{value}', '{hash_(key.name, value)}')")
+        elif value:
+            terms.append(f"{key.name} = '{value}'")
+    if not tenant and knows_tenants:
+        # Others would be dropped from the page.
+        terms.append(f"{names.TENANT_ID.name} IS NULL")
+    if request.states:
+        terms.append(f"({' OR '.join(sorted({_STATE_QUERIES[state] for state in request.states}))})")
+    return " AND ".join(terms)

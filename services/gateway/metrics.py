@@ -26,6 +26,10 @@ class GatewayMetrics:
             description="Time from a worker's progress report to its arrival at the gateway, for watched jobs.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
+        self.audit_lost = meter.create_counter(
+            "llm.audit.lost", unit="{record}", description="Audit records that could not be stored."
+        )
+        self.audit_lost.add(0)
         self.quota_refusals = meter.create_counter(
             "llm.gateway.quota.refusals",
             unit="{call}",

@@ -19,7 +19,6 @@ READ: Final = "jobs:read"
 CANCEL: Final = "jobs:cancel"
 REDELIVER: Final = "jobs:redeliver"
 DELETE: Final = "jobs:delete"
-"""Reserved: no method needs it yet."""
 NOTIFY: Final = "jobs:notify"
 """To name targets in a job: the notifier calls what they name."""
 STRUCTURED: Final = "jobs:structured"
@@ -45,6 +44,9 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/ListDeliveries": READ,
     "/llm.v1.LlmService/Redeliver": REDELIVER,
     "/llm.v1.LlmService/GetQuota": READ,
+    "/llm.v1.LlmService/DeleteJob": DELETE,
+    "/llm.v1.LlmService/DeleteJobs": DELETE,
+    "/llm.v1.LlmService/GetDeletion": DELETE,
 }
 """The scope of each method."""
 
@@ -84,7 +86,17 @@ def check_list(caller: Caller, request: llm_pb2.ListRequest) -> None:
     _require_user(caller, request.user_id)
 
 
-CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {"Submit": check_submit, "List": check_list}
+def check_delete_jobs(caller: Caller, request: llm_pb2.DeleteJobsRequest) -> None:
+    """Raise Refusal for jobs of others."""
+    if request.user_id:
+        _require_user(caller, request.user_id)
+
+
+CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
+    "Submit": check_submit,
+    "List": check_list,
+    "DeleteJobs": check_delete_jobs,
+}
 """What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
 
 

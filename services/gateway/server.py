@@ -14,10 +14,13 @@ from feed.feed import Feed
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
+from runtime.audit import AuditInterceptor
 from runtime.grpc_server import GrpcServer, Limits
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
+from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
+from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.interceptor import RequestInterceptor, refusal
@@ -56,6 +59,7 @@ async def serving_api(
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
+    audit = open_audit(settings, metrics.audit_lost)
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
@@ -63,10 +67,11 @@ async def serving_api(
     submission = JobSubmission(client, models, reader, open_jobs, settings, metrics, encryption)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     deliveries = DeliveryService(client, reader, delivery_reader, settings)
+    deletions = DeletionService(client, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
     service = LlmServicer(
-        client, submission, listing, deliveries, models, reader, streams, requests, open_jobs, answers
+        client, submission, listing, deliveries, deletions, models, reader, streams, requests, open_jobs, answers
     )
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
@@ -85,6 +90,7 @@ async def serving_api(
         refusal,
         RpcTelemetryInterceptor(trace.get_tracer(__package__), meter),
         auth,
+        AuditInterceptor(audit) if audit is not None else None,
         settings.tls,
         settings.mtls_port,
         reflection=settings.reflection,
@@ -114,6 +120,8 @@ async def serving_api(
         await server.drain()
         streams.close()
         await server.stop(settings.shutdown_grace)
+        if audit is not None:
+            await audit.close()
 
 
 def _limits(settings: GatewaySettings) -> Limits:

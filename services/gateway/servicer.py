@@ -12,6 +12,7 @@ from temporalio.client import Client
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
+from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
@@ -36,6 +37,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         submission: JobSubmission,
         listing: JobListing,
         deliveries: DeliveryService,
+        deletions: DeletionService,
         models: Models,
         reader: JobReader,
         streams: Streams,
@@ -50,6 +52,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self._submission = submission
         self._listing = listing
         self._deliveries = deliveries
+        self._deletions = deletions
         self._models = models
         self._reader = reader
         self._streams = streams
@@ -106,6 +109,20 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         return llm_pb2.GetQuotaResponse(
             tenant=tenant, requests=self._requests.of(tenant), open_jobs=await self._open_jobs.of(tenant)
         )
+
+    async def DeleteJob(self, request: llm_pb2.DeleteJobRequest, context: _Context) -> llm_pb2.DeleteJobResponse:
+        """See llm.proto."""
+        response = await self._deletions.delete_job(current_caller(), request)
+        self._streams.expect_end(request.workflow_id)
+        return response
+
+    async def DeleteJobs(self, request: llm_pb2.DeleteJobsRequest, context: _Context) -> llm_pb2.DeleteJobsResponse:
+        """See llm.proto."""
+        return await self._deletions.delete_jobs(current_caller(), request)
+
+    async def GetDeletion(self, request: llm_pb2.GetDeletionRequest, context: _Context) -> llm_pb2.GetDeletionResponse:
+        """See llm.proto."""
+        return await self._deletions.get_deletion(current_caller(), request)
 
 
 def _with_trace_id(response: llm_pb2.SubmitResponse, context: _Context) -> llm_pb2.SubmitResponse:

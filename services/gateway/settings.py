@@ -112,7 +112,7 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     jwt_algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
     """The algorithms that a token may be signed with, as JSON: RS, PS or ES with 256, 384 or 512, EdDSA."""
     jwt_leeway: timedelta = Field(timedelta(minutes=1), ge=timedelta(0), le=timedelta(minutes=5))
-    """How far the clocks of issuer and gateway may differ: a token counts this much longer."""
+    """How far the clocks of issuer and gateway may differ: a token counts this much longer. PT0S: not at all."""
     jwt_scopes_claim: str = Field("scope", min_length=1)
     """The claim with the caller's scopes: a text with spaces between, or a list."""
     jwt_tenant_claim: str = ""
@@ -128,6 +128,9 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
     request_burst, for each gateway, and max_open_jobs, for all gateways together, at most 5000."""
+    audit: SecretStr | None = Field(None, min_length=1)
+    """Where an audit record of each call goes: a file's path, or `nats://host:4222/STREAM` for a JetStream stream. Each
+    gateway needs a file of its own. Unset: nowhere."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
@@ -191,6 +194,12 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
     RESOURCE_EXHAUSTED. PT0S: no minimum."""
+    delete_grace: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
+    """Maximum time for a job that is deleted to close after its cancel. It is terminated then. PT0S: it is terminated at
+    once."""
+    delete_settle: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
+    """Time for which DeleteJobs must have found no more jobs before it is done. It must be longer than Temporal's
+    visibility takes to show a new job."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
     that cannot be described in the rest are shown as JOB_STATE_RUNNING."""

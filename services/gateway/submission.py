@@ -18,11 +18,12 @@ from jobs.search import Hash
 from jobs.start import digests, job_start
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
+from runtime import audit
 from runtime.grpc_auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
-from services.gateway.errors import JobNotFound, key_reused
+from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import FINAL_STATES, UNSETTLED_STATES, bare_status
 from services.gateway.job_traces import link_call
@@ -102,6 +103,7 @@ class JobSubmission:
                 # The job may still run under the id of a version that did not shorten ids.
                 with suppress(JobNotFound):
                     return await self._found(caller, earlier, job, None)
+        reservation = None
         if chosen.ledger:
             reservation = await self._open_jobs.reserve(caller.tenant, start.id)
             if reservation is None:
@@ -109,6 +111,8 @@ class JobSubmission:
                 with suppress(JobNotFound):
                     return await self._found(caller, start.id, job, None, once=True)
                 raise self._open_jobs.refusal(caller.tenant)
+        await audit.allow()
+        if reservation is not None:
             reservation.require_valid()
         try:
             handle = await self._client.start_workflow(
@@ -160,6 +164,7 @@ class JobSubmission:
         """Cancel the job and return its status; an ended job does not change. Raises ApiError NOT_FOUND, RPCError."""
         description = await self._reader.describe(caller, request.workflow_id)
         await link_call(description)
+        await audit.allow()
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -197,7 +202,12 @@ class JobSubmission:
         `once` is as for JobReader.describe. `has_slot`: a slot was reserved for the job, which it does not release any
         more if it has ended.
         """
-        description = await self._reader.describe(caller, id_, once=once)
+        try:
+            description = await self._reader.describe(caller, id_, once=once)
+        except JobDeleted:
+            if has_slot:
+                await self._open_jobs.release(caller.tenant, id_)
+            raise job_deleted(job.user_id, job.request_id) from error
         if not await _is_of(description, job):
             await link_call(description)
             if has_slot and description.status != WorkflowExecutionStatus.RUNNING:

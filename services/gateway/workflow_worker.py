@@ -1,23 +1,33 @@
 """The worker in the gateway that runs the workflows."""
 
 from datetime import timedelta
+from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from encryption import Encryption
 from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.job_reader import JobReader
 from services.gateway.ledgers import LedgerActivities, SlotReleases
 from services.gateway.left_output import close_feed
+from services.gateway.models import Models
 from services.gateway.settings import GatewaySettings
 from services.gateway.unreadable_jobs import ending_unreadable
+from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+
+_MAX_DELETION_STEPS: Final = 20
+"""Maximum number of steps of deletions that run concurrently. They are the only activities that are not local."""
 
 
 class LocalActivities:
@@ -70,18 +80,34 @@ def _key_of(feed_key: str) -> str:
     return feed_key or info.workflow_run_id or info.activity_id
 
 
-def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Worker:
+def workflow_worker(
+    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None = None
+) -> Worker:
     """Return the worker for the queue of workflows."""
     local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
+    deliveries = DeliveryReader(client)
+    reader = JobReader(client, Models(settings.models), deliveries, feed)
+    steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption)
     return Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,
-        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow, LLMLedgerWorkflow],
-        activities=[local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs],
+        workflows=[
+            LLMJobWorkflow,
+            LLMDeliveryWorkflow,
+            LLMLedgerWorkflow,
+            LLMDeletionWorkflow,
+            LLMBulkDeletionWorkflow,
+            LLMJobTombstone,
+        ],
+        activities=[
+            *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
+            *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
+        ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        no_remote_activities=True,
+        max_concurrent_activities=_MAX_DELETION_STEPS,
+        max_concurrent_activity_task_polls=1,
         # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,

@@ -26,6 +26,7 @@ from payload_converter import data_converter
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
 from tests.support.record_histories import HISTORIES, main
+from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
@@ -34,7 +35,14 @@ from workflows.llm_ledger import LLMLedgerWorkflow
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
 )
-WORKFLOWS = (LLMJobWorkflow, LLMDeliveryWorkflow, LLMLedgerWorkflow)
+WORKFLOWS = (
+    LLMJobWorkflow,
+    LLMDeliveryWorkflow,
+    LLMLedgerWorkflow,
+    LLMDeletionWorkflow,
+    LLMBulkDeletionWorkflow,
+    LLMJobTombstone,
+)
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
 
@@ -115,9 +123,7 @@ async def test_a_replay_counts_no_job_again(workflow_class: type, counted: set[s
     """This holds for every outcome, with the gateway's workflow runner. `Counts` proves that a fault would be found."""
     buffer = MetricBuffer(10_000)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
-    replaying = replayer(
-        workflow_class, LLMDeliveryWorkflow, LLMLedgerWorkflow, runner=UnsandboxedWorkflowRunner(), runtime=runtime
-    )
+    replaying = replayer(workflow_class, *WORKFLOWS[1:], runner=UnsandboxedWorkflowRunner(), runtime=runtime)
     for path in RECORDED:
         await replaying.replay_workflow(read(path))
     assert {update.metric.name for update in buffer.retrieve_updates()} == counted

@@ -46,9 +46,12 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "ListDeliveries": lambda: llm_pb2.ListDeliveriesRequest(workflow_id=NO_JOB),
     "Redeliver": lambda: llm_pb2.RedeliverRequest(workflow_id=NO_JOB),
     "GetQuota": lambda: llm_pb2.GetQuotaRequest(),
+    "DeleteJob": lambda: llm_pb2.DeleteJobRequest(workflow_id=NO_JOB),
+    "DeleteJobs": lambda: llm_pb2.DeleteJobsRequest(user_id="nobody"),
+    "GetDeletion": lambda: llm_pb2.GetDeletionRequest(deletion_id=f"llmdelete-{NO_JOB}"),
 }
 """A valid request of each method, about a job that does not exist."""
-FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver"}
+FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
 OF_ANOTHER_TENANT: Mapping[str, str] = {
     "Submit": "is a job of its own",
     "GetStatus": "is not found",
@@ -59,6 +62,9 @@ OF_ANOTHER_TENANT: Mapping[str, str] = {
     "ListDeliveries": "is not found",
     "Redeliver": "is not found",
     "GetQuota": "is not counted",
+    "DeleteJob": "is not found",
+    "DeleteJobs": "is not deleted",
+    "GetDeletion": "has no deletion",
 }
 """What a job of another tenant is to each method."""
 PATIENCE = 60
@@ -268,9 +274,8 @@ async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, meth
     assert error is not None
     assert details_of(error)["ErrorInfo"].metadata["scope"] == scope
     error = await guarded.call(method, bearer(right))
-    assert (None if error is None else reason_of(error)) == (
-        ("NOT_FOUND", "JOB_NOT_FOUND") if method in FINDS_NOTHING else None
-    )
+    nothing = "DELETION_NOT_FOUND" if method == "GetDeletion" else "JOB_NOT_FOUND" if method in FINDS_NOTHING else None
+    assert (None if error is None else reason_of(error)) == (nothing and ("NOT_FOUND", nothing))
 
 
 async def test_who_sends_no_request_is_refused_all_the_same(guarded: Guarded) -> None:
@@ -433,6 +438,27 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
         case "is not counted":
             quota = await guarded.stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=mine)
             assert quota == llm_pb2.GetQuotaResponse(tenant=other)
+        case "is not deleted":
+            started = await guarded.stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=job.user_id), metadata=mine)
+            request_ = llm_pb2.GetDeletionRequest(deletion_id=started.deletion.deletion_id)
+            async with asyncio.timeout(PATIENCE):
+                while not (found := await guarded.stub.GetDeletion(request_, metadata=mine)).deletion.HasField(  # noqa: ASYNC110
+                    "end_time"
+                ):
+                    await asyncio.sleep(0.1)
+            assert found.deletion.deleted_jobs == 0
+        case "has no deletion":
+            deleted = llm_pb2.SubmitRequest(job=new_job(model="idle"))
+            id_ = (await guarded.stub.Submit(deleted, metadata=theirs)).workflow_id
+            deletion = (
+                await guarded.stub.DeleteJob(llm_pb2.DeleteJobRequest(workflow_id=id_), metadata=theirs)
+            ).deletion.deletion_id
+            answers = [
+                answer_of(await guarded.call(method, mine, kind(deletion_id=one).SerializeToString()), one)
+                for one in (deletion, f"{deletion[:-1]}x")
+            ]
+            assert len({*answers}) == 1
+            assert "DELETION_NOT_FOUND" in answers[0]
         case _:
             answers_ = [await guarded.stub.ListModels(llm_pb2.ListModelsRequest(), metadata=m) for m in (mine, theirs)]
             assert answers_[0] == answers_[1]

@@ -169,6 +169,11 @@ VALID = {
     "ListDeliveries": llm_pb2.ListDeliveriesRequest(workflow_id="llmjob-u-r").SerializeToString(),
     "Redeliver": llm_pb2.RedeliverRequest(workflow_id="llmjob-u-r", delivery_ids=["a"]).SerializeToString(),
     "GetQuota": b"",
+    "DeleteJob": llm_pb2.DeleteJobRequest(workflow_id="llmjob-u-r").SerializeToString(),
+    "DeleteJobs": llm_pb2.DeleteJobsRequest(
+        user_id="nobody", states=[llm_pb2.JOB_STATE_QUEUED], model="m", project_id="p"
+    ).SerializeToString(),
+    "GetDeletion": llm_pb2.GetDeletionRequest(deletion_id="llmdelete-llmjob-u-r").SerializeToString(),
 }
 
 

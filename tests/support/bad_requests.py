@@ -25,6 +25,9 @@ REQUESTS: Final[Mapping[str, type[Message]]] = {
     "ListDeliveries": llm_pb2.ListDeliveriesRequest,
     "Redeliver": llm_pb2.RedeliverRequest,
     "GetQuota": llm_pb2.GetQuotaRequest,
+    "DeleteJob": llm_pb2.DeleteJobRequest,
+    "DeleteJobs": llm_pb2.DeleteJobsRequest,
+    "GetDeletion": llm_pb2.GetDeletionRequest,
 }
 """The request type of each method."""
 
@@ -289,10 +292,13 @@ def _workflow_id_rows() -> Iterator[Row]:
         "missing": "",
         "too long": "a" * 401,
     }
-    for rpc in ("GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver"):
+    for rpc in ("GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"):
         for what, value in bad.items():
             data = REQUESTS[rpc](workflow_id=value).SerializeToString()
             yield _row(f"workflow_id with {what}", data, "workflow_id", rpc=rpc)
+    for what, value in bad.items():
+        data = llm_pb2.GetDeletionRequest(deletion_id=value).SerializeToString()
+        yield _row(f"deletion_id with {what}", data, "deletion_id", rpc="GetDeletion")
     for offset in (-1, -(2**63)):
         data = llm_pb2.StreamStatusRequest(workflow_id="a", output_offset=offset).SerializeToString()
         yield _row(f"output_offset {offset}", data, "output_offset", rpc="StreamStatus")
@@ -311,9 +317,9 @@ def _workflow_id_rows() -> Iterator[Row]:
     yield _row("both fields", both.SerializeToString(), "workflow_id", "output_offset", rpc="StreamStatus")
 
 
-def _list_rows() -> Iterator[Row]:
+def _filter_rows(rpc: str, **others: Any) -> Iterator[Row]:
     def row(what: str, *fields: str, **values: Any) -> Row:
-        return _row(what, llm_pb2.ListRequest(**values).SerializeToString(), *fields, rpc="List")
+        return _row(what, REQUESTS[rpc](**{**others, **values}).SerializeToString(), *fields, rpc=rpc)
 
     for field in ("user_id", "project_id"):
         for what, value in _BAD_IDS.items():
@@ -323,6 +329,15 @@ def _list_rows() -> Iterator[Row]:
     for state in (0, 99, -1):
         yield row(f"state {state}", "states[1]", states=[llm_pb2.JOB_STATE_FAILED, state])
     yield row("17 states", "states", states=[llm_pb2.JOB_STATE_FAILED] * 17)
+
+
+def _list_rows() -> Iterator[Row]:
+    def row(what: str, *fields: str, **values: Any) -> Row:
+        return _row(what, llm_pb2.ListRequest(**values).SerializeToString(), *fields, rpc="List")
+
+    yield from _filter_rows("List")
+    yield from _filter_rows("DeleteJobs", user_id="u")
+    yield _row("no user_id", llm_pb2.DeleteJobsRequest(model="m").SerializeToString(), "user_id", rpc="DeleteJobs")
     for size in (-1, 101, -(2**31), 2**31 - 1):
         yield row(f"page_size {size}", "page_size", page_size=size)
     for token in ("!!!!", "a", "é", "AAAA", "AAAAAAAAAAAAAAAA", "a" * 60_000, "a\nb"):

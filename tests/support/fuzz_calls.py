@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from jobs.ids import workflow_id
+from jobs.ids import deletion_workflow_id, workflow_id
 from llm_pb import llm_pb2
 from tests.support.bad_requests import REQUESTS
 
@@ -28,6 +28,9 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/ListDeliveries": 4,
     f"{SERVICE}/Redeliver": 4,
     f"{SERVICE}/GetQuota": 2,
+    f"{SERVICE}/DeleteJob": 2,
+    f"{SERVICE}/DeleteJobs": 1,
+    f"{SERVICE}/GetDeletion": 2,
     "grpc.health.v1.Health/Check": 5,
     "grpc.health.v1.Health/Watch": 3,
     "grpc.health.v1.Health/List": 2,
@@ -111,6 +114,8 @@ class Calls:
             return llm_pb2.SubmitRequest(job=job(number, user, request))
         if kind is llm_pb2.ListRequest:
             return llm_pb2.ListRequest(user_id=user, page_size=rng.randint(0, 5))
+        if kind is llm_pb2.GetDeletionRequest:
+            return llm_pb2.GetDeletionRequest(deletion_id=deletion_workflow_id(workflow_id(user, request)))
         if kind is health_pb2.HealthCheckRequest:
             return health_pb2.HealthCheckRequest(service=rng.choice(("", SERVICE)))
         if kind is reflection_pb2.ServerReflectionRequest:

@@ -21,6 +21,7 @@ from jobs.ids import delivery_workflow_id, ledger_workflow_id
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
+from tests.support.deletions import delete, until_ended
 from tests.support.jobs import new_job, until_output, watch
 from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
@@ -68,6 +69,22 @@ async def counted(temporal: Client) -> str:
     return handle.id
 
 
+async def deletions(stub: LlmServiceStub) -> dict[str, str]:
+    """Delete a job that runs, a job that has ended and all jobs of a user; return the ids of the workflows by name."""
+    running, ended = new_job(params={"max_tokens": 8000}), new_job(params={"max_tokens": 2})
+    ids = {}
+    for name, job in {"deletion-running": running, "deletion-ended": ended}.items():
+        job_id = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+        await (until_output(stub, job_id) if job is running else watch(stub, job_id))
+        ids[name] = (await delete(stub, job_id)).deletion_id
+    tombstone = job_id
+    job = new_job(params={"max_tokens": 2})
+    await stub.Submit(llm_pb2.SubmitRequest(job=job))
+    started = await stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=job.user_id))
+    ids["deletion-of-many"] = (await until_ended(stub, started.deletion.deletion_id)).deletion_id
+    return {**ids, "tombstone": tombstone}
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -94,6 +111,8 @@ async def main(version: str) -> None:
             await record(temporal, await counted(temporal), f"ledger.{version}")
             again = await delivered_later(stub, temporal, failed)
             await record(temporal, again, f"delivery-sent-again.{version}")
+            for name, id_ in (await deletions(stub)).items():
+                await record(temporal, id_, f"{name}.{version}")
 
 
 async def record(temporal: Client, id_: str, name: str) -> None:

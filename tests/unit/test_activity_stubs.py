@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from temporalio import activity
 
+from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.ledgers import LedgerActivities
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.notifier.activity import NotifyUI
@@ -21,6 +23,12 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.request_cancel: LocalActivities.request_cancel,
     activities.recover_output: LocalActivities.recover_output,
     activities.forget_feed: LocalActivities.forget_feed,
+    activities.find_ended_jobs: LedgerActivities.find_ended_jobs,
+    activities.stop_job: DeletionSteps.stop_job,
+    activities.inspect_job: DeletionSteps.inspect_job,
+    activities.keep_job_id: DeletionSteps.keep_job_id,
+    activities.remove_job: DeletionSteps.remove_job,
+    activities.find_jobs: DeletionSteps.find_jobs,
 }
 
 

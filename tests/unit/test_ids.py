@@ -13,6 +13,8 @@ from jobs.ids import (
     MAX_JOB_ID,
     MAX_PIPELINE_ID,
     WORKFLOW_ID_PATTERN,
+    bulk_deletion_workflow_id,
+    deletion_workflow_id,
     delivery_workflow_id,
     job_digest,
     shortened,
@@ -103,6 +105,19 @@ def test_every_id_is_taken_back_and_fits(user: str, request: str) -> None:
     earlier = unshortened_workflow_id(user, request)
     assert WORKFLOW_ID_PATTERN.fullmatch(earlier)
     assert (id_ == earlier) == (len(earlier) <= MAX_JOB_ID)
+
+
+@given(one=pairs, other=pairs, tenant=st.sampled_from(["", "acme", "a-b"]))
+def test_a_deletion_is_of_its_jobs_tenant(one: tuple[str, str], other: tuple[str, str], tenant: str) -> None:
+    """Each job has a deletion of its own, whose id fits and can be asked for."""
+    jobs = [workflow_id(*pair, tenant) for pair in (one, other)]
+    deletions = [deletion_workflow_id(job) for job in jobs]
+    assert (deletions[0] == deletions[1]) == (jobs[0] == jobs[1])
+    for id_ in (*deletions, bulk_deletion_workflow_id(tenant, "0" * 32)):
+        assert tenant_of(id_) == tenant
+        assert len(id_) <= MAX_TEMPORAL_ID
+        assert WORKFLOW_ID_PATTERN.fullmatch(id_)
+        assert id_ not in jobs
 
 
 @given(st.text("abc./-", min_size=1, max_size=600), st.text("abc./-", min_size=1, max_size=600))

@@ -42,7 +42,13 @@ MAY_IMPORT = {
 ONLY = {
     "botocore": {"encryption/kms.py"},
     "cryptography": {"encryption/cipher.py", "encryption/keyring.py", "runtime/auth_certificates.py"},
-    "nats": {"feed/nats.py", "feed/nats_consumers.py", "runtime/nats_client.py", "services/notifier/sinks/nats.py"},
+    "nats": {
+        "feed/nats.py",
+        "feed/nats_consumers.py",
+        "runtime/audit_nats.py",
+        "runtime/nats_client.py",
+        "services/notifier/sinks/nats.py",
+    },
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {"encryption/kms.py", "services/codec/server.py", "services/notifier/sinks/webhook.py"},
     "jwt": {"runtime/auth_jwt.py"},

@@ -155,6 +155,18 @@ class AsyncClient:
                 return
             request.page_token = response.next_page_token
 
+    async def delete_jobs(self, user_id: str, **filters: Any) -> llm_pb2.Deletion:
+        """Delete the jobs of a user that match; return the deletion once it has ended.
+
+        `filters` are the fields of DeleteJobsRequest.
+
+        The deletion goes on if the caller does not wait for its end. Raises ApiError; ValueError for a filter that
+        DeleteJobsRequest does not have.
+        """
+        request = llm_pb2.DeleteJobsRequest(user_id=user_id, **filters)
+        response: llm_pb2.DeleteJobsResponse = await self._stub.unary("DeleteJobs", request)
+        return await self._stub.deletion(response.deletion)
+
 
 class MapWindow:
     """The jobs of one `map` that run at the same time."""

@@ -46,6 +46,15 @@ class AsyncJob:
         response: llm_pb2.CancelResponse = await self._stub.unary("Cancel", request)
         return response.status
 
+    async def delete(self) -> llm_pb2.Deletion:
+        """Delete the job with all that it has produced; return the deletion once it has ended.
+
+        The deletion goes on if the caller does not wait for its end. Raises ApiError.
+        """
+        request = llm_pb2.DeleteJobRequest(workflow_id=self.workflow_id)
+        response: llm_pb2.DeleteJobResponse = await self._stub.unary("DeleteJob", request)
+        return await self._stub.deletion(response.deletion)
+
     async def watch(self, resume_token: str = "") -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield the messages of StreamStatus to the job's end, across broken connections and gateways.
 

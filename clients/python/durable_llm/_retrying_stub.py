@@ -29,6 +29,9 @@ FINAL_STATES: Final = frozenset(
     }
 )
 """The states in which a job stays."""
+_FIRST_LOOK: Final = timedelta(milliseconds=200)
+_LAST_LOOK: Final = timedelta(seconds=5)
+"""Waits before a client asks how a deletion stands: the first and the longest one."""
 
 
 class RetryingStub:
@@ -61,6 +64,16 @@ class RetryingStub:
             else:
                 self._answered = True
                 return response
+
+    async def deletion(self, deletion: llm_pb2.Deletion) -> llm_pb2.Deletion:
+        """Return a deletion once it has ended. Raises ApiError."""
+        wait = _FIRST_LOOK
+        while deletion.state == llm_pb2.DELETION_STATE_IN_PROGRESS:
+            await asyncio.sleep(wait.total_seconds())
+            wait = min(2 * wait, _LAST_LOOK)
+            request = llm_pb2.GetDeletionRequest(deletion_id=deletion.deletion_id)
+            deletion = (await self.unary("GetDeletion", request)).deletion
+        return deletion
 
     async def watch(self, workflow_id: str, resume_token: str) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield the messages of a job's StreamStatus to its end. A stream that breaks continues where it broke.

@@ -7,7 +7,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation, reason_of
+from durable_llm._details import reason_of
+from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation
 from llm_pb import llm_pb2
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"

@@ -126,6 +126,10 @@ class Client:
         """See AsyncClient.list."""
         return self._loop.iterate(self._client.list(**filters))
 
+    def delete_jobs(self, user_id: str, **filters: Any) -> llm_pb2.Deletion:
+        """See AsyncClient.delete_jobs."""
+        return self._loop.run(self._client.delete_jobs(user_id, **filters))
+
 
 class Job:
     """AsyncJob for code without asyncio."""
@@ -143,6 +147,10 @@ class Job:
     def cancel(self, reason: str = "") -> llm_pb2.JobStatus:
         """See AsyncJob.cancel."""
         return self._loop.run(self._job.cancel(reason))
+
+    def delete(self) -> llm_pb2.Deletion:
+        """See AsyncJob.delete."""
+        return self._loop.run(self._job.delete())
 
     def watch(self, resume_token: str = "") -> Generator[llm_pb2.StreamStatusResponse, None, None]:
         """See AsyncJob.watch."""

@@ -5,6 +5,8 @@
     │   ├── InvalidRequest        a field breaks a rule; see violations
     │   ├── JobNotFound           no job has this id, or it is past its retention
     │   ├── RequestIdReused       the request_id was used for another job
+    │   ├── JobDeleted            the job was deleted and does not run again
+    │   ├── DeletionNotFound      no such deletion, or it is past its retention
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
     │   ├── QuotaExceeded         a quota of the caller's tenant is reached; see retry_delay
@@ -18,6 +20,7 @@
     │       ├── TemporalUnavailable        the service cannot reach Temporal
     │       ├── AuthenticationUnavailable  the service cannot verify the credential now
     │       ├── KeysUnavailable            the keys of encrypted content are unavailable
+    │       ├── AuditUnavailable           the service cannot record the call now
     │       └── GatewayShutdown            the gateway is about to stop
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
@@ -36,8 +39,8 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 
+from durable_llm._details import reason_of
 from llm_pb import llm_pb2
 
 
@@ -98,6 +101,18 @@ class RequestIdReused(ApiError):
     """The user_id and request_id belong to another job."""
 
     reason = "REQUEST_ID_REUSED"
+
+
+class JobDeleted(ApiError):
+    """The job under the pair of user_id and request_id was deleted and does not run again."""
+
+    reason = "JOB_DELETED"
+
+
+class DeletionNotFound(ApiError):
+    """There is no such deletion, or it is past its retention."""
+
+    reason = "DELETION_NOT_FOUND"
 
 
 class JobNotEnded(ApiError):
@@ -174,6 +189,12 @@ class KeysUnavailable(Unavailable):
     """The keys of encrypted content are unavailable now."""
 
     reason = "KEYS_UNAVAILABLE"
+
+
+class AuditUnavailable(Unavailable):
+    """The service cannot record the call now, and does nothing without a record."""
+
+    reason = "AUDIT_UNAVAILABLE"
 
 
 class GatewayShutdown(Unavailable):
@@ -285,16 +306,6 @@ class Terminated(JobError):
     """An operator terminated the job's workflow."""
 
     reason = "TERMINATED"
-
-
-def reason_of(status: status_pb2.Status) -> str:
-    """Return the reason in the ErrorInfo of a status. Empty without one."""
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            reason: str = info.reason
-            return reason
-    return ""
 
 
 API_ERRORS: Final[Mapping[str, type[ApiError]]] = {

@@ -1,0 +1,105 @@
+"""The audit log in a JetStream stream that refuses to delete messages."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.errors import BadRequestError
+
+from runtime.audit import AuditUnavailable
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS: Final = 1
+_TIMEOUT: Final = timedelta(seconds=2)
+_SUBJECT: Final = "llm.audit"
+_OTHER_CONFIG: Final = 10058
+"""JetStream's error for a stream that exists with other settings."""
+
+
+class AuditStream:
+    """An AuditStore in a JetStream stream, which it creates when there is none: it denies deletes and purges.
+
+    A full stream takes no more records; it drops none. A message is stored as soon as the broker has acknowledged it,
+    and on its disk when the broker syncs that (every two minutes, unless its `sync_interval` is `always`).
+    """
+
+    def __init__(self, url: str) -> None:
+        """`url` is that of the broker, its path the name of the stream. Raises RuntimeError for one without a path."""
+        parts = urlsplit(url)
+        self._stream = parts.path.strip("/")
+        if not self._stream or "/" in self._stream or "." in self._stream:
+            raise RuntimeError("GATEWAY_AUDIT must name a stream: nats://host:4222/STREAM")
+        self._server = urlunsplit(parts._replace(path=""))
+        self._subject = f"{_SUBJECT}.{self._stream}"
+        self._client = Client()
+        self._jetstream = self._client.jetstream(timeout=_TIMEOUT.total_seconds())
+        self._problem = "the broker cannot be reached"
+        self._ready = asyncio.create_task(self._connect())
+
+    async def write(self, records: Sequence[bytes]) -> None:
+        """See AuditStore."""
+        if not self._ready.done() or not self._client.is_connected:
+            raise AuditUnavailable(f"stream {self._stream}: {self._problem}")
+        sent = (self._jetstream.publish(self._subject, record.rstrip(b"\n")) for record in records)
+        for outcome in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(outcome, (NatsError, OSError, TimeoutError)):
+                raise AuditUnavailable(f"stream {self._stream}: {outcome!r}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def close(self) -> None:
+        """See AuditStore."""
+        self._ready.cancel()
+        await asyncio.gather(self._ready, return_exceptions=True)
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            await self._client.close()
+
+    async def _connect(self) -> None:
+        """Connect, and create the stream or look that it is one that keeps what it has, until that succeeds."""
+        await self._client.connect(
+            servers=self._server,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RETRY_SECONDS,
+            connect_timeout=round(_TIMEOUT.total_seconds()),
+            error_cb=_log_error,
+        )
+        while True:
+            try:
+                await self._create_stream()
+            except (NatsError, OSError, TimeoutError, AuditUnavailable) as error:
+                self._problem = str(error) or repr(error)
+                _log.warning("the audit log's stream %s cannot be used now: %s", self._stream, self._problem)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                self._problem = "the broker cannot be reached"
+                return
+
+    async def _create_stream(self) -> None:
+        config = StreamConfig(
+            name=self._stream,
+            subjects=[self._subject],
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            deny_delete=True,
+            deny_purge=True,
+        )
+        try:
+            await self._jetstream.add_stream(config)
+        except BadRequestError as error:
+            if error.err_code != _OTHER_CONFIG:
+                raise
+            found = (await self._jetstream.stream_info(self._stream)).config
+            if not (found.deny_delete and found.deny_purge and self._subject in (found.subjects or ())):
+                problem = f"it must take {self._subject} and deny deletes and purges"
+                raise AuditUnavailable(problem) from error
+
+
+async def _log_error(error: Exception) -> None:
+    _log.info("audit: %r", error)

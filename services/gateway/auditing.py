@@ -1,0 +1,54 @@
+"""What the gateway's audit log records of a request, and where it is."""
+
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.message import Message
+from opentelemetry.metrics import Counter
+
+from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN, workflow_id
+from llm_pb import llm_pb2
+from runtime import audit
+from runtime.audit import AuditLog, AuditStore
+from runtime.audit_file import AuditFile
+from runtime.audit_nats import AuditStream
+from runtime.grpc_auth import current_caller
+from services.gateway.settings import GatewaySettings
+
+WRITES: Final = frozenset({"Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs"})
+"""Methods that are recorded before they have an effect: their implementations call audit.allow()."""
+_BROKERS: Final = ("nats://", "tls://")
+
+
+def open_audit(settings: GatewaySettings, lost: Counter) -> AuditLog | None:
+    """Return the log that the settings name; None where they name none. Raises RuntimeError when it cannot be used.
+
+    `lost` counts the records that it cannot store.
+    """
+    if settings.audit is None:
+        return None
+    place = settings.audit.get_secret_value()
+    store: AuditStore = AuditStream(place) if place.startswith(_BROKERS) else AuditFile(Path(place))
+    return AuditLog(store, lost)
+
+
+def describe_request(request: Message) -> None:
+    """Add the ids of a request, which may break every rule, to the record of its call."""
+    if not audit.recording():
+        return
+    about = request.job if isinstance(request, llm_pb2.SubmitRequest) else request
+    user_id = _id(about, "user_id")
+    job = getattr(request, "workflow_id", "")
+    if isinstance(request, llm_pb2.SubmitRequest) and user_id and (request_id := _id(about, "request_id")):
+        job = workflow_id(user_id, request_id, current_caller().tenant)
+    deletion = getattr(request, "deletion_id", "")
+    audit.describe(
+        user_id=user_id,
+        job=job if WORKFLOW_ID_PATTERN.fullmatch(job) else "",
+        deletion=deletion if WORKFLOW_ID_PATTERN.fullmatch(deletion) else "",
+    )
+
+
+def _id(message: Message, field: str) -> str:
+    value: str = getattr(message, field, "")
+    return value if ID_PATTERN.fullmatch(value) else ""

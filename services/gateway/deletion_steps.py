@@ -1,0 +1,197 @@
+"""The steps of a deletion, as activities: see workflows.llm_deletion. Each may run again after it has succeeded."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import UTC
+from typing import Final
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from encryption import Encryption
+from feed.feed import Feed
+from jobs import names
+from jobs.ids import tenant_of
+from llm_pb import internal_pb2, llm_pb2
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.errors import JobNotFound
+from services.gateway.job_parts import Runs, delivery_ids, parts_of
+from services.gateway.job_reader import JobReader
+from services.gateway.listing import visibility_query
+from services.gateway.settings import GatewaySettings
+
+_log = logging.getLogger(__name__)
+_REASON: Final = "the job is being deleted"
+_FOUND: Final = 100
+"""Maximum number of jobs that FindJobs returns."""
+_DESCRIBES: Final = 8
+"""Maximum number of jobs that one FindJobs describes concurrently."""
+
+
+class DeletionSteps:
+    """The activities of LLMDeletionWorkflow and LLMBulkDeletionWorkflow."""
+
+    def __init__(
+        self,
+        client: Client,
+        feed: Feed,
+        reader: JobReader,
+        deliveries: DeliveryReader,
+        settings: GatewaySettings,
+        encryption: Encryption | None,
+    ) -> None:
+        self._client = client
+        self._reader = reader
+        self._deliveries = deliveries
+        self._workflow_queue = settings.workflow_queue
+        self._runs = Runs(client)
+        self._encryption = encryption
+        self._parts = parts_of(self._runs, feed)
+
+    @activity.defn(name=names.ACTIVITY_STOP_JOB)
+    async def stop_job(self, request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
+        """Ask an open job to stop, as the request says. End the deliveries of a job that has closed."""
+        open_job = await self._open(request.workflow_id, names.JOB_WORKFLOW_TYPE)
+        if open_job is not None:
+            await self._stop(open_job, request)
+            return internal_pb2.StopJobResponse(closed=False)
+        closed = True
+        for id_ in delivery_ids(request.workflow_id):
+            if (delivering := await self._open(id_, names.DELIVERY_WORKFLOW_TYPE)) is not None:
+                closed = False
+                await self._terminate(delivering)
+        return internal_pb2.StopJobResponse(closed=closed)
+
+    @activity.defn(name=names.ACTIVITY_INSPECT_JOB)
+    async def inspect_job(self, workflow_id: str) -> internal_pb2.JobRemains:
+        """Return the runs of a closed job, and where copies of it are."""
+        remains = internal_pb2.JobRemains(workflow_id=workflow_id)
+        kinds = {
+            workflow_id: names.JOB_WORKFLOW_TYPE,
+            **dict.fromkeys(delivery_ids(workflow_id), names.DELIVERY_WORKFLOW_TYPE),
+        }
+        for id_, kind in kinds.items():
+            for run_id in sorted(await self._runs.of(id_, kind)):
+                remains.runs.add(workflow_id=id_, run_id=run_id)
+        last = await self._runs.describe(workflow_id)
+        job = last if last is not None and last.workflow_type == names.JOB_WORKFLOW_TYPE else None
+        try:
+            standing = await self._deliveries.standing(workflow_id, job)
+        except JobNotFound:
+            if job is not None:
+                # Its workflow does not answer.
+                remains.unreached.add(place="targets")
+        else:
+            remains.unreached.extend(_sent(standing.state))
+        return remains
+
+    @activity.defn(name=names.ACTIVITY_KEEP_JOB_ID)
+    async def keep_job_id(self, workflow_id: str) -> bool:
+        """Start the tombstone under the id of a closed job; return False for a job that is open.
+
+        A job that is past its retention has no id to keep: somebody may have submitted it again.
+        """
+        last = await self._runs.describe(workflow_id)
+        if last is None or last.workflow_type != names.JOB_WORKFLOW_TYPE:
+            return True
+        if last.status == WorkflowExecutionStatus.RUNNING:
+            return False
+        try:
+            await self._client.start_workflow(
+                names.TOMBSTONE_WORKFLOW_TYPE,
+                id=workflow_id,
+                task_queue=self._workflow_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                rpc_timeout=RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            last = await self._runs.describe(workflow_id)
+            return last is not None and last.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE
+        return True
+
+    @activity.defn(name=names.ACTIVITY_REMOVE_JOB)
+    async def remove_job(self, remains: internal_pb2.JobRemains) -> internal_pb2.RemovedParts:
+        """Remove what there is of a closed job, and say what is gone."""
+        removed = [part.name for part in self._parts if await part.remove(remains)]
+        return internal_pb2.RemovedParts(removed=removed, done=len(removed) == len(self._parts))
+
+    @activity.defn(name=names.ACTIVITY_FIND_JOBS)
+    async def find_jobs(self, request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJobsResponse:
+        """Return some jobs that exist and match. Temporal's visibility still shows some that are deleted."""
+        before = request.before.ToDatetime(UTC).isoformat()
+        # The ids tell the tenant: see below.
+        hash_ = None if self._encryption is None else await self._encryption.known_search_hash(request.tenant)
+        jobs = visibility_query(request.tenant, request.filters, hash_, knows_tenants=False)
+        query = f"{jobs} AND StartTime <= '{before}'"
+        response, turns = internal_pb2.FindJobsResponse(), asyncio.Semaphore(_DESCRIBES)
+
+        async def matches(item: WorkflowExecution) -> bool:
+            async with turns:
+                return tenant_of(item.id) == request.tenant and await self._matches(item, request.filters)
+
+        pages = self._client.list_workflows(query, page_size=_FOUND, rpc_timeout=RPC_TIMEOUT)
+        while len(response.workflow_ids) < _FOUND:
+            await pages.fetch_next_page()
+            page = pages.current_page or ()
+            for item, match in zip(page, await asyncio.gather(*map(matches, page)), strict=True):
+                if match and item.id not in response.workflow_ids and len(response.workflow_ids) < _FOUND:
+                    response.workflow_ids.append(item.id)
+            if not pages.next_page_token:
+                break
+        return response
+
+    async def _matches(self, item: WorkflowExecution, filters: llm_pb2.ListRequest) -> bool:
+        if (description := await self._runs.describe(item.id, item.run_id)) is None:
+            return False
+        if not filters.states:
+            return True
+        return (await self._reader.status_of(description)).status.state in filters.states
+
+    async def _open(self, id_: str, kind: str) -> WorkflowExecutionDescription | None:
+        """Return the running workflow of a type under an id."""
+        last = await self._runs.describe(id_)
+        if last is None or last.workflow_type != kind or last.status != WorkflowExecutionStatus.RUNNING:
+            return None
+        return last
+
+    async def _stop(self, job: WorkflowExecution, request: internal_pb2.StopJobRequest) -> None:
+        if request.method == internal_pb2.STOP_JOB_METHOD_TERMINATE:
+            await self._terminate(job)
+        elif request.method == internal_pb2.STOP_JOB_METHOD_CANCEL:
+            handle = self._client.get_workflow_handle(job.id, run_id=job.run_id)
+            cancel = llm_pb2.CancelRequest(workflow_id=job.id, reason=_REASON)
+            try:
+                await handle.signal(names.SIGNAL_CANCEL, cancel, rpc_timeout=RPC_TIMEOUT)
+            except RPCError as error:
+                _require_closed(error)
+
+    async def _terminate(self, execution: WorkflowExecution) -> None:
+        handle = self._client.get_workflow_handle(execution.id, run_id=execution.run_id)
+        try:
+            await handle.terminate(reason=_REASON, rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            _require_closed(error)
+        _log.info("terminated for a deletion", extra={"workflow_id": execution.id, "run_id": execution.run_id})
+
+
+def _require_closed(error: RPCError) -> None:
+    """Raise the error unless it says that the workflow has closed meanwhile."""
+    if error.status != RPCStatusCode.NOT_FOUND:
+        raise error
+
+
+def _sent(state: internal_pb2.DeliveryState) -> Iterator[llm_pb2.UnreachedCopy]:
+    """Yield what was sent, or may have been: an attempt that failed may have reached its receiver nevertheless."""
+    for delivery in (*state.deliveries, *state.earlier):
+        under_way = delivery.state == llm_pb2.NOTIFY_STATE_PENDING and not delivery.HasField("next_attempt_time")
+        if delivery.attempts or under_way or delivery.state == llm_pb2.NOTIFY_STATE_DELIVERED:
+            copy = llm_pb2.UnreachedCopy(place=delivery.target, type=delivery.type)
+            if delivery.attempts:
+                copy.time.CopyFrom(delivery.attempts[-1].time)
+            yield copy

@@ -1,0 +1,103 @@
+"""The gateway, which runs the steps of a deletion, is killed between every two of them, and the deletion ends."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import grpc
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from jobs import names
+from jobs.ids import delivery_workflow_id
+from llm_pb import llm_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from payload_converter import data_converter
+from tests.support.deletions import feed_holds, feed_messages, run_exists, until_no_rows
+from tests.support.jobs import details_of, new_job, until_output, watch, webhook
+from tests.support.stacks import FAST, stack_settings
+
+PATIENCE = 240
+STEPS = (EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED)
+
+
+class Killing(NamedTuple):
+    stack: Stack
+    stub: LlmServiceStub
+    temporal: Client
+
+
+@pytest.fixture(scope="module")
+async def killing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Killing]:
+    """A stack with two gateways: clients call the first; the second one runs the workflows and is killed."""
+    gateway = {**FAST["gateway"], "GATEWAY_ROLE": "api"}
+    settings = stack_settings(tmp_path_factory.mktemp("deletions"))
+    only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    async with (
+        Stack(settings, only=only, environment={**FAST, "gateway": gateway}) as stack,
+        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+    ):
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        yield Killing(stack, LlmServiceStub(channel), temporal)
+
+
+async def steps_of(temporal: Client, deletion_id: str) -> int:
+    """Return how many beginnings and ends of steps of a deletion Temporal has noted."""
+    history = await temporal.get_workflow_handle(deletion_id).fetch_history()
+    return sum(event.event_type in STEPS for event in history.events)
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded"])
+@pytest.mark.timeout(600)
+async def test_a_gateway_killed_between_any_two_steps(killing: Killing, state: str) -> None:
+    stack, stub, temporal = killing
+    worker = stack.add("gateway", {"GATEWAY_ROLE": "workflows"})
+    await worker.start()
+    await worker.wait_ready()
+    marker = f"marker{uuid.uuid4().hex}"
+    job = new_job(
+        marker,
+        params={"max_tokens": 8000 if state == "running" else 3},
+        notify=webhook("http://127.0.0.1:9/hook"),
+    )
+    accepted = await stub.Submit(llm_pb2.SubmitRequest(job=job))
+    id_ = accepted.workflow_id
+    if state == "running":
+        await until_output(stub, id_)
+    else:
+        await watch(stub, id_)
+    request = llm_pb2.DeleteJobRequest(workflow_id=id_)
+    deletion_id = (await stub.DeleteJob(request)).deletion.deletion_id
+    deletion = temporal.get_workflow_handle(deletion_id)
+
+    kills, seen = 0, 0
+    async with asyncio.timeout(PATIENCE):
+        while (await deletion.describe()).close_time is None:
+            if (steps := await steps_of(temporal, deletion_id)) > seen:
+                seen = steps
+                await worker.kill()
+                kills += 1
+                # At no moment is the id free, or the job's.
+                description = await temporal.get_workflow_handle(id_).describe()
+                assert description.workflow_type in (names.JOB_WORKFLOW_TYPE, names.TOMBSTONE_WORKFLOW_TYPE)
+                await worker.start()
+            await asyncio.sleep(0.02)
+    # Four steps at least, each of which begins and ends. A step may begin and end between two looks.
+    assert kills >= 4
+    await worker.wait_ready()
+    ended = (await stub.GetDeletion(llm_pb2.GetDeletionRequest(deletion_id=deletion_id))).deletion
+    assert ended.state == llm_pb2.DELETION_STATE_DONE
+    # Who was notified is not forgotten, whenever the process died.
+    assert [copy for copy in ended.unreached if copy.place.startswith("http://127.0.0.1:9")]
+    assert not await run_exists(temporal, id_, accepted.run_id)
+    assert not await run_exists(temporal, delivery_workflow_id(id_))
+    assert await feed_messages(stack, accepted.run_id) == 0
+    assert not await feed_holds(stack, marker)
+    await until_no_rows(stack, marker)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.Submit(llm_pb2.SubmitRequest(job=job))
+    assert details_of(error.value)["ErrorInfo"].reason == "JOB_DELETED"
+    await worker.terminate()
