@@ -195,8 +195,8 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
     RESOURCE_EXHAUSTED. PT0S: no minimum."""
     delete_grace: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
-    """Maximum time for a job that is deleted to close after its cancel. It is terminated then. PT0S: it is terminated at
-    once."""
+    """Maximum time for a job that is deleted to close after its cancel. It is terminated then. PT0S: it is terminated
+    at once."""
     delete_settle: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
     """Time for which DeleteJobs must have found no more jobs before it is done. It must be longer than Temporal's
     visibility takes to show a new job."""
