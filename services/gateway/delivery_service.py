@@ -77,10 +77,13 @@ class DeliveryService:
             start_signal_args=[request],
             rpc_timeout=RPC_TIMEOUT,
         )
-        if job is not None and await self._job(caller, request.workflow_id) is None:
-            # It was deleted after its deliveries were read, and what was just started holds its outcome.
-            await self._runs.delete(delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
-            raise not_found(request.workflow_id)
+        if job is not None:
+            try:
+                await self._jobs.describe(caller, request.workflow_id)
+            except JobNotFound:
+                # It was deleted after its deliveries were read, and what was just started holds its outcome.
+                await self._runs.delete(delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
+                raise
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
     def _check_interval(self, workflow_id: str, state: internal_pb2.DeliveryState) -> None:

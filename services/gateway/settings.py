@@ -295,6 +295,13 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
         )
 
     @model_validator(mode="after")
+    def _queues_differ(self) -> Self:
+        # The gateway's worker would take activities that it does not have.
+        if self.workflow_queue in (self.notify_queue, *(model.queue for model in self.models)):
+            raise ValueError("GATEWAY_WORKFLOW_QUEUE must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues")
+        return self
+
+    @model_validator(mode="after")
     def _mtls_has_a_ca(self) -> Self:
         if self.mtls_port is not None and self.tls_client_ca is None:
             raise ValueError("GATEWAY_MTLS_PORT needs GATEWAY_TLS_CLIENT_CA")

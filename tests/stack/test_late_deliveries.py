@@ -19,6 +19,7 @@ from tests.support.receivers import Receiver, Request, receiving, status
 from tests.support.stacks import running
 
 QUEUE = "late"
+NOTIFY_QUEUE = "late-notifications"
 HOLD = timedelta(seconds=2)
 NEEDS = 5 * HOLD
 """Time that the slow receiver takes to answer."""
@@ -34,12 +35,12 @@ class Late(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def late(stack: Stack) -> AsyncIterator[Late]:
-    notifier = stack.add("notifier", {"NOTIFIER_TASK_QUEUE": QUEUE, "NOTIFIER_WEBHOOK_TIMEOUT": "PT30S"})
+    notifier = stack.add("notifier", {"NOTIFIER_TASK_QUEUE": NOTIFY_QUEUE, "NOTIFIER_WEBHOOK_TIMEOUT": "PT30S"})
     gateway = stack.add(
         "gateway",
         {
             "GATEWAY_WORKFLOW_QUEUE": QUEUE,
-            "GATEWAY_NOTIFY_QUEUE": QUEUE,
+            "GATEWAY_NOTIFY_QUEUE": NOTIFY_QUEUE,
             "GATEWAY_NOTIFY_HOLD": "PT2S",
             "GATEWAY_NOTIFY_TIMEOUT": "PT40S",
             "GATEWAY_NOTIFY_MAX_DURATION": "PT8S",

@@ -155,3 +155,13 @@ def test_models_that_contradict_themselves_are_refused(
     monkeypatch.setenv("GATEWAY_MODELS", json.dumps([{**model, **change} for change in changes]))
     with pytest.raises(ValidationError, match=problem):
         GatewaySettings()
+
+
+@pytest.mark.parametrize("variable", ["GATEWAY_NOTIFY_QUEUE", "GATEWAY_MODELS"])
+def test_the_queue_of_workflows_is_no_other_queue(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """The gateway takes activities from it, so it would take those of notifiers or workers."""
+    model = {"name": "m", "queue": "same", "context_tokens": 8, "max_output_tokens": 4, "default_max_tokens": 4}
+    monkeypatch.setenv("GATEWAY_WORKFLOW_QUEUE", "same")
+    monkeypatch.setenv(variable, json.dumps([model]) if variable == "GATEWAY_MODELS" else "same")
+    with pytest.raises(ValidationError, match="must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues"):
+        GatewaySettings()
