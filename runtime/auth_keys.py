@@ -20,7 +20,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid
+from runtime.auth import Caller, Presented, check_expiry, credential_invalid
 from runtime.tenants import check_tenant
 
 _log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
 from payload_converter import PayloadError
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
-from runtime.grpc_auth import Caller, Refusal, current_caller
+from runtime.auth import Caller, Refusal
+from runtime.grpc_auth import current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 from services.gateway.errors import ApiError, exhausted, from_temporal, invalid, keys_unavailable, refused, unreadable

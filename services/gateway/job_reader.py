@@ -35,7 +35,7 @@ from jobs.ids import tenant_of
 from jobs.outcome import add_result
 from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import not_found

@@ -13,8 +13,8 @@ from temporalio.client import Client
 
 from jobs.ids import ledger_workflow_id
 from llm_pb import llm_pb2
+from runtime.auth import Caller
 from runtime.group_commit import CommitError, TooManyWaitingError
-from runtime.grpc_auth import Caller
 from runtime.token_bucket import TokenBucket
 from services.gateway.errors import exhausted, quota_exceeded, temporal_unavailable
 from services.gateway.ledgers import Ledger, SlotReleases
