@@ -18,9 +18,7 @@ SERVICE: Final = "codec"
 async def main() -> None:
     """Serve the codec protocol. Raises RuntimeError for an address that is taken."""
     settings, readiness = CodecSettings(), Readiness(SERVICE)
-    async with serving_metrics(
-        settings.metrics_host, settings.metrics_port, "CODEC_", readiness, settings.metrics_tls
-    ) as metrics:
+    async with serving_metrics(settings, readiness) as metrics:
         duration = metrics.meter(__package__).create_histogram(
             HTTP_SERVER_REQUEST_DURATION,
             unit="s",

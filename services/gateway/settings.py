@@ -29,8 +29,8 @@ from jobs.options import (
 from models import DOCSTRINGS
 from runtime.auth_settings import AuthSettings
 from runtime.grpc_server import PING_INTERVAL
+from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
-from runtime.tls import MetricsTlsSettings
 from services.gateway.tenants import TenantSettings
 
 
@@ -71,7 +71,7 @@ EMBEDDED_MODEL = Model(
 )
 
 
-class GatewaySettings(AuthSettings, MetricsTlsSettings):
+class GatewaySettings(AuthSettings, MetricsSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"notify_within": "notify_max_duration"}
@@ -95,8 +95,6 @@ class GatewaySettings(AuthSettings, MetricsTlsSettings):
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
-    metrics_host: str = "127.0.0.1"
-    """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9464, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
