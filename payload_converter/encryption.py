@@ -88,6 +88,11 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
             raise PayloadError(f"an encrypted payload cannot be read: {error}") from error
 
 
+def encrypted_for(payload: Payload) -> str | None:
+    """Return the tenant whose key encrypts the payload, None for one in clear. Only decrypting it proves the tenant."""
+    return _text(payload, _TENANT) if payload.metadata.get("encoding") == ENCRYPTED else None
+
+
 def encrypting(encryption: Encryption | None) -> DataConverter:
     """Return the suite's data converter with encryption; without it for None."""
     if encryption is None:
