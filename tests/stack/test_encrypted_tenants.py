@@ -281,7 +281,7 @@ async def test_the_end_of_one_tenants_keys_is_not_the_others(installed: Installe
             await ask(acme.stub, id_)
         assert error.value.code() == grpc.StatusCode.DATA_LOSS
         assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
-    for tenant in ("acme", ""):
+    for tenant in ("acme", None):
         with pytest.raises(PayloadError, match="was deleted"):
             await EncryptingCodec(keys.encryption(), tenant).decode(before)
     listed = await acme.listed(acme.stub, {id_, open_["acme"]})
