@@ -43,10 +43,12 @@ _IN_THREAD: Final = 64 * 1024
 class EncryptingCodec(PayloadCodec, WithSerializationContext):
     """Encrypts each payload with its tenant's data key of the month, and decrypts with the key that it names.
 
-    The tenant is that of the workflow in the SDK's context. Without a context it is the one without a name.
+    The tenant is that of the workflow in the SDK's context. Without a context it encrypts for the tenant without a
+    name, and decrypts for all.
     """
 
-    def __init__(self, encryption: Encryption, tenant: str = "") -> None:
+    def __init__(self, encryption: Encryption, tenant: str | None = None) -> None:
+        """`tenant` is None without a context."""
         self._encryption = encryption
         self._tenant = tenant
 
@@ -63,7 +65,7 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
         """
         if not self._encryption.write:
             return list(payloads)
-        key = await self._encryption.patiently(partial(self._encryption.keys.current, self._tenant))
+        key = await self._encryption.patiently(partial(self._encryption.keys.current, self._tenant or ""))
         cipher = key.cipher(_PURPOSE)
         return [await _off_loop(payload.ByteSize(), _encrypted, payload, cipher) for payload in payloads]
 
@@ -80,12 +82,17 @@ class EncryptingCodec(PayloadCodec, WithSerializationContext):
             return payload
         try:
             key_id = KeyId.parse(_text(payload, _TENANT), _text(payload, _KEY))
-            if self._tenant and key_id.tenant != self._tenant:
+            if self._tenant not in (None, key_id.tenant):
                 raise Unreadable(f"the payload is of tenant {key_id.tenant!r}, the workflow of {self._tenant!r}")
             cipher = (await self._encryption.patiently(partial(self._encryption.keys.get, key_id))).cipher(_PURPOSE)
             return await _off_loop(len(payload.data), _decrypted, payload, cipher)
         except Unreadable as error:
             raise PayloadError(f"an encrypted payload cannot be read: {error}") from error
+
+
+def encrypted_for(payload: Payload) -> str | None:
+    """Return the tenant whose key encrypts the payload, None for one in clear. Only decrypting it proves the tenant."""
+    return _text(payload, _TENANT) if payload.metadata.get("encoding") == ENCRYPTED else None
 
 
 def encrypting(encryption: Encryption | None) -> DataConverter:

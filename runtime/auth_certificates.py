@@ -11,7 +11,7 @@ from typing import Final, Self
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid, credential_missing
+from runtime.auth import Caller, Presented, check_expiry, credential_invalid, credential_missing
 from runtime.tenants import TenantName, check_tenant
 
 PROXY: Final = "proxy"

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 import jwt
 
-from runtime.grpc_auth import (
+from runtime.auth import (
     Caller,
     Presented,
     authentication_unavailable,

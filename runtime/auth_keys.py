@@ -20,7 +20,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from runtime.grpc_auth import Caller, Presented, check_expiry, credential_invalid
+from runtime.auth import Caller, Presented, check_expiry, credential_invalid
 from runtime.tenants import check_tenant
 
 _log = logging.getLogger(__name__)
@@ -121,8 +121,11 @@ class ApiKeys:
 
     async def authenticate(self, presented: Presented) -> Caller | None:
         """See Authenticator."""
-        token = presented.token
-        if token is None or not token.startswith(PREFIX):
+        return self.find(presented.token) if presented.token is not None else None
+
+    def find(self, token: str) -> Caller | None:
+        """Return the caller with a key, None for a token of another kind. Raises Refusal. Any thread may call it."""
+        if not token.startswith(PREFIX):
             return None
         key = self._keys.get(token.removeprefix(PREFIX).partition("_")[0])
         # A key that is not there takes as long as one that is wrong.
@@ -141,13 +144,17 @@ class ApiKeys:
         check_expiry(caller)
 
     async def refresh(self) -> None:
+        """See Authenticator."""
+        await asyncio.to_thread(self.reload)
+
+    def reload(self) -> None:
         """Read the file if it has changed; log once what is wrong with it, and keep the keys as they were."""
-        version = await asyncio.to_thread(_version, self._path)
+        version = _version(self._path)
         if version == self._version:
             return
         self._version = version
         try:
-            self._keys = await asyncio.to_thread(read_keys, self._path, self._known_scopes)
+            self._keys = read_keys(self._path, self._known_scopes)
         except KeyFileError as error:
             _log.error("the API keys stay as they were: %s", error)
         else:

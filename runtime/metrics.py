@@ -37,9 +37,13 @@ from temporalio.runtime import (
 )
 
 from runtime.addresses import bracketed, unbracketed
+from runtime.auth_keys import ApiKeys
 from runtime.health import Readiness, with_health
+from runtime.http_auth import with_api_keys
 from runtime.log import core_logging
-from runtime.tls import ServerTls, server_context
+from runtime.metrics_settings import MetricsSettings
+from runtime.scopes import READ_METRICS, SCOPES
+from runtime.tls import server_context
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -83,18 +87,21 @@ class Metrics:
 
 
 @asynccontextmanager
-async def serving_metrics(
-    host: str, port: int, prefix: str, readiness: Readiness, tls: ServerTls | None = None
-) -> AsyncIterator[Metrics]:
-    """Serve metrics and health over HTTP while the context is open, with `tls` over HTTPS. Port 0 takes a free one.
+async def serving_metrics(settings: MetricsSettings, readiness: Readiness) -> AsyncIterator[Metrics]:
+    """Serve metrics and health over HTTP while the context is open, with TLS over HTTPS. Port 0 takes a free one.
 
     Threads serve them, so that metrics can be read while the event loop is busy. Raises RuntimeError, with the names of
-    the settings `<prefix>METRICS_HOST` and `<prefix>METRICS_PORT`, if the address is taken; OSError when the files of
-    `tls` cannot be used.
+    its settings, if the address is taken; OSError when the files of TLS cannot be used, and KeyFileError for that of
+    the API keys.
     """
+    host, port, tls = settings.metrics_host, settings.metrics_port, settings.metrics_tls
+    prefix = settings.model_config.get("env_prefix", "")
     context = server_context(tls) if tls is not None else None
+    metrics_app = make_wsgi_app()
+    if settings.metrics_api_keys_file is not None:
+        metrics_app = with_api_keys(metrics_app, ApiKeys(settings.metrics_api_keys_file, SCOPES), READ_METRICS)
     try:
-        server = _Server(host, port, with_health(make_wsgi_app(), readiness), context)
+        server = _Server(host, port, with_health(metrics_app, readiness), context)
     except OSError as error:
         raise RuntimeError(
             f"cannot serve metrics on {bracketed(host)}:{port}: is it taken? ({error});"

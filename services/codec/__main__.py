@@ -5,8 +5,8 @@ from typing import Final
 from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURATION
 
 from encryption import EncryptionSettings, open_encryption
-from payload_converter.encryption import encrypting
 from runtime import process
+from runtime.auth_settings import open_authenticators
 from runtime.health import Readiness
 from runtime.metrics import SHORT_SECONDS, serving_metrics
 from services.codec.server import make_app, serving
@@ -16,20 +16,17 @@ SERVICE: Final = "codec"
 
 
 async def main() -> None:
-    """Serve the codec protocol. Raises RuntimeError for an address that is taken."""
+    """Serve the codec protocol. Raises RuntimeError for an address that is taken, KeyFileError."""
     settings, readiness = CodecSettings(), Readiness(SERVICE)
-    async with serving_metrics(
-        settings.metrics_host, settings.metrics_port, "CODEC_", readiness, settings.metrics_tls
-    ) as metrics:
+    async with serving_metrics(settings, readiness) as metrics:
         duration = metrics.meter(__package__).create_histogram(
             HTTP_SERVER_REQUEST_DURATION,
             unit="s",
             description="Duration of requests to the codec server.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
-        hosts = (*settings.allowed_hosts, settings.host)
-        codec = encrypting(open_encryption()).payload_codec
-        app = make_app(hosts, settings.allowed_origins, settings.max_request_bytes, duration, codec)
+        authenticators = await open_authenticators(settings)
+        app = make_app(settings, duration, open_encryption(), authenticators)
         async with serving(app, settings.host, settings.port, settings.tls) as address:
             readiness.describe(address=address)
             with readiness.serving():

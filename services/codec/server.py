@@ -3,34 +3,40 @@
 `POST /decode` and `POST /encode` take and return a `temporal.api.common.v1.Payloads` as proto3 JSON. Decoding turns
 `binary/protobuf` of a known type into JSON, encoding turns that JSON back; what neither can handle passes through
 untouched, byte for byte, so one odd payload never hides a whole page. Where payloads are encrypted at rest, it decrypts
-and encrypts them, too: whoever can call it can read all of them. It keeps nothing. services.codec is the process around
-it.
+and encrypts them, too, each operator those of a tenant: services.codec.operators has the rules. An operator of several
+tenants names one in the path, `/tenants/<tenant>/decode`, because the Web UI can send neither a header nor a query of
+its user's choice. It keeps nothing. services.codec is the process around it.
 """
 
-import json
+import asyncio
 import logging
 import re
+import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 from opentelemetry.metrics import Histogram
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE
 from opentelemetry.semconv.attributes.url_attributes import URL_SCHEME
-from temporalio.api.common.v1 import Payload, Payloads
-from temporalio.converter import PayloadCodec
+from temporalio.api.common.v1 import Payloads
 
-from encryption import KeysUnavailable
+from encryption import Encryption, KeysUnavailable
 from payload_converter import PayloadError
-from payload_converter._types import MessageType, known
 from runtime.addresses import unbracketed
+from runtime.auth import Authenticator, Caller, Presented, Refusal, authenticate, bearer_token, keep_refreshing
+from runtime.http_auth import STATUS, challenge_headers
+from runtime.scopes import ANONYMOUS
+from runtime.tenants import TENANT_PATTERN
 from runtime.tls import ServerTls, server_context
+from services.codec import audit
+from services.codec.operators import Convert, Work, decode, encode, operator
+from services.codec.settings import CodecSettings
 
 # What the Web UI sends; the last two only when it passes its user's token on.
 _REQUEST_HEADERS = "content-type, x-namespace, authorization, authorization-extras"
@@ -38,82 +44,59 @@ _SHUTDOWN_SECONDS = 5
 _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]*)?")
 """A Host header: an IPv6 address in brackets, or a name or an IPv4 address; and maybe a port."""
 
+_OPERATOR: Final = "operator"
+"""The key of a request's Operator."""
+_OF_TENANT: Final = f"/tenants/{{tenant:{TENANT_PATTERN.pattern}}}"
+
 logger = logging.getLogger(__name__)
-
-Convert = Callable[[Payload], Awaitable[Payload]]
-"""Converts one payload of a request."""
-
-
-def decode_payload(payload: Payload) -> Payload:
-    """Return `binary/protobuf` of a known type as JSON, anything else as it is.
-
-    Most types become `json/protobuf` and keep their `messageType`, so that encode_payload finds the way back. Types
-    that JSON writes as a string or a number, such as google.protobuf.Timestamp, become `json/plain` without it: the
-    CLI prints `json/protobuf` only as an object, and `json/plain` only with no other metadata. Fields that this
-    process does not know are not shown.
-    """
-    message_type = _readable(payload, b"binary/protobuf")
-    if message_type is None:
-        return payload
-    try:
-        # TypeError: a google.protobuf.Any holds a type that is not known here. ValueError: a time past year 9999.
-        value: Any = json_format.MessageToDict(message_type.pb2.FromString(payload.data))
-    except (DecodeError, json_format.Error, TypeError, ValueError):
-        return payload
-    data = json.dumps(value).encode()
-    if isinstance(value, dict):
-        return _with_data(payload, "json/protobuf", data)
-    return Payload(metadata={"encoding": b"json/plain"}, data=data)
-
-
-def encode_payload(payload: Payload) -> Payload:
-    """Return `json/protobuf` of a known type as `binary/protobuf`, anything else as it is.
-
-    The Web UI sends what its user typed, or a decoded payload of an earlier run ("start one like this").
-    """
-    message_type = _readable(payload, b"json/protobuf")
-    if message_type is None:
-        return payload
-    try:
-        message = json_format.Parse(payload.data, message_type.pb2())
-    except (json_format.ParseError, ValueError, RecursionError):
-        return payload
-    return _with_data(payload, "binary/protobuf", message.SerializeToString())
 
 
 def make_app(
-    allowed_hosts: Collection[str],
-    allowed_origins: Collection[str],
-    max_request_bytes: int,
+    settings: CodecSettings,
     duration: Histogram,
-    codec: PayloadCodec | None = None,
+    encryption: Encryption | None = None,
+    authenticators: Sequence[Authenticator] = (),
 ) -> web.Application:
     """Return the server's application.
 
-    `allowed_hosts` are the names and addresses by which it may be called, without ports; any other `Host` is a 421. To
-    a browser, a page whose own name was made to lead here (DNS rebinding) is of this server's origin.
+    Any `Host` but those of the settings is a 421. To a browser, a page whose own name was made to lead here (DNS
+    rebinding) is of this server's origin. The settings have the Web UIs that a browser may let read answers, too. The
+    CLI and other programs need none.
 
-    `allowed_origins` are the Web UIs that a browser may let read answers, each as scheme://host[:port]. The CLI and
-    other programs need none. A larger body than `max_request_bytes` is a 413, a body that is no Payloads a 400.
-    `duration` takes how long each answer took, in seconds. `codec` decrypts and encrypts; None: nothing is encrypted.
+    A caller without a credential is a 401, one without the scope a 403, a body over the limit a 413, one that is no
+    Payloads a 400. Without `authenticators` everybody may do everything. Without `encryption` nothing is decrypted or
+    encrypted. `duration` takes how long each answer took, in seconds.
     """
     app = web.Application(
-        client_max_size=max_request_bytes, middlewares=[_measured(duration), _only_for(allowed_hosts)]
+        client_max_size=settings.max_request_bytes,
+        middlewares=[
+            _measured(duration),
+            _only_for((*settings.allowed_hosts, settings.host)),
+            _admitted(authenticators),
+        ],
     )
+
+    async def refreshing(_app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(keep_refreshing(authenticators))
+        yield
+        task.cancel()
+
+    app.cleanup_ctx.append(refreshing)
 
     async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
         # A signal and not a handler's business, so that errors carry the headers too: without them a browser
         # shows the page a network failure instead of the status.
         response.headers[hdrs.VARY] = "Origin"
         origin = request.headers.get(hdrs.ORIGIN, "")
-        if origin in allowed_origins:
+        if origin in settings.allowed_origins:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
 
     app.on_response_prepare.append(allow_origin)
-    for path, convert in (("/decode", _decode(codec)), ("/encode", _encode(codec))):
-        app.router.add_post(path, _handler(convert))
-        app.router.add_options(path, _preflight)
+    for convert in (decode, encode):
+        for place in ("", _OF_TENANT):
+            app.router.add_post(f"{place}/{convert.__name__}", _handler(convert, encryption))
+            app.router.add_options(f"{place}/{convert.__name__}", _preflight)
     return app
 
 
@@ -185,42 +168,55 @@ def _only_for(hosts: Collection[str]) -> Middleware:
     return check
 
 
-def _decode(codec: PayloadCodec | None) -> Convert:
-    """Return a function that decrypts and decodes. A payload that cannot be decrypted passes through untouched."""
+def _admitted(authenticators: Sequence[Authenticator]) -> Middleware:
+    """Return the middleware that knows the operator, before anything of the body is read."""
 
-    async def decode(payload: Payload) -> Payload:
+    @web.middleware
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == hdrs.METH_OPTIONS:
+            # A browser sends no credential with a preflight.
+            return await handler(request)
+        caller = None
         try:
-            (payload,) = await codec.decode([payload]) if codec else [payload]
-        except (PayloadError, KeysUnavailable) as error:
-            logger.warning("a payload is shown encrypted: %s", error)
-        return decode_payload(payload)
+            caller = await _caller(request, authenticators)
+            request[_OPERATOR] = operator(caller, request.match_info.get("tenant"))
+        except Refusal as refusal:
+            audit.refused(request.path.rpartition("/")[2], caller, refusal)
+            return web.Response(status=STATUS[refusal.code], text=str(refusal), headers=challenge_headers(refusal))
+        return await handler(request)
 
-    return decode
-
-
-def _encode(codec: PayloadCodec | None) -> Convert:
-    """Return a function that encodes and encrypts. It raises KeysUnavailable, and PayloadError for a large payload."""
-
-    async def encode(payload: Payload) -> Payload:
-        encoded = encode_payload(payload)
-        return (await codec.encode([encoded]))[0] if codec else encoded
-
-    return encode
+    return admit
 
 
-def _handler(convert: Convert) -> Callable[[web.Request], Awaitable[web.Response]]:
+async def _caller(request: web.Request, authenticators: Sequence[Authenticator]) -> Caller:
+    """Return who makes the request. Raises Refusal."""
+    if not authenticators:
+        return ANONYMOUS
+    token = bearer_token(request.headers.getall(hdrs.AUTHORIZATION, []))
+    tls: ssl.SSLObject | None = request.get_extra_info("ssl_object")
+    certificate = tls.getpeercert(binary_form=True) if tls is not None and token is None else None
+    pem = ssl.DER_cert_to_PEM_cert(certificate).encode() if certificate is not None else None
+    _, caller = await authenticate(authenticators, Presented(token, pem))
+    return caller
+
+
+def _handler(convert: Convert, encryption: Encryption | None) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
             # Unknown fields are dropped: a newer Temporal may add some.
             payloads = json_format.Parse(await request.read(), Payloads(), ignore_unknown_fields=True)
         except (json_format.ParseError, ValueError, RecursionError) as err:
             raise web.HTTPBadRequest(text=f"the body is not a temporal.api.common.v1.Payloads: {err}") from err
+        work = Work(request[_OPERATOR], encryption)
         try:
-            converted = Payloads(payloads=[await convert(payload) for payload in payloads.payloads])
+            converted = Payloads(payloads=[await convert(work, payload) for payload in payloads.payloads])
         except PayloadError as error:
             raise web.HTTPBadRequest(text=error.message) from error
         except KeysUnavailable as error:
             raise web.HTTPServiceUnavailable(text="no key to encrypt with is available now") from error
+        finally:
+            # Before the answer, and for what was done before an error, too.
+            audit.allowed(work)
         return web.Response(text=json_format.MessageToJson(converted), content_type="application/json")
 
     return handle
@@ -233,19 +229,3 @@ async def _preflight(_request: web.Request) -> web.Response:
         hdrs.ACCESS_CONTROL_MAX_AGE: "600",
     }
     return web.Response(status=204, headers=headers)
-
-
-def _readable(payload: Payload, encoding: bytes) -> MessageType | None:
-    """Return the type that the payload names, if it has this encoding and the type is known."""
-    if payload.metadata.get("encoding") != encoding:
-        return None
-    return known(payload.metadata.get("messageType", b"").decode(errors="replace"))
-
-
-def _with_data(payload: Payload, encoding: str, data: bytes) -> Payload:
-    """Return a copy that keeps all other metadata."""
-    copy = Payload()
-    copy.CopyFrom(payload)
-    copy.metadata["encoding"] = encoding.encode()
-    copy.data = data
-    return copy

@@ -5,20 +5,19 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from runtime.tls import MetricsTlsSettings, ServerTlsSettings
+from runtime.auth_settings import AuthSettings
+from runtime.metrics_settings import MetricsSettings
 
 
-class CodecSettings(ServerTlsSettings, MetricsTlsSettings):
+class CodecSettings(AuthSettings, MetricsSettings):
     """The codec server: shows payloads as JSON in Temporal's Web UI and CLI."""
 
-    model_config = SettingsConfigDict(env_prefix="CODEC_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CODEC_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
-    host: str = "127.0.0.1"
-    """Address to listen on; loopback unless set. The server knows no users: whoever reaches it can decode payloads."""
     port: int = Field(default=8234, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
-    metrics_host: str = "127.0.0.1"
-    """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(default=9468, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")

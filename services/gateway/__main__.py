@@ -24,9 +24,7 @@ async def main() -> None:
     settings, feed_settings, readiness = GatewaySettings(), FeedSettings(), Readiness(SERVICE)
     encryption = open_encryption(tenant_of)
     async with AsyncExitStack() as stack:
-        serving = serving_metrics(
-            settings.metrics_host, settings.metrics_port, "GATEWAY_", readiness, settings.metrics_tls
-        )
+        serving = serving_metrics(settings, readiness)
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness, encryption)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)

@@ -16,7 +16,7 @@ from jobs.rules import filters_of
 from jobs.search import user_attribute
 from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobNotFound, deletion_not_found, not_found

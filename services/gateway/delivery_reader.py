@@ -53,13 +53,17 @@ class DeliveryReader:
     async def standing(self, workflow_id: str, job: WorkflowExecution | None) -> Standing:
         """Return the state of a job's deliveries; `job` is None when the job's own record is gone.
 
-        Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable.
+        Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable, PayloadError for a job whose keys were
+        deleted, and KeysUnavailable.
         """
         later = await self._later(workflow_id, job.run_id if job else None)
         if later is not None:
             return later
         state = await self._ask(job) if job is not None else None
         if state is None:
+            if job is not None:
+                # Every job has it. The job of deleted keys exists, and its workflow cannot answer.
+                await job.memo_value(names.MEMO_DIGEST, None)
             raise not_found(workflow_id)
         return Standing(state, delivery_workflow_id(workflow_id))
 

@@ -10,7 +10,7 @@ from jobs import names
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader, Standing
 from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended, not_found

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -13,7 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs.errors import error_info, make_status
 from jobs.field_rules import Violation
 from payload_converter import PayloadError
-from runtime.grpc_auth import Refusal
+from runtime.auth import Code, Refusal
 
 _RETRY: Final = timedelta(seconds=1)
 _MAX_DETAILS_BYTES: Final = 4096
@@ -123,9 +122,9 @@ def reason_of(status: status_pb2.Status) -> str:
 def refused(refusal: Refusal) -> ApiError:
     """UNAUTHENTICATED or PERMISSION_DENIED for who calls; UNAVAILABLE when that cannot be told now."""
     details: list[Message] = [error_info(refusal.reason, refusal.about)]
-    if refusal.code == grpc.StatusCode.UNAVAILABLE:
+    if refusal.code is Code.UNAVAILABLE:
         details.append(_retry_info())
-    return ApiError(make_status(refusal.code.value[0], str(refusal), *details))
+    return ApiError(make_status(code_pb2.Code.Value(refusal.code.name), str(refusal), *details))
 
 
 def from_temporal(error: RPCError) -> ApiError:

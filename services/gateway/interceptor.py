@@ -25,7 +25,8 @@ from payload_converter import PayloadError
 from runtime import audit
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
 from runtime.audit import AuditUnavailable
-from runtime.grpc_auth import Caller, Refusal, current_caller
+from runtime.auth import Caller, Refusal
+from runtime.grpc_auth import current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 from services.gateway.auditing import WRITES, describe_request

@@ -58,8 +58,16 @@ async def expected_result_bytes(description: WorkflowExecutionDescription) -> in
 
 
 async def user_of(execution: WorkflowExecution) -> str:
-    """Return who a job is for. Empty for one that was started by hand without saying so, or that is unreadable."""
-    return (await search_attributes_of(execution)).get(names.USER_ID.name, "")
+    """Return who a job is for. Empty for one that was started by hand without saying so, or that is unreadable.
+
+    Raises KeysUnavailable: whose it is cannot be told now.
+    """
+    value = execution.typed_search_attributes.get(names.USER_ID) or ""
+    if not is_hash(value):
+        return value
+    with suppress(PayloadError):
+        return (await _hashed_attributes(execution)).get(names.USER_ID.name, "")
+    return ""
 
 
 async def search_attributes_of(execution: WorkflowExecution) -> dict[str, str]:
@@ -70,11 +78,15 @@ async def search_attributes_of(execution: WorkflowExecution) -> dict[str, str]:
         return values
     clear = {name: value for name, value in values.items() if not is_hash(value)}
     with suppress(PayloadError, KeysUnavailable):
-        hashed = await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None)
-        # A workflow that was started by hand may hold anything.
-        if isinstance(hashed, dict):
-            clear = {**{name: value for name, value in hashed.items() if isinstance(value, str)}, **clear}
+        clear = {**await _hashed_attributes(execution), **clear}
     return clear
+
+
+async def _hashed_attributes(execution: WorkflowExecution) -> dict[str, str]:
+    """Return the values of the search attributes that are hashed. Raises PayloadError, KeysUnavailable."""
+    hashed = await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None)
+    # A workflow that was started by hand may hold anything.
+    return {name: value for name, value in hashed.items() if isinstance(value, str)} if isinstance(hashed, dict) else {}
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.ids import ID_PATTERN
 from runtime.auth_keys import ApiKey, KeyFileError, make_key, read_keys, write_keys
+from runtime.scopes import CANCEL, READ, READ_MODELS, SCOPES, SUBMIT
 from runtime.tenants import check_tenant
-from services.gateway.scopes import CANCEL, READ, READ_MODELS, SCOPES, SUBMIT
 
 _FILE_VARIABLE: Final = "GATEWAY_API_KEYS_FILE"
 _DEFAULT_SCOPES: Final = (SUBMIT, READ, CANCEL, READ_MODELS)

@@ -16,9 +16,10 @@ from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
     WorkflowHandle,
+    WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
 )
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import QueryRejectCondition, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -65,11 +66,21 @@ class Ledger:
             return await self._groups.add(job_id)
 
     async def used(self) -> int:
-        """Return the number of slots in use. Raises RPCError when Temporal or the workflow worker is unavailable."""
+        """Return the number of slots in use.
+
+        Raises RPCError when Temporal or the workflow worker is unavailable, and WorkflowQueryFailedError for a ledger
+        whose keys were deleted: it is terminated, and has no slots at the next call.
+        """
         try:
             state: internal_pb2.LedgerState = await self._handle().query(
-                names.QUERY_GET_LEDGER, result_type=internal_pb2.LedgerState, rpc_timeout=RPC_TIMEOUT
+                names.QUERY_GET_LEDGER,
+                result_type=internal_pb2.LedgerState,
+                reject_condition=QueryRejectCondition.NOT_OPEN,
+                rpc_timeout=RPC_TIMEOUT,
             )
+        except WorkflowQueryRejectedError:
+            # It was terminated. The next one begins without slots.
+            return 0
         except RPCError as error:
             # No job has needed a slot yet.
             if error.status == RPCStatusCode.NOT_FOUND:

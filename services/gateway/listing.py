@@ -13,7 +13,7 @@ from jobs.ids import tenant_of
 from jobs.search import HASHED, Hash
 from llm_pb import llm_pb2
 from payload_converter import PayloadError
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import bare_status, base_status, final_status, search_attributes_of

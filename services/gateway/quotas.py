@@ -9,18 +9,19 @@ from datetime import timedelta
 from math import ceil
 from typing import Final
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowQueryFailedError
 
 from jobs.ids import ledger_workflow_id
 from llm_pb import llm_pb2
+from runtime.auth import Caller
 from runtime.group_commit import CommitError, TooManyWaitingError
-from runtime.grpc_auth import Caller
 from runtime.token_bucket import TokenBucket
 from services.gateway.errors import exhausted, quota_exceeded, temporal_unavailable
 from services.gateway.ledgers import Ledger, SlotReleases
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.tenants import TenantSettings
 
+_UNCOUNTED: Final = "the open jobs of the tenant cannot be counted now; call again"
 _START_WITHIN: Final = timedelta(seconds=30)
 """Maximum time from the request of a slot to the start of its job. The start itself takes at most 20 s, and the ledger
 keeps the slot for a minute."""
@@ -86,8 +87,7 @@ class OpenJobQuotas:
         except TooManyWaitingError:
             raise exhausted("too many Submits of the tenant wait at this gateway; call again") from None
         except (CommitError, TimeoutError) as error:
-            message = "the open jobs of the tenant cannot be counted now; call again"
-            raise temporal_unavailable(message) from error
+            raise temporal_unavailable(_UNCOUNTED) from error
         return Reservation(began) if reserved else None
 
     def refusal(self, tenant: str) -> Exception:
@@ -102,10 +102,13 @@ class OpenJobQuotas:
         await self._releases.release(self._ledgers[tenant].id, job_id)
 
     async def of(self, tenant: str) -> llm_pb2.OpenJobsQuota | None:
-        """Return the quota of a tenant, None without one. Raises RPCError."""
+        """Return the quota of a tenant, None without one. Raises RPCError, ApiError UNAVAILABLE."""
         if (ledger := self._ledgers.get(tenant)) is None:
             return None
-        return llm_pb2.OpenJobsQuota(limit=ledger.limit, used=await ledger.used())
+        try:
+            return llm_pb2.OpenJobsQuota(limit=ledger.limit, used=await ledger.used())
+        except WorkflowQueryFailedError as error:
+            raise temporal_unavailable(_UNCOUNTED) from error
 
 
 class Reservation:

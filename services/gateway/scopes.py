@@ -6,33 +6,13 @@ A method that has no row here is refused, and the gateway does not start with on
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
 from llm_pb import llm_pb2
-from runtime.grpc_auth import Caller, Refusal, scope_missing
-
-SUBMIT: Final = "jobs:submit"
-READ: Final = "jobs:read"
-CANCEL: Final = "jobs:cancel"
-REDELIVER: Final = "jobs:redeliver"
-DELETE: Final = "jobs:delete"
-NOTIFY: Final = "jobs:notify"
-"""To name targets in a job: the notifier calls what they name."""
-STRUCTURED: Final = "jobs:structured"
-"""To ask for structured output, which can slow the engine's whole batch."""
-PRIORITY: Final = "jobs:priority"
-"""To ask for a priority above the default, which goes before all other jobs."""
-READ_MODELS: Final = "models:read"
-ADMIN: Final = "admin:*"
-"""Reserved: no method needs a scope of admin yet."""
-
-SCOPES: Final = frozenset(
-    {SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, READ_MODELS, "jobs:*", "models:*", ADMIN}
-)
-"""All that a credential can have."""
+from runtime.auth import Caller, Code, Refusal, scope_missing
+from runtime.scopes import CANCEL, DELETE, NOTIFY, PRIORITY, READ, READ_MODELS, REDELIVER, SCOPES, STRUCTURED, SUBMIT
 
 OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/Submit": SUBMIT,
@@ -49,9 +29,6 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/GetDeletion": DELETE,
 }
 """The scope of each method."""
-
-ANONYMOUS: Final = Caller("", "", SCOPES)
-"""Who calls where no authentication is configured."""
 
 
 def gateway_for(workflow_id: str) -> Caller:
@@ -108,4 +85,4 @@ def _require_user(caller: Caller, user_id: str) -> None:
 def user_not_allowed(bound_to: str) -> Refusal:
     """PERMISSION_DENIED: the credential is bound to a user, whose jobs these are not."""
     message = f"the credential is for the jobs of the user {bound_to!r} alone"
-    return Refusal(grpc.StatusCode.PERMISSION_DENIED, "USER_NOT_ALLOWED", message)
+    return Refusal(Code.PERMISSION_DENIED, "USER_NOT_ALLOWED", message)

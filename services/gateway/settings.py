@@ -4,10 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from ipaddress import ip_address
-from pathlib import Path
 from typing import ClassVar, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -31,12 +28,10 @@ from jobs.options import (
     DEFAULT_TOTAL_TIMEOUT,
 )
 from models import DOCSTRINGS
-from runtime.auth_certificates import PROXY, CertificateRule
-from runtime.auth_jwt import Algorithm
+from runtime.auth_settings import AuthSettings
 from runtime.grpc_server import PING_INTERVAL
+from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
-from runtime.tls import MetricsTlsSettings, ServerTlsSettings
-from services.gateway.scopes import SCOPES
 from services.gateway.tenants import TenantSettings
 
 
@@ -77,7 +72,7 @@ EMBEDDED_MODEL = Model(
 )
 
 
-class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
+class GatewaySettings(AuthSettings, MetricsSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"notify_within": "notify_max_duration"}
@@ -89,41 +84,11 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
 
     role: Role = Role.ALL
     """Which halves the process runs: `all`, or `api` or `workflows` to scale them apart."""
-    host: str = "127.0.0.1"
-    """Address to listen on; loopback unless set."""
     port: int = Field(50051, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
     mtls_port: int | None = Field(None, ge=0, le=65535)
     """Second port to listen on, for clients with a certificate of GATEWAY_TLS_CLIENT_CA. If set, clients of
     GATEWAY_PORT need no certificate. 0 takes a free one and logs it."""
-    allow_anonymous: bool = False
-    """Whether the gateway may listen elsewhere than on loopback without authentication, because a proxy in front of it
-    knows the callers. Without it does not start there. Means nothing where authentication is configured."""
-    api_keys_file: Path | None = None
-    """The file of the API keys that may call, which `python -m services.gateway.keys` writes. It is read again whenever
-    it has changed. Unset: no API keys."""
-    jwt_issuer: str = ""
-    """The issuer (`iss`) whose JSON Web Tokens may call; set GATEWAY_JWT_AUDIENCE and GATEWAY_JWT_KEYS, too. Unset: no
-    tokens."""
-    jwt_audience: str = ""
-    """The audience (`aud`) that a token must name: this installation."""
-    jwt_keys: str = ""
-    """Where the issuer's public keys are: the URL of its JSON Web Key Set, https or on loopback, or a file's path."""
-    jwt_algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
-    """The algorithms that a token may be signed with, as JSON: RS, PS or ES with 256, 384 or 512, EdDSA."""
-    jwt_leeway: timedelta = Field(timedelta(minutes=1), ge=timedelta(0), le=timedelta(minutes=5))
-    """How far the clocks of issuer and gateway may differ: a token counts this much longer. PT0S: not at all."""
-    jwt_scopes_claim: str = Field("scope", min_length=1)
-    """The claim with the caller's scopes: a text with spaces between, or a list."""
-    jwt_tenant_claim: str = ""
-    """The claim with the caller's tenant. A token without it is refused. Unset: the callers have no tenant."""
-    jwt_user_claim: str = ""
-    """The claim with the one user whose jobs the caller may submit and read. Unset: those of all users of the
-    tenant."""
-    client_certificates: tuple[CertificateRule, ...] = ()
-    """What client certificates may call, by their SPIFFE ids, as JSON: pattern, a regular expression for the whole id,
-    and scopes. A group `tenant` in the pattern, or else the field tenant, names the tenant. The first rule that matches
-    counts. The scope `proxy` is for those that send their callers' credentials."""
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
@@ -134,8 +99,6 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
-    metrics_host: str = "127.0.0.1"
-    """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9464, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
@@ -262,37 +225,10 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
                 raise ValueError(f"default_max_tokens of {model.name!r} is above its max_output_tokens")
         return models
 
-    @field_validator("jwt_keys")
-    @classmethod
-    def _keys_come_safely(cls, source: str) -> str:
-        url = urlsplit(source)
-        if "://" in source and not (
-            url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname or ""))
-        ):
-            raise ValueError("must be an https URL, an http URL on loopback or a path")
-        return source
-
-    @field_validator("client_certificates")
-    @classmethod
-    def _scopes_exist(cls, rules: tuple[CertificateRule, ...]) -> tuple[CertificateRule, ...]:
-        if unknown := sorted(frozenset().union(*(rule.scopes for rule in rules)) - SCOPES - {PROXY}):
-            raise ValueError(f"there is no scope {', '.join(unknown)}")
-        return rules
-
-    @model_validator(mode="after")
-    def _callers_are_known(self) -> Self:
-        of_tokens = {"ISSUER": self.jwt_issuer, "AUDIENCE": self.jwt_audience, "KEYS": self.jwt_keys}
-        if any(of_tokens.values()) and not all(of_tokens.values()):
-            unset = [f"GATEWAY_JWT_{name}" for name, value in of_tokens.items() if not value]
-            raise ValueError(f"tokens need {' and '.join(unset)}, too")
-        authenticated = self.api_keys_file is not None or self.jwt_issuer or self.client_certificates
-        if self.role == Role.WORKFLOWS or authenticated or self.allow_anonymous or _is_loopback(self.host):
-            return self
-        raise ValueError(
-            f"GATEWAY_HOST {self.host} is not loopback, and nobody who calls there would be known. Set one of "
-            "GATEWAY_API_KEYS_FILE, GATEWAY_JWT_ISSUER and GATEWAY_CLIENT_CERTIFICATES; or, behind a proxy that knows "
-            "the callers, GATEWAY_ALLOW_ANONYMOUS=true"
-        )
+    @property
+    def listens(self) -> bool:
+        """See AuthSettings."""
+        return self.role != Role.WORKFLOWS
 
     @model_validator(mode="after")
     def _queues_differ(self) -> Self:
@@ -306,10 +242,3 @@ class GatewaySettings(ServerTlsSettings, MetricsTlsSettings):
         if self.mtls_port is not None and self.tls_client_ca is None:
             raise ValueError("GATEWAY_MTLS_PORT needs GATEWAY_TLS_CLIENT_CA")
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

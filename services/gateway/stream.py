@@ -8,7 +8,7 @@ from jobs.ids import owner
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from runtime.answers import Answer
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
 from services.gateway.errors import exhausted, not_found, shutting_down
 from services.gateway.job_reader import JobReader

@@ -19,7 +19,7 @@ from jobs.start import digests, job_start
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime import audit
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames

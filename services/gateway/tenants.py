@@ -16,7 +16,7 @@ from temporalio.common import Priority
 from jobs.ids import tenant_of
 from jobs.search import Hash
 from jobs.start import fair_owner, fair_turns
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from services.gateway.errors import not_found
 
 MAX_OPEN_JOBS: Final = 5000

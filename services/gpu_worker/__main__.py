@@ -34,9 +34,7 @@ async def main() -> None:
         settings.engine_options,
         special_tokens_in_messages=settings.special_tokens_in_messages,
     )
-    async with serving_metrics(
-        settings.metrics_host, settings.metrics_port, "GPU_WORKER_", readiness, settings.metrics_tls
-    ) as metrics:
+    async with serving_metrics(settings, readiness) as metrics:
         engine = create_engine(settings.engine, config)
         feed = open_feed(FeedSettings(), SERVICE, encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"

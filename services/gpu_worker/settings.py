@@ -9,10 +9,10 @@ from pydantic_settings import SettingsConfigDict
 from jobs import names
 from jobs.limits import MAX_TEMPORAL_ID
 from models import DOCSTRINGS
-from runtime.tls import MetricsTlsSettings
+from runtime.metrics_settings import MetricsSettings
 
 
-class GpuWorkerSettings(MetricsTlsSettings):
+class GpuWorkerSettings(MetricsSettings):
     """The GPU worker: runs the jobs of one model from its queue."""
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
@@ -52,8 +52,6 @@ class GpuWorkerSettings(MetricsTlsSettings):
     ends."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
     """Time that running jobs have to finish after SIGTERM. PT0S: they are handed over at once."""
-    metrics_host: str = "127.0.0.1"
-    """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9465, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
 

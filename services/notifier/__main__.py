@@ -28,9 +28,7 @@ async def main() -> None:
     settings, readiness = NotifierSettings(), Readiness(SERVICE)
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     async with (
-        serving_metrics(
-            settings.metrics_host, settings.metrics_port, "NOTIFIER_", readiness, settings.metrics_tls
-        ) as metrics,
+        serving_metrics(settings, readiness) as metrics,
         open_sinks(settings) as sinks,
     ):
         client = await temporal.connect(metrics.temporal, readiness, encryption)

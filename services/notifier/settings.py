@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, Sec
 from pydantic_settings import SettingsConfigDict
 
 from jobs import names
+from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
-from runtime.tls import ClientTls, MetricsTlsSettings, client_tls
+from runtime.tls import ClientTls, client_tls
 
 _PREFIX = "whsec_"
 
@@ -49,7 +50,7 @@ class TenantEndpoint(UserEndpoint):
     """Users of the tenant with an endpoint or secrets of their own."""
 
 
-class NotifierSettings(MetricsTlsSettings):
+class NotifierSettings(MetricsSettings):
     """The notifier: delivers the events of jobs to their targets."""
 
     model_config = SettingsConfigDict(
@@ -137,8 +138,6 @@ class NotifierSettings(MetricsTlsSettings):
     limit."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
     """Maximum time for running deliveries to end after SIGTERM. PT0S: they are ended at once."""
-    metrics_host: str = "127.0.0.1"
-    """Address to serve Prometheus metrics on; loopback unless set."""
     metrics_port: int = Field(9466, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
 

@@ -595,6 +595,10 @@ async def test_an_issuer_that_is_away_shuts_nobody_out(stack: Stack, tmp_path: P
             {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/b", "scopes": ["jobs:raed"]}]'},
             ["GATEWAY_CLIENT_CERTIFICATES", "jobs:raed"],
         ),
+        (
+            {"GATEWAY_CLIENT_CERTIFICATES": '[{"pattern": "spiffe://a/b", "scopes": ["jobs:read"]}]'},
+            ["GATEWAY_CLIENT_CERTIFICATES needs GATEWAY_TLS_CLIENT_CA"],
+        ),
     ],
 )
 async def test_a_gateway_that_would_let_in_anybody_does_not_start(

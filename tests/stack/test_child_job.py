@@ -1,6 +1,8 @@
 """A workflow that is not a job starts a job as its child with `job_start`, as the gateway does."""
 
 import asyncio
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from temporalio.common import Priority
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from deploy.local.stack import Stack
 from jobs import names
 from jobs.start import job_start
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from payload_converter.encryption import encrypting
+from tests.support.encryption import Keys
 from tests.support.jobs import new_job, watch
 
 QUEUE = "parents"
@@ -94,3 +99,35 @@ async def described(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionDescri
         if error.status == RPCStatusCode.NOT_FOUND:
             return None
         raise
+
+
+@workflow.defn
+class Child:
+    """Workflow of a tenant."""
+
+    @workflow.run
+    async def run(self, text: str) -> str:
+        return f"{text}, back"
+
+
+@workflow.defn
+class ParentOfTenants:
+    """Workflow without a tenant whose child has one."""
+
+    @workflow.run
+    async def run(self, id_: str) -> str:
+        return await workflow.execute_child_workflow(Child.run, "there", id=id_)
+
+
+async def test_a_tenants_child_brings_its_encrypted_result_to_a_parent_without_a_tenant(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """What the child returns is encrypted for its tenant. What the parent does with it is the parent's."""
+    converter = encrypting(Keys(tmp_path).encryption())
+    client = await Client.connect(stack.address("temporal"), data_converter=converter)
+    runner = UnsandboxedWorkflowRunner()
+    async with Worker(client, task_queue=QUEUE, workflows=[ParentOfTenants, Child], workflow_runner=runner):
+        id_ = new_job().request_id
+        limits = {"task_queue": QUEUE, "execution_timeout": timedelta(minutes=2)}
+        handle = await client.start_workflow(ParentOfTenants.run, f"one/{id_}", id=f"parent-{id_}", **limits)
+        assert await handle.result() == "there, back"

@@ -24,7 +24,7 @@ from temporalio.worker import Worker
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from payload_converter import data_converter
-from services.codec.server import decode_payload, encode_payload
+from services.codec.conversion import decode_payload, encode_payload
 from services.codec.settings import CodecSettings
 from tests.support import payload_converter_workflow as flow
 from tests.support.paths import ROOT

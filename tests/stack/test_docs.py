@@ -21,7 +21,7 @@ from jobs.errors import RULES
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
-from runtime import grpc_auth
+from runtime import auth
 from services.gateway import errors
 from services.gateway.scopes import user_not_allowed
 from services.gateway.settings import GatewaySettings
@@ -122,11 +122,11 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.unreadable(PayloadError("a")),
         errors.keys_unavailable(),
         errors.from_temporal(RPCError("a", RPCStatusCode.UNKNOWN, b"")),
-        errors.refused(grpc_auth.credential_missing("a")),
-        errors.refused(grpc_auth.credential_invalid("a")),
-        errors.refused(grpc_auth.credential_expired()),
-        errors.refused(grpc_auth.scope_missing("a")),
-        errors.refused(grpc_auth.authentication_unavailable()),
+        errors.refused(auth.credential_missing("a")),
+        errors.refused(auth.credential_invalid("a")),
+        errors.refused(auth.credential_expired()),
+        errors.refused(auth.scope_missing("a")),
+        errors.refused(auth.authentication_unavailable()),
         errors.refused(user_not_allowed("a")),
     ]
     assert set(rows) == {

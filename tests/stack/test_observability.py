@@ -6,6 +6,8 @@ import re
 import shutil
 import urllib.parse
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +20,8 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.certificates import Authority
+from tests.support.credentials import KeyFile
 from tests.support.jobs import new_job, run_job, webhook
 from tests.support.paths import ROOT
 from tests.support.receivers import Receiver
@@ -26,6 +30,7 @@ from tests.support.scrapes import Scrape, get, measured_stack, scrape_until
 FOLDER = ROOT / "deploy" / "observability"
 DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "llm-jobs.json").read_text())
 CONFIG = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+SECURED = yaml.safe_load((FOLDER / "prometheus-secured.yml").read_text())
 COLLECTOR = yaml.safe_load((FOLDER / "otel-collector.yaml").read_text())
 ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
 
@@ -121,14 +126,20 @@ class Prometheus:
 async def prometheus(
     measured: Stack, scraped: Scrape, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Prometheus]:
-    """Run Prometheus with this repository's configuration, but other addresses and a shorter interval."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    config = {**CONFIG, "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
+    """Run Prometheus with this repository's configuration."""
+    targets = {job["job_name"]: measured.metrics_url(job["job_name"]).split("/")[2] for job in CONFIG["scrape_configs"]}
+    async with running_prometheus(tmp_path_factory.mktemp("prometheus"), CONFIG["scrape_configs"], targets) as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_prometheus(
+    folder: Path, jobs: list[dict[str, Any]], targets: dict[str, str]
+) -> AsyncIterator[Prometheus]:
+    """Run Prometheus until each job has been scraped twice, with other addresses and a shorter interval."""
+    config: dict[str, Any] = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
     config["rule_files"] = [str(FOLDER / "alerts.yml")]
-    config["scrape_configs"] = [
-        {**job, "static_configs": [{"targets": [measured.metrics_url(job["job_name"]).split("/")[2]]}]}
-        for job in CONFIG["scrape_configs"]
-    ]
+    config["scrape_configs"] = [{**job, "static_configs": [{"targets": [targets[job["job_name"]]]}]} for job in jobs]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     with (folder / "log").open("w") as log:
@@ -143,7 +154,7 @@ async def prometheus(
     running = Prometheus(address)
     try:
         async with asyncio.timeout(40):
-            while not await _has_scraped_twice(running):
+            while not await _has_scraped_twice(running, len(jobs)):
                 assert process.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.2)
         yield running
@@ -152,9 +163,9 @@ async def prometheus(
         await process.wait()
 
 
-async def _has_scraped_twice(prometheus: Prometheus) -> bool:
+async def _has_scraped_twice(prometheus: Prometheus, jobs: int) -> bool:
     try:
-        return len(await prometheus.ask("count_over_time(up[1m]) > 2 and up == 1")) == len(CONFIG["scrape_configs"])
+        return len(await prometheus.ask("count_over_time(up[1m]) > 2 and up == 1")) == jobs
     except OSError:
         return False
 
@@ -181,7 +192,30 @@ async def test_prometheus_takes_the_alerts(prometheus: Prometheus) -> None:
     assert {state for state, _ in health.values()} <= {"ok", "unknown"}, health
 
 
-@pytest.mark.parametrize("check", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts.test.yml")])
+async def test_prometheus_scrapes_with_tls_and_a_key(stack: Stack, tmp_path: Path) -> None:
+    """As its example says, whose files it finds next to itself."""
+    ca, keys, secrets = Authority(tmp_path), KeyFile(tmp_path / "keys.json"), tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "metrics-key").write_text(keys.add(["admin:metrics"]) + "\n")
+    (secrets / "ca.pem").write_bytes(ca.pem)
+    tls = ca.issue("metrics").environment("CODEC_METRICS_TLS_")
+    codec = stack.add("codec", {**tls, "CODEC_METRICS_API_KEYS_FILE": str(keys.path)})
+    await codec.start()
+    address = stack.metrics_url(codec.name).split("/")[2]
+    (job,) = (job for job in SECURED["scrape_configs"] if job["job_name"] == "codec")
+    async with running_prometheus(tmp_path, [job], {"codec": address}) as prometheus:
+        assert await prometheus.ask('process_cpu_seconds_total{job="codec"}')
+    await codec.terminate()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "config", "--syntax-only", "prometheus-secured.yml"),
+        ("test", "rules", "alerts.test.yml"),
+    ],
+)
 async def test_promtool_finds_nothing_wrong(check: tuple[str, ...]) -> None:
     """promtool accepts the configuration, and the alerts fire as expected on test series."""
     process = await asyncio.create_subprocess_exec(
@@ -211,7 +245,7 @@ def test_the_ports_are_those_of_make_up() -> None:
     ports = {
         kind: f"127.0.0.1:{StackSettings.model_fields[f'{field}_port'].default}" for kind, field in METRICS.items()
     }
-    assert targets(CONFIG["scrape_configs"]) == ports
+    assert targets(CONFIG["scrape_configs"]) == targets(SECURED["scrape_configs"]) == ports
     services = {kind: port for kind, port in ports.items() if kind != "temporal"}
     assert targets(COLLECTOR["receivers"]["prometheus"]["config"]["scrape_configs"]) == services
 

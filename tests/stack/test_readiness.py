@@ -286,10 +286,11 @@ import asyncio, time
 from runtime import process
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from runtime.metrics_settings import MetricsSettings
 
 async def main():
     readiness = Readiness("hung")
-    async with serving_metrics("127.0.0.1", 0, "TEST_", readiness):
+    async with serving_metrics(MetricsSettings(metrics_port=0), readiness):
         with readiness.serving():
             time.sleep(3600)
 

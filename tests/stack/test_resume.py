@@ -20,7 +20,7 @@ from jobs.errors import WorkerLost, to_status
 from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from runtime.grpc_auth import Caller
+from runtime.auth import Caller
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
 from services.gpu_worker.attempt import Attempt

@@ -4,9 +4,14 @@ import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 HOST = "127.0.0.1"
 
@@ -36,6 +41,33 @@ class Authority:
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         replace(pair.cert, b"".join(part.bytes() for part in issued.cert_chain_pems))
         replace(pair.key, issued.private_key_pem.bytes())
+        return pair
+
+    def issue_spiffe(self, name: str, spiffe_id: str) -> "Pair":
+        """Write a client's certificate with a SPIFFE id, which trustme cannot issue, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.load_pem_x509_certificate(self.pem)
+        signer: Any = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe_id)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.now(UTC) - timedelta(days=1))
+            .not_valid_after(datetime.now(UTC) + timedelta(days=1))
+            .add_extension(names, critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False)
+            .sign(signer, hashes.SHA256())
+        )
+        pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        pair.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        pair.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
         return pair
 
 

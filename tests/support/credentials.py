@@ -17,7 +17,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.auth_keys import ApiKey, make_key, read_keys, write_keys
-from services.gateway.scopes import SCOPES
+from runtime.scopes import SCOPES
 
 ISSUER = "https://issuer.test/"
 AUDIENCE = "llm.test"

@@ -17,7 +17,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from services.gateway.scopes import SCOPES
+from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.jobs import details_of, new_job
 

@@ -28,10 +28,12 @@ from pydantic import ValidationError
 
 import llm_pb
 from llm_pb import llm_pb2
+from runtime.auth import Caller, Presented, Refusal
 from runtime.auth_certificates import CertificateRule, ClientCertificates
 from runtime.auth_jwt import JwtRules, Jwts, KeySet
 from runtime.auth_keys import ApiKeys, KeyFileError, read_keys
-from runtime.grpc_auth import AuthInterceptor, Caller, Presented, Refusal, current_caller
+from runtime.grpc_auth import AuthInterceptor, current_caller
+from runtime.scopes import ANONYMOUS
 from services.gateway import scopes
 from tests.support.commands import run
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer, claims_of, id_of
@@ -109,7 +111,7 @@ async def serving(credentials: grpc.ServerCredentials, authenticators: Sequence[
     }
     of_method = {METHOD: "jobs:read", "/test.Service/Last": "jobs:read"}
     interceptor = AuthInterceptor(
-        authenticators, scopes.ANONYMOUS, of_method, lambda refusal: (("reason", refusal.reason.encode()),)
+        authenticators, ANONYMOUS, of_method, lambda refusal: (("reason", refusal.reason.encode()),)
     )
     server = grpc.aio.server(interceptors=[interceptor])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -14,6 +14,7 @@ import pytest
 from deploy.local.ports import free_port
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from runtime.metrics_settings import MetricsSettings
 
 
 async def test_a_check_that_is_added_while_others_are_under_way_counts_the_next_time() -> None:
@@ -46,7 +47,7 @@ def test_a_probe_that_is_under_way_at_shutdown_is_answered(capfd: pytest.Capture
     async def serve() -> None:
         readiness = Readiness("test")
         readiness.need("never", "has no result", never)
-        async with serving_metrics("127.0.0.1", port, "TEST_", readiness):
+        async with serving_metrics(MetricsSettings(metrics_port=port), readiness):
             with readiness.serving():
                 served.set()
                 await asyncio.to_thread(stop.wait)

@@ -1,0 +1,171 @@
+"""Who calls a server: a Caller is made of a credential, whatever the protocol of the server is.
+
+A token (`authorization: Bearer …`) counts, and a client certificate only without one. What kinds of credentials there
+are is for the Authenticators to say: see runtime.auth_keys, auth_jwt and auth_certificates. runtime.grpc_auth and
+services.codec ask for credentials in their protocols, runtime.health for that of who reads metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Final, Protocol
+
+_log = logging.getLogger(__name__)
+CHECK_INTERVAL: Final = timedelta(seconds=1)
+"""How often authenticators are refreshed, and the credentials of running calls checked."""
+_SCHEME: Final = "bearer"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who makes a call, and what they may do."""
+
+    tenant: str
+    """Empty: the installation itself, whose jobs have ids without a tenant."""
+    subject: str
+    """The name of the caller within the tenant. Empty: anonymous."""
+    scopes: frozenset[str]
+    key_id: str = ""
+    """Which credential it was: the id of an API key, the `kid` of a JWT, the SPIFFE id of a certificate."""
+    user_id: str = ""
+    """The one user whose jobs the caller may submit and read. Empty: those of all users of the tenant."""
+    not_after: datetime | None = None
+    """When the credential expires. None: never."""
+
+    def may(self, scope: str) -> bool:
+        """Return whether the caller has a scope, itself or by a wildcard: `admin:*` is every scope of `admin`."""
+        return scope in self.scopes or f"{scope.partition(':')[0]}:*" in self.scopes
+
+    def may_see(self, user_id: str) -> bool:
+        """Return whether the jobs of a user are the caller's to see."""
+        return self.user_id in ("", user_id)
+
+
+@dataclass(frozen=True)
+class Presented:
+    """What a call has presented: a token, or else a client certificate, or neither."""
+
+    token: str | None = None
+    """What follows `Bearer` in the metadata."""
+    certificate: bytes | None = None
+    """In PEM. The TLS handshake has verified it."""
+
+
+class Code(Enum):
+    """What is wrong with a credential, by the names of google.rpc.Code."""
+
+    UNAUTHENTICATED = auto()
+    """There is none, or none that counts here."""
+    PERMISSION_DENIED = auto()
+    """It counts, but not for this."""
+    UNAVAILABLE = auto()
+    """It cannot be verified now."""
+
+
+class Refusal(Exception):
+    """A call that ends for who made it. The message is for the client: never a part of a credential."""
+
+    def __init__(self, code: Code, reason: str, message: str, about: Mapping[str, str] | None = None) -> None:
+        """`reason` and `about` are those of google.rpc.ErrorInfo."""
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.about = about or {}
+
+
+def credential_missing(message: str) -> Refusal:
+    """UNAUTHENTICATED: the call has no credential of its own."""
+    return Refusal(Code.UNAUTHENTICATED, "CREDENTIAL_MISSING", message)
+
+
+def credential_invalid(message: str) -> Refusal:
+    """UNAUTHENTICATED: the credential is not, or is no longer, one that counts here."""
+    return Refusal(Code.UNAUTHENTICATED, "CREDENTIAL_INVALID", message)
+
+
+def credential_expired() -> Refusal:
+    """UNAUTHENTICATED: the credential was good."""
+    return Refusal(Code.UNAUTHENTICATED, "CREDENTIAL_EXPIRED", "the credential has expired; call with a new one")
+
+
+def scope_missing(*scopes: str) -> Refusal:
+    """PERMISSION_DENIED: the credential is good, but not for this."""
+    message = f"the credential lacks the scope {', '.join(scopes)}"
+    return Refusal(Code.PERMISSION_DENIED, "MISSING_SCOPE", message, {"scope": " ".join(scopes)})
+
+
+def authentication_unavailable() -> Refusal:
+    """UNAVAILABLE: whether the credential is good cannot be told now."""
+    message = "the issuer's keys cannot be had, so that the JWT cannot be verified; call again"
+    return Refusal(Code.UNAVAILABLE, "AUTHENTICATION_UNAVAILABLE", message)
+
+
+class Authenticator(Protocol):
+    """One kind of credential."""
+
+    hint: str
+    """What to send, for a message: "an API key"."""
+
+    async def authenticate(self, presented: Presented) -> Caller | None:
+        """Return the caller. None when nothing of this kind is presented. Raises Refusal."""
+
+    def check(self, caller: Caller) -> None:
+        """Raise Refusal if the credential of a caller, whom authenticate() has returned, does not count any more."""
+
+    async def refresh(self) -> None:
+        """Learn what has changed: called every second. Logs what fails and goes on with what it knows."""
+
+
+def check_expiry(caller: Caller, leeway: timedelta = timedelta(0)) -> None:
+    """Raise Refusal if the caller's credential has expired for longer than the leeway."""
+    if caller.not_after is not None and datetime.now(UTC) >= caller.not_after + leeway:
+        raise credential_expired()
+
+
+def challenge(refusal: Refusal) -> str | None:
+    """Return the value of `www-authenticate` for a refusal, by RFC 6750; None where it needs none."""
+    if refusal.code is not Code.UNAUTHENTICATED:
+        return None
+    return "Bearer" if refusal.reason == "CREDENTIAL_MISSING" else 'Bearer error="invalid_token"'
+
+
+def bearer_token(values: Sequence[str | bytes]) -> str | None:
+    """Return the token in the values of `authorization`; None without a value. Raises Refusal for what is no token."""
+    if not values:
+        return None
+    if len(values) > 1:
+        raise credential_invalid("the call has several credentials; send one")
+    scheme, _, token = str(values[0]).partition(" ")
+    if scheme.lower() != _SCHEME or not token.strip():
+        raise credential_invalid("the credential must be sent as `authorization: Bearer <credential>`")
+    return token.strip()
+
+
+async def authenticate(authenticators: Sequence[Authenticator], presented: Presented) -> tuple[Authenticator, Caller]:
+    """Return the caller, and the authenticator that knows them. Raises Refusal."""
+    for authenticator in authenticators:
+        if (caller := await authenticator.authenticate(presented)) is not None:
+            return authenticator, caller
+    hints = " or ".join(authenticator.hint for authenticator in authenticators)
+    if presented.token is not None:
+        raise credential_invalid(f"no credential of this kind counts here; send {hints}")
+    raise credential_missing(f"the call has no credential; send {hints}")
+
+
+async def keep_refreshing(authenticators: Sequence[Authenticator]) -> None:
+    """Refresh the authenticators every second, each by itself, until cancelled."""
+    await asyncio.gather(*map(_keep_refreshing, authenticators))
+
+
+async def _keep_refreshing(authenticator: Authenticator) -> None:
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL.total_seconds())
+        try:
+            await authenticator.refresh()
+        except Exception:  # noqa: BLE001  # whatever it was, revocations have to be seen from now on, too
+            _log.exception("cannot refresh %s", type(authenticator).__name__)

@@ -1,0 +1,131 @@
+"""The settings of who may call a service, to be inherited by the service's settings, and the Authenticators of them."""
+
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from runtime.auth import Authenticator
+from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
+from runtime.auth_jwt import Algorithm, JwtRules, Jwts, KeySet
+from runtime.auth_keys import ApiKeys
+from runtime.scopes import SCOPES
+from runtime.tls import ServerTlsSettings
+
+
+class AuthSettings(ServerTlsSettings):
+    """Who may call a service."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on; loopback unless set."""
+    allow_anonymous: bool = False
+    """Whether the service may listen elsewhere than on loopback without authentication, because a proxy in front of it
+    knows the callers. Without it does not start there. Means nothing where authentication is configured."""
+    api_keys_file: Path | None = None
+    """The file of the API keys that may call, which `python -m services.gateway.keys` writes. It is read again whenever
+    it has changed. Unset: no API keys."""
+    jwt_issuer: str = ""
+    """The issuer (`iss`) whose JSON Web Tokens may call; set …_JWT_AUDIENCE and …_JWT_KEYS, too. Unset: no tokens."""
+    jwt_audience: str = ""
+    """The audience (`aud`) that a token must name: this installation."""
+    jwt_keys: str = ""
+    """Where the issuer's public keys are: the URL of its JSON Web Key Set, https or on loopback, or a file's path."""
+    jwt_algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
+    """The algorithms that a token may be signed with, as JSON: RS, PS or ES with 256, 384 or 512, EdDSA."""
+    jwt_leeway: timedelta = Field(timedelta(minutes=1), ge=timedelta(0), le=timedelta(minutes=5))
+    """How far the clocks of issuer and service may differ: a token counts this much longer. PT0S: not at all."""
+    jwt_scopes_claim: str = Field("scope", min_length=1)
+    """The claim with the caller's scopes: a text with spaces between, or a list."""
+    jwt_tenant_claim: str = ""
+    """The claim with the caller's tenant. A token without it is refused. Unset: the callers have no tenant."""
+    jwt_user_claim: str = ""
+    """The claim with the one user whose jobs the caller may submit and read. Unset: those of all users of the
+    tenant."""
+    client_certificates: tuple[CertificateRule, ...] = ()
+    """What client certificates may call, by their SPIFFE ids, as JSON: pattern, a regular expression for the whole id,
+    and scopes. A group `tenant` in the pattern, or else the field tenant, names the tenant. The first rule that matches
+    counts. The scope `proxy` is for those that send their callers' credentials. Needs …_TLS_CLIENT_CA."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether the process listens for calls."""
+        return True
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _keys_come_safely(cls, source: str) -> str:
+        url = urlsplit(source)
+        if "://" in source and not (
+            url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname or ""))
+        ):
+            raise ValueError("must be an https URL, an http URL on loopback or a path")
+        return source
+
+    @field_validator("client_certificates")
+    @classmethod
+    def _scopes_exist(cls, rules: tuple[CertificateRule, ...]) -> tuple[CertificateRule, ...]:
+        if unknown := sorted(frozenset().union(*(rule.scopes for rule in rules)) - SCOPES - {PROXY}):
+            raise ValueError(f"there is no scope {', '.join(unknown)}")
+        return rules
+
+    @model_validator(mode="after")
+    def _callers_are_known(self) -> Self:
+        prefix = self.model_config.get("env_prefix", "")
+        of_tokens = {"ISSUER": self.jwt_issuer, "AUDIENCE": self.jwt_audience, "KEYS": self.jwt_keys}
+        if any(of_tokens.values()) and not all(of_tokens.values()):
+            unset = [f"{prefix}JWT_{name}" for name, value in of_tokens.items() if not value]
+            raise ValueError(f"tokens need {' and '.join(unset)}, too")
+        authenticated = self.api_keys_file is not None or self.jwt_issuer or self.client_certificates
+        if not self.listens or authenticated or self.allow_anonymous or _is_loopback(self.host):
+            return self
+        raise ValueError(
+            f"{prefix}HOST {self.host} is not loopback, and nobody who calls there would be known. Set one of "
+            f"{prefix}API_KEYS_FILE, {prefix}JWT_ISSUER and {prefix}CLIENT_CERTIFICATES; or, behind a proxy that knows "
+            f"the callers, {prefix}ALLOW_ANONYMOUS=true"
+        )
+
+    @model_validator(mode="after")
+    def _certificates_are_asked_for(self) -> Self:
+        prefix = self.model_config.get("env_prefix", "")
+        if self.client_certificates and self.tls_client_ca is None:
+            raise ValueError(f"{prefix}CLIENT_CERTIFICATES needs {prefix}TLS_CLIENT_CA: no client would present any")
+        return self
+
+
+async def open_authenticators(settings: AuthSettings) -> list[Authenticator]:
+    """Return an Authenticator for each kind of credential in the settings, none if there is none.
+
+    They know what there is to know. Raises KeyFileError.
+    """
+    authenticators: list[Authenticator] = []
+    if settings.api_keys_file is not None:
+        authenticators.append(ApiKeys(settings.api_keys_file, SCOPES))
+    if settings.jwt_issuer:
+        rules = JwtRules(
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            algorithms=settings.jwt_algorithms,
+            leeway=settings.jwt_leeway,
+            scopes_claim=settings.jwt_scopes_claim,
+            tenant_claim=settings.jwt_tenant_claim,
+            user_claim=settings.jwt_user_claim,
+        )
+        authenticators.append(Jwts(rules, KeySet(settings.jwt_keys), SCOPES))
+    if settings.client_certificates:
+        authenticators.append(ClientCertificates(settings.client_certificates))
+    for authenticator in authenticators:
+        await authenticator.refresh()
+    return authenticators
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

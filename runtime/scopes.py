@@ -1,0 +1,36 @@
+"""The scopes of credentials. All services read the same files of keys, so a scope stands here once."""
+
+from typing import Final
+
+from runtime.auth import Caller
+
+SUBMIT: Final = "jobs:submit"
+READ: Final = "jobs:read"
+CANCEL: Final = "jobs:cancel"
+REDELIVER: Final = "jobs:redeliver"
+DELETE: Final = "jobs:delete"
+NOTIFY: Final = "jobs:notify"
+"""To name targets in a job: the notifier calls what they name."""
+STRUCTURED: Final = "jobs:structured"
+"""To ask for structured output, which can slow the engine's whole batch."""
+PRIORITY: Final = "jobs:priority"
+"""To ask for a priority above the default, which goes before all other jobs."""
+READ_MODELS: Final = "models:read"
+READ_METRICS: Final = "admin:metrics"
+"""To read the metrics of a service whose settings name a file of API keys for them."""
+CODEC: Final = "admin:codec"
+"""To have the codec server decrypt and encrypt the payloads of the credential's tenant."""
+ALL_TENANTS: Final = "admin:tenants"
+"""With another scope of admin: to use it for all tenants."""
+
+SCOPES: Final = frozenset(
+    {
+        *(SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, "jobs:*"),
+        *(READ_MODELS, "models:*"),
+        *(READ_METRICS, CODEC, ALL_TENANTS, "admin:*"),
+    }
+)
+"""All that a credential can have."""
+
+ANONYMOUS: Final = Caller("", "", SCOPES)
+"""Who calls where no authentication is configured."""
