@@ -14,6 +14,8 @@ QUERY_GET_DELIVERIES: Final = "GetDeliveries"
 # Continues the deliveries of a job's outcome after the job has closed.
 DELIVERY_WORKFLOW_TYPE: Final = "LLMDeliveryWorkflow"
 SIGNAL_REDELIVER: Final = "Redeliver"
+# Is open for as long as a job may not be sent again.
+REDELIVERY_WORKFLOW_TYPE: Final = "LLMRedeliveryWorkflow"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"

@@ -141,7 +141,7 @@ class GatewaySettings(BaseSettings):
     """Maximum duration of an attempt of a delivery. It must be longer than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
-    RESOURCE_EXHAUSTED."""
+    RESOURCE_EXHAUSTED. With 0 there is no limit, and the log may lack an attempt of two calls in the same moment."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
     that cannot be described in the rest are shown as JOB_STATE_RUNNING."""

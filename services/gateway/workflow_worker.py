@@ -14,6 +14,7 @@ from services.gateway.left_output import close_feed
 from services.gateway.settings import GatewaySettings
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
+from workflows.llm_redelivery import LLMRedeliveryWorkflow
 
 
 class LocalActivities:
@@ -63,7 +64,7 @@ def workflow_worker(client: Client, feed: Feed, settings: GatewaySettings) -> Wo
     return Worker(
         client,
         task_queue=settings.workflow_queue,
-        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow],
+        workflows=[LLMJobWorkflow, LLMDeliveryWorkflow, LLMRedeliveryWorkflow],
         activities=[local.request_cancel, local.recover_output, local.forget_feed],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

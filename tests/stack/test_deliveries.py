@@ -375,7 +375,8 @@ async def test_a_job_is_sent_again_once_a_minute(
     errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert len(errors) == 19
     (entry,) = await until(stub, again.workflow_id, settled)
-    assert [attempt.http_status for attempt in entry.attempts] == [410, 200]
+    # On a busy machine an attempt may count as lost and be repeated.
+    assert [attempt.http_status for attempt in entry.attempts if attempt.http_status] == [410, 200]
     for gateway in limited:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await gateway.Redeliver(again)
@@ -385,6 +386,26 @@ async def test_a_job_is_sent_again_once_a_minute(
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert all(details_of(error)["ErrorInfo"].reason == "LIMIT_REACHED" for error in errors)
     assert len(sink.so_far("/once-a-minute")) == 2
+
+
+async def test_two_gateways_send_a_job_again_once(
+    stub: LlmServiceStub, limited: list[LlmServiceStub], sink: Receiver
+) -> None:
+    """One of the calls that both get in the same moment is accepted. The log has every attempt."""
+
+    async def sent_again(index: int) -> None:
+        path = f"/two-gateways/{index}"
+        seen = await run_job(stub, new_job(params=QUICK, notify=webhook(sink.on(path, status(410), status(200)))))
+        again = llm_pb2.RedeliverRequest(workflow_id=seen.final.status.workflow_id)
+        calls = (limited[number % 2].Redeliver(again, timeout=60) for number in range(40))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 39
+        (entry,) = await until(stub, again.workflow_id, lambda log: settled(log) and len(log[0].attempts) >= 2)
+        answered = [attempt.http_status for attempt in entry.attempts if attempt.http_status]
+        assert answered == [410, 200]
+
+    await asyncio.gather(*map(sent_again, range(5)))
 
 
 async def test_an_operator_can_stop_deliveries(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
