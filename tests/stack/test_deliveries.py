@@ -101,8 +101,8 @@ async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sin
         ("fails", status(503), 3, "503"),
         ("redirects", status(302, location="/elsewhere"), 3, "302"),
         ("hangs", hang, 2, "within"),
-        ("closes-early", close_early, 3, "could not be reached"),
-        ("endless-headers", endless_headers, 3, "could not be reached"),
+        ("closes-early", close_early, 3, "closed the connection"),
+        ("endless-headers", endless_headers, 3, "not valid HTTP"),
     ],
 )
 async def test_a_delivery_is_tried_until_its_receiver_takes_it(
@@ -452,6 +452,8 @@ async def test_progress_is_told_as_a_job_runs(stub: LlmServiceStub, temporal: Cl
     assert first["data"]["status"]["state"] == "JOB_STATE_RUNNING"
     log = await deliveries(stub, seen.final.status.workflow_id)
     assert [entry.type.rpartition(".")[2] for entry in log] == ["succeeded", "started", "progress"]
+    ids = [event["id"] for event in running]
+    assert len(log[-1].attempts) == ids.count(log[-1].id) == 1, "the entry is of one event"
     history = await temporal.get_workflow_handle(seen.final.status.workflow_id).fetch_history()
     kinds = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
     assert kinds.count(names.ACTIVITY_NOTIFY_PROGRESS) == 1, "the history must not grow with progress"
