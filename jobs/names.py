@@ -57,6 +57,8 @@ MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.
 MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
+# When the gateway accepted the job, as RFC 3339. Temporal starts its workflow a little later, by another clock.
+MEMO_CREATE_TIME: Final = "create_time"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 
@@ -65,5 +67,7 @@ MEMO_RESULT_BYTES: Final = "result_bytes"
 PATCH_BY_HAND: Final = "search attributes at start"
 # The id of an LLMDeliveryWorkflow is shortened where it would be too long.
 PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
+# A job whose total time is the first to be spent ends with TOTAL_TIMEOUT, whichever of its limits Temporal reports.
+PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
 
 ERROR_DOMAIN: Final = "llm.v1"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.common import Priority, TypedSearchAttributes
 
 from jobs import names, options
@@ -38,14 +39,21 @@ class JobStart:
 
 
 def job_start(
-    job: llm_pb2.JobRequest, chosen: internal_pb2.JobOptions, *, id_: str | None = None, traceparent: str = ""
+    job: llm_pb2.JobRequest,
+    chosen: internal_pb2.JobOptions,
+    *,
+    id_: str | None = None,
+    traceparent: str = "",
+    create_time: Timestamp | None = None,
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
     `id_` is the workflow's id, by default that of the job's user and request. `traceparent` is the W3C trace context of
-    the caller, empty without a trace.
+    the caller, empty without a trace. `create_time` is when the job was accepted, by default when its workflow starts.
     """
     memo = {**memo_of(chosen), **digests(job)}
+    if create_time is not None:
+        memo[names.MEMO_CREATE_TIME] = create_time.ToJsonString()
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     return JobStart(

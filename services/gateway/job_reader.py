@@ -257,7 +257,7 @@ class JobReader:
         response = await self._recorded(description, ending) or await self._ask_workflow(description)
         status = response.status
         await self._deliveries.refresh(status)
-        set_times(status, description)
+        await set_times(status, description)
         settled = status.state in FINAL_STATES or status.state == llm_pb2.JOB_STATE_NOTIFYING
         if description.status is not None and status.state not in FINAL_STATES:
             status.state = CLOSED_STATES[description.status]

@@ -7,7 +7,7 @@ from typing import Final
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from jobs import ids, names
-from jobs.memo import from_memo
+from jobs.memo import from_memo, time_from_memo
 from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES
 from services.gateway.job_traces import traceparent_of
@@ -71,7 +71,7 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
         state = llm_pb2.JOB_STATE_TIMED_OUT
     trace_id = ids.trace_id(await traceparent_of(execution))
     status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state, trace_id=trace_id)
-    set_times(status, execution)
+    await set_times(status, execution)
     return status
 
 
@@ -87,8 +87,13 @@ async def final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | None
         return None
 
 
-def set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
-    """Write into the status when the job started and, unless it is set already, when it ended."""
-    status.create_time.FromDatetime(execution.start_time)
+async def set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
+    """Write into the status when the job was accepted and, unless it is set already, when it ended."""
+    accepted = time_from_memo(await execution.memo_value(names.MEMO_CREATE_TIME, None))
+    if accepted is not None:
+        status.create_time.CopyFrom(accepted)
+    else:
+        # An earlier version, or no gateway, has started it.
+        status.create_time.FromDatetime(execution.start_time)
     if execution.close_time is not None and not status.HasField("end_time"):
         status.end_time.FromDatetime(execution.close_time)

@@ -4,6 +4,7 @@ import logging
 from contextlib import suppress
 from functools import partial
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -67,8 +68,9 @@ class JobSubmission:
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job; RPCError when Temporal is unavailable.
         """
-        job, traceparent = request.job, current_traceparent()
-        start = job_start(job, self._options(job), traceparent=traceparent)
+        job, traceparent, now = request.job, current_traceparent(), Timestamp()
+        now.GetCurrentTime()
+        start = job_start(job, self._options(job), traceparent=traceparent, create_time=now)
         if (earlier := unshortened_workflow_id(job.user_id, job.request_id)) != start.id:
             # The job may still run under the id of a version that did not shorten ids.
             with suppress(JobNotFound):
@@ -95,9 +97,12 @@ class JobSubmission:
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
         status = llm_pb2.JobStatus(
-            workflow_id=start.id, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
+            workflow_id=start.id,
+            run_id=run_id,
+            state=llm_pb2.JOB_STATE_QUEUED,
+            trace_id=trace_id(traceparent),
+            create_time=now,
         )
-        status.create_time.GetCurrentTime()
         _log.info("job accepted", extra={"workflow_id": start.id, "run_id": run_id, "model": job.model})
         return llm_pb2.SubmitResponse(workflow_id=start.id, run_id=run_id, status=status)
 

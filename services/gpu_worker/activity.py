@@ -93,7 +93,9 @@ class RunLLMOnGPU:
         number = request.earlier_attempts + info.attempt
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
-        attempt = Attempt(request, number, key, self._worker, self._feed, self._settings, self._throttle)
+        attempt = Attempt(
+            request, number, info.started_time, key, self._worker, self._feed, self._settings, self._throttle
+        )
         if (heartbeat := from_details(info.heartbeat_details)).HasField("metadata"):
             attempt.restore(heartbeat)
         elif request.HasField("queue_time"):
