@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, cast
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
@@ -48,7 +49,7 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
 
     It and its workers carry the trace's context along and make Temporal's own spans, those of workflows replay-safe.
     `runtime` is the process's, which has its metrics and logs: see runtime.metrics. The process is ready only while
-    Temporal answers.
+    Temporal answers and has the namespace.
 
     Raises RPCError when Temporal answers and refuses (credentials, say): waiting would not help. Raises RuntimeError
     when the configuration does not say where Temporal is.
@@ -65,6 +66,8 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
 
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
+    namespace = _Namespace(connected)
+    readiness.need("namespace", "does not exist: create it, or correct TEMPORAL_NAMESPACE", namespace.exists)
     while True:
         try:
             client = await Client.connect(
@@ -81,6 +84,27 @@ async def connect(runtime: Runtime, readiness: Readiness) -> Client:
         else:
             connected.set_result(client)
             return client
+
+
+class _Namespace:
+    """Whether the namespace of a client exists. Temporal is not asked again once it does."""
+
+    def __init__(self, connected: "asyncio.Future[Client]") -> None:
+        self._connected = connected
+        self._known = False
+
+    async def exists(self) -> bool:
+        """Return False if Temporal says that the namespace does not exist, True if it says anything else."""
+        if self._known or not self._connected.done():
+            return True
+        client = self._connected.result()
+        request = DescribeNamespaceRequest(namespace=client.namespace)
+        try:
+            await client.workflow_service.describe_namespace(request, timeout=CHECK_TIMEOUT)
+        except RPCError as error:
+            return error.status != RPCStatusCode.NOT_FOUND
+        self._known = True
+        return True
 
 
 async def answers(client: Client, within: timedelta) -> bool:
@@ -100,6 +124,9 @@ async def register_search_attributes(client: Client, keys: Collection[SearchAttr
         try:
             await _register_search_attributes(client, keys)
         except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                _log.error("Temporal has no namespace %s: create it, or correct TEMPORAL_NAMESPACE", client.namespace)
+                return
             _log.warning("search attributes could not be registered: %s", error)
             if error.status in _TRANSIENT:
                 await asyncio.sleep(_RETRY.total_seconds())

@@ -34,8 +34,8 @@ class Attempt:
         settings: GpuWorkerSettings,
         throttle: ReportThrottle,
     ) -> None:
-        """`number` counts from 1; `started` is Temporal's time of the start; `key` is the job's key in the feed; `worker`
-        is this worker's name."""
+        """`number` counts from 1; `started` is Temporal's time of the start; `key` is the job's key in the feed;
+        `worker` is this worker's name."""
         self.job = llm_pb2.JobRequest()
         self.job.CopyFrom(request.job)
         if not self.job.params.HasField("max_tokens"):

@@ -11,7 +11,7 @@ class AttemptTimes:
     """When an attempt's job was accepted, and when the attempt started and generated its last token."""
 
     def __init__(self, request: internal_pb2.RunRequest, started: datetime) -> None:
-        """`started` is when Temporal gave the attempt to this worker, which is the time that readers of Temporal see."""
+        """`started` is when Temporal gave the attempt to this worker: the time that readers of Temporal see."""
         self.started = started
         self._began = time.monotonic()
         self.last_token: datetime | None = None
