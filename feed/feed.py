@@ -11,6 +11,7 @@ from typing import Protocol
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feed.nats_settings import NatsUrl, StreamName, SubjectPrefix
 from llm_pb import internal_pb2
 
 RecordHandler = Callable[[internal_pb2.FeedRecord], bool | None]
@@ -93,13 +94,15 @@ class Fence:
 class FeedSettings(BaseSettings):
     """The live feed. Gateway and worker use the same values."""
 
-    model_config = SettingsConfigDict(env_prefix="FEED_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FEED_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
-    url: SecretStr = SecretStr("nats://127.0.0.1:4222")
+    url: NatsUrl = SecretStr("nats://127.0.0.1:4222")
     """URL of the NATS server, with JetStream. It may hold a user and password."""
-    stream: str = "LLM_FEED"
+    stream: StreamName = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
-    subject_prefix: str = "llm.feed"
+    subject_prefix: SubjectPrefix = "llm.feed"
     """Prefix of the subjects. A dot and the job's key follow, by default its run id."""
     max_age: timedelta = timedelta(hours=24)
     """Maximum age of records. Older ones are deleted."""
