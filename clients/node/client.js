@@ -4,7 +4,8 @@
 //   node client.js watch llmjob-u-r [output_offset]
 //   node client.js cancel llmjob-u-r [reason]
 //
-// The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr.
+// The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr. A watch is
+// opened again after LLM_IDLE_SECONDS, by default 60, without a message: more than the gateway's GATEWAY_KEEPALIVE.
 'use strict';
 
 const path = require('node:path');
@@ -14,23 +15,25 @@ const loader = require('@grpc/proto-loader');
 
 const ROOT = path.join(__dirname, '..', '..');
 const ADDRESS = process.env.LLM_ADDRESS ?? '127.0.0.1:50051';
+const IDLE_MS = Number(process.env.LLM_IDLE_SECONDS ?? 60) * 1000;
 const RETRY_MS = 1000;
 // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
 const TRIES = 60;
 const FIRST_TRIES = 5;
-// All pass by themselves: a gateway that restarts or is cut off, that serves its limit of streams, that just stops.
-const PASSING = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED, grpc.status.CANCELLED];
+// All pass by themselves: a gateway that restarts or is cut off, or that just stops.
+const PASSING = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
+const FINAL_STATES = ['SUCCEEDED', 'FAILED', 'CANCELLED', 'TIMED_OUT'].map((name) => `JOB_STATE_${name}`);
+const PROTO = loader.loadSync(['llm.proto', 'google/rpc/error_details.proto'], {
+  includeDirs: [path.join(ROOT, 'proto'), path.join(ROOT, 'third_party', 'googleapis')],
+  keepCase: true,
+  enums: String,
+  // Offsets and token counts are far below 2^53.
+  longs: Number,
+  defaults: true,
+});
 
 function connect(address) {
-  const definition = loader.loadSync('llm.proto', {
-    includeDirs: [path.join(ROOT, 'proto'), path.join(ROOT, 'third_party', 'googleapis')],
-    keepCase: true,
-    enums: String,
-    // Offsets and token counts are far below 2^53.
-    longs: Number,
-    defaults: true,
-  });
-  const { LlmService } = grpc.loadPackageDefinition(definition).llm.v1;
+  const { LlmService } = grpc.loadPackageDefinition(PROTO).llm.v1;
   return new LlmService(address, grpc.credentials.createInsecure(), { 'grpc.keepalive_time_ms': 30000 });
 }
 
@@ -40,6 +43,17 @@ function call(client, method, request) {
   });
 }
 
+// Returns the delay in milliseconds that the gateway asks for by RetryInfo, undefined when it asks for none.
+function retryDelay(error) {
+  const [packed] = error.metadata?.get('grpc-status-details-bin') ?? [];
+  if (!packed) return undefined;
+  const { details } = PROTO['google.rpc.Status'].deserialize(packed);
+  const info = details.find(({ type_url }) => type_url.endsWith('/google.rpc.RetryInfo'));
+  if (!info) return undefined;
+  const { retry_delay } = PROTO['google.rpc.RetryInfo'].deserialize(info.value);
+  return retry_delay ? retry_delay.seconds * 1000 + retry_delay.nanos / 1e6 : 0;
+}
+
 // Follows a job to its end and returns the last message: the final status and the result. A stream that breaks is
 // opened again where it broke, so that `onMessage` sees every byte of the output once. Throws an error that does not pass
 // by itself, or not in time.
@@ -47,23 +61,38 @@ async function watch(client, workflowId, offset, onMessage) {
   let failures = 0;
   let tries = FIRST_TRIES;
   let token = '';
+  let known;
   for (;;) {
+    const stream = client.StreamStatus({ workflow_id: workflowId, output_offset: offset, resume_token: token });
+    const silence = setTimeout(() => stream.cancel(), IDLE_MS);
     try {
+      let first = true;
       let last;
-      const place = { output_offset: offset, resume_token: token };
-      for await (last of client.StreamStatus({ workflow_id: workflowId, ...place })) {
+      for await (last of stream) {
+        silence.refresh();
         ({ next_offset: offset, resume_token: token } = last);
-        failures = 0;
+        const status = JSON.stringify(last.status);
+        // Each stream begins with the status, which may be the one that the last stream has brought.
+        if (!first || last.delta || status !== known) failures = 0;
+        if (last.status) known = status;
+        first = false;
         tries = TRIES;
         onMessage(last);
       }
-      return last;
+      // Output may follow a first message with a final status.
+      if (FINAL_STATES.includes(last?.status?.state) && (last.result || !last.delta)) return last;
+      throw { code: grpc.status.UNAVAILABLE, details: 'the stream ended before the job did' };
     } catch (error) {
+      const asked = retryDelay(error);
       failures += 1;
-      if (error.code === grpc.status.RESOURCE_EXHAUSTED) tries = TRIES;
-      if (!PASSING.includes(error.code) || failures === tries) throw error;
+      // Without RetryInfo it is a limit of gRPC's, such as a message's size.
+      const limited = error.code === grpc.status.RESOURCE_EXHAUSTED && asked !== undefined;
+      if (limited) tries = TRIES;
+      if (!(limited || PASSING.includes(error.code)) || failures >= tries) throw error;
       console.error(`${error.details}; going on at byte ${offset}`);
-      await delay(RETRY_MS);
+      await delay(asked ?? RETRY_MS);
+    } finally {
+      clearTimeout(silence);
     }
   }
 }

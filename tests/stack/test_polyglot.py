@@ -1,10 +1,12 @@
 """Clients without this code base: buf by reflection, Node.js by the proto file; and the Python example."""
 
+import asyncio
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.support.commands import NODE, interrupt, interrupt_another_thread, mi
 from tests.support.jobs import new_job, run_job, until_output, webhook
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, tool
+from tests.support.unsteady_gateway import Turn, serving
 
 SPECIFIED = {
     "user_id": "user-123",
@@ -144,6 +147,55 @@ async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Sta
     look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
     assert (first + rest).decode() == look.result.output
     await gateway.terminate()
+
+
+async def test_an_example_waits_as_long_as_the_gateway_asks_for(client: Sequence[str], stack: Stack) -> None:
+    seconds = 4
+    submitted = await run(*client, "submit", job(client, "asked"), LLM_ADDRESS=stack.address("gateway"))
+    asked = Turn(messages=0, retry_delay=timedelta(seconds=seconds))
+    async with serving(stack, asked, Turn(fails=False)) as gateway:
+        began = time.monotonic()
+        watched = await run(*client, "watch", submitted.output.strip(), LLM_ADDRESS=gateway.address)
+    assert watched.status == 0, watched.errors
+    assert time.monotonic() - began >= seconds
+    assert gateway.streams == 2
+
+
+async def test_an_example_goes_on_after_a_stream_that_ends_before_its_job(
+    client: Sequence[str], stack: Stack, stub: LlmServiceStub
+) -> None:
+    """Status OK is no job's end. A stream that falls silent is opened again as well."""
+    submitted = await run(*client, "submit", job(client, "early"), LLM_ADDRESS=stack.address("gateway"))
+    workflow_id = submitted.output.strip()
+    turns = [Turn(messages=0, fails=False), Turn(messages=1, fails=False)]
+    environment = {}
+    if client[-1].endswith(".js"):
+        turns.append(Turn(messages=0, silent=True))
+        environment["LLM_IDLE_SECONDS"] = "5"
+    async with serving(stack, *turns, Turn(fails=False)) as gateway:
+        watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=gateway.address, **environment)
+    assert watched.status == 0, watched.errors
+    assert gateway.streams >= len(turns) + 1
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
+    assert watched.output == look.result.output != ""
+
+
+async def test_the_node_example_gives_a_stream_up_that_brings_nothing_new(stack: Stack, stub: LlmServiceStub) -> None:
+    """Each stream repeats the status, and breaks. The short RetryInfo spares the test the waits between the tries."""
+    response = await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+    command = await node_example("client.js")
+    async with serving(stack, Turn(messages=1, retry_delay=timedelta(milliseconds=1))) as gateway:
+        watching = await start(*command, "watch", response.workflow_id, LLM_ADDRESS=gateway.address)
+        try:
+            async with asyncio.timeout(120):
+                _, errors = await watching.communicate()
+        finally:
+            if watching.returncode is None:
+                watching.kill()
+                await watching.communicate()
+    assert watching.returncode == 1
+    assert b"UNAVAILABLE: the connection broke" in errors
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=response.workflow_id))
 
 
 async def call(stack: Stack, method: str, request: dict[str, Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import pickle
 import re
 import signal
 import sys
@@ -11,20 +12,22 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
 import durable_llm
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
-from llm_pb import llm_pb2, llm_pb2_grpc
+from llm_pb import llm_pb2
+from services.gateway.job_record import FINAL_STATES
 from tests.support.commands import interrupt, interrupt_another_thread, run
 from tests.support.jobs import new_job
 from tests.support.paths import ROOT
+from tests.support.unsteady_gateway import Turn, serving
 
 GREEDY = {"temperature": 0.0}
 
@@ -48,60 +51,11 @@ with Client(sys.argv[1]) as client:
 """
 
 
-class Turn(NamedTuple):
-    """How an UnsteadyGateway serves one stream."""
-
-    messages: int | None = None
-    """Number of messages after which the stream ends. None: it ends after all messages."""
-    fails: bool = True
-    """True if the stream ends with UNAVAILABLE, False if it ends with OK."""
-    knows_tokens: bool = True
-    """True if the gateway has resume tokens, False for an earlier version."""
-    retry_delay: timedelta | None = None
-    """Delay of the RetryInfo with which the stream fails."""
-
-
-class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
-    """Servicer that serves each StreamStatus by the next of its turns. The last turn repeats."""
-
-    def __init__(self, gateway: llm_pb2_grpc.LlmServiceStub, *turns: Turn) -> None:
-        self._gateway = gateway
-        self._turns = list(turns)
-
-    async def StreamStatus(  # type: ignore[override]
-        self, request: llm_pb2.StreamStatusRequest, context: Any
-    ) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
-        turn = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
-        if not turn.knows_tokens:
-            request.ClearField("resume_token")
-        count = 0
-        async for message in self._gateway.StreamStatus(request):
-            if count == turn.messages:
-                break
-            if not turn.knows_tokens:
-                message.ClearField("resume_token")
-            yield message
-            count += 1
-        if turn.fails:
-            status = status_pb2.Status(code=code_pb2.UNAVAILABLE)
-            if turn.retry_delay is not None:
-                status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=turn.retry_delay))
-            trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke", trailers)
-
-
 @asynccontextmanager
 async def unsteady(stack: Stack, *turns: Turn, **options: Any) -> AsyncIterator[AsyncClient]:
     """Serve an UnsteadyGateway while the context is open, and yield a client of it."""
-    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
-        server = grpc.aio.server()
-        gateway = UnsteadyGateway(llm_pb2_grpc.LlmServiceStub(channel), *turns)
-        llm_pb2_grpc.add_LlmServiceServicer_to_server(gateway, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with AsyncClient(f"127.0.0.1:{port}", **options) as client:
-            yield client
-        await server.stop(None)
+    async with serving(stack, *turns) as gateway, AsyncClient(gateway.address, **options) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -523,19 +477,116 @@ async def test_a_client_without_asyncio_that_is_closed(stack: Stack) -> None:
     await asyncio.to_thread(work)
 
 
-async def test_jobs_that_come_from_the_same_client_are_refused(stack: Stack) -> None:
-    """The client iterates over the jobs in its own event loop, so a call from there would wait for ever."""
+async def test_jobs_may_come_from_the_same_client(stack: Stack) -> None:
+    """The jobs are read in the caller's thread, where a call of the client waits for nothing of its own."""
 
-    def work() -> None:
+    def work() -> list[str]:
         with Client(stack.address("gateway")) as client:
 
-            def jobs() -> Iterator[llm_pb2.JobRequest]:
-                yield new_job(model=client.models()[0].name)
+            def jobs() -> Iterator[dict[str, Any]]:
+                for _ in range(3):
+                    yield {"user_id": "ann", "model": client.models()[0].name, "messages": messages()}
 
-            with pytest.raises(RuntimeError, match="its own client"):
-                list(client.map(jobs()))
+            def messages() -> Iterator[dict[str, str]]:
+                yield {"role": "user", "content": client.models()[0].name}
 
-    await asyncio.wait_for(asyncio.to_thread(work), 60)
+            return [outcome.result.output for outcome in client.map(jobs(), concurrency=2) if outcome.result]
+
+    outputs = await asyncio.wait_for(asyncio.to_thread(work), 60)
+    assert len(outputs) == 3
+
+
+async def test_jobs_that_are_waited_for_hold_up_no_other_call(stack: Stack) -> None:
+    """The jobs of map and the messages of submit may come from a queue or a pipe."""
+    reading, more = threading.Event(), threading.Event()
+
+    def jobs() -> Iterator[llm_pb2.JobRequest]:
+        reading.set()
+        more.wait(120)
+        yield new_job(params={"max_tokens": 1})
+
+    def messages() -> Iterator[dict[str, str]]:
+        reading.set()
+        more.wait(120)
+        yield {"role": "user", "content": "Hello"}
+
+    def mapped(client: Client) -> None:
+        assert [outcome.error for outcome in client.map(jobs())] == [None]
+
+    def submitted(client: Client) -> None:
+        assert client.submit(user_id="ann", model="docstrings", messages=messages()).workflow_id
+
+    with await asyncio.to_thread(Client, stack.address("gateway")) as client:
+        for work in (mapped, submitted):
+            reading.clear()
+            more.clear()
+            working = asyncio.create_task(asyncio.to_thread(work, client))
+            assert await asyncio.to_thread(reading.wait, 60)
+            asked = asyncio.create_task(asyncio.to_thread(client.models))
+            done, _ = await asyncio.wait([asked], timeout=30)
+            more.set()
+            await working
+            assert done, "the call waited for the jobs"
+            assert await asked
+
+
+async def test_ctrl_c_ends_a_wait_for_a_job_of_map() -> None:
+    script = """
+import signal, sys
+from durable_llm import Client
+
+def jobs():
+    print("waiting", flush=True)
+    yield {"prompt": sys.stdin.readline()}
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Client("127.0.0.1:1") as client:
+    for _ in client.map(jobs()):
+        pass
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(120):
+            assert await process.stdout.readline() == b"waiting\n"
+            interrupt(process.pid)
+            assert process.stderr is not None
+            said = (await process.stderr.read()).decode()
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+    assert said.splitlines()[-1] == "KeyboardInterrupt"
+    assert "Exception ignored" not in said
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_call_in_the_clients_own_thread_is_refused() -> None:
+    """It would wait for itself for ever."""
+
+    class CallingPolicy(RetryPolicy):
+        def backoff(self, *_: Any, **__: Any) -> timedelta | None:
+            assert client.models()
+            return None
+
+    with Client("127.0.0.1:1", retry=CallingPolicy()) as client, pytest.raises(RuntimeError, match="its own thread"):
+        client.models()
+
+
+def test_a_client_that_could_not_be_made_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    wrong: list[dict[str, Any]] = [{"metadata": [("a", "b")]}, {"options": (("grpc.x", object()),)}]
+    for arguments in wrong:
+        with pytest.raises((AttributeError, TypeError)):
+            Client("127.0.0.1:1", **arguments)
+    assert set(threading.enumerate()) <= before
 
 
 def test_every_error_of_a_job_has_a_class() -> None:
@@ -549,6 +600,30 @@ def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
     reasons = re.findall(r"^\| `(\w+)` \| `\w+` \| (?!yes \||no \|)", page, re.MULTILINE)
     assert set(errors.API_ERRORS) == set(reasons)
     assert [kind.reason for kind in errors.API_ERRORS.values()] == list(errors.API_ERRORS)
+
+
+def every_error(kind: type[errors.DurableLLMError]) -> Iterator[type[errors.DurableLLMError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from every_error(narrower)
+
+
+def test_every_error_goes_to_another_process_whole() -> None:
+    status = llm_pb2.JobStatus(workflow_id="llmjob-ann-1", error=status_pb2.Status(message="failed"))
+    violations = (errors.Violation("job.model", "is not served here"),)
+    of_call = ("refused", grpc.StatusCode.INVALID_ARGUMENT, "A_REASON", timedelta(seconds=3), violations)
+    of_job = (status, llm_pb2.JobResult(output="a part"))
+    for kind in every_error(errors.DurableLLMError):
+        error = kind(*(of_call if issubclass(kind, errors.ApiError) else of_job))
+        error.add_note("a note")
+        other = pickle.loads(pickle.dumps(error))
+        assert type(other) is kind
+        assert (str(other), other.args, vars(other)) == (str(error), error.args, vars(error))
+
+
+def test_the_services_final_states_are_the_clients() -> None:
+    """The two stand apart: the client's distribution needs nothing of the suite, and no service needs the client."""
+    assert durable_llm.FINAL_STATES == FINAL_STATES
 
 
 def test_every_public_name_is_there() -> None:

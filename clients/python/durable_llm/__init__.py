@@ -1,4 +1,4 @@
-"""Durable LLM jobs: submit one, stream its output across broken connections, come back to it, cancel it.
+"""Client for durable LLM jobs: submit a job, stream its output across broken connections, come back to it, cancel it.
 
     async with AsyncClient("127.0.0.1:50051") as client:
         job = await client.submit(user_id="alice", model="docstrings", prompt="Return the")
@@ -8,9 +8,9 @@
 `Client` does the same without asyncio.
 """
 
-from durable_llm._calls import FINAL_STATES
 from durable_llm._client import AsyncClient, Outcome
 from durable_llm._job import AsyncJob, Piece
+from durable_llm._retrying_stub import FINAL_STATES
 from durable_llm._sync import Client, Job
 from durable_llm.errors import ApiError, DurableLLMError, JobError
 from durable_llm.output import Output

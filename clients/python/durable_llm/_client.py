@@ -11,8 +11,8 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 
-from durable_llm._calls import Calls, Metadata
 from durable_llm._job import AsyncJob
+from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
@@ -24,12 +24,13 @@ ChannelOptions = Sequence[tuple[str, Any]]
 ADDRESS_VARIABLE: Final = "LLM_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 DEFAULT_TIMEOUT: Final = timedelta(seconds=30)
+DEFAULT_IDLE_TIMEOUT: Final = timedelta(minutes=1)
 DEFAULT_RETRY: Final = RetryPolicy()
 _CHANNEL_OPTIONS: Final = (
-    # Finds out within half a minute that a gateway went away without a word. No gateway refuses so few pings.
+    # A gateway that went away without closing its connection is noticed within 30 s. No gateway refuses so few pings.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A connection that was refused is tried again soon: a gateway restarts in seconds.
+    # A gateway restarts in seconds, so a connection that was refused is tried again soon.
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 _ROLES: Final = {"system": "ROLE_SYSTEM", "user": "ROLE_USER", "assistant": "ROLE_ASSISTANT"}
@@ -37,20 +38,20 @@ _ROLES: Final = {"system": "ROLE_SYSTEM", "user": "ROLE_USER", "assistant": "ROL
 
 @dataclass(frozen=True)
 class Outcome(Generic[J]):
-    """How one of the jobs of a client's map ended: with a result, or with an error. J is AsyncJob or Job."""
+    """How a job of `map` ended: with a result or with an error. J is AsyncJob or Job."""
 
     index: int
-    """Which job it was, from 0."""
+    """The job's place among the jobs of `map`, from 0."""
     job: J | None
     """The job. None when it was not accepted."""
     result: llm_pb2.JobResult | None
-    """The result of a job that succeeded."""
+    """The result of a job that succeeded, otherwise None."""
     error: DurableLLMError | None
-    """What the job, or a call, failed with."""
+    """The error with which the job or a call failed. None when the job succeeded."""
 
 
 class AsyncClient:
-    """A client of LlmService on one channel. Use it as a context manager, or close it."""
+    """A client of LlmService on one gRPC channel. Use it as a context manager, or close it."""
 
     def __init__(
         self,
@@ -59,25 +60,27 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
+        idle_timeout: timedelta = DEFAULT_IDLE_TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
         options: ChannelOptions = (),
     ) -> None:
         """Connect to `address`, by default LLM_ADDRESS of the environment or 127.0.0.1:50051.
 
-        `credentials` make the connection TLS. `metadata` goes along with every call. `timeout` is that of one try of a
-        call that does not stream. `retry` says how long calls and streams are tried again.
-        `options` are more options of the gRPC channel, such as `("grpc.enable_http_proxy", 0)`. They override the
-        client's own.
+        `credentials` turn TLS on. `metadata` is sent with every call. `timeout` limits one try of a call that does not
+        stream. `idle_timeout` limits the wait for a message of a stream, after which the stream counts as broken. It
+        must be longer than the gateway's GATEWAY_KEEPALIVE (15 s by default). `retry` says how long calls and streams
+        are tried again. `options` are more options of the gRPC channel, such as `("grpc.enable_http_proxy", 0)`. They
+        override the client's own.
         """
         address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
-        # Of a name that is there twice gRPC takes the last.
+        pairs: Metadata = tuple((metadata or {}).items())
+        # gRPC takes the last one of options with the same name.
         all_options = (*_CHANNEL_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, all_options)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, all_options)
-        pairs: Metadata = tuple((metadata or {}).items())
-        self._calls = Calls(LlmServiceStub(self._channel), pairs, timeout, retry)
+        self._stub = RetryingStub(LlmServiceStub(self._channel), pairs, timeout, idle_timeout, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,73 +91,59 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel. Jobs go on."""
+        """Close the channel. Jobs continue."""
         await self._channel.close()
 
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
-        """Start a job, or find the equal one that was started under its user_id and request_id; return it.
+        """Start a job and return it. The job that was started before under the same user_id and request_id is returned.
 
-        The job is a JobRequest, or its fields by name: `model="docstrings", prompt="def f(", params={"max_tokens": 9}`.
-        Messages may be dicts as OpenAI has them: `{"role": "user", "content": "Hello"}`. Without a request_id the job
-        gets a random one, so that a repeated try finds the first. Raises ApiError; ValueError or TypeError for
-        fields that a JobRequest does not have, or not of this type.
+        A job is a JobRequest, or its fields by name: `model="docstrings", prompt="def f(", params={"max_tokens": 9}`.
+        A message may be a dict in OpenAI's form: `{"role": "user", "content": "Hello"}`. A job without a request_id
+        gets a random one, so that a repeated try starts no second job. Raises ApiError, and ValueError or TypeError for
+        a field that JobRequest does not have or that has another type.
         """
-        request = llm_pb2.SubmitRequest(job=_job_of(job, fields))
-        response: llm_pb2.SubmitResponse = await self._calls.unary("Submit", request)
-        return AsyncJob(self._calls, response.workflow_id)
+        request = llm_pb2.SubmitRequest(job=job_request(job, fields))
+        response: llm_pb2.SubmitResponse = await self._stub.unary("Submit", request)
+        return AsyncJob(self._stub, response.workflow_id)
 
     def job(self, workflow_id: str) -> AsyncJob:
-        """Return a job that was submitted before, by any client. Asks nothing of the service."""
-        return AsyncJob(self._calls, workflow_id)
+        """Return a job that any client has submitted before. Makes no call."""
+        return AsyncJob(self._stub, workflow_id)
 
     async def map(
         self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
     ) -> AsyncGenerator[Outcome[AsyncJob], None]:
-        """Submit jobs, at most `concurrency` at a time, and yield how each ended, in the order in which they end.
+        """Submit jobs, at most `concurrency` at a time, and yield the outcome of each, in the order in which they end.
 
-        A job is a JobRequest or a dict of its fields. What fails is an outcome, too: it ends no other job. A dict that
-        is no JobRequest fails with InvalidRequest. Leaving the loop early leaves the jobs that run; they are not
-        cancelled.
+        A job is a JobRequest or a dict of its fields. The next one is read when there is room for it, in the event
+        loop: `jobs` must not block. A job that fails is an outcome and ends no other job. A dict that is no JobRequest
+        fails with InvalidRequest. Leaving the loop early does not cancel the jobs that run. Raises ValueError for a
+        `concurrency` below 1.
         """
-        if concurrency < 1:
-            raise ValueError("concurrency must be at least 1")
-        numbered = enumerate(jobs)
-        running: set[asyncio.Task[Outcome[AsyncJob]]] = set()
+        window = MapWindow(self, concurrency)
         try:
-            while True:
-                while len(running) < concurrency and (item := next(numbered, None)) is not None:
-                    running.add(asyncio.create_task(self._outcome(*item)))
-                if not running:
-                    return
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
+            for job in jobs:
+                for outcome in await window.add(read_job(job)):
+                    yield outcome
+            while outcomes := await window.next():
+                for outcome in outcomes:
+                    yield outcome
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    async def _outcome(self, index: int, given: llm_pb2.JobRequest | Mapping[str, Any]) -> Outcome[AsyncJob]:
-        job: AsyncJob | None = None
-        try:
-            job = await self.submit(_given_job(given))
-            return Outcome(index, job, await job.result(), None)
-        except DurableLLMError as error:
-            return Outcome(index, job, None, error)
+            await window.close()
 
     async def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """Return the models that a job may name. Raises ApiError."""
-        response: llm_pb2.ListModelsResponse = await self._calls.unary("ListModels", llm_pb2.ListModelsRequest())
+        response: llm_pb2.ListModelsResponse = await self._stub.unary("ListModels", llm_pb2.ListModelsRequest())
         return response.models
 
     async def list(self, **filters: Any) -> AsyncGenerator[llm_pb2.JobSummary, None]:
-        """Yield jobs, those still open first, page after page. Filters are the fields of ListRequest.
+        """Yield jobs, open jobs first, page after page. The filters are the fields of ListRequest.
 
-        Raises ApiError; ValueError for a filter that ListRequest does not have.
+        Raises ApiError, and ValueError for a filter that ListRequest does not have.
         """
         request = llm_pb2.ListRequest(**filters)
         while True:
-            response: llm_pb2.ListResponse = await self._calls.unary("List", request)
+            response: llm_pb2.ListResponse = await self._stub.unary("List", request)
             for summary in response.jobs:
                 yield summary
             if not response.next_page_token:
@@ -162,17 +151,62 @@ class AsyncClient:
             request.page_token = response.next_page_token
 
 
-def _given_job(given: llm_pb2.JobRequest | Mapping[str, Any]) -> llm_pb2.JobRequest:
-    """Return the job that the fields make. Raises InvalidRequest, as the service does for what it is sent."""
-    if isinstance(given, llm_pb2.JobRequest):
-        return given
+class MapWindow:
+    """The jobs of one `map` that run at the same time."""
+
+    def __init__(self, client: AsyncClient, size: int) -> None:
+        """Raises ValueError for a `size`, the maximum number of jobs, below 1."""
+        if size < 1:
+            raise ValueError("concurrency must be at least 1")
+        self._client = client
+        self._size = size
+        self._count = 0
+        self._running: set[asyncio.Task[Outcome[AsyncJob]]] = set()
+
+    async def add(self, job: llm_pb2.JobRequest | InvalidRequest) -> Sequence[Outcome[AsyncJob]]:
+        """Start a job. Once there is room for another one, return the outcomes of the jobs that have ended."""
+        self._running.add(asyncio.create_task(self._run(self._count, job)))
+        self._count += 1
+        return await self.next() if len(self._running) >= self._size else ()
+
+    async def next(self) -> Sequence[Outcome[AsyncJob]]:
+        """Wait until a job ends, and return the outcomes of all that have ended: none when no job runs."""
+        if not self._running:
+            return ()
+        done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        return [task.result() for task in done]
+
+    async def close(self) -> None:
+        """Stop waiting for the jobs that run. They continue."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _run(self, index: int, request: llm_pb2.JobRequest | InvalidRequest) -> Outcome[AsyncJob]:
+        job: AsyncJob | None = None
+        try:
+            if isinstance(request, InvalidRequest):
+                raise request
+            job = await self._client.submit(request)
+            return Outcome(index, job, await job.result(), None)
+        except DurableLLMError as error:
+            return Outcome(index, job, None, error)
+
+
+def read_job(job: llm_pb2.JobRequest | Mapping[str, Any]) -> llm_pb2.JobRequest | InvalidRequest:
+    """Return a job of `map` as a JobRequest. Return InvalidRequest, as the service answers, for one that is none."""
+    if isinstance(job, llm_pb2.JobRequest):
+        return job
     try:
-        return _job_of(None, dict(given))
+        return job_request(None, dict(job))
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"this is no JobRequest: {error}", grpc.StatusCode.INVALID_ARGUMENT) from error
+        invalid = InvalidRequest(f"this is no JobRequest: {error}", grpc.StatusCode.INVALID_ARGUMENT)
+        invalid.__cause__ = error
+        return invalid
 
 
-def _job_of(job: llm_pb2.JobRequest | None, fields: Mapping[str, Any]) -> llm_pb2.JobRequest:
+def job_request(job: llm_pb2.JobRequest | None, fields: Mapping[str, Any]) -> llm_pb2.JobRequest:
+    """Return the job with the fields in addition and with a request_id. Raises ValueError or TypeError like submit."""
     values = dict(fields)
     if messages := values.get("messages"):
         values["messages"] = [_message_of(message) for message in messages]

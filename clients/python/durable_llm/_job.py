@@ -1,4 +1,4 @@
-"""One job, as a client holds it."""
+"""A job of the service, for asyncio."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from durable_llm._calls import Calls, is_last
+from durable_llm._retrying_stub import RetryingStub, is_last
 from durable_llm.errors import from_outcome
 from llm_pb import llm_pb2
 
@@ -16,54 +16,54 @@ class Piece:
     """A piece of a job's output."""
 
     text: str
-    """The text: whole characters."""
+    """The text, in whole characters."""
     offset: int
-    """Where it begins in the output, in UTF-8 bytes."""
+    """Where the text begins in the output, in UTF-8 bytes."""
     rewind: bool
-    """Whether the job had to start over from the offset: all output from there on is void, then comes the text."""
+    """Whether the job had to start over from the offset: drop the output from there on, then add the text."""
     resume_token: str
-    """Continues the stream after this piece: see AsyncJob.stream. Empty from a gateway of an earlier version."""
+    """The token with which AsyncJob.stream continues after this piece. Empty from a gateway of an earlier version."""
 
 
 class AsyncJob:
-    """A job of the service. Made by AsyncClient.submit, or by AsyncClient.job for one that is there already."""
+    """A job of the service. AsyncClient.submit and AsyncClient.job return it."""
 
-    def __init__(self, calls: Calls, workflow_id: str) -> None:
-        self._calls = calls
+    def __init__(self, stub: RetryingStub, workflow_id: str) -> None:
+        self._stub = stub
         self._outcome: llm_pb2.GetStatusResponse | None = None
         self.workflow_id = workflow_id
-        """Its id, under which any client finds it again."""
+        """The job's id, by which any client finds it again."""
 
     async def get(self) -> llm_pb2.GetStatusResponse:
-        """Return the job's status now, and its result once there is one. Raises ApiError."""
+        """Return the job's present status, and its result once it has ended. Raises ApiError."""
         request = llm_pb2.GetStatusRequest(workflow_id=self.workflow_id)
-        response: llm_pb2.GetStatusResponse = await self._calls.unary("GetStatus", request)
+        response: llm_pb2.GetStatusResponse = await self._stub.unary("GetStatus", request)
         return response
 
     async def cancel(self, reason: str = "") -> llm_pb2.JobStatus:
-        """Ask the job to stop; return its status. A job that has ended stays as it is. Raises ApiError."""
+        """Request that the job stops, and return its status. A job that has ended stays as it is. Raises ApiError."""
         request = llm_pb2.CancelRequest(workflow_id=self.workflow_id, reason=reason)
-        response: llm_pb2.CancelResponse = await self._calls.unary("Cancel", request)
+        response: llm_pb2.CancelResponse = await self._stub.unary("Cancel", request)
         return response.status
 
     async def watch(self, resume_token: str = "") -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
-        """Yield all that StreamStatus says of the job, to its end, whatever gateway or connection breaks meanwhile.
+        """Yield the messages of StreamStatus to the job's end, across broken connections and gateways.
 
-        How the job ends is not raised. Raises ApiError.
+        `resume_token` is as in `stream`. A job that does not succeed raises nothing here. Raises ApiError.
         """
-        async with aclosing(self._calls.watch(self.workflow_id, resume_token)) as messages:
+        async with aclosing(self._stub.watch(self.workflow_id, resume_token)) as messages:
             async for message in messages:
                 if is_last(message):
-                    self._outcome = llm_pb2.GetStatusResponse(status=message.status, result=message.result)
-                    if message.output_omitted:
-                        self._outcome = await self.get()
+                    outcome = llm_pb2.GetStatusResponse(status=message.status, result=message.result)
+                    # Kept only once it is whole: the call may fail, or the caller may leave meanwhile.
+                    self._outcome = await self.get() if message.output_omitted else outcome
                 yield message
 
     async def stream(self, resume_token: str = "") -> AsyncGenerator[Piece, None]:
         """Yield the job's output as it is generated, each byte once.
 
-        `resume_token` is that of the last piece that the caller holds; without one the output comes from its start.
-        Raises JobError at the end of a job that did not succeed, ApiError.
+        `resume_token` is that of the last piece that the caller holds. Without it the output comes from its start.
+        Raises ApiError, and JobError at the end of a job that did not succeed.
         """
         async with aclosing(self.watch(resume_token)) as messages:
             async for message in messages:
@@ -73,10 +73,10 @@ class AsyncJob:
         self._succeeded()
 
     async def result(self, timeout: timedelta | None = None) -> llm_pb2.JobResult:  # noqa: ASYNC109  # as asyncio's
-        """Return the result once the job has ended.
+        """Wait for the job's end and return its result.
 
-        Raises JobError for a job that did not succeed, TimeoutError when it has not ended in time (it goes on),
-        ApiError.
+        Raises ApiError, JobError for a job that did not succeed, and TimeoutError for a job that has not ended within
+        `timeout`. That job continues. By default the wait has no limit.
         """
         async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
             if self._outcome is None:

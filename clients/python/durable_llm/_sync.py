@@ -1,17 +1,26 @@
-"""The client for code without asyncio: the same one, on an event loop in a thread of its own."""
+"""The client for code without asyncio: AsyncClient on an event loop in a thread of its own."""
 
 import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 
-from durable_llm._client import DEFAULT_RETRY, DEFAULT_TIMEOUT, AsyncClient, ChannelOptions, Outcome
+from durable_llm._client import (
+    DEFAULT_IDLE_TIMEOUT,
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUT,
+    AsyncClient,
+    ChannelOptions,
+    MapWindow,
+    Outcome,
+    job_request,
+    read_job,
+)
 from durable_llm._job import AsyncJob, Piece
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
@@ -19,7 +28,7 @@ from llm_pb import llm_pb2
 T = TypeVar("T")
 _END: Final = object()
 _WAIT_SECONDS: Final = 1.0
-"""How long Ctrl-C may wait for the thread that it interrupts."""
+"""Maximum time until Ctrl-C interrupts a wait, in seconds."""
 _CLOSED: Final = "the client is closed"
 
 
@@ -36,6 +45,7 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
+        idle_timeout: timedelta = DEFAULT_IDLE_TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
         options: ChannelOptions = (),
     ) -> None:
@@ -43,10 +53,21 @@ class Client:
 
         async def connect() -> AsyncClient:
             return AsyncClient(
-                address, credentials=credentials, metadata=metadata, timeout=timeout, retry=retry, options=options
+                address,
+                credentials=credentials,
+                metadata=metadata,
+                timeout=timeout,
+                idle_timeout=idle_timeout,
+                retry=retry,
+                options=options,
             )
 
-        self._client = self._loop.run(connect())
+        try:
+            self._client = self._loop.run(connect())
+        except BaseException:
+            # Nobody has a client to close.
+            self._loop.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -57,14 +78,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """See AsyncClient.close. What waits in other threads ends with RuntimeError. Closing twice does nothing."""
+        """See AsyncClient.close. Waits of other threads end with RuntimeError. A second close does nothing."""
         if not self._loop.closed:
-            self._loop.run(self._client.close())
-            self._loop.close()
+            try:
+                self._loop.run(self._client.close())
+            finally:
+                self._loop.close()
 
     def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> "Job":
         """See AsyncClient.submit."""
-        return Job(self._loop, self._loop.run(self._client.submit(job, **fields)))
+        # Read in this thread: messages may come from an iterable that waits, and would hold up the loop's.
+        request = job_request(job, fields)
+        return Job(self._loop, self._loop.run(self._client.submit(request)))
 
     def job(self, workflow_id: str) -> "Job":
         """See AsyncClient.job."""
@@ -73,11 +98,21 @@ class Client:
     def map(
         self, jobs: Iterable[llm_pb2.JobRequest | Mapping[str, Any]], *, concurrency: int = 16
     ) -> Generator[Outcome["Job"], None, None]:
-        """See AsyncClient.map. The jobs are read in the client's own thread, and must not call the client."""
-        with closing(self._loop.iterate(self._client.map(jobs, concurrency=concurrency))) as outcomes:
-            for outcome in outcomes:
-                job = Job(self._loop, outcome.job) if outcome.job is not None else None
-                yield Outcome(outcome.index, job, outcome.result, outcome.error)
+        """See AsyncClient.map. The jobs are read in the caller's thread: `jobs` may block and may call the client."""
+        window = MapWindow(self._client, concurrency)
+        try:
+            for job in jobs:
+                yield from self._own(self._loop.run(window.add(read_job(job))))
+            while outcomes := self._loop.run(window.next()):
+                yield from self._own(outcomes)
+        finally:
+            if not self._loop.closed:
+                self._loop.run(window.close())
+
+    def _own(self, outcomes: Iterable[Outcome[AsyncJob]]) -> Generator[Outcome["Job"], None, None]:
+        for outcome in outcomes:
+            job = Job(self._loop, outcome.job) if outcome.job is not None else None
+            yield Outcome(outcome.index, job, outcome.result, outcome.error)
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """See AsyncClient.models."""
@@ -136,22 +171,22 @@ class _Loop:
         self.closed = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what the coroutine returns. Ctrl-C cancels it, and is raised once the coroutine has ended.
+        """Run a coroutine in the loop and return its result. Ctrl-C cancels it, and is raised once it has ended.
 
-        Raises RuntimeError when the loop is closed, and in the loop's own thread.
+        Raises RuntimeError when the loop is closed, and in the loop's own thread, which would wait for itself.
         """
         call = _Call(coroutine)
         try:
             self._require_other_thread()
-            # Whatever begins before the closing is ended by it.
+            # close() ends every call that begins before it.
             with self._lock:
                 self._require_open()
                 self._loop.call_soon_threadsafe(call.start)
-            # Not without a timeout: a signal that another thread takes, or that comes just before, wakes no wait.
+            # The timeout is for a signal that another thread takes, or that comes just before: it does not wake a wait.
             while not call.ended.wait(_WAIT_SECONDS):
                 pass
         except BaseException:
-            # It may not have begun: Ctrl-C comes at any moment.
+            # Ctrl-C comes at any moment, also before the call has begun.
             self._cancel(call)
             raise
         try:
@@ -160,7 +195,7 @@ class _Loop:
             raise RuntimeError(_CLOSED) from None
 
     def _cancel(self, call: "_Call[Any]") -> None:
-        """Cancel a call; return once it has ended."""
+        """Cancel a call, and wait until it has ended."""
         inside = threading.current_thread() is self._thread
         with self._lock:
             cancels = not (inside or self.closed)
@@ -174,7 +209,7 @@ class _Loop:
         call.cancel()
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """Yield what the generator yields; close it when the caller leaves."""
+        """Yield the items of an asynchronous generator. Close it when the caller leaves."""
 
         async def following() -> Any:
             return await anext(items, _END)
@@ -190,10 +225,11 @@ class _Loop:
                 self.run(close())
 
     def close(self) -> None:
-        """End the thread, and all that is under way in it."""
+        """End the thread and all calls that run in it."""
         with self._lock:
-            self.closed = True
-            self._loop.call_soon_threadsafe(self._closing.set)
+            if not self.closed:
+                self.closed = True
+                self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
     def _require_open(self) -> None:
@@ -202,11 +238,11 @@ class _Loop:
 
     def _require_other_thread(self) -> None:
         if threading.current_thread() is self._thread:
-            raise RuntimeError("the jobs of map called its own client, which would wait for itself: list them first")
+            raise RuntimeError("the client was called in its own thread, which would wait for itself")
 
 
 class _Call(Generic[T]):
-    """A coroutine that the thread of a loop runs for another one."""
+    """A coroutine that a loop's thread runs for another thread."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.ended = threading.Event()
@@ -214,12 +250,12 @@ class _Call(Generic[T]):
         self._task: asyncio.Task[T] | None = None
 
     def start(self) -> None:
-        """Run the coroutine. In the loop's thread."""
+        """Start the coroutine. Call it in the loop's thread."""
         self._task = asyncio.get_running_loop().create_task(self._coroutine)
         self._task.add_done_callback(self._end)
 
     def cancel(self) -> None:
-        """End the coroutine, also before its start. In the loop's thread, or once that has ended."""
+        """End the coroutine, also before its start. Call it in the loop's thread, or after that thread has ended."""
         if self._task is None:
             self._coroutine.close()
             self.ended.set()
@@ -228,11 +264,11 @@ class _Call(Generic[T]):
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
-            # Else asyncio would log it where Ctrl-C leaves nobody to ask for the result.
+            # After Ctrl-C nobody asks for the result, and asyncio would log the exception.
             task.exception()
         self.ended.set()
 
     def result(self) -> T:
-        """Return what the coroutine has returned. Raises CancelledError for one that was cancelled."""
+        """Return the result of the coroutine, which has ended. Raises its exception, or CancelledError."""
         assert self._task is not None  # noqa: S101  # it has ended
         return self._task.result()

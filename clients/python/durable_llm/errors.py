@@ -1,15 +1,15 @@
-"""What can go wrong, one class for each reason that the service names.
+"""Errors of this package, one class for each reason that the service names.
 
     DurableLLMError
     ├── ApiError                  a call was refused or failed
     │   ├── InvalidRequest        a field breaks a rule; see violations
-    │   ├── JobNotFound           no such job, or it is past its retention
+    │   ├── JobNotFound           no job has this id, or it is past its retention
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
     │   └── Unavailable           the service did not answer
     │       ├── TemporalUnavailable   the service cannot reach Temporal
-    │       └── GatewayShutdown       the gateway that was asked stops
+    │       └── GatewayShutdown       the gateway is about to stop
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
         ├── UnknownModel          ├── EngineDead       ├── RunTimeout
@@ -17,13 +17,15 @@
         ├── UnsupportedParams     ├── WorkerLost       ├── Cancelled
         ├── ResultTooLarge        ├── EngineFailed     └── Terminated
 
-A class that a later service names and this package does not know is the base class, with its `reason`.
+A reason that this version does not know is raised as ApiError or JobError, with that `reason`.
+
+All errors can be pickled.
 """
 
 import contextlib
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -38,16 +40,16 @@ class DurableLLMError(Exception):
     """The base of all errors of this package."""
 
     reason = ""
-    """The reason that the service gives: google.rpc.ErrorInfo.reason. Empty when it gives none."""
+    """The reason that the service gives, google.rpc.ErrorInfo.reason. Empty when it gives none."""
 
 
 class Violation(NamedTuple):
     """A field that breaks a rule."""
 
     field: str
-    """Its path in the request: job.params.stop[2]."""
+    """The field's path in the request, such as job.params.stop[2]."""
     description: str
-    """The rule, and how to keep it."""
+    """The rule that the field breaks."""
 
 
 class ApiError(DurableLLMError):
@@ -63,12 +65,16 @@ class ApiError(DurableLLMError):
     ) -> None:
         super().__init__(message)
         self.code = code
-        """The gRPC status."""
+        """The gRPC status code."""
         self.reason = reason or self.reason
         self.retry_delay = retry_delay
-        """How long to wait before the call is worth repeating. None when the service does not say."""
+        """Time after which a repeated call may succeed. None when the service does not say."""
         self.violations = violations
-        """Every field that breaks a rule."""
+        """All fields that break a rule."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is rebuilt from its args by default, which are the message alone.
+        return type(self), (*self.args, self.code), vars(self)
 
 
 class InvalidRequest(ApiError):
@@ -78,13 +84,13 @@ class InvalidRequest(ApiError):
 
 
 class JobNotFound(ApiError):
-    """There is no such job, or it is past its retention."""
+    """No job has this id, or it is past its retention."""
 
     reason = "JOB_NOT_FOUND"
 
 
 class RequestIdReused(ApiError):
-    """The pair of user_id and request_id was used for another job."""
+    """The user_id and request_id belong to another job."""
 
     reason = "REQUEST_ID_REUSED"
 
@@ -102,7 +108,7 @@ class LimitReached(ApiError):
 
 
 class Unavailable(ApiError):
-    """The service did not answer. A Submit may have been accepted all the same: repeat it under its request_id."""
+    """The service did not answer. It may have accepted a Submit nevertheless: repeat it with the same request_id."""
 
 
 class TemporalUnavailable(Unavailable):
@@ -112,7 +118,7 @@ class TemporalUnavailable(Unavailable):
 
 
 class GatewayShutdown(Unavailable):
-    """The gateway that was asked stops."""
+    """The gateway is about to stop."""
 
     reason = "GATEWAY_SHUTDOWN"
 
@@ -123,10 +129,13 @@ class JobError(DurableLLMError):
     def __init__(self, status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
         super().__init__(status.error.message or llm_pb2.JobState.Name(status.state))
         self.status = status
-        """How the job ended."""
+        """The job's final status."""
         self.result = result
-        """What it produced until then. Its output may be empty."""
+        """What the job produced until its end. The output may be empty."""
         self.reason = _reason(status.error) or self.reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, self.result), vars(self)
 
 
 class InvalidJob(JobError):
@@ -148,13 +157,13 @@ class PromptTooLong(JobError):
 
 
 class UnsupportedParams(JobError):
-    """The engine cannot do what the sampling parameters ask for."""
+    """The engine does not support the sampling parameters."""
 
     reason = "UNSUPPORTED_PARAMS"
 
 
 class ResultTooLarge(JobError):
-    """The output is larger than a result may be."""
+    """The output exceeds the maximum size of a result."""
 
     reason = "RESULT_TOO_LARGE"
 
@@ -166,7 +175,7 @@ class EngineFailed(JobError):
 
 
 class OutOfMemory(JobError):
-    """The device had no memory for this job in any attempt."""
+    """The device ran out of memory for this job in every attempt."""
 
     reason = "OUT_OF_MEMORY"
 
@@ -178,37 +187,37 @@ class EngineDead(JobError):
 
 
 class WorkerShutdown(JobError):
-    """The workers that had the job stopped, again and again."""
+    """Every worker that ran the job was stopped."""
 
     reason = "WORKER_SHUTDOWN"
 
 
 class WorkerLost(JobError):
-    """The workers that had the job sent no more heartbeats."""
+    """The workers that ran the job stopped sending heartbeats."""
 
     reason = "WORKER_LOST"
 
 
 class QueueTimeout(JobError):
-    """No worker took the job in time."""
+    """No worker took the job within its queue timeout."""
 
     reason = "QUEUE_TIMEOUT"
 
 
 class RunTimeout(JobError):
-    """Every attempt took too long."""
+    """Every attempt exceeded the job's run timeout."""
 
     reason = "RUN_TIMEOUT"
 
 
 class TotalTimeout(JobError):
-    """The job's whole time was spent."""
+    """The job exceeded its total timeout."""
 
     reason = "TOTAL_TIMEOUT"
 
 
 class Cancelled(JobError):
-    """Somebody cancelled the job."""
+    """A client or an operator cancelled the job."""
 
     reason = "CANCELLED"
 
@@ -222,13 +231,13 @@ class Terminated(JobError):
 API_ERRORS: Final[Mapping[str, type[ApiError]]] = {
     kind.reason: kind for kind in (*ApiError.__subclasses__(), *Unavailable.__subclasses__()) if kind.reason
 }
-"""The class of each reason that a call fails for."""
+"""The class for each reason for which a call fails."""
 JOB_ERRORS: Final[Mapping[str, type[JobError]]] = {kind.reason: kind for kind in JobError.__subclasses__()}
-"""The class of each reason that a job ends for."""
+"""The class for each reason for which a job ends without success."""
 
 
 def from_call(error: grpc.aio.AioRpcError) -> ApiError:
-    """Return what a call of gRPC's failed with."""
+    """Return the error of a gRPC call that failed."""
     code, message = error.code(), error.details() or error.code().name
     status = status_pb2.Status()
     for key, value in error.trailing_metadata() or ():
@@ -251,7 +260,7 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
 
 
 def from_outcome(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> JobError | None:
-    """Return what a job ended with; None for one that succeeded."""
+    """Return the error of a job that ended. Return None for a job that succeeded."""
     if status.state == llm_pb2.JOB_STATE_SUCCEEDED:
         return None
     return JOB_ERRORS.get(_reason(status.error), JobError)(status, result)

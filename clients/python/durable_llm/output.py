@@ -1,11 +1,11 @@
-"""The output of a job, put together from its pieces."""
+"""The output of a job, assembled from its pieces."""
 
 from durable_llm._job import Piece
 from llm_pb import llm_pb2
 
 
 class Output:
-    """All output that a reader holds; rewinds are done as they come."""
+    """The output that a reader holds. It applies each rewind."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -15,9 +15,9 @@ class Output:
         return len(self._data)
 
     def add(self, piece: Piece | llm_pb2.OutputDelta) -> None:
-        """Put a piece, or the delta of a message of `watch`, in its place.
+        """Add a piece of `stream`, or the delta of a message of `watch`.
 
-        Raises ValueError for one that leaves a gap: it is another stream's.
+        Raises ValueError for a piece that leaves a gap: it does not belong to this output.
         """
         if piece.offset > len(self._data):
             raise ValueError(f"the piece begins at byte {piece.offset}, the output ends at {len(self._data)}")

@@ -1,0 +1,90 @@
+"""A gateway in front of a real one, whose streams end early or fall silent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2, llm_pb2_grpc
+
+
+class Turn(NamedTuple):
+    """How an UnsteadyGateway serves one stream."""
+
+    messages: int | None = None
+    """Number of messages after which the stream ends. None: it ends after all messages."""
+    fails: bool = True
+    """True if the stream ends with UNAVAILABLE, False if it ends with OK."""
+    silent: bool = False
+    """True if the stream stays open without a message instead of ending."""
+    knows_tokens: bool = True
+    """True if the gateway has resume tokens, False for an earlier version."""
+    retry_delay: timedelta | None = None
+    """Delay of the RetryInfo with which the stream fails."""
+
+
+class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
+    """Servicer that serves each StreamStatus by the next of its turns. The last turn repeats."""
+
+    def __init__(self, gateway: llm_pb2_grpc.LlmServiceStub, *turns: Turn) -> None:
+        self.address = ""
+        self.streams = 0
+        """Number of streams that were opened."""
+        self.answers = asyncio.Event()
+        """Whether GetStatus answers."""
+        self.answers.set()
+        self.asked = asyncio.Event()
+        """Whether GetStatus was called."""
+        self._gateway = gateway
+        self._turns = list(turns)
+
+    async def GetStatus(  # type: ignore[override]
+        self, request: llm_pb2.GetStatusRequest, context: Any
+    ) -> llm_pb2.GetStatusResponse:
+        self.asked.set()
+        await self.answers.wait()
+        response: llm_pb2.GetStatusResponse = await self._gateway.GetStatus(request)
+        return response
+
+    async def StreamStatus(  # type: ignore[override]
+        self, request: llm_pb2.StreamStatusRequest, context: Any
+    ) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
+        self.streams += 1
+        turn = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
+        if not turn.knows_tokens:
+            request.ClearField("resume_token")
+        count = 0
+        if turn.messages != 0:
+            async for message in self._gateway.StreamStatus(request):
+                if not turn.knows_tokens:
+                    message.ClearField("resume_token")
+                yield message
+                count += 1
+                if count == turn.messages:
+                    break
+        if turn.silent:
+            await asyncio.Event().wait()
+        if turn.fails:
+            status = status_pb2.Status(code=code_pb2.UNAVAILABLE)
+            if turn.retry_delay is not None:
+                status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=turn.retry_delay))
+            trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke", trailers)
+
+
+@asynccontextmanager
+async def serving(stack: Stack, *turns: Turn) -> AsyncIterator[UnsteadyGateway]:
+    """Serve an UnsteadyGateway in front of the stack's gateway while the context is open, and yield it."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        server = grpc.aio.server()
+        gateway = UnsteadyGateway(llm_pb2_grpc.LlmServiceStub(channel), *turns)
+        llm_pb2_grpc.add_LlmServiceServicer_to_server(gateway, server)
+        gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        yield gateway
+        await server.stop(None)
