@@ -4,6 +4,7 @@ While the job is open its own workflow knows the state. Afterwards its LLMDelive
 """
 
 import logging
+from functools import partial
 from typing import Final, NamedTuple
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowQueryFailedError
@@ -13,6 +14,7 @@ from jobs import names
 from jobs.events import notification
 from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
 from llm_pb import internal_pb2, llm_pb2
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
 
@@ -38,10 +40,11 @@ class Standing(NamedTuple):
 
 
 class DeliveryReader:
-    """Reads the state of deliveries from Temporal."""
+    """Reads the state of deliveries from Temporal. Concurrent calls share it, so it must not be changed."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._shared = SharedCalls()
 
     async def refresh(self, status: llm_pb2.JobStatus) -> None:
         """Update the notifications in the status of an ended job. Raises RPCError when Temporal is unavailable."""
@@ -60,7 +63,9 @@ class DeliveryReader:
         later = await self._later(workflow_id, job.run_id if job else None)
         if later is not None:
             return later
-        state = await self._ask(job) if job is not None else None
+        if job is None:
+            raise not_found(workflow_id)
+        state = await self._shared.fresh((job.id, job.run_id), lambda: self._ask(job))
         if state is None:
             raise not_found(workflow_id)
         return Standing(state, delivery_workflow_id(workflow_id), open=False)
@@ -73,7 +78,7 @@ class DeliveryReader:
         """
         # An earlier version did not shorten the id.
         for id_ in dict.fromkeys((delivery_workflow_id(workflow_id), unshortened_delivery_workflow_id(workflow_id))):
-            standing = await self._left(id_)
+            standing = await self._shared.fresh(id_, partial(self._left, id_))
             if standing is None or standing.state.event.status.workflow_id != workflow_id:
                 continue
             if run_id in (None, standing.state.event.status.run_id):

@@ -34,6 +34,7 @@ from jobs.errors import EngineFailed, to_status
 from jobs.outcome import add_result
 from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import not_found
@@ -78,9 +79,10 @@ class JobReader:
         self._deliveries = deliveries
         self._feed = feed
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
+        self._shared = SharedCalls()
 
     async def get(self, workflow_id: str) -> llm_pb2.GetStatusResponse:
-        """Return the job's status, and its result once that is settled.
+        """Return the job's status, and its result once that is settled. Concurrent calls share the answer.
 
         Raises ApiError NOT_FOUND for an unknown job; RPCError when Temporal or the workflow worker is unavailable.
         """
@@ -89,7 +91,16 @@ class JobReader:
     async def status_of(
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
-        """Return what get() does, for a job that was just described. `ending` is how it ended, where that is known."""
+        """Return what get() does, for a job that was just described. `ending` is how it ended, where that is known.
+
+        Calls with the same description share the answer, so it must not be changed.
+        """
+        # The key is of this very description: one that is equal may have been made earlier.
+        return await self._shared.joined(id(description), lambda: self._status_of(description, ending))
+
+    async def _status_of(
+        self, description: WorkflowExecutionDescription, ending: Ending | None
+    ) -> llm_pb2.GetStatusResponse:
         large = await expected_result_bytes(description) > _LARGE_BYTES
         async with self._large_reads if large else contextlib.nullcontext():
             if description.status == WorkflowExecutionStatus.RUNNING:
@@ -102,12 +113,16 @@ class JobReader:
         """Return Temporal's description of the job's workflow, of its last run unless one is named. Raises like get().
 
         With `once` Temporal is asked only once, which is not enough for a workflow that may have started a moment ago.
+        Concurrent calls share a description that is not older than the calls.
         """
-        try:
+
+        async def describe() -> WorkflowExecutionDescription:
             if once:
-                description = await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
-            else:
-                description = await self._describe(workflow_id, run_id)
+                return await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
+            return await self._describe(workflow_id, run_id)
+
+        try:
+            description = await self._shared.fresh((workflow_id, run_id, once), describe)
         except RPCError as error:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error

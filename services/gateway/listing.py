@@ -73,7 +73,8 @@ class JobListing:
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
         # Without a final status the job is open, or Temporal ended it before it wrote one.
-        status = await final_status(execution) or await self._status(execution, until)
+        status = llm_pb2.JobStatus()
+        status.CopyFrom(await final_status(execution) or await self._status(execution, until))
         status.ClearField("progress")
         status.ClearField("notifications")
         attributes = execution.typed_search_attributes

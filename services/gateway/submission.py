@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -126,7 +126,10 @@ class JobSubmission:
 
     async def cancel(self, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
         """Cancel the job and return its status; an ended job does not change. Raises ApiError NOT_FOUND, RPCError."""
-        await link_call(await self._reader.describe(request.workflow_id))
+        description = await self._reader.describe(request.workflow_id)
+        await link_call(description)
+        if description.status != WorkflowExecutionStatus.RUNNING:
+            return llm_pb2.CancelResponse(status=(await self._reader.status_of(description)).status)
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -138,7 +141,8 @@ class JobSubmission:
                 raise
             signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
-        status = (await self._reader.get(request.workflow_id)).status
+        status = llm_pb2.JobStatus()
+        status.CopyFrom((await self._reader.get(request.workflow_id)).status)
         if status.state not in FINAL_STATES:
             if not signalled:
                 await signal()

@@ -56,7 +56,7 @@ class TemporalProxy(grpc.GenericRpcHandler):
                     request, metadata=metadata, timeout=context.time_remaining()
                 )
             except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details() or "", error.trailing_metadata())
+                await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
             return answer
 
         return grpc.unary_unary_rpc_method_handler(call)
