@@ -11,6 +11,7 @@ from typing import Protocol, Self
 from pydantic import Field, FilePath, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feed.nats_settings import NatsUrl, StreamName, SubjectPrefix
 from llm_pb import internal_pb2
 from runtime.tls import ClientTls, client_tls
 
@@ -100,9 +101,11 @@ class Fence:
 class FeedSettings(BaseSettings):
     """The live feed. Gateway and worker use the same values."""
 
-    model_config = SettingsConfigDict(env_prefix="FEED_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FEED_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
-    url: SecretStr = SecretStr("nats://127.0.0.1:4222")
+    url: NatsUrl = SecretStr("nats://127.0.0.1:4222")
     """URL of the NATS server, with JetStream. It may hold a user and password."""
     tls_ca: FilePath | None = None
     """PEM file of the CAs that may have issued the NATS server's certificate. If set, the connection begins with the
@@ -114,9 +117,9 @@ class FeedSettings(BaseSettings):
     """PEM file of the private key of FEED_TLS_CERT, not encrypted."""
     nkey_seed: FilePath | None = None
     """File of the NKey seed with which the process authenticates to the NATS server."""
-    stream: str = "LLM_FEED"
+    stream: StreamName = "LLM_FEED"
     """Name of the JetStream stream that holds the records."""
-    subject_prefix: str = "llm.feed"
+    subject_prefix: SubjectPrefix = "llm.feed"
     """Prefix of the subjects. A dot and the job's key follow, by default its run id."""
     max_age: timedelta = Field(timedelta(hours=24), gt=timedelta(0))
     """Maximum age of records. Older ones are deleted."""

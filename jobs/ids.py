@@ -112,6 +112,11 @@ def _doubled(name: str) -> str:
     return name.replace("-", "--")
 
 
+def redelivery_workflow_id(job_workflow_id: str) -> str:
+    """Return the id of the LLMRedeliveryWorkflow of a job. It is a hash, so that no id of a user outlives the job."""
+    return f"llmredelivery-{hashlib.sha256(job_workflow_id.encode()).hexdigest()}"
+
+
 def shortened(id_: str, longest: int) -> str:
     """Return the id if it has at most `longest` bytes, else its beginning, a comma and its SHA-256 in hexadecimal."""
     data = id_.encode()

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 _M = TypeVar("_M", bound=Message)
 
@@ -32,3 +33,14 @@ def from_memo(value: Any, kind: type[_M]) -> _M | None:
     except (json_format.ParseError, RecursionError) as error:
         raise ValueError(f"is no {kind.DESCRIPTOR.full_name}: {error}") from error
     raise ValueError(f"is no {kind.DESCRIPTOR.full_name}")
+
+
+def time_from_memo(value: Any) -> Timestamp | None:
+    """Return the time that a memo's value holds as RFC 3339; None if it holds none."""
+    time = Timestamp()
+    try:
+        time.FromJsonString(value)
+    except (TypeError, ValueError):
+        # A workflow that was started by hand may hold anything.
+        return None
+    return time

@@ -14,6 +14,8 @@ QUERY_GET_DELIVERIES: Final = "GetDeliveries"
 # Continues the deliveries of a job's outcome after the job has closed.
 DELIVERY_WORKFLOW_TYPE: Final = "LLMDeliveryWorkflow"
 SIGNAL_REDELIVER: Final = "Redeliver"
+# Is open for as long as a job may not be sent again.
+REDELIVERY_WORKFLOW_TYPE: Final = "LLMRedeliveryWorkflow"
 
 # Counts the open jobs of a tenant that has a quota for them.
 LEDGER_WORKFLOW_TYPE: Final = "LLMLedgerWorkflow"
@@ -83,6 +85,8 @@ MEMO_SAME_JOB_DIGEST: Final = "job_sha256"
 MEMO_TRACEPARENT: Final = "traceparent"
 # The values, by name, of the search attributes that are hashed.
 MEMO_SEARCH_ATTRIBUTES: Final = "search_attributes"
+# When the gateway accepted the job, as RFC 3339. Temporal starts its workflow a little later, by another clock.
+MEMO_CREATE_TIME: Final = "create_time"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 
@@ -91,5 +95,7 @@ MEMO_RESULT_BYTES: Final = "result_bytes"
 PATCH_BY_HAND: Final = "search attributes at start"
 # The id of an LLMDeliveryWorkflow is shortened where it would be too long.
 PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
+# A job whose total time is the first to be spent ends with TOTAL_TIMEOUT, whichever of its limits Temporal reports.
+PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
 
 ERROR_DOMAIN: Final = "llm.v1"

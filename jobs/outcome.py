@@ -1,17 +1,20 @@
 """The end of a job: its error, final state and status, from what Temporal reports of its last attempt."""
 
+from datetime import timedelta
 from typing import Final
 
+from google.protobuf.duration_pb2 import Duration
 from temporalio.exceptions import ApplicationError, CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from jobs import errors
 from llm_pb import llm_pb2
 
+TOTAL_SPENT: Final = "the job's total time was spent; raise timeouts.total"
 _TIMEOUT_ERRORS: Final[dict[TimeoutType, errors.JobError]] = {
     TimeoutType.SCHEDULE_TO_START: errors.QueueTimeout("no worker took the job in time; raise timeouts.queue or retry"),
     TimeoutType.START_TO_CLOSE: errors.RunTimeout("no attempt finished in time; raise timeouts.run or ask for less"),
-    TimeoutType.SCHEDULE_TO_CLOSE: errors.TotalTimeout("the job's total time was spent; raise timeouts.total"),
+    TimeoutType.SCHEDULE_TO_CLOSE: errors.TotalTimeout(TOTAL_SPENT),
     TimeoutType.HEARTBEAT: errors.WorkerLost("the workers that ran the job sent no more heartbeats"),
 }
 
@@ -36,6 +39,19 @@ def classify_failure(cause: BaseException | None) -> tuple[errors.JobError, llm_
             error = errors.from_application_error(cause, otherwise=errors.EngineFailed)
             return error, errors.partial_result(cause)
     return errors.EngineFailed(str(cause)), None
+
+
+def total_spent(error: errors.JobError, timeouts: llm_pb2.JobTimeouts, within: timedelta) -> bool:
+    """Return whether the error is of another limit than the total time, of which only `within` was left before it.
+
+    Temporal shortens each limit to the time that is left, and reports any of those that then end in the same moment.
+    """
+    limits: dict[type[errors.JobError], Duration] = {
+        errors.QueueTimeout: timeouts.queue,
+        errors.RunTimeout: timeouts.run,
+    }
+    limit = limits.get(type(error))
+    return limit is not None and limit.ToTimedelta() >= within
 
 
 def add_attempt(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:

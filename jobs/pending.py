@@ -28,7 +28,8 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
     status.attempt = max(status.attempt, max(status.attempt - 1, 0) + run.attempt - waiting)
     status.cancel_requested = run.state == PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
     if run.HasField("last_started_time"):
-        status.start_time.CopyFrom(run.last_started_time)
+        # The worker gets the time in whole microseconds, and reports it so.
+        status.start_time.FromDatetime(run.last_started_time.ToDatetime())
     if run.HasField("last_failure"):
         failure = run.last_failure
         message = await _message_of(failure, converter)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.common import Priority, TypedSearchAttributes
 
 from jobs import names, options
@@ -52,6 +53,7 @@ def job_start(
     priority: Priority | None = None,
     traceparent: str = "",
     hash_: Hash | None = None,
+    create_time: Timestamp | None = None,
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
@@ -63,13 +65,15 @@ def job_start(
     workflow's: a parent passes on its own (workflow.info().priority), which has the weight of its tenant. None, or one
     without a fairness key: fair turns of all users. `traceparent` is the W3C trace context of the caller, empty without
     a trace. `hash_` is that of the tenant: it hashes search attributes and the fairness key. Without it they stay in
-    clear.
+    clear. `create_time` is when the job was accepted, by default when its workflow starts.
     """
     if id_ is None:
         id_ = workflow_id(job.user_id, job.request_id, tenant)
     tenant = tenant_of(id_)
     whole = options.with_defaults(chosen)
     memo = {**memo_of(whole), **digests(job)}
+    if create_time is not None:
+        memo[names.MEMO_CREATE_TIME] = create_time.ToJsonString()
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     if hash_ is not None:

@@ -754,7 +754,7 @@ class JobTimeouts(_message.Message):
     @_builtins.property
     def run(self) -> _duration_pb2.Duration:
         """Maximum duration of one attempt. Default 2 h. A longer attempt is ended, and another one follows while attempts are
-        left.
+        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts.
         """
 
     def __init__(

@@ -170,8 +170,9 @@ class LlmServiceServicer:
 
     def Redeliver(self, request, context):
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
-        attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
-        job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+        attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
+        INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
+        RESOURCE_EXHAUSTED, with the wait in RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

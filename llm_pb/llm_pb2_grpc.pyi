@@ -100,8 +100,9 @@ class LlmServiceStub:
     """
     Redeliver: _aio.UnaryUnaryMultiCallable[_llm_pb2.RedeliverRequest, _llm_pb2.RedeliverResponse]
     """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
-    attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
-    job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+    attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
+    INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
+    RESOURCE_EXHAUSTED, with the wait in RetryInfo.
     """
     GetQuota: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetQuotaRequest, _llm_pb2.GetQuotaResponse]
     """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
@@ -220,8 +221,9 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_llm_pb2.RedeliverRequest, _abc.Awaitable[_llm_pb2.RedeliverResponse]],
     ) -> _abc.Awaitable[_llm_pb2.RedeliverResponse]:
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
-        attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended. A
-        job can be sent again once a minute by default: an earlier call is RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+        attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
+        INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
+        RESOURCE_EXHAUSTED, with the wait in RetryInfo.
         """
 
     @_abc_1.abstractmethod

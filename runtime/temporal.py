@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, cast
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, Plugin
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
@@ -51,8 +52,8 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
 
     The client and its workers propagate the trace's context and record Temporal's own spans. Spans of workflows are
     replay-safe. `runtime` is the one of the process, which has its metrics and logs: see runtime.metrics. The process
-    is ready only while Temporal answers. `encryption` says how payloads are encrypted, None if they are not. The
-    client waits for its keys, too.
+    is ready only while Temporal answers and has the namespace. `encryption` says how payloads are encrypted, None if
+    they are not. The client waits for its keys, too.
 
     Raises RPCError if Temporal refuses the connection, because of its credentials for example: a retry would not help.
     Raises RuntimeError if the configuration has no address of Temporal, OSError if a file that it names is unreadable.
@@ -74,6 +75,8 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
 
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
     readiness.need("temporal", "does not answer", ready)
+    namespace = _Namespace(connected)
+    readiness.need("namespace", "does not exist: create it, or correct TEMPORAL_NAMESPACE", namespace.exists)
     if encryption is not None:
         readiness.want("keys", "of encrypted content are not all available", lambda: encryption.keys.available)
         await encryption.wait_for_keys()
@@ -99,6 +102,27 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
             return client
 
 
+class _Namespace:
+    """Whether the namespace of a client exists. Temporal is not asked again once it does."""
+
+    def __init__(self, connected: "asyncio.Future[Client]") -> None:
+        self._connected = connected
+        self._known = False
+
+    async def exists(self) -> bool:
+        """Return False if Temporal says that the namespace does not exist, True if it says anything else."""
+        if self._known or not self._connected.done():
+            return True
+        client = self._connected.result()
+        request = DescribeNamespaceRequest(namespace=client.namespace)
+        try:
+            await client.workflow_service.describe_namespace(request, timeout=CHECK_TIMEOUT)
+        except RPCError as error:
+            return error.status != RPCStatusCode.NOT_FOUND
+        self._known = True
+        return True
+
+
 async def answers(client: Client, within: timedelta) -> bool:
     """Return whether Temporal's frontend reports within this time that it is healthy."""
     try:
@@ -121,6 +145,9 @@ async def register_search_attributes(client: Client, keys: Collection[SearchAttr
             known = await _known_search_attributes(client)
             await _add_search_attributes(client, [key for key in keys if key.name not in known])
         except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                _log.error("Temporal has no namespace %s: create it, or correct TEMPORAL_NAMESPACE", client.namespace)
+                return known
             _log.warning("search attributes could not be registered: %s", error)
             if error.status in _TRANSIENT:
                 await asyncio.sleep(_RETRY.total_seconds())

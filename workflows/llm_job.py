@@ -35,7 +35,8 @@ with workflow.unsafe.imports_passed_through():
     from jobs import errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
-    from jobs.outcome import add_attempt, add_result, classify_failure, final_state
+    from jobs.memo import time_from_memo
+    from jobs.outcome import TOTAL_SPENT, add_attempt, add_result, classify_failure, final_state, total_spent
     from jobs.search import attributes_of
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
@@ -82,7 +83,11 @@ class LLMJobWorkflow:
             state=llm_pb2.JOB_STATE_QUEUED,
             trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
         )
-        self._status.create_time.FromDatetime(info.workflow_start_time)
+        accepted = time_from_memo(workflow.memo_value(names.MEMO_CREATE_TIME, None))
+        if accepted is not None:
+            self._status.create_time.CopyFrom(accepted)
+        else:
+            self._status.create_time.FromDatetime(info.workflow_start_time)
 
     @workflow.run
     @one_input
@@ -178,7 +183,7 @@ class LLMJobWorkflow:
         return final_state(self._error)
 
     async def _run_activity(self, request: internal_pb2.RunRequest) -> None:
-        timeouts = self._options.timeouts
+        timeouts, within = self._options.timeouts, self._time_to_run()
         retry = internal_pb2.RetryOptions()
         retry.CopyFrom(self._options.gpu_retry)
         retry.maximum_attempts -= request.earlier_attempts
@@ -188,7 +193,7 @@ class LLMJobWorkflow:
             task_queue=self._options.gpu_task_queue,
             schedule_to_start_timeout=timeouts.queue.ToTimedelta(),
             start_to_close_timeout=timeouts.run.ToTimedelta(),
-            schedule_to_close_timeout=self._time_to_run(),
+            schedule_to_close_timeout=within,
             heartbeat_timeout=self._options.heartbeat_timeout.ToTimedelta(),
             retry_policy=options.retry_policy(retry),
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
@@ -209,6 +214,8 @@ class LLMJobWorkflow:
             self._error = self._cancellation.error
         except ActivityError as failure:
             self._error, partial = classify_failure(failure.cause)
+            if total_spent(self._error, timeouts, within) and workflow.patched(names.PATCH_TOTAL_TIMEOUT):
+                self._error = errors.TotalTimeout(TOTAL_SPENT)
             self._result = partial or await self._recover_output() or self._result
             if self._cancellation.error is not None:
                 # No attempt follows a cancel, so the cancel ended the job, whatever ended the last attempt.

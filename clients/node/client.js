@@ -43,6 +43,30 @@ function call(client, method, request) {
   });
 }
 
+// Returns the job that the JSON describes. Throws an error that names what is wrong: proto-loader would drop a field that
+// it does not know.
+function parseJob(text) {
+  let job;
+  try {
+    job = JSON.parse(text);
+  } catch (error) {
+    throw new Error(`the job is no JSON: ${error.message}`);
+  }
+  requireKnown(job, 'llm.v1.JobRequest', 'job');
+  return job;
+}
+
+function requireKnown(value, message, place) {
+  const fields = PROTO[message]?.type.field;
+  if (!fields || value === null || typeof value !== 'object') return;
+  for (const [name, inner] of Object.entries(value)) {
+    const field = fields.find((known) => known.name === name);
+    if (!field) throw new Error(`${place} has no field ${name}; it has ${fields.map((known) => known.name).join(', ')}`);
+    const type = field.typeName.includes('.') ? field.typeName : `llm.v1.${field.typeName}`;
+    for (const item of [inner].flat()) requireKnown(item, type, `${place}.${name}`);
+  }
+}
+
 // Returns the delay in milliseconds that the gateway asks for by RetryInfo, undefined when it asks for none.
 function retryDelay(error) {
   const [packed] = error.metadata?.get('grpc-status-details-bin') ?? [];
@@ -107,7 +131,7 @@ async function main([command, ...args]) {
   const client = connect(ADDRESS);
   switch (command) {
     case 'submit': {
-      const { workflow_id } = await call(client, 'Submit', { job: JSON.parse(args[0]) });
+      const { workflow_id } = await call(client, 'Submit', { job: parseJob(args[0]) });
       console.log(workflow_id);
       return 0;
     }
@@ -133,7 +157,7 @@ main(process.argv.slice(2)).then(
   },
   (error) => {
     // grpc-js fills code and details in; anything else is a mistake in the arguments.
-    console.error(error.code === undefined ? error : `${grpc.status[error.code]}: ${error.details}`);
+    console.error(error.code === undefined ? error.message : `${grpc.status[error.code]}: ${error.details}`);
     if (error.code === grpc.status.UNAVAILABLE) {
       console.error(`Does a gateway listen at ${ADDRESS}? LLM_ADDRESS names another address.`);
     }

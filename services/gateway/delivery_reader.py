@@ -4,15 +4,17 @@ While the job is open its own workflow knows the state. Afterwards its LLMDelive
 """
 
 import logging
+from functools import partial
 from typing import Final, NamedTuple
 
-from temporalio.client import Client, WorkflowExecution, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.events import notification
 from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
 from llm_pb import internal_pb2, llm_pb2
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
 
@@ -33,13 +35,16 @@ class Standing(NamedTuple):
     state: internal_pb2.DeliveryState
     delivery_workflow_id: str
     """The id of the LLMDeliveryWorkflow that continues them, whether it was ever started or not."""
+    open: bool
+    """Whether that workflow was open before the state was read. The state may have changed since."""
 
 
 class DeliveryReader:
-    """Reads the state of deliveries from Temporal."""
+    """Reads the state of deliveries from Temporal. Concurrent calls share it, so it must not be changed."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._shared = SharedCalls()
 
     async def refresh(self, status: llm_pb2.JobStatus) -> None:
         """Update the notifications in the status of an ended job. Raises RPCError when Temporal is unavailable."""
@@ -59,13 +64,15 @@ class DeliveryReader:
         later = await self._later(workflow_id, job.run_id if job else None)
         if later is not None:
             return later
-        state = await self._ask(job) if job is not None else None
+        if job is None:
+            raise not_found(workflow_id)
+        state = await self._shared.fresh((job.id, job.run_id), lambda: self._ask(job))
         if state is None:
             if job is not None:
                 # Every job has it. The job of deleted keys exists, and its workflow cannot answer.
                 await job.memo_value(names.MEMO_DIGEST, None)
             raise not_found(workflow_id)
-        return Standing(state, delivery_workflow_id(workflow_id))
+        return Standing(state, delivery_workflow_id(workflow_id), open=False)
 
     async def _later(self, workflow_id: str, run_id: str | None) -> Standing | None:
         """Return the state of the deliveries after the job closed, None when it left none.
@@ -75,14 +82,14 @@ class DeliveryReader:
         """
         # An earlier version did not shorten the id.
         for id_ in dict.fromkeys((delivery_workflow_id(workflow_id), unshortened_delivery_workflow_id(workflow_id))):
-            state = await self._left(id_)
-            if state is None or state.event.status.workflow_id != workflow_id:
+            standing = await self._shared.fresh(id_, partial(self._left, id_))
+            if standing is None or standing.state.event.status.workflow_id != workflow_id:
                 continue
-            if run_id in (None, state.event.status.run_id):
-                return Standing(state, id_)
+            if run_id in (None, standing.state.event.status.run_id):
+                return standing
         return None
 
-    async def _left(self, id_: str) -> internal_pb2.DeliveryState | None:
+    async def _left(self, id_: str) -> Standing | None:
         """Return the state that the LLMDeliveryWorkflow of this id reports, None when there is none."""
         try:
             execution = await self._client.get_workflow_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)
@@ -92,7 +99,8 @@ class DeliveryReader:
             raise
         if execution.workflow_type != names.DELIVERY_WORKFLOW_TYPE:
             return None
-        return await self._ask(execution)
+        state = await self._ask(execution)
+        return state and Standing(state, id_, open=execution.status == WorkflowExecutionStatus.RUNNING)
 
     async def _ask(self, execution: WorkflowExecution) -> internal_pb2.DeliveryState | None:
         """Return the state that the workflow reports to a query, None when it cannot answer."""

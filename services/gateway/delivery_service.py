@@ -2,23 +2,41 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.field_rules import Violation
+from jobs.ids import redelivery_workflow_id
 from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
+from runtime.tracebacks import forget_frames
 from services.gateway.delivery_reader import DeliveryReader, Standing
-from services.gateway.errors import JobNotFound, exhausted, invalid, job_not_ended, not_found
+from services.gateway.errors import (
+    ApiError,
+    JobNotFound,
+    exhausted,
+    invalid,
+    job_not_ended,
+    not_found,
+    temporal_unavailable,
+)
 from services.gateway.job_parts import Runs
 from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
 from services.gateway.settings import GatewaySettings
 from services.gateway.tenants import require_own
+
+_CLAIM_CLOSES: Final = timedelta(minutes=1)
+"""Maximum time that an LLMRedeliveryWorkflow takes to close. It is short, because a job cannot be sent again before."""
+_TRIES: Final = 5
+"""Maximum number of times that the state of the deliveries is read. A workflow that ends meanwhile leaves a new one."""
 
 
 class DeliveryService:
@@ -62,37 +80,85 @@ class DeliveryService:
         job, standing = await self._standing(caller, request.workflow_id)
         if job is not None and job.status == WorkflowExecutionStatus.RUNNING:
             raise job_not_ended(request.workflow_id)
-        state, delivery_workflow_id = standing
-        chosen = _choose(state.deliveries, request.delivery_ids)
-        self._check_interval(request.workflow_id, state)
+        _choose(standing.state.deliveries, request.delivery_ids)
+        self._check_interval(request.workflow_id, standing.state)
         await audit.allow()
-        await self._client.start_workflow(
-            names.DELIVERY_WORKFLOW_TYPE,
-            state,
-            id=delivery_workflow_id,
-            task_queue=self._workflow_queue,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            start_signal=names.SIGNAL_REDELIVER,
-            start_signal_args=[request],
-            rpc_timeout=RPC_TIMEOUT,
-        )
+        await self._claim(request.workflow_id)
+        # Another gateway's Redeliver may have begun and ended since.
+        chosen = await self._send_again(request, job)
         if job is not None:
             try:
                 await self._jobs.describe(caller, request.workflow_id)
             except JobNotFound:
                 # It was deleted after its deliveries were read, and what was just started holds its outcome.
-                await self._runs.delete(delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
+                await self._runs.delete(standing.delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
                 raise
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
     def _check_interval(self, workflow_id: str, state: internal_pb2.DeliveryState) -> None:
+        """Refuse the call if the last one was accepted a moment ago. A storm of calls costs Temporal no more."""
         if not state.HasField("redeliver_time"):
             return
         wait = state.redeliver_time.ToDatetime(UTC) + self._interval - datetime.now(UTC)
         if wait > timedelta(0):
-            message = f"the deliveries of job {workflow_id} are sent again once in {self._interval} at most"
-            raise exhausted(message, min(wait, self._interval))
+            raise self._too_soon(workflow_id, min(wait, self._interval))
+
+    def _too_soon(self, workflow_id: str, wait: timedelta) -> ApiError:
+        return exhausted(f"the deliveries of job {workflow_id} are sent again once in {self._interval} at most", wait)
+
+    async def _claim(self, workflow_id: str) -> None:
+        """Be the only gateway that sends the job's deliveries again until the interval is over.
+
+        Temporal decides which one. Raises ApiError RESOURCE_EXHAUSTED if it is another one.
+        """
+        if not self._interval:
+            return
+        try:
+            await self._client.start_workflow(
+                names.REDELIVERY_WORKFLOW_TYPE,
+                id=redelivery_workflow_id(workflow_id),
+                task_queue=self._workflow_queue,
+                start_delay=self._interval,
+                # A worker of an earlier version does not know the type, and cannot end it.
+                execution_timeout=self._interval + _CLAIM_CLOSES,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                rpc_timeout=RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError as error:
+            forget_frames(error)
+            raise self._too_soon(workflow_id, self._interval) from error
+
+    async def _send_again(
+        self, request: llm_pb2.RedeliverRequest, job: WorkflowExecutionDescription | None
+    ) -> list[llm_pb2.Delivery]:
+        """Signal the open workflow of the deliveries, or start one from the state that a closed one left."""
+        for _ in range(_TRIES):
+            state, id_, is_open = await self._reader.standing(request.workflow_id, job)
+            chosen = _choose(state.deliveries, request.delivery_ids)
+            if not is_open:
+                await self._client.start_workflow(
+                    names.DELIVERY_WORKFLOW_TYPE,
+                    state,
+                    id=id_,
+                    task_queue=self._workflow_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    start_signal=names.SIGNAL_REDELIVER,
+                    start_signal_args=[request],
+                    rpc_timeout=RPC_TIMEOUT,
+                )
+                return chosen
+            try:
+                handle = self._client.get_workflow_handle(id_)
+                await handle.signal(names.SIGNAL_REDELIVER, request, rpc_timeout=RPC_TIMEOUT)
+            except RPCError as error:
+                # It has ended since its state was read, so that state lacks its last attempts.
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+            else:
+                return chosen
+        raise temporal_unavailable(f"the deliveries of job {request.workflow_id} changed meanwhile; call again")
 
     async def _standing(self, caller: Caller, workflow_id: str) -> tuple[WorkflowExecutionDescription | None, Standing]:
         """Return the job, None when it is past its retention, and how its deliveries stand.

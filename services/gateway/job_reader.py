@@ -36,6 +36,7 @@ from jobs.outcome import add_result
 from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
 from runtime.auth import Caller
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobDeleted, not_found
@@ -82,9 +83,10 @@ class JobReader:
         self._deliveries = deliveries
         self._feed = feed
         self._large_reads = asyncio.Semaphore(_LARGE_READS)
+        self._shared = SharedCalls()
 
     async def get(self, caller: Caller, workflow_id: str) -> llm_pb2.GetStatusResponse:
-        """Return the job's status, and its result once that is settled.
+        """Return the job's status, and its result once that is settled. Concurrent calls share the answer.
 
         Raises ApiError NOT_FOUND for a job that does not exist or that the caller may not see; RPCError when
         Temporal or the workflow worker is unavailable.
@@ -94,7 +96,16 @@ class JobReader:
     async def status_of(
         self, description: WorkflowExecutionDescription, ending: Ending | None = None
     ) -> llm_pb2.GetStatusResponse:
-        """Return what get() does, for a job that was just described. `ending` is how it ended, where that is known."""
+        """Return what get() does, for a job that was just described. `ending` is how it ended, where that is known.
+
+        Calls with the same description share the answer, so it must not be changed.
+        """
+        # The key is of this very description: one that is equal may have been made earlier.
+        return await self._shared.joined(id(description), lambda: self._status_of(description, ending))
+
+    async def _status_of(
+        self, description: WorkflowExecutionDescription, ending: Ending | None
+    ) -> llm_pb2.GetStatusResponse:
         large = await expected_result_bytes(description) > _LARGE_BYTES
         async with self._large_reads if large else contextlib.nullcontext():
             if description.status == WorkflowExecutionStatus.RUNNING:
@@ -108,13 +119,17 @@ class JobReader:
 
         With `once` Temporal is asked only once, which is not enough for a workflow that may have started a moment ago.
         Temporal is not asked about an id of another tenant.
+        Concurrent calls share a description that is not older than the calls.
         """
         require_own(caller, workflow_id)
-        try:
+
+        async def describe() -> WorkflowExecutionDescription:
             if once:
-                description = await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
-            else:
-                description = await self._describe(workflow_id, run_id)
+                return await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
+            return await self._describe(workflow_id, run_id)
+
+        try:
+            description = await self._shared.fresh((workflow_id, run_id, once), describe)
         except RPCError as error:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
                 raise not_found(workflow_id) from error
@@ -269,7 +284,7 @@ class JobReader:
         response = await self._recorded(description, ending) or await self._ask_workflow(description)
         status = response.status
         await self._deliveries.refresh(status)
-        set_times(status, description)
+        await set_times(status, description)
         settled = status.state in FINAL_STATES or status.state == llm_pb2.JOB_STATE_NOTIFYING
         if description.status is not None and status.state not in FINAL_STATES:
             status.state = CLOSED_STATES[description.status]

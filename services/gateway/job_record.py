@@ -9,7 +9,7 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, W
 
 from encryption import KeysUnavailable, is_hash
 from jobs import ids, names
-from jobs.memo import from_memo
+from jobs.memo import from_memo, time_from_memo
 from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError
 from services.gateway.job_traces import traceparent_of
@@ -99,6 +99,7 @@ async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
         return final
     status = bare_status(execution)
     status.trace_id = ids.trace_id(await traceparent_of(execution))
+    await set_times(status, execution)
     return status
 
 
@@ -113,7 +114,7 @@ def bare_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
         state = llm_pb2.JOB_STATE_TIMED_OUT
     status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state)
-    set_times(status, execution)
+    _set_times_of_temporal(status, execution)
     return status
 
 
@@ -129,8 +130,16 @@ async def final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | None
         return None
 
 
-def set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
-    """Write into the status when the job started and, unless it is set already, when it ended."""
+async def set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
+    """Write into the status when the job was accepted and, unless it is set already, when it ended."""
+    _set_times_of_temporal(status, execution)
+    accepted = time_from_memo(await execution.memo_value(names.MEMO_CREATE_TIME, None))
+    # Without one, an earlier version, or no gateway, has started it.
+    if accepted is not None:
+        status.create_time.CopyFrom(accepted)
+
+
+def _set_times_of_temporal(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:
     status.create_time.FromDatetime(execution.start_time)
     if execution.close_time is not None and not status.HasField("end_time"):
         status.end_time.FromDatetime(execution.close_time)

@@ -101,8 +101,9 @@ class JobListing:
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
         # Without a final status the job is open, or Temporal ended it before it wrote one.
+        status = llm_pb2.JobStatus()
         try:
-            status = await final_status(execution) or await self._status(execution, until)
+            status.CopyFrom(await final_status(execution) or await self._status(execution, until))
         except (PayloadError, KeysUnavailable) as error:
             _log.info("%s cannot be decrypted: %s", execution.id, error)
             status = bare_status(execution)

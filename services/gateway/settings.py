@@ -156,7 +156,7 @@ class GatewaySettings(AuthSettings, MetricsSettings):
     """Maximum duration of an attempt of a delivery. It must be longer than NOTIFIER_WEBHOOK_TIMEOUT."""
     redeliver_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Minimum time between two calls of Redeliver for one job, at all gateways. An earlier call gets
-    RESOURCE_EXHAUSTED. PT0S: no minimum."""
+    RESOURCE_EXHAUSTED. PT0S: there is no limit, and the log may lack an attempt of two calls in the same moment."""
     delete_grace: timedelta = Field(timedelta(minutes=1), ge=timedelta(0))
     """Maximum time for a job that is deleted to close after its cancel. It is terminated then. PT0S: it is terminated
     at once."""

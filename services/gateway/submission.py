@@ -4,6 +4,7 @@ import logging
 from contextlib import suppress
 from functools import partial
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -87,6 +88,8 @@ class JobSubmission:
         KeysUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
+        now = Timestamp()
+        now.GetCurrentTime()
         chosen = self._options(job)
         chosen.ledger = self._open_jobs.ledger(caller.tenant)
         hash_ = await self._hash_for(caller.tenant)
@@ -97,6 +100,7 @@ class JobSubmission:
             priority=self._turns.priority(caller.tenant, job.user_id, hash_),
             traceparent=traceparent,
             hash_=hash_,
+            create_time=now,
         )
         for earlier in _earlier_ids(caller, job):
             if earlier != start.id:
@@ -136,9 +140,12 @@ class JobSubmission:
         self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
         run_id = handle.first_execution_run_id or ""
         status = llm_pb2.JobStatus(
-            workflow_id=start.id, run_id=run_id, state=llm_pb2.JOB_STATE_QUEUED, trace_id=trace_id(traceparent)
+            workflow_id=start.id,
+            run_id=run_id,
+            state=llm_pb2.JOB_STATE_QUEUED,
+            trace_id=trace_id(traceparent),
+            create_time=now,
         )
-        status.create_time.GetCurrentTime()
         _log.info("job accepted", extra={"workflow_id": start.id, "run_id": run_id, "model": job.model})
         return llm_pb2.SubmitResponse(workflow_id=start.id, run_id=run_id, status=status)
 
@@ -165,6 +172,12 @@ class JobSubmission:
         description = await self._reader.describe(caller, request.workflow_id)
         await link_call(description)
         await audit.allow()
+        if description.status != WorkflowExecutionStatus.RUNNING:
+            try:
+                status = (await self._reader.status_of(description)).status
+            except PayloadError:
+                status = bare_status(description)
+            return llm_pb2.CancelResponse(status=status)
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -176,8 +189,9 @@ class JobSubmission:
                 raise
             signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
+        status = llm_pb2.JobStatus()
         try:
-            status = (await self._reader.get(caller, request.workflow_id)).status
+            status.CopyFrom((await self._reader.get(caller, request.workflow_id)).status)
         except PayloadError:
             # Its keys were deleted. The cancel needs none of them.
             status = bare_status(description)

@@ -25,6 +25,7 @@ from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow,
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+from workflows.llm_redelivery import LLMRedeliveryWorkflow
 
 _MAX_DELETION_STEPS: Final = 20
 """Maximum number of steps of deletions that run concurrently. They are the only activities that are not local."""
@@ -94,6 +95,7 @@ def workflow_worker(
         workflows=[
             LLMJobWorkflow,
             LLMDeliveryWorkflow,
+            LLMRedeliveryWorkflow,
             LLMLedgerWorkflow,
             LLMDeletionWorkflow,
             LLMBulkDeletionWorkflow,

@@ -18,7 +18,7 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import EngineConfig, create_engine
-from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.settings import GpuWorkerSettings, wrong_engine_options
 
 SERVICE: Final = "gpu-worker"
 
@@ -35,7 +35,10 @@ async def main() -> None:
         special_tokens_in_messages=settings.special_tokens_in_messages,
     )
     async with serving_metrics(settings, readiness) as metrics:
-        engine = create_engine(settings.engine, config)
+        try:
+            engine = create_engine(settings.engine, config)
+        except ValueError as error:
+            raise wrong_engine_options(error) from error
         feed = open_feed(FeedSettings(), SERVICE, encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
         loading = asyncio.create_task(engine.start())

@@ -95,7 +95,7 @@ class RunLLMOnGPU:
         spans.describe_attempt(number, request.handovers, self._worker)
         _log.info("attempt started", extra={"attempt": number, "model": request.job.model})
         feed = self._feed.of_tenant(tenant_of(info.workflow_id or ""))
-        attempt = Attempt(request, number, key, self._worker, feed, self._settings, self._throttle)
+        attempt = Attempt(request, number, info.started_time, key, self._worker, feed, self._settings, self._throttle)
         if (heartbeat := from_details(info.heartbeat_details)).HasField("metadata"):
             attempt.restore(heartbeat)
         elif request.HasField("queue_time"):

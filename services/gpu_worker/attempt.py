@@ -27,24 +27,26 @@ class Attempt:
         self,
         request: internal_pb2.RunRequest,
         number: int,
+        started: datetime,
         key: str,
         worker: str,
         feed: Feed,
         settings: GpuWorkerSettings,
         throttle: ReportThrottle,
     ) -> None:
-        """`number` counts from 1; `key` is the job's key in the feed; `worker` is this worker's name."""
+        """`number` counts from 1; `started` is Temporal's time of the start; `key` is the job's key in the feed;
+        `worker` is this worker's name."""
         self.job = llm_pb2.JobRequest()
         self.job.CopyFrom(request.job)
         if not self.job.params.HasField("max_tokens"):
             self.job.params.max_tokens = request.default_max_tokens or settings.default_max_tokens
-        self.times = AttemptTimes(request)
+        self.times = AttemptTimes(request, started)
         self.watchdog = Watchdog(settings)
         self.rewinds = False
         """Whether it generates again what an earlier attempt has generated, or may have generated."""
-        started = internal_pb2.AttemptStarted(attempt=number, traceparent=current_traceparent(), worker=worker)
-        started.start_time.FromDatetime(self.times.started)
-        self._writer = FeedWriter(feed, key, started)
+        event = internal_pb2.AttemptStarted(attempt=number, traceparent=current_traceparent(), worker=worker)
+        event.start_time.FromDatetime(started)
+        self._writer = FeedWriter(feed, key, event)
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
         self._logprobs: list[llm_pb2.TokenLogprobs] = []
         self._logprobs_bytes = 0

@@ -1,5 +1,6 @@
 """The times of an attempt, as the job's result reports them."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 from jobs.options import duration
@@ -9,9 +10,10 @@ from llm_pb import internal_pb2, llm_pb2
 class AttemptTimes:
     """When an attempt's job was accepted, and when the attempt started and generated its last token."""
 
-    def __init__(self, request: internal_pb2.RunRequest) -> None:
-        """Start the attempt now."""
-        self.started = datetime.now(UTC)
+    def __init__(self, request: internal_pb2.RunRequest, started: datetime) -> None:
+        """`started` is when Temporal gave the attempt to this worker: the time that readers of Temporal see."""
+        self.started = started
+        self._began = time.monotonic()
         self.last_token: datetime | None = None
         """None before this attempt's first token."""
         self._created = request.create_time.ToDatetime(UTC)
@@ -21,7 +23,7 @@ class AttemptTimes:
     @property
     def seconds(self) -> float:
         """How long the attempt has run."""
-        return (datetime.now(UTC) - self.started).total_seconds()
+        return time.monotonic() - self._began
 
     def describe(self, metadata: llm_pb2.ResultMetadata, first_token: datetime | None) -> None:
         """Write the durations into the result's metadata; `first_token` is that of the output."""

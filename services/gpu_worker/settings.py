@@ -3,13 +3,32 @@
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
 from jobs import names
 from jobs.limits import MAX_TEMPORAL_ID
 from models import DOCSTRINGS
 from runtime.metrics_settings import MetricsSettings
+
+
+def wrong_engine_options(error: ValueError) -> ValidationError:
+    """Return what an engine says of its options as an error of the setting."""
+    problems: list[tuple[tuple[int | str, ...], str]] = [((), str(error))]
+    if isinstance(error, ValidationError):
+        problems = [(problem["loc"], problem["msg"]) for problem in error.errors(include_url=False)]
+    return ValidationError.from_exception_data(
+        GpuWorkerSettings.__name__,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("engine_options", "{problem}", {"problem": problem}),
+                loc=("engine_options", *place),
+                input=None,
+            )
+            for place, problem in problems
+        ],
+    )
 
 
 class GpuWorkerSettings(MetricsSettings):

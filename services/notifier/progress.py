@@ -217,10 +217,12 @@ class _Log:
 
     def note(self, event: internal_pb2.NotifyRequest, response: internal_pb2.NotifyResponse) -> None:
         """Add an attempt."""
-        key = _key(event)
-        new = llm_pb2.Delivery(type=key[0], target=describe(event.target), target_index=key[1])
-        known = self._by_target.setdefault(key, new)
-        known.id = event.notification_id
+        key, id_ = _key(event), event.notification_id
+        known = self._by_target.get(key)
+        if known is None or known.id != id_:
+            # The attempts are those of one event: a further progress event replaces the last one.
+            known = llm_pb2.Delivery(id=id_, type=key[0], target=describe(event.target), target_index=key[1])
+            self._by_target[key] = known
         known.target = response.target or known.target
         known.state = response.state
         if response.HasField("attempt"):

@@ -2,17 +2,23 @@
 
 import base64
 import binascii
+import re
+from contextlib import suppress
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Self
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from feed.nats_settings import NatsUrl, SubjectPrefix
 from jobs import names
+from jobs.errors import DeliveryRefused
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from runtime.tls import ClientTls, client_tls
+from services.notifier.sinks.egress_policy import unrestricted
 
 _PREFIX = "whsec_"
 
@@ -29,7 +35,57 @@ def _usable(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _endpoint(url: SecretStr) -> SecretStr:
+    """Return the URL of the operator's own webhook. Raises ValueError, without the URL in it, if it cannot be used."""
+    try:
+        unrestricted().parse(url.get_secret_value())
+    except DeliveryRefused as error:
+        raise ValueError(str(error)) from None
+    return url
+
+
+def _proxy(url: SecretStr) -> SecretStr:
+    if not _is_http(url.get_secret_value()):
+        raise ValueError("a proxy has the form http://host:port or https://host:port")
+    return url
+
+
+def _job_url(url: str) -> str:
+    if url and not (_is_http(url) and "{workflow_id}" in url):
+        raise ValueError("the link has the form https://host/path/{workflow_id}, or http")
+    return url
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _network(value: object) -> object:
+    try:
+        return ip_network(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(
+            "a network has the form 10.0.0.0/8 or fd00::/8: only its prefix has bits that are set"
+        ) from None
+
+
+def _name_server(text: str) -> str:
+    """Return the server: an address, or with a port address:port or [address]:port."""
+    with_port = re.fullmatch(r"(?:\[(.+)\]|([0-9.]+)):(\d{1,5})", text)
+    with suppress(ValueError):
+        ip_address((with_port[1] or with_port[2]) if with_port else text)
+        if with_port is None or 0 < int(with_port[3]) < 65536:
+            return text
+    raise ValueError("a name server has the form 192.0.2.1, 192.0.2.1:53 or [2001:db8::1]:53")
+
+
 SigningSecret = Annotated[SecretStr, AfterValidator(_usable)]
+Endpoint = Annotated[SecretStr, AfterValidator(_endpoint)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 
 
 class UserEndpoint(BaseModel):
@@ -37,7 +93,7 @@ class UserEndpoint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: SecretStr | None = None
+    url: Endpoint | None = None
     """The endpoint for the events of jobs that name no target."""
     secrets: tuple[SigningSecret, ...] = ()
     """The secrets that sign all webhooks of the user's jobs."""
@@ -59,7 +115,7 @@ class NotifierSettings(MetricsSettings):
 
     task_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """The task queue from which the notifier takes deliveries."""
-    default_webhook_url: SecretStr | None = None
+    default_webhook_url: Endpoint | None = None
     """The endpoint for outcomes of jobs that name no target. Unset: none."""
     webhook_secrets: tuple[SigningSecret, ...] = ()
     """The secrets that sign webhooks, as JSON: each is whsec_ and base64. There are several while one replaces
@@ -72,21 +128,21 @@ class NotifierSettings(MetricsSettings):
     and users, which is for the tenant's users what NOTIFIER_USERS is for those without a tenant."""
     event_source: str = "/llm.v1/jobs"
     """The CloudEvents source of every event."""
-    job_url: str = ""
+    job_url: Annotated[str, AfterValidator(_job_url)] = ""
     """The link to the job in every event: a page or an API's address with {workflow_id} in it. Unset: none."""
     webhook_timeout: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
     """Maximum duration of an attempt of a webhook, from the lookup of its name to its answer."""
-    webhook_schemes: tuple[str, ...] = ("https",)
+    webhook_schemes: tuple[Literal["https", "http"], ...] = Field(("https",), min_length=1)
     """The schemes that the URL of a webhook may have, as JSON: https, http."""
-    webhook_ports: tuple[int, ...] = (443,)
+    webhook_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = (443,)
     """The ports to which webhooks may go, as JSON. Empty: any."""
-    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    webhook_networks: tuple[Network, ...] = ()
     """Networks to which webhooks may go although they are not public, as JSON. The local stack allows loopback."""
-    dns_servers: tuple[str, ...] = ()
+    dns_servers: tuple[Annotated[str, AfterValidator(_name_server)], ...] = ()
     """The name servers for the names of webhooks, as JSON: addresses, or address:port. Empty: the system's."""
-    webhook_proxy: SecretStr | None = None
+    webhook_proxy: Annotated[SecretStr, AfterValidator(_proxy)] | None = None
     """The HTTP proxy for webhooks. It looks names up itself, so it must refuse private addresses."""
-    nats_url: SecretStr | None = None
+    nats_url: NatsUrl | None = None
     """The URL of the NATS server for targets of the kind nats. It may hold a user and a password. Unset: such targets
     are refused."""
     nats_tls_ca: FilePath | None = None
@@ -99,7 +155,7 @@ class NotifierSettings(MetricsSettings):
     """PEM file of the private key of NOTIFIER_NATS_TLS_CERT, not encrypted."""
     nats_nkey_seed: FilePath | None = None
     """File of the NKey seed with which the process authenticates to the NATS server."""
-    nats_subject_prefix: str = "llm.events"
+    nats_subject_prefix: SubjectPrefix = "llm.events"
     """The prefix of the subjects that jobs name. A dot follows it."""
     kafka_servers: str | None = None
     """The Kafka brokers for targets of the kind kafka: host:port, separated by commas. Unset: such targets are

@@ -147,7 +147,7 @@ async def test_calls_without_a_request_do_not_keep_others_out(stack: Stack) -> N
         for _ in range(3):
             assert (await run_job(attacked.stub, new_job(params={"max_tokens": 5}))).states[-1] == "SUCCEEDED"
             async with grpc.aio.insecure_channel(attacked.address) as channel:
-                health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+                health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=100)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert not any(task.done() for task in attacks)
         for task in attacks:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 
@@ -26,7 +27,7 @@ from services.notifier.sinks.sink import Sink
 from tests.support.jobs import webhook
 from tests.support.name_servers import name_server
 from tests.support.peers import LOOPBACK, PEERS, SHORT, NatsPeer, Peer, WebhookPeer, kafka_peer, secret
-from tests.support.receivers import hang, receiving, status
+from tests.support.receivers import Reply, Request, close_early, endless_headers, hang, receiving, status
 from tests.support.stacks import stack_settings
 
 METRICS = NotifierMetrics(NoOpMeter("test"))
@@ -240,6 +241,70 @@ def test_a_weak_secret_is_refused_at_the_start(bad: str) -> None:
     assert bad not in str(error.value) or bad in ("secret", "whsec_")
 
 
+async def malformed(writer: asyncio.StreamWriter, request: Request) -> None:
+    writer.write(b"this is not HTTP\r\n\r\n")
+    await writer.drain()
+
+
+async def silent(writer: asyncio.StreamWriter, request: Request) -> None:
+    """Close the connection without an answer."""
+
+
+@pytest.mark.parametrize(
+    ("at", "reply", "says"),
+    [
+        ("http://127.0.0.1:{port}", malformed, "the webhook's answer is not valid HTTP"),
+        ("http://127.0.0.1:{port}", endless_headers, "the webhook's answer is not valid HTTP"),
+        ("http://127.0.0.1:{port}", silent, "the webhook closed the connection before it had answered"),
+        ("http://127.0.0.1:{port}", close_early, "the webhook closed the connection before it had answered"),
+        ("http://127.0.0.1:1", silent, "the webhook could not be reached: it accepted no connection"),
+        ("http://nowhere.example.com:{port}", silent, "the webhook could not be reached: its name does not resolve"),
+    ],
+)
+async def test_a_failure_says_what_went_wrong(at: str, reply: Reply, says: str) -> None:
+    """The job's user reads the message, and knows neither Python nor the notifier."""
+    async with receiving() as receiver, name_server() as names:
+        receiver.on("/", reply)
+        changes = {"webhook_timeout": 10 * SHORT, "dns_servers": (names.address,), "webhook_schemes": ("https", "http")}
+        async with open_sinks(NotifierSettings(**{**LOOPBACK, **changes})) as sinks:
+            (target,) = webhook(f"{at.format(port=receiver.port)}/")
+            with pytest.raises(DeliveryFailed) as failure:
+                await sinks["webhook"].deliver(target, event(), "user")
+            assert str(failure.value) == says
+
+
+@pytest.mark.parametrize("broker", ["nats", "kafka"])
+@pytest.mark.parametrize("listens", [True, False], ids=["silent", "absent"])
+async def test_a_failure_of_a_broker_says_what_went_wrong(broker: str, listens: bool) -> None:
+    """No name of a Python class and no address of the operator's is in the message."""
+    pytest.importorskip("aiokafka")
+    targets = {
+        "nats": llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="jobs")),
+        "kafka": llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic="jobs")),
+    }
+    async with receiving() as server:
+        address = f"127.0.0.1:{server.port if listens else 1}"
+        settings = NotifierSettings(
+            nats_url=SecretStr(f"nats://{address}"), kafka_servers=address, kafka_topics=("jobs",), **LOOPBACK
+        )
+        async with open_sinks(settings) as sinks:
+            with pytest.raises(DeliveryFailed) as failure:
+                await sinks[broker].deliver(targets[broker], event(), "user")
+    says = str(failure.value)
+    assert re.fullmatch(r"(NATS|Kafka) (cannot be reached|did not acknowledge the event within 1 s)", says)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("0", 0), ("0060", 60), ("9" * 8, 43200), ("9" * 14, 43200), ("9" * 5000, 43200), ("-1", 0)]
+)
+async def test_retry_after_has_no_upper_bound(asked: str, seconds: int) -> None:
+    """A wait beyond the longest interval of any schedule still counts as that one."""
+    async with receiving() as receiver, open_sinks(NotifierSettings(**LOOPBACK)) as sinks:
+        (target,) = webhook(receiver.on("/busy", status(429, retry_after=asked)))
+        answer = await sinks["webhook"].deliver(target, event(), "user")
+    assert min(answer.retry_after.total_seconds(), 43200) == seconds
+
+
 async def test_a_slow_destination_delays_no_other() -> None:
     """One destination has a maximum of concurrent and of waiting deliveries. Further ones are deferred."""
     settings = NotifierSettings(max_per_destination=3, max_waiting_per_destination=2, **LOOPBACK)
@@ -428,7 +493,7 @@ async def test_an_https_webhook_goes_through_a_tunnel_of_the_proxy() -> None:
         proxy.on("hooks.example.com:443", status(503))
         async with open_sinks(NotifierSettings(webhook_proxy=SecretStr(proxy.url))) as sinks:
             (target,) = webhook("https://hooks.example.com/path?token=1")
-            with pytest.raises(DeliveryFailed, match="could not be reached"):
+            with pytest.raises(DeliveryFailed, match="the proxy for webhooks answered 503"):
                 await sinks["webhook"].deliver(target, event(), "user")
         (request,) = proxy.so_far("hooks.example.com:443")
         assert request.body == b""

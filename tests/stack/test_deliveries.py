@@ -101,8 +101,8 @@ async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sin
         ("fails", status(503), 3, "503"),
         ("redirects", status(302, location="/elsewhere"), 3, "302"),
         ("hangs", hang, 2, "within"),
-        ("closes-early", close_early, 3, "could not be reached"),
-        ("endless-headers", endless_headers, 3, "could not be reached"),
+        ("closes-early", close_early, 3, "closed the connection"),
+        ("endless-headers", endless_headers, 3, "not valid HTTP"),
     ],
 )
 async def test_a_delivery_is_tried_until_its_receiver_takes_it(
@@ -375,7 +375,8 @@ async def test_a_job_is_sent_again_once_a_minute(
     errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert len(errors) == 19
     (entry,) = await until(stub, again.workflow_id, settled)
-    assert [attempt.http_status for attempt in entry.attempts] == [410, 200]
+    # On a busy machine an attempt may count as lost and be repeated.
+    assert [attempt.http_status for attempt in entry.attempts if attempt.http_status] == [410, 200]
     for gateway in limited:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await gateway.Redeliver(again)
@@ -385,6 +386,26 @@ async def test_a_job_is_sent_again_once_a_minute(
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert all(details_of(error)["ErrorInfo"].reason == "LIMIT_REACHED" for error in errors)
     assert len(sink.so_far("/once-a-minute")) == 2
+
+
+async def test_two_gateways_send_a_job_again_once(
+    stub: LlmServiceStub, limited: list[LlmServiceStub], sink: Receiver
+) -> None:
+    """One of the calls that both get in the same moment is accepted. The log has every attempt."""
+
+    async def sent_again(index: int) -> None:
+        path = f"/two-gateways/{index}"
+        seen = await run_job(stub, new_job(params=QUICK, notify=webhook(sink.on(path, status(410), status(200)))))
+        again = llm_pb2.RedeliverRequest(workflow_id=seen.final.status.workflow_id)
+        calls = (limited[number % 2].Redeliver(again, timeout=60) for number in range(40))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 39
+        (entry,) = await until(stub, again.workflow_id, lambda log: settled(log) and len(log[0].attempts) >= 2)
+        answered = [attempt.http_status for attempt in entry.attempts if attempt.http_status]
+        assert answered == [410, 200]
+
+    await asyncio.gather(*map(sent_again, range(5)))
 
 
 async def test_an_operator_can_stop_deliveries(stub: LlmServiceStub, temporal: Client, sink: Receiver) -> None:
@@ -431,6 +452,8 @@ async def test_progress_is_told_as_a_job_runs(stub: LlmServiceStub, temporal: Cl
     assert first["data"]["status"]["state"] == "JOB_STATE_RUNNING"
     log = await deliveries(stub, seen.final.status.workflow_id)
     assert [entry.type.rpartition(".")[2] for entry in log] == ["succeeded", "started", "progress"]
+    ids = [event["id"] for event in running]
+    assert len(log[-1].attempts) == ids.count(log[-1].id) == 1, "the entry is of one event"
     history = await temporal.get_workflow_handle(seen.final.status.workflow_id).fetch_history()
     kinds = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
     assert kinds.count(names.ACTIVITY_NOTIFY_PROGRESS) == 1, "the history must not grow with progress"

@@ -163,6 +163,9 @@ async def test_an_early_interrupt_leaves_no_traceback(settings: StackSettings, s
         ("gpu_worker", "GPU_WORKER_ENGINE", "abacus", "GPU_WORKER_ENGINE: "),
         ("notifier", "NOTIFIER_USERS", "[", "NOTIFIER_USERS: is no JSON"),
         ("notifier", "LOG_LEVEL", "LOUD", "LOG_LEVEL: "),
+        ("gpu_worker", "GPU_WORKER_ENGINE_OPTIONS", '{"xyz": 17}', "GPU_WORKER_ENGINE_OPTIONS.xyz: Extra inputs"),
+        ("gpu_worker", "FEED_URL", "http://feed.example", "FEED_URL: "),
+        ("notifier", "NOTIFIER_DNS_SERVERS", '["ns.example"]', "NOTIFIER_DNS_SERVERS.0: "),
     ],
 )
 async def test_a_wrong_setting_is_named_by_its_variable(service: str, variable: str, value: str, says: str) -> None:

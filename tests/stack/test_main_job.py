@@ -87,6 +87,33 @@ async def test_a_job_succeeds(stub: LlmServiceStub, temporal: Client, receiver: 
     assert delivered.target == describe(job.notify[0])
 
 
+async def test_a_job_has_one_time_of_each_kind(stub: LlmServiceStub, receiver: Receiver) -> None:
+    """Every answer and the event say the same of when the job was accepted and when its attempt started."""
+    job = new_job(params={"max_tokens": 300}, notify=webhook(f"{receiver.url}/times"))
+    submit = llm_pb2.SubmitRequest(job=job)
+    first, second = await asyncio.gather(stub.Submit(submit), stub.Submit(submit))
+    seen = Seen()
+    statuses = [first.status, second.status]
+    look = llm_pb2.GetStatusRequest(workflow_id=first.workflow_id)
+    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=first.workflow_id), timeout=60):
+        seen.add(message)
+        if message.HasField("status"):
+            statuses += [message.status, (await stub.GetStatus(look)).status]
+    statuses += [(await stub.Submit(submit)).status, (await stub.GetStatus(look)).status]
+    # Visibility lags behind.
+    async with asyncio.timeout(60):
+        while not (listed := (await stub.List(llm_pb2.ListRequest(user_id=job.user_id))).jobs):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    statuses += [entry.status for entry in listed]
+    (request, *_) = await receiver.received("/times")
+    told = request.event["data"]["status"]
+    assert {status.create_time.ToJsonString() for status in statuses} == {told["createTime"]}
+    if seen.final.status.attempt == 1:
+        started = {status.start_time.ToJsonString() for status in statuses if status.HasField("start_time")}
+        assert started == {told["startTime"]}
+    assert seen.final.result.metadata.start_time.ToJsonString() == told["startTime"]
+
+
 async def test_the_feed_forgets_a_job_whose_outcome_is_durable(stack: Stack, stub: LlmServiceStub) -> None:
     """No record of it stays on the broker."""
     seen = await run_job(stub, new_job(params={"max_tokens": 60}))
@@ -458,6 +485,19 @@ async def test_the_shortest_total_time_keeps_the_output(stub: LlmServiceStub, te
         assert (again.status, again.result) == (seen.final.status, seen.final.result)
     # On a busy machine a job may end before a worker has taken it.
     assert any(seen.output for seen in outcomes)
+
+
+async def test_the_limit_that_ran_out_is_named(stub: LlmServiceStub) -> None:
+    """A total time below the other limits is what ended the job, whichever of them Temporal reports."""
+    total = Duration(nanos=1_000_000)
+    outcomes = await asyncio.gather(
+        *(
+            run_job(stub, new_job(model=model, params=LONG, timeouts=llm_pb2.JobTimeouts(total=total)))
+            for model in ("idle", "docstrings")
+            for _ in range(10)
+        )
+    )
+    assert [reason(seen.final.status) for seen in outcomes] == ["TOTAL_TIMEOUT"] * 20
 
 
 async def test_list_finds_jobs_by_what_they_are(stub: LlmServiceStub) -> None:

@@ -75,6 +75,21 @@ async def test_an_example_submits_and_watches_a_job(client: Sequence[str], stack
     assert watched.output == look.result.output != ""
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "JSON"), ('{"nope": 1}', "nope"), ('{"params": {"temprature": 1}}', "temprature"), ("[1]", "")],
+)
+async def test_an_example_says_what_is_wrong_with_a_job(
+    client: Sequence[str], stack: Stack, text: str, says: str
+) -> None:
+    """A field that the message does not have is named, wherever it is, and is not dropped."""
+    ended = await run(*client, "submit", text, LLM_ADDRESS=stack.address("gateway"))
+    assert (ended.status, ended.output) == (1, "")
+    assert says in ended.errors
+    assert "Traceback" not in ended.errors
+    assert "    at " not in ended.errors
+
+
 async def test_an_example_cancels_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
     """Its watcher prints the reason and exits with another status."""
     address = stack.address("gateway")

@@ -47,6 +47,20 @@ async def ask(stack: Stack, name: str, path: str) -> Answer:
     return await get(stack.metrics_url(name).replace("/metrics", path))
 
 
+async def test_a_namespace_that_does_not_exist_is_named(stack: Stack) -> None:
+    """The gateway is not ready, and neither its answer nor its log sends the operator elsewhere."""
+    gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "TEMPORAL_NAMESPACE": "nope"})
+    await gateway.start()
+    answer = await ask_until(stack, gateway.name, lambda answer: "process" not in answer.body["missing"])
+    await gateway.terminate()
+    assert answer.status == 503
+    assert answer.body["namespace"] == "nope"
+    assert set(answer.body["missing"]) == {"namespace"}
+    log = gateway.log
+    assert "Temporal has no namespace nope" in log
+    assert "an operator has to register" not in log
+
+
 async def ask_until(stack: Stack, name: str, true: Callable[[Answer], bool]) -> Answer:
     """Return the first answer of /readyz for which `true` returns True."""
     async with asyncio.timeout(SECONDS):

@@ -6,6 +6,7 @@ reconnect at any watch. Only Temporal is replaced by a fake, which knows the res
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -120,7 +121,8 @@ class Job:
     async def _begin(self, *, starts_over: bool) -> Attempt:
         self.number += 1
         request = internal_pb2.RunRequest(job=new_job())
-        self.attempt = Attempt(request, self.number, KEY, "w", self.feed, GpuWorkerSettings(), ReportThrottle())
+        now, settings = datetime.now(UTC), GpuWorkerSettings()
+        self.attempt = Attempt(request, self.number, now, KEY, "w", self.feed, settings, ReportThrottle())
         if self.heartbeat is not None:
             self.attempt.restore(self.heartbeat)
         if await self.attempt.start(first=self.number == 1) and starts_over:

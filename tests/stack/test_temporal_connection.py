@@ -1,5 +1,6 @@
 """The connection to Temporal follows its settings, and a NOT_FOUND of Temporal is verified."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -63,6 +64,36 @@ async def test_one_not_found_of_temporals_is_not_believed(doubtful: tuple[Tempor
     assert error.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_calls_on_one_job_share_what_temporal_says(
+    doubtful: tuple[TemporalProxy, LlmServiceStub], ended: bool
+) -> None:
+    """However many there are, Temporal gets few of them at a time, so that it has time for others."""
+    proxy, stub = doubtful
+    job = new_job(model="docstrings" if ended else "idle", params={"max_tokens": 5})
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    if ended:
+        await watch(stub, id_)
+    methods = ("DescribeWorkflowExecution", "GetWorkflowExecutionHistory", "QueryWorkflow")
+    proxy.peaks.clear()
+    proxy.delays = dict.fromkeys(methods, 0.3)
+    looks = (stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_), timeout=60) for _ in range(100))
+    answers = await asyncio.gather(*looks)
+    if ended:
+        lists = (stub.ListDeliveries(llm_pb2.ListDeliveriesRequest(workflow_id=id_), timeout=60) for _ in range(100))
+        await asyncio.gather(*lists)
+        cancels = (stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_), timeout=60) for _ in range(100))
+        answers += await asyncio.gather(*cancels)
+    proxy.delays = {}
+    assert {answer.status.state for answer in answers} == {
+        llm_pb2.JOB_STATE_SUCCEEDED if ended else llm_pb2.JOB_STATE_QUEUED
+    }
+    assert max(proxy.peaks[method] for method in methods) <= 3
+    assert proxy.peaks["SignalWorkflowExecution"] == 0
+    if not ended:
+        await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+
+
 async def test_a_cancel_that_temporal_lost_is_sent_again(doubtful: tuple[TemporalProxy, LlmServiceStub]) -> None:
     """Temporal also returns NOT_FOUND for an ended workflow. Only the job's state distinguishes the two."""
     proxy, stub = doubtful
@@ -72,7 +103,5 @@ async def test_a_cancel_that_temporal_lost_is_sent_again(doubtful: tuple[Tempora
     assert asked.status.cancel_requested
     assert (await watch(stub, id_)).states[-1] == "CANCELLED"
 
-    proxy.unknown["SignalWorkflowExecution"] = 1
     again = await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
     assert again.status.state == llm_pb2.JOB_STATE_CANCELLED
-    assert proxy.unknown["SignalWorkflowExecution"] == 0

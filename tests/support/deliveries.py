@@ -21,7 +21,7 @@ async def until(
     stub: LlmServiceStub, workflow_id: str, holds: Callable[[list[llm_pb2.Delivery]], bool]
 ) -> list[llm_pb2.Delivery]:
     """Return the delivery log once the condition holds. This polls, because nothing but the receiver is notified."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not holds(log := await deliveries(stub, workflow_id)):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     return log

@@ -1,6 +1,7 @@
 """Settings are described, listed in docs/settings.md, and safe by default."""
 
 import json
+import re
 from datetime import timedelta
 from typing import Literal, get_args, get_origin
 
@@ -11,7 +12,7 @@ from pydantic_settings import BaseSettings
 from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
 from feed.feed import FeedSettings
-from runtime.environment import rename_variables, unknown_variables
+from runtime.environment import rename_variables, setting_problems, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings
@@ -53,6 +54,57 @@ def test_a_secret_that_is_refused_is_not_shown(
         settings()
     assert "hush" not in str(error.value)
     assert name.partition("_")[2].lower() in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "bad", "good", "form"),
+    [
+        (FeedSettings, "FEED_URL", ["", "zz", "http://x", "nats://"], ["nats://u:p@x:4222", "tls://x"], "nats://host"),
+        (FeedSettings, "FEED_STREAM", ["", "a b", "a.b", "a>"], ["A_b-1"], "the name of a stream"),
+        (FeedSettings, "FEED_SUBJECT_PREFIX", ["", ">", "a..b", ".a", "a b"], ["a", "a.b"], "joined by single dots"),
+        (NotifierSettings, "NOTIFIER_NATS_URL", ["zz", "", "http://x"], ["nats://x:4222"], "nats://host:port"),
+        (NotifierSettings, "NOTIFIER_NATS_SUBJECT_PREFIX", ["*", ""], ["llm.events"], "joined by single dots"),
+        (NotifierSettings, "NOTIFIER_DEFAULT_WEBHOOK_URL", ["foo", "ftp://x", "http://"], ["http://10.1.1.1/"], "URL"),
+        (NotifierSettings, "NOTIFIER_USERS", ['{"u": {"url": "foo"}}'], ['{"u": {"url": "https://x/"}}'], "URL must"),
+        (NotifierSettings, "NOTIFIER_WEBHOOK_SCHEMES", ['["ftp"]', "[]"], ['["http"]'], "'https'|at least 1"),
+        (NotifierSettings, "NOTIFIER_WEBHOOK_PORTS", ["[99999]", "[0]"], ["[]", "[8443]"], "than or equal to"),
+        (NotifierSettings, "NOTIFIER_WEBHOOK_NETWORKS", ['["10.0.0.1/8"]', '["x"]'], ['["10.0.0.0/8"]'], "10.0.0.0/8"),
+        (NotifierSettings, "NOTIFIER_WEBHOOK_PROXY", ["ftp://x", "x", "http://"], ["http://u:p@x:3128"], "http://host"),
+        (
+            NotifierSettings,
+            "NOTIFIER_JOB_URL",
+            ["nope", "https://x/", "x/{workflow_id}"],
+            ["https://x/{workflow_id}"],
+            "f",
+        ),
+        (
+            NotifierSettings,
+            "NOTIFIER_DNS_SERVERS",
+            ['["x"]', '["1.2.3.4:x"]', '["1.2.3.4:99999"]', '["x:53"]', '["1.2.3.4/5"]', '[""]'],
+            ['["1.2.3.4", "1.2.3.4:53", "::1", "[::1]:53"]'],
+            "192.0.2.1:53",
+        ),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_the_form(
+    settings: type[BaseSettings],
+    name: str,
+    bad: list[str],
+    good: list[str],
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process would start without it and fail later, where nobody looks for the setting."""
+    for value in good:
+        monkeypatch.setenv(name, value)
+        settings()
+    for value in bad:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValidationError) as error:
+            settings()
+        problem, *_ = setting_problems(error.value, [settings])
+        assert problem.startswith(name)
+        assert re.search(form, problem)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ import ssl
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    BrokerResponseError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RequestTimedOutError,
+)
 
 from jobs.errors import DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
@@ -60,8 +69,18 @@ class KafkaSink:
             self._drop(topic, starting)
             if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
                 raise DeliveryRefused(f"the event of {len(body)} bytes is larger than Kafka accepts") from error
-            raise DeliveryFailed(f"Kafka did not acknowledge the event: {type(error).__name__}") from error
+            raise DeliveryFailed(self._failure(error)) from error
         return Answer()
+
+    def _failure(self, error: KafkaError | OSError | TimeoutError) -> str:
+        """Return what the error means. The text of most errors names the operator's servers, so it is not in it."""
+        if isinstance(error, (TimeoutError, KafkaTimeoutError, RequestTimedOutError)):
+            return f"Kafka did not acknowledge the event within {self._timeout:g} s"
+        if isinstance(error, (AuthenticationFailedError, AuthenticationMethodNotSupported)):
+            return "Kafka refused the login of the notifier"
+        if isinstance(error, BrokerResponseError) and error.description:
+            return f"Kafka did not accept the event: {error.description}"
+        return "Kafka cannot be reached"
 
     async def close(self) -> None:
         """See Sink."""

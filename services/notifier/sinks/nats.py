@@ -14,6 +14,7 @@ from typing import Final
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import NoServersError
 from nats.js.api import Header
 from nats.js.errors import APIError, NoStreamResponseError
 from pydantic import SecretStr
@@ -73,8 +74,12 @@ class NatsSink:
             raise DeliveryFailed(f"JetStream did not accept the event: {error.description}") from error
         except NoStreamResponseError as error:
             raise DeliveryFailed(f"no JetStream stream matches the subject {subject}") from error
-        except (NatsError, OSError, TimeoutError) as error:
-            raise DeliveryFailed(f"NATS did not acknowledge the event: {type(error).__name__}") from error
+        except TimeoutError as error:
+            raise DeliveryFailed(f"NATS did not acknowledge the event within {self._timeout:g} s") from error
+        except (NoServersError, OSError) as error:
+            raise DeliveryFailed("NATS cannot be reached") from error
+        except NatsError as error:
+            raise DeliveryFailed(f"NATS did not acknowledge the event: {error}") from error
         return Answer()
 
     async def close(self) -> None:
@@ -93,14 +98,19 @@ class NatsSink:
 
     async def _connect(self) -> Client:
         client = new_client(self._url, self._tls)
-        await client.connect(
-            connect_timeout=_CONNECT_SECONDS,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RETRY_SECONDS,
-            ping_interval=_PING_SECONDS,
-            error_cb=_log_error,
-            **self._new_options(),
-        )
+        try:
+            await client.connect(
+                connect_timeout=_CONNECT_SECONDS,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RETRY_SECONDS,
+                ping_interval=_PING_SECONDS,
+                error_cb=_log_error,
+                **self._new_options(),
+            )
+        except BaseException:
+            # nats-py leaves the socket of a server that has not answered open.
+            await client.close()
+            raise
         return client
 
 

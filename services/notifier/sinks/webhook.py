@@ -32,6 +32,20 @@ _GONE: Final = 410
 _WITH_RETRY_AFTER: Final = (429, 503)
 """Statuses whose Retry-After header counts."""
 _MAX_HEADER_BYTES: Final = 8190
+_FAILURES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ClientConnectorDNSError, "the webhook could not be reached: its name does not resolve"),
+    (aiohttp.ClientProxyConnectionError, "the proxy for webhooks could not be reached"),
+    (aiohttp.ClientConnectorCertificateError, "the webhook could not be reached: its TLS certificate is not valid"),
+    (aiohttp.ClientSSLError, "the webhook could not be reached: the TLS handshake failed"),
+    (aiohttp.ClientConnectorError, "the webhook could not be reached: it accepted no connection"),
+    (aiohttp.ClientConnectionError, "the webhook closed the connection before it had answered"),
+    (aiohttp.ClientResponseError, "the webhook's answer is not valid HTTP"),
+    (ValueError, "the webhook's URL cannot be used"),
+    (Exception, "the connection to the webhook broke"),
+)
+"""What a failure without an HTTP status means. The first kind that matches counts."""
+_LONGEST_RETRY_AFTER: Final = timedelta(days=365)
+"""Wait for which a longer Retry-After counts. The job's maximum interval between two attempts is far shorter."""
 _LOOKUP_TRIES: Final = 5
 """Maximum number of queries to a name server that does not answer. Their waits grow, and add up to 8 to 21 s."""
 
@@ -98,8 +112,10 @@ class WebhookSink:
         except TimeoutError as error:
             limit = self._settings.webhook_timeout.total_seconds()
             raise DeliveryFailed(f"the webhook did not answer within {limit:g} s") from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise DeliveryFailed(f"the proxy for webhooks answered {error.status}") from error
         except (aiohttp.ClientError, ValueError, OSError) as error:
-            raise DeliveryFailed(f"the webhook could not be reached: {type(error).__name__}") from error
+            raise DeliveryFailed(next(text for kind, text in _FAILURES if isinstance(error, kind))) from error
 
     async def close(self) -> None:
         """See Sink."""
@@ -166,7 +182,8 @@ def _retry_after(text: str) -> timedelta:
     """Return the wait that the header asks for, in seconds or as a date (RFC 9110, 10.2.3); 0 if it is neither."""
     try:
         if text.isascii() and text.isdigit():
-            return timedelta(seconds=int(text))
+            # Python's numbers and times are limited, a header's digits are not.
+            return timedelta(seconds=int(text)) if len(text.lstrip("0")) < 8 else _LONGEST_RETRY_AFTER
         return max(parsedate_to_datetime(text) - datetime.now(UTC), timedelta(0))
     except (ValueError, TypeError, OverflowError):
         return timedelta(0)
