@@ -461,7 +461,8 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
             assert "DELETION_NOT_FOUND" in answers[0]
         case _:
             answers_ = [await guarded.stub.ListModels(llm_pb2.ListModelsRequest(), metadata=m) for m in (mine, theirs)]
-            assert answers_[0] == answers_[1]
+            # The backlog changes from one call to the next.
+            assert len({tuple(model.name for model in answer.models) for answer in answers_}) == 1
     status = (await guarded.stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=foreign), metadata=theirs)).status
     assert status.state == llm_pb2.JOB_STATE_QUEUED
     assert not status.cancel_requested
