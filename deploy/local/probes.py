@@ -57,7 +57,8 @@ def is_ready(address: str, ca: Path | None = None) -> Probe:
                 if answer.status != HTTPStatus.OK:
                     ready_since = None
                     return False
-                degraded = (await answer.json()).get("degraded")
+                # An earlier version has no /readyz, and serves its metrics at every path.
+                degraded = answer.content_type == "application/json" and (await answer.json()).get("degraded")
         except (aiohttp.ClientError, TimeoutError):
             ready_since = None
             return False
