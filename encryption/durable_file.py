@@ -1,8 +1,10 @@
 """Small files that are on disk before they are used, and that readers find complete or not at all."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,6 +31,20 @@ def replace(path: Path, text: str) -> None:
     """Write the file, in place of the present one if there is one. Raises OSError."""
     write_draft(path, text).rename(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock the folder while the context is open.
+
+    Of two concurrent changes of a file in it, the second would drop what the first one added. Raises OSError.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

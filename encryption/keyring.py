@@ -6,11 +6,8 @@ which is rare, so a change takes effect without a restart.
 
 import asyncio
 import base64
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -66,7 +63,7 @@ class Keyring:
         Raises KeysUnavailable for a file that cannot be read, OSError for one that cannot be written.
         """
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(self._path.parent):
+        with durable_file.locked(self._path.parent):
             file = self._read() if self._path.exists() else None
             key_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(2).hex()}"
             keys = {name: key.get_secret_value() for name, key in file.keys.items()} if file else {}
@@ -95,14 +92,3 @@ class Keyring:
             raise KeysUnavailable(f"the keyring cannot be read: {error}") from error
         except ValidationError as error:
             raise KeysUnavailable(f"the keyring {self._path} is not as docs/encryption.md says: {error}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder. Of two concurrent changes of a file the second would drop the key that the first one added."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

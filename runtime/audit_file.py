@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from encryption import durable_file
 from runtime.audit import AuditUnavailable
 
 _MODE: Final = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP
@@ -79,11 +80,7 @@ class AuditFile:
         size = os.fstat(self._file).st_size
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         if created:
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable_file.sync_folder(self._path.parent)
 
     def _close(self) -> None:
         if self._file != _NONE:

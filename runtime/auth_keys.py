@@ -22,6 +22,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from runtime.auth import Caller, Presented, check_expiry, credential_invalid
 from runtime.tenants import check_tenant
+from runtime.tls import FileStamps
 
 _log = logging.getLogger(__name__)
 PREFIX: Final = "llmk_"
@@ -116,7 +117,7 @@ class ApiKeys:
         """Read the file. Raises KeyFileError."""
         self._path = path
         self._known_scopes = known_scopes
-        self._version = _version(path)
+        self._stamps = FileStamps([path])
         self._keys: Mapping[str, ApiKey] = read_keys(path, known_scopes)
 
     async def authenticate(self, presented: Presented) -> Caller | None:
@@ -149,25 +150,14 @@ class ApiKeys:
 
     def reload(self) -> None:
         """Read the file if it has changed; log once what is wrong with it, and keep the keys as they were."""
-        version = _version(self._path)
-        if version == self._version:
+        if not self._stamps.changed():
             return
-        self._version = version
         try:
             self._keys = read_keys(self._path, self._known_scopes)
         except KeyFileError as error:
             _log.error("the API keys stay as they were: %s", error)
         else:
             _log.info("read %d API keys", len(self._keys))
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    """Return what differs once the file has been written or replaced; nothing of a file that is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _sha256(key: str) -> str:

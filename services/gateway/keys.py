@@ -1,17 +1,16 @@
 """`python -m services.gateway.keys`: make, list and revoke the API keys of a gateway, in the file that it watches."""
 
 import argparse
-import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
+from encryption import durable_file
 from jobs.ids import ID_PATTERN
 from runtime.auth_keys import ApiKey, KeyFileError, make_key, read_keys, write_keys
 from runtime.scopes import CANCEL, READ, READ_MODELS, SCOPES, SUBMIT
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.file is None:
         _fail(f"name the file of the keys: --file or {_FILE_VARIABLE}")
     try:
-        with _locked(asked.file.parent):
+        with durable_file.locked(asked.file.parent):
             asked.run(asked)
     except (KeyFileError, OSError) as error:
         _fail(str(error))
@@ -66,17 +65,6 @@ def _revoke(asked: argparse.Namespace) -> None:
 
 def _read(path: Path) -> dict[str, ApiKey]:
     return read_keys(path, SCOPES) if path.exists() else {}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one command at a time change the file, which each of them replaces."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _parser() -> argparse.ArgumentParser:
