@@ -167,7 +167,7 @@ def _gateway(wiring: Wiring) -> ProcessSpec:
             "GATEWAY_METRICS_PORT": str(wiring.ports.gateway_metrics),
         },
         defaults={
-            # Whoever tries the stack has no proto file at hand.
+            # A newcomer to the stack has no proto file for grpcurl.
             "GATEWAY_REFLECTION": "true",
             # Without an endpoint for them, jobs that name no target need not ask the notifier.
             **({} if _has_operators_endpoint(wiring) else {"GATEWAY_NOTIFY_OPERATOR": "false"}),

@@ -173,11 +173,7 @@ class JobSubmission:
         await link_call(description)
         await audit.allow()
         if description.status != WorkflowExecutionStatus.RUNNING:
-            try:
-                status = (await self._reader.status_of(description)).status
-            except PayloadError:
-                status = bare_status(description)
-            return llm_pb2.CancelResponse(status=status)
+            return llm_pb2.CancelResponse(status=await self._readable_status(description))
         handle = self._client.get_workflow_handle(request.workflow_id)
         signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
         signalled = True
@@ -189,17 +185,21 @@ class JobSubmission:
                 raise
             signalled = False
         _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
-        status = llm_pb2.JobStatus()
-        try:
-            status.CopyFrom((await self._reader.get(caller, request.workflow_id)).status)
-        except PayloadError:
-            # Its keys were deleted. The cancel needs none of them.
-            status = bare_status(description)
+        status = await self._readable_status(await self._reader.describe(caller, request.workflow_id))
         if status.state not in FINAL_STATES:
             if not signalled:
                 await signal()
             status.cancel_requested = True
         return llm_pb2.CancelResponse(status=status)
+
+    async def _readable_status(self, description: WorkflowExecutionDescription) -> llm_pb2.JobStatus:
+        """Return a copy of the job's status, or as much of it as is readable after its keys were deleted."""
+        status = llm_pb2.JobStatus()
+        try:
+            status.CopyFrom((await self._reader.status_of(description)).status)
+        except PayloadError:
+            status = bare_status(description)
+        return status
 
     async def _found(
         self,

@@ -211,7 +211,7 @@ class MapWindow:
 
 
 def read_job(job: llm_pb2.JobRequest | Mapping[str, Any]) -> llm_pb2.JobRequest | InvalidRequest:
-    """Return a job of `map` as a JobRequest. Return InvalidRequest, as the service answers, for one that is none."""
+    """Return a job of `map` as a JobRequest; the InvalidRequest of the service if the fields make no JobRequest."""
     if isinstance(job, llm_pb2.JobRequest):
         return job
     try:

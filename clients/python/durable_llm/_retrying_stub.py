@@ -126,7 +126,7 @@ class RetryingStub:
             raise Unavailable("the stream ended before the job did", grpc.StatusCode.UNAVAILABLE) from None
 
     async def _back_off(self, error: ApiError, silence: "_Silence", then: str) -> None:
-        """Wait until the next try. Raises the error when there is none."""
+        """Wait until the next try. Raises the error when the policy allows no further try."""
         silence.failures += 1
         wait = self._retry.backoff(error, silence.failures, silence.duration, answered=self._answered)
         if wait is None:

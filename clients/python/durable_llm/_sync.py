@@ -198,7 +198,7 @@ class _Loop:
             while not call.ended.wait(_WAIT_SECONDS):
                 pass
         except BaseException:
-            # Ctrl-C comes at any moment, also before the call has begun.
+            # Ctrl-C may interrupt any line, also one before the call begins.
             self._cancel(call)
             raise
         try:
