@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, Self
 from urllib.parse import quote
 
@@ -149,8 +149,7 @@ class NatsFeed:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _subject(self, key: str) -> str:
-        # Of what quote() leaves as it is, only the dot has a meaning in subjects.
-        return f"{self._settings.subject_prefix}.{quote(key, safe='').replace('.', '%2E')}"
+        return f"{self._settings.subject_prefix}.{_subject_token(key)}"
 
     async def _stay_ready(self) -> None:
         while True:
@@ -243,3 +242,9 @@ def _own(config: StreamConfig) -> tuple[object, ...]:
 
 async def _log_error(error: Exception) -> None:
     _log.info("feed: %r", error)
+
+
+@lru_cache(maxsize=4096)  # it is needed for every record
+def _subject_token(key: str) -> str:
+    # Of what quote() leaves as it is, only the dot has a meaning in subjects.
+    return quote(key, safe="").replace(".", "%2E")

@@ -23,9 +23,12 @@ class Transcript:
         An attempt that starts over repeats text. While the text is the same nothing changes, so nobody has to rewind.
         From the first difference on, the output is the new attempt's.
         """
-        if offset > len(self.data):
+        new, size = text.encode(), len(self.data)
+        if offset == size:
+            self.data += new
             return
-        new = text.encode()
+        if offset > size:
+            return
         known = self.data[offset : offset + len(new)]
         same = _same_bytes(known, new)
         if same < len(known):

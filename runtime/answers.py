@@ -15,7 +15,6 @@ call that waits for room holds its request meanwhile. A request does not wait: w
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,18 +77,19 @@ class _Pool:
 
     size: int
     held: int = 0
-    held_by: Counter[_Connection] = field(default_factory=Counter)
+    held_by: dict[_Connection, int] = field(default_factory=dict)
 
     def room(self, connection: _Connection) -> int:
         """Return how many more bytes a connection may hold."""
-        return self.size - self.held - self.held_by[connection]
+        return self.size - self.held - self.held_by.get(connection, 0)
 
     def add(self, connection: _Connection, more: int) -> None:
         """Add bytes to the connection's count; a negative number subtracts them."""
         self.held += more
-        self.held_by[connection] += more
-        if not self.held_by[connection]:
-            del self.held_by[connection]
+        if held := self.held_by.get(connection, 0) + more:
+            self.held_by[connection] = held
+        else:
+            self.held_by.pop(connection, None)
 
 
 class Answers:
@@ -144,7 +144,7 @@ class Answers:
             if (unread := answer.unread) is None:
                 continue
             one = answer.connection
-            short = full or (self._waiting and self.others.held_by[one] > _SMALL)
+            short = full or (self._waiting and self.others.held_by.get(one, 0) > _SMALL)
             seconds = (min(SHORT_STALL, timeout) if short else timeout).total_seconds()
             others = one.sent_bytes - unread.taken_before - unread.size
             time_of_one = seconds * min(1 + others / _STALL_BYTES, _MAX_TIMEOUTS)
@@ -176,7 +176,7 @@ class Answers:
         """
         if not self._waiting or self.others.held >= self.others.size:
             return
-        for connection in sorted(self._waiting, key=lambda one: self.others.held_by[one]):
+        for connection in sorted(self._waiting, key=lambda one: self.others.held_by.get(one, 0)):
             if self.others.room(connection) <= 0:
                 # The other connections hold more, so they have no room either.
                 return
@@ -279,7 +279,7 @@ class Answer:
             self.unread = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Unread:
     size: int
     since: float

@@ -50,7 +50,7 @@ class Cursor:
                 return None
             start = self._agreed()
         else:
-            start = min([self.offset, *cuts[self._cuts_seen :]])
+            start = self.offset if len(cuts) == self._cuts_seen else min(self.offset, *cuts[self._cuts_seen :])
         self._cuts_seen = len(cuts)
         start = character_start(data, start)
         rewind = start < self.offset
