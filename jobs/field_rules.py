@@ -91,6 +91,12 @@ def check_duration(field: str, value: Duration) -> Iterator[Violation]:
         yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
 
 
+def check_bounded_duration(field: str, value: Duration, least: int, most: int) -> Iterator[Violation]:
+    """Check a duration with bounds in seconds."""
+    if not (least <= value.seconds + value.nanos / 1e9 <= most and 0 <= value.nanos <= 999_999_999):
+        yield Violation(field, f"must be a duration of {least} s to {most} s")
+
+
 def check_url(field: str, value: str, *, strict: bool = True) -> Iterator[Violation]:
     """Check the URL of a webhook."""
     if not value:

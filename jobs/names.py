@@ -9,6 +9,8 @@ from jobs.limits import MAX_TEMPORAL_ID
 JOB_WORKFLOW_TYPE: Final = "LLMJobWorkflow"
 QUERY_GET_STATUS: Final = "GetStatus"
 SIGNAL_CANCEL: Final = "Cancel"
+# Somebody watches the job: see workflows.watch_lease.
+SIGNAL_WATCHED: Final = "Watched"
 QUERY_GET_DELIVERIES: Final = "GetDeliveries"
 
 # Continues the deliveries of a job's outcome after the job has closed.
@@ -87,6 +89,8 @@ MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_SEARCH_ATTRIBUTES: Final = "search_attributes"
 # When the gateway accepted the job, as RFC 3339. Temporal starts its workflow a little later, by another clock.
 MEMO_CREATE_TIME: Final = "create_time"
+# Seconds after which a job that nobody watches is cancelled. Only jobs that ask for it have it.
+MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from jobs.errors import InvalidJob
 from jobs.field_rules import (
     Violation,
+    check_bounded_duration,
     check_duration,
     check_enum,
     check_id,
@@ -31,6 +32,8 @@ from llm_pb import llm_pb2
 MAX_MESSAGES: Final = 1024
 MAX_NOTIFY: Final = 4
 MAX_SUBJECT_BYTES: Final = 128
+MIN_UNWATCHED_SECONDS: Final = 10
+MAX_UNWATCHED_SECONDS: Final = 24 * 60 * 60
 MIN_PROGRESS_SECONDS: Final = 1
 MAX_PROGRESS_SECONDS: Final = 3600
 MAX_STOP: Final = 16
@@ -166,6 +169,10 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
     for name in ("total", "queue", "run"):
         if job.timeouts.HasField(name):
             yield from check_duration(f"{path}timeouts.{name}", getattr(job.timeouts, name))
+    if job.HasField("cancel_if_unwatched"):
+        yield from check_bounded_duration(
+            f"{path}cancel_if_unwatched", job.cancel_if_unwatched, MIN_UNWATCHED_SECONDS, MAX_UNWATCHED_SECONDS
+        )
 
 
 def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[Violation]:
@@ -190,11 +197,9 @@ def _notify_options(chosen: llm_pb2.NotifyOptions, path: str) -> Iterator[Violat
     for index, event in enumerate(chosen.events[: len(llm_pb2.NotifyEvent.values())]):
         yield from check_enum(f"{path}events[{index}]", event, llm_pb2.NotifyEvent)
     if chosen.HasField("progress_interval"):
-        interval = chosen.progress_interval
-        seconds = interval.seconds + interval.nanos / 1e9
-        if not MIN_PROGRESS_SECONDS <= seconds <= MAX_PROGRESS_SECONDS or not 0 <= interval.nanos <= 999_999_999:
-            rule = f"must be a duration of {MIN_PROGRESS_SECONDS} s to {MAX_PROGRESS_SECONDS} s"
-            yield Violation(f"{path}progress_interval", rule)
+        yield from check_bounded_duration(
+            f"{path}progress_interval", chosen.progress_interval, MIN_PROGRESS_SECONDS, MAX_PROGRESS_SECONDS
+        )
 
 
 class _Range(NamedTuple):

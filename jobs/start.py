@@ -23,7 +23,7 @@ from jobs.equality import same_job_digest
 from jobs.ids import job_digest, owner, tenant_of, workflow_id
 from jobs.options import memo_of
 from jobs.search import Hash, attributes_of, hashed_values
-from jobs.times import execution_timeout
+from jobs.times import execution_timeout, watch_lease
 from llm_pb import internal_pb2, llm_pb2
 
 _MAX_FAIRNESS_KEY: Final = 64
@@ -78,12 +78,15 @@ def job_start(
         memo[names.MEMO_TRACEPARENT] = traceparent
     if hash_ is not None:
         memo[names.MEMO_SEARCH_ATTRIBUTES] = hashed_values(job)
+    total = options.complete(whole, job).timeouts.total.ToTimedelta()
+    if (lease := watch_lease(job, total)) is not None:
+        memo[names.MEMO_CANCEL_IF_UNWATCHED] = lease.total_seconds()
     return JobStart(
         id=id_,
         memo=memo,
         search_attributes=TypedSearchAttributes(attributes_of(job, tenant, hash_)),
         priority=priority if priority and priority.fairness_key else fair_turns(fair_owner(job.user_id, tenant, hash_)),
-        execution_timeout=execution_timeout(options.complete(whole, job).timeouts.total.ToTimedelta()),
+        execution_timeout=execution_timeout(total),
     )
 
 

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from llm_pb import llm_pb2
+
+_MAX_LEASES: Final = 2000
+"""Maximum number of leases in a row that watch one job."""
 _RESERVE: Final = timedelta(minutes=1)
 """Maximum part of a total time that is reserved."""
 _TIME_TO_SETTLE: Final = timedelta(seconds=5)
@@ -44,6 +48,16 @@ class TotalTime:
     def ends_workflow(self) -> bool:
         """Whether Temporal ends the workflow soon after the total time is spent."""
         return self.limit is not None and self.limit <= execution_timeout(self.total)
+
+
+def watch_lease(job: llm_pb2.JobRequest, total: timedelta) -> timedelta | None:
+    """Return the time after which the job is cancelled if nobody watches it; None for a job that runs unwatched.
+
+    `total` is the job's total time. Each lease costs up to 20 events, and a history holds 51,200.
+    """
+    if not job.HasField("cancel_if_unwatched"):
+        return None
+    return max(job.cancel_if_unwatched.ToTimedelta(), total / _MAX_LEASES)
 
 
 def _reserve(limit: timedelta) -> timedelta:

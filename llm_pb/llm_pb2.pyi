@@ -314,6 +314,7 @@ class JobRequest(_message.Message):
     NOTIFY_FIELD_NUMBER: _builtins.int
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     NOTIFY_OPTIONS_FIELD_NUMBER: _builtins.int
+    CANCEL_IF_UNWATCHED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
     share its turns. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
@@ -355,6 +356,14 @@ class JobRequest(_message.Message):
     def notify_options(self) -> Global___NotifyOptions:
         """The events that the targets get. Default: the outcome alone, without the output."""
 
+    @_builtins.property
+    def cancel_if_unwatched(self) -> _duration_pb2.Duration:
+        """Cancels the job when nobody has watched it for this time: for callers who wait for the output, and who may die. A job is
+        watched while a StreamStatus of it is open at any gateway; GetStatus does not count. The time begins with Submit, and is
+        durable: it goes on while gateways die. 10 s to 1 day; a time under a 2,000th of timeouts.total is raised to that (15 s of
+        8 h). Unset: the job runs, whoever watches. It has no effect on a workflow that was started by hand.
+        """
+
     def __init__(
         self,
         *,
@@ -369,10 +378,11 @@ class JobRequest(_message.Message):
         notify: _abc.Iterable[Global___NotifyTarget] | None = ...,
         timeouts: Global___JobTimeouts | None = ...,
         notify_options: Global___NotifyOptions | None = ...,
+        cancel_if_unwatched: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["notify_options", b"notify_options", "params", b"params", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_if_unwatched", b"cancel_if_unwatched", "notify_options", b"notify_options", "params", b"params", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_if_unwatched", b"cancel_if_unwatched", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

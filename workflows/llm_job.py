@@ -46,6 +46,7 @@ from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state, start_progress
 from workflows.outcome import publish, raise_failure
+from workflows.watch_lease import WatchLease
 
 _MAX_HANDOVERS: Final = 100
 """Maximum number of hand-overs. A job that needs more is probably the cause of them."""
@@ -74,6 +75,7 @@ class LLMJobWorkflow:
         self._patched = False
         self._options = options.complete(chosen, self._job)
         self._cancellation = Cancellation()
+        self._lease = WatchLease(self._cancellation, workflow.memo_value(names.MEMO_CANCEL_IF_UNWATCHED, None))
         self._result: llm_pb2.JobResult | None = None
         self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
         self._progress_activity: workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None = None
@@ -98,6 +100,7 @@ class LLMJobWorkflow:
         if valid and self._patched:
             # No gateway has set them. An invalid job gets none, because its values may break Temporal's rules, too.
             workflow.upsert_search_attributes(_attributes_of(self._job))
+        self._lease.start()
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         # A job without a slot passes no arguments, so that its history is as it ever was.
@@ -121,6 +124,11 @@ class LLMJobWorkflow:
     def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
         """Ask the job to stop. This changes nothing once its outcome is settled."""
         self._cancellation.note(request.reason if request else "")
+
+    @workflow.signal(name=names.SIGNAL_WATCHED)
+    def watched(self) -> None:
+        """Note that somebody watches the job."""
+        self._lease.renew()
 
     @workflow.query(name=names.QUERY_GET_STATUS)
     def get_status(self) -> llm_pb2.GetStatusResponse:
@@ -248,6 +256,7 @@ class LLMJobWorkflow:
 
     def _settle_outcome(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Write the outcome into the status. The history holds the end of the attempt, so the outcome is durable."""
+        self._lease.stop()
         status, result = self._status, self._result
         status.state = llm_pb2.JOB_STATE_NOTIFYING
         status.end_time.FromDatetime(self._ended_at)

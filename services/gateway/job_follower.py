@@ -23,6 +23,7 @@ from services.gateway.job_traces import link_call
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 from services.gateway.status_merge import with_answer, with_record
+from services.gateway.watch_lease import renew_lease
 
 _log = logging.getLogger(__name__)
 _MAX_BACKOFF_FACTOR: Final = 5
@@ -114,6 +115,7 @@ class JobFollower:
             return
         reading = asyncio.create_task(self._feed.read(self.status.run_id, self._apply, self._note_caught_up))
         reading.add_done_callback(self._note_feed_end)
+        renewing = asyncio.create_task(renew_lease(self._reader, self._description)) if self._description else None
         try:
             while self.status.state not in FINAL_STATES:
                 ending = await self._until_worth_asking()
@@ -123,8 +125,10 @@ class JobFollower:
                     _log.warning("cannot ask Temporal about %s: %s", self._workflow_id, error)
                     await asyncio.sleep(self._pause())
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            tasks = [task for task in (reading, renewing) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _until_worth_asking(self) -> Ending | None:
         """Wait until Temporal may know more than the feed.

@@ -143,6 +143,10 @@ class JobReader:
             raise not_found(workflow_id)
         return description
 
+    async def tell_watched(self, workflow_id: str) -> None:
+        """Tell the job's workflow that somebody watches it. Raises RPCError, NOT_FOUND after the job has ended."""
+        await self._handle(workflow_id, None).signal(names.SIGNAL_WATCHED, rpc_timeout=RPC_TIMEOUT)
+
     async def _describe(self, workflow_id: str, run_id: str | None) -> WorkflowExecutionDescription:
         """Describe the workflow. Ask a second time before it counts as unknown.
 

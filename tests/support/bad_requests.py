@@ -190,6 +190,9 @@ def _submit_rows() -> Iterator[Row]:
         ("an interval of bad nanos", {"progress_interval": Duration(seconds=5, nanos=-1)}, "progress_interval"),
     ):
         yield _row(what, submit(notify_options=options), f"job.notify_options.{field}")
+    for what, seconds in (("too short", 9), ("too long", 86_401), ("negative", -60)):
+        unwatched = Duration(seconds=seconds)
+        yield _row(f"an unwatched time {what}", submit(cancel_if_unwatched=unwatched), "job.cancel_if_unwatched")
     for field in ("total", "queue", "run"):
         for what, duration in _BAD_DURATIONS.items():
             timeouts = llm_pb2.JobTimeouts(**{field: duration})
