@@ -15,6 +15,8 @@ from services.http.settings import HttpSettings
 
 _MAX_VALUES: Final = 20_000
 """Maximum number of values in a body: twice as many as the gateway takes in a request, and a moment to read."""
+_DRAINED: Final = 4
+"""A body that is too large is read, and dropped, up to this many times the limit."""
 _CLOSE: Final = {"Connection": "close"}
 """Ends a connection whose request was not read to its end."""
 
@@ -34,6 +36,9 @@ async def read_object(request: Request, settings: HttpSettings, *, optional: boo
     repeated: list[Violation] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, _ in pairs:
+            # Raises a ValueError for half a surrogate pair, which no answer could hold.
+            key.encode()
         repeated.extend(
             Violation(key, "is there more than once")
             for key, number in Counter(key for key, _ in pairs).items()
@@ -76,21 +81,27 @@ def query_of(request: Request, names: Collection[str], *, repeated: Collection[s
 
 
 async def _read(request: Request, settings: HttpSettings) -> bytes:
-    length = request.headers.get("content-length", "0")
-    data = bytearray()
+    length = int(request.headers.get("content-length", "0"))
+    # A client that asks before it sends the body need not send it. Another one may read the answer only after it has
+    # sent everything.
+    if length > (settings.max_body_bytes if "expect" in request.headers else _DRAINED * settings.max_body_bytes):
+        raise _too_large(settings)
+    data, size = bytearray(), 0
     try:
         async with asyncio.timeout(settings.request_timeout.total_seconds()):
-            if int(length) > settings.max_body_bytes:
-                raise _too_large(settings)
             async for piece in request.stream():
-                data += piece
-                if len(data) > settings.max_body_bytes:
+                size += len(piece)
+                if size <= settings.max_body_bytes:
+                    data += piece
+                elif size > _DRAINED * settings.max_body_bytes:
                     raise _too_large(settings)
     except TimeoutError:
         seconds = f"{settings.request_timeout.total_seconds():g}"
         raise Failure(HTTPStatus.REQUEST_TIMEOUT, f"the body has not come within {seconds} s", headers=_CLOSE) from None
     except ClientDisconnect:
         raise bad_request(message="the client has gone") from None
+    if size > settings.max_body_bytes:
+        raise _too_large(settings)
     return bytes(data)
 
 

@@ -4,7 +4,7 @@ The packages of the API differ in the bodies of their errors. Status, headers an
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Final
@@ -81,13 +81,24 @@ def of_call(error: ApiError) -> Failure:
 
 def bad_request(*violations: Violation, message: str = "") -> Failure:
     """Return 400 with every bad field."""
-    words = message or "; ".join(f"{field} {description}".strip() for field, description in violations)
-    return Failure(HTTPStatus.BAD_REQUEST, words, "INVALID_REQUEST", violations)
+    return Failure(HTTPStatus.BAD_REQUEST, message or _words(violations), "INVALID_REQUEST", violations)
+
+
+def with_fields(failure: Failure, names: Callable[[str], str]) -> Failure:
+    """Return a failure whose bad fields have the names that `names` gives them. The message names them, too."""
+    if not failure.violations:
+        return failure
+    violations = [Violation(names(field), description) for field, description in failure.violations]
+    return Failure(failure.status, _words(violations), failure.reason, violations, headers=failure.headers)
 
 
 def unavailable(message: str, reason: str) -> Failure:
     """Return 503: this front cannot serve the request now."""
     return Failure(HTTPStatus.SERVICE_UNAVAILABLE, message, reason, retry_after=_RETRY)
+
+
+def _words(violations: Sequence[Violation]) -> str:
+    return "; ".join(f"{field} {description}".strip() for field, description in violations)
 
 
 def _challenge(error: ApiError) -> str:

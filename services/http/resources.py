@@ -55,11 +55,8 @@ class IdConvertor(Convertor[str]):
     regex = ".+"
 
     def convert(self, value: str) -> str:
-        """Return the id. Raises Failure when it is no UTF-8."""
-        try:
-            return unquote(value, errors="strict")
-        except UnicodeDecodeError:
-            raise Failure(HTTPStatus.NOT_FOUND, "the path is no UTF-8") from None
+        """Return the id. What is no UTF-8 becomes an id that nothing has."""
+        return unquote(value)
 
     def to_string(self, value: str) -> str:
         """Return the id as it stands in a path."""

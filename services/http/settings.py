@@ -45,8 +45,8 @@ class HttpSettings(ServerTlsSettings, MetricsSettings):
     """The names and addresses by which the front may be called, as well as HTTP_HOST, separated by commas. `*` allows
     any, which is safe only where the gateway asks for credentials."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """The origins whose pages may call the front, as scheme://host[:port], separated by commas; `*` for all. Unset: only
-    pages of the front itself."""
+    """The origins whose pages may call the front, as scheme://host[:port], separated by commas; `*` for all. Unset:
+    only pages of the front itself."""
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """Maximum size of a request's body, in bytes. JSON may need twice the bytes of the job in it."""
     max_connections: int = Field(4000, ge=1)
