@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -271,6 +272,30 @@ async def test_the_callers_credential_goes_to_the_gateway(stack: Stack, tmp_path
         twice = [("Authorization", f"Bearer {every}"), ("Authorization", f"Bearer {submits}")]
         assert (await front.client.get("/models", headers=twice)).status_code == 401
         assert (await front.client.get("/models", headers={"Authorization": f"Bearer {every}"})).status_code == 200
+    await gateway.terminate()
+
+
+async def test_the_fronts_own_certificate_speaks_for_nobody(stack: Stack, tmp_path: Path) -> None:
+    """A caller without a credential is not taken for the front."""
+    keys, ca = KeyFile(tmp_path / "keys.json"), Authority(tmp_path)
+    key = keys.add(SCOPES)
+    own = ca.issue_spiffe("front", "spiffe://llm.test/front")
+    rules = [{"pattern": "spiffe://llm.test/front", "scopes": ["proxy"]}]
+    gateway = stack.add(
+        "gateway",
+        {
+            "GATEWAY_ROLE": "api",
+            "GATEWAY_API_KEYS_FILE": str(keys.path),
+            "GATEWAY_CLIENT_CERTIFICATES": json.dumps(rules),
+            **ca.issue("gateway").environment("GATEWAY_TLS_", ca),
+        },
+    )
+    await gateway.start()
+    await gateway.wait_ready()
+    tls = {"HTTP_GATEWAY_TLS_CA": str(ca.path), **own.environment("HTTP_GATEWAY_TLS_")}
+    async with running_front(stack, HTTP_GATEWAY=stack.address(gateway.name), **tls) as front:
+        assert (await front.client.get("/models")).status_code == 401
+        assert (await front.client.get("/models", headers={"Authorization": f"Bearer {key}"})).status_code == 200
     await gateway.terminate()
 
 
