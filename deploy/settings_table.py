@@ -15,12 +15,14 @@ from runtime.temporal import TemporalSettings
 from services.codec.settings import CodecSettings
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
+from services.http.settings import HttpSettings
 from services.notifier.settings import NotifierSettings
 
 CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     GatewaySettings,
     GpuWorkerSettings,
     NotifierSettings,
+    HttpSettings,
     FeedSettings,
     EncryptionSettings,
     LogSettings,

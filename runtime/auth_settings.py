@@ -62,7 +62,7 @@ class AuthSettings(ServerTlsSettings):
     def _keys_come_safely(cls, source: str) -> str:
         url = urlsplit(source)
         if "://" in source and not (
-            url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname or ""))
+            url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))
         ):
             raise ValueError("must be an https URL, an http URL on loopback or a path")
         return source
@@ -82,7 +82,7 @@ class AuthSettings(ServerTlsSettings):
             unset = [f"{prefix}JWT_{name}" for name, value in of_tokens.items() if not value]
             raise ValueError(f"tokens need {' and '.join(unset)}, too")
         authenticated = self.api_keys_file is not None or self.jwt_issuer or self.client_certificates
-        if not self.listens or authenticated or self.allow_anonymous or _is_loopback(self.host):
+        if not self.listens or authenticated or self.allow_anonymous or is_loopback(self.host):
             return self
         raise ValueError(
             f"{prefix}HOST {self.host} is not loopback, and nobody who calls there would be known. Set one of "
@@ -124,7 +124,8 @@ async def open_authenticators(settings: AuthSettings) -> list[Authenticator]:
     return authenticators
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address to listen on is of this machine alone. A name other than `localhost` is not."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:

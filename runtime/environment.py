@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 from pydantic_settings.exceptions import SettingsError
 
-_SHARED_PREFIXES: Final = ("LOG_", "TEMPORAL_")
+_SHARED_PREFIXES: Final = ("HTTP_", "LOG_", "TEMPORAL_")
 """Prefixes that other programs' variables have, too."""
 _SERVICE_LINK: Final = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
 """Variables that Kubernetes sets for each Service. A Service may have the name of one of ours."""

@@ -6,6 +6,7 @@ The stack's worker runs the simulated engine. A prompt can script faults of that
 from collections.abc import AsyncIterator
 
 import grpc
+import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from temporalio.client import Client
@@ -31,6 +32,13 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 async def stub(stack: Stack) -> AsyncIterator[llm_pb2_grpc.LlmServiceStub]:
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         yield llm_pb2_grpc.LlmServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    base = f"http://{stack.address('http')}"
+    async with httpx.AsyncClient(base_url=base, timeout=60, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

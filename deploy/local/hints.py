@@ -28,6 +28,7 @@ def hints(stack: Stack, model: str) -> str:
     return f"""
   Web UI      {stack.web_ui}
   gateway     {gateway}
+  HTTP        {scheme}://{stack.address("http")}/jobs and more: see docs/http.md
   logs        {_short(stack.state_dir / "logs")}
   metrics     {stack.metrics_url("gateway")} and more: see docs/observe.md
 

@@ -209,6 +209,22 @@ def _notifier(wiring: Wiring) -> ProcessSpec:
     )
 
 
+def _http(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
+        command=(sys.executable, "-m", "services.http"),
+        environment={
+            **({} if wiring.ca is None else {"HTTP_GATEWAY_TLS_CA": str(wiring.ca)}),
+            **wiring.tls("http", "HTTP_TLS_", "HTTP_METRICS_TLS_"),
+            "HTTP_HOST": HOST,
+            "HTTP_PORT": str(wiring.ports.http),
+            "HTTP_METRICS_HOST": HOST,
+            "HTTP_METRICS_PORT": str(wiring.ports.http_metrics),
+            "HTTP_GATEWAY": f"{HOST}:{wiring.ports.gateway}",
+        },
+        probe=is_ready(f"{HOST}:{wiring.ports.http_metrics}", wiring.ca),
+    )
+
+
 PROCESS_SPECS: Final[dict[str, Callable[[Wiring], ProcessSpec]]] = {
     "temporal": _temporal,
     "nats": _nats,
@@ -216,6 +232,7 @@ PROCESS_SPECS: Final[dict[str, Callable[[Wiring], ProcessSpec]]] = {
     "gateway": _gateway,
     "gpu-worker": _gpu_worker,
     "notifier": _notifier,
+    "http": _http,
 }
 """Every kind of process, in the order in which they start."""
 
@@ -224,6 +241,7 @@ LISTENERS: Final = {
     "nats": ("nats",),
     "codec": ("codec",),
     "gateway": ("gateway",),
+    "http": ("http",),
 }
 """The fields of Ports that a kind listens on, metrics apart; the first is its address."""
 
@@ -233,6 +251,7 @@ METRICS: Final = {
     "gateway": "gateway_metrics",
     "gpu-worker": "gpu_worker_metrics",
     "notifier": "notifier_metrics",
+    "http": "http_metrics",
 }
 """The field of Ports where a kind serves its metrics."""
 

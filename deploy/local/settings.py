@@ -13,7 +13,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class StackSettings(BaseSettings):
     """The stack on one machine: its state folder, its ports, and how many workers it runs.
 
-    The services read their own settings (GATEWAY_*, GPU_WORKER_*, NOTIFIER_*, CODEC_*, OTEL_*) from the environment.
+    The services read their own settings (GATEWAY_*, GPU_WORKER_*, NOTIFIER_*, HTTP_*, CODEC_*, OTEL_*) from the
+    environment.
     """
 
     model_config = SettingsConfigDict(env_prefix="STACK_", frozen=True, use_attribute_docstrings=True)
@@ -42,6 +43,10 @@ class StackSettings(BaseSettings):
     """The port of the GPU worker's metrics. A second worker takes a free port."""
     notifier_metrics_port: Port = 9466
     """The port of the notifier's metrics."""
+    http_port: Port = 8080
+    """The port of the HTTP front."""
+    http_metrics_port: Port = 9469
+    """The port of the HTTP front's metrics."""
     demo_webhook_port: Port = 8235
     """The port at which the demo receives the outcome."""
 
@@ -51,8 +56,9 @@ class StackSettings(BaseSettings):
     """Number of GPU workers."""
 
     tls: bool = False
-    """Whether gateway, metrics, codec server and NATS use TLS, and the services authenticate to NATS by NKeys. Each
-    start creates a CA, tls/ca.pem in STACK_STATE_DIR. Temporal's development server has no TLS and stays in clear."""
+    """Whether gateway, HTTP front, metrics, codec server and NATS use TLS, and the services authenticate to NATS by
+    NKeys. Each start creates a CA, tls/ca.pem in STACK_STATE_DIR. Temporal's development server has no TLS and stays in
+    clear."""
 
     start_timeout: Annotated[float, Field(gt=0)] = 180
     """Maximum time until a process is ready, in seconds. A large model needs more."""

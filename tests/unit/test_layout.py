@@ -35,9 +35,11 @@ MAY_IMPORT = {
     "runtime": {"encryption", "payload_converter"},
     "services": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
+    "services/http": {"durable_llm", "llm_pb", "runtime"},
     "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
-"""Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs workflows."""
+"""Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs
+workflows, the HTTP front is the gateway's client."""
 
 ONLY = {
     "botocore": {"encryption/kms.py"},
@@ -52,6 +54,7 @@ ONLY = {
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {"encryption/kms.py", "services/codec/server.py", "services/notifier/sinks/webhook.py"},
     "jwt": {"runtime/auth_jwt.py"},
+    "uvicorn": {"services/http/connection.py", "services/http/server.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {
         f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")

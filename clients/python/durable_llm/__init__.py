@@ -10,7 +10,7 @@
 
 from durable_llm._client import AsyncClient, Outcome
 from durable_llm._job import AsyncJob, Piece
-from durable_llm._retrying_stub import FINAL_STATES
+from durable_llm._retrying_stub import FINAL_STATES, is_last
 from durable_llm._sync import Client, Job
 from durable_llm.errors import ApiError, DurableLLMError, JobError
 from durable_llm.output import Output
@@ -35,4 +35,5 @@ __all__ = [
     "Piece",
     "RetryPolicy",
     "SamplingParams",
+    "is_last",
 ]

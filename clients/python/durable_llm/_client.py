@@ -1,6 +1,7 @@
 """The client for asyncio."""
 
 import asyncio
+import copy
 import os
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -77,10 +78,10 @@ class AsyncClient:
         # gRPC takes the last one of options with the same name.
         all_options = (*_CHANNEL_OPTIONS, *options)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, all_options)
+            self.channel = grpc.aio.insecure_channel(address, all_options)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, all_options)
-        self._stub = RetryingStub(LlmServiceStub(self._channel), pairs, timeout, idle_timeout, retry)
+            self.channel = grpc.aio.secure_channel(address, credentials, all_options)
+        self._stub = RetryingStub(LlmServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,7 +93,23 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the channel. Jobs continue."""
-        await self._channel.close()
+        await self.channel.close()
+
+    def with_metadata(self, metadata: Mapping[str, str]) -> Self:
+        """Return a client on the same channel that sends other metadata. It needs no close of its own.
+
+        A server that calls in the name of its own callers takes one for each.
+        """
+        client = copy.copy(self)
+        client._stub = self._stub.with_metadata(tuple(metadata.items()))
+        return client
+
+    async def call(self, method: str, request: Any) -> Any:
+        """Return the response of a method of LlmService, by its name in llm.proto and with its messages.
+
+        It is for what the other methods do not offer. `method` has one response. Raises ApiError.
+        """
+        return await self._stub.unary(method, request)
 
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
         """Start a job and return it. The job that was started before under the same user_id and request_id is returned.

@@ -51,6 +51,10 @@ class RetryingStub:
         self._retry = retry
         self._answered = False
 
+    def with_metadata(self, metadata: Metadata) -> "RetryingStub":
+        """Return a stub on the same channel that sends other metadata."""
+        return RetryingStub(self._stub, metadata, self._timeout, self._idle_timeout, self._retry)
+
     async def unary(self, method: str, request: Any) -> Any:
         """Return the response of a method. Raises ApiError."""
         call: Callable[..., Awaitable[Any]] = getattr(self._stub, method)

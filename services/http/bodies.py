@@ -1,0 +1,127 @@
+"""What a request says: its JSON body and its query, read within bounds."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Collection
+from http import HTTPStatus
+from typing import Any, Final, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from durable_llm.errors import Violation
+from services.http.failures import Failure, bad_request
+from services.http.settings import HttpSettings
+
+_MAX_VALUES: Final = 20_000
+"""Maximum number of values in a body: twice as many as the gateway takes in a request, and a moment to read."""
+_DRAINED: Final = 4
+"""A body that is too large is read, and dropped, up to this many times the limit."""
+_CLOSE: Final = {"Connection": "close"}
+"""Ends a connection whose request was not read to its end."""
+
+
+async def read_object(request: Request, settings: HttpSettings, *, optional: bool = False) -> dict[str, Any]:
+    """Return the JSON object that is the body of a request. An `optional` body may be missing: that is {}.
+
+    Raises Failure: 415 for another type than JSON, which a form of a foreign page has; 413 for a body over the limit,
+    408 for one that does not come in time; 400 for one that is no JSON, has a key twice, or holds too many values.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    data = await _read(request, settings)
+    if not data and optional and kind in ("", "application/json"):
+        return {}
+    if kind != "application/json":
+        raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be JSON, with Content-Type: application/json")
+    repeated: list[Violation] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, _ in pairs:
+            # Raises a ValueError for half a surrogate pair, which no answer could hold.
+            key.encode()
+        repeated.extend(
+            Violation(key, "is there more than once")
+            for key, number in Counter(key for key, _ in pairs).items()
+            if number > 1
+        )
+        return dict(pairs)
+
+    try:
+        value = json.loads(data, object_pairs_hook=unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        # A UnicodeDecodeError is a ValueError, too. Its words hold the body.
+        words = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be read"
+        raise bad_request(message=f"the body is no JSON: {words}") from None
+    if repeated:
+        raise bad_request(*repeated[:100])
+    if not isinstance(value, dict):
+        raise bad_request(message="the body must be a JSON object")
+    if _count(value) > _MAX_VALUES:
+        raise bad_request(message=f"the body holds more than {_MAX_VALUES} values")
+    return value
+
+
+def query_of(request: Request, names: Collection[str], *, repeated: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return the values of the query's parameters by name. Those in `repeated` may be there more than once.
+
+    Raises Failure, 400, that names every other parameter.
+    """
+    values: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        values.setdefault(name, []).append(value)
+    wrong = [Violation(name, "is no parameter of this path") for name in values if name not in {*names, *repeated}]
+    wrong += [
+        Violation(name, "is there more than once")
+        for name, found in values.items()
+        if name in names and name not in repeated and len(found) > 1
+    ]
+    if wrong:
+        raise bad_request(*wrong[:100])
+    return values
+
+
+async def _read(request: Request, settings: HttpSettings) -> bytes:
+    length = int(request.headers.get("content-length", "0"))
+    # A client that asks before it sends the body need not send it. Another one may read the answer only after it has
+    # sent everything.
+    if length > (settings.max_body_bytes if "expect" in request.headers else _DRAINED * settings.max_body_bytes):
+        raise _too_large(settings)
+    data, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(settings.request_timeout.total_seconds()):
+            async for piece in request.stream():
+                size += len(piece)
+                if size <= settings.max_body_bytes:
+                    data += piece
+                elif size > _DRAINED * settings.max_body_bytes:
+                    raise _too_large(settings)
+    except TimeoutError:
+        seconds = f"{settings.request_timeout.total_seconds():g}"
+        raise Failure(HTTPStatus.REQUEST_TIMEOUT, f"the body has not come within {seconds} s", headers=_CLOSE) from None
+    except ClientDisconnect:
+        raise bad_request(message="the client has gone") from None
+    if size > settings.max_body_bytes:
+        raise _too_large(settings)
+    return bytes(data)
+
+
+def _too_large(settings: HttpSettings) -> Failure:
+    message = f"the body has more than {settings.max_body_bytes} bytes"
+    return Failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, headers=_CLOSE)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _count(value: Any) -> int:
+    """Return the number of values, those of keys not counted; it may stop beyond the maximum."""
+    number, found = 0, [value]
+    while found and number <= _MAX_VALUES:
+        number += 1
+        top = found.pop()
+        if isinstance(top, dict):
+            found.extend(top.values())
+        elif isinstance(top, list):
+            found.extend(top)
+    return number

@@ -1,0 +1,109 @@
+"""The paths of the API: what a package of it consists of, and how a request finds its handler."""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote, unquote
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from durable_llm import ApiError
+from services.http.failures import Failure, of_call
+
+_log = logging.getLogger(__name__)
+
+ROUTE: Final = "http_route"
+"""The key of a scope with the template of the path that a request has met."""
+
+_CONVERTOR: Final = re.compile(r":\w+}")
+
+Handler = Callable[[Request], Awaitable[Response]]
+"""Answers a request. It raises Failure, or ApiError of a call that has failed."""
+Answer = Callable[[Failure], Response]
+"""Returns the answer to a request that has failed."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A path, and what its methods do."""
+
+    path: str
+    """The template of the path. `{id:id}` is a job's id."""
+    methods: Mapping[str, Handler]
+    """The handlers by method. HEAD is GET without its body: a handler whose GET does more looks at the method."""
+
+    @property
+    def template(self) -> str:
+        """The path as people write it: `{id}` for `{id:id}`."""
+        return _CONVERTOR.sub("}", self.path)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A part of the API with one form of errors."""
+
+    prefix: str
+    """The prefix of the paths whose errors have the package's form, also of those that do not exist."""
+    resources: Sequence[Resource]
+    """The paths, in the order in which they are tried: `/jobs/{id:id}/status` before `/jobs/{id:id}`."""
+    answer: Answer
+    """Gives an error the package's form."""
+
+
+class IdConvertor(Convertor[str]):
+    """An id in a path. It may hold `/` as it is; `%2F` is a `/` that is no border of the path's segments."""
+
+    regex = ".+"
+
+    def convert(self, value: str) -> str:
+        """Return the id. What is no UTF-8 becomes an id that nothing has."""
+        return unquote(value)
+
+    def to_string(self, value: str) -> str:
+        """Return the id as it stands in a path."""
+        return quote(value, safe="/:@=+~,")
+
+
+register_url_convertor("id", IdConvertor())
+
+
+def routes(package: Package) -> list[BaseRoute]:
+    """Return the routes of a package's resources."""
+    return [Route(resource.path, _Endpoint(resource, package.answer)) for resource in package.resources]
+
+
+class _Endpoint:
+    """Answers the requests of one path, whatever their method."""
+
+    def __init__(self, resource: Resource, answer: Answer) -> None:
+        self._resource = resource
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ROUTE] = self._resource.template
+        response = await self._respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        methods = self._resource.methods
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
+        try:
+            if handler is None:
+                allow = ", ".join(sorted({*methods, *({"HEAD"} if "GET" in methods else set())}))
+                words = f"{self._resource.template} takes {allow}"
+                raise Failure(HTTPStatus.METHOD_NOT_ALLOWED, words, headers={"Allow": allow})
+            return await handler(request)
+        except Failure as failure:
+            return self._answer(failure)
+        except ApiError as error:
+            return self._answer(of_call(error))
+        except Exception:  # noqa: BLE001  # the caller gets an answer of the API's form, whatever is wrong here
+            _log.exception("a request to %s failed", self._resource.template)
+            return self._answer(Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "the front has failed", "INTERNAL"))

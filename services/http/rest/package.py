@@ -1,0 +1,125 @@
+"""The paths of the REST API, and their description at /openapi.json."""
+
+import functools
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llm_pb import llm_pb2
+from services.http.front import Front
+from services.http.resources import Package
+from services.http.rest.jobs import Jobs
+from services.http.rest.openapi import describe
+from services.http.rest.operations import Operation, Parameter, Paths, resources
+from services.http.rest.problems import answer
+from services.http.rest.stream import stream
+
+_STATES: Final = [value.name for value in llm_pb2.JobState.DESCRIPTOR.values if value.number]
+_LIST: Final = {
+    "user_id": Parameter("Lists only jobs of this user."),
+    "state": Parameter(
+        "Lists only jobs in this state. It may be there up to 16 times.",
+        {"type": "array", "items": {"type": "string", "enum": _STATES}},
+    ),
+    "model": Parameter("Lists only jobs for this model."),
+    "project_id": Parameter("Lists only jobs with this label."),
+    "page_size": Parameter("Maximum number of jobs: 1 to 100, 20 unless set.", {"type": "integer"}),
+    "page_token": Parameter("The next_page_token of the previous page."),
+}
+_STREAM: Final = {
+    "last_event_id": Parameter("The id of the last event that the client holds; the header Last-Event-ID goes before.")
+}
+
+
+def package(front: Front) -> Package:
+    """Return the package. It takes all paths that no other package has."""
+    jobs, paths = Jobs(front), dict[str, Mapping[str, Operation]]()
+
+    async def openapi(_: Request, __: Mapping[str, list[str]]) -> Response:
+        return JSONResponse(describe(paths))
+
+    paths |= _paths(front, jobs)
+    paths["/openapi.json"] = {"GET": Operation("GetOpenApi", "Returns this description.", openapi)}
+    return Package("", resources(paths), answer)
+
+
+def _paths(front: Front, jobs: Jobs) -> Paths:
+    """Return the operations. The paths with a suffix come first, because an id may hold `/`."""
+    pb, of_path = llm_pb2, ("workflow_id",)
+    return {
+        "/jobs": {
+            "POST": Operation(
+                "Submit",
+                "Starts a job, or finds the one with the same user_id and request_id.",
+                jobs.submit,
+                pb.SubmitResponse,
+                HTTPStatus.ACCEPTED,
+                body=pb.JobRequest,
+            ),
+            "GET": Operation("List", "Lists jobs, open ones first.", jobs.list, pb.ListResponse, query=_LIST),
+        },
+        "/jobs/{id:id}/status": {
+            "GET": Operation("GetStatus", "Returns a job's status, and its result.", jobs.status, pb.GetStatusResponse)
+        },
+        "/jobs/{id:id}/stream": {
+            "GET": Operation(
+                "StreamStatus",
+                "Watches a job to its end, as server-sent events whose data are StreamStatusResponse.",
+                functools.partial(stream, front),
+                pb.StreamStatusResponse,
+                media_type="text/event-stream",
+                ends="The client has had the last event.",
+                query=_STREAM,
+            )
+        },
+        "/jobs/{id:id}/cancel": {
+            "POST": Operation(
+                "Cancel",
+                "Requests that a job stops.",
+                jobs.cancel,
+                pb.CancelResponse,
+                body=pb.CancelRequest,
+                body_without=of_path,
+            )
+        },
+        "/jobs/{id:id}/deliveries": {
+            "GET": Operation(
+                "ListDeliveries", "Lists the deliveries of a job's events.", jobs.deliveries, pb.ListDeliveriesResponse
+            )
+        },
+        "/jobs/{id:id}/redeliver": {
+            "POST": Operation(
+                "Redeliver",
+                "Sends the outcome of an ended job again.",
+                jobs.redeliver,
+                pb.RedeliverResponse,
+                HTTPStatus.ACCEPTED,
+                body=pb.RedeliverRequest,
+                body_without=of_path,
+            )
+        },
+        "/jobs/{id:id}": {
+            "GET": Operation("GetJob", "Returns a job.", jobs.get, pb.GetStatusResponse),
+            "DELETE": Operation(
+                "DeleteJob",
+                "Deletes a job with all that it has produced.",
+                jobs.delete,
+                pb.DeleteJobResponse,
+                HTTPStatus.ACCEPTED,
+            ),
+        },
+        "/deletions/{id:id}": {
+            "GET": Operation(
+                "GetDeletion", "Returns the progress of a deletion.", jobs.deletion, pb.GetDeletionResponse
+            )
+        },
+        "/models": {
+            "GET": Operation("ListModels", "Lists the models that a job may name.", jobs.models, pb.ListModelsResponse)
+        },
+        "/quota": {
+            "GET": Operation("GetQuota", "Returns the quotas of the caller's tenant.", jobs.quota, pb.GetQuotaResponse)
+        },
+    }

@@ -1,0 +1,92 @@
+"""JSON of callers as messages of llm.proto. Every bad field is named at once.
+
+The JSON is protobuf's: names may be those of llm.proto or in camelCase, numbers may be texts.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from durable_llm.errors import Violation
+from services.http.failures import bad_request
+
+M = TypeVar("M", bound=Message)
+
+_MAX_VIOLATIONS: Final = 100
+_EXPECTED: Final = {
+    FieldDescriptor.TYPE_BOOL: "true or false",
+    FieldDescriptor.TYPE_DOUBLE: "a number",
+    FieldDescriptor.TYPE_INT32: "a whole number of 32 bits",
+    FieldDescriptor.TYPE_INT64: "a whole number of 64 bits",
+    FieldDescriptor.TYPE_STRING: "a text",
+}
+_WELL_KNOWN: Final = {"google.protobuf.Duration": 'a duration in seconds, such as "1.5s"'}
+
+
+def parse(value: dict[str, Any], message: M, *, without: Collection[str] = ()) -> M:
+    """Fill a message from JSON and return it. Raises Failure, 400, for unknown fields and for values of a wrong type.
+
+    `without` names the fields that the path of the request sets.
+    """
+    wrong = [Violation(name, "is in the path, not in the body") for name in without if name in value]
+    wrong += _wrong(value, message.DESCRIPTOR, "")
+    if wrong:
+        raise bad_request(*wrong[:_MAX_VIOLATIONS])
+    try:
+        return json_format.ParseDict(value, message)
+    except (json_format.ParseError, ValueError, TypeError) as error:
+        # Such as two fields of a oneof.
+        raise bad_request(message=str(error)) from error
+
+
+def _wrong(value: dict[str, Any], descriptor: Any, path: str) -> Iterator[Violation]:
+    """Yield what is wrong with the fields of an object, those of its objects included."""
+    known = {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
+    seen: set[str] = set()
+    for key, item in value.items():
+        field = known.get(key)
+        if field is None:
+            yield Violation(f"{path}{key}", f"is no field of {descriptor.name}")
+            continue
+        place = f"{path}{field.name}"
+        if field.name in seen:
+            yield Violation(place, "is there more than once, under its two names")
+        seen.add(field.name)
+        if item is None:
+            continue
+        if field.is_repeated:
+            if not isinstance(item, list):
+                yield Violation(place, "must be a list")
+                continue
+            for index, element in enumerate(item):
+                yield from _wrong_value(element, field, f"{place}[{index}]")
+        else:
+            yield from _wrong_value(item, field, place)
+
+
+def _wrong_value(value: Any, field: FieldDescriptor, place: str) -> Iterator[Violation]:
+    message = field.message_type
+    if message is not None and message.full_name not in _WELL_KNOWN:
+        if isinstance(value, dict):
+            yield from _wrong(value, message, f"{place}.")
+        else:
+            yield Violation(place, "must be an object")
+        return
+    owner: Any = field.containing_type
+    try:
+        holder = GetMessageClass(owner)()
+        json_format.ParseDict({field.name: [value] if field.is_repeated else value}, holder)
+    except (json_format.ParseError, ValueError, TypeError):
+        yield Violation(place, f"must be {_expected(field)}")
+
+
+def _expected(field: FieldDescriptor) -> str:
+    if field.message_type is not None:
+        return _WELL_KNOWN[field.message_type.full_name]
+    if field.enum_type is not None:
+        return f"one of {', '.join(value.name for value in field.enum_type.values if value.number)}"
+    return _EXPECTED[field.type]

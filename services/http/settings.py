@@ -1,0 +1,83 @@
+"""Settings of the HTTP front."""
+
+from datetime import timedelta
+from typing import Annotated, Any, Self
+
+from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from runtime.metrics_settings import MetricsSettings
+from runtime.tls import ClientTls, ServerTlsSettings, client_tls
+
+
+class HttpSettings(ServerTlsSettings, MetricsSettings):
+    """The HTTP front: REST and server-sent events, a client of the gateway."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HTTP_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; loopback unless set."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
+    metrics_port: int = Field(9469, ge=0, le=65535)
+    """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
+    allow_anonymous: bool = False
+    """Whether the front may listen elsewhere than on loopback although the gateway asks for no credential, because a
+    proxy in front of it knows the callers. Without it the front does not start there."""
+    gateway: str = Field("127.0.0.1:50051", min_length=1)
+    """Address of the gateway, as gRPC takes it: host:port, `dns:///name:port`, or `ipv4:10.0.0.1:50051,10.0.0.2:50051`.
+    Calls go to all its addresses in turn."""
+    gateway_tls_ca: FilePath | None = None
+    """PEM file of the CAs that may have issued the gateway's certificate. Unset: no TLS."""
+    gateway_tls_cert: FilePath | None = None
+    """PEM file of the front's own certificate for the gateway, followed by the intermediate ones. The gateway has to
+    give it the scope `proxy`. A changed file is read when the front restarts."""
+    gateway_tls_key: FilePath | None = None
+    """PEM file of the private key of the front's own certificate, not encrypted."""
+    gateway_timeout: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
+    """Maximum time that a call to the gateway takes; streams have no limit."""
+    gateway_retry: timedelta = Field(timedelta(seconds=5), ge=timedelta(0))
+    """Time for which a call or a stream is tried again while no gateway answers. After that a request is answered with
+    503 or 504, and a stream ends, so that its client comes back. PT0S: there is one try."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
+    """The names and addresses by which the front may be called, as well as HTTP_HOST, separated by commas. `*` allows
+    any, which is safe only where the gateway asks for credentials."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """The origins whose pages may call the front, as scheme://host[:port], separated by commas; `*` for all. Unset:
+    only pages of the front itself."""
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    """Maximum size of a request's body, in bytes. JSON may need twice the bytes of the job in it."""
+    max_connections: int = Field(4000, ge=1)
+    """Maximum number of concurrent connections. Requests of further ones get 503."""
+    max_streams: int = Field(1500, ge=1, le=2000)
+    """Maximum number of concurrent streams. Further ones get 503. The gateway takes 2000 calls on one connection
+    (GATEWAY_MAX_CALLS_PER_CONNECTION), and other calls need room, too."""
+    request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
+    """Maximum time for a client to send the head of a request, and as long again for its body."""
+    keep_alive: timedelta = Field(timedelta(seconds=75), ge=timedelta(seconds=1))
+    """Time after which a connection without a request is closed."""
+    stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
+    """Maximum time for which a client may leave what was sent to it unread. The front then closes the connection."""
+    stream_keepalive: timedelta = Field(timedelta(seconds=15), gt=timedelta(0))
+    """Maximum time between two messages of a stream; a comment is sent when there is no event."""
+    stream_retry: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
+    """The wait before a browser opens a stream again that has broken."""
+    shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
+    """Maximum time for running requests to end after SIGTERM; streams end at once. PT0S: all are ended at once."""
+
+    @property
+    def gateway_tls(self) -> ClientTls | None:
+        """The files of the connection to the gateway. None: no TLS."""
+        return client_tls(self, "gateway_")
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _gateway_tls_can_be_used(self) -> Self:
+        client_tls(self, "gateway_")
+        return self
