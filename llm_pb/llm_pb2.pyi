@@ -2154,8 +2154,8 @@ class OpenJobsQuota(_message.Message):
     limit: _builtins.int
     """The maximum number of open jobs. Jobs that were open before it was lowered go on."""
     used: _builtins.int
-    """The number of open jobs. It includes jobs that are being submitted, and, for a minute or so, jobs whose gateway died as it
-    submitted them and jobs that Temporal ended.
+    """The number of open jobs. It includes jobs that are being submitted. Jobs whose gateway died as it submitted them, and jobs that
+    Temporal ended, count until the next check of the slots: up to ten minutes.
     """
     def __init__(
         self,

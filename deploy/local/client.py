@@ -14,5 +14,5 @@ def gateway_client(stack: Stack) -> AsyncClient:
 
 
 async def first_model(client: AsyncClient) -> str:
-    """Return the name of the first model of the gateway. There is always one."""
+    """Return the name of the first model of the gateway. There is always one. Raises ApiError."""
     return (await client.models())[0].name

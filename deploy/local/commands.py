@@ -11,12 +11,16 @@ from deploy.local.ports import require_free
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from deploy.local.supervisor import supervise
+from durable_llm.errors import CredentialMissing
 
 
 async def up(stack: Stack) -> None:
     """Print the addresses and example calls, then wait until cancelled."""
     async with gateway_client(stack) as client:
-        print(hints(stack, await first_model(client)))
+        try:
+            print(hints(stack, await first_model(client)))
+        except CredentialMissing:
+            print(hints(stack, "<model>", credential=True))
     print("Ctrl-C stops everything.", flush=True)
     await asyncio.Event().wait()
 

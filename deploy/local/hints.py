@@ -9,8 +9,11 @@ from deploy.local.ports import HOST
 from deploy.local.stack import Stack
 
 
-def hints(stack: Stack, model: str) -> str:
-    """Return the addresses of the stack and example commands, as text for a terminal."""
+def hints(stack: Stack, model: str, *, credential: bool = False) -> str:
+    """Return the addresses of the stack and example commands, as text for a terminal.
+
+    `credential`: whether the gateway asks its callers for one.
+    """
     gateway = stack.address("gateway")
     rpc = "llm.v1.LlmService"
     user, request, prompt = "alice", "first", "Return the "
@@ -25,6 +28,11 @@ def hints(stack: Stack, model: str) -> str:
         ca, scheme = _short(stack.ca), "https"
         grpcurl, trust = f"grpcurl -cacert {ca}", f"SSL_CERT_FILE={ca} "
         buf_curl = f"{_tool('buf')} curl --protocol grpc --cacert {ca}"
+    codec_auth = ""
+    if credential:
+        bearer = shlex.quote("authorization: Bearer <credential>")
+        grpcurl, buf_curl = f"{grpcurl} -H {bearer}", f"{buf_curl} --header {bearer}"
+        codec_auth = " --codec-auth 'Bearer <credential of an operator>'"
     return f"""
   Web UI      {stack.web_ui}
   gateway     {gateway}
@@ -43,7 +51,7 @@ Submit a job and watch it, with grpcurl or with buf:
 Look at it from Temporal's side:
 
   {trust}{_tool("temporal")} workflow show --address {stack.address("temporal")} \
---codec-endpoint {scheme}://{HOST}:{stack.ports.codec} --workflow-id {workflow_id}
+--codec-endpoint {scheme}://{HOST}:{stack.ports.codec}{codec_auth} --workflow-id {workflow_id}
 """
 
 

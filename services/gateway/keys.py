@@ -39,8 +39,8 @@ def _create(asked: argparse.Namespace) -> None:
         id=id_,
         sha256=digest,
         scopes=tuple(asked.scopes),
-        tenant=asked.tenant,
-        user_id=asked.user,
+        tenant=asked.tenant or "",
+        user_id=asked.user or "",
         not_after=asked.expires,
     )
     write_keys(asked.file, keys.values())
@@ -75,10 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     create = commands.add_parser("create", help="make a key and print it, once")
     default = ",".join(_DEFAULT_SCOPES)
     create.add_argument("--scopes", type=_scopes, default=default, help=f"with commas between; default: {default}")
-    create.add_argument(
-        "--tenant", type=_tenant, default="", help="the tenant whose jobs the key is for; default: none"
-    )
-    create.add_argument("--user", type=_user, default="", help="the one user_id whose jobs the key is for")
+    create.add_argument("--tenant", type=_tenant, help="the tenant whose jobs the key is for; default: none")
+    create.add_argument("--user", type=_user, help="the one user_id whose jobs the key is for; default: all users")
     create.add_argument("--expires", type=_time, help="an ISO 8601 time with its zone, or a duration from now: P90D")
     create.set_defaults(run=_create)
     commands.add_parser("list", help="show the ids of the keys and what they may do").set_defaults(run=_list)

@@ -19,6 +19,7 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from deploy.local.supervisor import supervise
 from jobs.names import USER_ID
+from runtime.auth_keys import write_keys
 from tests.support.local import child_pids, environment
 from tests.support.paths import ROOT
 from tests.support.stacks import stack_settings
@@ -94,6 +95,29 @@ async def test_up_stops_everything_when_told_to_and_ends_with_status_0(settings:
     stopped = [line.split()[0] for line in (await up.stdout.read()).decode().splitlines()]
     assert stopped == ["http", "notifier", "gpu-worker", "gateway", "codec", "nats", "temporal"]
     assert await up.wait() == 0
+
+
+async def test_up_with_callers_that_are_known_shows_where_the_credential_goes(
+    settings: StackSettings, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    write_keys(keys, [])
+    up = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.local", "up"),
+        env={**environment(settings), "GATEWAY_API_KEYS_FILE": str(keys)},
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert up.stdout is not None
+    shown = []
+    async for line in up.stdout:
+        shown.append(line.decode())
+        if line.startswith(b"Ctrl-C"):
+            break
+    up.send_signal(signal.SIGINT)
+    await up.communicate()
+    assert "-H 'authorization: Bearer <credential>'" in "".join(shown)
+    assert up.returncode == 0
 
 
 async def test_the_demo_shows_a_job_from_its_prompt_to_its_webhook(settings: StackSettings) -> None:

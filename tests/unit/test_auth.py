@@ -428,3 +428,7 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
         assert ended.errors
         assert "Traceback" not in ended.errors
     assert os.listdir(tmp_path) == ["keys.json"]
+    everybodys = await keys("create", "--scopes", "admin:metrics")
+    assert everybodys.status == 0, everybodys.errors
+    key = read_keys(path, scopes.SCOPES)[id_of(everybodys.output.strip())]
+    assert (key.tenant, key.user_id) == ("", "")
