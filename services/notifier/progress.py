@@ -59,6 +59,8 @@ class NotifyProgress:
         Raises ApplicationError, after which Temporal calls again later, if the user or tenant has too many jobs here
         already.
         """
+        if not any(map(takes_progress, request.targets)):
+            return internal_pb2.NotifyProgressResponse()
         tenant = tenant_of(activity.info().workflow_id or "")
         async with AsyncExitStack() as stack:
             try:

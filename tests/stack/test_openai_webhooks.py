@@ -1,5 +1,6 @@
 """Webhooks in OpenAI's form: OpenAI's own client verifies and parses them."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -8,7 +9,7 @@ import grpc
 import openai
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
 
 from jobs import names
 from jobs.response_ids import workflow_id_of
@@ -101,16 +102,31 @@ async def test_a_target_in_openais_form_gets_the_outcome_alone(stub: LlmServiceS
     assert {index for _, index in log[2:]} == {1}
 
 
-async def test_a_job_without_another_target_runs_no_activity_for_progress(
+async def test_the_activity_for_progress_ends_at_once_without_another_target(
     stub: LlmServiceStub, temporal: Client, sink: Receiver
 ) -> None:
+    """It asks Temporal nothing while the job runs, and nothing of it is in the log."""
     notify = [to_openai(sink.on("/only", status(200)))]
-    final = (
-        await run_job(stub, new_job(params={"max_tokens": 5}, notify=notify, notify_options={"events": ALL_EVENTS}))
-    ).final
-    history = await temporal.get_workflow_handle(_id(final)).fetch_history()
-    scheduled = [event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events]
-    assert [name for name in scheduled if name] == [names.ACTIVITY_RUN, names.ACTIVITY_NOTIFY]
+    job = new_job(params={"max_tokens": 8000}, notify=notify, notify_options={"events": ALL_EVENTS})
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    handle = temporal.get_workflow_handle(id_)
+    async with asyncio.timeout(60):
+        # Nothing notifies of an activity's end.
+        while names.ACTIVITY_NOTIFY_PROGRESS not in completed(await handle.fetch_history()):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    await watch(stub, id_)
+    assert [entry.type for entry in await deliveries(stub, id_)] == ["llm.v1.job.cancelled"]
+    assert len(await sink.received("/only")) == 1
+
+
+def completed(history: WorkflowHistory) -> set[str]:
+    """Return the names of the activities that have completed."""
+    scheduled = {
+        event.event_id: event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events
+    }
+    ended = (event.activity_task_completed_event_attributes.scheduled_event_id for event in history.events)
+    return {scheduled[id_] for id_ in ended if id_}
 
 
 async def test_a_job_that_would_notify_of_nothing_is_refused(stub: LlmServiceStub, sink: Receiver) -> None:
