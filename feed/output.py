@@ -13,6 +13,7 @@ from typing import Final
 
 from feed.feed import Feed, Fence
 from feed.transcript import Transcript
+from jobs import attempts
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from llm_pb import internal_pb2, llm_pb2
 
@@ -41,6 +42,8 @@ class GeneratedOutput:
     """Whether no record is missing."""
     last_attempt: internal_pb2.AttemptStarted = field(default_factory=internal_pb2.AttemptStarted)
     """The attempt that took the feed over last. Empty if none is known."""
+    attempts: list[llm_pb2.JobAttempt] = field(default_factory=list)
+    """The attempts, as JobResult lists them."""
 
     @property
     def can_continue(self) -> bool:
@@ -52,11 +55,27 @@ class GeneratedOutput:
         if record.HasField("tokens_made"):
             self._add_tokens(record.tokens_made)
         elif record.HasField("attempt_started"):
-            self.last_attempt = record.attempt_started
+            self.last_attempt = started = record.attempt_started
             # Workers of version 0.1.0 name themselves only when they report progress.
-            self.worker = record.attempt_started.worker or self.worker
+            self.worker = started.worker or self.worker
+            if self.attempts:
+                attempts.lose(self.attempts[-1])
+            # Version 0.1.0 reports no attempt's end.
+            if started.worker:
+                self.add_attempt(
+                    llm_pb2.JobAttempt(attempt=started.attempt, worker=started.worker, start_time=started.start_time)
+                )
         elif record.HasField("progress"):
             self.worker = record.progress.worker
+            if self.last_attempt.worker:
+                # The end of an attempt that does not report one.
+                self.attempts[-1].end_time.CopyFrom(record.progress.updated_at)
+        elif record.HasField("attempt_ended") and record.attempt_ended.HasField("attempt") and self.attempts:
+            self.attempts[-1] = record.attempt_ended.attempt
+
+    def add_attempt(self, attempt: llm_pb2.JobAttempt) -> None:
+        """Add the attempt that runs now to the attempts."""
+        self.attempts = attempts.bounded([*self.attempts, attempt])
 
     def _add_tokens(self, made: internal_pb2.TokensMade) -> None:
         logprobs = made.logprobs
@@ -106,7 +125,9 @@ class GeneratedOutput:
         """Return the output as a job's result: by default the partial result of a job that has failed."""
         output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
         self.transcript.settle(output, self.logprobs)
-        result = llm_pb2.JobResult(output=output, finish_reason=reason, metadata=self.metadata())
+        result = llm_pb2.JobResult(
+            output=output, finish_reason=reason, metadata=self.metadata(), attempts=self.attempts
+        )
         if len(self.logprobs) == len(self.token_ids):
             result.logprobs.extend(self.logprobs)
             if result.ByteSize() > MAX_RESULT_BYTES:

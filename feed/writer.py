@@ -9,6 +9,7 @@ from typing import Final
 
 from feed.feed import Feed
 from feed.output import GeneratedOutput, read_generated_output
+from jobs.attempts import merged
 from llm_pb import internal_pb2, llm_pb2
 
 _TAKEOVER_PAUSES: Final = (0, 1, 2)
@@ -34,13 +35,18 @@ class FeedWriter:
         self._key = key
         self._takeover = internal_pb2.FeedRecord(writer=self.name, attempt_started=started)
         self._reported_bytes = 0
+        self._reported_attempts: Sequence[llm_pb2.JobAttempt] = ()
         self._recoveries = feed.recoveries
         self._repeat_at = 0.0
         self.output.add(self._takeover)
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
-        """Restore the output's size and rewinds, as an earlier attempt reported them. Call it before take_over."""
+        """Restore the output's size, rewinds and attempts, as an earlier attempt reported them.
+
+        Call it before take_over.
+        """
         self._reported_bytes = heartbeat.progress.output_bytes
+        self._reported_attempts = heartbeat.attempts
         earlier = heartbeat.metadata
         self.output.transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
 
@@ -63,6 +69,9 @@ class FeedWriter:
             # Watchers may hold output that is lost here and will be replaced.
             transcript.add_rewinds(transcript.rewinds + 1, len(transcript.data))
         output.add(self._takeover)
+        *known, this = output.attempts
+        output.attempts = merged(self._reported_attempts, known)
+        output.add_attempt(this)
         self.output = output
         return earlier
 

@@ -32,7 +32,7 @@ from temporalio.common import RetryPolicy, SearchAttributeUpdate
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import errors, ids, names, options, rules
+    from jobs import attempts, errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
     from jobs.memo import time_from_memo
@@ -180,6 +180,8 @@ class LLMJobWorkflow:
                 request.output_bytes = len(self._result.output.encode())
                 request.rewinds = earlier.rewinds
                 request.lowest_rewind_offset = earlier.lowest_rewind_offset
+                del request.attempts[:]
+                request.attempts.extend(self._result.attempts)
         return final_state(self._error)
 
     async def _run_activity(self, request: internal_pb2.RunRequest) -> None:
@@ -217,6 +219,8 @@ class LLMJobWorkflow:
             if total_spent(self._error, timeouts, within) and workflow.patched(names.PATCH_TOTAL_TIMEOUT):
                 self._error = errors.TotalTimeout(TOTAL_SPENT)
             self._result = partial or await self._recover_output() or self._result
+            if self._result is not None:
+                attempts.settle(self._result, request.attempts, self._error, self._ended_at)
             if self._cancellation.error is not None:
                 # No attempt follows a cancel, so the cancel ended the job, whatever ended the last attempt.
                 self._error = self._cancellation.error

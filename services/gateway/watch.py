@@ -108,7 +108,9 @@ class Watch:
                 if (result := job.result) is not None:
                     last.output_omitted = last.delta.ByteSize() + result.ByteSize() > room()
                     if last.output_omitted:
-                        result = llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
+                        result = llm_pb2.JobResult(
+                            finish_reason=result.finish_reason, metadata=result.metadata, attempts=result.attempts
+                        )
                     last.result.CopyFrom(result)
                 yield last
                 return

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from feed.feed import Feed
 from feed.writer import FeedWriter
-from jobs.errors import ResultTooLarge
+from jobs.attempts import close, has_ended
+from jobs.errors import EngineFailed, JobError, ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
@@ -55,7 +56,11 @@ class Attempt:
         """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
         metadata = self._writer.output.metadata()
         metadata.queue_time.CopyFrom(self.times.queue_time)
-        return internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
+        heartbeat = internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
+        if len(attempts := self._writer.output.attempts) > 1:
+            # The metadata describe a first attempt.
+            heartbeat.attempts.extend(attempts)
+        return heartbeat
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Restore the state and the progress that an earlier attempt reported."""
@@ -129,9 +134,16 @@ class Attempt:
         if self._progress_timer.expired:
             await self._publish_progress()
 
+    def close(self, error: JobError | None) -> None:
+        """Note why the attempt ends: for an error, or for None because it has finished its answer."""
+        close(self._writer.output.attempts[-1], error)
+
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
         """Write into the feed that the attempt is over."""
-        event = internal_pb2.AttemptEnded(finish_reason=reason)
+        attempt = self._writer.output.attempts[-1]
+        if not has_ended(attempt):
+            close(attempt, EngineFailed("the worker failed on this job"))
+        event = internal_pb2.AttemptEnded(finish_reason=reason, attempt=attempt)
         await self._writer.write(internal_pb2.FeedRecord(attempt_ended=event))
 
     def progress(self) -> llm_pb2.JobProgress:

@@ -72,6 +72,17 @@ async def crashing(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         yield Crashing(stack, LlmServiceStub(channel))
 
 
+def ends_of(seen: Seen) -> list[str]:
+    """Return why each attempt has ended, after a check of their workers and times."""
+    attempts = seen.final.result.attempts
+    assert len({attempt.worker for attempt in attempts[-2:]}) == 2
+    for attempt, following in itertools.pairwise(attempts):
+        assert attempt.start_time.ToDatetime() <= attempt.end_time.ToDatetime() <= following.start_time.ToDatetime()
+    assert attempts[-1].worker == seen.final.result.metadata.worker
+    assert attempts[-1].start_time == seen.final.status.start_time
+    return [llm_pb2.AttemptEnd.Name(attempt.end).removeprefix("ATTEMPT_END_") for attempt in attempts]
+
+
 async def interrupted(
     crashing: Crashing,
     prompt: str,
@@ -118,6 +129,7 @@ async def test_a_killed_workers_jobs_continue(crashing: Crashing) -> None:
     for number in range(ROUNDS):
         for seen in await interrupted(crashing, f"Return the {number}", signal.SIGKILL, chance):
             assert seen.final.status.attempt >= 2
+            assert ends_of(seen)[-2:] == ["WORKER_LOST", "FINISHED"]
 
 
 async def test_a_killed_workers_logprobs_go_on(crashing: Crashing) -> None:
@@ -142,6 +154,7 @@ async def test_a_stopping_worker_hands_its_jobs_over(crashing: Crashing) -> None
         )
     for seen in watchers:
         assert seen.final.status.attempt == 1
+        assert ends_of(seen) == ["HANDED_OVER", "FINISHED"]
         gaps = [m.status.progress.updated_at.ToNanoseconds() for m in seen.messages if m.HasField("status")]
         gaps = sorted(time for time in gaps if time)
         assert max((b - a for a, b in itertools.pairwise(gaps)), default=0) < 190e9, "a heartbeat timeout passed"
