@@ -39,7 +39,11 @@ def outcome_event(
         whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
         event.output_omitted = not whole and bool(result.output or result.logprobs)
         event.result.CopyFrom(
-            result if whole else llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
+            result
+            if whole
+            else llm_pb2.JobResult(
+                finish_reason=result.finish_reason, metadata=result.metadata, attempts=result.attempts
+            )
         )
     return event
 

@@ -12,11 +12,13 @@ def to_details(heartbeat: internal_pb2.RunHeartbeat) -> tuple[Any, ...]:
     They are the message's fields, because workers and gateways of version 0.1.0 do not know RunHeartbeat. The message
     itself may be sent once none of them can run next to this version. `from_details` already reads it.
     """
-    return heartbeat.progress, heartbeat.metadata
+    details: tuple[Any, ...] = (heartbeat.progress, heartbeat.metadata)
+    # They ignore a third one, of a type that they know.
+    return (*details, llm_pb2.JobResult(attempts=heartbeat.attempts)) if heartbeat.attempts else details
 
 
 def from_details(details: Sequence[Any]) -> internal_pb2.RunHeartbeat:
-    """Return the heartbeat in the decoded details, in either form. It is empty if they hold none."""
+    """Return the heartbeat in the decoded details, in either form, with the attempts. It is empty if they hold none."""
     heartbeat = internal_pb2.RunHeartbeat()
     for detail in details:
         match detail:
@@ -26,12 +28,23 @@ def from_details(details: Sequence[Any]) -> internal_pb2.RunHeartbeat:
                 heartbeat.progress.CopyFrom(detail)
             case llm_pb2.ResultMetadata():
                 heartbeat.metadata.CopyFrom(detail)
+            case llm_pb2.JobResult():
+                heartbeat.attempts.extend(detail.attempts)
+    if heartbeat.metadata.attempts and not heartbeat.attempts:
+        metadata = heartbeat.metadata
+        heartbeat.attempts.add(
+            attempt=metadata.attempts,
+            worker=metadata.worker,
+            start_time=metadata.start_time,
+            end_time=heartbeat.progress.updated_at,
+        )
     return heartbeat
 
 
 def before_handover(request: internal_pb2.RunRequest) -> internal_pb2.RunHeartbeat:
     """Return the equivalent of the last heartbeat before a hand-over, which Temporal drops with the activity."""
     return internal_pb2.RunHeartbeat(
+        attempts=request.attempts,
         progress=llm_pb2.JobProgress(output_bytes=request.output_bytes),
         metadata=llm_pb2.ResultMetadata(
             queue_time=request.queue_time, rewinds=request.rewinds, lowest_rewind_offset=request.lowest_rewind_offset

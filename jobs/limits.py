@@ -13,8 +13,8 @@ MAX_JOB_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
 MAX_RESULT_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
 """Maximum size of a JobResult."""
 
-MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 4096
-"""Maximum size of output and logprobs, which share a result with its metadata."""
+MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 32 * 1024
+"""Maximum size of output and logprobs, which share a result with its metadata and its attempts."""
 
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Maximum size of a JobResult that NotifyUI receives whole. All deliveries of a job are scheduled in one message."""

@@ -191,6 +191,7 @@ class RunRequest(_message.Message):
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     FEED_KEY_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -221,6 +222,10 @@ class RunRequest(_message.Message):
     def queue_time(self) -> _duration_pb2.Duration:
         """Time from the acceptance to the job's first attempt. Unset before the first attempt."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobAttempt]:
+        """The attempts before the last hand-over, as in JobResult."""
+
     def __init__(
         self,
         *,
@@ -234,10 +239,11 @@ class RunRequest(_message.Message):
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
         feed_key: _builtins.str = ...,
+        attempts: _abc.Iterable[_llm_pb2.JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +257,7 @@ class RunHeartbeat(_message.Message):
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> _llm_pb2.JobProgress:
         """The progress of the attempt."""
@@ -261,15 +268,20 @@ class RunHeartbeat(_message.Message):
         knows anything.
         """
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobAttempt]:
+        """The attempts so far, as in JobResult, this one included. Empty if it is the first one."""
+
     def __init__(
         self,
         *,
         progress: _llm_pb2.JobProgress | None = ...,
         metadata: _llm_pb2.ResultMetadata | None = ...,
+        attempts: _abc.Iterable[_llm_pb2.JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "metadata", b"metadata", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -615,6 +627,7 @@ class TokensMade(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes. An output that is longer is cut there first."""
     text: _builtins.str
@@ -637,6 +650,10 @@ class TokensMade(_message.Message):
     def made_at(self) -> _timestamp_pb2.Timestamp:
         """When the first token of the output was generated. Set with that token only."""
 
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.TokenLogprobs]:
+        """One for each of token_ids, for a job with params.logprobs. Empty in the records of earlier versions."""
+
     def __init__(
         self,
         *,
@@ -648,10 +665,11 @@ class TokensMade(_message.Message):
         prompt_tokens: _builtins.int = ...,
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
+        logprobs: _abc.Iterable[_llm_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -664,16 +682,22 @@ class AttemptEnded(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     finish_reason: _llm_pb2.FinishReason.ValueType
     """Why the attempt ended. After FINISH_REASON_ERROR another attempt may follow."""
+    @_builtins.property
+    def attempt(self) -> _llm_pb2.JobAttempt:
+        """The attempt, with its end. Unset in the records of earlier versions."""
+
     def __init__(
         self,
         *,
         finish_reason: _llm_pb2.FinishReason.ValueType = ...,
+        attempt: _llm_pb2.JobAttempt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "finish_reason", b"finish_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

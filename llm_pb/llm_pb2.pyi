@@ -281,6 +281,46 @@ FINISH_REASON_ERROR: FinishReason.ValueType  # 4
 """The job failed or ran out of time."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _AttemptEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_END_UNSPECIFIED: _AttemptEnd.ValueType  # 0
+    """It is not known: the job was terminated meanwhile, or the live feed was lost."""
+    ATTEMPT_END_FINISHED: _AttemptEnd.ValueType  # 1
+    """The model ended its answer, or the answer reached its limit."""
+    ATTEMPT_END_FAILED: _AttemptEnd.ValueType  # 2
+    """The engine or the job failed: see error. Another attempt may follow."""
+    ATTEMPT_END_HANDED_OVER: _AttemptEnd.ValueType  # 3
+    """The worker had to stop, and handed the job over."""
+    ATTEMPT_END_CANCELLED: _AttemptEnd.ValueType  # 4
+    """The job was cancelled."""
+    ATTEMPT_END_TIMED_OUT: _AttemptEnd.ValueType  # 5
+    """A limit of JobTimeouts was exceeded."""
+    ATTEMPT_END_WORKER_LOST: _AttemptEnd.ValueType  # 6
+    """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+
+class AttemptEnd(_AttemptEnd, metaclass=_AttemptEndEnumTypeWrapper):
+    """Why an attempt ended."""
+
+ATTEMPT_END_UNSPECIFIED: AttemptEnd.ValueType  # 0
+"""It is not known: the job was terminated meanwhile, or the live feed was lost."""
+ATTEMPT_END_FINISHED: AttemptEnd.ValueType  # 1
+"""The model ended its answer, or the answer reached its limit."""
+ATTEMPT_END_FAILED: AttemptEnd.ValueType  # 2
+"""The engine or the job failed: see error. Another attempt may follow."""
+ATTEMPT_END_HANDED_OVER: AttemptEnd.ValueType  # 3
+"""The worker had to stop, and handed the job over."""
+ATTEMPT_END_CANCELLED: AttemptEnd.ValueType  # 4
+"""The job was cancelled."""
+ATTEMPT_END_TIMED_OUT: AttemptEnd.ValueType  # 5
+"""A limit of JobTimeouts was exceeded."""
+ATTEMPT_END_WORKER_LOST: AttemptEnd.ValueType  # 6
+"""The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
+
 class _DeletionState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1083,6 +1123,7 @@ class JobResult(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """The generated text. It is partial unless the job succeeded."""
     finish_reason: Global___FinishReason.ValueType
@@ -1093,7 +1134,15 @@ class JobResult(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
-        """One for each output token. Set when params.logprobs is set."""
+        """One for each output token. Set when params.logprobs is set. Empty in a partial result whose attempt could not report them."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
+        """The attempts, oldest first: the first 5 and the last 15. ResultMetadata.attempts counts those that used up one, which those
+        before a hand-over do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
+        are known from the live feed, and missing if that was lost or unavailable. Empty for a job that no worker has taken, and
+        from workers of earlier versions.
+        """
 
     def __init__(
         self,
@@ -1102,14 +1151,67 @@ class JobResult(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         metadata: Global___ResultMetadata | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "logprobs", b"logprobs", "metadata", b"metadata", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "metadata", b"metadata", "output", b"output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobResult: _TypeAlias = JobResult  # noqa: Y015
+
+@_typing.final
+class JobAttempt(_message.Message):
+    """One attempt at a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The number of the attempt, from 1. An attempt that continues after a hand-over has the number of the one before it."""
+    worker: _builtins.str
+    """The worker that ran it."""
+    end: Global___AttemptEnd.ValueType
+    """Why it ended."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it started."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended, by the worker's clock. Of an attempt that could not report its end, when it last reported something, or when
+        it was given up for a time limit. Unset if that is not known.
+        """
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED and ATTEMPT_END_CANCELLED, and
+        where it is not known.
+        """
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        end: Global___AttemptEnd.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobAttempt: _TypeAlias = JobAttempt  # noqa: Y015
 
 @_typing.final
 class ResultMetadata(_message.Message):
@@ -1239,6 +1341,11 @@ class TokenLogprobs(_message.Message):
 
     CHOSEN_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Size of the output, in UTF-8 bytes, when the token was generated. Its text begins there. It begins later where text was
+    held back at that time, because a character or a stop text was incomplete. 0 from workers of earlier versions.
+    """
     @_builtins.property
     def chosen(self) -> Global___TokenLogprob:
         """The token that was chosen."""
@@ -1252,10 +1359,11 @@ class TokenLogprobs(_message.Message):
         *,
         chosen: Global___TokenLogprob | None = ...,
         top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "offset", b"offset", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1524,7 +1632,9 @@ class StreamStatusResponse(_message.Message):
 
     @_builtins.property
     def delta(self) -> Global___OutputDelta:
-        """New output. Unset when there is none."""
+        """New output. Unset when there is none. In the last message it has no text, and is set only for a job with params.logprobs
+        that has generated tokens after the last of its text.
+        """
 
     @_builtins.property
     def result(self) -> Global___JobResult:
@@ -1559,22 +1669,36 @@ class OutputDelta(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     REWIND_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes."""
     text: _builtins.str
-    """The text, in whole characters. Never empty unless rewind is set."""
+    """The text, in whole characters. Never empty unless rewind is set, or the message is the last one."""
     rewind: _builtins.bool
-    """Whether the job had to start over from offset: drop the output that was received from there on, then add the text."""
+    """Whether the job had to start over from offset: drop the output that was received from there on, then add the text. Drop
+    the logprobs of the tokens whose offset is not below it, too.
+    """
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """The log probabilities of the tokens whose TokenLogprobs.offset is in the text of this delta: from its offset on, and
+        below its end. The last message of the stream carries those of the tokens after all text: of the model's end token, or of
+        a stop text that is left out. So a stream that began at an offset brings the tokens from that offset on, in order and each
+        once, whatever gateways it crosses, and all deltas together have JobResult.logprobs. Of text that a later attempt
+        generated again without a rewind, a watcher holds what the first of the attempts reported, whose numbers may differ in
+        their last digits. Empty without params.logprobs, and for what a worker of an earlier version generates.
+        """
+
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         text: _builtins.str = ...,
         rewind: _builtins.bool = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "rewind", b"rewind", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "offset", b"offset", "rewind", b"rewind", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,19 +25,18 @@ How it closes:
 
 import asyncio
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, SearchAttributeUpdate
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import errors, ids, names, options, rules
+    from jobs import attempts, errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
     from jobs.memo import time_from_memo
     from jobs.outcome import TOTAL_SPENT, add_attempt, add_result, classify_failure, final_state, total_spent
-    from jobs.search import attributes_of
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
     from workflows.outcome_metrics import record_outcome
@@ -45,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state, start_progress
-from workflows.outcome import publish, raise_failure
+from workflows.outcome import attributes, publish, raise_failure
 from workflows.watch_lease import WatchLease
 
 _MAX_HANDOVERS: Final = 100
@@ -99,7 +98,7 @@ class LLMJobWorkflow:
         valid = self._is_valid()
         if valid and self._patched:
             # No gateway has set them. An invalid job gets none, because its values may break Temporal's rules, too.
-            workflow.upsert_search_attributes(_attributes_of(self._job))
+            workflow.upsert_search_attributes(attributes(self._job))
         self._lease.start()
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
@@ -188,6 +187,8 @@ class LLMJobWorkflow:
                 request.output_bytes = len(self._result.output.encode())
                 request.rewinds = earlier.rewinds
                 request.lowest_rewind_offset = earlier.lowest_rewind_offset
+                del request.attempts[:]
+                request.attempts.extend(self._result.attempts)
         return final_state(self._error)
 
     async def _run_activity(self, request: internal_pb2.RunRequest) -> None:
@@ -225,6 +226,8 @@ class LLMJobWorkflow:
             if total_spent(self._error, timeouts, within) and workflow.patched(names.PATCH_TOTAL_TIMEOUT):
                 self._error = errors.TotalTimeout(TOTAL_SPENT)
             self._result = partial or await self._recover_output() or self._result
+            if self._result is not None:
+                attempts.settle(self._result, request.attempts, self._error, self._ended_at)
             if self._cancellation.error is not None:
                 # No attempt follows a cancel, so the cancel ended the job, whatever ended the last attempt.
                 self._error = self._cancellation.error
@@ -306,13 +309,8 @@ class LLMJobWorkflow:
         publish(
             self._public_status(),
             self._result,
-            _attributes_of(self._job) if self._without_options and not self._patched else (),
+            attributes(self._job) if self._without_options and not self._patched else (),
         )
         if self._error is not None:
             await raise_failure(self._error, self._result, self._cancellation, self._total_time())
         return self._result or llm_pb2.JobResult()
-
-
-def _attributes_of(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:
-    tenant = ids.tenant_of(workflow.info().workflow_id)
-    return [pair.key.value_set(pair.value) for pair in attributes_of(job, tenant)]

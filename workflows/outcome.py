@@ -11,12 +11,19 @@ from temporalio.exceptions import CancelledError
 with workflow.unsafe.imports_passed_through():
     from google.protobuf.message import Message
 
-    from jobs import errors, names
+    from jobs import errors, ids, names
     from jobs.memo import to_memo
+    from jobs.search import attributes_of
     from jobs.times import TotalTime
     from llm_pb import llm_pb2
 
 from workflows.cancellation import Cancellation
+
+
+def attributes(job: llm_pb2.JobRequest) -> list[SearchAttributeUpdate[Any]]:
+    """Return the search attributes that a gateway sets for the job. They are in clear."""
+    tenant = ids.tenant_of(workflow.info().workflow_id)
+    return [pair.key.value_set(pair.value) for pair in attributes_of(job, tenant)]
 
 
 def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[SearchAttributeUpdate[Any]] = ()) -> None:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn
 
 from opentelemetry.metrics import Meter
@@ -22,7 +22,17 @@ from temporalio.exceptions import ApplicationError
 
 from feed.feed import Feed
 from jobs import names
-from jobs.errors import EngineDead, EngineFailed, JobError, UnknownModel, WorkerShutdown, to_attempt_error
+from jobs.errors import (
+    Cancelled,
+    EngineDead,
+    EngineFailed,
+    JobError,
+    RunTimeout,
+    UnknownModel,
+    WorkerLost,
+    WorkerShutdown,
+    to_attempt_error,
+)
 from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.ids import tenant_of
 from jobs.rules import require_valid
@@ -104,10 +114,12 @@ class RunLLMOnGPU:
         try:
             async with self._beating(attempt):
                 reason = await self._generate(attempt, first=info.attempt == 1 and request.handovers == 0)
+            attempt.close(None)
         except asyncio.CancelledError:
             details = activity.cancellation_details()
             if details is not None and details.cancel_requested:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
+                attempt.close(Cancelled("cancelled on request"))
             elif details is not None and details.worker_shutdown:
                 # The attempt counts for a job that the engine hung on, because the job may be what makes engines hang.
                 hung = self._hung.is_set() and attempt.watchdog.hangs
@@ -115,6 +127,7 @@ class RunLLMOnGPU:
                 raise self._failure(why, attempt) from None
             else:
                 spans.describe_giving_up()
+                attempt.close(_why_given_up(info))
                 raise
         except JobError as error:
             raise self._failure(error, attempt) from error
@@ -207,6 +220,22 @@ class RunLLMOnGPU:
             await asyncio.gather(beating, return_exceptions=True)
 
     def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
-        """Return the error for Temporal, with the attempt's partial result."""
+        """Close the attempt; return the error for Temporal, with the attempt's partial result."""
         spans.describe_error(error)
+        attempt.close(error)
         return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR))
+
+
+def _why_given_up(info: activity.Info) -> JobError:
+    """Return why Temporal has given up an attempt that still runs. It does not say which of its timeouts has passed."""
+    limits = [
+        since + limit
+        for since, limit in (
+            (info.started_time, info.start_to_close_timeout),
+            (info.scheduled_time, info.schedule_to_close_timeout),
+        )
+        if limit is not None
+    ]
+    if datetime.now(UTC) >= min(limits, default=datetime.max.replace(tzinfo=UTC)):
+        return RunTimeout("Temporal gave the attempt up: it exceeded a time limit")
+    return WorkerLost("Temporal gave the attempt up: its heartbeats did not arrive")

@@ -4,11 +4,13 @@ Output is published to the live feed immediately. Progress is published to the f
 each heartbeat.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from feed.feed import Feed
 from feed.writer import FeedWriter
-from jobs.errors import ResultTooLarge
+from jobs.attempts import close, has_ended
+from jobs.errors import EngineFailed, JobError, ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
@@ -48,14 +50,17 @@ class Attempt:
         event.start_time.FromDatetime(started)
         self._writer = FeedWriter(feed, key, event)
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
-        self._logprobs: list[llm_pb2.TokenLogprobs] = []
         self._logprobs_bytes = 0
 
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
         """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
         metadata = self._writer.output.metadata()
         metadata.queue_time.CopyFrom(self.times.queue_time)
-        return internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
+        heartbeat = internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
+        if len(attempts := self._writer.output.attempts) > 1:
+            # The metadata describe a first attempt.
+            heartbeat.attempts.extend(attempts)
+        return heartbeat
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Restore the state and the progress that an earlier attempt reported."""
@@ -72,8 +77,11 @@ class Attempt:
             await self._writer.begin()
             return False
         earlier, output = await self._writer.take_over(), self._writer.output
-        # The feed keeps no logprobs, so a job that asks for them starts over.
-        continues = output.can_continue and not self.job.params.HasField("logprobs")
+        continues = output.can_continue
+        if self.job.params.HasField("logprobs"):
+            # Workers of earlier versions publish none.
+            continues = continues and len(output.logprobs) == len(output.token_ids)
+            self._logprobs_bytes = _size(output.logprobs) if continues else 0
         tokens = len(output.token_ids) if continues else 0
         link_to(earlier.traceparent, {ATTEMPT: earlier.attempt, CONTINUED_TOKENS: tokens})
         if not continues:
@@ -97,6 +105,7 @@ class Attempt:
     def start_over(self) -> None:
         """Drop the output of earlier attempts."""
         self.rewinds = True
+        self._logprobs_bytes = 0
         self._writer.start_over()
 
     async def enter(self, stage: str) -> None:
@@ -107,27 +116,34 @@ class Attempt:
     async def add(self, output: Output) -> None:
         """Add what the engine generated, and publish it.
 
-        Raises ResultTooLarge if it does not fit the job's result. The result then has neither this output nor logprobs.
+        Raises ResultTooLarge if it does not fit the job's result, which then lacks it.
         """
         now, so_far = datetime.now(UTC), self._writer.output
         self.watchdog.move(DECODE if output.token_ids else None)
-        logprobs_bytes = self._logprobs_bytes + sum(logprobs.ByteSize() + 4 for logprobs in output.logprobs)
+        logprobs_bytes = self._logprobs_bytes + _size(output.logprobs)
         if len(so_far.text) + len(output.text.encode()) + logprobs_bytes > MAX_OUTPUT_BYTES:
-            self._logprobs.clear()
             raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
-        self._logprobs += output.logprobs
         self._logprobs_bytes = logprobs_bytes
         if output.token_ids:
             self.times.last_token = now
             if so_far.first_token is None:
                 self._progress_timer.expire()
-        await self._writer.append(output.text, output.token_ids, prompt_tokens=output.prompt_tokens, at=now)
+        await self._writer.append(
+            output.text, output.token_ids, output.logprobs, prompt_tokens=output.prompt_tokens, at=now
+        )
         if self._progress_timer.expired:
             await self._publish_progress()
 
+    def close(self, error: JobError | None) -> None:
+        """Note why the attempt ends: for an error, or for None because it has finished its answer."""
+        close(self._writer.output.attempts[-1], error)
+
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
         """Write into the feed that the attempt is over."""
-        event = internal_pb2.AttemptEnded(finish_reason=reason)
+        attempt = self._writer.output.attempts[-1]
+        if not has_ended(attempt):
+            close(attempt, EngineFailed("the worker failed on this job"))
+        event = internal_pb2.AttemptEnded(finish_reason=reason, attempt=attempt)
         await self._writer.write(internal_pb2.FeedRecord(attempt_ended=event))
 
     def progress(self) -> llm_pb2.JobProgress:
@@ -153,7 +169,6 @@ class Attempt:
         if self.watchdog.stage != LOADING:
             result.metadata.gpu.CopyFrom(engine.gpu)
         self.times.describe(result.metadata, output.first_token)
-        result.logprobs.extend(self._logprobs)
         return result
 
     def figures(self, reason: "llm_pb2.FinishReason.ValueType") -> dict[str, object]:
@@ -167,3 +182,8 @@ class Attempt:
     async def _publish_progress(self) -> None:
         self._progress_timer.restart()
         await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
+
+
+def _size(logprobs: Iterable[llm_pb2.TokenLogprobs]) -> int:
+    """Return the size of log probabilities as a part of a message, in bytes."""
+    return sum(place.ByteSize() + 4 for place in logprobs)
