@@ -39,7 +39,7 @@ def follow(job: "Job", *, resume_token: str = "", as_json: bool = False, quiet: 
         raise Interrupted(_come_back(job, token)) from None
     except Exception as error:
         text.close()
-        if not _ended(error):
+        if _continues(error, has_begun=token != resume_token):
             say(_come_back(job, token))
         raise
     text.close()
@@ -65,11 +65,9 @@ def _come_back(job: "Job", token: str) -> str:
     )
 
 
-def _ended(error: Exception) -> bool:
-    """Return whether there is nothing to come back to, or nobody to tell."""
-    from durable_llm import ApiError, JobError
+def _continues(error: Exception, *, has_begun: bool) -> bool:
+    """Return whether there is a job to come back to, and somebody to tell."""
+    from durable_llm import JobError
     from durable_llm.errors import Unavailable
 
-    if isinstance(error, ApiError):
-        return not isinstance(error, Unavailable)
-    return isinstance(error, JobError | ReaderGone | OSError)
+    return isinstance(error, Unavailable) or (has_begun and not isinstance(error, JobError | ReaderGone | OSError))
