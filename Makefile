@@ -49,7 +49,13 @@ tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin ## Fetch Promethe
 
 .tools/usr/bin/promtool: PACKAGES := echo prometheus
 # With all that the system does not have.
-.tools/usr/bin/grpc_ruby_plugin: PACKAGES := apt-get install -s --no-install-recommends ruby-grpc protobuf-compiler protobuf-compiler-grpc | awk '/^Inst/ {print $$2}'
+MISSING := awk '/^Inst/ {print $$2}'
+.tools/usr/bin/grpc_ruby_plugin: PACKAGES := apt-get install -s --no-install-recommends ruby-grpc protobuf-compiler protobuf-compiler-grpc | $(MISSING)
+
+.PHONY: tools-go
+tools-go: .tools/usr/bin/protoc-gen-go-grpc ## Fetch Go with gRPC from Debian's archive, 600 MB, for tests that are skipped without
+
+.tools/usr/bin/protoc-gen-go-grpc: PACKAGES := apt-get install -s --no-install-recommends golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler | $(MISSING)
 
 .tools/usr/bin/%:
 	@command -v apt-get > /dev/null || { echo "apt-get is needed; elsewhere install what the tests need by other means"; exit 1; }

@@ -1,5 +1,6 @@
 """Toolchains of other languages, which `make tools` has unpacked from packages of Debian."""
 
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.support.paths import ROOT
 
 TOOLS = ROOT / ".tools"
 RUBY = ROOT / "clients" / "ruby"
+GO = ROOT / "clients" / "go"
 INCLUDES = ("proto", "third_party/googleapis")
 
 
@@ -42,6 +44,30 @@ async def ruby_example(folder: Path) -> Sequence[str]:
         environment, folder, f"--plugin=protoc-gen-grpc={plugin}", f"--ruby_out={folder}", f"--grpc_out={folder}"
     )
     return (*environment, str(interpreters[0]), "--disable-gems", f"-I{folder}", str(RUBY / "client.rb"))
+
+
+async def go_example(folder: Path) -> Sequence[str]:
+    """Return the command of the Go example, which is built in the folder as a GOPATH. Skips the test without Go."""
+    roots = sorted((TOOLS / "usr" / "lib").glob("go-1.*"))
+    plugins = [TOOLS / "usr" / "bin" / name for name in ("protoc-gen-go", "protoc-gen-go-grpc")]
+    if not roots or not all(plugin.exists() for plugin in plugins):
+        pytest.skip("Go with gRPC is not there: make tools-go")
+    (folder / "src" / "client").mkdir(parents=True)
+    shutil.copy(GO / "client.go", folder / "src" / "client")
+    options = [f"--plugin={plugin}" for plugin in plugins]
+    await generate(unpacked(), folder, *options, f"--go_out={folder}/src", f"--go-grpc_out={folder}/src")
+    environment = {
+        "GOROOT": str(roots[-1]),
+        "GOPATH": f"{folder}:{TOOLS / 'usr' / 'share' / 'gocode'}",
+        "GO111MODULE": "off",
+        "CGO_ENABLED": "0",
+        # The first build takes most of a minute, and later ones a second.
+        "GOCACHE": str(TOOLS / "go-cache"),
+    }
+    binary = folder / "client"
+    built = await run(str(roots[-1] / "bin" / "go"), "build", "-o", str(binary), "client", **environment)
+    assert built.status == 0, built.errors
+    return (str(binary),)
 
 
 async def generate(environment: Sequence[str], folder: Path, *options: str) -> None:
