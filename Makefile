@@ -42,15 +42,27 @@ endif
 check: lint ## Run lint, and the tests of units and of contracts: under a minute
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 2 --dist loadfile tests/unit tests/contract
 
-# Debian's package, unpacked and not installed: nothing is started, nothing outside this folder changes.
+# Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
+APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool ## Fetch Prometheus from Debian's archive, for the tests of deploy/observability
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin ## Fetch Prometheus and Ruby with gRPC from Debian's archive, for tests that are skipped without
 
-.tools/usr/bin/promtool:
-	@command -v apt-get > /dev/null || { echo "apt-get is needed; elsewhere install Prometheus by other means"; exit 1; }
-	@mkdir -p .tools
-	@cd .tools && { apt-get download -qq -o APT::Sandbox::User=root prometheus || { apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root prometheus; }; } > /dev/null
-	@cd .tools && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+.tools/usr/bin/promtool: PACKAGES := echo prometheus
+# With all that the system does not have.
+MISSING := awk '/^Inst/ {print $$2}'
+.tools/usr/bin/grpc_ruby_plugin: PACKAGES := apt-get install -s --no-install-recommends ruby-grpc protobuf-compiler protobuf-compiler-grpc | $(MISSING)
+
+.PHONY: tools-go
+tools-go: .tools/usr/bin/protoc-gen-go-grpc ## Fetch Go with gRPC from Debian's archive, 600 MB, for tests that are skipped without
+
+.tools/usr/bin/protoc-gen-go-grpc: PACKAGES := apt-get install -s --no-install-recommends golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler | $(MISSING)
+
+.tools/usr/bin/%:
+	@command -v apt-get > /dev/null || { echo "apt-get is needed; elsewhere install what the tests need by other means"; exit 1; }
+	@mkdir -p .tools/packages
+	@cd .tools/packages && { $(APT) download $$($(PACKAGES)) || { $(APT) update && $(APT) download $$($(PACKAGES)); }; } > /dev/null
+	@for package in .tools/packages/*.deb; do dpkg -x "$$package" .tools; done
+	@rm -r .tools/packages
 
 .PHONY: chaos
 chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50)

@@ -59,16 +59,23 @@ def of_language(*languages: str) -> pytest.MarkDecorator:
 
 
 @of_language("sh", "python")
-async def test_the_commands_work(block: Block, stack: Stack) -> None:
-    """They run unchanged, except for addresses, in the repository's root."""
+async def test_the_commands_work(block: Block, stack: Stack, tmp_path: Path) -> None:
+    """They run unchanged, except for addresses, in the repository's root. `durable-llm` is on the PATH."""
     if re.search(r"^(node|npm) ", block.text, re.MULTILINE) and shutil.which("npm") is None:
         missing("npm")
     text = block.text.replace("127.0.0.1:50051", stack.address("gateway"))
     text = text.replace("127.0.0.1:7233", stack.address("temporal"))
     text = text.replace("127.0.0.1:8080", stack.address("http"))
     command = (sys.executable, "-c") if block.language == "python" else ("bash", "-euo", "pipefail", "-c")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ended = await run(*command, text, LLM_ADDRESS=stack.address("gateway"), PATH=path)
+    script = tmp_path / "durable-llm"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m durable_llm "$@"\n')
+    script.chmod(0o700)
+    environment = {
+        "LLM_ADDRESS": stack.address("gateway"),
+        "DURABLE_LLM_CONFIG": str(tmp_path / "config.toml"),
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    ended = await run(*command, text, **environment)
     assert ended.status == 0, ended.errors
     assert ended.output
 

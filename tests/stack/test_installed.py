@@ -257,6 +257,13 @@ async def test_the_client_needs_nothing_but_its_wheel(client_alone: Path, stack:
     assert checked.status == 0, checked.output
 
 
+async def test_the_clients_wheel_has_the_command(client_alone: Path) -> None:
+    """Without the packages of its extra it says how to install them."""
+    ended = await run(str(client_alone.with_name("durable-llm")), "models")
+    assert (ended.status, ended.output) == (1, "")
+    assert "pip install 'durable-llm[cli]'" in ended.errors
+
+
 async def test_what_has_no_default_is_named_by_its_setting(installed: Installed) -> None:
     """These are the path of another model, its tokenizer, and the address of Temporal."""
     model = '{"name": "a", "context_tokens": 9, "max_output_tokens": 9, "default_max_tokens": 9, "tokenizer": "a.json"}'

@@ -1,4 +1,4 @@
-"""Clients without this code base: buf by reflection, Node.js by the proto file; and the Python example."""
+"""Clients without this code base: buf by reflection, Node.js, Ruby and Go by the proto file; and Python's."""
 
 import asyncio
 import json
@@ -22,6 +22,7 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.commands import NODE, interrupt, interrupt_another_thread, missing, run, start
+from tests.support.debian_tools import go_example, ruby_example
 from tests.support.jobs import new_job, run_job, until_output, webhook
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, tool
@@ -49,12 +50,20 @@ async def node_example(name: str) -> tuple[str, str]:
     return node, str(NODE / name)
 
 
-@pytest.fixture(scope="module", params=["python", "node"])
-async def client(request: pytest.FixtureRequest) -> Sequence[str]:
-    """Return the command of an example client. Both examples take the same arguments."""
+@pytest.fixture(scope="module", params=["python", "node", "ruby", "go"])
+async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
+    """Return the command of an example client. All examples take the same arguments."""
+    if request.param == "ruby":
+        return await ruby_example(tmp_path_factory.mktemp("ruby"))
+    if request.param == "go":
+        return await go_example(tmp_path_factory.mktemp("go"))
     if request.param == "python":
         return (sys.executable, "-m", "clients.python.examples.client")
     return await node_example("client.js")
+
+
+def of_python(client: Sequence[str]) -> bool:
+    return client[0] == sys.executable
 
 
 def job(client: Sequence[str], name: str, **changes: Any) -> str:
@@ -96,7 +105,7 @@ async def test_an_example_cancels_a_job(client: Sequence[str], stack: Stack, stu
     text = job(client, "cancelled", params={"max_tokens": 4000})
     workflow_id = (await run(*client, "submit", text, LLM_ADDRESS=address)).output.strip()
     await until_output(stub, workflow_id)
-    reason = ["not needed"] if client[-1].endswith(".js") else ["--reason", "not needed"]
+    reason = ["not needed"] if not of_python(client) else ["--reason", "not needed"]
     cancelled = await run(*client, "cancel", workflow_id, *reason, LLM_ADDRESS=address)
     assert cancelled.output == "cancel requested\n", cancelled.errors
     watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=address)
@@ -184,7 +193,7 @@ async def test_an_example_goes_on_after_a_stream_that_ends_before_its_job(
     workflow_id = submitted.output.strip()
     turns = [Turn(messages=0, fails=False), Turn(messages=1, fails=False)]
     environment = {}
-    if client[-1].endswith(".js"):
+    if not of_python(client):
         turns.append(Turn(messages=0, silent=True))
         environment["LLM_IDLE_SECONDS"] = "5"
     async with serving(stack, *turns, Turn(fails=False)) as gateway:

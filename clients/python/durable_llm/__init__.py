@@ -5,17 +5,21 @@
         async for piece in job.stream():
             print(piece.text, end="")
 
-`Client` does the same without asyncio.
+`Client` does the same without asyncio. A name is imported once it is used: the command line starts without gRPC.
 """
 
-from durable_llm._client import AsyncClient, Outcome
-from durable_llm._job import AsyncJob, Piece
-from durable_llm._retrying_stub import FINAL_STATES, is_last
-from durable_llm._sync import Client, Job
-from durable_llm.errors import ApiError, DurableLLMError, JobError
-from durable_llm.output import Output
-from durable_llm.retry import RetryPolicy
-from llm_pb.llm_pb2 import ChatMessage, JobRequest, JobResult, JobStatus, SamplingParams
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from durable_llm._client import AsyncClient, Outcome
+    from durable_llm._job import AsyncJob, Piece
+    from durable_llm._retrying_stub import FINAL_STATES, is_last
+    from durable_llm._sync import Client, Job
+    from durable_llm.errors import ApiError, DurableLLMError, JobError
+    from durable_llm.output import Output
+    from durable_llm.retry import RetryPolicy
+    from llm_pb.llm_pb2 import ChatMessage, JobRequest, JobResult, JobStatus, SamplingParams
 
 __all__ = [
     "FINAL_STATES",
@@ -37,3 +41,34 @@ __all__ = [
     "SamplingParams",
     "is_last",
 ]
+
+_NAMES: Final = {
+    "durable_llm._client": ("AsyncClient", "Outcome"),
+    "durable_llm._job": ("AsyncJob", "Piece"),
+    "durable_llm._retrying_stub": ("FINAL_STATES", "is_last"),
+    "durable_llm._sync": ("Client", "Job"),
+    "durable_llm.errors": ("ApiError", "DurableLLMError", "JobError"),
+    "durable_llm.output": ("Output",),
+    "durable_llm.retry": ("RetryPolicy",),
+    "llm_pb.llm_pb2": ("ChatMessage", "JobRequest", "JobResult", "JobStatus", "SamplingParams"),
+}
+"""The public names by the modules that define them."""
+_MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES: Final = ("errors", "output", "retry")
+
+
+if not TYPE_CHECKING:
+    # A type checker would take any name for one of the package.
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -66,6 +66,22 @@ class AsyncJob:
         response: llm_pb2.DeleteJobResponse = await self._stub.unary("DeleteJob", request)
         return await self._stub.deletion(response.deletion)
 
+    async def deliveries(self) -> Sequence[llm_pb2.Delivery]:
+        """Return the deliveries of the job's events with every attempt. Raises ApiError."""
+        request = llm_pb2.ListDeliveriesRequest(workflow_id=self.workflow_id)
+        response: llm_pb2.ListDeliveriesResponse = await self._stub.unary("ListDeliveries", request)
+        return response.deliveries
+
+    async def redeliver(self, *delivery_ids: str) -> Sequence[llm_pb2.Delivery]:
+        """Send the outcome of the ended job again; return the deliveries as they were before the call.
+
+        `delivery_ids` are those of the deliveries to send again, by default all of the outcome. Raises ApiError:
+        JobNotEnded while the job has not ended.
+        """
+        request = llm_pb2.RedeliverRequest(workflow_id=self.workflow_id, delivery_ids=delivery_ids)
+        response: llm_pb2.RedeliverResponse = await self._stub.unary("Redeliver", request)
+        return response.deliveries
+
     async def watch(self, resume_token: str = "") -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield the messages of StreamStatus to the job's end, across broken connections and gateways.
 

@@ -156,6 +156,14 @@ class Job:
         """See AsyncJob.delete."""
         return self._loop.run(self._job.delete())
 
+    def deliveries(self) -> Sequence[llm_pb2.Delivery]:
+        """See AsyncJob.deliveries."""
+        return self._loop.run(self._job.deliveries())
+
+    def redeliver(self, *delivery_ids: str) -> Sequence[llm_pb2.Delivery]:
+        """See AsyncJob.redeliver."""
+        return self._loop.run(self._job.redeliver(*delivery_ids))
+
     def watch(self, resume_token: str = "") -> Generator[llm_pb2.StreamStatusResponse, None, None]:
         """See AsyncJob.watch."""
         return self._loop.iterate(self._job.watch(resume_token))

@@ -1,0 +1,5 @@
+"""Runs the command line: python -m durable_llm."""
+
+from durable_llm.cli import main
+
+main()

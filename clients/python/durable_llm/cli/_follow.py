@@ -1,0 +1,73 @@
+"""Follows a job to its end, whatever breaks meanwhile."""
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from durable_llm.cli._exits import Interrupted, ReaderGone
+from durable_llm.cli._interrupts import held, interruptible
+from durable_llm.cli._progress import Progress
+from durable_llm.cli._stdout import JobText, write_json
+from durable_llm.cli._text import say
+
+if TYPE_CHECKING:
+    from durable_llm import Job, JobResult
+
+
+def follow(job: "Job", *, resume_token: str = "", as_json: bool = False, quiet: bool = False) -> None:
+    """Print the output of a job as it is generated, or with `as_json` each message of its stream.
+
+    Raises JobError for a job that did not succeed, ApiError, and Interrupted.
+    """
+    token = resume_token
+    text = JobText()
+    try:
+        with interruptible(), Progress(quiet=quiet or as_json) as progress, closing(job.watch(token)) as messages:
+            for message in messages:
+                # Between the text and its token there is no Ctrl-C: the token that is shown continues after the text.
+                with held():
+                    if as_json:
+                        write_json(message)
+                    elif message.HasField("delta"):
+                        progress.give_way()
+                        text.add(message.delta)
+                    token = message.resume_token or token
+                if message.HasField("status"):
+                    progress.show(message.status)
+            job.result()
+    except KeyboardInterrupt:
+        text.close()
+        raise Interrupted(_come_back(job, token)) from None
+    except Exception as error:
+        text.close()
+        if _continues(error, has_begun=token != resume_token):
+            say(_come_back(job, token))
+        raise
+    text.close()
+
+
+def wait(job: "Job", *, quiet: bool = False) -> "JobResult":
+    """Return the result of a job once it has ended. Raises JobError, ApiError and Interrupted."""
+    try:
+        with interruptible(), Progress(quiet=quiet) as progress, closing(job.watch()) as messages:
+            for message in messages:
+                if message.HasField("status"):
+                    progress.show(message.status)
+            return job.result()
+    except KeyboardInterrupt:
+        raise Interrupted(f"The job continues. Come back: durable-llm output {job.workflow_id}") from None
+
+
+def _come_back(job: "Job", token: str) -> str:
+    rest = f" --resume-token {token}" if token else ""
+    return (
+        f"The job continues. The rest of its text: durable-llm watch {job.workflow_id}{rest}\n"
+        f"All of it: durable-llm output {job.workflow_id}"
+    )
+
+
+def _continues(error: Exception, *, has_begun: bool) -> bool:
+    """Return whether there is a job to come back to, and somebody to tell."""
+    from durable_llm import JobError
+    from durable_llm.errors import Unavailable
+
+    return isinstance(error, Unavailable) or (has_begun and not isinstance(error, JobError | ReaderGone | OSError))

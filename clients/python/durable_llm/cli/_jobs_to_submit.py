@@ -1,0 +1,87 @@
+"""From options to a JobRequest."""
+
+import getpass
+import json
+import os
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from durable_llm.cli._connection import Connection
+from durable_llm.cli._options import read_text
+
+if TYPE_CHECKING:
+    from durable_llm import JobRequest
+
+
+def job_for(
+    connection: Connection,
+    *,
+    user: str | None = None,
+    project: str | None = None,
+    model: str | None = None,
+    request_id: str | None = None,
+    timeout: timedelta | None = None,
+    params: dict[str, Any],
+    **fields: Any,
+) -> "JobRequest":
+    """Return a job with the defaults of the profile. Raises a usage error."""
+    from durable_llm._client import job_request
+
+    settings = connection.settings
+    model = model or settings.get("model")
+    if not model:
+        raise click.UsageError("Name a model: --model NAME, or the profile's model. `durable-llm models` lists them.")
+    values = {
+        "user_id": user or settings.get("user") or getpass.getuser(),
+        "request_id": request_id or uuid.uuid4().hex,
+        "project_id": project or settings.get("project", ""),
+        "model": model,
+        "params": params,
+        "timeouts": {"total": timeout} if timeout is not None else {},
+        **fields,
+    }
+    try:
+        return job_request(None, values)
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def content_of(prompt: str | None, file: str | None, messages: str | None) -> dict[str, Any]:
+    """Return the field `prompt` or `messages` of a job from exactly one source. Raises a usage error."""
+    if sum(given is not None for given in (prompt, file, messages)) != 1:
+        raise click.UsageError("Give exactly one of PROMPT (`-` for standard input), --file and --messages.")
+    if messages is not None:
+        return {"messages": read_messages(messages)}
+    if file is not None or prompt == "-":
+        return {"prompt": read_text(file or "-")}
+    try:
+        # The shell's bytes, whatever Python takes for the encoding of the locale.
+        return {"prompt": os.fsencode(prompt or "").decode()}
+    except UnicodeDecodeError:
+        raise click.UsageError("PROMPT is not in UTF-8.") from None
+
+
+def read_messages(path: str) -> list[dict[str, str]]:
+    """Return the messages in a file: a JSON list in OpenAI's form. Raises a usage error."""
+    try:
+        messages = json.loads(read_text(path))
+    except ValueError as error:
+        raise click.UsageError(f"{path} is no JSON: {error}") from error
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) and all(isinstance(value, str) for value in message.values()) for message in messages
+    ):
+        raise click.UsageError(f'{path} must hold a list such as [{{"role": "user", "content": "Hello"}}]')
+    return messages
+
+
+def target_of(target: str) -> dict[str, Any]:
+    """Return the NotifyTarget that a URL, nats:SUBJECT or kafka:TOPIC names."""
+    kind, _, rest = target.partition(":")
+    if kind == "nats":
+        return {"nats": {"subject": rest}}
+    if kind == "kafka":
+        return {"kafka": {"topic": rest}}
+    return {"webhook": {"url": target}}

@@ -1,0 +1,175 @@
+"""Commands about jobs that exist: ls, get, cancel, delete, deliveries, redeliver."""
+
+import itertools
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from durable_llm.cli._connection import Connection
+from durable_llm.cli._exits import Interrupted
+from durable_llm.cli._interrupts import interruptible
+from durable_llm.cli._options import connection_options, json_option
+from durable_llm.cli._progress import state_name
+from durable_llm.cli._stdout import write_json, write_line, write_table
+from durable_llm.cli._text import age
+
+if TYPE_CHECKING:
+    from llm_pb.llm_pb2 import Delivery
+
+STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", "timed_out")
+
+
+@click.command()
+@click.option("--user", "user_id", default="", help="Only jobs of this user.")
+@click.option(
+    "--state",
+    multiple=True,
+    type=click.Choice(STATES, case_sensitive=False),
+    help="Only jobs in this state. May be repeated.",
+)
+@click.option("-m", "--model", default="", help="Only jobs for this model.")
+@click.option("--project", "project_id", default="", help="Only jobs with this label.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Number of jobs; 0: all."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
+@json_option
+@connection_options
+def ls(
+    connection: Connection, *, state: tuple[str, ...], limit: int, quiet: bool, as_json: bool, **filters: Any
+) -> None:
+    """List jobs: open jobs first, then those that ended last."""
+    states = [f"JOB_STATE_{name.upper()}" for name in state]
+    with connection.connect() as client:
+        found = client.list(states=states, page_size=min(limit, 100) or 100, **filters)
+        jobs = itertools.islice(found, limit or None)
+        if as_json or quiet:
+            for job in jobs:
+                write_json(job) if as_json else write_line(job.status.workflow_id)
+            return
+        rows = [
+            (
+                job.status.workflow_id,
+                state_name(job.status.state),
+                job.model,
+                job.user_id,
+                age(job.status.create_time.ToDatetime()),
+            )
+            for job in jobs
+        ]
+    write_table(("WORKFLOW ID", "STATE", "MODEL", "USER", "AGE"), rows)
+
+
+@click.command()
+@click.argument("workflow_id")
+@json_option
+@connection_options
+def get(connection: Connection, *, workflow_id: str, as_json: bool) -> None:
+    """Print how a job stands, whatever its state. `output` prints its text."""
+    with connection.connect() as client:
+        found = client.job(workflow_id).get()
+    if as_json:
+        write_json(found)
+        return
+    status = found.status
+    lines = {
+        "id": status.workflow_id,
+        "state": state_name(status.state) + (", cancel requested" if status.cancel_requested else ""),
+        "attempt": str(status.attempt or ""),
+        "error": status.error.message,
+        "worker": status.progress.worker,
+        "progress": f"{status.progress.percent:.0f} %" if status.HasField("progress") else "",
+        "created": _time(status, "create_time"),
+        "started": _time(status, "start_time"),
+        "ended": _time(status, "end_time"),
+        "model": found.result.metadata.model,
+        "tokens": str(found.result.metadata.output_tokens or ""),
+        "trace": status.trace_id,
+    }
+    for name, text in lines.items():
+        if text:
+            write_line(f"{name:9}{text}")
+
+
+@click.command()
+@click.argument("workflow_ids", metavar="WORKFLOW_ID...", nargs=-1, required=True)
+@click.option("--reason", default="", help="Reason for people. The job's error shows it.")
+@json_option
+@connection_options
+def cancel(connection: Connection, *, workflow_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Request that jobs stop. What they have generated is kept."""
+    with connection.connect() as client:
+        for workflow_id in workflow_ids:
+            status = client.job(workflow_id).cancel(reason)
+            ended = status.HasField("end_time")
+            if as_json:
+                write_json(status)
+            else:
+                write_line(f"{workflow_id} {state_name(status.state) if ended else 'cancel requested'}")
+
+
+@click.command()
+@click.argument("workflow_ids", metavar="WORKFLOW_ID...", nargs=-1, required=True)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+@connection_options
+def delete(connection: Connection, *, workflow_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Delete jobs with prompts and outputs, and wait until they are gone. Open jobs are cancelled first."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Nobody can be asked here: --yes deletes without a question.")
+        click.confirm(f"Delete {', '.join(workflow_ids)} for good?", abort=True, err=True)
+    try:
+        with interruptible(), connection.connect() as client:
+            for workflow_id in workflow_ids:
+                deletion = client.job(workflow_id).delete()
+                if as_json:
+                    write_json(deletion)
+                    continue
+                copies = ", ".join(sorted({copy.place for copy in deletion.unreached}))
+                write_line(f"{workflow_id} deleted" + (f"; copies may be in: {copies}" if copies else ""))
+    except KeyboardInterrupt:
+        raise Interrupted("What was asked for is deleted nevertheless.") from None
+
+
+@click.command()
+@click.argument("workflow_id")
+@json_option
+@connection_options
+def deliveries(connection: Connection, *, workflow_id: str, as_json: bool) -> None:
+    """List the deliveries of a job's events."""
+    with connection.connect() as client:
+        _print_deliveries(client.job(workflow_id).deliveries(), as_json=as_json)
+
+
+@click.command()
+@click.argument("workflow_id")
+@click.option(
+    "--delivery", "ids", multiple=True, help="Id of a delivery to send again. May be repeated. [default: all]"
+)
+@json_option
+@connection_options
+def redeliver(connection: Connection, *, workflow_id: str, ids: tuple[str, ...], as_json: bool) -> None:
+    """Send the outcome of an ended job again. Prints the deliveries as they were before."""
+    with connection.connect() as client:
+        _print_deliveries(client.job(workflow_id).redeliver(*ids), as_json=as_json)
+
+
+def _print_deliveries(found: Iterable["Delivery"], *, as_json: bool) -> None:
+    from llm_pb.llm_pb2 import NotifyState
+
+    rows = []
+    for delivery in found:
+        if as_json:
+            write_json(delivery)
+        state = str(NotifyState.Name(delivery.state)).removeprefix("NOTIFY_STATE_")
+        error = delivery.attempts[-1].error.message if delivery.attempts else ""
+        rows.append((delivery.id, delivery.type, delivery.target, state, str(len(delivery.attempts)), error))
+    if not as_json:
+        write_table(("ID", "TYPE", "TARGET", "STATE", "ATTEMPTS", "ERROR"), rows)
+
+
+def _time(status: Any, field: str) -> str:
+    return getattr(status, field).ToJsonString() if status.HasField(field) else ""

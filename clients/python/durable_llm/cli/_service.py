@@ -1,0 +1,52 @@
+"""Commands about the service: models, quota."""
+
+import click
+
+from durable_llm.cli._connection import Connection
+from durable_llm.cli._options import connection_options, json_option
+from durable_llm.cli._stdout import write_json, write_line, write_table
+
+
+@click.command()
+@json_option
+@connection_options
+def models(connection: Connection, *, as_json: bool) -> None:
+    """List the models that a job may name."""
+    with connection.connect() as client:
+        found = client.models()
+    if as_json:
+        for model in found:
+            write_json(model)
+        return
+    rows = [
+        (
+            model.name,
+            "available" if model.available else "no worker",
+            str(model.context_tokens),
+            str(model.max_output_tokens),
+            "yes" if model.structured_output else "no",
+            str(model.backlog),
+        )
+        for model in found
+    ]
+    write_table(("MODEL", "STATE", "CONTEXT", "MAX OUTPUT", "STRUCTURED", "BACKLOG"), rows)
+
+
+@click.command()
+@json_option
+@connection_options
+def quota(connection: Connection, *, as_json: bool) -> None:
+    """Show the quotas of your tenant and how much of them is in use."""
+    with connection.connect() as client:
+        found = client.quota()
+    if as_json:
+        write_json(found)
+        return
+    write_line(f"tenant     {found.tenant or 'none: the installation itself, without quotas'}")
+    if found.HasField("requests"):
+        requests = found.requests
+        write_line(
+            f"requests   {requests.per_second:g} a second, {requests.available} of {requests.burst} at once left"
+        )
+    if found.HasField("open_jobs"):
+        write_line(f"open jobs  {found.open_jobs.used} of {found.open_jobs.limit}")

@@ -1,0 +1,129 @@
+"""Standard output: the text of a job, or lines. Nothing stays in a buffer."""
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from durable_llm.cli._exits import CommandError, Exit, ReaderGone
+from durable_llm.cli._text import say, visible
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from llm_pb.llm_pb2 import OutputDelta
+
+STDOUT: Final = 1
+
+
+def write(text: str) -> None:
+    """Write text in UTF-8, whatever the locale: scripts get the bytes of the job. Raises ReaderGone."""
+    data = memoryview(text.encode())
+    while data:
+        try:
+            data = data[os.write(STDOUT, data) :]
+        except BlockingIOError:
+            select.select([], [STDOUT], [])
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+
+def write_line(text: str) -> None:
+    """Write a line. On a terminal it cannot hold what controls one."""
+    write(f"{visible(text) if on_terminal() else text}\n")
+
+
+def write_json(message: "Message | dict[str, Any]") -> None:
+    """Write a message as protobuf's JSON, or a dict, on one line."""
+    import json
+
+    from google.protobuf import json_format
+
+    fields = message if isinstance(message, dict) else json_format.MessageToDict(message)
+    write(json.dumps(fields, ensure_ascii=False) + "\n")
+
+
+def write_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write rows: on a terminal as a table with a header, otherwise as fields separated by tabs, for scripts."""
+    if not on_terminal():
+        for row in rows:
+            write_line("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    console = Console(file=sys.stdout, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    write(captured.get())
+
+
+def on_terminal() -> bool:
+    """Return whether standard output is a terminal."""
+    return os.isatty(STDOUT)
+
+
+class JobText:
+    """The text of a job on standard output: what is there in the end is the job's output, byte for byte.
+
+    A rewind takes output back. A file is cut and written again from there. A terminal shows a note, then the new text.
+    From a pipe nothing can be taken back, so the command ends with Exit.REWOUND.
+    """
+
+    def __init__(self) -> None:
+        self._begin: int | None = None
+        """Offset in the output of the first byte that was written here."""
+        self._end = 0
+        self._file_place = _place_in_file()
+        self._last = "\n"
+
+    def add(self, delta: "OutputDelta") -> None:
+        """Write a piece. Raises CommandError for a rewind of what cannot be taken back."""
+        if delta.rewind:
+            self._take_back(delta.offset)
+        if self._begin is None:
+            self._begin = delta.offset
+        write(visible(delta.text) if on_terminal() else delta.text)
+        self._end = delta.offset + len(delta.text.encode())
+        self._last = delta.text[-1:] or self._last
+
+    def close(self) -> None:
+        """End the last line on a terminal, so that a shell's prompt begins a line of its own."""
+        if on_terminal() and self._last != "\n":
+            write("\n")
+            self._last = "\n"
+
+    def _take_back(self, offset: int) -> None:
+        if self._begin is not None and offset >= self._end:
+            return
+        if on_terminal():
+            self.close()
+            say(f"the job started over: what follows replaces the text from byte {offset} on")
+        elif self._file_place is not None and self._begin is not None and offset >= self._begin:
+            place = self._file_place + offset - self._begin
+            os.ftruncate(STDOUT, place)
+            os.lseek(STDOUT, place, os.SEEK_SET)
+        else:
+            raise CommandError(
+                f"the job started over: the text from byte {offset} on is void, and cannot be taken back", Exit.REWOUND
+            )
+
+
+def _place_in_file() -> int | None:
+    """Return where standard output stands in its file. None if it is no file, or one that others append to."""
+    try:
+        import fcntl
+    except ImportError:
+        # Windows, where nobody tells whether the file is appended to.
+        return None
+    if not stat.S_ISREG(os.fstat(STDOUT).st_mode) or fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_APPEND:
+        return None
+    return os.lseek(STDOUT, 0, os.SEEK_CUR)

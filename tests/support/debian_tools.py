@@ -1,0 +1,83 @@
+"""Toolchains of other languages, which `make tools` has unpacked from packages of Debian."""
+
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import run
+from tests.support.paths import ROOT
+
+TOOLS = ROOT / ".tools"
+RUBY = ROOT / "clients" / "ruby"
+GO = ROOT / "clients" / "go"
+INCLUDES = ("proto", "third_party/googleapis")
+
+
+def unpacked() -> tuple[str, ...]:
+    """Return the start of a command that finds the libraries and Ruby's packages in `.tools`."""
+    (libraries,) = (TOOLS / "usr" / "lib").glob("*-linux-gnu")
+    gems = libraries / "rubygems-integration"
+    ruby = (
+        *(TOOLS / "usr" / "lib" / "ruby").glob("3.*"),
+        *(libraries / "ruby").glob("3.*"),
+        TOOLS / "usr" / "lib" / "ruby" / "vendor_ruby",
+        *gems.glob("*/extensions/*/*/*"),
+        # The gem of gRPC has the folders of its source.
+        *gems.glob("*/gems/grpc-*/src/ruby/*"),
+        *gems.glob("*/gems/*/lib"),
+        *(TOOLS / "usr" / "share" / "rubygems-integration").glob("*/gems/*/lib"),
+    )
+    return ("env", f"LD_LIBRARY_PATH={libraries}", f"RUBYLIB={':'.join(map(str, ruby))}")
+
+
+async def ruby_example(folder: Path) -> Sequence[str]:
+    """Return the command of the Ruby example, whose code is generated into the folder. Skips the test without Ruby."""
+    interpreters = [path for path in (TOOLS / "usr" / "bin").glob("ruby*") if path.exists()]
+    plugin = TOOLS / "usr" / "bin" / "grpc_ruby_plugin"
+    if not interpreters or not plugin.exists():
+        pytest.skip("Ruby with gRPC is not there: make tools")
+    environment = unpacked()
+    await generate(
+        environment, folder, f"--plugin=protoc-gen-grpc={plugin}", f"--ruby_out={folder}", f"--grpc_out={folder}"
+    )
+    return (*environment, str(interpreters[0]), "--disable-gems", f"-I{folder}", str(RUBY / "client.rb"))
+
+
+async def go_example(folder: Path) -> Sequence[str]:
+    """Return the command of the Go example, which is built in the folder as a GOPATH. Skips the test without Go."""
+    roots = sorted((TOOLS / "usr" / "lib").glob("go-1.*"))
+    plugins = [TOOLS / "usr" / "bin" / name for name in ("protoc-gen-go", "protoc-gen-go-grpc")]
+    if not roots or not all(plugin.exists() for plugin in plugins):
+        pytest.skip("Go with gRPC is not there: make tools-go")
+    (folder / "src" / "client").mkdir(parents=True)
+    shutil.copy(GO / "client.go", folder / "src" / "client")
+    options = [f"--plugin={plugin}" for plugin in plugins]
+    await generate(unpacked(), folder, *options, f"--go_out={folder}/src", f"--go-grpc_out={folder}/src")
+    environment = {
+        "GOROOT": str(roots[-1]),
+        "GOPATH": f"{folder}:{TOOLS / 'usr' / 'share' / 'gocode'}",
+        "GO111MODULE": "off",
+        "CGO_ENABLED": "0",
+        # The first build takes most of a minute, and later ones a second.
+        "GOCACHE": str(TOOLS / "go-cache"),
+    }
+    binary = folder / "client"
+    built = await run(str(roots[-1] / "bin" / "go"), "build", "-o", str(binary), "client", **environment)
+    assert built.status == 0, built.errors
+    return (str(binary),)
+
+
+async def generate(environment: Sequence[str], folder: Path, *options: str) -> None:
+    """Generate code from proto/llm.proto with the protoc of `.tools`."""
+    package = find_spec("grpc_tools")
+    assert package is not None
+    assert package.origin is not None
+    # google/protobuf/*.proto, which are a package of their own in Debian.
+    well_known = Path(package.origin).parent / "_proto"
+    includes = [f"-I{ROOT / path}" for path in INCLUDES]
+    protoc = str(TOOLS / "usr" / "bin" / "protoc")
+    ended = await run(*environment, protoc, *includes, f"-I{well_known}", *options, "llm.proto")
+    assert ended.status == 0, ended.errors

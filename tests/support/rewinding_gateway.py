@@ -1,0 +1,49 @@
+"""A gateway of scripted streams: of a job that starts over after its text was sent, and of one with control characters.
+
+The engine of the tests rewinds only where a worker dies and the feed loses its log, which takes a stack of its own.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from llm_pb import llm_pb2, llm_pb2_grpc
+
+CONTROLS = "\x1b]0;title\x07"
+PIECES = {
+    "llmjob-a-controls": [llm_pb2.OutputDelta(text=CONTROLS)],
+    "llmjob-a-1": [
+        llm_pb2.OutputDelta(text="Once upon "),
+        llm_pb2.OutputDelta(text="a time", offset=10),
+        llm_pb2.OutputDelta(text=" there", offset=4, rewind=True),
+        llm_pb2.OutputDelta(text=" was", offset=10),
+    ],
+}
+
+
+class RewindingGateway(llm_pb2_grpc.LlmServiceServicer):
+    """Servicer of StreamStatus alone."""
+
+    async def StreamStatus(  # type: ignore[override]
+        self, request: llm_pb2.StreamStatusRequest, context: Any
+    ) -> AsyncIterator[llm_pb2.StreamStatusResponse]:
+        output = b""
+        for delta in PIECES[request.workflow_id]:
+            output = output[: delta.offset] + delta.text.encode()
+            place = len(output)
+            yield llm_pb2.StreamStatusResponse(delta=delta, next_offset=place, resume_token=f"{place}-a")
+        status = llm_pb2.JobStatus(workflow_id=request.workflow_id, state=llm_pb2.JOB_STATE_SUCCEEDED)
+        yield llm_pb2.StreamStatusResponse(status=status, result=llm_pb2.JobResult(output=output.decode()))
+
+
+@asynccontextmanager
+async def rewinding_gateway() -> AsyncIterator[str]:
+    """Serve while the context is open, and yield the address."""
+    server = grpc.aio.server()
+    llm_pb2_grpc.add_LlmServiceServicer_to_server(RewindingGateway(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
