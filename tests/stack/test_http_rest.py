@@ -89,6 +89,14 @@ async def test_names_may_be_those_of_the_proto_or_camel_case_and_numbers_may_be_
     assert len(ids) == 1
 
 
+async def test_a_job_is_returned_as_it_was_accepted(http: httpx.AsyncClient) -> None:
+    """With its labels, which are an object."""
+    job = new_job(params=llm_pb2.SamplingParams(max_tokens=1), labels={"team": "a", "run/1": "\u00fc"})
+    found = (await http.get(f"/jobs/{await submit(http, job)}")).json()
+    assert json_format.ParseDict(found["job"], llm_pb2.JobRequest()) == job
+    assert found["status"]["workflow_id"]
+
+
 async def test_jobs_are_listed_and_filtered(http: httpx.AsyncClient) -> None:
     job = new_job(params=llm_pb2.SamplingParams(max_tokens=1))
     await stream(http, await submit(http, job))
@@ -164,6 +172,8 @@ async def test_models_and_quota(http: httpx.AsyncClient) -> None:
         ),
         ({"user_id": "u", "userId": "u"}, {"user_id"}),
         ({"messages": [{"role": "nobody"}, 7]}, {"messages[0].role", "messages[1]"}),
+        ({"labels": {"team": 1, "ok": "yes"}}, {'labels["team"]'}),
+        ({"labels": ["team"]}, {"labels"}),
         ({"params": {"stop": "end"}, "timeouts": {"total": 5}}, {"params.stop", "timeouts.total"}),
     ],
 )

@@ -56,9 +56,9 @@ class Jobs:
             failure = wrong
         raise with_fields(failure, lambda field: field.replace(STATES, "state", 1))
 
-    async def get(self, request: Request, query: Query) -> Response:
-        """Return a job: at present what its status says."""
-        return await self.status(request, query)
+    async def get(self, request: Request, _: Query) -> Response:
+        """Return a job as it was accepted, with its status and its result."""
+        return answer_with(await self._call(request, "GetJob", _of(request, llm_pb2.GetJobRequest())))
 
     async def status(self, request: Request, _: Query) -> Response:
         """Return the status of a job, and its result."""

@@ -102,7 +102,7 @@ def _paths(front: Front, jobs: Jobs) -> Paths:
             )
         },
         "/jobs/{id:id}": {
-            "GET": Operation("GetJob", "Returns a job.", jobs.get, pb.GetStatusResponse),
+            "GET": Operation("GetJob", "Returns a job with its status and its result.", jobs.get, pb.GetJobResponse),
             "DELETE": Operation(
                 "DeleteJob",
                 "Deletes a job with all that it has produced.",

@@ -3,6 +3,7 @@
 The JSON is protobuf's: names may be those of llm.proto or in camelCase, numbers may be texts.
 """
 
+import json
 from collections.abc import Collection, Iterator
 from typing import Any, Final, TypeVar
 
@@ -58,7 +59,14 @@ def _wrong(value: dict[str, Any], descriptor: Any, path: str) -> Iterator[Violat
         seen.add(field.name)
         if item is None:
             continue
-        if field.is_repeated:
+        if _is_map(field):
+            if not isinstance(item, dict):
+                yield Violation(place, "must be an object")
+                continue
+            entry: Any = field.message_type
+            for name, element in item.items():
+                yield from _wrong_value(element, entry.fields_by_name["value"], f"{place}[{json.dumps(name)}]")
+        elif field.is_repeated:
             if not isinstance(item, list):
                 yield Violation(place, "must be a list")
                 continue
@@ -82,6 +90,10 @@ def _wrong_value(value: Any, field: FieldDescriptor, place: str) -> Iterator[Vio
         json_format.ParseDict({field.name: [value] if field.is_repeated else value}, holder)
     except (json_format.ParseError, ValueError, TypeError):
         yield Violation(place, f"must be {_expected(field)}")
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
 def _expected(field: FieldDescriptor) -> str:

@@ -49,6 +49,9 @@ class Schemas:
         return {"type": "object", "properties": fields}
 
     def _field(self, field: FieldDescriptor) -> dict[str, Any]:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            value = field.message_type.fields_by_name["value"]
+            return {"type": "object", "additionalProperties": self._field(value)}
         if field.message_type is not None:
             schema = self.of(field.message_type)
         elif field.enum_type is not None:
