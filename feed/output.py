@@ -13,7 +13,7 @@ from typing import Final
 
 from feed.feed import Feed, Fence
 from feed.transcript import Transcript
-from jobs.limits import MAX_OUTPUT_BYTES
+from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
 from llm_pb import internal_pb2, llm_pb2
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ class GeneratedOutput:
     token_ids: list[int] = field(default_factory=list)
     text: bytearray = field(default_factory=bytearray)
     """In UTF-8."""
+    logprobs: list[llm_pb2.TokenLogprobs] = field(default_factory=list)
+    """One for each token, where the job asks for them and all writers were of a version that publishes them."""
     transcript: Transcript = field(default_factory=Transcript)
     """The output as watchers hold it: longer than the text while an attempt repeats what an earlier one generated."""
     first_token: datetime | None = None
@@ -57,19 +59,23 @@ class GeneratedOutput:
             self.worker = record.progress.worker
 
     def _add_tokens(self, made: internal_pb2.TokensMade) -> None:
-        self.transcript.put(made.offset, made.text)
+        logprobs = made.logprobs
+        self.transcript.put(made.offset, made.text, made.token_offset, logprobs)
         self.transcript.add_rewinds(made.rewinds, made.lowest_rewind_offset)
         if made.token_offset > len(self.token_ids) or made.offset > len(self.text):
             self.whole = False
             return
         if made.token_offset < len(self.token_ids) or made.offset < len(self.text):
             del self.token_ids[made.token_offset :]
+            del self.logprobs[made.token_offset :]
             del self.text[made.offset :]
         if made.token_offset == 0:
             # An attempt that starts over closes every gap before it.
             self.whole = True
         self.token_ids += made.token_ids
         self.text += made.text.encode()
+        if logprobs:
+            self.logprobs += logprobs
         if made.HasField("made_at"):
             # The time changes where an attempt has started over.
             self.first_token = made.made_at.ToDatetime(UTC)
@@ -77,7 +83,7 @@ class GeneratedOutput:
 
     def clear(self) -> None:
         """Drop the tokens and their text, because an attempt starts over. Watchers still hold the transcript."""
-        self.token_ids, self.text = [], bytearray()
+        self.token_ids, self.text, self.logprobs = [], bytearray(), []
         self.first_token, self.prompt_tokens = None, 0
         self.whole = True
 
@@ -99,8 +105,13 @@ class GeneratedOutput:
     def result(self, reason: "llm_pb2.FinishReason.ValueType" = llm_pb2.FINISH_REASON_ERROR) -> llm_pb2.JobResult:
         """Return the output as a job's result: by default the partial result of a job that has failed."""
         output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
-        self.transcript.settle(output)
-        return llm_pb2.JobResult(output=output, finish_reason=reason, metadata=self.metadata())
+        self.transcript.settle(output, self.logprobs)
+        result = llm_pb2.JobResult(output=output, finish_reason=reason, metadata=self.metadata())
+        if len(self.logprobs) == len(self.token_ids):
+            result.logprobs.extend(self.logprobs)
+            if result.ByteSize() > MAX_RESULT_BYTES:
+                result.ClearField("logprobs")
+        return result
 
 
 async def read_generated_output(feed: Feed, key: str, writer: str) -> GeneratedOutput:

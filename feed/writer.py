@@ -3,13 +3,13 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from feed.feed import Feed
 from feed.output import GeneratedOutput, read_generated_output
-from llm_pb import internal_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 _TAKEOVER_PAUSES: Final = (0, 1, 2)
 """Seconds before each try to take the feed over. A broker that restarts is available by then."""
@@ -17,6 +17,8 @@ _REPEAT_SECONDS: Final = 5
 """Minimum time between two tries to repeat the output. A broker that does not answer must not slow the job."""
 _MAX_REPEATED: Final = 100_000
 """Maximum number of characters, and of tokens, in one record of repeated output. A broker accepts a megabyte."""
+_MAX_LOGPROBS_BYTES: Final = 512 * 1024
+"""Maximum size of the log probabilities in one record."""
 
 
 class FeedWriter:
@@ -76,7 +78,15 @@ class FeedWriter:
         """Start over at the first token. The output that follows replaces the output so far."""
         self.output.clear()
 
-    async def append(self, text: str, token_ids: Sequence[int], *, prompt_tokens: int, at: datetime) -> None:
+    async def append(
+        self,
+        text: str,
+        token_ids: Sequence[int],
+        logprobs: Sequence[llm_pb2.TokenLogprobs] = (),
+        *,
+        prompt_tokens: int,
+        at: datetime,
+    ) -> None:
         """Append to the output, and publish the new part. `at` is when the tokens were generated."""
         output = self.output
         output.prompt_tokens = prompt_tokens
@@ -84,16 +94,16 @@ class FeedWriter:
             output.first_token = at
         if not (text or token_ids):
             return
-        record = internal_pb2.FeedRecord(
-            tokens_made=internal_pb2.TokensMade(
-                offset=len(output.text), text=text, token_offset=len(output.token_ids), token_ids=token_ids
-            )
+        made = internal_pb2.TokensMade(
+            offset=len(output.text), text=text, token_offset=len(output.token_ids), token_ids=token_ids
         )
-        if token_ids and not output.token_ids:
-            self._describe_first(record.tokens_made)
-        output.add(record)
-        self._describe_rewinds(record.tokens_made)
-        await self.write(record)
+        for piece in _pieces(made, logprobs) if logprobs else (made,):
+            record = internal_pb2.FeedRecord(tokens_made=piece)
+            if token_ids and not output.token_ids:
+                self._describe_first(record.tokens_made)
+            output.add(record)
+            self._describe_rewinds(record.tokens_made)
+            await self.write(record)
 
     async def write(self, record: internal_pb2.FeedRecord) -> None:
         """Write a record in this writer's name."""
@@ -111,21 +121,29 @@ class FeedWriter:
         Then readers need not wait for the outcome. Those that have the output already ignore the repeated records.
         Waits for each piece, so that many jobs do not overload the feed again.
         """
-        text, ids, offset = self.output.text.decode(), self.output.token_ids, 0
         stored = await self._feed.sync(self._key, self._takeover)
-        for start in range(0, max(len(text), len(ids)), _MAX_REPEATED):
+        for number, made in enumerate(self._repeated()):
             if not stored:
                 return False
+            if number == 0:
+                self._describe_first(made)
+                self._describe_rewinds(made)
+            stored = await self._feed.sync(self._key, internal_pb2.FeedRecord(writer=self.name, tokens_made=made))
+        return stored
+
+    def _repeated(self) -> Iterator[internal_pb2.TokensMade]:
+        """Yield the whole output in records that a broker accepts."""
+        text, ids, offset = self.output.text.decode(), self.output.token_ids, 0
+        if logprobs := self.output.logprobs:
+            yield from _pieces(internal_pb2.TokensMade(text=text, token_ids=ids), logprobs)
+            return
+        for start in range(0, max(len(text), len(ids)), _MAX_REPEATED):
             end = start + _MAX_REPEATED
             made = internal_pb2.TokensMade(
                 offset=offset, text=text[start:end], token_offset=min(start, len(ids)), token_ids=ids[start:end]
             )
-            if start == 0:
-                self._describe_first(made)
-                self._describe_rewinds(made)
-            stored = await self._feed.sync(self._key, internal_pb2.FeedRecord(writer=self.name, tokens_made=made))
+            yield made
             offset += len(made.text.encode())
-        return stored
 
     def _describe_first(self, made: internal_pb2.TokensMade) -> None:
         """Add to the first token's record what is unknown before it and does not change after it."""
@@ -136,3 +154,26 @@ class FeedWriter:
     def _describe_rewinds(self, made: internal_pb2.TokensMade) -> None:
         made.rewinds = self.output.transcript.rewinds
         made.lowest_rewind_offset = self.output.transcript.lowest_rewind
+
+
+def _pieces(
+    made: internal_pb2.TokensMade, logprobs: Sequence[llm_pb2.TokenLogprobs]
+) -> Iterator[internal_pb2.TokensMade]:
+    """Yield a record's tokens with their log probabilities, in as many records as their size needs."""
+    text, first = made.text.encode(), 0
+    while True:
+        size, last = logprobs[first].ByteSize(), first + 1
+        while last < len(logprobs) and (size := size + logprobs[last].ByteSize()) <= _MAX_LOGPROBS_BYTES:
+            last += 1
+        begin = logprobs[first].offset - made.offset if first else 0
+        end = logprobs[last].offset - made.offset if last < len(logprobs) else len(text)
+        yield internal_pb2.TokensMade(
+            offset=made.offset + begin,
+            text=text[begin:end].decode(),
+            token_offset=made.token_offset + first,
+            token_ids=made.token_ids[first:last],
+            logprobs=logprobs[first:last],
+        )
+        if last == len(logprobs):
+            return
+        first = last

@@ -615,6 +615,7 @@ class TokensMade(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes. An output that is longer is cut there first."""
     text: _builtins.str
@@ -637,6 +638,10 @@ class TokensMade(_message.Message):
     def made_at(self) -> _timestamp_pb2.Timestamp:
         """When the first token of the output was generated. Set with that token only."""
 
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.TokenLogprobs]:
+        """One for each of token_ids, for a job with params.logprobs. Empty in the records of earlier versions."""
+
     def __init__(
         self,
         *,
@@ -648,10 +653,11 @@ class TokensMade(_message.Message):
         prompt_tokens: _builtins.int = ...,
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
+        logprobs: _abc.Iterable[_llm_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

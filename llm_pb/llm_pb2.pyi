@@ -1010,7 +1010,7 @@ class JobResult(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
-        """One for each output token. Set when params.logprobs is set."""
+        """One for each output token. Set when params.logprobs is set. Empty in a partial result whose attempt could not report them."""
 
     def __init__(
         self,
@@ -1156,6 +1156,11 @@ class TokenLogprobs(_message.Message):
 
     CHOSEN_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Size of the output, in UTF-8 bytes, when the token was generated. Its text begins there. It begins later where text was
+    held back at that time, because a character or a stop text was incomplete. 0 from workers of earlier versions.
+    """
     @_builtins.property
     def chosen(self) -> Global___TokenLogprob:
         """The token that was chosen."""
@@ -1169,10 +1174,11 @@ class TokenLogprobs(_message.Message):
         *,
         chosen: Global___TokenLogprob | None = ...,
         top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "offset", b"offset", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1381,7 +1387,9 @@ class StreamStatusResponse(_message.Message):
 
     @_builtins.property
     def delta(self) -> Global___OutputDelta:
-        """New output. Unset when there is none."""
+        """New output. Unset when there is none. In the last message it has no text, and is set only for a job with params.logprobs
+        that has generated tokens after the last of its text.
+        """
 
     @_builtins.property
     def result(self) -> Global___JobResult:
@@ -1416,22 +1424,36 @@ class OutputDelta(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     REWIND_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes."""
     text: _builtins.str
-    """The text, in whole characters. Never empty unless rewind is set."""
+    """The text, in whole characters. Never empty unless rewind is set, or the message is the last one."""
     rewind: _builtins.bool
-    """Whether the job had to start over from offset: drop the output that was received from there on, then add the text."""
+    """Whether the job had to start over from offset: drop the output that was received from there on, then add the text. Drop
+    the logprobs of the tokens whose offset is not below it, too.
+    """
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """The log probabilities of the tokens whose TokenLogprobs.offset is in the text of this delta: from its offset on, and
+        below its end. The last message of the stream carries those of the tokens after all text: of the model's end token, or of
+        a stop text that is left out. So a stream that began at an offset brings the tokens from that offset on, in order and each
+        once, whatever gateways it crosses, and all deltas together have JobResult.logprobs. Of text that a later attempt
+        generated again without a rewind, a watcher holds what the first of the attempts reported, whose numbers may differ in
+        their last digits. Empty without params.logprobs, and for what a worker of an earlier version generates.
+        """
+
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         text: _builtins.str = ...,
         rewind: _builtins.bool = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "rewind", b"rewind", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "offset", b"offset", "rewind", b"rewind", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

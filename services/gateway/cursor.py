@@ -1,8 +1,10 @@
 """A reader's place in a job's output. Offsets count UTF-8 bytes."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Final
 
-from feed.transcript import Transcript, character_start
+from feed.transcript import Transcript, character_start, offset_of
 from jobs.resume_token import Digest, ResumeToken
 from llm_pb import llm_pb2
 
@@ -41,6 +43,8 @@ class Cursor:
     def take(self, *, complete: bool, final: bool, most: int = MAX_DELTA_BYTES) -> llm_pb2.OutputDelta | None:
         """Return the next piece of output, of at most `most` bytes, and move past it; None when there is none.
 
+        Text has at most `most` bytes, and the log probabilities of its tokens have, beyond those of the first.
+
         `complete` is whether the transcript holds all output of the job until now, `final` whether it will get no more.
         Bytes that the reader holds and that are not the output are taken back: the next piece has `rewind` set.
         """
@@ -57,12 +61,36 @@ class Cursor:
         if rewind or self._digest is None:
             self._digest = Digest(memoryview(data)[:start])
         end = character_start(data, min(start + most, len(data)))
+        logprobs: Sequence[llm_pb2.TokenLogprobs] = ()
+        if self._transcript.logprobs:
+            logprobs, end = self._logprobs_between(start, end, most)
         self.offset = end
         if start == end and not rewind:
             return None
         piece = data[start:end]
         self._digest.update(piece)
-        return llm_pb2.OutputDelta(offset=start, text=piece.decode(), rewind=rewind)
+        return llm_pb2.OutputDelta(offset=start, text=piece.decode(), rewind=rewind, logprobs=logprobs)
+
+    def rest(self) -> Sequence[llm_pb2.TokenLogprobs]:
+        """Return the log probabilities of the tokens after all text. Call it after take() has returned all of it."""
+        places = self._transcript.logprobs
+        return places[bisect_left(places, self.offset, key=offset_of) :]
+
+    def _logprobs_between(self, start: int, end: int, most: int) -> tuple[Sequence[llm_pb2.TokenLogprobs], int]:
+        """Return the log probabilities of the tokens from `start` on, and where they end: at `end` if they all fit.
+
+        Tokens without text of their own are at the same offset as the next one that has text, and stay with it.
+        """
+        places = self._transcript.logprobs
+        first = last = bisect_left(places, start, key=offset_of)
+        size = 0
+        while last < len(places) and places[last].offset < end:
+            size += places[last].ByteSize()
+            if size > most and places[last].offset > start:
+                end = places[last].offset
+                break
+            last += 1
+        return places[first : bisect_left(places, end, first, last, key=offset_of)], end
 
     def _agreed(self) -> int:
         """Return the number of bytes at which the reader's output and the job's agree."""

@@ -201,7 +201,7 @@ class JobFollower:
             self.result, self.transcript = earlier.result, earlier.transcript
         else:
             self.result = result
-            self.transcript.settle(result.output)
+            self.transcript.settle(result.output, result.logprobs)
             self.transcript.add_rewinds(result.metadata.rewinds, result.metadata.lowest_rewind_offset)
 
     def _note_feed_end(self, reading: asyncio.Task[None]) -> None:
@@ -222,7 +222,7 @@ class JobFollower:
             self._attempt = record.attempt_started.attempt
         elif event == "tokens_made" and self.result is None:
             made = record.tokens_made
-            self.transcript.put(made.offset, made.text)
+            self.transcript.put(made.offset, made.text, made.token_offset, made.logprobs)
             self.transcript.add_rewinds(made.rewinds, made.lowest_rewind_offset)
         elif event == "progress":
             made_at = record.progress.updated_at.ToNanoseconds() / 1e9

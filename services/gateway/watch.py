@@ -102,8 +102,11 @@ class Watch:
                 last = llm_pb2.StreamStatusResponse(
                     status=job.status, next_offset=cursor.offset, resume_token=cursor.token
                 )
+                if logprobs := cursor.rest():
+                    last.delta.offset = cursor.offset
+                    last.delta.logprobs.extend(logprobs)
                 if (result := job.result) is not None:
-                    last.output_omitted = result.ByteSize() > room()
+                    last.output_omitted = last.delta.ByteSize() + result.ByteSize() > room()
                     if last.output_omitted:
                         result = llm_pb2.JobResult(finish_reason=result.finish_reason, metadata=result.metadata)
                     last.result.CopyFrom(result)

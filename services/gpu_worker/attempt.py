@@ -4,6 +4,7 @@ Output is published to the live feed immediately. Progress is published to the f
 each heartbeat.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from feed.feed import Feed
@@ -48,7 +49,6 @@ class Attempt:
         event.start_time.FromDatetime(started)
         self._writer = FeedWriter(feed, key, event)
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
-        self._logprobs: list[llm_pb2.TokenLogprobs] = []
         self._logprobs_bytes = 0
 
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
@@ -72,8 +72,11 @@ class Attempt:
             await self._writer.begin()
             return False
         earlier, output = await self._writer.take_over(), self._writer.output
-        # The feed keeps no logprobs, so a job that asks for them starts over.
-        continues = output.can_continue and not self.job.params.HasField("logprobs")
+        continues = output.can_continue
+        if self.job.params.HasField("logprobs"):
+            # Workers of earlier versions publish none.
+            continues = continues and len(output.logprobs) == len(output.token_ids)
+            self._logprobs_bytes = _size(output.logprobs) if continues else 0
         tokens = len(output.token_ids) if continues else 0
         link_to(earlier.traceparent, {ATTEMPT: earlier.attempt, CONTINUED_TOKENS: tokens})
         if not continues:
@@ -97,6 +100,7 @@ class Attempt:
     def start_over(self) -> None:
         """Drop the output of earlier attempts."""
         self.rewinds = True
+        self._logprobs_bytes = 0
         self._writer.start_over()
 
     async def enter(self, stage: str) -> None:
@@ -107,21 +111,21 @@ class Attempt:
     async def add(self, output: Output) -> None:
         """Add what the engine generated, and publish it.
 
-        Raises ResultTooLarge if it does not fit the job's result. The result then has neither this output nor logprobs.
+        Raises ResultTooLarge if it does not fit the job's result, which then lacks it.
         """
         now, so_far = datetime.now(UTC), self._writer.output
         self.watchdog.move(DECODE if output.token_ids else None)
-        logprobs_bytes = self._logprobs_bytes + sum(logprobs.ByteSize() + 4 for logprobs in output.logprobs)
+        logprobs_bytes = self._logprobs_bytes + _size(output.logprobs)
         if len(so_far.text) + len(output.text.encode()) + logprobs_bytes > MAX_OUTPUT_BYTES:
-            self._logprobs.clear()
             raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
-        self._logprobs += output.logprobs
         self._logprobs_bytes = logprobs_bytes
         if output.token_ids:
             self.times.last_token = now
             if so_far.first_token is None:
                 self._progress_timer.expire()
-        await self._writer.append(output.text, output.token_ids, prompt_tokens=output.prompt_tokens, at=now)
+        await self._writer.append(
+            output.text, output.token_ids, output.logprobs, prompt_tokens=output.prompt_tokens, at=now
+        )
         if self._progress_timer.expired:
             await self._publish_progress()
 
@@ -153,7 +157,6 @@ class Attempt:
         if self.watchdog.stage != LOADING:
             result.metadata.gpu.CopyFrom(engine.gpu)
         self.times.describe(result.metadata, output.first_token)
-        result.logprobs.extend(self._logprobs)
         return result
 
     def figures(self, reason: "llm_pb2.FinishReason.ValueType") -> dict[str, object]:
@@ -167,3 +170,8 @@ class Attempt:
     async def _publish_progress(self) -> None:
         self._progress_timer.restart()
         await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
+
+
+def _size(logprobs: Iterable[llm_pb2.TokenLogprobs]) -> int:
+    """Return the size of log probabilities as a part of a message, in bytes."""
+    return sum(place.ByteSize() + 4 for place in logprobs)

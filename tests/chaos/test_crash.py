@@ -78,13 +78,15 @@ async def interrupted(
     how: signal.Signals,
     chance: random.Random,
     to: LlmServiceStub | None = None,
+    **params: int,
 ) -> list[Seen]:
     """Run a job, interrupt its worker at a random place of the output, and return what three watchers saw."""
     stub = crashing.stub
     await crashing.start_workers()
-    expected = (await run_job(stub, new_job(prompt, params=PARAMS))).output
+    undisturbed = await run_job(stub, new_job(prompt, params={**PARAMS, **params}))
+    expected = undisturbed.output
     await crashing.workers_ready()
-    request = llm_pb2.SubmitRequest(job=new_job(prompt, params=PARAMS))
+    request = llm_pb2.SubmitRequest(job=new_job(prompt, params={**PARAMS, **params}))
     id_ = (await (to or stub).Submit(request)).workflow_id
     early = asyncio.create_task(watch(stub, id_))
     pieces = asyncio.create_task(watch_in_pieces(stub, id_, chance))
@@ -99,6 +101,11 @@ async def interrupted(
         assert seen.output == expected
         assert seen.final.result.output.encode() == expected
         assert seen.rewinds == 0
+        assert seen.logprobs == [*seen.final.result.logprobs]
+        assert [place.chosen.token for place in seen.logprobs] == [p.chosen.token for p in undisturbed.logprobs]
+        # A model that reads its own text again may compute other last digits than one that has just written it.
+        for place, other in zip(seen.logprobs, undisturbed.logprobs, strict=True):
+            assert place.chosen.logprob == pytest.approx(other.chosen.logprob, abs=0.01)
         assert seen.final.result.metadata.output_tokens == TOKENS
         assert seen.final.status.first_token_time == status.first_token_time
     return watchers
@@ -111,6 +118,14 @@ async def test_a_killed_workers_jobs_continue(crashing: Crashing) -> None:
     for number in range(ROUNDS):
         for seen in await interrupted(crashing, f"Return the {number}", signal.SIGKILL, chance):
             assert seen.final.status.attempt >= 2
+
+
+async def test_a_killed_workers_logprobs_go_on(crashing: Crashing) -> None:
+    """The feed holds them: those of each token come once, and the result has all of them."""
+    watchers = await interrupted(crashing, "Return the logprobs", signal.SIGKILL, random.Random(2), logprobs=5)
+    for seen in watchers:
+        assert seen.final.status.attempt >= 2
+        assert len(seen.logprobs) == TOKENS
 
 
 async def test_a_stopping_worker_hands_its_jobs_over(crashing: Crashing) -> None:

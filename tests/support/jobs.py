@@ -32,6 +32,7 @@ class Seen:
 
     messages: list[llm_pb2.StreamStatusResponse] = field(default_factory=list)
     output: bytes = b""
+    logprobs: list[llm_pb2.TokenLogprobs] = field(default_factory=list)
     rewinds: int = 0
     next_offset: int = 0
     resume_token: str = ""
@@ -58,6 +59,9 @@ class Seen:
             assert delta.rewind == (delta.offset < len(self.output)), "rewind contradicts the offset"
             self.rewinds += delta.rewind
             self.output = self.output[: delta.offset] + delta.text.encode()
+            if delta.rewind:
+                self.logprobs = [place for place in self.logprobs if place.offset < delta.offset]
+            self.logprobs += delta.logprobs
         self.next_offset = message.next_offset
         self.resume_token = message.resume_token or self.resume_token
 

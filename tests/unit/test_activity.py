@@ -226,12 +226,33 @@ async def test_an_attempt_that_cannot_begin_keeps_what_an_earlier_one_generated(
     assert detail.output
 
 
-async def test_logprobs_mean_starting_over(engine: Engine) -> None:
-    """The feed does not store logprobs."""
+async def test_a_job_with_logprobs_continues(engine: Engine) -> None:
+    """The result has the log probabilities of all tokens, as that of an uninterrupted run."""
+    job = llm_pb2.JobRequest()
+    job.CopyFrom(JOB)
+    job.params.logprobs = 3
+    whole = await Worker(engine, MemoryFeed()).run(job)
+    assert len(whole.logprobs) == 60
+    for after in range(1, 60, 13):
+        left = await broken_off(engine, job, after)
+        feed = await refill(left)
+        worker = Worker(engine, feed)
+        result = await worker.run(job, attempt=2)
+        assert (result.output, result.logprobs) == (whole.output, whole.logprobs)
+        made = [r.tokens_made for r in (await log_of(feed))[len(left) :] if r.WhichOneof("event") == "tokens_made"]
+        assert sum(len(record.token_ids) for record in made) == 60 - after
+        assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (1, 0)
+
+
+async def test_a_log_of_an_earlier_version_without_logprobs_means_starting_over(engine: Engine) -> None:
     job = llm_pb2.JobRequest()
     job.CopyFrom(JOB)
     job.params.logprobs = 1
-    await starts_over(engine, job, await broken_off(engine, job, 20))
+    left = await broken_off(engine, job, 20)
+    for record in left:
+        if record.HasField("tokens_made"):
+            record.tokens_made.ClearField("logprobs")
+    await starts_over(engine, job, left)
 
 
 async def test_a_zombies_records_are_void(engine: Engine) -> None:

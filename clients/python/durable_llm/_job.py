@@ -1,7 +1,7 @@
 """A job of the service, for asyncio."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,11 @@ class Piece:
     """Whether the job had to start over from the offset: drop the output from there on, then add the text."""
     resume_token: str
     """The token with which AsyncJob.stream continues after this piece. Empty from a gateway of an earlier version."""
+    logprobs: Sequence[llm_pb2.TokenLogprobs] = ()
+    """The log probabilities of the piece's tokens, if the job asks for them: see OutputDelta in llm.proto.
+
+    The last piece may have no text, only those of the tokens after all text.
+    """
 
 
 class AsyncJob:
@@ -78,7 +83,7 @@ class AsyncJob:
             async for message in messages:
                 if message.HasField("delta"):
                     delta = message.delta
-                    yield Piece(delta.text, delta.offset, delta.rewind, message.resume_token)
+                    yield Piece(delta.text, delta.offset, delta.rewind, message.resume_token, tuple(delta.logprobs))
         self._succeeded()
 
     async def result(self, timeout: timedelta | None = None) -> llm_pb2.JobResult:  # noqa: ASYNC109  # as asyncio's

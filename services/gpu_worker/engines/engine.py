@@ -82,7 +82,7 @@ class Output:
     finish_reason: "llm_pb2.FinishReason.ValueType | None" = None
     """FINISH_REASON_STOP or _LENGTH in the last output, None before."""
     logprobs: tuple[llm_pb2.TokenLogprobs, ...] = ()
-    """One for each of token_ids when params.logprobs is set."""
+    """One for each of token_ids when params.logprobs is set, with its offset."""
 
 
 class Load(NamedTuple):

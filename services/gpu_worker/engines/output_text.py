@@ -136,6 +136,8 @@ class OutputWriter:
         """Maximum number of output tokens: max_tokens, or fewer if the context has less room."""
         self.count = 0
         """Number of output tokens so far."""
+        self._text_bytes = 0
+        """Size of the text so far, where tokens have log probabilities."""
 
     def opening(self) -> Output:
         """Return the first Output, which has only the length of the prompt."""
@@ -147,14 +149,16 @@ class OutputWriter:
         logprobs: Sequence[llm_pb2.TokenLogprobs] = (),
         ended: "llm_pb2.FinishReason.ValueType | None" = None,
     ) -> Output:
-        """Return the Output of new tokens.
+        """Return the Output of new tokens. Sets the offset of each of `logprobs`.
 
         Tokens after the end are dropped. `ended` is the engine's own reason to generate no more tokens, if it has one.
         """
-        text, used, reason = self._take(token_ids)
+        text, used, reason = self._take(token_ids, logprobs)
         reason = reason or ended
         if reason is not None:
             text += self._stops.rest()
+        if logprobs:
+            self._text_bytes += len(text.encode())
         return Output(
             text=text,
             token_ids=tuple(token_ids[:used]),
@@ -174,14 +178,19 @@ class OutputWriter:
             text += self._stops.rest()
         if used < len(token_ids) or not text.startswith(published) or (reason is None and text != published):
             raise CannotContinue("the tokens generated so far do not give the text that was published")
+        self._text_bytes = len(published.encode())
         if reason is None:
             return None
         return Output(text[len(published) :], (), self._prompt_tokens, reason)
 
-    def _take(self, token_ids: Sequence[int]) -> "tuple[str, int, llm_pb2.FinishReason.ValueType | None]":
+    def _take(
+        self, token_ids: Sequence[int], logprobs: Sequence[llm_pb2.TokenLogprobs] = ()
+    ) -> "tuple[str, int, llm_pb2.FinishReason.ValueType | None]":
         """Consume tokens up to the end of the output; return their text, the number consumed, and the finish reason."""
         text = ""
         for used, token_id in enumerate(token_ids, start=1):
+            if logprobs:
+                logprobs[used - 1].offset = self._text_bytes + len(text.encode())
             self.count += 1
             may_stop = self.count > self._min_tokens
             if token_id in self._end_ids:
