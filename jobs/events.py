@@ -56,6 +56,11 @@ def targets_of(job: llm_pb2.JobRequest, options: internal_pb2.JobOptions) -> lis
     return [llm_pb2.NotifyTarget()]
 
 
+def takes_progress(target: llm_pb2.NotifyTarget) -> bool:
+    """Return whether a target is notified of more than the outcome. OpenAI's webhooks have no other event."""
+    return target.webhook.format != llm_pb2.WEBHOOK_FORMAT_OPENAI
+
+
 def wants(job: llm_pb2.JobRequest, *events: "llm_pb2.NotifyEvent.ValueType") -> bool:
     """Return whether the job's targets are to be notified of one of these events."""
     asked = [*job.notify_options.events] or [llm_pb2.NOTIFY_EVENT_FINISHED]

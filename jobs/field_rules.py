@@ -1,7 +1,8 @@
 """Rules that fields of several messages share. Each yields the violations that it finds."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -17,6 +18,9 @@ MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
 """The form of a model's name."""
 MAX_MODEL: Final = 255
 """Maximum length of a model's name in characters: a search attribute on PostgreSQL holds no more."""
+MAX_LABELS: Final = 16
+MAX_LABEL_KEY: Final = 64
+MAX_LABEL_VALUE: Final = 512
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -74,6 +78,23 @@ def check_texts(field: str, values: Iterable[str], max_bytes: int) -> Iterator[V
     """Check each text of a list."""
     for index, value in enumerate(values):
         yield from check_size(f"{field}[{index}]", value, max_bytes)
+
+
+def map_path(field: str, key: str) -> str:
+    """Return the path of a value of a map: labels["team"]. The key is quoted as in JSON, and cut if it is long."""
+    return f"{field}[{json.dumps(key if len(key) <= MAX_LABEL_KEY else f'{key[:MAX_LABEL_KEY]}...')}]"
+
+
+def check_labels(field: str, labels: Mapping[str, str]) -> Iterator[Violation]:
+    """Check the labels of a job. They have the bounds of OpenAI's `metadata`, so that its clients can set any of it."""
+    if len(labels) > MAX_LABELS:
+        yield Violation(field, f"must hold at most {MAX_LABELS} pairs, not {len(labels)}")
+    for key, value in [*labels.items()][:MAX_LABELS]:
+        path = map_path(field, key)
+        if not 1 <= len(key) <= MAX_LABEL_KEY or _CONTROL.search(key):
+            yield Violation(path, f"must have a key of 1 to {MAX_LABEL_KEY} characters without control characters")
+        if len(value) > MAX_LABEL_VALUE:
+            yield Violation(path, f"must have at most {MAX_LABEL_VALUE} characters, not {len(value)}")
 
 
 def check_enum(field: str, value: int, enum: type) -> Iterator[Violation]:

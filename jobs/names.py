@@ -87,6 +87,8 @@ MEMO_TRACEPARENT: Final = "traceparent"
 MEMO_SEARCH_ATTRIBUTES: Final = "search_attributes"
 # When the gateway accepted the job, as RFC 3339. Temporal starts its workflow a little later, by another clock.
 MEMO_CREATE_TIME: Final = "create_time"
+# The job's labels, which List shows. Only jobs with labels have it.
+MEMO_LABELS: Final = "labels"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 

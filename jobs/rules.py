@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from jobs.errors import InvalidJob
+from jobs.events import takes_progress, wants
 from jobs.field_rules import (
     Violation,
     check_duration,
     check_enum,
     check_id,
+    check_labels,
     check_line,
     check_model,
     check_size,
@@ -72,7 +74,10 @@ def require_valid(job: llm_pb2.JobRequest, *, strict: bool = True) -> None:
 
 
 def check_workflow_id(
-    request: llm_pb2.GetStatusRequest | llm_pb2.ListDeliveriesRequest | llm_pb2.DeleteJobRequest,
+    request: llm_pb2.GetStatusRequest
+    | llm_pb2.GetJobRequest
+    | llm_pb2.ListDeliveriesRequest
+    | llm_pb2.DeleteJobRequest,
 ) -> list[Violation]:
     """Return the violations of a request that only names a job."""
     return list(_workflow_id(request.workflow_id))
@@ -162,7 +167,11 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
         yield Violation(f"{path}notify", f"must hold at most {MAX_NOTIFY} targets, not {len(job.notify)}")
     for index, target in enumerate(job.notify[:MAX_NOTIFY]):
         yield from _target(f"{path}notify[{index}]", target, strict)
+        if not takes_progress(target) and not wants(job, llm_pb2.NOTIFY_EVENT_FINISHED):
+            rule = "is of the outcome alone: add NOTIFY_EVENT_FINISHED to notify_options.events"
+            yield Violation(f"{path}notify[{index}].webhook.format", rule)
     yield from _notify_options(job.notify_options, f"{path}notify_options.")
+    yield from check_labels(f"{path}labels", job.labels)
     for name in ("total", "queue", "run"):
         if job.timeouts.HasField(name):
             yield from check_duration(f"{path}timeouts.{name}", getattr(job.timeouts, name))
@@ -172,6 +181,8 @@ def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[V
     match target.WhichOneof("target"):
         case "webhook":
             yield from check_url(f"{path}.webhook.url", target.webhook.url, strict=strict)
+            if target.webhook.format:
+                yield from check_enum(f"{path}.webhook.format", target.webhook.format, llm_pb2.WebhookFormat)
         case "nats":
             subject = target.nats.subject
             if len(subject) > MAX_SUBJECT_BYTES or SUBJECT_PATTERN.fullmatch(subject) is None:

@@ -76,6 +76,8 @@ def job_start(
         memo[names.MEMO_CREATE_TIME] = create_time.ToJsonString()
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
+    if job.labels:
+        memo[names.MEMO_LABELS] = dict(job.labels)
     if hash_ is not None:
         memo[names.MEMO_SEARCH_ATTRIBUTES] = hashed_values(job)
     return JobStart(

@@ -32,8 +32,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 All ErrorInfo carry the domain "llm.v1".
 
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
-metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
-List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
+metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
+StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
 GetDeletion), models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
 name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
@@ -94,6 +94,48 @@ ROLE_USER: Role.ValueType  # 2
 ROLE_ASSISTANT: Role.ValueType  # 3
 """The model, in an earlier turn."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
+
+class _WebhookFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WebhookFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WebhookFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEBHOOK_FORMAT_UNSPECIFIED: _WebhookFormat.ValueType  # 0
+    """Not set: a CloudEvent in structured JSON mode."""
+    WEBHOOK_FORMAT_OPENAI: _WebhookFormat.ValueType  # 1
+    """An event of OpenAI's API, which its clients verify and parse:
+    {"id": "evt_…", "object": "event", "type": "response.completed", "created_at": 1764150000, "data": {"id": "resp_…"}}.
+
+    type is response.completed, response.incomplete for a job that succeeded with FINISH_REASON_LENGTH, response.cancelled, or
+    response.failed, also for a job that timed out. created_at is the job's end_time in whole seconds. id is "evt_" and
+    Delivery.id; the header webhook-id is Delivery.id. data.id is "resp_" and the workflow_id in base64url without padding.
+    The output is never in it, whatever NotifyOptions.include_output says.
+
+    Only the outcome has this form. NOTIFY_EVENT_STARTED and NOTIFY_EVENT_PROGRESS are not sent to such a target, and
+    ListDeliveries has no entries of them. A job that has such a target must not leave NOTIFY_EVENT_FINISHED out of
+    NotifyOptions.events.
+    """
+
+class WebhookFormat(_WebhookFormat, metaclass=_WebhookFormatEnumTypeWrapper):
+    """The form of the events that a webhook gets."""
+
+WEBHOOK_FORMAT_UNSPECIFIED: WebhookFormat.ValueType  # 0
+"""Not set: a CloudEvent in structured JSON mode."""
+WEBHOOK_FORMAT_OPENAI: WebhookFormat.ValueType  # 1
+"""An event of OpenAI's API, which its clients verify and parse:
+{"id": "evt_…", "object": "event", "type": "response.completed", "created_at": 1764150000, "data": {"id": "resp_…"}}.
+
+type is response.completed, response.incomplete for a job that succeeded with FINISH_REASON_LENGTH, response.cancelled, or
+response.failed, also for a job that timed out. created_at is the job's end_time in whole seconds. id is "evt_" and
+Delivery.id; the header webhook-id is Delivery.id. data.id is "resp_" and the workflow_id in base64url without padding.
+The output is never in it, whatever NotifyOptions.include_output says.
+
+Only the outcome has this form. NOTIFY_EVENT_STARTED and NOTIFY_EVENT_PROGRESS are not sent to such a target, and
+ListDeliveries has no entries of them. A job that has such a target must not leave NOTIFY_EVENT_FINISHED out of
+NotifyOptions.events.
+"""
+Global___WebhookFormat: _TypeAlias = WebhookFormat  # noqa: Y015
 
 class _NotifyEvent:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -303,6 +345,26 @@ class JobRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -314,6 +376,7 @@ class JobRequest(_message.Message):
     NOTIFY_FIELD_NUMBER: _builtins.int
     TIMEOUTS_FIELD_NUMBER: _builtins.int
     NOTIFY_OPTIONS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
     share its turns. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
@@ -355,6 +418,13 @@ class JobRequest(_message.Message):
     def notify_options(self) -> Global___NotifyOptions:
         """The events that the targets get. Default: the outcome alone, without the output."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own notes on the job: at most 16 pairs. GetJob and List return them. A key has 1 to 64 characters, none of
+        them a control character, so that it can be shown in a line; a value has at most 512 characters of any kind. Jobs whose
+        labels differ are different jobs. An error names a pair by its key, quoted as in JSON: job.labels["team"].
+        """
+
     def __init__(
         self,
         *,
@@ -369,10 +439,11 @@ class JobRequest(_message.Message):
         notify: _abc.Iterable[Global___NotifyTarget] | None = ...,
         timeouts: Global___JobTimeouts | None = ...,
         notify_options: Global___NotifyOptions | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["notify_options", b"notify_options", "params", b"params", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -626,27 +697,29 @@ Global___NotifyTarget: _TypeAlias = NotifyTarget  # noqa: Y015
 
 @_typing.final
 class Webhook(_message.Message):
-    """An HTTP endpoint that takes events by POST. An event is a CloudEvent in structured JSON mode, sent and signed as Standard
-    Webhooks specifies.
-    """
+    """An HTTP endpoint that takes events by POST. An event is sent and signed as Standard Webhooks specifies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     URL_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """An absolute http or https URL without user or password; at most 2048 bytes. Required. Its host is a DNS name, an IPv4
     address of four decimal numbers or an IPv6 address without a zone. The labels of a DNS name hold letters, digits, _ and,
     inside, hyphens; an international name is one that IDNA converts to such labels. The operator
     decides where it may lead: by default to port 443 of public addresses by https.
     """
+    format: Global___WebhookFormat.ValueType
+    """The form of the events. Default: a CloudEvent in structured JSON mode."""
     def __init__(
         self,
         *,
         url: _builtins.str = ...,
+        format: Global___WebhookFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1321,6 +1394,66 @@ class GetStatusResponse(_message.Message):
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
+class GetJobRequest(_message.Message):
+    """Request of GetJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The id that Submit returned. Required."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
+
+@_typing.final
+class GetJobResponse(_message.Message):
+    """Response of GetJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___JobRequest:
+        """The job as it was accepted: what the caller did not set is unset. URLs of webhooks are returned as they were given, and
+        may hold secrets. Unset for a workflow that was started by hand with something else than one JobRequest.
+        """
+
+    @_builtins.property
+    def status(self) -> Global___JobStatus:
+        """The job's status, as GetStatus returns it."""
+
+    @_builtins.property
+    def result(self) -> Global___JobResult:
+        """What the job produced, as GetStatus returns it."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___JobRequest | None = ...,
+        status: Global___JobStatus | None = ...,
+        result: Global___JobResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
+
+@_typing.final
 class StreamStatusRequest(_message.Message):
     """Request of StreamStatus."""
 
@@ -1592,11 +1725,32 @@ class JobSummary(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STATUS_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for. Empty, as are request_id and project_id, if it is hashed in Temporal and cannot be
     decrypted.
@@ -1611,6 +1765,10 @@ class JobSummary(_message.Message):
     def status(self) -> Global___JobStatus:
         """The job's status, without progress and notifications."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The job's labels. Empty if they cannot be decrypted, and for a workflow that was started by hand."""
+
     def __init__(
         self,
         *,
@@ -1619,10 +1777,11 @@ class JobSummary(_message.Message):
         request_id: _builtins.str = ...,
         model: _builtins.str = ...,
         project_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1831,6 +1990,7 @@ class Delivery(_message.Message):
     """The id of the CloudEvent, and the webhook-id of a webhook. It is the same in every attempt, also after Redeliver."""
     type: _builtins.str
     """The type of the CloudEvent: "llm.v1.job.started", ".progress", ".succeeded", ".failed", ".cancelled" or ".timed_out".
+    A webhook of another format has the same one here.
     There is one entry of progress for each target, for the last event that was sent.
     """
     target: _builtins.str

@@ -45,6 +45,11 @@ class LlmServiceStub:
                 request_serializer=llm__pb_dot_llm__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=llm__pb_dot_llm__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/llm.v1.LlmService/GetJob',
+                request_serializer=llm__pb_dot_llm__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.GetJobResponse.FromString,
+                _registered_method=True)
         self.StreamStatus = channel.unary_stream(
                 '/llm.v1.LlmService/StreamStatus',
                 request_serializer=llm__pb_dot_llm__pb2.StreamStatusRequest.SerializeToString,
@@ -120,6 +125,13 @@ class LlmServiceServicer:
 
     def GetStatus(self, request, context):
         """Returns the status of a job, and its result once there is one. NOT_FOUND when there is no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """Returns a job as it was submitted, with its status and its result. It fails as GetStatus does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,6 +246,11 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     request_deserializer=llm__pb_dot_llm__pb2.GetStatusRequest.FromString,
                     response_serializer=llm__pb_dot_llm__pb2.GetStatusResponse.SerializeToString,
             ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=llm__pb_dot_llm__pb2.GetJobRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.GetJobResponse.SerializeToString,
+            ),
             'StreamStatus': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamStatus,
                     request_deserializer=llm__pb_dot_llm__pb2.StreamStatusRequest.FromString,
@@ -340,6 +357,33 @@ class LlmService:
             '/llm.v1.LlmService/GetStatus',
             llm__pb_dot_llm__pb2.GetStatusRequest.SerializeToString,
             llm__pb_dot_llm__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/GetJob',
+            llm__pb_dot_llm__pb2.GetJobRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.GetJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

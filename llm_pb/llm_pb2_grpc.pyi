@@ -32,8 +32,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 All ErrorInfo carry the domain "llm.v1".
 
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
-metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, StreamStatus,
-List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
+metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
+StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
 GetDeletion), models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
 name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
@@ -76,6 +76,8 @@ class LlmServiceStub:
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetStatusRequest, _llm_pb2.GetStatusResponse]
     """Returns the status of a job, and its result once there is one. NOT_FOUND when there is no such job."""
+    GetJob: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetJobRequest, _llm_pb2.GetJobResponse]
+    """Returns a job as it was submitted, with its status and its result. It fails as GetStatus does."""
     StreamStatus: _aio.UnaryStreamMultiCallable[_llm_pb2.StreamStatusRequest, _llm_pb2.StreamStatusResponse]
     """Watches a job: its present status, then every change and the output as it is generated, then the final status and
     the result.
@@ -161,6 +163,14 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_llm_pb2.GetStatusRequest, _abc.Awaitable[_llm_pb2.GetStatusResponse]],
     ) -> _abc.Awaitable[_llm_pb2.GetStatusResponse]:
         """Returns the status of a job, and its result once there is one. NOT_FOUND when there is no such job."""
+
+    @_abc_1.abstractmethod
+    def GetJob(
+        self,
+        request: _llm_pb2.GetJobRequest,
+        context: _aio.ServicerContext[_llm_pb2.GetJobRequest, _abc.Awaitable[_llm_pb2.GetJobResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.GetJobResponse]:
+        """Returns a job as it was submitted, with its status and its result. It fails as GetStatus does."""
 
     @_abc_1.abstractmethod
     def StreamStatus(

@@ -15,7 +15,7 @@ from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import errors, names
-    from jobs.events import base_event, event_type, targets_of, wants
+    from jobs.events import base_event, event_type, takes_progress, targets_of, wants
     from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
     from jobs.targets import describe
     from llm_pb import internal_pb2, llm_pb2
@@ -59,7 +59,8 @@ def start_progress(
     """Start to notify the targets of the job's progress, until cancelled; return None if the job does not ask for
     it."""
     targets = targets_of(job, options)
-    if not targets or not wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS):
+    asked = wants(job, llm_pb2.NOTIFY_EVENT_STARTED, llm_pb2.NOTIFY_EVENT_PROGRESS)
+    if not asked or not any(map(takes_progress, targets)):
         return None
     return workflow.start_activity(
         activities.notify_progress,

@@ -51,6 +51,7 @@ _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "Submit": rules.check_submit,
     "GetStatus": rules.check_workflow_id,
+    "GetJob": rules.check_workflow_id,
     "StreamStatus": rules.check_stream,
     "Cancel": rules.check_cancel,
     "List": rules.check_list,
@@ -68,8 +69,8 @@ _LARGE_ANSWERS: Final = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver"), 128 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
 }
-"""Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus, whose
-answers may be larger. The answers of the other methods are small."""
+"""Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus and
+GetJob, whose answers may be larger. The answers of the other methods are small."""
 
 Count = Callable[[Caller], None]
 """Counts a call, before its request is parsed. Raises ApiError for one too many."""

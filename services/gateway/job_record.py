@@ -84,9 +84,19 @@ async def search_attributes_of(execution: WorkflowExecution) -> dict[str, str]:
 
 async def _hashed_attributes(execution: WorkflowExecution) -> dict[str, str]:
     """Return the values of the search attributes that are hashed. Raises PayloadError, KeysUnavailable."""
-    hashed = await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None)
-    # A workflow that was started by hand may hold anything.
-    return {name: value for name, value in hashed.items() if isinstance(value, str)} if isinstance(hashed, dict) else {}
+    return _texts(await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None))
+
+
+async def labels_of(execution: WorkflowExecution) -> dict[str, str]:
+    """Return the labels of a job. Empty for one that was started by hand, or that is unreadable."""
+    with suppress(PayloadError, KeysUnavailable):
+        return _texts(await execution.memo_value(names.MEMO_LABELS, None))
+    return {}
+
+
+def _texts(value: object) -> dict[str, str]:
+    """Return the texts by name that a memo's value holds. A workflow that was started by hand may hold anything."""
+    return {name: text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
 
 
 async def base_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:

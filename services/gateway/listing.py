@@ -16,7 +16,7 @@ from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import bare_status, base_status, final_status, search_attributes_of
+from services.gateway.job_record import bare_status, base_status, final_status, labels_of, search_attributes_of
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
@@ -116,6 +116,7 @@ class JobListing:
             request_id=attributes.get(names.REQUEST_ID.name, ""),
             model=attributes.get(names.MODEL.name, ""),
             project_id=attributes.get(names.PROJECT_ID.name, ""),
+            labels=await labels_of(execution),
         )
 
     async def _hash_for(self, tenant: str, request: llm_pb2.ListRequest) -> Hash | None:

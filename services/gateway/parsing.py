@@ -8,17 +8,17 @@ services.gateway.interceptor, its fields here.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
 from typing import Final, TypeVar
 
 from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import FieldDescriptor, FileDescriptor
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.message import DecodeError, Message
 
-from jobs.field_rules import Violation
+from jobs.field_rules import Violation, map_path
 from llm_pb import llm_pb2
 from services.gateway.errors import invalid
 from services.gateway.wire import count_fields
@@ -57,7 +57,10 @@ def _mend_texts(message: Message, path: str = "") -> Iterator[Violation]:
         items = value if field.is_repeated else [value]
         for index, item in enumerate(items):
             name = f"{path}{field.name}[{index}]" if field.is_repeated else f"{path}{field.name}"
-            if field.type == FieldDescriptor.TYPE_MESSAGE:
+            if field.message_type is not None and _is_entry(field.message_type):
+                key = item.key.decode(errors="backslashreplace")
+                yield from (bad._replace(field=map_path(f"{path}{field.name}", key)) for bad in _mend_texts(item))
+            elif field.message_type is not None:
                 yield from _mend_texts(item, f"{name}.")
             elif isinstance(item, bytes):
                 try:
@@ -85,8 +88,20 @@ def _add_with_bytes(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, 
         _add_with_bytes(pool, dependency, added)
     proto = FileDescriptorProto()
     file.CopyToProto(proto)
-    for message in proto.message_type:
+    _take_bytes(proto.message_type)
+    pool.Add(proto)
+
+
+def _take_bytes(messages: Iterable[DescriptorProto]) -> None:
+    for message in messages:
+        # A map has no keys of bytes, so it becomes the list of its entries, which it is on the wire.
+        message.options.ClearField("map_entry")
         for field in message.field:
             if field.type == FieldDescriptorProto.TYPE_STRING:
                 field.type = FieldDescriptorProto.TYPE_BYTES
-    pool.Add(proto)
+        _take_bytes(message.nested_type)
+
+
+def _is_entry(kind: Descriptor) -> bool:
+    """Return whether a message of the lenient schema is the entry of a map."""
+    return bool(descriptor_pool.Default().FindMessageTypeByName(kind.full_name).GetOptions().map_entry)

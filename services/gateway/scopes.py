@@ -17,6 +17,7 @@ from runtime.scopes import CANCEL, DELETE, NOTIFY, PRIORITY, READ, READ_MODELS, 
 OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/Submit": SUBMIT,
     "/llm.v1.LlmService/GetStatus": READ,
+    "/llm.v1.LlmService/GetJob": READ,
     "/llm.v1.LlmService/StreamStatus": READ,
     "/llm.v1.LlmService/Cancel": CANCEL,
     "/llm.v1.LlmService/List": READ,

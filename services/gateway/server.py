@@ -24,6 +24,7 @@ from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.interceptor import RequestInterceptor, refusal
+from services.gateway.job_inputs import JobInputs
 from services.gateway.job_reader import JobReader
 from services.gateway.listing import JobListing
 from services.gateway.metrics import GatewayMetrics
@@ -60,6 +61,7 @@ async def serving_api(
     reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
     audit = open_audit(settings, metrics.audit_lost)
+    inputs = JobInputs(client)
     streams = Streams(reader, feed, settings, metrics)
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
@@ -71,7 +73,18 @@ async def serving_api(
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
     service = LlmServicer(
-        client, submission, listing, deliveries, deletions, models, reader, streams, requests, open_jobs, answers
+        client,
+        submission,
+        listing,
+        deliveries,
+        deletions,
+        models,
+        reader,
+        inputs,
+        streams,
+        requests,
+        open_jobs,
+        answers,
     )
     server = GrpcServer(
         llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,

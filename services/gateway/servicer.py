@@ -14,6 +14,7 @@ from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
 from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_service import DeliveryService
+from services.gateway.job_inputs import JobInputs, expected_bytes
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
 from services.gateway.job_traces import link_call
@@ -40,6 +41,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         deletions: DeletionService,
         models: Models,
         reader: JobReader,
+        inputs: JobInputs,
         streams: Streams,
         requests: RequestQuotas,
         open_jobs: OpenJobQuotas,
@@ -55,6 +57,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self._deletions = deletions
         self._models = models
         self._reader = reader
+        self._inputs = inputs
         self._streams = streams
 
     async def Submit(self, request: llm_pb2.SubmitRequest, context: _Context) -> llm_pb2.SubmitResponse:
@@ -73,6 +76,15 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         await self._answers.of(context).reserve(await expected_result_bytes(description))
         return await self._reader.status_of(description)
 
+    async def GetJob(self, request: llm_pb2.GetJobRequest, context: _Context) -> llm_pb2.GetJobResponse:
+        """See llm.proto."""
+        description = await self._reader.describe(current_caller(), request.workflow_id)
+        await link_call(description)
+        await self._answers.of(context).reserve(await expected_bytes(description))
+        now = await self._reader.status_of(description)
+        job = await self._inputs.get(description)
+        return llm_pb2.GetJobResponse(job=job, status=now.status, result=now.result if now.HasField("result") else None)
+
     def StreamStatus(
         self, request: llm_pb2.StreamStatusRequest, context: _Context
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
@@ -87,7 +99,10 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def List(self, request: llm_pb2.ListRequest, context: _Context) -> llm_pb2.ListResponse:
         """See llm.proto."""
-        return await self._listing.list_page(current_caller(), request)
+        response = await self._listing.list_page(current_caller(), request)
+        # Labels may make it larger than what is reserved for a page without them.
+        await self._answers.of(context).reserve(response.ByteSize())
+        return response
 
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""

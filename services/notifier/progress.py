@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 
 from jobs import names
 from jobs.errors import DeliveryFailed, to_attempt_error, to_status
-from jobs.events import event_type
+from jobs.events import event_type, takes_progress
 from jobs.ids import owner, tenant_of
 from jobs.options import DEFAULT_PROGRESS_INTERVAL
 from jobs.pending import add_run, pending_run
@@ -79,7 +79,8 @@ class NotifyProgress:
                 following = tasks.create_task(running.follow())
                 notifying = [
                     tasks.create_task(self._notify(request, index, running, log, tenant))
-                    for index in range(len(request.targets))
+                    for index, target in enumerate(request.targets)
+                    if takes_progress(target)
                 ]
                 await asyncio.wait(notifying)
                 following.cancel()

@@ -39,6 +39,7 @@ NO_JOB = "llmjob-nobody-1"
 REQUESTS: Mapping[str, Callable[[], Message]] = {
     "Submit": lambda: llm_pb2.SubmitRequest(job=new_job(model="idle")),
     "GetStatus": lambda: llm_pb2.GetStatusRequest(workflow_id=NO_JOB),
+    "GetJob": lambda: llm_pb2.GetJobRequest(workflow_id=NO_JOB),
     "StreamStatus": lambda: llm_pb2.StreamStatusRequest(workflow_id=NO_JOB),
     "Cancel": lambda: llm_pb2.CancelRequest(workflow_id=NO_JOB),
     "List": lambda: llm_pb2.ListRequest(),
@@ -51,10 +52,11 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "GetDeletion": lambda: llm_pb2.GetDeletionRequest(deletion_id=f"llmdelete-{NO_JOB}"),
 }
 """A valid request of each method, about a job that does not exist."""
-FINDS_NOTHING = {"GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
+FINDS_NOTHING = {"GetStatus", "GetJob", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
 OF_ANOTHER_TENANT: Mapping[str, str] = {
     "Submit": "is a job of its own",
     "GetStatus": "is not found",
+    "GetJob": "is not found",
     "StreamStatus": "is not found",
     "Cancel": "is not found",
     "List": "is not listed",
@@ -495,12 +497,17 @@ async def test_temporal_is_not_asked_about_another_tenants_job(stack: Stack, tmp
 
 
 async def test_two_users_keys_watch_at_once(guarded: Guarded, stub: LlmServiceStub) -> None:
-    """A watch is shared, the right to see it is not: who may not, neither sees nor ends it."""
+    """A watch is shared, the right to see it is not: who may not, neither sees nor ends it. GetJob is the same."""
     job = new_job(model="idle")
     owner, other = guarded.file.add(ALL, user_id=job.user_id), guarded.file.add(ALL, user_id="somebody-else")
     await guarded.until_accepted(other)
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
     request = llm_pb2.StreamStatusRequest(workflow_id=id_)
+    of_job = llm_pb2.GetJobRequest(workflow_id=id_)
+    assert (await guarded.stub.GetJob(of_job, metadata=bearer(owner))).job == job
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await guarded.stub.GetJob(of_job, metadata=bearer(other))
+    assert reason_of(error.value) == ("NOT_FOUND", "JOB_NOT_FOUND")
     foreign = [guarded.stub.StreamStatus(request, metadata=bearer(other)) for _ in range(5)]
     own = [guarded.stub.StreamStatus(request, metadata=bearer(owner)) for _ in range(5)]
     for stream in own:

@@ -63,7 +63,7 @@ async def test_text_that_is_not_utf8_is_named(channel: grpc.aio.Channel, row: Ro
 
 def test_every_field_of_every_request_is_in_the_table() -> None:
     """A new field of llm.proto needs a row, or an entry in NO_BAD_VALUE."""
-    index = re.compile(r"\[\d+\]")
+    index = re.compile(r'\[(\d+|".*")\]')
     named = {f"{row.rpc} {index.sub('', field)}" for row in ROWS for field in row.fields}
     fields = {f"{rpc} {name}" for rpc, kind in REQUESTS.items() for name, _ in field_paths(kind.DESCRIPTOR)}
     assert fields - named == NO_BAD_VALUE.keys()
@@ -94,6 +94,7 @@ async def test_the_limits_themselves_are_allowed(stub: LlmServiceStub, receiver:
         priority=5,
         messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="\x00")] * 1024,
         notify=webhook(f"{receiver.url}/".ljust(2048, "a")) * 4,
+        labels={chr(0x1F600 + number) * 64: chr(0x1F600) * 512 for number in range(16)},
     )
     job.timeouts.total.FromSeconds(24 * 3600)
     job.timeouts.queue.FromSeconds(12 * 3600)
@@ -149,8 +150,8 @@ async def test_a_message_over_the_size_limit_is_refused_by_grpc(channel: grpc.ai
 
 
 async def test_what_does_not_exist_is_not_found(channel: grpc.aio.Channel) -> None:
-    """All three methods return NOT_FOUND for a valid id without a job."""
-    for rpc in ("GetStatus", "StreamStatus", "Cancel"):
+    """These methods return NOT_FOUND for a valid id without a job."""
+    for rpc in ("GetStatus", "GetJob", "StreamStatus", "Cancel"):
         error = await send(channel, rpc, REQUESTS[rpc](workflow_id="llmjob-no-body").SerializeToString())
         assert error is not None
         assert error.code() == grpc.StatusCode.NOT_FOUND
@@ -160,6 +161,7 @@ async def test_what_does_not_exist_is_not_found(channel: grpc.aio.Channel) -> No
 VALID = {
     "Submit": submit(params={"max_tokens": 1, "stop": ["x"], "temperature": 1.0}, project_id="p", priority=4),
     "GetStatus": llm_pb2.GetStatusRequest(workflow_id="llmjob-u-r").SerializeToString(),
+    "GetJob": llm_pb2.GetJobRequest(workflow_id="llmjob-u-r").SerializeToString(),
     "StreamStatus": llm_pb2.StreamStatusRequest(workflow_id="llmjob-u-r", output_offset=1).SerializeToString(),
     "Cancel": llm_pb2.CancelRequest(workflow_id="llmjob-u-r", reason="why").SerializeToString(),
     "List": llm_pb2.ListRequest(

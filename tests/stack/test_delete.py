@@ -54,6 +54,7 @@ async def assert_unknown(stub: LlmServiceStub, workflow_id: str) -> None:
     never = f"{workflow_id[:-1]}~"
     for method, kind in (
         ("GetStatus", llm_pb2.GetStatusRequest),
+        ("GetJob", llm_pb2.GetJobRequest),
         ("Cancel", llm_pb2.CancelRequest),
         ("ListDeliveries", llm_pb2.ListDeliveriesRequest),
         ("Redeliver", llm_pb2.RedeliverRequest),

@@ -26,6 +26,7 @@ from services.gateway import errors
 from services.gateway.scopes import user_not_allowed
 from services.gateway.settings import GatewaySettings
 from services.notifier.event import to_event
+from services.notifier.openai_event import to_openai_event
 from tests.support.blocks import Block, blocks
 from tests.support.commands import missing, run
 from tests.support.jobs import unpack
@@ -40,7 +41,7 @@ PAGES = [
 ]
 """Pages that describe the present state."""
 PATH = r"`([\w.-]*\w(?:/[\w.*-]+)+/?|\w[\w.-]*/)`"
-NOT_OURS = {"binary/protobuf", "http/json", "http/protobuf", "json/plain", "json/protobuf"}
+NOT_OURS = {"application/json", "binary/protobuf", "http/json", "http/protobuf", "json/plain", "json/protobuf"}
 """Texts in pages that look like paths of the repository and are not."""
 
 
@@ -65,7 +66,7 @@ async def test_the_commands_work(block: Block, stack: Stack) -> None:
 
 @of_language("json")
 def test_the_json_is_what_it_says(block: Block) -> None:
-    """A message's JSON has only known fields. An event is one that the notifier could create."""
+    """A message's JSON has only known fields. An event is one that the notifier could create, in each of its forms."""
     value = json.loads(block.text)
     if block.of == "CloudEvent":
         links = value["data"].pop("links")
@@ -73,6 +74,9 @@ def test_the_json_is_what_it_says(block: Block) -> None:
         value["data"]["links"] = links
         job_url = links["job"].replace(value["subject"], "{workflow_id}")
         assert to_event(request, value["source"], job_url) == value
+    elif block.of == "OpenAIEvent":
+        (event,) = [json.loads(other.text) for other in blocks() if other.of == "CloudEvent"]
+        assert to_openai_event(event) == value
     else:
         assert json_format.ParseDict(value, message(block.of)).ByteSize() > 0
 

@@ -274,6 +274,7 @@ async def test_the_end_of_one_tenants_keys_is_not_the_others(installed: Installe
     for ask in (
         status_of,
         watch,
+        lambda stub, id_: stub.GetJob(llm_pb2.GetJobRequest(workflow_id=id_), timeout=60),
         lambda stub, id_: stub.ListDeliveries(llm_pb2.ListDeliveriesRequest(workflow_id=id_), timeout=60),
         lambda stub, id_: stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=id_), timeout=60),
     ):

@@ -151,17 +151,25 @@ async def test_it_is_switched_on_while_jobs_run(tmp_path: Path) -> None:
     """First every service learns to decrypt, then every one encrypts: one after the other, and no job is lost."""
     keys = Keys(tmp_path)
     async with running(tmp_path / "stack", {}) as (stack, stub):
-        before = await run_job(stub, new_job("before", params={"max_tokens": 20}))
+        first = new_job("before", params={"max_tokens": 20})
+        before = await run_job(stub, first)
         through = await submit(stub, "through", params=LONG)
         await until_output(stub, through)
         for changes in ({**keys.environment, "ENCRYPTION_WRITE": "false"}, {"ENCRYPTION_WRITE": "true"}):
             for kind in ("gateway", "gpu-worker", "notifier"):
                 await restart(stack, kind, **changes)
-        during = await submit(stub, "during", params={"max_tokens": 20})
+        labelled = new_job("during", params={"max_tokens": 20}, labels={"kept": "and shown"})
+        during = (await stub.Submit(llm_pb2.SubmitRequest(job=labelled), timeout=60, wait_for_ready=True)).workflow_id
         assert (await watch(stub, during)).states[-1] == "SUCCEEDED"
         seen = await watch(stub, through)
         assert (seen.states[-1], seen.rewinds) == ("SUCCEEDED", 0)
         assert seen.final.result.metadata.output_tokens == LONG["max_tokens"]
+        for job, id_ in ((first, before.final.status.workflow_id), (labelled, during)):
+            found = await stub.GetJob(llm_pb2.GetJobRequest(workflow_id=id_))
+            assert found.job == job
+            assert found.result.output
+        assert found.status == (await status_of(stub, during)).status
+        assert (await listed(stub, {during}, user_id=labelled.user_id))[during].labels == labelled.labels
         answer = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=before.final.status.workflow_id))
         assert answer.result.output == before.final.result.output
         history = await history_of(stack, through)
@@ -289,7 +297,7 @@ async def test_a_key_encryption_key_is_turned_while_jobs_run(encrypted: Encrypte
 async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypted: Encrypted) -> None:
     """With a clear error, and no task that is repeated for ever. What is submitted afterwards has a new key."""
     stack, stub, keys = encrypted
-    job = new_job("ended", params={"max_tokens": 20})
+    job = new_job("ended", params={"max_tokens": 20}, labels={"kept": "until then"})
     ended = (await run_job(stub, job)).final.status.workflow_id
     open_ = await submit(stub, "open", params={"max_tokens": 8000})
     await until_output(stub, open_)
@@ -297,16 +305,19 @@ async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypte
     # A gateway that has the workflow in memory would go on with what it has decrypted.
     await restart(stack, "gateway")
     temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await status_of(stub, ended)
-    assert error.value.code() == grpc.StatusCode.DATA_LOSS
-    assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
-    assert "was deleted" in (error.value.details() or "")
+    of_job = stub.GetJob(llm_pb2.GetJobRequest(workflow_id=ended), timeout=60, wait_for_ready=True)
+    for call in (status_of(stub, ended), of_job):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        assert error.value.code() == grpc.StatusCode.DATA_LOSS
+        assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
+        assert "was deleted" in (error.value.details() or "")
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await watch(stub, ended)
     assert error.value.code() == grpc.StatusCode.DATA_LOSS
     listed = await stub.List(llm_pb2.ListRequest(user_id=job.user_id))
     assert [item.status.state for item in listed.jobs] == [llm_pb2.JOB_STATE_SUCCEEDED]
+    assert not listed.jobs[0].labels
     cancelled = await stub.Cancel(llm_pb2.CancelRequest(workflow_id=open_), timeout=60)
     assert cancelled.status.workflow_id == open_
     handle = temporal.get_workflow_handle(open_)

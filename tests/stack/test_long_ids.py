@@ -125,6 +125,7 @@ async def test_an_id_that_no_server_takes_is_not_found(stub: LlmServiceStub) -> 
     """An earlier version's longer id is an example: the pattern accepts it, and Temporal cannot have it."""
     for call, request in (
         (stub.GetStatus, llm_pb2.GetStatusRequest),
+        (stub.GetJob, llm_pb2.GetJobRequest),
         (stub.Cancel, llm_pb2.CancelRequest),
         (stub.ListDeliveries, llm_pb2.ListDeliveriesRequest),
         (stub.Redeliver, llm_pb2.RedeliverRequest),

@@ -73,13 +73,17 @@ async def read_into(output: Output, job: AsyncJob) -> None:
 async def test_a_job_from_its_fields_to_its_result(client: AsyncClient) -> None:
     """The joined pieces are the output, messages may be dicts, and a job is found by its id."""
     messages = [{"role": "user", "content": "Hello"}]
-    job = await client.submit(user_id="ann", model="docstrings", messages=messages, params={"max_tokens": 20})
+    fields = {"messages": messages, "params": {"max_tokens": 20}, "labels": {"team": "red"}}
+    job = await client.submit(user_id="ann", model="docstrings", **fields)
     output = Output()
     await read_into(output, job)
     result = await client.job(job.workflow_id).result(timedelta(seconds=30))
     assert output.text == result.output
     assert result.metadata.output_tokens == 20
-    assert (await job.get()).status.state == llm_pb2.JOB_STATE_SUCCEEDED
+    found = await client.job(job.workflow_id).get_job()
+    assert (found.status, found.result) == ((await job.get()).status, result)
+    assert found.status.state == llm_pb2.JOB_STATE_SUCCEEDED
+    assert (found.job.user_id, found.job.messages[0].content, found.job.labels) == ("ann", "Hello", {"team": "red"})
 
 
 async def test_a_stream_goes_on_after_any_piece(client: AsyncClient) -> None:
@@ -383,6 +387,7 @@ async def test_the_client_without_asyncio(stack: Stack) -> None:
             for piece in job.stream():
                 output.add(piece)
             assert output.text == job.result(timedelta(seconds=30)).output == job.get().result.output
+            assert job.get_job().job.params.max_tokens == 30
             for message in client.job(job.workflow_id).watch():
                 assert message.next_offset
                 break

@@ -18,6 +18,7 @@ from llm_pb import llm_pb2
 REQUESTS: Final[Mapping[str, type[Message]]] = {
     "Submit": llm_pb2.SubmitRequest,
     "GetStatus": llm_pb2.GetStatusRequest,
+    "GetJob": llm_pb2.GetJobRequest,
     "StreamStatus": llm_pb2.StreamStatusRequest,
     "Cancel": llm_pb2.CancelRequest,
     "List": llm_pb2.ListRequest,
@@ -180,6 +181,26 @@ def _submit_rows() -> Iterator[Row]:
     for topic in ("", ".", "..", "a b", "a/b", "a" * 250, "a\n"):
         targets = [llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic=topic))]
         yield _row(f"topic {topic[:12]!r}", submit(notify=targets), "job.notify[0].kafka.topic")
+    for what, changes in {
+        "unknown": {"format": 99},
+        "negative": {"format": -1},
+    }.items():
+        target = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url="http://example.com/", **changes))
+        yield _row(f"webhook format {what}", submit(notify=[good, target]), "job.notify[1].webhook.format")
+    openai = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url="http://example.com/", format="WEBHOOK_FORMAT_OPENAI"))
+    yield _row(
+        "a webhook in OpenAI's form without the outcome",
+        submit(notify=[good, openai], notify_options={"events": [llm_pb2.NOTIFY_EVENT_STARTED]}),
+        "job.notify[1].webhook.format",
+    )
+    for what, labels, path in (
+        ("17 labels", {f"key-{number}": "" for number in range(17)}, "job.labels"),
+        ("a label without a key", {"": "x"}, 'job.labels[""]'),
+        ("a label with a long key", {"k" * 65: "x"}, f'job.labels["{"k" * 64}..."]'),
+        ("a label with a control character in its key", {"a\nb": "x", "ok": ""}, r'job.labels["a\nb"]'),
+        ("a label with a long value", {"ok": "x" * 512, "long": "\u00e9" * 513}, 'job.labels["long"]'),
+    ):
+        yield _row(what, submit(labels=labels), path)
     for what, options, field in (
         ("an unset event", {"events": [0]}, "events[0]"),
         ("an unknown event", {"events": [3, 99]}, "events[1]"),
@@ -292,7 +313,7 @@ def _workflow_id_rows() -> Iterator[Row]:
         "missing": "",
         "too long": "a" * 401,
     }
-    for rpc in ("GetStatus", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"):
+    for rpc in ("GetStatus", "GetJob", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"):
         for what, value in bad.items():
             data = REQUESTS[rpc](workflow_id=value).SerializeToString()
             yield _row(f"workflow_id with {what}", data, "workflow_id", rpc=rpc)
@@ -357,12 +378,12 @@ def _list_rows() -> Iterator[Row]:
 def field_paths(kind: Any, path: str = "") -> Iterator[tuple[str, tuple[FieldDescriptor, ...]]]:
     """Yield the dotted name of every field of a message type, nested ones included, with the fields on its path.
 
-    The fields of messages from other files, such as Duration, are not included.
+    The fields of messages from other files, such as Duration, and keys and values of maps are not included.
     """
     for field in kind.fields:
         yield path + field.name, (field,)
         inner = field.message_type
-        if inner is not None and inner.file is kind.file:
+        if inner is not None and inner.file is kind.file and not inner.GetOptions().map_entry:
             for name, trail in field_paths(inner, f"{path}{field.name}."):
                 yield name, (field, *trail)
 
@@ -377,6 +398,13 @@ def not_utf8_rows() -> Iterator[Row]:
                 for field in reversed(trail):
                     data = bytes([field.number << 3 | 2, len(data)]) + data
                 yield Row(rpc, f"{name} is not UTF-8", data, frozenset({path}))
+    for what, entry, path in (
+        ("key", b"\x0a\x02\xc3\x28", r'job.labels["\\xc3("]'),
+        ("value", b"\x0a\x01a\x12\x02\xc3\x28", 'job.labels["a"]'),
+        ("value without a key", b"\x12\x02\xc3\x28", 'job.labels[""]'),
+    ):
+        data = b"\x62" + bytes([len(entry)]) + entry
+        yield _row(f"a {what} of a label is not UTF-8", b"\x0a" + bytes([len(data)]) + data, path)
 
 
 async def send(channel: grpc.aio.Channel, rpc: str, data: bytes) -> grpc.aio.AioRpcError | None:

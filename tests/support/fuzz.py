@@ -93,13 +93,14 @@ async def big_messages(address: str, rng: random.Random) -> list[str]:
 
 
 async def slow_readers(address: str, rng: random.Random) -> list[str]:
-    """Call GetStatus, StreamStatus, List and ListModels many times without reading the answers."""
+    """Call GetStatus, GetJob, StreamStatus, List and ListModels many times without reading the answers."""
     job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
     async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
         stub = LlmServiceStub(channel)
         id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS)).workflow_id
         requests: dict[str, Message] = {
             f"{SERVICE}/GetStatus": llm_pb2.GetStatusRequest(workflow_id=id_),
+            f"{SERVICE}/GetJob": llm_pb2.GetJobRequest(workflow_id=id_),
             f"{SERVICE}/StreamStatus": llm_pb2.StreamStatusRequest(workflow_id=id_),
             f"{SERVICE}/List": llm_pb2.ListRequest(page_size=100),
             f"{SERVICE}/ListModels": llm_pb2.ListModelsRequest(),

@@ -21,6 +21,7 @@ REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
 WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/Submit": 24,
     f"{SERVICE}/GetStatus": 14,
+    f"{SERVICE}/GetJob": 8,
     f"{SERVICE}/StreamStatus": 12,
     f"{SERVICE}/Cancel": 8,
     f"{SERVICE}/List": 8,
@@ -131,6 +132,8 @@ def job(number: int, user: str, request: str) -> llm_pb2.JobRequest:
     values: dict[str, Any] = {"user_id": user, "request_id": request, "model": "docstrings", "project_id": "fuzz"}
     values |= {"params": {"max_tokens": 1 + number % 4, "temperature": 0, "stop": ["x"]}, "priority": number % 6}
     values |= {"timeouts": {"total": {"seconds": 60}}}
+    if number % 4 == 0:
+        values["labels"] = {"fuzz": str(number)}
     if number % 5 == 0:
         values["notify"] = [{"webhook": {"url": "http://127.0.0.1:9/"}}]
     if number % 3:
@@ -162,7 +165,11 @@ def change(rng: random.Random, message: Message) -> None:
 def fill(rng: random.Random, message: Message, field: FieldDescriptor, depth: int) -> None:
     """Set a field to a random value."""
     of_messages = field.message_type is not None
-    if field.is_repeated:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        entry = field.message_type.fields_by_name
+        for _ in range(rng.choice((1, 1, 2, 5, 20))):
+            getattr(message, field.name)[scalar(rng, entry["key"])] = scalar(rng, entry["value"])
+    elif field.is_repeated:
         items = getattr(message, field.name)
         for _ in range(rng.choice((1, 1, 2, 5, 20, 1100))):
             if of_messages:

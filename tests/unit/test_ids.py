@@ -178,12 +178,22 @@ def test_a_default_that_is_written_out_changes_no_job(written: dict[str, object]
         {"notify_options": {"events": ["NOTIFY_EVENT_STARTED"]}},
         {"notify_options": {"progress_interval": "11s"}},
         {"notify": [{"webhook": {"url": "https://a.example"}}]},
+        {"labels": {"a": ""}},
     ],
 )
 def test_whatever_may_make_a_difference_makes_another_job(other: dict[str, object]) -> None:
     """A value that equals a default of the operator or the model makes another job, too."""
     one = json_format.ParseDict(ASKED, llm_pb2.JobRequest())
     assert same_job_digest(one) != same_job_digest(json_format.ParseDict({**ASKED, **other}, llm_pb2.JobRequest()))
+
+
+def test_the_order_of_labels_makes_no_other_job() -> None:
+    pairs = {f"key-{number}": str(number) for number in range(16)}
+    one, other = (
+        json_format.ParseDict({**ASKED, "labels": dict(items)}, llm_pb2.JobRequest())
+        for items in (pairs.items(), reversed(pairs.items()))
+    )
+    assert (same_job_digest(one), job_digest(one)) == (same_job_digest(other), job_digest(other))
 
 
 def test_a_field_from_the_future_makes_another_job() -> None:

@@ -77,6 +77,7 @@ DETERMINISTIC = {
 """Top-level modules that workflow code may import, next to those in OF_TEMPORAL: no clock, socket or randomness."""
 OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
 PURE = {
+    "base64",
     "functools",
     "hashlib",
     "idna",

@@ -114,7 +114,8 @@ class AsyncClient:
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
         """Start a job and return it. The job that was started before under the same user_id and request_id is returned.
 
-        A job is a JobRequest, or its fields by name: `model="docstrings", prompt="def f(", params={"max_tokens": 9}`.
+        A job is a JobRequest, or its fields by name: `model="docstrings", prompt="def f(", params={"max_tokens": 9},
+        labels={"team": "red"}`.
         A message may be a dict in OpenAI's form: `{"role": "user", "content": "Hello"}`. A job without a request_id
         gets a random one, so that a repeated try starts no second job. Raises ApiError, and ValueError or TypeError for
         a field that JobRequest does not have or that has another type.

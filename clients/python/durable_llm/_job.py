@@ -45,6 +45,12 @@ class AsyncJob:
         response: llm_pb2.GetStatusResponse = await self._stub.unary("GetStatus", request)
         return response
 
+    async def get_job(self) -> llm_pb2.GetJobResponse:
+        """Return the job as it was submitted, its present status, and its result once it has ended. Raises ApiError."""
+        request = llm_pb2.GetJobRequest(workflow_id=self.workflow_id)
+        response: llm_pb2.GetJobResponse = await self._stub.unary("GetJob", request)
+        return response
+
     async def cancel(self, reason: str = "") -> llm_pb2.JobStatus:
         """Request that the job stops, and return its status. A job that has ended stays as it is. Raises ApiError."""
         request = llm_pb2.CancelRequest(workflow_id=self.workflow_id, reason=reason)

@@ -144,6 +144,10 @@ class Job:
         """See AsyncJob.get."""
         return self._loop.run(self._job.get())
 
+    def get_job(self) -> llm_pb2.GetJobResponse:
+        """See AsyncJob.get_job."""
+        return self._loop.run(self._job.get_job())
+
     def cancel(self, reason: str = "") -> llm_pb2.JobStatus:
         """See AsyncJob.cancel."""
         return self._loop.run(self._job.cancel(reason))

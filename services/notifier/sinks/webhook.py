@@ -24,6 +24,7 @@ from jobs.errors import DeliveryFailed, DeliveryRefused, error_type
 from llm_pb import llm_pb2
 from runtime.telemetry import current_headers
 from services.notifier.event import CloudEvent
+from services.notifier.openai_event import to_openai_event
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks.egress_policy import EgressPolicy
 from services.notifier.sinks.sink import CONTENT_TYPE, Answer
@@ -82,7 +83,7 @@ class WebhookSink:
                 limit=0,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "durable-llm-notifier", "Content-Type": CONTENT_TYPE},
+            headers={"User-Agent": "durable-llm-notifier"},
             timeout=aiohttp.ClientTimeout(total=settings.webhook_timeout.total_seconds()),
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
@@ -95,14 +96,20 @@ class WebhookSink:
     async def deliver(self, target: llm_pb2.NotifyTarget, event: CloudEvent, user_id: str, tenant: str = "") -> Answer:
         """POST the event. 2xx is success, 410 a permanent failure. A redirect is a failure and is not followed."""
         url = self._policy.parse(target.webhook.url)
-        body = json.dumps(event, ensure_ascii=False)
+        body, content_type = json.dumps(event, ensure_ascii=False), CONTENT_TYPE
+        if target.webhook.format == llm_pb2.WEBHOOK_FORMAT_OPENAI:
+            body, content_type = json.dumps(to_openai_event(event)), "application/json"
         secrets = self._settings.endpoint(user_id, tenant).secrets
         try:
             with _request_span(self._tracer, url) as span:
                 async with self._session.post(
                     url,
                     data=io.BytesIO(body.encode()),
-                    headers={**self._signed(event["id"], body, secrets), **current_headers()},
+                    headers={
+                        hdrs.CONTENT_TYPE: content_type,
+                        **self._signed(event["id"], body, secrets),
+                        **current_headers(),
+                    },
                     allow_redirects=False,
                     proxy=self._proxy,
                 ) as response:
