@@ -38,6 +38,9 @@ _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
 _OPTIONS: Final = (
     # The gateway is near: a proxy of the environment is for calls to the outside.
     ("grpc.enable_http_proxy", 0),
+    # What a client of a stream has not read waits here. By default the window grows to megabytes for each stream.
+    ("grpc.http2.lookahead_bytes", 64 * 1024),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
 _BETWEEN_PROBES: Final = 0.5

@@ -19,3 +19,4 @@ class HttpMetrics:
         self.streams = meter.create_up_down_counter(
             "llm.http.streams", unit="{stream}", description="Open streams of server-sent events."
         )
+        self.streams.add(0)

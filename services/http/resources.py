@@ -1,6 +1,7 @@
 """The paths of the API: what a package of it consists of, and how a request finds its handler."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 ROUTE: Final = "http_route"
 """The key of a scope with the template of the path that a request has met."""
 
+_CONVERTOR: Final = re.compile(r":\w+}")
+
 Handler = Callable[[Request], Awaitable[Response]]
 """Answers a request. It raises Failure, or ApiError of a call that has failed."""
 Answer = Callable[[Failure], Response]
@@ -35,6 +38,11 @@ class Resource:
     """The template of the path. `{id:id}` is a job's id."""
     methods: Mapping[str, Handler]
     """The handlers by method. HEAD is GET without its body: a handler whose GET does more looks at the method."""
+
+    @property
+    def template(self) -> str:
+        """The path as people write it: `{id}` for `{id:id}`."""
+        return _CONVERTOR.sub("}", self.path)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class _Endpoint:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[ROUTE] = self._resource.path
+        scope[ROUTE] = self._resource.template
         response = await self._respond(Request(scope, receive))
         await response(scope, receive, send)
 
@@ -89,7 +97,7 @@ class _Endpoint:
         try:
             if handler is None:
                 allow = ", ".join(sorted({*methods, *({"HEAD"} if "GET" in methods else set())}))
-                words = f"{self._resource.path} takes {allow}"
+                words = f"{self._resource.template} takes {allow}"
                 raise Failure(HTTPStatus.METHOD_NOT_ALLOWED, words, headers={"Allow": allow})
             return await handler(request)
         except Failure as failure:
@@ -97,5 +105,5 @@ class _Endpoint:
         except ApiError as error:
             return self._answer(of_call(error))
         except Exception:  # noqa: BLE001  # the caller gets an answer of the API's form, whatever is wrong here
-            _log.exception("a request to %s failed", self._resource.path)
+            _log.exception("a request to %s failed", self._resource.template)
             return self._answer(Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "the front has failed", "INTERNAL"))

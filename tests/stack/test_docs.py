@@ -41,7 +41,15 @@ PAGES = [
 ]
 """Pages that describe the present state."""
 PATH = r"`([\w.-]*\w(?:/[\w.*-]+)+/?|\w[\w.-]*/)`"
-NOT_OURS = {"application/json", "binary/protobuf", "http/json", "http/protobuf", "json/plain", "json/protobuf"}
+NOT_OURS = {
+    "application/json",
+    "application/problem+json",
+    "binary/protobuf",
+    "http/json",
+    "http/protobuf",
+    "json/plain",
+    "json/protobuf",
+}
 """Texts in pages that look like paths of the repository and are not."""
 
 
@@ -57,6 +65,7 @@ async def test_the_commands_work(block: Block, stack: Stack) -> None:
         missing("npm")
     text = block.text.replace("127.0.0.1:50051", stack.address("gateway"))
     text = text.replace("127.0.0.1:7233", stack.address("temporal"))
+    text = text.replace("127.0.0.1:8080", stack.address("http"))
     command = (sys.executable, "-c") if block.language == "python" else ("bash", "-euo", "pipefail", "-c")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ended = await run(*command, text, LLM_ADDRESS=stack.address("gateway"), PATH=path)

@@ -212,6 +212,8 @@ async def test_a_job_runs_through_installed_services(installed: Installed, tmp_p
                 }.items()
             }
         told = {service: task.result() for service, task in ready.items()}
+        gateway = told["gateway"]["address"]
+        told["http"] = await opened.enter_async_context(running(installed, "http", HTTP_PORT="0", HTTP_GATEWAY=gateway))
         assert {service["versions"][PROJECT["name"]] for service in told.values()} == {PROJECT["version"]}
         async with grpc.aio.insecure_channel(told["gateway"]["address"]) as channel:
             client = LlmServiceStub(channel)

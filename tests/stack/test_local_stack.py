@@ -87,12 +87,12 @@ async def test_up_stops_everything_when_told_to_and_ends_with_status_0(settings:
         if line.startswith(b"Ctrl-C"):
             break
     children = child_pids(up.pid)
-    assert len(children) == 6
+    assert len(children) == 7
     async with asyncio.timeout(100), asyncio.TaskGroup() as group:
         group.create_task(all_ended(children))
         up.send_signal(signal.SIGINT)
     stopped = [line.split()[0] for line in (await up.stdout.read()).decode().splitlines()]
-    assert stopped == ["notifier", "gpu-worker", "gateway", "codec", "nats", "temporal"]
+    assert stopped == ["http", "notifier", "gpu-worker", "gateway", "codec", "nats", "temporal"]
     assert await up.wait() == 0
 
 

@@ -27,7 +27,7 @@ from tests.support.stacks import FAST, stack_settings
 
 SECONDS = 120
 CALLS_TEMPORAL = ("gateway", "gpu-worker", "notifier")
-SERVICES = (*CALLS_TEMPORAL, "codec")
+SERVICES = (*CALLS_TEMPORAL, "codec", "http")
 
 
 class Answer(NamedTuple):
@@ -107,7 +107,7 @@ async def test_a_service_says_what_it_is(stack: Stack, name: str) -> None:
         assert alive.body["namespace"] == "default"
         assert alive.body["temporal"] == stack.address("temporal")
         assert versions["grpcio"] == metadata.version("grpcio") or name != "gateway"
-    if name in ("gateway", "codec"):
+    if name in ("gateway", "codec", "http"):
         assert alive.body["address"] == stack.address(name)
 
 

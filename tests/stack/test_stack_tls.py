@@ -93,8 +93,9 @@ async def test_the_python_client_takes_the_ca(tls_stack: Stack) -> None:
 
 
 async def test_no_listener_but_temporals_answers_in_clear(tls_stack: Stack) -> None:
-    listeners = [tls_stack.address(name) for name in ("nats", "codec", "gateway")]
-    listeners += [tls_stack.metrics_url(n).split("/")[2] for n in ("codec", "gateway", "gpu-worker", "notifier")]
+    listeners = [tls_stack.address(name) for name in ("nats", "codec", "gateway", "http")]
+    services = ("codec", "gateway", "gpu-worker", "notifier", "http")
+    listeners += [tls_stack.metrics_url(name).split("/")[2] for name in services]
     for address in listeners:
         host, port = address.rsplit(":", 1)
         with socket.create_connection((host, int(port)), 30) as plain:

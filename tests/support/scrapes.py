@@ -20,7 +20,7 @@ from tests.support.stacks import FAST, stack_settings
 
 TEMPORALS = ("gateway", "gpu-worker", "notifier")
 """Services that call Temporal."""
-SERVICES = (*TEMPORALS, "codec")
+SERVICES = (*TEMPORALS, "codec", "http")
 OURS = ("llm_", "gen_ai_", "rpc_", "http_")
 """Prefixes of the suite's own metrics."""
 

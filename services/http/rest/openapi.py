@@ -1,8 +1,8 @@
 """The description of the REST API, in OpenAPI 3.1, made of the operations themselves and of llm.proto's messages."""
 
-import re
 from typing import Any, Final
 
+from services.http.resources import Resource
 from services.http.rest.operations import Operation, Paths
 from services.http.rest.schemas import Schemas
 
@@ -37,7 +37,7 @@ def describe(paths: Paths) -> dict[str, Any]:
     """Return the description of the operations."""
     schemas = Schemas()
     described = {
-        re.sub(r"\{(\w+):\w+\}", r"{\1}", path): {
+        Resource(path, operations).template: {
             method.lower(): _operation(path, operation, schemas) for method, operation in operations.items()
         }
         for path, operations in paths.items()
@@ -79,6 +79,8 @@ def _operation(path: str, operation: Operation, schemas: Schemas) -> dict[str, A
             "schema": {"type": "string"},
         }
         parameters = [about, *parameters]
+    if operation.ends:
+        described["responses"]["204"] = {"description": operation.ends}
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:

@@ -41,6 +41,8 @@ class Operation:
     status: HTTPStatus = HTTPStatus.OK
     media_type: str = "application/json"
     """The media type of the answer."""
+    ends: str = ""
+    """When the answer is 204, without a body."""
     body: type[Message] | None = None
     """The message that the request's body holds."""
     body_without: tuple[str, ...] = ()

@@ -71,6 +71,7 @@ def _paths(front: Front, jobs: Jobs) -> Paths:
                 functools.partial(stream, front),
                 pb.StreamStatusResponse,
                 media_type="text/event-stream",
+                ends="The client has had the last event.",
                 query=_STREAM,
             )
         },

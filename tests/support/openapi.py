@@ -1,0 +1,67 @@
+"""Checks answers against the description at /openapi.json."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+
+class Description:
+    """The description of an API. An answer may hold nothing that is not described."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        # Not every environment of the tests has it.
+        self._jsonschema = pytest.importorskip("jsonschema")
+        self.described = described
+        self._components = _closed(described["components"])
+
+    async def check(self, answer: httpx.Response) -> None:
+        """Assert that an answer is one of those of its operation. It is a hook of httpx."""
+        path = answer.request.url.raw_path.decode().partition("?")[0]
+        method = "get" if answer.request.method == "HEAD" else answer.request.method.lower()
+        operations = next((found for found in self._operations(path) if found), {})
+        responses = operations.get(method, {}).get("responses", {"default": _default(self.described)})
+        content = responses.get(str(answer.status_code), responses["default"]).get("content", {})
+        kind = answer.headers.get("content-type", "").partition(";")[0]
+        if not content:
+            assert not await answer.aread()
+            return
+        assert kind in content, (path, answer.status_code, kind)
+        if kind.endswith("json") and answer.request.method != "HEAD":
+            await answer.aread()
+            self._validate(content[kind]["schema"], answer.json())
+
+    def check_message(self, name: str, value: Any) -> None:
+        """Assert that a value is a message that the description names."""
+        self._validate({"$ref": f"#/components/schemas/{name}"}, value)
+
+    def _operations(self, path: str) -> Any:
+        for template, operations in self.described["paths"].items():
+            if re.fullmatch(template.replace("{id}", ".+"), path):
+                yield operations
+
+    def _validate(self, schema: dict[str, Any], value: Any) -> None:
+        self._jsonschema.Draft202012Validator({**_closed(schema), "components": self._components}).validate(value)
+
+
+def _default(described: dict[str, Any]) -> Any:
+    """Return the error that every operation has, for paths that do not exist."""
+    (default,) = {
+        str(operation["responses"]["default"]): operation["responses"]["default"]
+        for operations in described["paths"].values()
+        for operation in operations.values()
+    }.values()
+    return default
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects have no other properties than those that it names."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
