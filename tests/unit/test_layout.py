@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "runtime": {"encryption", "payload_converter"},
     "services": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
-    "services/http": {"durable_llm", "llm_pb", "runtime"},
+    "services/http": {"durable_llm", "jobs", "llm_pb", "runtime"},
     "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
 }
 """Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs

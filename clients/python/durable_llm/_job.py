@@ -82,12 +82,15 @@ class AsyncJob:
         response: llm_pb2.RedeliverResponse = await self._stub.unary("Redeliver", request)
         return response.deliveries
 
-    async def watch(self, resume_token: str = "") -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+    async def watch(
+        self, resume_token: str = "", *, output_offset: int = 0
+    ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield the messages of StreamStatus to the job's end, across broken connections and gateways.
 
-        `resume_token` is as in `stream`. A job that does not succeed raises nothing here. Raises ApiError.
+        `resume_token` is as in `stream`. `output_offset` is for a caller who has no token: the number of bytes to skip,
+        as in StreamStatusRequest. A job that does not succeed raises nothing here. Raises ApiError.
         """
-        async with aclosing(self._stub.watch(self.workflow_id, resume_token)) as messages:
+        async with aclosing(self._stub.watch(self.workflow_id, resume_token, output_offset)) as messages:
             async for message in messages:
                 if is_last(message):
                     outcome = llm_pb2.GetStatusResponse(status=message.status, result=message.result)

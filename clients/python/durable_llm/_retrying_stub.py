@@ -79,13 +79,15 @@ class RetryingStub:
             deletion = (await self.unary("GetDeletion", request)).deletion
         return deletion
 
-    async def watch(self, workflow_id: str, resume_token: str) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
+    async def watch(
+        self, workflow_id: str, resume_token: str, output_offset: int = 0
+    ) -> AsyncGenerator[llm_pb2.StreamStatusResponse, None]:
         """Yield the messages of a job's StreamStatus to its end. A stream that breaks continues where it broke.
 
         Raises ApiError.
         """
         silence = _Silence()
-        place = _Place(resume_token)
+        place = _Place(resume_token, output_offset)
         status: llm_pb2.JobStatus | None = None
         ended = False
         while True:
@@ -149,9 +151,9 @@ def is_last(message: llm_pb2.StreamStatusResponse) -> bool:
 class _Place:
     """A reader's place in a job's output."""
 
-    def __init__(self, resume_token: str) -> None:
+    def __init__(self, resume_token: str, offset: int) -> None:
         self._resume_token = resume_token
-        self._offset: int | None = None if resume_token else 0
+        self._offset: int | None = None if resume_token else offset
         """Number of bytes before the place. None while only the gateway knows it, from the token."""
 
     def __str__(self) -> str:

@@ -22,10 +22,11 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
         if key == _DETAILS_KEY and isinstance(value, bytes):
             with contextlib.suppress(DecodeError):
                 status = status_pb2.Status.FromString(value)
-    retry, request = error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
+    retry, request, info = error_details_pb2.RetryInfo(), error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
     for detail in status.details:
         detail.Unpack(retry)
         detail.Unpack(request)
+        detail.Unpack(info)
     reason = reason_of(status)
     otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
     return API_ERRORS.get(reason, otherwise)(
@@ -34,6 +35,7 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
         reason,
         retry.retry_delay.ToTimedelta() if retry.HasField("retry_delay") else None,
         tuple(Violation(item.field, item.description) for item in request.field_violations),
+        info.metadata,
     )
 
 

@@ -70,6 +70,7 @@ class ApiError(DurableLLMError):
         reason: str = "",
         retry_delay: timedelta | None = None,
         violations: tuple[Violation, ...] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -79,6 +80,8 @@ class ApiError(DurableLLMError):
         """Time after which a repeated call may succeed. None when the service does not say."""
         self.violations = violations
         """All fields that break a rule."""
+        self.metadata = dict(metadata or {})
+        """What the service says of the reason, google.rpc.ErrorInfo.metadata: the missing `scope`, for example."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is rebuilt from its args by default, which are the message alone.

@@ -1,0 +1,3 @@
+"""OpenAI's API under `/v1`, for its unmodified clients: responses, chat completions, completions, models."""
+
+from services.http.openai.package import package as package

@@ -1,0 +1,138 @@
+"""What a request of OpenAI's API asks for: a job, and what the job itself does not say.
+
+What must be known later, by any replica, is a label of the job.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final, Self
+
+from durable_llm.errors import Violation
+from jobs.ids import ID_PATTERN
+from llm_pb import llm_pb2
+from services.http.openai.answers import invalid
+from services.http.openai.parameters import Parameters, text_of
+
+NOTE_LABEL: Final = "openai.request"
+"""The label that holds a Note."""
+MAX_METADATA: Final = 15
+"""Maximum number of pairs of metadata. A job has 16 labels, and one is the note."""
+DEFAULT_USER: Final = "openai"
+"""The user of a request that names none, where the caller's credential is for all users."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the job does not say of the request that made it."""
+
+    background: bool = False
+    instructions: bool = False
+    """Whether the first message is the request's `instructions`."""
+    format_name: str = ""
+    """The name that the request gives its JSON Schema."""
+    nonce: str = ""
+    """Distinguishes equal jobs of two requests: see services.http.openai.repeats."""
+
+    @classmethod
+    def of(cls, labels: Mapping[str, str]) -> Self:
+        """Return the note of a job with these labels; an empty one for a job that came another way."""
+        try:
+            note = json.loads(labels.get(NOTE_LABEL, "{}"))
+            return cls(**note)
+        except (TypeError, ValueError):
+            return cls()
+
+    def __str__(self) -> str:
+        """Return what the label holds: the members that are set."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value}, separators=(",", ":"))
+
+
+_MESSAGE: Final = re.compile(r"messages\[(\d+)\]")
+_FIELD: Final = re.compile(r"[a-z_]+")
+_PARAMS: Final = {"user_id": "user", "labels": "metadata", "priority": "service_tier", "logprobs": "top_logprobs"}
+"""The parameters that fields are made from, where the names differ and all endpoints share them."""
+
+
+@dataclass
+class Asked:
+    """A request."""
+
+    job: llm_pb2.JobRequest
+    """The job, without a request_id and without the label of the note."""
+    params: Mapping[str, str]
+    """The parameters that fields of the job were made from, where the names differ and not all endpoints share them."""
+    message_paths: Sequence[str] = ()
+    """The parameter that each message was made from. One without an index is the text of the message."""
+    stream: bool = False
+    include_usage: bool = False
+    """Whether the last chunk of a stream holds the usage."""
+    background: bool = False
+    instructions: bool = False
+    format_name: str = ""
+    store: bool = True
+    """False: the job is deleted once its answer has been read."""
+
+    def note(self, nonce: str) -> Note:
+        """Return what is to be known of the request later."""
+        return Note(self.background, self.instructions, self.format_name, nonce)
+
+    def violation(self, of_job: Violation) -> Violation:
+        """Return a violation of the gateway's, as one of the request."""
+        path = of_job.field.removeprefix("job.").removeprefix("params.")
+        if (found := _MESSAGE.match(path)) is not None and int(found[1]) < len(self.message_paths):
+            made_from = self.message_paths[int(found[1])]
+            return Violation(made_from + (path[found.end() :] if "[" in made_from else ""), of_job.description)
+        field = _FIELD.match(path)
+        name = field[0] if field else path
+        param = {**_PARAMS, **self.params}.get(name, name)
+        return Violation(param + path[len(name) :], of_job.description)
+
+
+def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
+    """Fill in what all endpoints call by the same names: model, user, metadata, service tier. Raises Failure."""
+    job.model = parameters.text("model") or ""
+    if not job.model:
+        raise invalid("model", "is required: a model that /v1/models lists")
+    users = [parameters.text("user"), parameters.text("safety_identifier")]
+    user = next((user for user in users if user), "")
+    job.user_id = (
+        user if not user or ID_PATTERN.fullmatch(user) else f"sha256-{hashlib.sha256(user.encode()).hexdigest()}"
+    )
+    # They say which cached prompts to use, and change no answer. A user's jobs share their cached prompts here.
+    parameters.text("prompt_cache_key")
+    parameters.allow("prompt_cache_retention", "in_memory", "24h")
+    _take_metadata(parameters, job)
+    match tier := parameters.text("service_tier"):
+        case None | "auto" | "default":
+            pass
+        case _ if tier in PRIORITY_OF_TIER:
+            job.priority = PRIORITY_OF_TIER[tier]
+        case _:
+            raise invalid("service_tier", "must be auto, default, flex or priority")
+
+
+PRIORITY_OF_TIER: Final = {"priority": 2, "flex": 5}
+"""The priority of a job by its service tier, where it is not the default."""
+
+
+def tier_of(priority: int) -> str:
+    """Return the service tier of a job."""
+    return next((tier for tier, of_tier in PRIORITY_OF_TIER.items() if of_tier == priority), "default")
+
+
+def _take_metadata(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
+    metadata = parameters.any("metadata")
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict):
+        raise invalid("metadata", "must be an object")
+    if len(metadata) > MAX_METADATA:
+        raise invalid("metadata", f"must have at most {MAX_METADATA} pairs")
+    for key, value in metadata.items():
+        path = f"metadata.{key}"
+        if key == NOTE_LABEL:
+            raise invalid(path, "is reserved")
+        job.labels[text_of(key, "metadata")] = text_of(value, path)

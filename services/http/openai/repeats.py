@@ -1,0 +1,65 @@
+"""The request_id of a job, by which a repeated request finds the job of the first one.
+
+With an `Idempotency-Key` that is certain. OpenAI's clients send none, only the number of the try, so a repeated try is
+known by its caller and body: the first request with them, within a period of ten minutes, has a request_id that is made
+of these, and a further try within ten minutes finds it. Another request with the same caller and body, which its client
+sends for the first time, is a job of its own with a random id. No replica needs a memory for that.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+from starlette.requests import Request
+
+from jobs.ids import ID_PATTERN
+from services.http.openai.answers import invalid
+
+WITHIN: Final = timedelta(minutes=10)
+"""How long a repeated try finds the job of the first one."""
+_KEY: Final = "idempotency-key"
+_TRY: Final = "x-stainless-retry-count"
+_MAX_KEY: Final = 1024
+
+
+class Tries(NamedTuple):
+    """What tells whether a request repeats another one."""
+
+    key: str = ""
+    """The request_id that the client chose, in the form of one; empty if it chose none."""
+    repeated: bool = False
+    """Whether the client says that it has sent the request before."""
+    counted: bool = False
+    """Whether the client counts its tries."""
+    digest: str = ""
+    """A digest of caller, path and body. The caller's credential, which nobody can guess, protects the prompt in it."""
+
+    @classmethod
+    def of(cls, request: Request, body: Mapping[str, Any]) -> "Tries":
+        """Return what a request tells. Raises Failure for a key that is too long."""
+        if key := request.headers.get(_KEY, ""):
+            if len(key) > _MAX_KEY:
+                raise invalid("Idempotency-Key", f"must have at most {_MAX_KEY} characters")
+            return cls(key if ID_PATTERN.fullmatch(key) else f"sha256-{_sha256(key)}")
+        count = request.headers.get(_TRY, "")
+        said = [request.headers.get("authorization", ""), request.url.path, json.dumps(body, sort_keys=True)]
+        return cls("", count.isdigit() and int(count) > 0, count.isdigit(), _sha256("\0".join(said)))
+
+    def request_ids(self) -> tuple[str, str]:
+        """Return the request_ids that are made of caller and body, in this period and in the one before."""
+        period = int(time.time() // WITHIN.total_seconds())
+        this, before = (f"repeat-{_sha256(f'{self.digest} {number}')[:32]}" for number in (period, period - 1))
+        return this, before
+
+
+def random_id() -> str:
+    """Return a request_id that no other request has."""
+    return uuid.uuid4().hex
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,176 @@
+"""Watches jobs for requests: until they end, and as streams of events."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+
+from starlette.requests import Request
+
+from durable_llm import ApiError
+from llm_pb import llm_pb2
+from services.http.events import event
+from services.http.failures import of_call, unavailable
+from services.http.front import Front
+from services.http.gateway import Calls
+from services.http.openai.answers import error_object
+from services.http.openai.completions import Completion
+from services.http.openai.outcome import FINAL_STATES, Ending, failed_completion
+from services.http.openai.response_events import Event, Place, ResponseEvents, Rewound, ended_events
+from services.http.openai.submission import Accepted, find
+
+_log = logging.getLogger(__name__)
+
+_DONE = "[DONE]"
+"""Ends the stream of a completion."""
+_NOT_STARTED = (llm_pb2.JOB_STATE_UNSPECIFIED, llm_pb2.JOB_STATE_QUEUED)
+
+
+async def ending_of(calls: Calls, workflow_id: str) -> Ending:
+    """Wait for the end of a job, and return it. Raises ApiError."""
+    last = Ending(llm_pb2.JobStatus(), llm_pb2.JobResult())
+    omitted = False
+    async with aclosing(calls.watch(workflow_id)) as messages:
+        async for message in messages:
+            last, omitted = _later(last, message), message.output_omitted
+    return (await find(calls, workflow_id))[1] if omitted else last
+
+
+async def ending_for(request: Request, front: Front, calls: Calls, workflow_id: str) -> Ending | None:
+    """Wait for the end of a job as long as the client does. Return None once the client has gone.
+
+    Raises ApiError; Failure, 503, when the front shuts down or has no place for the request.
+    """
+    with front.stream():
+        ending = asyncio.create_task(ending_of(calls, workflow_id))
+        leaving = asyncio.create_task(_disconnected(request))
+        draining = asyncio.create_task(front.draining.wait())
+        tasks = (ending, leaving, draining)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return await ending
+            if leaving.done():
+                return None
+            raise unavailable("the front is shutting down; call again", "FRONT_SHUTDOWN")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def response_stream(
+    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place, after: Callable[[], Awaitable[None]] | None = None
+) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a response that follow a place, to its end. `now` is how the job stands.
+
+    `after` is awaited once the last event was sent.
+    """
+    async with aclosing(_response_events(calls, job, now, place)) as events:
+        async for item in events:
+            yield event(item, name=item["type"])
+    if after is not None:
+        await after()
+
+
+async def _response_events(
+    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place
+) -> AsyncGenerator[Event, None]:
+    if now.status.state in FINAL_STATES:
+        for item in ended_events(job, now, place):
+            yield item
+        return
+    events = ResponseEvents(job, now.status, place)
+    last, omitted = now, False
+    try:
+        if place.epoch:
+            raise Rewound
+        for item in events.begin():
+            yield item
+        async with aclosing(calls.watch(now.status.workflow_id, output_offset=place.offset)) as messages:
+            async for message in messages:
+                last, omitted = _later(last, message), message.output_omitted
+                if last.status.state not in _NOT_STARTED:
+                    for item in events.started():
+                        yield item
+                for item in events.text(message.delta):
+                    yield item
+        if omitted:
+            _, last = await find(calls, now.status.workflow_id)
+        for item in events.end(last):
+            yield item
+    except Rewound:
+        yield events.rewound()
+    except ApiError as error:
+        failure = of_call(error)
+        yield {
+            "type": "error",
+            "code": failure.reason.lower() or "server_error",
+            "message": f"{failure.message}; retrieve the response to continue",
+            "param": None,
+            "sequence_number": max(0, events.last_number),
+        }
+
+
+async def completion_stream(
+    calls: Calls, accepted: Accepted, completion: Completion, after: Callable[[], Awaitable[None]] | None
+) -> AsyncGenerator[bytes, None]:
+    """Yield the chunks of a completion. One that fails ends with an error object. `after` is as in response_stream."""
+    last = Ending(accepted.status, llm_pb2.JobResult())
+    try:
+        for chunk in completion.begin():
+            yield event(chunk)
+        async with aclosing(calls.watch(accepted.workflow_id)) as messages:
+            async for message in messages:
+                last = _later(last, message)
+                if message.delta.rewind:
+                    words = "the job has started over and its output differs; call again"
+                    yield event(error_object(words, HTTPStatus.INTERNAL_SERVER_ERROR, "output_replaced"))
+                    return
+                for chunk in completion.text(message.delta):
+                    yield event(chunk)
+    except ApiError as error:
+        failure = of_call(error)
+        yield event(error_object(failure.message, failure.status, failure.reason.lower() or None))
+        return
+    if (failed := failed_completion(last)) is not None:
+        yield event(failed[1])
+    else:
+        for chunk in completion.end(last):
+            yield event(chunk)
+        yield event(_DONE)
+    if after is not None:
+        await after()
+
+
+async def cancel(calls: Calls, workflow_id: str) -> None:
+    """Cancel a job whose client has gone."""
+    request = llm_pb2.CancelRequest(workflow_id=workflow_id, reason="the client has gone")
+    await _try(calls, "Cancel", request)
+
+
+async def delete(calls: Calls, workflow_id: str) -> None:
+    """Delete a job whose answer has been read, or whose client has gone."""
+    await _try(calls, "DeleteJob", llm_pb2.DeleteJobRequest(workflow_id=workflow_id))
+
+
+async def _try(calls: Calls, method: str, request: llm_pb2.CancelRequest | llm_pb2.DeleteJobRequest) -> None:
+    try:
+        await calls.call(method, request)
+    except ApiError as error:
+        # Nobody waits for an answer any more.
+        _log.warning("%s of job %s has failed: %s", method, request.workflow_id, error)
+
+
+def _later(last: Ending, message: llm_pb2.StreamStatusResponse) -> Ending:
+    """Return how a job stands after a message of its stream."""
+    return Ending(
+        message.status if message.HasField("status") else last.status,
+        message.result if message.HasField("result") else last.result,
+    )
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,217 @@
+"""Requests of OpenAI's clients become jobs; what is not supported is refused by its name, never ignored."""
+
+from typing import Any
+
+import pytest
+
+from durable_llm.errors import Violation
+from llm_pb import llm_pb2
+from services.http.failures import Failure
+from services.http.openai.asked import Asked
+from services.http.openai.chat_request import read_chat_request, read_completion_request
+from services.http.openai.responses_request import read_responses_request
+
+READ = {"responses": read_responses_request, "chat": read_chat_request, "completions": read_completion_request}
+LEAST: dict[str, dict[str, Any]] = {
+    "responses": {"model": "m", "input": "Hi"},
+    "chat": {"model": "m", "messages": [{"role": "user", "content": "Hi"}]},
+    "completions": {"model": "m", "prompt": "Hi"},
+}
+SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "string"}}}
+
+
+def read(endpoint: str, **parameters: Any) -> Asked:
+    return READ[endpoint]({**LEAST[endpoint], **parameters})
+
+
+def refused(endpoint: str, **parameters: Any) -> str:
+    with pytest.raises(Failure) as failure:
+        read(endpoint, **parameters)
+    assert failure.value.status == 400
+    return failure.value.violations[0].field
+
+
+def test_a_response_asks_for_a_job() -> None:
+    asked = read(
+        "responses",
+        instructions="Be brief.",
+        input=[
+            {"role": "developer", "content": "In English."},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"role": "assistant", "id": "msg_1", "content": [{"type": "output_text", "text": "b", "annotations": []}]},
+        ],
+        max_output_tokens=9,
+        temperature=0,
+        top_p=0.5,
+        top_k=3,
+        seed=2**40,
+        stop="\n",
+        metadata={"team": "x"},
+        user="alice",
+        background=True,
+        stream=True,
+        include=["message.output_text.logprobs"],
+        top_logprobs=2,
+        text={"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}, "verbosity": "medium"},
+    )
+    assert asked.job == llm_pb2.JobRequest(
+        user_id="alice",
+        model="m",
+        labels={"team": "x"},
+        messages=[
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="Be brief."),
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="In English."),
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content="a"),
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, content="b"),
+        ],
+        params=llm_pb2.SamplingParams(
+            max_tokens=9,
+            temperature=0,
+            top_p=0.5,
+            top_k=3,
+            seed=2**40,
+            stop=["\n"],
+            logprobs=2,
+            json_schema='{"type":"object","properties":{"b":{"type":"string"},"a":{"type":"string"}}}',
+        ),
+    )
+    assert (asked.background, asked.stream, asked.store) == (True, True, True)
+    assert (asked.instructions, asked.format_name) == (True, "n")
+
+
+def test_a_chat_completion_asks_for_a_job() -> None:
+    asked = read(
+        "chat",
+        messages=[
+            {"role": "system", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
+        ],
+        max_tokens=5,
+        logprobs=True,
+        stream=True,
+        stream_options={"include_usage": True},
+        response_format={"type": "json_object"},
+        presence_penalty=1,
+        frequency_penalty=-1,
+        service_tier="priority",
+    )
+    assert asked.job == llm_pb2.JobRequest(
+        model="m",
+        priority=2,
+        messages=[
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="a\nb"),
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, content="c"),
+        ],
+        params=llm_pb2.SamplingParams(
+            max_tokens=5, logprobs=0, json_schema='{"type":"object"}', presence_penalty=1, frequency_penalty=-1
+        ),
+    )
+    assert asked.include_usage
+
+
+def test_a_completion_asks_for_a_job() -> None:
+    asked = read("completions", prompt=["Hi"], max_tokens=5, logprobs=1, echo=False, best_of=1, n=1, suffix="")
+    assert asked.job == llm_pb2.JobRequest(
+        model="m", prompt="Hi", params=llm_pb2.SamplingParams(max_tokens=5, logprobs=1)
+    )
+
+
+@pytest.mark.parametrize("endpoint", READ)
+def test_null_is_the_same_as_missing(endpoint: str) -> None:
+    names = ("temperature", "stop", "user", "metadata", "stream", "store", "n", "tools", "logit_bias", "stream_options")
+    assert read(endpoint, **dict.fromkeys(names)).job == read(endpoint).job
+
+
+@pytest.mark.parametrize("endpoint", READ)
+def test_vllms_names_of_structured_output_are_known(endpoint: str) -> None:
+    assert read(endpoint, guided_regex="a+").job.params.regex == "a+"
+    assert read(endpoint, structured_outputs={"choice": ["a", "b"]}).job.params.choice.options == ["a", "b"]
+    assert read(endpoint, guided_json=SCHEMA).job.params.json_schema.startswith('{"type":"object"')
+    assert refused(endpoint, guided_regex="a+", guided_choice=["a"]) == "guided_choice"
+    assert refused(endpoint, structured_outputs={"grammar": "a"}) == "structured_outputs.grammar"
+
+
+def test_a_user_that_has_not_the_form_of_a_user_id_is_hashed() -> None:
+    assert read("chat", user="alice@example.com").job.user_id == "alice@example.com"
+    assert read("chat", safety_identifier="bob").job.user_id == "bob"
+    hashed = read("chat", user="Bob Smith").job.user_id
+    assert hashed.startswith("sha256-")
+    assert hashed != read("chat", user="Bob  Smith").job.user_id
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parameters", "param"),
+    [
+        ("responses", {"tools": [{"type": "web_search"}]}, "tools"),
+        ("responses", {"tool_choice": "required"}, "tool_choice"),
+        ("responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
+        ("responses", {"conversation": "conv_1"}, "conversation"),
+        ("responses", {"reasoning": {"effort": "low"}}, "reasoning"),
+        ("responses", {"truncation": "auto"}, "truncation"),
+        ("responses", {"include": ["reasoning.encrypted_content"]}, "include[0]"),
+        ("responses", {"max_tool_calls": 1}, "max_tool_calls"),
+        ("responses", {"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ("responses", {"text": {"verbosity": "low"}}, "text.verbosity"),
+        ("responses", {"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+        ("responses", {"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+        ("responses", {"input": [{"type": "function_call_output", "call_id": "1", "output": "2"}]}, "input[0].type"),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+        ("responses", {"input": None}, "input"),
+        ("responses", {"store": False, "background": True}, "store"),
+        ("responses", {"stream": "yes"}, "stream"),
+        ("responses", {"service_tier": "fast"}, "service_tier"),
+        ("responses", {"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ("chat", {"n": 2}, "n"),
+        ("chat", {"logit_bias": {"1": 2}}, "logit_bias"),
+        ("chat", {"tools": [{"type": "function"}]}, "tools"),
+        ("chat", {"top_logprobs": 2}, "top_logprobs"),
+        ("chat", {"stream_options": {"include_usage": True}}, "stream_options"),
+        ("chat", {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ("chat", {"messages": [{"role": "tool", "content": "1"}]}, "messages[0].role"),
+        ("chat", {"messages": [{"role": "user", "content": "1", "name": "bob"}]}, "messages[0].name"),
+        ("chat", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ("chat", {"messages": "Hi"}, "messages"),
+        ("chat", {"modalities": ["text", "audio"]}, "modalities"),
+        ("chat", {"temperature": "0.1"}, "temperature"),
+        ("chat", {"temperature": True}, "temperature"),
+        ("chat", {"seed": 2**63}, "seed"),
+        ("chat", {"max_tokens": 1.5}, "max_tokens"),
+        ("chat", {"metadata": {"a": 1}}, "metadata.a"),
+        ("chat", {"metadata": {str(index): "" for index in range(16)}}, "metadata"),
+        ("chat", {"metadata": {"openai.request": "{}"}}, "metadata.openai.request"),
+        ("chat", {"web_search_options": {}}, "web_search_options"),
+        ("completions", {"echo": True}, "echo"),
+        ("completions", {"best_of": 2}, "best_of"),
+        ("completions", {"suffix": "x"}, "suffix"),
+        ("completions", {"prompt": [1, 2]}, "prompt"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt"),
+        ("completions", {"model": None}, "model"),
+        ("completions", {"surprise": 0}, "surprise"),
+    ],
+)
+def test_what_is_not_supported_is_refused(endpoint: str, parameters: dict[str, Any], param: str) -> None:
+    assert refused(endpoint, **parameters) == param
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field", "param"),
+    [
+        ("responses", "job.params.max_tokens", "max_output_tokens"),
+        ("responses", "job.params.stop[2]", "stop[2]"),
+        ("responses", "job.messages[0].content", "instructions"),
+        ("responses", "job.messages[2].content", "input[1].content"),
+        ("responses", 'job.labels["a"]', 'metadata["a"]'),
+        ("chat", "job.messages[0].content", "messages[0].content"),
+        ("chat", "job.params.max_tokens", "max_completion_tokens"),
+        ("chat", "job.params.logprobs", "top_logprobs"),
+        ("chat", "job.priority", "service_tier"),
+        ("chat", "job", "job"),
+        ("completions", "job.params.logprobs", "logprobs"),
+        ("completions", "job.model", "model"),
+    ],
+)
+def test_what_the_gateway_refuses_has_the_clients_name(endpoint: str, field: str, param: str) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    more = {"responses": {"instructions": "x", "input": messages}, "chat": {"messages": messages}, "completions": {}}
+    asked = read(endpoint, **more[endpoint])
+    assert asked.violation(Violation(field, "is wrong")) == Violation(param, "is wrong")
