@@ -35,7 +35,7 @@ class Transcript:
         rewind. From the first difference on, the output is the new attempt's.
         """
         new, size = text.encode(), len(self.data)
-        if offset == size:
+        if offset == size and not (logprobs or self.logprobs):
             self.data += new
             return
         if offset > size:
