@@ -1,6 +1,7 @@
 """OpenAI's unmodified client against the HTTP front, in front of the real stack."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -397,3 +398,63 @@ async def test_a_job_that_came_another_way_is_a_response_too(
         events = [event async for event in stream]
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.metadata == {"a": "b"}
+
+
+async def test_a_rewind_ends_the_stream_and_the_retrieved_text_is_right(
+    client: AsyncOpenAI, stub: llm_pb2_grpc.LlmServiceStub
+) -> None:
+    """The first attempt fails after 40 tokens, and the second one generates another text."""
+    stream = await client.responses.create(
+        model=MODEL,
+        input="[[vary]] [[fault:failed@40:once]]",
+        background=True,
+        stream=True,
+        max_output_tokens=80,
+    )
+    async with stream:
+        events = [event async for event in stream]
+    assert (events[-1].type, events[-1].code) == ("error", "output_replaced")  # type: ignore[union-attr]
+    assert events[0].type == "response.created"
+    id_ = events[0].response.id
+    held = events[-2].sequence_number
+    workflow_id = workflow_id_of(id_)
+    await until_state(stub, workflow_id, lambda status: status.state == llm_pb2.JOB_STATE_SUCCEEDED)
+    result = (await status_of(stub, workflow_id)).result
+    assert result.metadata.rewinds == 1
+    assert (await client.responses.retrieve(id_)).output_text == result.output
+    async with await client.responses.retrieve(id_, stream=True) as whole:
+        fresh = [event async for event in whole]
+    assert "".join(event.delta for event in fresh if event.type == "response.output_text.delta") == result.output
+    assert fresh[0].sequence_number == 2**36
+    async with await client.responses.retrieve(id_, stream=True, starting_after=held) as stale:
+        (error,) = [event async for event in stale]
+    assert error.type == "error"
+
+
+async def test_a_killed_fronts_readers_go_on_at_another(
+    stack: Stack, client: AsyncOpenAI, stub: llm_pb2_grpc.LlmServiceStub
+) -> None:
+    front = stack.add("http")
+    await front.start()
+    await front.wait_ready()
+    text, id_, last = "", "", -1
+    async with openai_client(stack.address(front.name)) as doomed:
+        stream = await doomed.responses.create(
+            model=MODEL, input="Go on.", background=True, stream=True, max_output_tokens=400
+        )
+        async with stream:
+            with contextlib.suppress(httpx.HTTPError, openai.APIError):
+                async for event in stream:
+                    last = event.sequence_number
+                    if event.type == "response.created":
+                        id_ = event.response.id
+                    if event.type == "response.output_text.delta":
+                        text += event.delta
+                        if len(text) > 100:
+                            await front.kill()
+    async with await client.responses.retrieve(id_, stream=True, starting_after=last) as rest:
+        async for event in rest:
+            if event.type == "response.output_text.delta":
+                text += event.delta
+    assert event.type == "response.incomplete"
+    assert text == (await status_of(stub, workflow_id_of(id_))).result.output

@@ -35,7 +35,7 @@ FACTS: Final = {
         "tokens": {"responses": [20, 20], "chat": [20, 20], "completion": [20, 20], "compatible": [20, 20]},
         "aborted": True,
     },
-    "langchain": {"tokens": {"chat": [20, 20], "responses": [20, 20]}},
+    "langchain": {"tokens": {"chat": [20, 20], "responses": [20, 20]}, "streamed": True},
     "llama-index": {"tokens": 20},
     "litellm": {"tokens": 20},
 }

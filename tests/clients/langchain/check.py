@@ -8,7 +8,7 @@ from langchain_openai import ChatOpenAI
 options = {"model": os.environ["MODEL"], "base_url": os.environ["BASE_URL"], "api_key": "none", "max_tokens": 20}
 responses, facts = {}, {"tokens": {}}
 for name, model in {
-    "chat": ChatOpenAI(**options, stream_usage=True),
+    "chat": ChatOpenAI(**options, stream_usage=True, seed=7),
     "responses": ChatOpenAI(**options, use_responses_api=True),
 }.items():
     whole = model.invoke("Go on.")
@@ -16,6 +16,10 @@ for name, model in {
     total = None
     for chunk in model.stream("Go on."):
         total = chunk if total is None else total + chunk
-    responses[total.response_metadata.get("id") or total.id] = total.text
+    if (id_ := total.response_metadata.get("id")) is not None:
+        responses[id_] = total.text
+    else:
+        # The stream of a chat completion does not show its id. Its text is that of the same seed.
+        facts["streamed"] = total.text == whole.text
     facts["tokens"][name] = [message.usage_metadata["output_tokens"] for message in (whole, total)]
 print(json.dumps({"responses": responses, "facts": facts}))
