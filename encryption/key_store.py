@@ -5,7 +5,8 @@
     <folder>/<tenant>/search      the tenant's key of search attributes, which is the same in all months
     <folder>/<tenant>/.deleted    the names of the tenant's deleted keys, one a line
 
-Only a key that `.deleted` names counts as deleted. A key that is merely absent may be on another volume or in a backup.
+A key that `.deleted` names is deleted, even if a backup brings its file back. One that is merely absent may be on
+another volume or in a backup. Whoever changes a tenant's folder locks it.
 A key is synced to disk before it is used: a key lost in a power failure would take all that it encrypted with it. The
 file system must support hard links.
 """
@@ -91,10 +92,15 @@ class KeyStore:
             raise KeysUnavailable(f"the key store cannot be read: {error}") from error
 
     def read(self, slot: Slot) -> WrappedKey | None:
-        """Return the key, None when there is none.
+        """Return the key, None when there is none or it was deleted.
 
         Raises KeysUnavailable when the folder is no key store now, or cannot be read, or the file is damaged.
         """
+        key = self._stored(slot)
+        return None if key is not None and self.is_deleted(KeyId(slot.tenant, key.name)) else key
+
+    def _stored(self, slot: Slot) -> WrappedKey | None:
+        """Return what the key's file holds. Raises KeysUnavailable like read()."""
         text = self._text(self._path(slot))
         if text is None:
             return None
@@ -117,30 +123,45 @@ class KeyStore:
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             durable_file.sync_folder(self._folder)
-            draft = durable_file.write_draft(path, key.model_dump_json())
-            try:
-                # Unlike a rename, a link never replaces a file.
-                with contextlib.suppress(FileExistsError):
-                    path.hardlink_to(draft)
-            finally:
-                draft.unlink()
-            durable_file.sync_folder(path.parent)
+            with durable_file.locked(path.parent):
+                stored = self.read(slot)
+                if stored is None:
+                    # That of a deleted key, if a backup has brought one back.
+                    path.unlink(missing_ok=True)
+                    self._link(path, key)
+                    stored = self._stored(slot)
         except OSError as error:
             raise KeysUnavailable(f"the key store cannot be written: {error}") from error
-        stored = self.read(slot)
         if stored is None:
             raise KeysUnavailable(f"the keys of tenant {slot.tenant!r} are being deleted")
         return stored
+
+    def _link(self, path: Path, key: WrappedKey) -> None:
+        """Write the file unless there is one: a process of an earlier version adds one without the lock."""
+        draft = durable_file.write_draft(path, key.model_dump_json())
+        try:
+            # Unlike a rename, a link never replaces a file.
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(draft)
+        finally:
+            draft.unlink()
+        durable_file.sync_folder(path.parent)
 
     def replace(self, slot: Slot, key: WrappedKey) -> bool:
         """Replace the same key, wrapped by another key-encryption key; return False if it is not there any more.
 
         Raises OSError, KeysUnavailable.
         """
-        stored = self.read(slot)
-        if stored is None or stored.name != key.name:
+        path = self._path(slot)
+        try:
+            with durable_file.locked(path.parent):
+                stored = self.read(slot)
+                if stored is None or stored.name != key.name:
+                    return False
+                durable_file.replace(path, key.model_dump_json())
+        except FileNotFoundError:
+            self.check()
             return False
-        durable_file.replace(self._path(slot), key.model_dump_json())
         return True
 
     def slots(self) -> list[Slot]:
@@ -152,22 +173,23 @@ class KeyStore:
 
         Their names are recorded first, so that an interrupted deletion is completed by the next one.
         """
-        folder, slots = self._folder_of(tenant), [*self._slots_of(tenant)]
+        folder = self._folder_of(tenant)
         if not folder.exists():
             return 0
-        names = []
-        for slot in slots:
-            # A damaged file holds no key that anything could be decrypted with.
-            with contextlib.suppress(_Damaged):
-                names += [key.name for key in [self.read(slot)] if key is not None]
-        if names:
-            earlier = (self._text(folder / _DELETED) or "").split()
-            durable_file.replace(folder / _DELETED, "\n".join([*earlier, *names]) + "\n")
-        # An interrupted write may have left a hidden file that holds a key.
-        for path in [*folder.iterdir()]:
-            if path.name != _DELETED:
-                path.unlink(missing_ok=True)
-        durable_file.sync_folder(folder)
+        with durable_file.locked(folder):
+            slots, names = [*self._slots_of(tenant)], []
+            for slot in slots:
+                # A damaged file holds no key that anything could be decrypted with.
+                with contextlib.suppress(_Damaged):
+                    names += [key.name for key in [self._stored(slot)] if key is not None]
+            if names:
+                earlier = (self._text(folder / _DELETED) or "").split()
+                durable_file.replace(folder / _DELETED, "\n".join(dict.fromkeys([*earlier, *names])) + "\n")
+            # An interrupted write may have left a hidden file that holds a key.
+            for path in [*folder.iterdir()]:
+                if path.name != _DELETED:
+                    path.unlink(missing_ok=True)
+            durable_file.sync_folder(folder)
         return len(slots)
 
     def _tenants(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ _SCHEMES: Final = ("nats", "tls", "ws", "wss")
 _WORD: Final = r"[^\s.*>]+"
 
 
-def _nats_url(url: SecretStr) -> SecretStr:
+def checked_nats_url(url: SecretStr) -> SecretStr:
     """Return the URL. Raises ValueError, without the URL in it, if nats-py could not connect to it."""
     try:
         parts = urlsplit(url.get_secret_value())
@@ -22,7 +22,8 @@ def _nats_url(url: SecretStr) -> SecretStr:
     return url
 
 
-def _stream(name: str) -> str:
+def checked_stream_name(name: str) -> str:
+    """Return the name. Raises ValueError if no stream can have it."""
     if not re.fullmatch(r"[^\s.*>/\\]+", name):
         raise ValueError(
             "the name of a stream has at least one character, and none of them is a space or one of .*>/\\"
@@ -36,6 +37,6 @@ def _subject_prefix(prefix: str) -> str:
     return prefix
 
 
-NatsUrl = Annotated[SecretStr, AfterValidator(_nats_url)]
-StreamName = Annotated[str, AfterValidator(_stream)]
+NatsUrl = Annotated[SecretStr, AfterValidator(checked_nats_url)]
+StreamName = Annotated[str, AfterValidator(checked_stream_name)]
 SubjectPrefix = Annotated[str, AfterValidator(_subject_prefix)]

@@ -76,6 +76,11 @@ def ledger_workflow_id(tenant: str) -> str:
     return f"{tenant_prefix(_LEDGER, tenant)}jobs"
 
 
+def deletions_ledger_workflow_id(tenant: str) -> str:
+    """Return the id of the LLMLedgerWorkflow that counts the open deletions by DeleteJobs of a tenant, or of none."""
+    return _of_tenant(_LEDGER, tenant, "deletions")
+
+
 def delivery_workflow_id(job_workflow_id: str) -> str:
     """Return the id of the LLMDeliveryWorkflow that continues a job's deliveries."""
     return shortened(unshortened_delivery_workflow_id(job_workflow_id), MAX_TEMPORAL_ID)

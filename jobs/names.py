@@ -24,6 +24,7 @@ LEDGER_WORKFLOW_TYPE: Final = "LLMLedgerWorkflow"
 UPDATE_RESERVE: Final = "Reserve"
 SIGNAL_RELEASE: Final = "Release"
 QUERY_GET_LEDGER: Final = "GetLedger"
+QUERY_COUNT_SLOTS: Final = "CountSlots"
 # Type of the error with which Reserve is refused when no job of it can get a slot.
 QUOTA_REACHED: Final = "QUOTA_REACHED"
 # Deletes a job, and many.
@@ -103,5 +104,7 @@ PATCH_BY_HAND: Final = "search attributes at start"
 PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
 # A job whose total time is the first to be spent ends with TOTAL_TIMEOUT, whichever of its limits Temporal reports.
 PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
+# A deletion of many does not try again to delete a job whose deletion has failed.
+PATCH_FAILED_DELETIONS: Final = "counts-failed-deletions"
 
 ERROR_DOMAIN: Final = "llm.v1"

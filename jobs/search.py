@@ -1,9 +1,9 @@
 """The search attributes of a job."""
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from temporalio.common import SearchAttributeKey, SearchAttributePair
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 from jobs import names
 from llm_pb import llm_pb2
@@ -44,11 +44,24 @@ def _values(job: llm_pb2.JobRequest, tenant: str = "") -> Sequence[tuple[SearchA
     return [(key, value) for key, value in values if value]
 
 
-def user_attribute(user_id: str, hash_: Hash | None = None) -> list[SearchAttributePair[str]]:
-    """Return the search attribute of a workflow that is about the jobs of a user; none for an empty user.
+class AboutUser(NamedTuple):
+    """What a workflow that is about the jobs of a user holds of the user, under the names of its start's arguments."""
 
-    `hash_` is as in attributes_of().
+    search_attributes: TypedSearchAttributes
+    memo: Mapping[str, Any] | None
+
+
+def user_value(user_id: str, hash_: Hash | None) -> str:
+    """Return the value of the search attribute UserID. `hash_` is as in attributes_of()."""
+    return hash_(names.USER_ID.name, user_id) if hash_ is not None and user_id else user_id
+
+
+def about_user(user_id: str, value: str) -> AboutUser:
+    """Return what a workflow that is about the jobs of a user holds; nothing for an empty user.
+
+    `value` is that of user_value(). A user whose value is hashed is in the memo, too, as that of a job.
     """
     if not user_id:
-        return []
-    return [SearchAttributePair(names.USER_ID, hash_(names.USER_ID.name, user_id) if hash_ is not None else user_id)]
+        return AboutUser(TypedSearchAttributes([]), None)
+    memo = {names.MEMO_SEARCH_ATTRIBUTES: {names.USER_ID.name: user_id}} if value != user_id else None
+    return AboutUser(TypedSearchAttributes([SearchAttributePair(names.USER_ID, value)]), memo)

@@ -1129,8 +1129,13 @@ class BulkDeletionRequest(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     SETTLE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    USER_VALUE_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant whose jobs they are. Empty: those without a tenant."""
+    user_value: _builtins.str
+    """Value of the search attribute UserID of the jobs' deletions: the user's hash where search attributes are hashed. Empty: the
+    user in the filters.
+    """
     @_builtins.property
     def filters(self) -> _llm_pb2.ListRequest:
         """Which jobs to delete. Tokens and sizes of pages mean nothing."""
@@ -1155,10 +1160,11 @@ class BulkDeletionRequest(_message.Message):
         grace: _duration_pb2.Duration | None = ...,
         settle: _duration_pb2.Duration | None = ...,
         progress: _llm_pb2.Deletion | None = ...,
+        user_value: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "grace", b"grace", "progress", b"progress", "settle", b"settle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "grace", b"grace", "progress", b"progress", "settle", b"settle", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "grace", b"grace", "progress", b"progress", "settle", b"settle", "tenant", b"tenant", "user_value", b"user_value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

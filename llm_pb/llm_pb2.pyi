@@ -334,7 +334,9 @@ class _DeletionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deletio
     DELETION_STATE_DONE: _DeletionState.ValueType  # 2
     """Temporal does not know the run of the job's workflow any more, and the live feed holds no message of the job."""
     DELETION_STATE_FAILED: _DeletionState.ValueType  # 3
-    """An operator has ended the deletion. Call DeleteJob or DeleteJobs again."""
+    """The deletion has failed, or an operator has ended it; by DeleteJobs, that of one of the jobs has. Call DeleteJob or
+    DeleteJobs again.
+    """
 
 class DeletionState(_DeletionState, metaclass=_DeletionStateEnumTypeWrapper):
     """The state of a deletion."""
@@ -346,7 +348,9 @@ DELETION_STATE_IN_PROGRESS: DeletionState.ValueType  # 1
 DELETION_STATE_DONE: DeletionState.ValueType  # 2
 """Temporal does not know the run of the job's workflow any more, and the live feed holds no message of the job."""
 DELETION_STATE_FAILED: DeletionState.ValueType  # 3
-"""An operator has ended the deletion. Call DeleteJob or DeleteJobs again."""
+"""The deletion has failed, or an operator has ended it; by DeleteJobs, that of one of the jobs has. Call DeleteJob or
+DeleteJobs again.
+"""
 Global___DeletionState: _TypeAlias = DeletionState  # noqa: Y015
 
 class _JobPart:

@@ -62,6 +62,8 @@ class AuditLog:
         self._empty = asyncio.Event()
         self._empty.set()
         self._lost = lost
+        self._failure: AuditUnavailable | None = None
+        """Why the last record that came to an end was not stored; None if it was."""
         self._writing = asyncio.create_task(self._keep_writing())
 
     async def put(self, record: bytes) -> None:
@@ -72,7 +74,13 @@ class AuditLog:
             async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
                 await stored
         except TimeoutError:
-            raise AuditUnavailable(f"not stored within {_STORE_TIMEOUT.total_seconds():g} s") from None
+            self._failure = AuditUnavailable(f"not stored within {_STORE_TIMEOUT.total_seconds():g} s")
+            raise self._failure from None
+
+    def require_available(self) -> None:
+        """Raise AuditUnavailable if the last record could not be stored. The next one may be."""
+        if self._failure is not None:
+            raise AuditUnavailable(str(self._failure))
 
     def add(self, record: bytes) -> None:
         """Store a record soon. One that cannot be stored is counted."""
@@ -114,6 +122,7 @@ class AuditLog:
             except Exception as error:  # noqa: BLE001  # whatever it was, the log has to go on
                 _log.exception("the audit log has failed")
                 failure = AuditUnavailable(repr(error))
+            self._failure = failure
             if failure is not None:
                 self._note_lost(len(batch), failure)
             for _, stored in batch:
@@ -148,6 +157,9 @@ class _Entry:
         if not self.decided:
             await self._log.put(self._record("allowed"))
             self.decided = True
+
+    def require_available(self) -> None:
+        self._log.require_available()
 
     async def refuse(self, code: str, reason: str) -> None:
         if self.decided:
@@ -197,6 +209,15 @@ async def allow() -> None:
     """
     if (entry := _entry.get()) is not None:
         await entry.allow()
+
+
+def require_available() -> None:
+    """Raise AuditUnavailable if allow() is likely to. To be called before what a write that is not done would leave.
+
+    The call is refused then, and the record of that tells whether the log is available again.
+    """
+    if (entry := _entry.get()) is not None:
+        entry.require_available()
 
 
 async def refuse(code: str, reason: str) -> None:

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError
+from pydantic_settings import BaseSettings
 
 from runtime.audit import AuditUnavailable
+from runtime.nats_client import connect_options, new_client
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1
@@ -30,18 +30,19 @@ class AuditStream:
     and on its disk when the broker syncs that (every two minutes, unless its `sync_interval` is `always`).
     """
 
-    def __init__(self, url: str) -> None:
-        """`url` is that of the broker, its path the name of the stream. Raises RuntimeError for one without a path."""
-        parts = urlsplit(url)
-        self._stream = parts.path.strip("/")
-        if not self._stream or "/" in self._stream or "." in self._stream:
-            raise RuntimeError("GATEWAY_AUDIT must name a stream: nats://host:4222/STREAM")
-        self._server = urlunsplit(parts._replace(path=""))
+    def __init__(self, settings: BaseSettings, role: str, stream: str) -> None:
+        """Connect by the settings `audit_url`, `audit_tls` and `audit_nkey_seed`, as connect_options() has it.
+
+        Raises OSError and ValueError like connect_options().
+        """
+        self._stream = stream
         self._subject = f"{_SUBJECT}.{self._stream}"
-        self._client = Client()
+        self._options = connect_options(settings, role, "audit_")
+        self._client = new_client(*(getattr(settings, name) for name in ("audit_url", "audit_tls")))
         self._jetstream = self._client.jetstream(timeout=_TIMEOUT.total_seconds())
         self._problem = "the broker cannot be reached"
         self._ready = asyncio.create_task(self._connect())
+        self._ready.add_done_callback(self._log_end)
 
     async def write(self, records: Sequence[bytes]) -> None:
         """See AuditStore."""
@@ -61,14 +62,19 @@ class AuditStream:
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             await self._client.close()
 
+    def _log_end(self, ready: asyncio.Task[None]) -> None:
+        if not ready.cancelled() and (error := ready.exception()) is not None:
+            self._problem = repr(error)
+            _log.error("the audit log's stream %s cannot be used: %s", self._stream, self._problem)
+
     async def _connect(self) -> None:
         """Connect, and create the stream or look that it is one that keeps what it has, until that succeeds."""
         await self._client.connect(
-            servers=self._server,
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RETRY_SECONDS,
             connect_timeout=round(_TIMEOUT.total_seconds()),
             error_cb=_log_error,
+            **self._options,
         )
         while True:
             try:

@@ -13,14 +13,14 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, TypedSearchAttributes, WorkflowIDReusePolicy
-from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError
+from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names
     from jobs.ids import deletion_workflow_id
     from jobs.inputs import one_input
-    from jobs.search import user_attribute
+    from jobs.search import about_user
     from llm_pb import internal_pb2, llm_pb2
 
 from workflows import activities
@@ -40,6 +40,8 @@ _CONCURRENT: Final = 10
 """Maximum number of jobs that one LLMBulkDeletionWorkflow deletes concurrently."""
 _MAX_UNREACHED: Final = 100
 """Maximum number of entries in Deletion.unreached."""
+_MAX_FAILED: Final = 50
+"""Number of failed deletions of jobs that end a bulk deletion. FindJobs returns more jobs, so it finds others, too."""
 _LOOKS: Final = 4
 """Number of times that a bulk deletion looks for more jobs before it is done."""
 _OPERATORS: Final = ("logs", "traces", "backups")
@@ -118,6 +120,8 @@ class LLMDeletionWorkflow:
 class LLMBulkDeletionWorkflow:
     """Deletes the jobs that match a filter and started before it, each by an LLMDeletionWorkflow.
 
+    A job whose deletion fails is not tried again: the bulk deletion deletes the others and fails.
+
     Temporal's visibility shows a job, and its end, after a while. So it is asked again until it has shown none for the
     time that the request says.
     """
@@ -129,11 +133,13 @@ class LLMBulkDeletionWorkflow:
         self._deletion = _new_deletion()
         if self._request.HasField("progress"):
             self._deletion.CopyFrom(self._request.progress)
+        self._failed: set[str] = set()
+        """The jobs whose deletion has failed in this run."""
 
     @workflow.run
     @one_input
     async def run(self, request: internal_pb2.BulkDeletionRequest | None = None) -> llm_pb2.Deletion:
-        """Delete the jobs and return the deletion."""
+        """Delete the jobs and return the deletion. Raises ApplicationError when the deletion of one has failed."""
         settle = self._request.settle.ToTimedelta()
         find = internal_pb2.FindJobsRequest(
             filters=self._request.filters, tenant=self._request.tenant, before=self._deletion.create_time
@@ -141,9 +147,12 @@ class LLMBulkDeletionWorkflow:
         quiet_since = workflow.now()
         while True:
             found = await _step(activities.find_jobs, find, _FIND_TIMEOUT)
-            if found.workflow_ids:
+            jobs = [id_ for id_ in found.workflow_ids if id_ not in self._failed]
+            if jobs:
                 before = self._deletion.deleted_jobs
-                await self._delete(found.workflow_ids)
+                await self._delete(jobs)
+                if len(self._failed) >= _MAX_FAILED:
+                    raise self._failure(len(self._failed))
                 quiet_since = workflow.now()
                 if workflow.info().is_continue_as_new_suggested():
                     self._request.progress.CopyFrom(self._deletion)
@@ -152,6 +161,8 @@ class LLMBulkDeletionWorkflow:
                     # All of them are being deleted by others.
                     await workflow.sleep(_MAX_PAUSE)
             elif workflow.now() >= quiet_since + settle:
+                if found.workflow_ids:
+                    raise self._failure(len(found.workflow_ids))
                 break
             else:
                 await workflow.sleep(settle / _LOOKS)
@@ -162,6 +173,9 @@ class LLMBulkDeletionWorkflow:
     def get_deletion(self) -> llm_pb2.Deletion:
         """Return the deletion with its progress."""
         return self._deletion
+
+    def _failure(self, count: int) -> ApplicationError:
+        return ApplicationError(f"the deletions of {count} jobs have failed; see the log of this workflow's worker")
 
     async def _delete(self, ids: Collection[str]) -> None:
         turns = asyncio.Semaphore(_CONCURRENT)
@@ -174,19 +188,27 @@ class LLMBulkDeletionWorkflow:
 
     async def _delete_one(self, id_: str) -> None:
         request = internal_pb2.DeletionRequest(workflow_id=id_, grace=self._request.grace)
+        user_id = self._request.filters.user_id
+        about = about_user(user_id, self._request.user_value or user_id)
         try:
             deletion: llm_pb2.Deletion = await workflow.execute_child_workflow(
                 names.DELETION_WORKFLOW_TYPE,
                 request,
                 id=deletion_workflow_id(id_),
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                search_attributes=TypedSearchAttributes(user_attribute(self._request.filters.user_id)),
+                search_attributes=about.search_attributes,
+                memo=about.memo,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 result_type=llm_pb2.Deletion,
             )
-        except (WorkflowAlreadyStartedError, ChildWorkflowError) as error:
-            # It is found again if it is still there.
-            workflow.logger.info("another deletion has the job, or the deletion was ended: %s", error)
+        except WorkflowAlreadyStartedError:
+            # The job is found again if it is still there.
+            workflow.logger.info("another deletion has the job %s", id_)
+            return
+        except ChildWorkflowError as error:
+            workflow.logger.warning("the deletion of %s has failed: %s", id_, error.cause)
+            if workflow.patched(names.PATCH_FAILED_DELETIONS):
+                self._failed.add(id_)
             return
         self._deletion.deleted_jobs += 1
         _add_unreached(self._deletion, deletion.unreached)

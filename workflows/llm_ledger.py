@@ -114,6 +114,11 @@ class LLMLedgerWorkflow:
         """Return the slots in use."""
         return self._state()
 
+    @workflow.query(name=names.QUERY_COUNT_SLOTS)
+    def count_slots(self) -> int:
+        """Return the number of slots in use, without their ids."""
+        return len(self._slots)
+
     def _refuses_some(self, request: internal_pb2.ReserveRequest) -> bool:
         new = {id_ for id_ in request.workflow_ids if id_ not in self._slots}
         return len(self._slots) + len(new) > request.limit

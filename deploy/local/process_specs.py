@@ -27,6 +27,9 @@ _DYNAMIC_CONFIG: Final = {
     "history.transferProcessorMaxPollRPS": "2000",
     "history.timerProcessorMaxPollRPS": "2000",
     "history.visibilityProcessorMaxPollRPS": "2000",
+    # A workflow is deleted when the queues have noted that its last tasks are done: every 30 s by default.
+    "history.transferProcessorUpdateAckInterval": '"1s"',
+    "history.visibilityProcessorUpdateAckInterval": '"1s"',
     # A queue is spread over four partitions by default, for many servers. One server only forwards tasks between them,
     # and users take turns in each partition for itself.
     "matching.numTaskqueueReadPartitions": "1",

@@ -17,18 +17,22 @@ from services.gateway.settings import GatewaySettings
 
 WRITES: Final = frozenset({"Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs"})
 """Methods that are recorded before they have an effect: their implementations call audit.allow()."""
-_BROKERS: Final = ("nats://", "tls://")
+_ROLE: Final = "gateway"
+"""The process's role in the configuration of the broker: see deploy/nats."""
 
 
 def open_audit(settings: GatewaySettings, lost: Counter) -> AuditLog | None:
-    """Return the log that the settings name; None where they name none. Raises RuntimeError when it cannot be used.
+    """Return the log that the settings name; None where they name none. Raises RuntimeError or
+    OSError when it cannot be used.
 
     `lost` counts the records that it cannot store.
     """
     if settings.audit is None:
         return None
-    place = settings.audit.get_secret_value()
-    store: AuditStore = AuditStream(place) if place.startswith(_BROKERS) else AuditFile(Path(place))
+    if settings.audit_stream:
+        store: AuditStore = AuditStream(settings, _ROLE, settings.audit_stream)
+    else:
+        store = AuditFile(Path(settings.audit.get_secret_value()))
     return AuditLog(store, lost)
 
 

@@ -6,26 +6,28 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowQueryFailedError
-from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
 from jobs import names, options
-from jobs.ids import bulk_deletion_workflow_id, deletion_workflow_id, tenant_of
+from jobs.ids import bulk_deletion_workflow_id, deletion_workflow_id, owner, tenant_of
 from jobs.rules import filters_of
-from jobs.search import user_attribute
+from jobs.search import Hash, about_user, user_value
+from jobs.start import fair_owner, fair_turns
 from llm_pb import internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
-from runtime.temporal import RPC_TIMEOUT
+from services.gateway.access import require_own
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.effects import Effects
 from services.gateway.errors import JobNotFound, deletion_not_found, not_found
-from services.gateway.job_parts import Runs
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import user_of
 from services.gateway.job_traces import link_call
+from services.gateway.open_deletions import OpenDeletions
+from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
-from services.gateway.tenants import require_own
 
 _log = logging.getLogger(__name__)
 _DELETIONS: Final = (names.DELETION_WORKFLOW_TYPE, names.BULK_DELETION_WORKFLOW_TYPE)
@@ -44,12 +46,15 @@ class DeletionService:
     def __init__(
         self,
         client: Client,
+        effects: Effects,
         jobs: JobReader,
         deliveries: DeliveryReader,
         settings: GatewaySettings,
         encryption: Encryption | None,
     ) -> None:
         self._client = client
+        self._effects = effects
+        self._open = OpenDeletions(client, settings)
         self._jobs = jobs
         self._deliveries = deliveries
         self._settings = settings
@@ -72,36 +77,45 @@ class DeletionService:
         else:
             await link_call(description)
             user_id = await user_of(description)
-        await audit.allow()
-        await self._client.start_workflow(
+        hash_ = await self._hash_for(caller.tenant)
+        about = about_user(user_id, user_value(user_id, hash_))
+        audit.describe(deletion=id_)
+        await self._effects.start(
             names.DELETION_WORKFLOW_TYPE,
             internal_pb2.DeletionRequest(workflow_id=job, grace=options.duration(self._settings.delete_grace)),
-            id=id_,
-            task_queue=self._settings.workflow_queue,
+            id_=id_,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            search_attributes=await self._attributes(caller.tenant, user_id),
-            rpc_timeout=RPC_TIMEOUT,
+            search_attributes=about.search_attributes,
+            memo=about.memo,
+            priority=_priority(caller.tenant, user_id, hash_),
         )
         _log.info("deletion accepted", extra={"workflow_id": job})
         return llm_pb2.DeleteJobResponse(deletion=await self._deletion(caller, id_))
 
     async def delete_jobs(self, caller: Caller, request: llm_pb2.DeleteJobsRequest) -> llm_pb2.DeleteJobsResponse:
-        """Start the deletion of the jobs that match. Raises RPCError."""
+        """Start the deletion of the jobs that match. Raises ApiError like OpenDeletions.reserve(), RPCError."""
         id_ = bulk_deletion_workflow_id(caller.tenant, uuid.uuid4().hex)
-        await audit.allow()
-        await self._client.start_workflow(
+        hash_ = await self._hash_for(caller.tenant)
+        value = user_value(request.user_id, hash_)
+        about = about_user(request.user_id, value)
+        audit.describe(deletion=id_)
+        audit.require_available()
+        reservation = await self._open.reserve(caller.tenant, id_)
+        await self._effects.start(
             names.BULK_DELETION_WORKFLOW_TYPE,
             internal_pb2.BulkDeletionRequest(
                 filters=filters_of(request),
                 tenant=caller.tenant,
                 grace=options.duration(self._settings.delete_grace),
                 settle=options.duration(self._settings.delete_settle),
+                user_value=value,
             ),
-            id=id_,
-            task_queue=self._settings.workflow_queue,
-            search_attributes=await self._attributes(caller.tenant, request.user_id),
-            rpc_timeout=RPC_TIMEOUT,
+            id_=id_,
+            last_check=reservation.require_valid,
+            search_attributes=about.search_attributes,
+            memo=about.memo,
+            priority=_priority(caller.tenant, request.user_id, hash_),
         )
         _log.info("deletion of many jobs accepted", extra={"workflow_id": id_})
         return llm_pb2.DeleteJobsResponse(deletion=await self._deletion(caller, id_))
@@ -110,9 +124,8 @@ class DeletionService:
         """Return how a deletion stands. Raises ApiError NOT_FOUND, RPCError."""
         return llm_pb2.GetDeletionResponse(deletion=await self._deletion(caller, request.deletion_id))
 
-    async def _attributes(self, tenant: str, user_id: str) -> TypedSearchAttributes:
-        hash_ = None if self._encryption is None else await self._encryption.search_hash(tenant)
-        return TypedSearchAttributes(user_attribute(user_id, hash_))
+    async def _hash_for(self, tenant: str) -> Hash | None:
+        return None if self._encryption is None else await self._encryption.search_hash(tenant)
 
     async def _deletion(self, caller: Caller, id_: str) -> llm_pb2.Deletion:
         known = await self._known(caller, id_)
@@ -162,3 +175,8 @@ class DeletionService:
             deletion.state = llm_pb2.DELETION_STATE_DONE if completed else llm_pb2.DELETION_STATE_FAILED
             deletion.end_time.FromDatetime(description.close_time)
         return deletion
+
+
+def _priority(tenant: str, user_id: str, hash_: Hash | None) -> Priority:
+    """Return the priority of a deletion, which its steps have, too: a tenant's deletions take turns as one user's."""
+    return fair_turns(owner("", tenant) if tenant else fair_owner(user_id, tenant, hash_))

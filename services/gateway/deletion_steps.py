@@ -17,12 +17,14 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
+from payload_converter import PayloadError
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobNotFound
-from services.gateway.job_parts import Runs, delivery_ids, parts_of
+from services.gateway.job_parts import delivery_ids, parts_of
 from services.gateway.job_reader import JobReader
 from services.gateway.listing import visibility_query
+from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
@@ -71,20 +73,18 @@ class DeletionSteps:
     async def inspect_job(self, workflow_id: str) -> internal_pb2.JobRemains:
         """Return the runs of a closed job, and where copies of it are."""
         remains = internal_pb2.JobRemains(workflow_id=workflow_id)
-        kinds = {
-            workflow_id: names.JOB_WORKFLOW_TYPE,
-            **dict.fromkeys(delivery_ids(workflow_id), names.DELIVERY_WORKFLOW_TYPE),
-        }
-        for id_, kind in kinds.items():
-            for run_id in sorted(await self._runs.of(id_, kind)):
-                remains.runs.add(workflow_id=id_, run_id=run_id)
-        last = await self._runs.describe(workflow_id)
-        job = last if last is not None and last.workflow_type == names.JOB_WORKFLOW_TYPE else None
+        job = _of_type(await self._runs.last(workflow_id, names.JOB_WORKFLOW_TYPE), names.JOB_WORKFLOW_TYPE)
+        delivering = [
+            _of_type(await self._runs.describe(id_), names.DELIVERY_WORKFLOW_TYPE) for id_ in delivery_ids(workflow_id)
+        ]
+        for last in filter(None, (job, *delivering)):
+            for run_id in sorted(await self._runs.like(last)):
+                remains.runs.add(workflow_id=last.id, run_id=run_id)
         try:
             standing = await self._deliveries.standing(workflow_id, job)
-        except JobNotFound:
-            if job is not None:
-                # Its workflow does not answer.
+        except (JobNotFound, PayloadError):
+            if remains.runs:
+                # Their workflow does not answer, or the keys of its answer were deleted.
                 remains.unreached.add(place="targets")
         else:
             remains.unreached.extend(_sent(standing.state))
@@ -96,8 +96,8 @@ class DeletionSteps:
 
         A job that is past its retention has no id to keep: somebody may have submitted it again.
         """
-        last = await self._runs.describe(workflow_id)
-        if last is None or last.workflow_type != names.JOB_WORKFLOW_TYPE:
+        last = _of_type(await self._runs.last(workflow_id, names.JOB_WORKFLOW_TYPE), names.JOB_WORKFLOW_TYPE)
+        if last is None:
             return True
         if last.status == WorkflowExecutionStatus.RUNNING:
             return False
@@ -111,8 +111,7 @@ class DeletionSteps:
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
-            last = await self._runs.describe(workflow_id)
-            return last is not None and last.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE
+            return _of_type(await self._runs.describe(workflow_id), names.TOMBSTONE_WORKFLOW_TYPE) is not None
         return True
 
     @activity.defn(name=names.ACTIVITY_REMOVE_JOB)
@@ -151,14 +150,12 @@ class DeletionSteps:
             return False
         if not filters.states:
             return True
-        return (await self._reader.status_of(description)).status.state in filters.states
+        return (await self._reader.readable_status(description)).state in filters.states
 
     async def _open(self, id_: str, kind: str) -> WorkflowExecutionDescription | None:
         """Return the running workflow of a type under an id."""
-        last = await self._runs.describe(id_)
-        if last is None or last.workflow_type != kind or last.status != WorkflowExecutionStatus.RUNNING:
-            return None
-        return last
+        last = _of_type(await self._runs.describe(id_), kind)
+        return last if last is not None and last.status == WorkflowExecutionStatus.RUNNING else None
 
     async def _stop(self, job: WorkflowExecution, request: internal_pb2.StopJobRequest) -> None:
         if request.method == internal_pb2.STOP_JOB_METHOD_TERMINATE:
@@ -178,6 +175,10 @@ class DeletionSteps:
         except RPCError as error:
             _require_closed(error)
         _log.info("terminated for a deletion", extra={"workflow_id": execution.id, "run_id": execution.run_id})
+
+
+def _of_type(last: WorkflowExecutionDescription | None, kind: str) -> WorkflowExecutionDescription | None:
+    return last if last is not None and last.workflow_type == kind else None
 
 
 def _require_closed(error: RPCError) -> None:

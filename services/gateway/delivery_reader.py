@@ -17,6 +17,7 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import not_found
+from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
 _NO_ANSWER: Final = (
@@ -92,7 +93,7 @@ class DeliveryReader:
     async def _left(self, id_: str) -> Standing | None:
         """Return the state that the LLMDeliveryWorkflow of this id reports, None when there is none."""
         try:
-            execution = await self._client.get_workflow_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)
+            execution = await describe_twice(self._client.get_workflow_handle(id_))
         except RPCError as error:
             if error.status in _NO_ANSWER:
                 return None

@@ -13,11 +13,11 @@ from jobs import names
 from jobs.field_rules import Violation
 from jobs.ids import redelivery_workflow_id
 from llm_pb import internal_pb2, llm_pb2
-from runtime import audit
 from runtime.auth import Caller
-from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
+from services.gateway.access import require_own
 from services.gateway.delivery_reader import DeliveryReader, Standing
+from services.gateway.effects import Effects
 from services.gateway.errors import (
     ApiError,
     JobNotFound,
@@ -27,11 +27,10 @@ from services.gateway.errors import (
     not_found,
     temporal_unavailable,
 )
-from services.gateway.job_parts import Runs
 from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
+from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
-from services.gateway.tenants import require_own
 
 _CLAIM_CLOSES: Final = timedelta(minutes=1)
 """Maximum time that an LLMRedeliveryWorkflow takes to close. It is short, because a job cannot be sent again before."""
@@ -42,11 +41,12 @@ _TRIES: Final = 5
 class DeliveryService:
     """Implements the two methods of the API."""
 
-    def __init__(self, client: Client, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings) -> None:
-        self._client = client
+    def __init__(
+        self, client: Client, effects: Effects, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings
+    ) -> None:
+        self._effects = effects
         self._jobs = jobs
         self._reader = reader
-        self._workflow_queue = settings.workflow_queue
         self._interval = settings.redeliver_interval
         self._runs = Runs(client)
         self._redelivering: set[str] = set()
@@ -82,7 +82,6 @@ class DeliveryService:
             raise job_not_ended(request.workflow_id)
         _choose(standing.state.deliveries, request.delivery_ids)
         self._check_interval(request.workflow_id, standing.state)
-        await audit.allow()
         await self._claim(request.workflow_id)
         # Another gateway's Redeliver may have begun and ended since.
         chosen = await self._send_again(request, job)
@@ -114,16 +113,14 @@ class DeliveryService:
         if not self._interval:
             return
         try:
-            await self._client.start_workflow(
+            await self._effects.start(
                 names.REDELIVERY_WORKFLOW_TYPE,
-                id=redelivery_workflow_id(workflow_id),
-                task_queue=self._workflow_queue,
+                id_=redelivery_workflow_id(workflow_id),
                 start_delay=self._interval,
                 # A worker of an earlier version does not know the type, and cannot end it.
                 execution_timeout=self._interval + _CLAIM_CLOSES,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
@@ -137,21 +134,18 @@ class DeliveryService:
             state, id_, is_open = await self._reader.standing(request.workflow_id, job)
             chosen = _choose(state.deliveries, request.delivery_ids)
             if not is_open:
-                await self._client.start_workflow(
+                await self._effects.start(
                     names.DELIVERY_WORKFLOW_TYPE,
                     state,
-                    id=id_,
-                    task_queue=self._workflow_queue,
+                    id_=id_,
                     id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     start_signal=names.SIGNAL_REDELIVER,
                     start_signal_args=[request],
-                    rpc_timeout=RPC_TIMEOUT,
                 )
                 return chosen
             try:
-                handle = self._client.get_workflow_handle(id_)
-                await handle.signal(names.SIGNAL_REDELIVER, request, rpc_timeout=RPC_TIMEOUT)
+                await self._effects.signal(id_, names.SIGNAL_REDELIVER, request)
             except RPCError as error:
                 # It has ended since its state was read, so that state lacks its last attempts.
                 if error.status != RPCStatusCode.NOT_FOUND:

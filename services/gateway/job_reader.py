@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
@@ -22,7 +22,6 @@ from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
-    WorkflowHandle,
     WorkflowQueryFailedError,
 )
 from temporalio.exceptions import ApplicationError
@@ -35,15 +34,18 @@ from jobs.ids import tenant_of
 from jobs.outcome import add_result
 from jobs.pending import add_run, pending_run
 from llm_pb import llm_pb2
+from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.access import require_own
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import JobDeleted, not_found
 from services.gateway.job_record import (
     CLOSED_STATES,
     FINAL_STATES,
     FIRST_RUN_EVENTS,
+    bare_status,
     base_status,
     expected_result_bytes,
     final_status,
@@ -52,7 +54,7 @@ from services.gateway.job_record import (
 )
 from services.gateway.left_output import left_output
 from services.gateway.models import Models
-from services.gateway.tenants import require_own
+from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
 _TASK_STARTED_EVENTS: Final = 4
@@ -62,8 +64,6 @@ _EARLIER_TIMEOUT: Final = timedelta(seconds=2)
 _LARGE_BYTES: Final = 256 * 1024
 _LARGE_READS: Final = 8
 """Maximum number of large results that all calls read concurrently: each is in memory several times meanwhile."""
-_SECOND_TRY_SECONDS: Final = 0.1
-"""Pause before Temporal is asked once more about a workflow that it did not know."""
 
 
 class Ending(NamedTuple):
@@ -103,6 +103,15 @@ class JobReader:
         # The key is of this very description: one that is equal may have been made earlier.
         return await self._shared.joined(id(description), lambda: self._status_of(description, ending))
 
+    async def readable_status(self, description: WorkflowExecutionDescription) -> llm_pb2.JobStatus:
+        """Return a copy of the job's status, or as much of it as is readable after its keys were deleted."""
+        status = llm_pb2.JobStatus()
+        try:
+            status.CopyFrom((await self.status_of(description)).status)
+        except PayloadError:
+            status = bare_status(description)
+        return status
+
     async def _status_of(
         self, description: WorkflowExecutionDescription, ending: Ending | None
     ) -> llm_pb2.GetStatusResponse:
@@ -124,9 +133,8 @@ class JobReader:
         require_own(caller, workflow_id)
 
         async def describe() -> WorkflowExecutionDescription:
-            if once:
-                return await self._handle(workflow_id, run_id).describe(rpc_timeout=RPC_TIMEOUT)
-            return await self._describe(workflow_id, run_id)
+            handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
+            return await (handle.describe(rpc_timeout=RPC_TIMEOUT) if once else describe_twice(handle))
 
         try:
             description = await self._shared.fresh((workflow_id, run_id, once), describe)
@@ -145,26 +153,7 @@ class JobReader:
 
     async def tell_watched(self, workflow_id: str) -> None:
         """Tell the job's workflow that somebody watches it. Raises RPCError, NOT_FOUND after the job has ended."""
-        await self._handle(workflow_id, None).signal(names.SIGNAL_WATCHED, rpc_timeout=RPC_TIMEOUT)
-
-    async def _describe(self, workflow_id: str, run_id: str | None) -> WorkflowExecutionDescription:
-        """Describe the workflow. Ask a second time before it counts as unknown.
-
-        Temporal has been seen to answer NOT_FOUND for a workflow that it had just started, under hundreds of concurrent
-        starts: it treats a query that its database gave up like one that found nothing.
-        """
-        handle = self._handle(workflow_id, run_id)
-        try:
-            return await handle.describe(rpc_timeout=RPC_TIMEOUT)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            _log.info("Temporal does not know %s: %s", workflow_id, error)
-        await asyncio.sleep(_SECOND_TRY_SECONDS)
-        return await handle.describe(rpc_timeout=RPC_TIMEOUT)
-
-    def _handle(self, workflow_id: str, run_id: str | None) -> WorkflowHandle[Any, Any]:
-        return self._client.get_workflow_handle(workflow_id, run_id=run_id)
+        await self._client.get_workflow_handle(workflow_id).signal(names.SIGNAL_WATCHED, rpc_timeout=RPC_TIMEOUT)
 
     async def ending(self, workflow_id: str, run_id: str, *, rpc_timeout: timedelta | None = None) -> Ending:
         """Wait until the job has ended, and return what the event that closed its workflow holds. Raises RPCError.

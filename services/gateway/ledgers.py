@@ -26,7 +26,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from llm_pb import internal_pb2
 from runtime.group_commit import GroupCommit
+from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
 _MAX_GROUP: Final = 500
@@ -39,8 +41,6 @@ _RETRY: Final = timedelta(milliseconds=50)
 _RELEASE_TIMEOUT: Final = timedelta(seconds=5)
 _DESCRIBES: Final = 10
 """Maximum number of jobs that are described concurrently."""
-_SECOND_TRY: Final = timedelta(milliseconds=200)
-"""Pause before Temporal is asked once more about a workflow that it did not know: see JobReader."""
 
 
 class Ledger:
@@ -52,6 +52,7 @@ class Ledger:
         self._workflow_queue = workflow_queue
         self.id: Final = id_
         self.limit: Final = limit
+        self._shared = SharedCalls()
         self._groups: GroupCommit[str, bool] = GroupCommit(
             self._reserve_group, max_group=_MAX_GROUP, max_waiting=MAX_WAITING
         )
@@ -66,15 +67,18 @@ class Ledger:
             return await self._groups.add(job_id)
 
     async def used(self) -> int:
-        """Return the number of slots in use.
+        """Return the number of slots in use. Concurrent calls share the answer.
 
         Raises RPCError when Temporal or the workflow worker is unavailable, and WorkflowQueryFailedError for a ledger
         whose keys were deleted: it is terminated, and has no slots at the next call.
         """
+        return await self._shared.fresh(self.id, self._used)
+
+    async def _used(self) -> int:
         try:
-            state: internal_pb2.LedgerState = await self._handle().query(
-                names.QUERY_GET_LEDGER,
-                result_type=internal_pb2.LedgerState,
+            used: int = await self._handle().query(
+                names.QUERY_COUNT_SLOTS,
+                result_type=int,
                 reject_condition=QueryRejectCondition.NOT_OPEN,
                 rpc_timeout=RPC_TIMEOUT,
             )
@@ -86,7 +90,7 @@ class Ledger:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return 0
             raise
-        return len(state.slots)
+        return used
 
     async def _reserve_group(self, job_ids: Sequence[str]) -> Sequence[bool]:
         request = internal_pb2.ReserveRequest(workflow_ids=job_ids, limit=self.limit)
@@ -181,12 +185,9 @@ class LedgerActivities:
 
     async def _status(self, id_: str) -> WorkflowExecutionStatus | None:
         """Return the status of a job; None if Temporal has said twice that there is none. Raises RPCError."""
-        for pause in (_SECOND_TRY, None):
-            try:
-                return (await self._client.get_workflow_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)).status
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-            if pause is not None:
-                await asyncio.sleep(pause.total_seconds())
-        return None
+        try:
+            return (await describe_twice(self._client.get_workflow_handle(id_))).status
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            return None

@@ -21,7 +21,7 @@ from services.gateway.ledgers import Ledger, SlotReleases
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.tenants import TenantSettings
 
-_UNCOUNTED: Final = "the open jobs of the tenant cannot be counted now; call again"
+_UNCOUNTED: Final = "what the tenant has open cannot be counted now; call again"
 _START_WITHIN: Final = timedelta(seconds=30)
 """Maximum time from the request of a slot to the start of its job. The start itself takes at most 20 s, and the ledger
 keeps the slot for a minute."""
@@ -81,14 +81,7 @@ class OpenJobQuotas:
         The same job needs one slot, however often it is reserved. Raises ApiError UNAVAILABLE when the ledger does not
         answer in time, RESOURCE_EXHAUSTED when too many Submits wait for it.
         """
-        began = asyncio.get_running_loop().time()
-        try:
-            reserved = await self._ledgers[tenant].reserve(job_id)
-        except TooManyWaitingError:
-            raise exhausted("too many Submits of the tenant wait at this gateway; call again") from None
-        except (CommitError, TimeoutError) as error:
-            raise temporal_unavailable(_UNCOUNTED) from error
-        return Reservation(began) if reserved else None
+        return await reserve_slot(self._ledgers[tenant], job_id)
 
     def refusal(self, tenant: str) -> Exception:
         """Return the ApiError for a job without a slot, and count it."""
@@ -111,14 +104,26 @@ class OpenJobQuotas:
             raise temporal_unavailable(_UNCOUNTED) from error
 
 
+async def reserve_slot(ledger: Ledger, id_: str) -> "Reservation | None":
+    """Reserve a slot of the ledger; return None when none is free. Raises ApiError like OpenJobQuotas.reserve()."""
+    began = asyncio.get_running_loop().time()
+    try:
+        reserved = await ledger.reserve(id_)
+    except TooManyWaitingError:
+        raise exhausted("too many calls of the tenant wait at this gateway; call again") from None
+    except (CommitError, TimeoutError) as error:
+        raise temporal_unavailable(_UNCOUNTED) from error
+    return Reservation(began) if reserved else None
+
+
 class Reservation:
-    """A slot for a job that is about to be started."""
+    """A slot for a workflow that is about to be started."""
 
     def __init__(self, began: float) -> None:
         """`began` is the loop's time when the slot was asked for."""
         self._until = began + _START_WITHIN.total_seconds()
 
     def require_valid(self) -> None:
-        """Raise ApiError UNAVAILABLE if the ledger may free the slot before the job has started: after a suspension."""
+        """Raise ApiError UNAVAILABLE if the ledger may free the slot before the workflow starts: after a suspension."""
         if asyncio.get_running_loop().time() > self._until:
-            raise temporal_unavailable("this gateway was suspended while it accepted the job; call again")
+            raise temporal_unavailable("this gateway was suspended while it handled the call; call again")

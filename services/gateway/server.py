@@ -20,10 +20,13 @@ from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
+from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
+from services.gateway.effects import Effects
 from services.gateway.interceptor import RequestInterceptor, refusal
+from services.gateway.job_bounds import JobBounds
 from services.gateway.job_inputs import JobInputs
 from services.gateway.job_reader import JobReader
 from services.gateway.listing import JobListing
@@ -66,15 +69,17 @@ async def serving_api(
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
-    submission = JobSubmission(client, models, reader, open_jobs, settings, metrics, encryption)
+    effects = Effects(client, settings.workflow_queue)
+    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
-    deliveries = DeliveryService(client, reader, delivery_reader, settings)
-    deletions = DeletionService(client, reader, delivery_reader, settings, encryption)
+    deliveries = DeliveryService(client, effects, reader, delivery_reader, settings)
+    deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
     service = LlmServicer(
         client,
         submission,
+        JobCancellation(effects, reader),
         listing,
         deliveries,
         deletions,
@@ -94,7 +99,7 @@ async def serving_api(
         [
             RequestInterceptor(
                 requests.take,
-                {"Submit": submission.check_bounds, "List": page_tokens.check},
+                {"Submit": JobBounds(models, settings).check, "List": page_tokens.check},
                 {"Submit": service.submit_refused},
                 answers,
                 settings.max_job_bytes,

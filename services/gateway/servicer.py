@@ -12,6 +12,7 @@ from temporalio.client import Client
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
+from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.job_inputs import JobInputs, expected_bytes
@@ -36,6 +37,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self,
         client: Client,
         submission: JobSubmission,
+        cancellation: JobCancellation,
         listing: JobListing,
         deliveries: DeliveryService,
         deletions: DeletionService,
@@ -52,6 +54,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self._answers = answers
         self._client = client
         self._submission = submission
+        self._cancellation = cancellation
         self._listing = listing
         self._deliveries = deliveries
         self._deletions = deletions
@@ -93,7 +96,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def Cancel(self, request: llm_pb2.CancelRequest, context: _Context) -> llm_pb2.CancelResponse:
         """See llm.proto."""
-        response = await self._submission.cancel(current_caller(), request)
+        response = await self._cancellation.cancel(current_caller(), request)
         self._streams.expect_end(request.workflow_id)
         return response
 

@@ -32,6 +32,7 @@ from runtime.auth_settings import AuthSettings
 from runtime.grpc_server import PING_INTERVAL
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
+from services.gateway.audit_settings import AuditSettings
 from services.gateway.tenants import TenantSettings
 
 
@@ -72,7 +73,7 @@ EMBEDDED_MODEL = Model(
 )
 
 
-class GatewaySettings(AuthSettings, MetricsSettings):
+class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """The gateway: the gRPC API, and the worker that runs the workflows."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"notify_within": "notify_max_duration"}
@@ -93,9 +94,6 @@ class GatewaySettings(AuthSettings, MetricsSettings):
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
     request_burst, for each gateway, and max_open_jobs, for all gateways together, at most 5000."""
-    audit: SecretStr | None = Field(None, min_length=1)
-    """Where an audit record of each call goes: a file's path, or `nats://host:4222/STREAM` for a JetStream stream. Each
-    gateway needs a file of its own. Unset: nowhere."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
@@ -163,6 +161,9 @@ class GatewaySettings(AuthSettings, MetricsSettings):
     delete_settle: timedelta = Field(timedelta(seconds=30), gt=timedelta(0))
     """Time for which DeleteJobs must have found no more jobs before it is done. It must be longer than Temporal's
     visibility takes to show a new job."""
+    delete_max_open: int = Field(10, ge=1, le=1000)
+    """Maximum number of deletions by DeleteJobs that a tenant has open, at all gateways together. Further calls are
+    RESOURCE_EXHAUSTED."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
     """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
     that cannot be described in the rest are shown as JOB_STATE_RUNNING."""

@@ -10,11 +10,11 @@ from llm_pb import llm_pb2
 from runtime.answers import Answer
 from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
+from services.gateway.access import require_own
 from services.gateway.errors import exhausted, not_found, shutting_down
 from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
-from services.gateway.tenants import require_own
 from services.gateway.watch import Watch
 
 

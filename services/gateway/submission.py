@@ -1,48 +1,44 @@
-"""Submit and Cancel: start and cancel jobs by calls to Temporal."""
+"""Submit: starts a job by a call to Temporal, or finds the one that was started before."""
 
 import logging
 from contextlib import suppress
-from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
 from jobs import names, options
-from jobs.field_rules import Violation, too_large
 from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
 from jobs.search import Hash
 from jobs.start import digests, job_start
 from llm_pb import internal_pb2, llm_pb2
-from payload_converter import PayloadError
 from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
-from runtime.temporal import RPC_TIMEOUT
 from runtime.tracebacks import forget_frames
+from services.gateway.effects import Effects
 from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import FINAL_STATES, UNSETTLED_STATES, bare_status
+from services.gateway.job_record import UNSETTLED_STATES
 from services.gateway.job_traces import link_call
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
-from services.gateway.tenants import Turns
+from services.gateway.turns import Turns
 
 _log = logging.getLogger(__name__)
 
 
 class JobSubmission:
-    """Starts and cancels jobs."""
+    """Starts jobs."""
 
     def __init__(
         self,
-        client: Client,
+        effects: Effects,
         models: Models,
         reader: JobReader,
         open_jobs: OpenJobQuotas,
@@ -50,7 +46,7 @@ class JobSubmission:
         metrics: GatewayMetrics,
         encryption: Encryption | None = None,
     ) -> None:
-        self._client = client
+        self._effects = effects
         self._models = models
         self._reader = reader
         self._open_jobs = open_jobs
@@ -59,33 +55,12 @@ class JobSubmission:
         self._turns = Turns(settings.tenants)
         self._encryption = encryption
 
-    async def check_bounds(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
-        """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
-        job, settings = request.job, self._settings
-        if job.ByteSize() > settings.max_job_bytes:
-            # The other checks would take too long.
-            return [Violation("job", too_large(job.ByteSize(), settings.max_job_bytes))]
-        violations = await self._models.check(job)
-        if 1 <= job.priority < settings.highest_priority:
-            rule = f"must be {settings.highest_priority} (first) to 5 (last) here, or 0 for the default"
-            violations.append(Violation("job.priority", rule))
-        most = {
-            "total": settings.max_total_timeout,
-            "queue": settings.max_queue_timeout,
-            "run": settings.max_run_timeout,
-        }
-        for name, limit in most.items():
-            asked = getattr(job.timeouts, name)
-            if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
-                violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
-        return violations
-
     async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the tenant's
         quota of open jobs, UNAVAILABLE when that cannot be told; RPCError when Temporal is unavailable;
-        KeysUnavailable.
+        KeysUnavailable, AuditUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
         now = Timestamp()
@@ -109,21 +84,20 @@ class JobSubmission:
                     return await self._found(caller, earlier, job, None)
         reservation = None
         if chosen.ledger:
+            # The slot of a job that is not started is free again after a minute.
+            audit.require_available()
             reservation = await self._open_jobs.reserve(caller.tenant, start.id)
             if reservation is None:
                 # The quota is of new jobs.
                 with suppress(JobNotFound):
                     return await self._found(caller, start.id, job, None, once=True)
                 raise self._open_jobs.refusal(caller.tenant)
-        await audit.allow()
-        if reservation is not None:
-            reservation.require_valid()
         try:
-            handle = await self._client.start_workflow(
+            handle = await self._effects.start(
                 names.JOB_WORKFLOW_TYPE,
                 job,
-                id=start.id,
-                task_queue=self._settings.workflow_queue,
+                id_=start.id,
+                last_check=None if reservation is None else reservation.require_valid,
                 execution_timeout=start.execution_timeout,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
@@ -131,7 +105,6 @@ class JobSubmission:
                 search_attributes=start.search_attributes,
                 priority=start.priority,
                 request_eager_start=True,
-                rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
@@ -166,40 +139,6 @@ class JobSubmission:
                 if await _is_of(description, job):
                     return await self._as_submitted(description)
         return None
-
-    async def cancel(self, caller: Caller, request: llm_pb2.CancelRequest) -> llm_pb2.CancelResponse:
-        """Cancel the job and return its status; an ended job does not change. Raises ApiError NOT_FOUND, RPCError."""
-        description = await self._reader.describe(caller, request.workflow_id)
-        await link_call(description)
-        await audit.allow()
-        if description.status != WorkflowExecutionStatus.RUNNING:
-            return llm_pb2.CancelResponse(status=await self._readable_status(description))
-        handle = self._client.get_workflow_handle(request.workflow_id)
-        signal = partial(handle.signal, names.SIGNAL_CANCEL, request, rpc_timeout=RPC_TIMEOUT)
-        signalled = True
-        try:
-            await signal()
-        except RPCError as error:
-            # Temporal answers NOT_FOUND for a workflow that has ended, too, and sometimes wrongly: see JobReader.
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            signalled = False
-        _log.info("cancel asked for", extra={"workflow_id": request.workflow_id})
-        status = await self._readable_status(await self._reader.describe(caller, request.workflow_id))
-        if status.state not in FINAL_STATES:
-            if not signalled:
-                await signal()
-            status.cancel_requested = True
-        return llm_pb2.CancelResponse(status=status)
-
-    async def _readable_status(self, description: WorkflowExecutionDescription) -> llm_pb2.JobStatus:
-        """Return a copy of the job's status, or as much of it as is readable after its keys were deleted."""
-        status = llm_pb2.JobStatus()
-        try:
-            status.CopyFrom((await self._reader.status_of(description)).status)
-        except PayloadError:
-            status = bare_status(description)
-        return status
 
     async def _found(
         self,

@@ -14,9 +14,10 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationErrorCategory
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
+from encryption import KeysUnavailable
 from jobs import names
 from jobs.errors import DeliveryFailed, to_attempt_error, to_status
 from jobs.events import event_type, takes_progress
@@ -161,8 +162,11 @@ class _RunningJob:
         while True:
             try:
                 await self._update()
-            except RPCError as error:
+            except (RPCError, KeysUnavailable) as error:
                 _log.warning("cannot ask Temporal about %s: %s", self._handle.id, error)
+            except ApplicationError as error:
+                # The keys of its heartbeat were deleted: a PayloadError. The job is about to be terminated.
+                _log.info("the progress of %s is unreadable: %s", self._handle.id, error)
             await asyncio.sleep(_POLL_SECONDS)
 
     async def started(self) -> None:

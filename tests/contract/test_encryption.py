@@ -5,8 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -17,8 +19,10 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 
-from encryption import DataKeys, Encryption, KeysUnavailable, is_hash, open_encryption
+from encryption import DataKeys, Encryption, KeyDeleted, KeysUnavailable, is_hash, open_encryption
+from encryption.cipher import KeyId
 from encryption.data_keys import RECHECK
+from encryption.key_store import Slot, WrappedKey
 from encryption.keyring import Keyring
 from encryption.settings import EncryptionSettings
 from llm_pb import llm_pb2
@@ -492,6 +496,53 @@ async def test_rewrapping_does_not_bring_a_deleted_key_back(keys: Keys) -> None:
     assert not keys.store.replace(slot, stored)
     assert keys.store.is_deleted(key)
     assert keys.store.slots() == []
+
+
+async def test_a_deletion_at_any_moment_leaves_no_key_in_between(keys: Keys) -> None:
+    """Of keys that are rewrapped or added meanwhile, each is there or named as deleted, and none is both."""
+
+    def at_once(begun: Barrier, action: Callable[[], object]) -> None:
+        begun.wait()
+        action()
+
+    def race(number: int) -> None:
+        tenant = f"t{number}"
+        month, search = Slot.of_month(tenant, "2026-11"), Slot.of_search(tenant)
+        old, new = (WrappedKey(name=KeyId.new(tenant, datetime.now(UTC)).name, wrapped="w") for _ in range(2))
+        keys.store.add(month, old)
+        with ThreadPoolExecutor() as threads:
+            begun = Barrier(3)
+            actions = (
+                lambda: keys.store.replace(month, WrappedKey(name=old.name, wrapped="w2")),
+                lambda: keys.store.add(search, new),
+                lambda: keys.store.delete(tenant),
+            )
+            ended = [threads.submit(at_once, begun, action) for action in actions]
+        for slot, key, one in ((month, old, ended[0]), (search, new, ended[1])):
+            if one.exception() is not None:
+                # A service is told when its key is deleted before it is used.
+                assert isinstance(one.exception(), KeysUnavailable)
+            there = (keys.folder / tenant / slot.name).exists()
+            assert there != keys.store.is_deleted(KeyId(tenant, key.name)), (number, slot.name)
+
+    for number in range(60):
+        await asyncio.to_thread(race, number)
+
+
+async def test_a_deleted_key_that_is_restored_stays_deleted(keys: Keys) -> None:
+    """From a backup of the store, for example. The tenant gets a new key."""
+    before = keys.data_keys()
+    deleted = (await before.current("t")).key_id
+    (slot,) = keys.store.slots()
+    path = keys.folder / slot.tenant / slot.name
+    text = path.read_text()
+    keys.store.delete("t")
+    path.write_text(text)
+    after = keys.data_keys()
+    with pytest.raises(KeyDeleted):
+        await after.get(deleted)
+    assert (await after.current("t")).key_id != deleted
+    assert keys.store.read(slot) is not None
 
 
 async def test_keys_that_are_added_at_once_are_all_kept(keys: Keys) -> None:

@@ -110,9 +110,11 @@ async def test_a_record_says_who_and_what(stack: Stack, stub: LlmServiceStub, tm
             llm_pb2.StreamStatusRequest(workflow_id=answer.workflow_id), metadata=bearer(bound)
         )
         await stream.read()
-        records = await until_records(log, 6)
+        mine = llm_pb2.DeleteJobsRequest(user_id=job.user_id)
+        deletion = (await guarded.DeleteJobs(mine, metadata=bearer(bound))).deletion.deletion_id
+        records = await until_records(log, 7)
         stream.cancel()
-    submitted, scope, foreign_job, user, bad, streamed = records
+    submitted, scope, foreign_job, user, bad, streamed, deleted = records
     assert submitted["decision"] == "allowed"
     assert (submitted["job"], submitted["user_id"]) == (answer.workflow_id, job.user_id)
     assert submitted["key_id"] == id_of(bound)
@@ -122,8 +124,9 @@ async def test_a_record_says_who_and_what(stack: Stack, stub: LlmServiceStub, tm
     assert (user["reason"], user["user_id"]) == ("USER_NOT_ALLOWED", "somebody-else")
     assert (bad["reason"], "job" in bad) == ("INVALID_REQUEST", False)
     assert (streamed["method"], streamed["decision"]) == ("StreamStatus", "allowed")
+    assert (deleted["decision"], deleted["deletion"]) == ("allowed", deletion)
     # The end of the stream is no second decision.
-    assert len(read(log)) == 6
+    assert len(read(log)) == 7
     assert job.prompt not in log.read_text()
 
 
@@ -157,6 +160,23 @@ async def test_a_write_about_a_job_that_exists_is_not_done_either(stack: Stack, 
     status = (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))).status
     assert status.state == llm_pb2.JOB_STATE_QUEUED
     assert not status.cancel_requested
+
+
+async def test_writes_that_cannot_be_recorded_use_up_no_quota(stack: Stack, tmp_path: Path) -> None:
+    """But the first one, whose slot is free again after a minute: nobody knew."""
+    keys = KeyFile(tmp_path / "keys.json")
+    tenant = f"audited-{uuid.uuid4().hex[:8]}"
+    metadata = bearer(keys.add(scopes.SCOPES, tenant=tenant))
+    tenants = json.dumps({tenant: {"max_open_jobs": 2}})
+    settings = {"GATEWAY_API_KEYS_FILE": str(keys.path), "GATEWAY_TENANTS": tenants}
+    async with audited(stack, "/dev/full", **settings) as (channel, _):
+        stub = LlmServiceStub(channel)
+        for _ in range(4):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")), metadata=metadata, timeout=PATIENCE)
+            assert reason_of(error.value) == UNAVAILABLE
+        quota = await stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=metadata, timeout=PATIENCE)
+        assert quota.open_jobs.used <= 1
 
 
 async def test_a_file_that_was_moved_is_made_anew(stack: Stack, tmp_path: Path) -> None:

@@ -9,16 +9,25 @@ import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.exceptions import ApplicationError
 
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.errors import JobDeleted
+from feed.memory import MemoryFeed
 from jobs import names
-from jobs.ids import deletion_workflow_id, delivery_workflow_id
+from jobs.ids import deletion_workflow_id, delivery_workflow_id, workflow_id
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from services.gateway.scopes import SCOPES
-from tests.support.credentials import KeyFile, bearer
+from payload_converter import data_converter
+from runtime.scopes import SCOPES
+from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.job_reader import JobReader
+from services.gateway.models import Models
+from services.gateway.settings import GatewaySettings
+from tests.support.credentials import CallsAs, KeyFile, bearer
 from tests.support.deletions import (
     PATIENCE,
     delete,
@@ -29,8 +38,9 @@ from tests.support.deletions import (
     until_ended,
     until_no_rows,
 )
-from tests.support.jobs import details_of, new_job, until_output, watch, webhook
+from tests.support.jobs import details_of, new_job, run_job, until_output, watch, webhook
 from tests.support.receivers import Receiver
+from tests.support.temporal_proxy import temporal_proxy
 
 pytestmark = pytest.mark.timeout(900)
 ALL_PARTS = {llm_pb2.JOB_PART_FEED, llm_pb2.JOB_PART_DELIVERIES, llm_pb2.JOB_PART_WORKFLOW}
@@ -240,6 +250,53 @@ async def test_an_operators_end_of_a_deletion_is_seen_and_mended(stub: LlmServic
     assert (await delete(stub, handle.id)).state == llm_pb2.DELETION_STATE_DONE
 
 
+async def test_a_failed_deletion_fails_that_of_many(stack: Stack, stub: LlmServiceStub, temporal: Client) -> None:
+    """It is not tried for ever, and the other jobs are deleted."""
+    user = f"stuck-{uuid.uuid4().hex[:8]}"
+    stuck = await temporal.start_workflow(
+        names.JOB_WORKFLOW_TYPE,
+        new_job(),
+        id=f"by-hand-{uuid.uuid4().hex}",
+        task_queue="nowhere",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(names.USER_ID, user)]),
+    )
+    other = (await submit(stub, new_job(user_id=user, model="idle"))).workflow_id
+    started = (await stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=user), timeout=PATIENCE)).deletion
+    async with asyncio.timeout(PATIENCE):
+        while not await run_exists(temporal, deletion_workflow_id(stuck.id)):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await temporal.get_workflow_handle(deletion_workflow_id(stuck.id)).terminate()
+    ended = await until_ended(stub, started.deletion_id)
+    assert (ended.state, ended.deleted_jobs) == (llm_pb2.DELETION_STATE_FAILED, 1)
+    assert (await delete(stub, other)).state == llm_pb2.DELETION_STATE_DONE
+    assert await run_exists(temporal, stuck.id, stuck.first_execution_run_id)
+    await stuck.terminate()
+
+
+async def test_a_wrong_not_found_of_temporals_frees_no_id(stack: Stack, stub: LlmServiceStub, temporal: Client) -> None:
+    """Neither the step that notes what there is believes it, nor the one that keeps the id."""
+    id_ = (await run_job(stub, new_job(params={"max_tokens": 1}))).final.status.workflow_id
+    async with asyncio.timeout(PATIENCE):
+        while not [item async for item in temporal.list_workflows(f"WorkflowId = '{id_}'")]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    async with temporal_proxy(stack.address("temporal")) as (proxy, address):
+        client = await Client.connect(address, data_converter=data_converter)
+        deliveries, feed = DeliveryReader(client), MemoryFeed()
+        reader = JobReader(client, Models([]), deliveries, feed)
+        steps = DeletionSteps(client, feed, reader, deliveries, GatewaySettings(), None)
+        for step in (steps.inspect_job, steps.keep_job_id):
+            proxy.unknown["DescribeWorkflowExecution"] = 2
+            # Tried again, as any error of a step.
+            with pytest.raises(ApplicationError, match="lists a run"):
+                await step(id_)
+        proxy.unknown["DescribeWorkflowExecution"] = 1
+        assert (await steps.inspect_job(id_)).runs
+        proxy.unknown["DescribeWorkflowExecution"] = 1
+        assert await steps.keep_job_id(id_)
+    tombstone = await temporal.get_workflow_handle(id_).describe()
+    assert tombstone.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE
+
+
 async def test_an_id_that_is_too_long_is_shortened(stub: LlmServiceStub, temporal: Client) -> None:
     job = new_job(user_id="u" * 120, request_id=uuid.uuid4().hex.ljust(120, "r"), params={"max_tokens": 1})
     id_ = (await submit(stub, job)).workflow_id
@@ -325,6 +382,52 @@ async def test_a_key_of_one_user_deletes_this_users_jobs(stack: Stack, stub: Llm
         assert (await until_ended(stub, answer.deletion.deletion_id)).state == llm_pb2.DELETION_STATE_DONE
         request = llm_pb2.GetDeletionRequest(deletion_id=answer.deletion.deletion_id)
         assert (await bound.GetDeletion(request, metadata=metadata)).deletion.workflow_id == own_id
+    await gateway.terminate()
+
+
+async def test_deletions_of_many_are_bounded_for_each_tenant(stack: Stack, temporal: Client, tmp_path: Path) -> None:
+    """Further ones are accepted when some have ended. Their steps take turns by the tenant, whatever user they name."""
+    file = KeyFile(tmp_path / "keys.json")
+    keys = [file.add(SCOPES, tenant=f"tenant-{name}") for name in "ab"]
+    gateway = stack.add("gateway", {"GATEWAY_API_KEYS_FILE": str(file.path), "GATEWAY_DELETE_MAX_OPEN": "3"})
+    await gateway.start()
+    await gateway.wait_ready()
+    stuck = await temporal.start_workflow(
+        names.JOB_WORKFLOW_TYPE,
+        new_job(),
+        id=workflow_id("many", uuid.uuid4().hex, "tenant-a"),
+        task_queue="nowhere",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(names.USER_ID, "many")]),
+    )
+    async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
+        one, other = (CallsAs(LlmServiceStub(channel), key) for key in keys)
+        request = llm_pb2.DeleteJobsRequest(user_id="many")
+        first = (await one.DeleteJobs(request, timeout=PATIENCE)).deletion.deletion_id
+        asked = (one.DeleteJobs(request, timeout=PATIENCE) for _ in range(30))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert len(refused) == 28
+        for error in refused:
+            assert reason_of(error) == ("RESOURCE_EXHAUSTED", "LIMIT_REACHED")
+            assert details_of(error)["RetryInfo"].retry_delay.seconds == 10
+        await other.DeleteJobs(request, timeout=PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            while not await run_exists(temporal, deletion_workflow_id(stuck.id)):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        for id_ in (first, deletion_workflow_id(stuck.id)):
+            priority = (await temporal.get_workflow_handle(id_).describe()).priority
+            assert priority.fairness_key == "tenant-a/"
+        await stuck.terminate()
+        assert (await until_ended(one, first)).state == llm_pb2.DELETION_STATE_DONE
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    await one.DeleteJobs(request, timeout=PATIENCE)
+                except grpc.aio.AioRpcError as error:
+                    assert reason_of(error) == ("RESOURCE_EXHAUSTED", "LIMIT_REACHED")  # noqa: PT017
+                    await asyncio.sleep(0.5)
+                else:
+                    break
     await gateway.terminate()
 
 

@@ -25,7 +25,10 @@ from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from jobs.errors import DeliveryFailed
 from llm_pb import internal_pb2, llm_pb2
+from runtime.audit import AuditUnavailable
+from runtime.audit_nats import AuditStream
 from runtime.nats_client import new_client
+from services.gateway.audit_settings import AuditSettings
 from services.notifier.settings import NotifierSettings
 from services.notifier.sinks.nats import NatsSink
 from tests.support.certificates import Authority, replace
@@ -447,3 +450,65 @@ async def test_a_new_nkey_is_used_without_a_restart(
             while not await feed.sync("job", record("a")):  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0.2)
         await feed.close()
+
+
+def audit_settings(url: str, stream: str, **files: Path | None) -> AuditSettings:
+    given = {f"audit_{name}": value for name, value in files.items()}
+    return AuditSettings(audit=SecretStr(f"{url}/{stream}"), **given)  # type: ignore[arg-type]
+
+
+async def until_written(store: AuditStream, record: bytes) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await store.write([record])
+            except AuditUnavailable:
+                await asyncio.sleep(0.1)
+
+
+async def test_the_gateway_writes_an_audit_log_that_it_can_neither_read_nor_empty(broker: Stack) -> None:
+    """The connection is as secure as that of the feed."""
+    seed = files(broker) / "gateway.nk"
+    settings = audit_settings(f"nats://{broker.address('nats')}", "LLM_AUDIT", tls_ca=broker.ca, nkey_seed=seed)
+    store = AuditStream(settings, "gateway", settings.audit_stream)
+    await until_written(store, b"{}\n")
+    await store.close()
+    async with connected(broker, "operator") as operator:
+        assert (await operator.jetstream().get_msg("LLM_AUDIT", 1)).data == b"{}"
+    async with connected(broker, "gateway") as gateway:
+        for action in ("STREAM.DELETE", "STREAM.PURGE", "STREAM.UPDATE", "STREAM.MSG.GET", "CONSUMER.CREATE"):
+            await gateway.publish(f"{API}.{action}.LLM_AUDIT", b"{}")
+            assert action.lower() in await refusal(gateway)
+
+
+async def test_the_password_of_the_audit_log_is_not_sent_in_clear() -> None:
+    """A server that offers no TLS may be anybody."""
+    received: list[bytes] = []
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.10","max_payload":1048576,"proto":1,"headers":true}\r\n')
+        received.append(await reader.read(1 << 16))
+        asked.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = audit_settings(f"tls://gateway:s3cret@127.0.0.1:{port}", "LLM_AUDIT")
+    store = AuditStream(settings, "gateway", settings.audit_stream)
+    async with asyncio.timeout(60):
+        await asked.wait()
+    assert not any(b"s3cret" in data for data in received)
+    with pytest.raises(AuditUnavailable):
+        await store.write([b"{}\n"])
+    await store.close()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["nats://127.0.0.1:99999/S", "nats://127.0.0.1:x/S", "nats:///S", "nats://host", "http://host/S", "nats://h/a/b"],
+)
+def test_a_place_of_the_audit_log_that_no_client_can_reach_is_refused(place: str) -> None:
+    with pytest.raises(ValidationError, match="nats://host:4222/STREAM"):
+        AuditSettings(audit=SecretStr(place))

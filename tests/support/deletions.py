@@ -17,7 +17,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 PATIENCE = 240
-"""Seconds. Temporal takes half a minute to delete a workflow that has just closed, and longer on a busy machine."""
+"""Seconds. Temporal takes some seconds to delete a workflow that has just closed, and longer on a busy machine."""
 FEED = FeedSettings()
 
 

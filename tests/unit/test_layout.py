@@ -99,6 +99,15 @@ OUTSIDE_WORKFLOWS = {
 """Modules of jobs/ that several services share and no workflow may reach."""
 
 
+NOT_OF_CALLS = {
+    "effects.py",
+    # The books of the quotas.
+    "ledgers.py",
+    # The steps of a deletion that was recorded.
+    "deletion_steps.py",
+}
+"""Modules of the gateway that may start and signal workflows."""
+
 PACKAGES = [name for name in MAY_IMPORT if "/" not in name]
 
 
@@ -131,6 +140,20 @@ def test_a_module_keeps_the_import_rules(path: Path) -> None:
         if parts[0] == "jobs" and str(path.relative_to(ROOT)) not in OUTSIDE_WORKFLOWS:
             allowed_here = top in DETERMINISTIC or name in OF_TEMPORAL | PURE
             assert allowed_here, f"jobs/ runs inside workflows and may not import {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "services/gateway").glob("*.py")), ids=lambda path: path.name)
+def test_only_effects_changes_what_a_call_of_the_api_asks_for(path: Path) -> None:
+    """It records each change first."""
+    called = {
+        node.func.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) != "self._effects"
+    }
+    if path.name not in NOT_OF_CALLS:
+        assert not called & {"start_workflow", "signal"}
 
 
 def test_workflows_reach_no_module_that_is_outside_of_them() -> None:

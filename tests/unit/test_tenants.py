@@ -7,7 +7,8 @@ from jobs.ids import tenant_of
 from jobs.options import DEFAULTS, gpu_priority
 from jobs.start import fair_turns, job_start
 from llm_pb import llm_pb2
-from services.gateway.tenants import TenantSettings, Turns
+from services.gateway.tenants import TenantSettings
+from services.gateway.turns import Turns
 
 
 class Clock:
@@ -45,7 +46,16 @@ def test_users_without_a_tenant_take_turns_as_ever() -> None:
 
 
 def test_a_tenant_gets_no_larger_share_by_inventing_users() -> None:
-    """However many there are, their turns weigh at most twice what the tenant's should."""
+    """However many there are, their turns weigh at most twice what the tenant's should; in one burst six times.
+
+    Each new user of a burst shares the weight with those before, which keep what they had until their next job.
+    """
+    burst = turns(Clock())
+    first = {
+        one.fairness_key: one.fairness_weight or 0 for one in (burst.priority("acme", f"{n}") for n in range(10_000))
+    }
+    assert len(first) <= 200
+    assert sum(first.values()) <= 6.2 * 4
     some = turns(Clock())
     weights = {}
     for number in range(10_000):

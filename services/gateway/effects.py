@@ -1,0 +1,48 @@
+"""What calls of the API change: each change is recorded in the audit log before it is made."""
+
+from collections.abc import Callable
+from typing import Any
+
+from temporalio.client import Client, WorkflowHandle
+
+from runtime import audit
+from runtime.temporal import RPC_TIMEOUT
+
+
+class Effects:
+    """Starts and signals workflows. Nothing else in the services of the API does."""
+
+    def __init__(self, client: Client, workflow_queue: str) -> None:
+        """`workflow_queue` is the task queue of the workflows that are started."""
+        self._client = client
+        self._workflow_queue = workflow_queue
+
+    async def start(
+        self,
+        workflow_type: str,
+        *arguments: Any,
+        id_: str,
+        last_check: Callable[[], None] | None = None,
+        **options: Any,
+    ) -> WorkflowHandle[Any, Any]:
+        """Start a workflow. `options` are further arguments of Client.start_workflow.
+
+        `last_check` is called when the start is recorded, and may raise an error instead of it. Raises
+        AuditUnavailable, RPCError and WorkflowAlreadyStartedError.
+        """
+        await audit.allow()
+        if last_check is not None:
+            last_check()
+        return await self._client.start_workflow(
+            workflow_type,
+            args=arguments,
+            id=id_,
+            task_queue=self._workflow_queue,
+            rpc_timeout=RPC_TIMEOUT,
+            **options,
+        )
+
+    async def signal(self, workflow_id: str, name: str, argument: Any) -> None:
+        """Signal a workflow. Raises AuditUnavailable and RPCError: NOT_FOUND for a workflow that has ended, too."""
+        await audit.allow()
+        await self._client.get_workflow_handle(workflow_id).signal(name, argument, rpc_timeout=RPC_TIMEOUT)

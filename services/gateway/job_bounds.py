@@ -1,0 +1,35 @@
+"""The bounds of a job that the operator's settings set."""
+
+from jobs.field_rules import Violation, too_large
+from llm_pb import llm_pb2
+from services.gateway.models import Models
+from services.gateway.settings import GatewaySettings
+
+
+class JobBounds:
+    """Checks jobs against the operator's settings."""
+
+    def __init__(self, models: Models, settings: GatewaySettings) -> None:
+        self._models = models
+        self._settings = settings
+
+    async def check(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
+        """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
+        job, settings = request.job, self._settings
+        if job.ByteSize() > settings.max_job_bytes:
+            # The other checks would take too long.
+            return [Violation("job", too_large(job.ByteSize(), settings.max_job_bytes))]
+        violations = await self._models.check(job)
+        if 1 <= job.priority < settings.highest_priority:
+            rule = f"must be {settings.highest_priority} (first) to 5 (last) here, or 0 for the default"
+            violations.append(Violation("job.priority", rule))
+        most = {
+            "total": settings.max_total_timeout,
+            "queue": settings.max_queue_timeout,
+            "run": settings.max_run_timeout,
+        }
+        for name, limit in most.items():
+            asked = getattr(job.timeouts, name)
+            if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
+                violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
+        return violations
