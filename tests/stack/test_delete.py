@@ -397,7 +397,9 @@ async def test_deletions_of_many_are_bounded_for_each_tenant(stack: Stack, tempo
         new_job(),
         id=workflow_id("many", uuid.uuid4().hex, "tenant-a"),
         task_queue="nowhere",
-        search_attributes=TypedSearchAttributes([SearchAttributePair(names.USER_ID, "many")]),
+        search_attributes=TypedSearchAttributes(
+            [SearchAttributePair(names.USER_ID, "many"), SearchAttributePair(names.TENANT_ID, "tenant-a")]
+        ),
     )
     async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
         one, other = (CallsAs(LlmServiceStub(channel), key) for key in keys)
@@ -415,7 +417,8 @@ async def test_deletions_of_many_are_bounded_for_each_tenant(stack: Stack, tempo
             while not await run_exists(temporal, deletion_workflow_id(stuck.id)):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         for id_ in (first, deletion_workflow_id(stuck.id)):
-            priority = (await temporal.get_workflow_handle(id_).describe()).priority
+            described = await temporal.get_workflow_handle(id_).describe()
+            priority = described.raw_description.workflow_execution_info.priority
             assert priority.fairness_key == "tenant-a/"
         await stuck.terminate()
         assert (await until_ended(one, first)).state == llm_pb2.DELETION_STATE_DONE
