@@ -62,6 +62,8 @@ class AuditLog:
         self._empty = asyncio.Event()
         self._empty.set()
         self._lost = lost
+        self._failing = False
+        """Whether the last record was not stored, or not in time."""
         self._writing = asyncio.create_task(self._keep_writing())
 
     async def put(self, record: bytes) -> None:
@@ -72,7 +74,13 @@ class AuditLog:
             async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
                 await stored
         except TimeoutError:
+            self._failing = True
             raise AuditUnavailable(f"not stored within {_STORE_TIMEOUT.total_seconds():g} s") from None
+
+    def require_available(self) -> None:
+        """Raise AuditUnavailable if the last record was not stored. The next record is what finds out again."""
+        if self._failing:
+            raise AuditUnavailable("the last record was not stored")
 
     def add(self, record: bytes) -> None:
         """Store a record soon. One that cannot be stored is counted."""
@@ -82,7 +90,7 @@ class AuditLog:
             self._note_lost(1, error)
 
     async def close(self) -> None:
-        """Store what waits, within a bounded time, and close the store."""
+        """Store what waits and close the store, within a bounded time: a store that hangs stays open."""
         try:
             async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
                 await self._empty.wait()
@@ -90,7 +98,11 @@ class AuditLog:
             self._note_lost(len(self._queue), AuditUnavailable("the process ends"))
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
-        await self._store.close()
+        try:
+            async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
+                await self._store.close()
+        except TimeoutError:
+            _log.error("the store of the audit log does not close")
 
     def _enqueue(self, record: bytes, stored: asyncio.Future[None] | None) -> None:
         if len(self._queue) >= _MAX_QUEUED:
@@ -114,6 +126,7 @@ class AuditLog:
             except Exception as error:  # noqa: BLE001  # whatever it was, the log has to go on
                 _log.exception("the audit log has failed")
                 failure = AuditUnavailable(repr(error))
+            self._failing = failure is not None
             if failure is not None:
                 self._note_lost(len(batch), failure)
             for _, stored in batch:
@@ -143,6 +156,10 @@ class _Entry:
 
     def describe(self, fields: Mapping[str, str]) -> None:
         self._fields.update(fields)
+
+    def require_available(self) -> None:
+        if not self.decided:
+            self._log.require_available()
 
     async def allow(self) -> None:
         if not self.decided:
@@ -188,6 +205,12 @@ def describe(**fields: str) -> None:
     """Add fields to the record of the call that is being handled: ids, no content. Empty ones are left out."""
     if (entry := _entry.get()) is not None:
         entry.describe(fields)
+
+
+def require_available() -> None:
+    """Raise AuditUnavailable if allow() will probably fail. To be called before what an abandoned write would hold."""
+    if (entry := _entry.get()) is not None:
+        entry.require_available()
 
 
 async def allow() -> None:

@@ -109,6 +109,8 @@ class JobSubmission:
                     return await self._found(caller, earlier, job, None)
         reservation = None
         if chosen.ledger:
+            # A Submit that is abandoned keeps its slot for a while.
+            audit.require_available()
             reservation = await self._open_jobs.reserve(caller.tenant, start.id)
             if reservation is None:
                 # The quota is of new jobs.

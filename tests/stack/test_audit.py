@@ -159,6 +159,20 @@ async def test_a_write_about_a_job_that_exists_is_not_done_either(stack: Stack, 
     assert not status.cancel_requested
 
 
+async def test_a_log_that_is_away_takes_no_quota(stack: Stack, tmp_path: Path) -> None:
+    """A Submit that is not recorded is refused before it has a slot, so it can be repeated as often as it likes."""
+    keys = KeyFile(tmp_path / "keys.json")
+    key = keys.add(scopes.SCOPES, tenant="audited")
+    settings = {"GATEWAY_API_KEYS_FILE": str(keys.path), "GATEWAY_TENANTS": '{"audited": {"max_open_jobs": 2}}'}
+    async with audited(stack, "/dev/full", **settings) as (channel, _):
+        for _ in range(5):
+            data = llm_pb2.SubmitRequest(job=new_job(model="idle")).SerializeToString()
+            assert reason_of(await call(channel, "Submit", bearer(key), data)) == UNAVAILABLE
+        quota = await LlmServiceStub(channel).GetQuota(llm_pb2.GetQuotaRequest(), metadata=bearer(key))
+        # The one that has noticed.
+        assert quota.open_jobs.used <= 1
+
+
 async def test_a_file_that_was_moved_is_made_anew(stack: Stack, tmp_path: Path) -> None:
     """As logrotate does. A line that a kill has cut does not spoil the next one."""
     log, moved = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
