@@ -25,7 +25,7 @@ _ACTIVE: Final = timedelta(minutes=5)
 """Time after their last job for which users count among those that share their tenant's weight."""
 _MAX_TURNS: Final = 100
 """Maximum number of users of a tenant who take turns by themselves. Further ones share as many turns, so that a tenant
-gets no larger share by inventing users."""
+gets no lasting share by inventing users. The first jobs of as many new users weigh 1 + 1/2 + ... + 1/100 together."""
 
 
 def require_own(caller: Caller, workflow_id: str) -> None:
