@@ -83,8 +83,9 @@ chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAO
 	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py
 
 .PHONY: fuzz
-fuzz: $(DEV)/.installed ## Make 100,000 calls at random against a stack of its own (FUZZ="--seed 7 --calls 1000")
-	$(DEV)/bin/python -m tests.support.fuzz $(FUZZ)
+fuzz: $(DEV)/.installed ## Make 100,000 calls at random against stacks of their own (FUZZ="--seed 7 --calls 1000")
+	$(DEV)/bin/python -m tests.support.fuzz --calls 50000 $(FUZZ)
+	$(DEV)/bin/python -m tests.support.fuzz --calls 50000 --credentials $(FUZZ)
 
 .PHONY: test-vllm
 test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU

@@ -16,19 +16,19 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from encryption.errors import Unreadable
+from encryption.tenants import TENANT_PATTERN
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 _MAX_CIPHERS: Final = 4096
 """Maximum number of derived ciphers in memory: one for each job that is written or read, and one for payloads."""
-_TENANT: Final = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,31})?")
 _NAME: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 
 
 def checked_tenant(tenant: str) -> str:
-    """Return the tenant. Raises Unreadable for a name that no tenant can have."""
-    if not _TENANT.fullmatch(tenant):
+    """Return the tenant, empty without tenants. Raises Unreadable for a name that no tenant can have."""
+    if tenant and not TENANT_PATTERN.fullmatch(tenant):
         raise Unreadable(f"no tenant has the name {tenant!r}")
     return tenant
 

@@ -15,7 +15,8 @@ def write_draft(path: Path, text: str) -> Path:
     OSError.
     """
     handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
+    draft = Path(name)
+    with _removed_on_error(draft), os.fdopen(handle, "w") as file:
         with contextlib.suppress(FileNotFoundError):
             present = path.stat()
             os.fchmod(handle, present.st_mode & 0o777)
@@ -24,13 +25,25 @@ def write_draft(path: Path, text: str) -> Path:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    return Path(name)
+    return draft
 
 
 def replace(path: Path, text: str) -> None:
     """Write the file, in place of the present one if there is one. Raises OSError."""
-    write_draft(path, text).rename(path)
+    draft = write_draft(path, text)
+    with _removed_on_error(draft):
+        draft.rename(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _removed_on_error(draft: Path) -> Iterator[None]:
+    """Remove a draft, which may hold keys, if the body raises."""
+    try:
+        yield
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

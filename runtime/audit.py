@@ -90,7 +90,7 @@ class AuditLog:
             self._note_lost(1, error)
 
     async def close(self) -> None:
-        """Store what waits, within a bounded time, and close the store."""
+        """Store what waits and close the store, within a bounded time: a store that hangs stays open."""
         try:
             async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
                 await self._empty.wait()
@@ -98,7 +98,11 @@ class AuditLog:
             self._note_lost(len(self._queue), AuditUnavailable("the process ends"))
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
-        await self._store.close()
+        try:
+            async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
+                await self._store.close()
+        except TimeoutError:
+            _log.error("the store of the audit log does not close")
 
     def _enqueue(self, record: bytes, stored: asyncio.Future[None] | None) -> None:
         if len(self._queue) >= _MAX_QUEUED:
@@ -153,6 +157,10 @@ class _Entry:
     def describe(self, fields: Mapping[str, str]) -> None:
         self._fields.update(fields)
 
+    def require_available(self) -> None:
+        if not self.decided:
+            self._log.require_available()
+
     async def allow(self) -> None:
         if not self.decided:
             await self._log.put(self._record("allowed"))
@@ -200,6 +208,12 @@ def describe(**fields: str) -> None:
     """Add fields to the record of the call that is being handled: ids, no content. Empty ones are left out."""
     if (entry := _entry.get()) is not None:
         entry.describe(fields)
+
+
+def require_available() -> None:
+    """Raise AuditUnavailable if allow() will probably fail. To be called before what an abandoned write would hold."""
+    if (entry := _entry.get()) is not None:
+        entry.require_available()
 
 
 async def allow() -> None:

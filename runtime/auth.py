@@ -123,7 +123,7 @@ class Authenticator(Protocol):
 
 def check_expiry(caller: Caller, leeway: timedelta = timedelta(0)) -> None:
     """Raise Refusal if the caller's credential has expired for longer than the leeway."""
-    if caller.not_after is not None and datetime.now(UTC) >= caller.not_after + leeway:
+    if caller.not_after is not None and datetime.now(UTC) - leeway >= caller.not_after:
         raise credential_expired()
 
 
@@ -135,7 +135,10 @@ def challenge(refusal: Refusal) -> str | None:
 
 
 def bearer_token(values: Sequence[str | bytes]) -> str | None:
-    """Return the token in the values of `authorization`; None without a value. Raises Refusal for what is no token."""
+    """Return the token in the values of `authorization`, in ASCII; None without a value.
+
+    Raises Refusal for what is no token.
+    """
     if not values:
         return None
     if len(values) > 1:
@@ -143,6 +146,8 @@ def bearer_token(values: Sequence[str | bytes]) -> str | None:
     scheme, _, token = str(values[0]).partition(" ")
     if scheme.lower() != _SCHEME or not token.strip():
         raise credential_invalid("the credential must be sent as `authorization: Bearer <credential>`")
+    if not token.isascii():
+        raise credential_invalid("the credential has characters that no credential has")
     return token.strip()
 
 

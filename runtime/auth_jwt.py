@@ -7,17 +7,18 @@ could sign.
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import logging
 import time
-import urllib.request
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import aiohttp
 import jwt
 
 from runtime.auth import (
@@ -37,6 +38,9 @@ _ASYMMETRIC: Final = ("RSA", "EC", "OKP")
 _UNKNOWN_INTERVAL: Final = timedelta(minutes=1)
 """How often it is fetched at most because a token names a key that is not in it."""
 _FETCH_TIMEOUT: Final = timedelta(seconds=5)
+_TOTAL: Final = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT.total_seconds())
+_MAX_WAITING: Final = 100
+"""Maximum number of calls that wait for a fetch. An issuer that hangs would hold all calls with forged tokens."""
 _MAX_SET_BYTES: Final = 1024 * 1024
 _MAX_MESSAGE: Final = 200
 """Characters of a library's message, which may repeat what the token says."""
@@ -71,15 +75,15 @@ class KeySet:
         self._asked_at = _NEVER
         self._failing = True
         self._fetching: asyncio.Task[None] | None = None
+        self._waiting = 0
+        # Fetches have no thread of those that refresh API keys, which an issuer that hangs would take one by one.
+        self._thread = ThreadPoolExecutor(1, "jwt-keys")
+        self._reading: asyncio.Future[dict[str, jwt.PyJWK]] | None = None
 
     async def key(self, kid: str) -> jwt.PyJWK:
         """Return the key. Raises Refusal for one that is not in the set."""
         if kid not in self._keys:
-            if self._fetching is None and time.monotonic() - self._asked_at >= _UNKNOWN_INTERVAL.total_seconds():
-                self._asked_at = time.monotonic()
-                self._begin()
-            if self._fetching is not None:
-                await asyncio.shield(self._fetching)
+            await self._look_for_new_keys()
         if (key := self._keys.get(kid)) is not None:
             return key
         # The issuer may have a key by now that is not known here.
@@ -91,17 +95,34 @@ class KeySet:
             return
         await asyncio.shield(self._fetching or self._begin())
 
+    async def _look_for_new_keys(self) -> None:
+        """Fetch the set if that is allowed now, or wait for the fetch that runs. Raises Refusal when too many wait."""
+        if self._fetching is None:
+            if time.monotonic() - self._asked_at < _UNKNOWN_INTERVAL.total_seconds():
+                return
+            self._asked_at = time.monotonic()
+            self._begin()
+        elif self._failing and self._due_at != _NEVER:
+            # The fetch will probably fail, too.
+            return
+        if self._waiting >= _MAX_WAITING:
+            raise authentication_unavailable()
+        self._waiting += 1
+        try:
+            await asyncio.shield(self._fetching or self._begin())
+        finally:
+            self._waiting -= 1
+
     def _begin(self) -> asyncio.Task[None]:
         self._fetching = asyncio.create_task(self._fetch())
         return self._fetching
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(2 * _FETCH_TIMEOUT.total_seconds()):
-                self._keys = await asyncio.to_thread(_read, self._source)
-        except (KeySetError, TimeoutError) as error:
+            self._keys = await self._read()
+        except KeySetError as error:
             if not self._failing or self._due_at == _NEVER:
-                _log.error("the keys of JWTs stay as they were: %s", error or "no answer in time")
+                _log.error("the keys of JWTs stay as they were: %s", error)
             self._failing, wait = True, self._retry_interval
         else:
             if self._failing:
@@ -110,6 +131,17 @@ class KeySet:
         finally:
             self._fetching = None
         self._due_at = time.monotonic() + wait.total_seconds()
+
+    async def _read(self) -> dict[str, jwt.PyJWK]:
+        """Return the keys that the issuer has. Raises KeySetError, within a bounded time."""
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().run_in_executor(self._thread, _read, self._source)
+        # A thread cannot be cancelled. One that still hangs, in a look-up of a name say, is waited for again next time.
+        done, _ = await asyncio.wait([self._reading], timeout=2 * _FETCH_TIMEOUT.total_seconds())
+        if not done:
+            raise KeySetError(f"{self._source}: no answer in time")
+        reading, self._reading = self._reading, None
+        return reading.result()
 
 
 @dataclass(frozen=True)
@@ -198,26 +230,17 @@ def _text(claims: Mapping[str, Any], name: str) -> str:
     return value
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect could lead from TLS to none."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
 def _read(source: str) -> dict[str, jwt.PyJWK]:
     """Return the keys of a set by their names. Raises KeySetError."""
     try:
-        if "://" in source:
-            opener = urllib.request.build_opener(_NoRedirect)
-            with opener.open(source, timeout=_FETCH_TIMEOUT.total_seconds()) as answer:
-                data = answer.read(_MAX_SET_BYTES + 1)
-        else:
-            data = Path(source).read_bytes()
+        # In an event loop of its own, so that this thread has the look-up of the name as well.
+        data = asyncio.run(_download(source)) if "://" in source else Path(source).read_bytes()
         if len(data) > _MAX_SET_BYTES:
             raise KeySetError(f"{source} has more than {_MAX_SET_BYTES} bytes")
         found = jwt.PyJWKSet.from_dict(json.loads(data))
-    except (OSError, http.client.HTTPException, ValueError, AttributeError, jwt.PyJWTError, RecursionError) as error:
+    except TimeoutError as error:
+        raise KeySetError(f"{source}: no answer within {_FETCH_TIMEOUT.total_seconds():g} s") from error
+    except (OSError, aiohttp.ClientError, ValueError, AttributeError, jwt.PyJWTError, RecursionError) as error:
         # AttributeError: it is JSON, but no object.
         raise KeySetError(f"{source} is no key set that can be had: {error}") from error
     return {
@@ -225,3 +248,20 @@ def _read(source: str) -> dict[str, jwt.PyJWK]:
         for key in found
         if key.key_id and key.key_type in _ASYMMETRIC and key.public_key_use in (None, "sig")
     }
+
+
+async def _download(url: str) -> bytes:
+    """Return the answer, cut after a few bytes more than a set may have."""
+    data = bytearray()
+    async with (
+        aiohttp.ClientSession(timeout=_TOTAL, trust_env=True, raise_for_status=True) as session,
+        # A redirect could lead from TLS to none.
+        session.get(url, allow_redirects=False) as answer,
+    ):
+        if answer.status != HTTPStatus.OK:
+            raise KeySetError(f"{url} answers with the status {answer.status}")
+        async for piece in answer.content.iter_any():
+            data += piece
+            if len(data) > _MAX_SET_BYTES:
+                break
+    return bytes(data)

@@ -10,19 +10,19 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
 import string
-import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from encryption import durable_file
 from runtime.auth import Caller, Presented, check_expiry, credential_invalid
+from runtime.files import Reloaded
 from runtime.tenants import check_tenant
-from runtime.tls import FileStamps
 
 _log = logging.getLogger(__name__)
 PREFIX: Final = "llmk_"
@@ -93,19 +93,9 @@ def read_keys(path: Path, known_scopes: Collection[str]) -> dict[str, ApiKey]:
 
 
 def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
-    """Replace the file at once, readable for its owner alone. Raises OSError."""
+    """Replace the file at once. A new one is readable for its owner alone. Raises OSError."""
     data = json.dumps([key.model_dump(mode="json", exclude_defaults=True) for key in keys], indent=2)
-    # A new file of mkstemp has the mode 0600.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(data + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    durable_file.replace(path, data + "\n")
 
 
 class ApiKeys:
@@ -115,10 +105,7 @@ class ApiKeys:
 
     def __init__(self, path: Path, known_scopes: Collection[str]) -> None:
         """Read the file. Raises KeyFileError."""
-        self._path = path
-        self._known_scopes = known_scopes
-        self._stamps = FileStamps([path])
-        self._keys: Mapping[str, ApiKey] = read_keys(path, known_scopes)
+        self._file = Reloaded([path], partial(read_keys, path, known_scopes), "API keys", _log, KeyFileError)
 
     async def authenticate(self, presented: Presented) -> Caller | None:
         """See Authenticator."""
@@ -128,7 +115,7 @@ class ApiKeys:
         """Return the caller with a key, None for a token of another kind. Raises Refusal. Any thread may call it."""
         if not token.startswith(PREFIX):
             return None
-        key = self._keys.get(token.removeprefix(PREFIX).partition("_")[0])
+        key = self._file.last.get(token.removeprefix(PREFIX).partition("_")[0])
         # A key that is not there takes as long as one that is wrong.
         same = hmac.compare_digest(_sha256(token), key.sha256 if key is not None else _NO_DIGEST)
         if key is None or not same:
@@ -139,7 +126,7 @@ class ApiKeys:
 
     def check(self, caller: Caller) -> None:
         """See Authenticator. A key whose scopes, user or end have changed counts from the next call on."""
-        key = self._keys.get(caller.key_id)
+        key = self._file.last.get(caller.key_id)
         if key is None or key.caller() != caller:
             raise credential_invalid("the API key has been revoked or changed")
         check_expiry(caller)
@@ -150,14 +137,7 @@ class ApiKeys:
 
     def reload(self) -> None:
         """Read the file if it has changed; log once what is wrong with it, and keep the keys as they were."""
-        if not self._stamps.changed():
-            return
-        try:
-            self._keys = read_keys(self._path, self._known_scopes)
-        except KeyFileError as error:
-            _log.error("the API keys stay as they were: %s", error)
-        else:
-            _log.info("read %d API keys", len(self._keys))
+        self._file.current()
 
 
 def _sha256(key: str) -> str:

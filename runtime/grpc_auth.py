@@ -6,6 +6,7 @@ A credential in the metadata (`authorization: Bearer …`) counts, and a client 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn
@@ -30,6 +31,7 @@ from runtime.grpc_requests import ENDING, Ending, Unread
 from runtime.tracebacks import forget_frames
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_log = logging.getLogger(__name__)
 _MAX_UNREAD: Final = 100
 """Refusals that may be unread for longer than a moment."""
 _METADATA_KEY: Final = "authorization"
@@ -171,7 +173,10 @@ class AuthInterceptor(Interceptor):
         while True:
             await asyncio.sleep(CHECK_INTERVAL.total_seconds())
             for running in tuple(self._running):
-                running.check()
+                try:
+                    running.check()
+                except Exception:  # noqa: BLE001  # whatever it was, the credentials of other calls have to be checked
+                    _log.exception("cannot check the credential of a running call")
 
 
 def _presented(tokens: Sequence[str | bytes], context: _Context) -> Presented:

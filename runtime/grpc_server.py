@@ -138,6 +138,7 @@ class GrpcServer:
         """
         host = bracketed(host)
         _grpc_log.addFilter(_without_traceback_of_gone_client)
+        _grpc_log.addFilter(_without_metadata)
         places = max(8, _COMING_BYTES // limits.max_message_bytes)
         self._requests = OneRequest(limits.request_timeout, limits.request_idle, places, details)
         self._own_calls = _OwnCalls(details)
@@ -245,6 +246,11 @@ def _without_traceback_of_gone_client(record: logging.LogRecord) -> bool:
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         record.exc_info = None
     return True
+
+
+def _without_metadata(record: logging.LogRecord) -> bool:
+    """Drop what gRPC logs of metadata that is no UTF-8: the whole value, which may be a credential, and a traceback."""
+    return not str(record.msg).startswith("Invalid encoding on ")
 
 
 class _OwnCalls(Interceptor):

@@ -25,7 +25,7 @@ from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 from encryption import Encryption
 from payload_converter.encryption import encrypting
 from runtime.health import CHECK_TIMEOUT, Readiness
-from runtime.temporal_tls import TlsReloading, tls_paths
+from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
 
 _log = logging.getLogger(__name__)
 _RETRY = timedelta(seconds=1)
@@ -85,17 +85,19 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         if tls_paths(profile):
             plugins.append(TlsReloading(profile))
         try:
-            client = await Client.connect(
-                # The files of TLS may have changed since the last try.
-                **profile.to_client_connect_config(),
-                data_converter=encrypting(encryption),
-                plugins=plugins,
-                runtime=runtime,
-                grpc_compression=compression,
-            )
+            # The SDK waits for ever for a peer that takes connections and does not answer.
+            async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
+                client = await Client.connect(
+                    # The files of TLS may have changed since the last try.
+                    **profile.to_client_connect_config(),
+                    data_converter=encrypting(encryption),
+                    plugins=plugins,
+                    runtime=runtime,
+                    grpc_compression=compression,
+                )
         except (OSError, RuntimeError) as error:
             # The SDK reports a failed connection as a plain RuntimeError. A file of TLS may be missing for a moment.
-            _log.warning("Temporal cannot be reached yet: %s", error)
+            _log.warning("Temporal cannot be reached yet: %s", connect_problem(error))
             await asyncio.sleep(_RETRY.total_seconds())
         else:
             connected.set_result(client)

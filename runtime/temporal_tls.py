@@ -18,11 +18,14 @@ from temporalio.plugin import SimplePlugin
 from temporalio.service import ConnectConfig, RPCError, ServiceClient
 from temporalio.worker import Worker
 
-from runtime.tls import FileStamps
+from runtime.files import Changes
 
 _log = logging.getLogger(__name__)
 _LOOK_INTERVAL: Final = timedelta(seconds=5)
 """Interval at which the files are checked, and at which a failed connection is tried again."""
+
+CONNECT_TIMEOUT: Final = timedelta(seconds=10)
+"""Maximum time that a new connection to Temporal may take."""
 
 
 def tls_paths(profile: ClientConfigProfile) -> tuple[Path, ...]:
@@ -30,6 +33,11 @@ def tls_paths(profile: ClientConfigProfile) -> tuple[Path, ...]:
     tls = profile.tls
     sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key) if tls is not None else ()
     return tuple(source for source in sources if isinstance(source, Path))
+
+
+def connect_problem(error: Exception) -> str:
+    """Return in words why no connection was made, also for a TimeoutError, which has none."""
+    return str(error) or f"no answer within {CONNECT_TIMEOUT.total_seconds():g} s"
 
 
 class TlsReloading(SimplePlugin):
@@ -41,8 +49,7 @@ class TlsReloading(SimplePlugin):
     def __init__(self, profile: ClientConfigProfile) -> None:
         super().__init__("llm.TlsReloading")
         self._profile = profile
-        # Taken before the files are read, so a change meanwhile is seen later.
-        self._stamps = FileStamps(tls_paths(profile))
+        self._changes = Changes(tls_paths(profile))
         self._workers: set[Worker] = set()
         self._replaced = False
         self._reloading: asyncio.Task[None] | None = None
@@ -70,26 +77,27 @@ class TlsReloading(SimplePlugin):
             self._workers.discard(worker)
 
     async def _keep_reloading(self, service: "_ReplaceableService") -> None:
-        stale = False
         while True:
             await asyncio.sleep(_LOOK_INTERVAL.total_seconds())
-            changed = self._stamps.changed()
-            if not changed and not stale:
+            if not self._changes.pending():
                 continue
             try:
                 tls = self._profile.to_client_connect_config()["tls"]
-                await service.reconnect(dataclasses.replace(service.config, tls=tls, lazy=False))
+                # The SDK waits for ever for a peer that takes connections and does not answer.
+                async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
+                    await service.reconnect(dataclasses.replace(service.config, tls=tls, lazy=False))
                 self._replaced = True
                 for worker in self._workers:
                     # The setter takes the connection from the client's service.
                     worker.client = worker.client
             except (OSError, RuntimeError, ValueError, RPCError) as error:
                 # The SDK reports a failed connection, and a file that is no certificate, as a plain RuntimeError.
-                if changed:
-                    _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", error)
-                stale = True
+                # A TimeoutError is an OSError.
+                if self._changes.failed():
+                    problem = connect_problem(error)
+                    _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", problem)
             else:
-                stale = False
+                self._changes.used()
                 _log.info("connected to Temporal with changed TLS files")
 
 

@@ -1,11 +1,13 @@
-"""The form of a tenant's name. Credentials name tenants, and the ids of their workflows hold them."""
+"""The names of tenants in settings, in credentials and in files of keys."""
 
-import re
 from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
-TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
+from encryption.tenants import TENANT_PATTERN
+
+__all__ = ["TENANT_PATTERN", "TenantName", "check_tenant"]
+
 _FORM: Final = "a tenant has 1 to 32 of A-Z a-z 0-9 - and first a letter or digit"
 
 

@@ -8,19 +8,21 @@ version is TLS 1.2.
 
 import logging
 import ssl
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 from pydantic import FilePath, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runtime.files import Reloaded
+
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+F = TypeVar("F", "ServerTls", "ClientTls")
 
 _NO_PASSWORD: Final = ""
 """The password of private keys. Without one OpenSSL asks the terminal for that of an encrypted key."""
@@ -151,7 +153,7 @@ def _require_usable(files: T | None, load: Callable[[T], object]) -> None:
 
 def grpc_server_credentials(files: ServerTls) -> grpc.ServerCredentials:
     """Return the credentials of a gRPC server. Raises OSError when the files cannot be used."""
-    loaded = _Reloaded(files.paths, partial(_grpc_certificate, files))
+    loaded = _reloaded(files, _grpc_certificate)
     used = loaded.current()
 
     def fetch() -> grpc.ServerCertificateConfiguration:
@@ -165,72 +167,24 @@ def grpc_server_credentials(files: ServerTls) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(used, fetch, require_client_authentication=files.client_ca is not None)
 
 
+def _reloaded(files: F, load: Callable[[F], T]) -> Reloaded[T]:
+    return Reloaded(files.paths, partial(load, files), "TLS files", _log, OSError)
+
+
 def server_context(files: ServerTls) -> ssl.SSLContext:
     """Return the context of an HTTP server. Raises OSError when the files cannot be used."""
-    return _ReloadingContext(ssl.PROTOCOL_TLS_SERVER, _Reloaded(files.paths, partial(_server_context, files)))
+    return _ReloadingContext(ssl.PROTOCOL_TLS_SERVER, _reloaded(files, _server_context))
 
 
 def client_context(files: ClientTls) -> ssl.SSLContext:
     """Return the context of a client. Raises OSError when the files cannot be used."""
-    return _ReloadingContext(ssl.PROTOCOL_TLS_CLIENT, _Reloaded(files.paths, partial(_client_context, files)))
-
-
-class FileStamps:
-    """Detects that files have been replaced or written."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-        self._seen = self._stamps()
-
-    def changed(self) -> bool:
-        """Return whether the files have changed since the last call or, at the first call, since the creation."""
-        before, self._seen = self._seen, self._stamps()
-        return before != self._seen
-
-    def _stamps(self) -> list[tuple[int, ...] | None]:
-        return [_stamp(path) for path in self._paths]
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-class _Reloaded(Generic[T]):
-    """What files hold, loaded again once they have changed. Any thread may use it."""
-
-    def __init__(self, paths: Sequence[Path], load: Callable[[], T]) -> None:
-        """Load for the first time. Raises OSError when `load` does."""
-        self._names, self._load = ", ".join(map(str, paths)), load
-        # Taken before the files are read, so a change meanwhile is seen later.
-        self._stamps = FileStamps(paths)
-        self._loaded = load()
-        self._stale = False
-        self._lock = threading.Lock()
-
-    def current(self) -> T:
-        """Return what the files hold, or what they held when they could last be used."""
-        with self._lock:
-            changed = self._stamps.changed()
-            # A file that could not be used may become usable without a change: its owner or mode was wrong, say.
-            if changed or self._stale:
-                try:
-                    self._loaded, self._stale = self._load(), False
-                    _log.info("changed TLS files are in use: %s", self._names)
-                except OSError as error:
-                    self._stale = True
-                    if changed:
-                        _log.error("changed TLS files cannot be used, the last usable ones stay in use: %s", error)
-            return self._loaded
+    return _ReloadingContext(ssl.PROTOCOL_TLS_CLIENT, _reloaded(files, _client_context))
 
 
 class _ReloadingContext(ssl.SSLContext):
     """Makes each connection with the context of the files as they are then."""
 
-    def __init__(self, _protocol: int, loaded: _Reloaded[ssl.SSLContext]) -> None:
+    def __init__(self, _protocol: int, loaded: Reloaded[ssl.SSLContext]) -> None:
         self._loaded = loaded
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:

@@ -6,8 +6,12 @@
 //
 // The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr. A watch is
 // opened again after LLM_IDLE_SECONDS, by default 60, without a message: more than the gateway's GATEWAY_KEEPALIVE.
+//
+// LLM_CREDENTIAL is an API key or a token. LLM_CA is the PEM file of the gateway's CA, without which there is no TLS.
+// LLM_CERT and LLM_KEY are the PEM files of a client certificate.
 'use strict';
 
+const fs = require('node:fs');
 const path = require('node:path');
 const { setTimeout: delay } = require('node:timers/promises');
 const grpc = require('@grpc/grpc-js');
@@ -34,7 +38,27 @@ const PROTO = loader.loadSync(['llm.proto', 'google/rpc/error_details.proto'], {
 
 function connect(address) {
   const { LlmService } = grpc.loadPackageDefinition(PROTO).llm.v1;
-  return new LlmService(address, grpc.credentials.createInsecure(), { 'grpc.keepalive_time_ms': 30000 });
+  return new LlmService(address, channelCredentials(process.env), {
+    'grpc.keepalive_time_ms': 30000,
+    interceptors: [withCredential(process.env.LLM_CREDENTIAL)],
+  });
+}
+
+function channelCredentials({ LLM_CA: ca, LLM_CERT: cert, LLM_KEY: key }) {
+  if (!ca) return grpc.credentials.createInsecure();
+  const [roots, privateKey, chain] = [ca, key, cert].map((file) => (file ? fs.readFileSync(file) : null));
+  return grpc.credentials.createSsl(roots, privateKey, chain);
+}
+
+// Returns the interceptor that sends a credential with every call.
+function withCredential(credential) {
+  return (options, nextCall) =>
+    new grpc.InterceptingCall(nextCall(options), {
+      start(metadata, listener, next) {
+        if (credential) metadata.set('authorization', `Bearer ${credential}`);
+        next(metadata, listener);
+      },
+    });
 }
 
 function call(client, method, request) {

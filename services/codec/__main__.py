@@ -9,6 +9,7 @@ from runtime import process
 from runtime.auth_settings import open_authenticators
 from runtime.health import Readiness
 from runtime.metrics import SHORT_SECONDS, serving_metrics
+from services.codec.audit import recording
 from services.codec.server import make_app, serving
 from services.codec.settings import CodecSettings
 
@@ -25,9 +26,19 @@ async def main() -> None:
             description="Duration of requests to the codec server.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
+        lost = metrics.meter(__package__).create_counter(
+            "llm.audit.lost", unit="{record}", description="Audit records that could not be stored."
+        )
         authenticators = await open_authenticators(settings)
-        app = make_app(settings, duration, open_encryption(), authenticators)
-        async with serving(app, settings.host, settings.port, settings.tls) as address:
+        async with (
+            recording(settings.audit, lost) as log,
+            serving(
+                make_app(settings, duration, open_encryption(), authenticators, log),
+                settings.host,
+                settings.port,
+                settings.tls,
+            ) as address,
+        ):
             readiness.describe(address=address)
             with readiness.serving():
                 await process.forever()

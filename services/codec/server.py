@@ -29,12 +29,13 @@ from temporalio.api.common.v1 import Payloads
 from encryption import Encryption, KeysUnavailable
 from payload_converter import PayloadError
 from runtime.addresses import unbracketed
+from runtime.audit import AuditLog, AuditUnavailable
 from runtime.auth import Authenticator, Caller, Presented, Refusal, authenticate, bearer_token, keep_refreshing
 from runtime.http_auth import STATUS, challenge_headers
 from runtime.scopes import ANONYMOUS
 from runtime.tenants import TENANT_PATTERN
 from runtime.tls import ServerTls, server_context
-from services.codec import audit
+from services.codec.audit import OperatorAudit
 from services.codec.operators import Convert, Work, decode, encode, operator
 from services.codec.settings import CodecSettings
 
@@ -56,6 +57,7 @@ def make_app(
     duration: Histogram,
     encryption: Encryption | None = None,
     authenticators: Sequence[Authenticator] = (),
+    log: AuditLog | None = None,
 ) -> web.Application:
     """Return the server's application.
 
@@ -65,14 +67,16 @@ def make_app(
 
     A caller without a credential is a 401, one without the scope a 403, a body over the limit a 413, one that is no
     Payloads a 400. Without `authenticators` everybody may do everything. Without `encryption` nothing is decrypted or
-    encrypted. `duration` takes how long each answer took, in seconds.
+    encrypted. `duration` takes how long each answer took, in seconds. `log` gets a record of each request that decrypts
+    or is refused.
     """
+    audit = OperatorAudit(log)
     app = web.Application(
         client_max_size=settings.max_request_bytes,
         middlewares=[
             _measured(duration),
             _only_for((*settings.allowed_hosts, settings.host)),
-            _admitted(authenticators),
+            _admitted(authenticators, audit),
         ],
     )
 
@@ -95,7 +99,7 @@ def make_app(
     app.on_response_prepare.append(allow_origin)
     for convert in (decode, encode):
         for place in ("", _OF_TENANT):
-            app.router.add_post(f"{place}/{convert.__name__}", _handler(convert, encryption))
+            app.router.add_post(f"{place}/{convert.__name__}", _handler(convert, encryption, audit))
             app.router.add_options(f"{place}/{convert.__name__}", _preflight)
     return app
 
@@ -168,7 +172,7 @@ def _only_for(hosts: Collection[str]) -> Middleware:
     return check
 
 
-def _admitted(authenticators: Sequence[Authenticator]) -> Middleware:
+def _admitted(authenticators: Sequence[Authenticator], audit: OperatorAudit) -> Middleware:
     """Return the middleware that knows the operator, before anything of the body is read."""
 
     @web.middleware
@@ -181,7 +185,7 @@ def _admitted(authenticators: Sequence[Authenticator]) -> Middleware:
             caller = await _caller(request, authenticators)
             request[_OPERATOR] = operator(caller, request.match_info.get("tenant"))
         except Refusal as refusal:
-            audit.refused(request.path.rpartition("/")[2], caller, refusal)
+            await audit.refused(request.path.rpartition("/")[2], caller, refusal)
             return web.Response(status=STATUS[refusal.code], text=str(refusal), headers=challenge_headers(refusal))
         return await handler(request)
 
@@ -200,7 +204,9 @@ async def _caller(request: web.Request, authenticators: Sequence[Authenticator])
     return caller
 
 
-def _handler(convert: Convert, encryption: Encryption | None) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _handler(
+    convert: Convert, encryption: Encryption | None, audit: OperatorAudit
+) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
             # Unknown fields are dropped: a newer Temporal may add some.
@@ -216,7 +222,11 @@ def _handler(convert: Convert, encryption: Encryption | None) -> Callable[[web.R
             raise web.HTTPServiceUnavailable(text="no key to encrypt with is available now") from error
         finally:
             # Before the answer, and for what was done before an error, too.
-            audit.allowed(work)
+            try:
+                await audit.allowed(work)
+            except AuditUnavailable as error:
+                message = "the audit log takes no record now, and nothing is shown without one"
+                raise web.HTTPServiceUnavailable(text=message) from error
         return web.Response(text=json_format.MessageToJson(converted), content_type="application/json")
 
     return handle

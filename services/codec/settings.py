@@ -1,5 +1,6 @@
 """Settings of the codec server."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -26,6 +27,10 @@ class CodecSettings(AuthSettings, MetricsSettings):
     """The Web UIs whose pages may call the server, as scheme://host[:port], separated by commas."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
     """Maximum size of a request's body, in bytes. A page of history has at most 4 MB, a third more in base64."""
+
+    audit: Path | None = None
+    """File of the audit log: a record of each request that decrypts, encrypts or is refused, stored before its answer.
+    Each codec server needs a file of its own. Unset: the process's log alone has them, at the level INFO."""
 
     @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod

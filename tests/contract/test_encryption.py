@@ -20,14 +20,16 @@ from temporalio.converter import WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 
 from encryption import DataKeys, Encryption, KeyDeleted, KeysUnavailable, is_hash, open_encryption
-from encryption.cipher import KeyId
+from encryption.cipher import KeyId, checked_tenant
 from encryption.data_keys import RECHECK
+from encryption.errors import Unreadable
 from encryption.key_store import Slot, WrappedKey
 from encryption.keyring import Keyring
 from encryption.settings import EncryptionSettings
 from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError, data_converter
 from payload_converter.encryption import encrypting
+from runtime.tenants import check_tenant
 from tests.support.commands import run
 from tests.support.encryption import Keys
 
@@ -474,8 +476,17 @@ async def test_a_damaged_wrapped_key_can_be_restored(keys: Keys, wrapped: str) -
 async def test_a_tenant_may_have_any_name(keys: Keys) -> None:
     """Also that of a file of the store."""
     process = keys.data_keys()
-    for tenant in ("key-store", "search", "2026-01", "a_b"):
+    for tenant in ("key-store", "search", "2026-01", "a" * 32):
         assert (await process.current(tenant)).key_id.tenant == tenant
+
+
+@pytest.mark.parametrize("tenant", ["a_b", "a.b", "-a", "a/b", "a" * 33])
+def test_a_name_that_no_credential_can_have_has_no_keys(tenant: str) -> None:
+    """What encrypts takes the same names as what authenticates."""
+    with pytest.raises(Unreadable):
+        checked_tenant(tenant)
+    with pytest.raises(ValueError, match="a tenant has 1 to 32"):
+        check_tenant(tenant)
 
 
 async def test_keys_of_a_tenant_are_deleted_with_what_an_interrupted_write_left(keys: Keys) -> None:

@@ -28,6 +28,7 @@ from jobs.ids import workflow_id
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway import scopes
+from tests.support.attacks import stalled_clients
 from tests.support.commands import run
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
 from tests.support.jobs import details_of, new_job, webhook
@@ -35,6 +36,7 @@ from tests.support.stacks import tool
 from tests.support.temporal_proxy import temporal_proxy
 
 SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
+LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
 NO_JOB = "llmjob-nobody-1"
 REQUESTS: Mapping[str, Callable[[], Message]] = {
     "Submit": lambda: llm_pb2.SubmitRequest(job=new_job(model="idle")),
@@ -249,6 +251,49 @@ def test_every_method_is_in_the_matrix() -> None:
     assert set(OF_ANOTHER_TENANT) == set(SERVICE.methods_by_name)
 
 
+OPEN: Mapping[str, Message] = {
+    "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(),
+    "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(),
+    "grpc.health.v1.Health/List": health_pb2.HealthListRequest(),
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": LIST_SERVICES,
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": LIST_SERVICES,
+}
+"""A request of each method that is open to everybody."""
+SIX = ("no credential", "key: expired", "token: expired", "token: another audience", "key: revoked")
+
+
+async def test_every_service_of_a_gateway_is_in_the_matrix(guarded: Guarded) -> None:
+    """A new one needs rows of its own."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+    answer = await stub.ServerReflectionInfo(iter([LIST_SERVICES])).read()
+    served = {service.name for service in answer.list_services_response.service}
+    assert served | {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} == {
+        SERVICE.full_name,
+        *(method.partition("/")[0] for method in OPEN),
+    }
+
+
+@pytest.mark.parametrize("method", OPEN)
+@pytest.mark.parametrize("case", [*SIX, "another tenant", "missing scope", "right"])
+async def test_health_and_reflection_answer_everybody_the_same(guarded: Guarded, method: str, case: str) -> None:
+    good = {
+        "another tenant": guarded.of_tenant["acme"],
+        "missing scope": guarded.without_scope["jobs:read"],
+        "right": guarded.all,
+    }
+    metadata = bearer(good[case]) if case in good else REFUSED[case][0](guarded)
+    request = OPEN[method].SerializeToString()
+    if "Reflection" in method:
+        answer = await guarded.channel.stream_stream(f"/{method}")(iter([request]), metadata=metadata).read()
+    elif method.endswith("/Watch"):
+        watching = guarded.channel.unary_stream(f"/{method}")(request, metadata=metadata)
+        answer = await watching.read()
+        watching.cancel()
+    else:
+        answer = await guarded.channel.unary_unary(f"/{method}")(request, metadata=metadata, timeout=PATIENCE)
+    assert SERVICE.full_name.encode() in answer or answer == b"\x08\x01"
+
+
 @pytest.mark.parametrize("method", REQUESTS)
 @pytest.mark.parametrize("case", REFUSED)
 async def test_who_is_unknown_gets_nowhere(guarded: Guarded, method: str, case: str) -> None:
@@ -278,6 +323,23 @@ async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, meth
     error = await guarded.call(method, bearer(right))
     nothing = "DELETION_NOT_FOUND" if method == "GetDeletion" else "JOB_NOT_FOUND" if method in FINDS_NOTHING else None
     assert (None if error is None else reason_of(error)) == (nothing and ("NOT_FOUND", nothing))
+
+
+async def test_a_credential_of_any_bytes_is_refused_and_not_logged(stack: Stack, tmp_path: Path) -> None:
+    """gRPC would log the whole header, and a traceback. Only hand-made HTTP/2 can send such bytes."""
+    made = Guarded(tmp_path)
+    async with running(stack, {"GATEWAY_API_KEYS_FILE": str(made.file.path)}) as (channel, gateway):
+        async with stalled_clients(stack.address(gateway.name), window=1 << 16) as (client,):
+            for noise in (b"\xff\xfe", b"\xc3\xa9", b"\xed\xb3\xbf", b"\x80"):
+                for name in ("authorization", "x-any", "traceparent"):
+                    value = b"Bearer llmk_a_secret" + noise
+                    client.call(f"/{SERVICE.full_name}/ListModels", REQUESTS["ListModels"](), 1, ((name, value),))
+            async with asyncio.timeout(PATIENCE):
+                await client.all_ended()
+            assert not client.closed.is_set()
+        assert await call(channel, "ListModels", bearer(made.all)) is None
+    assert "secret" not in gateway.log
+    assert "Traceback" not in gateway.log
 
 
 async def test_who_sends_no_request_is_refused_all_the_same(guarded: Guarded) -> None:

@@ -21,6 +21,7 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
+from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from jobs.ids import tenant_of
 from llm_pb import llm_pb2
@@ -61,8 +62,11 @@ class Server:
 
 
 @asynccontextmanager
-async def running(environment: Mapping[str, str]) -> AsyncIterator[Server]:
-    """Run `python -m services.codec` while the context is open. Its log is whole once it has closed."""
+async def running(environment: Mapping[str, str], url: str = "") -> AsyncIterator[Server]:
+    """Run `python -m services.codec` while the context is open. Its log is whole once it has closed.
+
+    `url` is for a server that does not log its own.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.codec"),
         cwd=ROOT,
@@ -70,9 +74,11 @@ async def running(environment: Mapping[str, str]) -> AsyncIterator[Server]:
         stderr=subprocess.PIPE,
     )
     assert process.stderr
-    server = Server(process, "")
+    server = Server(process, url)
     try:
         async with asyncio.timeout(PATIENCE):
+            while url and not await is_listening(url):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.1)
             while not server.url:
                 line = json.loads(await process.stderr.readline())
                 server.log.append(line)
@@ -85,6 +91,17 @@ async def running(environment: Mapping[str, str]) -> AsyncIterator[Server]:
             process.terminate()
         rest = (await process.communicate())[1].decode()
         server.log += [json.loads(line) for line in rest.splitlines()]
+
+
+async def is_listening(url: str) -> bool:
+    host, port = url.split("/")[2].split(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
 
 
 async def post(
@@ -361,3 +378,49 @@ async def test_the_cli_shows_the_jobs_of_the_operators_tenant(installation: Inst
 @flow.activity.defn(name="Generate")
 async def failing(_job: llm_pb2.JobRequest) -> None:
     raise ApplicationError("a secret error", non_retryable=True)
+
+
+async def test_an_audit_file_has_each_record_whatever_is_logged(installation: Installation, tmp_path: Path) -> None:
+    """Before the answer. Nothing is shown that cannot be recorded."""
+    page, path = await installation.page(), tmp_path / "codec.jsonl"
+    settings = {**installation.environment, "CODEC_AUDIT": str(path), "LOG_LEVEL": "WARNING"}
+    for place in (str(path), "/dev/full"):
+        # The address is logged at the level INFO, which is off.
+        address = f"127.0.0.1:{free_port()}"
+        url = f"http://{address}/decode"
+        environment = {**settings, "CODEC_AUDIT": place, "CODEC_PORT": address.split(":")[1]}
+        async with running(environment, url) as server:
+            if place == str(path):
+                status, answer, _ = await post(server.url, page, installation.of["acme"])
+                assert (status, len(answer.payloads)) == (200, 4)
+                (record,) = map(json.loads, path.read_text().splitlines())
+                assert record.pop("time")
+                assert record == {
+                    "decision": "allowed",
+                    "tenant": "acme",
+                    "subject": f"llmk_{id_of(installation.of['acme'])}",
+                    "key_id": id_of(installation.of["acme"]),
+                    "decrypted": {"acme": 1},
+                    "withheld": 2,
+                }
+                assert (await post(server.url, page))[0] == 401
+                assert json.loads(path.read_text().splitlines()[1])["reason"] == "CREDENTIAL_MISSING"
+            else:
+                status, answer, _ = await post(server.url, page, installation.of["acme"])
+                assert (status, "audit log" in answer) == (503, True)
+                assert (await post(server.url, page))[0] == 401
+
+
+async def test_a_credential_of_any_bytes_is_refused_and_recorded(installation: Installation) -> None:
+    """HTTP servers decode what is no UTF-8 in a way that cannot be encoded again."""
+    async with running(installation.environment) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        for token in (b"llmk_\xff", b"\xff", b"\xc3\xa9.b.c"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = b"POST /decode HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token
+            writer.write(head + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            assert (await reader.readline()).split()[1] == b"401"
+            writer.close()
+            await writer.wait_closed()
+    assert [line["reason"] for line in server.audit] == ["CREDENTIAL_INVALID"] * 3
+    assert "Traceback" not in json.dumps(server.log)

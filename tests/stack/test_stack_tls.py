@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shlex
-import shutil
 import socket
 import ssl
 import sys
@@ -135,8 +134,6 @@ async def test_the_examples_of_the_page_work(tls_stack: Stack, block: Block) -> 
     }
     for documented, address in addresses.items():
         text = text.replace(documented, address)
-    if text.startswith("grpcurl") and shutil.which("grpcurl") is None:
-        pytest.skip("grpcurl is not installed")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = (sys.executable, "-c") if text.startswith("import") else ("bash", "-euc")
     ended = await run(*command, text, PATH=path, TEMPORAL_ADDRESS=tls_stack.address("temporal"))

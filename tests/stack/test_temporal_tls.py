@@ -4,6 +4,7 @@ The development server has no TLS. A proxy in front of it has, and requires a cl
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -44,6 +45,17 @@ class TlsProxy:
     def trust(self, ca: Authority) -> None:
         """Accept certificates of this CA as well, on new connections."""
         self._context.load_verify_locations(cadata=ca.pem.decode())
+
+    @asynccontextmanager
+    async def silent(self) -> AsyncIterator[None]:
+        """Answer no new connection while the context is open; those that are open go on."""
+        assert self._server is not None
+        self._server.close()
+        host, port = self.address.split(":")
+        # The kernel takes connections, and nobody does anything with them.
+        with socket.create_server((host, int(port))):
+            yield
+        self._server = await asyncio.start_server(self._serve, host, int(port), ssl=self._context)
 
     def cut(self) -> None:
         """Close all connections."""
@@ -162,6 +174,38 @@ async def test_files_that_do_not_connect_leave_the_old_connection_until_they_do(
         proxy.trust(others)
         await logged(gateway, "connected to Temporal with changed TLS files")
         assert "stranger" in proxy.clients
+
+
+async def test_files_are_used_although_the_first_try_got_no_answer(stack: Stack, ca: Authority) -> None:
+    """The SDK itself would wait for ever, and no later change would be seen."""
+    async with behind_tls(stack, ca) as (proxy, gateway, _):
+        second = ca.issue("second")
+        async with proxy.silent():
+            replace(ca.folder / "first.key", second.key.read_bytes())
+            replace(ca.folder / "first.pem", second.cert.read_bytes())
+            await logged(gateway, "the old connection stays: no answer within 10 s")
+        await logged(gateway, "connected to Temporal with changed TLS files")
+        assert "second" in proxy.clients
+
+
+async def test_a_process_starts_although_the_first_try_got_no_answer(stack: Stack, ca: Authority) -> None:
+    pair = ca.issue("client")
+    proxy = TlsProxy(ca, ca.issue("temporal"), stack.address("temporal"))
+    await proxy.start()
+    settings = {
+        "GATEWAY_ROLE": "api",
+        "TEMPORAL_ADDRESS": proxy.address,
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(ca.path),
+        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pair.cert),
+        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pair.key),
+    }
+    gateway = stack.add("gateway", settings)
+    async with proxy.silent():
+        await gateway.start()
+        await logged(gateway, "Temporal cannot be reached yet: no answer within 10 s")
+    await gateway.wait_ready()
+    await gateway.terminate()
+    await proxy.close()
 
 
 async def test_files_that_change_while_temporal_refuses_the_first_ones_are_used(stack: Stack, ca: Authority) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import socket
 import ssl
 import urllib.request
@@ -378,6 +377,5 @@ async def test_buf_curl_and_grpcurl_call_with_the_ca(stack: Stack, ca: Authority
             f"https://{address}/{method}",
         )
         assert "docstrings" in ended.output, ended.errors
-        if grpcurl := shutil.which("grpcurl"):
-            ended = await run(grpcurl, "-cacert", str(ca.path), "-d", "{}", address, method)
-            assert "docstrings" in ended.output, ended.errors
+        ended = await run(tool("grpcurl"), "-cacert", str(ca.path), "-d", "{}", address, method)
+        assert "docstrings" in ended.output, ended.errors

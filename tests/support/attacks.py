@@ -19,7 +19,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE: Final = 4
 _MAX_WINDOW: Final = 2**31 - 1
-Metadata = tuple[tuple[str, str], ...]
+Metadata = tuple[tuple[str, str | bytes], ...]
 _CONNECTION_WINDOW: Final = 65_535
 _FRAME_BYTES: Final = 16_384
 
@@ -55,10 +55,13 @@ def header_frame(stream: int, method: str, flags: int = 0, metadata: Metadata = 
     }
     # The fields are literals without indexing (RFC 7541, section 6.2.2). No name or value is longer than 126 bytes.
     headers = b"".join(
-        b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
-        for name, value in fields.items()
+        b"\0" + b"".join(bytes((len(part),)) + part for part in map(_bytes, field)) for field in fields.items()
     )
     return frame(HEADERS, headers, END_HEADERS | flags, stream)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 class StalledClient:
@@ -96,7 +99,14 @@ class StalledClient:
             self._next_stream += 2
 
     async def upload(
-        self, method: str, request: bytes, count: int, *, withheld: int = 0, followed_by: bytes = b""
+        self,
+        method: str,
+        request: bytes,
+        count: int,
+        metadata: Metadata = (),
+        *,
+        withheld: int = 0,
+        followed_by: bytes = b"",
     ) -> None:
         """Make `count` concurrent calls with a large request.
 
@@ -109,7 +119,7 @@ class StalledClient:
         sent = dict.fromkeys(range(self._next_stream, self._next_stream + 2 * count, 2), 0)
         self._next_stream += 2 * count
         for stream in sent:
-            self._writer.write(header_frame(stream, method))
+            self._writer.write(header_frame(stream, method, metadata=metadata))
         while sent and not self.closed.is_set():
             moved = False
             for stream, at in list(sent.items()):

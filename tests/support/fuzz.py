@@ -1,5 +1,7 @@
 """`make fuzz`: many thousand calls of every kind against a new stack, with concurrent attacks.
 
+With `--credentials` the gateway asks for credentials, and most calls have a good one.
+
 A run succeeds if every call gets a proper answer or an error of its client (no INTERNAL, no UNKNOWN, no hanging call),
 no process logs a traceback or ends, and the memory of none grows. It prints the seed that repeats the run, and one JSON
 object at the end.
@@ -15,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,7 +30,9 @@ from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime.scopes import SCOPES
 from tests.support.attacks import stalled_clients
+from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer
 from tests.support.fuzz_calls import REFLECTION, SERVICE, Call, Calls
 from tests.support.hostile_requests import BODIES
 from tests.support.jobs import new_job
@@ -56,7 +61,22 @@ ANSWERS: Final = frozenset(
         Code.UNAVAILABLE,
     }
 )
+ANSWERS_TO: Final[Mapping[str, frozenset[grpc.StatusCode]]] = {
+    "key": ANSWERS,
+    "token": ANSWERS,
+    "of a tenant": ANSWERS,
+    # For others' users.
+    "bound": ANSWERS | {Code.PERMISSION_DENIED},
+    "reader": ANSWERS | {Code.PERMISSION_DENIED},
+    "": frozenset({Code.UNAUTHENTICATED}),
+}
+"""The answers to calls of LlmService, by their credential. Those to all others are the answer to none."""
+RAW_CREDENTIAL: Final = b"raw-credential"
+"""What the credentials of raw_credentials hold, and no log may."""
+RAW_NAMES: Final = ("authorization", "authorization", "x-any", "traceparent")
 LEFT: Final = "the client left"
+SILENT: Final = "no message in time"
+"""A stream that was slow to begin: how slow is the machine's matter, and calls of one message that hang are found."""
 OVERTAKEN: Final = "the answer came before the last request was sent"
 """The client library itself reports this case as INTERNAL: https://github.com/grpc/grpc/issues/36066"""
 
@@ -74,7 +94,7 @@ class Report(NamedTuple):
     problems: list[str]
 
 
-async def big_messages(address: str, rng: random.Random) -> list[str]:
+async def big_messages(address: str, rng: random.Random, caller: Metadata) -> list[str]:
     """Send the costliest bodies, eight concurrently, and return the problems with their answers."""
     bodies = [*BODIES.values()]
     rng.shuffle(bodies)
@@ -83,7 +103,7 @@ async def big_messages(address: str, rng: random.Random) -> list[str]:
         problems = []
         async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
             for name, data in bodies:
-                code, details = await _outcome(channel, Call(0, f"{SERVICE}/{name}", (data,), (), None))
+                code, details = await _outcome(channel, Call(0, f"{SERVICE}/{name}", (data,), (), None), caller)
                 if code not in ANSWERS:
                     problems.append(f"{name} with {len(data)} bytes: {code} {details}")
         return problems
@@ -92,12 +112,13 @@ async def big_messages(address: str, rng: random.Random) -> list[str]:
     return [*itertools.chain(*await asyncio.gather(*(send(queue) for _ in range(8))))]
 
 
-async def slow_readers(address: str, rng: random.Random) -> list[str]:
+async def slow_readers(address: str, rng: random.Random, caller: Metadata) -> list[str]:
     """Call GetStatus, GetJob, StreamStatus, List and ListModels many times without reading the answers."""
     job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
     async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
         stub = LlmServiceStub(channel)
-        id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS)).workflow_id
+        submitted = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS, metadata=caller)
+        id_ = submitted.workflow_id
         requests: dict[str, Message] = {
             f"{SERVICE}/GetStatus": llm_pb2.GetStatusRequest(workflow_id=id_),
             f"{SERVICE}/GetJob": llm_pb2.GetJobRequest(workflow_id=id_),
@@ -108,15 +129,16 @@ async def slow_readers(address: str, rng: random.Random) -> list[str]:
         async with stalled_clients(address, 4, rng.choice((0, 1, 100))) as clients:
             for method, request in requests.items():
                 for client in clients:
-                    client.call(f"/{method}", request, 25)
+                    client.call(f"/{method}", request, 25, caller)
             # The gateway serves this client while the slow readers' answers wait. The stub does not reconnect, so a
             # stream that breaks is a failure.
-            async for _ in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=CALL_SECONDS):
+            followed = llm_pb2.StreamStatusRequest(workflow_id=id_)
+            async for _ in stub.StreamStatus(followed, timeout=CALL_SECONDS, metadata=caller):
                 pass
     return []
 
 
-async def large_requests(address: str, rng: random.Random) -> list[str]:
+async def large_requests(address: str, rng: random.Random, caller: Metadata) -> list[str]:
     """Send jobs of nearly the maximum size, more than fit at a time, some without their last byte."""
     # No worker serves the model. Such a job costs the gateway as much as any other, and Temporal nothing.
     job = new_job("x" * 1_900_000, model="none", user_id=f"large-{rng.randrange(1 << 30)}")
@@ -124,24 +146,83 @@ async def large_requests(address: str, rng: random.Random) -> list[str]:
     async with stalled_clients(address, 8) as clients:
         await asyncio.gather(
             *(
-                client.upload(f"/{SERVICE}/Submit", body, 20, withheld=number % 2)
+                client.upload(f"/{SERVICE}/Submit", body, 20, caller, withheld=number % 2)
                 for number, client in enumerate(clients)
             )
         )
     return []
 
 
-Attack = Callable[[str, random.Random], Awaitable[list[str]]]
-ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests)
-"""Attacks that run during the second half of the calls. Each takes the gateway's address and returns problems."""
+async def raw_credentials(address: str, rng: random.Random, _caller: Metadata) -> list[str]:
+    """Send credentials of arbitrary bytes, which the libraries of gRPC do not send."""
+    request = llm_pb2.ListModelsRequest()
+    async with stalled_clients(address, 4, 1 << 16) as clients:
+        for client in clients:
+            for _ in range(100):
+                # gRPC itself ends a connection with a header that has a NUL, CR or LF.
+                noise = bytes(rng.choice((*range(0x20, 0x7F), *range(0x80, 0x100))) for _ in range(rng.randint(0, 60)))
+                scheme = rng.choice((b"Bearer ", b"Bearer llmk_", b"Basic ", b""))
+                value = scheme + RAW_CREDENTIAL + noise
+                client.call(f"/{SERVICE}/ListModels", request, metadata=((rng.choice(RAW_NAMES), value),))
+        async with asyncio.timeout(CALL_SECONDS):
+            await asyncio.gather(*(client.all_ended() for client in clients))
+    return []
+
+
+Attack = Callable[[str, random.Random, Metadata], Coroutine[Any, Any, list[str]]]
+ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests, raw_credentials)
+"""Attacks that run during the second half of the calls. Each takes the gateway's address and the metadata of a caller
+who may do everything, and returns problems."""
 _OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
 
 
-async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
-    """Make `count` calls of a seed, for at most `seconds`, and return the report."""
+class Keys:
+    """What makes a gateway ask for credentials, and the credentials of its callers."""
+
+    def __init__(self, folder: Path) -> None:
+        file, issuer, key_set = KeyFile(folder / "keys.json"), Issuer("fuzz"), folder / "jwks.json"
+        key_set.write_bytes(issuer.key_set())
+        self.settings = {
+            "GATEWAY_API_KEYS_FILE": str(file.path),
+            "GATEWAY_JWT_ISSUER": ISSUER,
+            "GATEWAY_JWT_AUDIENCE": AUDIENCE,
+            "GATEWAY_JWT_KEYS": str(key_set),
+        }
+        everything = sorted(SCOPES)
+        self.known = {
+            "key": file.add(everything),
+            "token": issuer.token("fuzz", everything, ends_in=24 * 3600),
+            "of a tenant": file.add(everything, tenant="fuzz"),
+            "bound": file.add(everything, user_id="fuzz-1"),
+            "reader": file.add(["jobs:read"]),
+            "revoked": file.add(everything),
+            "expired": issuer.token("fuzz", everything, ends_in=-3600),
+        }
+        file.revoke(self.known["revoked"])
+
+    def metadata(self, credential: str) -> Metadata:
+        """Return the metadata of a call with a credential."""
+        return bearer(self.known.get(credential, credential)) if credential else ()
+
+
+@asynccontextmanager
+async def fuzzed_stack(folder: Path, *, credentials: bool) -> AsyncIterator[tuple[Stack, Keys | None]]:
+    """Run a stack to be fuzzed, whose gateway may ask for credentials."""
+    keys = Keys(folder) if credentials else None
+    environment = FAST if keys is None else {**FAST, "gateway": {**FAST["gateway"], **keys.settings}}
+    async with Stack(stack_settings(folder / "stack"), environment=environment) as stack:
+        yield stack, keys
+
+
+async def fuzz(stack: Stack, keys: Keys | None, seed: int, count: int, seconds: float) -> Report:
+    """Make `count` calls of a seed, for at most `seconds`, and return the report.
+
+    `keys` are those of the callers. None: the gateway does not ask for credentials.
+    """
     began, codes, problems = time.monotonic(), Counter[str](), list[str]()
     # The jobs are few, so that they cost little next to the calls and many calls refer to each.
-    calls = Calls(seed, jobs=max(count // 250, 20))
+    calls = Calls(seed, jobs=max(count // 250, 20), credentials=keys is not None)
+    metadata: Callable[[str], Metadata] = keys.metadata if keys is not None else lambda _: ()
     address, numbers = stack.address("gateway"), iter(range(count))
     channels = [grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) for _ in range(CONNECTIONS)]
 
@@ -150,9 +231,9 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
             if number and number % 10_000 == 0:
                 print(f"{number} calls in {time.monotonic() - began:.0f} s", file=sys.stderr)
             call = calls.call(number)
-            code, details = await _outcome(channel, call)
+            code, details = await _outcome(channel, call, metadata(call.credential))
             codes[code.name if isinstance(code, Code) else code] += 1
-            if not _is_answer(call, code) and len(problems) < 20:
+            if not _is_answer(call, code, asked=keys is not None) and len(problems) < 20:
                 problems.append(f"{call}: {code} {details}")
             if number >= until or time.monotonic() - began > seconds:
                 return
@@ -162,7 +243,7 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
 
     await clients(count // 2)
     middle = _sizes(stack)
-    attacks = [asyncio.create_task(attack(address, random.Random(seed))) for attack in ATTACKS]
+    attacks = [asyncio.create_task(attack(address, random.Random(seed), metadata("key"))) for attack in ATTACKS]
     await clients(count)
     for attack in attacks:
         problems += await attack
@@ -179,7 +260,7 @@ async def fuzz(stack: Stack, seed: int, count: int, seconds: float) -> Report:
     return Report(seed, made, round(time.monotonic() - began, 1), dict(codes.most_common()), grown, problems)
 
 
-async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCode | str, str]:
+async def _outcome(channel: grpc.aio.Channel, call: Call, credential: Metadata) -> tuple[grpc.StatusCode | str, str]:
     """Make a call, and return its status code (or another end) with the error message."""
     request: Any = iter(call.requests)
     if "Reflection" in call.method:
@@ -188,15 +269,15 @@ async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCo
         (request,) = call.requests
         streams = call.method.rpartition("/")[2] in ("StreamStatus", "Watch")
         making = channel.unary_stream(f"/{call.method}") if streams else channel.unary_unary(f"/{call.method}")
-    made = making(request, metadata=call.metadata, timeout=CALL_SECONDS)
+    made = making(request, metadata=(*call.metadata, *credential), timeout=CALL_SECONDS)
     if call.leave is not None:
         await asyncio.sleep(call.leave)
         made.cancel()
     try:
         if isinstance(made, grpc.aio.UnaryUnaryCall):
             await made
-        else:
-            await _read(made)
+        elif not await _read(made):
+            return SILENT, ""
     except grpc.aio.AioRpcError as error:
         if error.details() == "Internal error from Core":
             return OVERTAKEN, ""
@@ -206,18 +287,29 @@ async def _outcome(channel: grpc.aio.Channel, call: Call) -> tuple[grpc.StatusCo
     return Code.OK, ""
 
 
-async def _read(stream: Any) -> None:
-    """Read a stream to its end, but at most STREAM_MESSAGES messages or STREAM_SECONDS, then cancel it."""
+async def _read(stream: Any) -> bool:
+    """Read a stream to its end, but at most STREAM_MESSAGES messages or STREAM_SECONDS, then cancel it.
+
+    Return False if nothing has come by then.
+    """
+    messages = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STREAM_SECONDS):
-            for _ in range(STREAM_MESSAGES):
+            while messages < STREAM_MESSAGES:
                 if await stream.read() is grpc.aio.EOF:
-                    return
+                    return True
+                messages += 1
     stream.cancel()
+    return messages > 0
 
 
-def _is_answer(call: Call, code: grpc.StatusCode | str) -> bool:
+def _is_answer(call: Call, code: grpc.StatusCode | str, *, asked: bool) -> bool:
+    of_service = call.method.startswith(SERVICE) and "Nothing" not in call.method
+    if asked and of_service and isinstance(code, Code) and code != Code.CANCELLED:
+        return code in ANSWERS_TO.get(call.credential, ANSWERS_TO[""])
     if code in ANSWERS or (code == OVERTAKEN and REFLECTION in call.method):
+        return True
+    if code == SILENT:
         return True
     if code in (LEFT, Code.CANCELLED):
         return call.leave is not None
@@ -239,7 +331,8 @@ def _troubles(stack: Stack) -> list[str]:
     ended = [f"{name} {process.ending}" for name, process in stack.processes.items() if not process.running]
     logs = {name: stack.processes[name].log for name in PYTHON}
     lines = [(name, line) for name, log in logs.items() for line in log.splitlines() if "Traceback" in line]
-    return ended + [f"{len(lines)} tracebacks, first in {name}: {line[:3000]}" for name, line in lines[:1]]
+    leaks = [f"{name} logs credentials" for name, log in logs.items() if RAW_CREDENTIAL.decode() in log]
+    return ended + leaks + [f"{len(lines)} tracebacks, first in {name}: {line[:3000]}" for name, line in lines[:1]]
 
 
 async def _serves(address: str) -> bool:
@@ -258,11 +351,12 @@ async def main() -> int:
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--seconds", type=float, default=1800, help="seconds after which the run ends")
+    parser.add_argument("--credentials", action="store_true", help="the gateway asks for credentials")
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        async with Stack(stack_settings(Path(folder)), environment=FAST) as stack:
-            report = await fuzz(stack, chosen.seed, chosen.calls, chosen.seconds)
+        async with fuzzed_stack(Path(folder), credentials=chosen.credentials) as (stack, keys):
+            report = await fuzz(stack, keys, chosen.seed, chosen.calls, chosen.seconds)
     print(json.dumps(report._asdict(), indent=2))
     return 1 if report.problems else 0
 

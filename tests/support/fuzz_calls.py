@@ -49,6 +49,8 @@ KINDS: Final[Mapping[str, type[Message]]] = {
     f"grpc.reflection.v1.{REFLECTION}": reflection_pb2.ServerReflectionRequest,
     f"grpc.reflection.v1alpha.{REFLECTION}": reflection_pb2.ServerReflectionRequest,
 }
+CREDENTIALS: Final = ("key", "token", "of a tenant", "bound", "reader", "revoked", "expired")
+"""Credentials that a call may have: those of a Keys of tests.support.fuzz. The last two do not count."""
 TEXTS: Final = (
     *("", "a", "llm.v1.LlmService", "llm.v1.JobRequest", "llm.proto", "docstrings", "structured", "user", "é" * 128),
     *("\x00", "\n", "'", '"; --', "../a", "%s%n", "\u202e", "👩\u200d👧", "\ufffd", "a" * 129, "-1", "{}", "[" * 999),
@@ -70,19 +72,26 @@ class Call(NamedTuple):
     metadata: tuple[tuple[str, str], ...]
     leave: float | None
     """Seconds after which the client cancels. None: it reads the answer, or some messages of a stream."""
+    credential: str = ""
+    """One of CREDENTIALS, or a text that is none. Empty: the call has none."""
 
     def __str__(self) -> str:
         data = b" ".join(self.requests)
-        return f"call {self.number} of {self.method} with {len(data)} bytes: {data[:80].hex()}"
+        by = f" by {self.credential[:40]!r}" if self.credential else ""
+        return f"call {self.number} of {self.method}{by} with {len(data)} bytes: {data[:80].hex()}"
 
 
 class Calls:
     """The calls of one seed."""
 
-    def __init__(self, seed: int, jobs: int) -> None:
-        """`jobs` is the number of different jobs that the valid calls refer to."""
+    def __init__(self, seed: int, jobs: int, *, credentials: bool = False) -> None:
+        """`jobs` is the number of different jobs that the valid calls refer to.
+
+        `credentials`: whether the callers have any.
+        """
         self._seed = seed
         self._jobs = jobs
+        self._credentials = credentials
 
     def call(self, number: int) -> Call:
         """Return call number n."""
@@ -92,7 +101,7 @@ class Calls:
         requests = tuple(self._request(rng, KINDS.get(method, llm_pb2.SubmitRequest)) for _ in range(count))
         metadata = ((rng.choice(("traceparent", "tracestate", "x-any")), _header(rng)),) if rng.random() < 0.2 else ()
         leave = rng.random() * 0.05 if rng.random() < 0.1 else None
-        return Call(number, method, requests, metadata, leave)
+        return Call(number, method, requests, metadata, leave, _credential(rng) if self._credentials else "")
 
     def _request(self, rng: random.Random, kind: type[Message]) -> bytes:
         how = rng.random()
@@ -214,6 +223,20 @@ def damage(rng: random.Random, data: bytes) -> bytes:
         lambda: data * 20,
     )
     return rng.choice(ways)()
+
+
+def _credential(rng: random.Random) -> str:
+    """Return mostly a good one, sometimes one of another caller, a bad one or none."""
+    how = rng.random()
+    if how < 0.65:
+        return "key"
+    if how < 0.8:
+        return rng.choice(CREDENTIALS)
+    if how < 0.9:
+        return ""
+    token = ".".join(rng.choice(("e30", "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEifQ", "AAAA", "")) for _ in range(3))
+    printable = "".join(chr(rng.randrange(0x20, 0x7F)) for _ in range(rng.choice((1, 5, 60, 3000))))
+    return rng.choice(("llmk_", "llmk__", f"llmk_{printable}", token, printable, "x"))
 
 
 def _header(rng: random.Random) -> str:

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 import llm_pb
 from llm_pb import llm_pb2
-from runtime.auth import Caller, Presented, Refusal
+from runtime.auth import Caller, Presented, Refusal, bearer_token
 from runtime.auth_certificates import CertificateRule, ClientCertificates
 from runtime.auth_jwt import JwtRules, Jwts, KeySet
 from runtime.auth_keys import ApiKeys, KeyFileError, read_keys
@@ -200,6 +200,74 @@ async def test_a_stream_ends_with_its_certificate(authority: Authority) -> None:
         assert dict(error.value.trailing_metadata() or ())["reason"] == "CREDENTIAL_EXPIRED"
 
 
+async def test_a_token_with_a_far_end_spoils_no_check_of_others(
+    authority: Authority, issuer: Issuer, key_file: Path, tmp_path: Path
+) -> None:
+    """Its end is the last second that a date can have, to which no leeway can be added."""
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add(["jobs:read"])
+    authenticators = (ApiKeys(file.path, scopes.SCOPES), jwts(key_file))
+    tls = grpc.ssl_channel_credentials(authority.ca.cert_pem.bytes())
+    far = issuer.token("a", ["jobs:read"], exp=253402300799)
+    async with (
+        serving(authority.server_credentials(mutual=False), authenticators) as address,
+        grpc.aio.secure_channel(address, tls) as channel,
+    ):
+        last = channel.unary_stream("/test.Service/Last")
+        lasting, ending = (last(b"", metadata=bearer(token), timeout=120) for token in (far, key))
+        for stream in (lasting, ending):
+            await stream.read()
+        file.revoke(key)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await ending.read()
+        assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert not lasting.done()
+
+
+class Failing:
+    """An Authenticator whose check has a fault."""
+
+    hint = "anything"
+
+    def __init__(self) -> None:
+        self.checked = 0
+
+    async def authenticate(self, presented: Presented) -> Caller | None:
+        return Caller("", "a", frozenset(["jobs:read"])) if presented.token == "faulty" else None
+
+    def check(self, caller: Caller) -> None:
+        self.checked += 1
+        raise OverflowError("a fault")
+
+    async def refresh(self) -> None:
+        pass
+
+
+async def test_a_fault_of_one_check_ends_no_other(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, failing = KeyFile(tmp_path / "keys.json"), Failing()
+    key = file.add(["jobs:read"])
+    tls = grpc.ssl_channel_credentials(authority.ca.cert_pem.bytes())
+    async with (
+        serving(authority.server_credentials(mutual=False), (failing, ApiKeys(file.path, scopes.SCOPES))) as address,
+        grpc.aio.secure_channel(address, tls) as channel,
+    ):
+        last = channel.unary_stream("/test.Service/Last")
+        lasting, ending = (last(b"", metadata=bearer(token), timeout=120) for token in ("faulty", key))
+        for stream in (lasting, ending):
+            await stream.read()
+        async with asyncio.timeout(60):
+            while not failing.checked:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.05)
+        file.revoke(key)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await ending.read()
+        assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert not lasting.done()
+    assert "cannot check the credential of a running call" in caplog.text
+
+
 async def test_a_method_without_a_scope_is_nobodys(authority: Authority, tmp_path: Path) -> None:
     """With authentication and without."""
     file = KeyFile(tmp_path / "keys.json")
@@ -286,6 +354,15 @@ async def test_what_the_claims_say(issuer: Issuer, key_file: Path) -> None:
     caller = await without.authenticate(Presented(token=issuer.token("a", org="acme")))
     assert caller is not None
     assert caller.tenant == ""
+
+
+@pytest.mark.parametrize("text", ["llmk_\udcff", "\udcff", "llmk_é", "é.b.c", "eyJhbGciOiAiUlMyNTYifQ.\udcff.c"])
+def test_a_token_that_is_not_ascii_is_none(text: str) -> None:
+    """HTTP servers decode headers with surrogates, which cannot be encoded again."""
+    with pytest.raises(Refusal) as refusal:
+        bearer_token([f"Bearer {text}"])
+    assert refusal.value.reason == "CREDENTIAL_INVALID"
+    assert text not in str(refusal.value)
 
 
 async def test_no_token_breaks_the_authenticator(issuer: Issuer, key_file: Path) -> None:
@@ -389,6 +466,33 @@ async def test_a_file_of_keys_that_is_wrong_changes_nothing(
     assert await reason(known, key) == ""
     with pytest.raises(KeyFileError):
         ApiKeys(file.path, scopes.SCOPES)
+
+
+async def test_a_file_of_keys_that_becomes_readable_without_a_change_is_read(tmp_path: Path) -> None:
+    """For example because its owner was wrong, which the superuser cannot test: here it has the same time and size."""
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add(["jobs:read"])
+    known = ApiKeys(file.path, scopes.SCOPES)
+    times = (0, 0)
+    revoked = b"[]".ljust(file.path.stat().st_size)
+    file.path.write_bytes(b"x" * len(revoked))
+    os.utime(file.path, times)
+    await known.refresh()
+    assert await reason(known, key) == ""
+    file.path.write_bytes(revoked)
+    os.utime(file.path, times)
+    await known.refresh()
+    assert await reason(known, key) == "CREDENTIAL_INVALID"
+
+
+def test_a_file_of_keys_keeps_its_permissions(tmp_path: Path) -> None:
+    """A gateway of another user reads it, so a revocation must not take that away."""
+    file = KeyFile(tmp_path / "keys.json")
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    key = file.add(["jobs:read"])
+    file.path.chmod(0o640)
+    file.revoke(key)
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o640
 
 
 async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:

@@ -52,7 +52,12 @@ ONLY = {
         "services/notifier/sinks/nats.py",
     },
     "aiokafka": {"services/notifier/sinks/kafka.py"},
-    "aiohttp": {"encryption/kms.py", "services/codec/server.py", "services/notifier/sinks/webhook.py"},
+    "aiohttp": {
+        "encryption/kms.py",
+        "runtime/auth_jwt.py",
+        "services/codec/server.py",
+        "services/notifier/sinks/webhook.py",
+    },
     "jwt": {"runtime/auth_jwt.py"},
     "uvicorn": {"services/http/connection.py", "services/http/server.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},

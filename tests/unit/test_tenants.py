@@ -45,6 +45,14 @@ def test_users_without_a_tenant_take_turns_as_ever() -> None:
         assert some.priority("", user) == Priority(fairness_key=user)
 
 
+def test_a_tenant_gets_a_bounded_share_by_the_first_jobs_of_invented_users() -> None:
+    """The docs say how much: each job keeps the share that its user had when it was sent."""
+    some = turns(Clock())
+    first = [some.priority("acme", f"user-{number}").fairness_weight or 0 for number in range(100)]
+    assert 5 * 4 < sum(first) < 5.2 * 4
+    assert sum(some.priority("acme", f"user-{number}").fairness_weight or 0 for number in range(100)) <= 4 + 0.01
+
+
 def test_a_tenant_gets_no_larger_share_by_inventing_users() -> None:
     """However many there are, their turns weigh at most twice what the tenant's should; in one burst six times.
 
