@@ -166,9 +166,6 @@ class _Entry:
             await self._log.put(self._record("allowed"))
             self.decided = True
 
-    def require_available(self) -> None:
-        self._log.require_available()
-
     async def refuse(self, code: str, reason: str) -> None:
         if self.decided:
             return
@@ -223,15 +220,6 @@ async def allow() -> None:
     """
     if (entry := _entry.get()) is not None:
         await entry.allow()
-
-
-def require_available() -> None:
-    """Raise AuditUnavailable if allow() is likely to. To be called before what a write that is not done would leave.
-
-    The call is refused then, and the record of that tells whether the log is available again.
-    """
-    if (entry := _entry.get()) is not None:
-        entry.require_available()
 
 
 async def refuse(code: str, reason: str) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
@@ -151,9 +151,9 @@ class JobReader:
             raise not_found(workflow_id)
         return description
 
-    async def tell_watched(self, workflow_id: str) -> None:
-        """Tell the job's workflow that somebody watches it. Raises RPCError, NOT_FOUND after the job has ended."""
-        await self._client.get_workflow_handle(workflow_id).signal(names.SIGNAL_WATCHED, rpc_timeout=RPC_TIMEOUT)
+    def handle(self, workflow_id: str) -> WorkflowHandle[Any, Any]:
+        """Return Temporal's handle of the last run of a workflow. Makes no call."""
+        return self._client.get_workflow_handle(workflow_id)
 
     async def ending(self, workflow_id: str, run_id: str, *, rpc_timeout: timedelta | None = None) -> Ending:
         """Wait until the job has ended, and return what the event that closed its workflow holds. Raises RPCError.

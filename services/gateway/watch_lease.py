@@ -12,6 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from encryption import KeysUnavailable
 from jobs import names
 from payload_converter import PayloadError
+from runtime.temporal import RPC_TIMEOUT
 from services.gateway.job_reader import JobReader
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ async def renew_lease(reader: JobReader, description: WorkflowExecutionDescripti
         # With jitter: the clients of a gateway that died come to another one at the same time.
         pause = lease / _RENEWALS * random.uniform(0.8, 1)  # noqa: S311  # no secret
         try:
-            await reader.tell_watched(description.id)
+            await reader.handle(description.id).signal(names.SIGNAL_WATCHED, rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return

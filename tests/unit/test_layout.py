@@ -110,6 +110,8 @@ NOT_OF_CALLS = {
     "ledgers.py",
     # The steps of a deletion that was recorded.
     "deletion_steps.py",
+    # The lease of a job that is watched.
+    "watch_lease.py",
 }
 """Modules of the gateway that may start and signal workflows."""
 
