@@ -458,3 +458,27 @@ async def test_a_killed_fronts_readers_go_on_at_another(
                 text += event.delta
     assert event.type == "response.incomplete"
     assert text == (await status_of(stub, workflow_id_of(id_))).result.output
+
+
+async def test_the_job_of_a_killed_front_that_nobody_comes_back_for_is_cancelled(
+    stack: Stack, stub: llm_pb2_grpc.LlmServiceStub
+) -> None:
+    """Nobody can come back for a completion. Its front cannot cancel it any more."""
+    front = stack.add("http", {"HTTP_UNWATCHED_TIMEOUT": "PT10S"})
+    await front.start()
+    await front.wait_ready()
+    async with openai_client(stack.address(front.name)) as doomed:
+        # Nobody serves the model, so the job would wait for minutes.
+        waiting = asyncio.create_task(doomed.completions.create(model="idle", prompt="Go on.", user="left-alone"))
+        async with asyncio.timeout(60):
+            while not (jobs := (await stub.List(llm_pb2.ListRequest(user_id="left-alone"))).jobs):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await front.kill()
+        with pytest.raises(openai.APIConnectionError):
+            await waiting
+    ended = (await status_of(stub, jobs[0].status.workflow_id)).status
+    while ended.state < llm_pb2.JOB_STATE_SUCCEEDED:
+        await asyncio.sleep(0.2)
+        ended = (await status_of(stub, jobs[0].status.workflow_id)).status
+    assert ended.state == llm_pb2.JOB_STATE_CANCELLED
+    assert "nobody has watched" in ended.error.message

@@ -52,7 +52,7 @@ class Completions:
         calls = self._front.gateway.of(request)
         if not asked.store:
             await require_may_delete(calls)
-        accepted = await submit(calls, asked, tries)
+        accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_ = accepted.workflow_id
         after = None if asked.store else partial(delete, calls, id_)
         gone = after or partial(cancel, calls, id_)

@@ -61,7 +61,7 @@ class Responses:
         calls = self._front.gateway.of(request)
         if not asked.store:
             await require_may_delete(calls)
-        accepted = await submit(calls, asked, tries)
+        accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_, job = accepted.workflow_id, accepted.job
         after = None if asked.store else partial(delete, calls, id_)
         gone = after or partial(cancel, calls, id_)

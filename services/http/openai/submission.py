@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 from durable_llm.errors import (
@@ -35,10 +36,15 @@ class Accepted(NamedTuple):
         return self.status.workflow_id
 
 
-async def submit(calls: Calls, asked: Asked, tries: Tries) -> Accepted:
-    """Return the job of a request. Raises ApiError, and Failure for parameters that break a rule."""
+async def submit(calls: Calls, asked: Asked, tries: Tries, unwatched_timeout: timedelta) -> Accepted:
+    """Return the job of a request. Raises ApiError, and Failure for parameters that break a rule.
+
+    A job that is not in the background is cancelled when no front has watched it for `unwatched_timeout`.
+    """
     job = llm_pb2.JobRequest()
     job.CopyFrom(asked.job)
+    if not asked.background:
+        job.cancel_if_unwatched.FromTimedelta(unwatched_timeout)
     if tries.key:
         return await _submit(calls, asked, job, tries.key)
     if not tries.counted:
