@@ -82,13 +82,13 @@ async def test_an_event_carries_a_result_up_to_a_limit(stub: LlmServiceStub, sin
         look = llm_pb2.GetStatusRequest(workflow_id=seen.final.status.workflow_id)
         return (await stub.GetStatus(look)).result, request.event["data"]
 
-    (below, whole), (above, cut) = await asyncio.gather(delivered("/below", 600), delivered("/above", 1400))
+    (below, whole), (above, cut) = await asyncio.gather(delivered("/below", 700), delivered("/above", 1400))
     assert below.ByteSize() < 256 * 1024 < above.ByteSize()
     assert "outputOmitted" not in whole
     assert whole["result"]["output"] == below.output
-    assert len(whole["result"]["logprobs"]) == 600
+    assert len(whole["result"]["logprobs"]) == 700
     assert cut["outputOmitted"]
-    assert cut["result"].keys() == {"finishReason", "metadata"}
+    assert cut["result"].keys() == {"finishReason", "metadata", "attempts"}
     assert cut["result"]["metadata"]["outputTokens"] == "1400"
     look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=cut["status"]["workflowId"]))
     assert look.result == above
