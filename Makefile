@@ -89,7 +89,7 @@ fuzz: $(DEV)/.installed ## Make 100,000 calls at random against stacks of their 
 
 .PHONY: test-vllm
 test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM engine on a CPU
-	CHAOS_ROUNDS=5 $(VLLM)/bin/python -m pytest -m vllm
+	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),5) $(VLLM)/bin/python -m pytest -m vllm
 
 .PHONY: test-gpu
 test-gpu: $(GPU)/.installed ## Run the tests of the vLLM engine on this machine's GPU
