@@ -66,6 +66,11 @@ class AuditLog:
         """Why the last record that came to an end was not stored; None if it was."""
         self._writing = asyncio.create_task(self._keep_writing())
 
+    @property
+    def available(self) -> bool:
+        """Whether the last record was stored. Before the first one, True."""
+        return self._failure is None
+
     async def put(self, record: bytes) -> None:
         """Store a record. Raises AuditUnavailable; the record may be stored nevertheless."""
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()

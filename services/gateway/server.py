@@ -123,6 +123,8 @@ async def serving_api(
         ) from error
     readiness.describe(address=server.address)
     readiness.need("grpc", "is NOT_SERVING", server.serving)
+    if audit is not None:
+        readiness.want("audit", "does not store records: writes are refused", lambda: audit.available)
     following = asyncio.create_task(server.follow(partial(temporal.answers, client)))
     stalled = partial(answers.stalled, settings.stall_timeout)
     closing = asyncio.create_task(server.close_stalled(stalled))

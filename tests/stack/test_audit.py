@@ -24,6 +24,7 @@ from services.gateway.auditing import WRITES
 from tests.stack.test_authentication import NO_JOB, REQUESTS, SERVICE, call, reason_of
 from tests.support.credentials import KeyFile, bearer, id_of
 from tests.support.jobs import new_job
+from tests.support.readiness import ask
 from tests.support.scrapes import scrape_until
 
 PATIENCE = 60
@@ -133,6 +134,7 @@ async def test_a_record_says_who_and_what(stack: Stack, stub: LlmServiceStub, tm
 async def test_a_full_disk_stops_writes_and_no_reads(stack: Stack, temporal: Client) -> None:
     """/dev/full takes no byte, as a full disk."""
     async with audited(stack, "/dev/full") as (channel, gateway):
+        assert not (await ask(stack, gateway.name, "/readyz")).body["degraded"]
         job = new_job(model="idle")
         for method in REQUESTS:
             data = llm_pb2.SubmitRequest(job=job).SerializeToString() if method == "Submit" else None
@@ -141,6 +143,8 @@ async def test_a_full_disk_stops_writes_and_no_reads(stack: Stack, temporal: Cli
                 assert reason_of(error) == UNAVAILABLE, method
             else:
                 assert error is None or error.code() == grpc.StatusCode.NOT_FOUND, method
+        ready = await ask(stack, gateway.name, "/readyz")
+        assert (ready.status, set(ready.body["degraded"])) == (200, {"audit"})
         # Nothing was done.
         with pytest.raises(grpc.aio.AioRpcError) as unknown:
             await LlmServiceStub(channel).GetStatus(

@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,28 +22,12 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.jobs import new_job, until_output, watch
 from tests.support.paths import ROOT
+from tests.support.readiness import Answer, ask, get
 from tests.support.stacks import FAST, stack_settings
 
 SECONDS = 120
 CALLS_TEMPORAL = ("gateway", "gpu-worker", "notifier")
 SERVICES = (*CALLS_TEMPORAL, "codec", "http")
-
-
-class Answer(NamedTuple):
-    status: int
-    body: Any
-
-
-async def get(url: str, method: str = "GET") -> Answer:
-    timeout = aiohttp.ClientTimeout(total=30)
-    async with aiohttp.ClientSession(timeout=timeout) as session, session.request(method, url) as response:
-        text = await response.text()
-        is_json = response.content_type == "application/json"
-        return Answer(response.status, json.loads(text) if is_json and text else text)
-
-
-async def ask(stack: Stack, name: str, path: str) -> Answer:
-    return await get(stack.metrics_url(name).replace("/metrics", path))
 
 
 async def test_a_namespace_that_does_not_exist_is_named(stack: Stack) -> None:
