@@ -216,6 +216,8 @@ async def test_a_foreground_job_is_cancelled_with_its_client(
             messages=messages,
             stream=kind == "chat",
             max_tokens=LONG,
+            # A client that counts its tries may come back for an answer that it waits for.
+            extra_headers={"X-Stainless-Retry-Count": openai.Omit()} if kind == "waiting" else None,
             **more,  # type: ignore[arg-type]
         )
         if kind == "chat":
@@ -229,6 +231,28 @@ async def test_a_foreground_job_is_cancelled_with_its_client(
             task.cancel()
     workflow_id = await listed(stub, user)
     await until_state(stub, workflow_id, cancelled)
+
+
+@pytest.mark.parametrize("headers", [{"Idempotency-Key": "impatient"}, {}], ids=["key", "count"])
+async def test_an_impatient_clients_tries_get_the_whole_answer(client: AsyncOpenAI, headers: dict[str, str]) -> None:
+    """Each try is given up before the answer is there, and the next one goes on waiting for the same job."""
+    impatient = client.with_options(timeout=1, max_retries=60)
+    response = await impatient.responses.create(
+        model=MODEL, input=f"Go on {headers}.", max_output_tokens=600, extra_headers=headers
+    )
+    assert response.status == "incomplete"
+    assert response.usage is not None
+    assert response.usage.output_tokens == 600
+
+
+async def test_a_repeat_that_must_not_be_stored_deletes_no_stored_job(client: AsyncOpenAI) -> None:
+    headers = {"Idempotency-Key": "stored"}
+    stored = await client.responses.create(model=MODEL, input="Go on.", max_output_tokens=5, extra_headers=headers)
+    with pytest.raises(openai.ConflictError):
+        await client.responses.create(
+            model=MODEL, input="Go on.", max_output_tokens=5, store=False, extra_headers=headers
+        )
+    assert await exists(client, stored.id)
 
 
 async def listed(stub: llm_pb2_grpc.LlmServiceStub, user: str) -> str:

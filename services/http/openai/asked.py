@@ -33,6 +33,8 @@ class Note:
     """Whether the first message is the request's `instructions`."""
     format_name: str = ""
     """The name that the request gives its JSON Schema."""
+    unstored: bool = False
+    """Whether the job is deleted once its answer has been read: another request than one whose job is kept."""
     nonce: str = ""
     """Distinguishes equal jobs of two requests: see services.http.openai.repeats."""
 
@@ -77,7 +79,7 @@ class Asked:
 
     def note(self, nonce: str) -> Note:
         """Return what is to be known of the request later."""
-        return Note(self.background, self.instructions, self.format_name, nonce)
+        return Note(self.background, self.instructions, self.format_name, not self.store, nonce)
 
     def violation(self, of_job: Violation) -> Violation:
         """Return a violation of the gateway's, as one of the request."""

@@ -55,14 +55,15 @@ class Completions:
         accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_ = accepted.workflow_id
         after = None if asked.store else partial(delete, calls, id_)
-        gone = after or partial(cancel, calls, id_)
+        gone = after or (None if tries.may_follow(stream=asked.stream) else partial(cancel, calls, id_))
         completion = endpoint.completion(accepted.job, accepted.status, include_usage=asked.include_usage)
         if asked.stream:
             chunks = completion_stream(calls, accepted, completion, after)
             return EventStream(chunks, self._front, on_disconnect=gone, retry=False)
         ending = await ending_for(request, self._front, calls, id_)
         if ending is None:
-            await gone()
+            if gone is not None:
+                await gone()
             return Response()
         if (failed := failed_completion(ending)) is not None:
             status, error = failed

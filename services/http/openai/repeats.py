@@ -49,6 +49,13 @@ class Tries(NamedTuple):
         said = [request.headers.get("authorization", ""), request.url.path, json.dumps(body, sort_keys=True)]
         return cls("", count.isdigit() and int(count) > 0, count.isdigit(), _sha256("\0".join(said)))
 
+    def may_follow(self, *, stream: bool) -> bool:
+        """Return whether another try of the request may want its job when this one's client has gone.
+
+        A client that counts its tries gives up a stream only before it has begun, and does not repeat it after that.
+        """
+        return bool(self.key) or self.repeated or (self.counted and not stream)
+
     def request_ids(self) -> tuple[str, str]:
         """Return the request_ids that are made of caller and body, in this period and in the one before."""
         period = int(time.time() // WITHIN.total_seconds())

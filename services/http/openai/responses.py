@@ -64,7 +64,7 @@ class Responses:
         accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_, job = accepted.workflow_id, accepted.job
         after = None if asked.store else partial(delete, calls, id_)
-        gone = after or partial(cancel, calls, id_)
+        gone = after or (None if tries.may_follow(stream=asked.stream) else partial(cancel, calls, id_))
         if asked.stream:
             now = Ending(accepted.status, llm_pb2.JobResult())
             if accepted.status.state in FINAL_STATES:
@@ -75,7 +75,8 @@ class Responses:
             return answered(response_object(job, accepted.status))
         ending = await ending_for(request, self._front, calls, id_)
         if ending is None:
-            await gone()
+            if gone is not None:
+                await gone()
             return Response()
         return answered(response_object(job, *ending), after)
 
