@@ -124,6 +124,17 @@ async def behind_tls(stack: Stack, ca: Authority) -> AsyncIterator[tuple[TlsProx
         yield proxy, processes[0], processes[1]
 
 
+def behind(proxy: TlsProxy, ca: Authority, pair: Pair) -> dict[str, str]:
+    """Return the settings of a gateway that reaches Temporal through the proxy."""
+    return {
+        "GATEWAY_ROLE": "api",
+        "TEMPORAL_ADDRESS": proxy.address,
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(ca.path),
+        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pair.cert),
+        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pair.key),
+    }
+
+
 async def logged(process: Process, words: str) -> None:
     """Return once the process has logged the words."""
     async with asyncio.timeout(120):
@@ -192,14 +203,7 @@ async def test_a_process_starts_although_the_first_try_got_no_answer(stack: Stac
     pair = ca.issue("client")
     proxy = TlsProxy(ca, ca.issue("temporal"), stack.address("temporal"))
     await proxy.start()
-    settings = {
-        "GATEWAY_ROLE": "api",
-        "TEMPORAL_ADDRESS": proxy.address,
-        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(ca.path),
-        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pair.cert),
-        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pair.key),
-    }
-    gateway = stack.add("gateway", settings)
+    gateway = stack.add("gateway", behind(proxy, ca, pair))
     async with proxy.silent():
         await gateway.start()
         await logged(gateway, "Temporal cannot be reached yet: no answer within 10 s")
@@ -213,14 +217,7 @@ async def test_files_that_change_while_temporal_refuses_the_first_ones_are_used(
     pair = Authority(ca.folder, "others").issue("client")
     proxy = TlsProxy(ca, ca.issue("temporal"), stack.address("temporal"))
     await proxy.start()
-    settings = {
-        "GATEWAY_ROLE": "api",
-        "TEMPORAL_ADDRESS": proxy.address,
-        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(ca.path),
-        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pair.cert),
-        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pair.key),
-    }
-    gateway = stack.add("gateway", settings)
+    gateway = stack.add("gateway", behind(proxy, ca, pair))
     await gateway.start()
     await logged(gateway, "Temporal cannot be reached yet")
     ca.issue("client")

@@ -17,7 +17,7 @@ from services.http.openai.completions import ChatCompletion, Completion, TextCom
 from services.http.openai.outcome import failed_completion
 from services.http.openai.repeats import Tries
 from services.http.openai.submission import require_may_delete, submit
-from services.http.openai.watching import cancel, completion_stream, delete, ending_for
+from services.http.openai.watching import cleanups, completion_stream, ending_for
 from services.http.resources import Resource
 
 
@@ -54,8 +54,7 @@ class Completions:
             await require_may_delete(calls)
         accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_ = accepted.workflow_id
-        after = None if asked.store else partial(delete, calls, id_)
-        gone = after or (None if tries.may_follow(stream=asked.stream) else partial(cancel, calls, id_))
+        after, gone = cleanups(calls, id_, asked, tries)
         completion = endpoint.completion(accepted.job, accepted.status, include_usage=asked.include_usage)
         if asked.stream:
             chunks = completion_stream(calls, accepted, completion, after)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -26,7 +25,7 @@ from services.http.openai.response_events import Place
 from services.http.openai.response_object import response_object
 from services.http.openai.responses_request import LOGPROBS, read_responses_request
 from services.http.openai.submission import find, require_may_delete, submit
-from services.http.openai.watching import cancel, delete, ending_for, ending_of, response_stream
+from services.http.openai.watching import cleanups, ending_for, ending_of, response_stream
 from services.http.resources import Resource
 
 _INCLUDE: Final = ("include", "include[]")
@@ -63,14 +62,13 @@ class Responses:
             await require_may_delete(calls)
         accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_, job = accepted.workflow_id, accepted.job
-        after = None if asked.store else partial(delete, calls, id_)
-        gone = after or (None if tries.may_follow(stream=asked.stream) else partial(cancel, calls, id_))
+        after, gone = cleanups(calls, id_, asked, tries)
         if asked.stream:
             now = Ending(accepted.status, llm_pb2.JobResult())
             if accepted.status.state in FINAL_STATES:
                 job, now = await find(calls, id_)
             events = response_stream(calls, job, now, Place(), after)
-            return EventStream(events, self._front, on_disconnect=None if asked.background else gone, retry=False)
+            return EventStream(events, self._front, on_disconnect=gone, retry=False)
         if asked.background:
             return answered(response_object(job, accepted.status))
         ending = await ending_for(request, self._front, calls, id_)

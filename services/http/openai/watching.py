@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -15,13 +16,16 @@ from services.http.failures import of_call, unavailable
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.openai.answers import error_object
+from services.http.openai.asked import Asked
 from services.http.openai.completions import Completion
 from services.http.openai.outcome import FINAL_STATES, Ending, failed_completion
+from services.http.openai.repeats import Tries
 from services.http.openai.response_events import Event, Place, ResponseEvents, Rewound, ended_events
 from services.http.openai.submission import Accepted, find
 
 _log = logging.getLogger(__name__)
 
+Cleanup = Callable[[], Awaitable[None]]
 _DONE = "[DONE]"
 """Ends the stream of a completion."""
 _NOT_STARTED = (llm_pb2.JOB_STATE_UNSPECIFIED, llm_pb2.JOB_STATE_QUEUED)
@@ -142,6 +146,19 @@ async def completion_stream(
         yield event(_DONE)
     if after is not None:
         await after()
+
+
+def cleanups(calls: Calls, workflow_id: str, asked: Asked, tries: Tries) -> tuple[Cleanup | None, Cleanup | None]:
+    """Return what is done with a job once its answer was sent, and when its client has gone before that. None: nothing.
+
+    A job that another try of the request may want is left to its lease: see JobRequest.cancel_if_unwatched.
+    """
+    after = None if asked.store else partial(delete, calls, workflow_id)
+    if asked.background:
+        return after, None
+    if after is not None or tries.may_follow(stream=asked.stream):
+        return after, after
+    return None, partial(cancel, calls, workflow_id)
 
 
 async def cancel(calls: Calls, workflow_id: str) -> None:
