@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from typing import Final
 
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError
+from nats.js.errors import BadRequestError, NoStreamResponseError
 from pydantic_settings import BaseSettings
 
 from runtime.audit import AuditUnavailable
@@ -41,8 +41,7 @@ class AuditStream:
         self._client = new_client(*(getattr(settings, name) for name in ("audit_url", "audit_tls")))
         self._jetstream = self._client.jetstream(timeout=_TIMEOUT.total_seconds())
         self._problem = "the broker cannot be reached"
-        self._ready = asyncio.create_task(self._connect())
-        self._ready.add_done_callback(self._log_end)
+        self._ready = self._begin(self._connect())
 
     async def write(self, records: Sequence[bytes]) -> None:
         """See AuditStore."""
@@ -50,6 +49,10 @@ class AuditStream:
             raise AuditUnavailable(f"stream {self._stream}: {self._problem}")
         sent = (self._jetstream.publish(self._subject, record.rstrip(b"\n")) for record in records)
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(outcome, NoStreamResponseError) and self._ready.done():
+                _log.error("the audit log's stream %s is gone, with its records; it is created again", self._stream)
+                self._problem = "it is gone"
+                self._ready = self._begin(self._create_stream())
             if isinstance(outcome, (NatsError, OSError, TimeoutError)):
                 raise AuditUnavailable(f"stream {self._stream}: {outcome!r}") from outcome
             if isinstance(outcome, BaseException):
@@ -62,13 +65,18 @@ class AuditStream:
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             await self._client.close()
 
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._log_end)
+        return task
+
     def _log_end(self, ready: asyncio.Task[None]) -> None:
         if not ready.cancelled() and (error := ready.exception()) is not None:
             self._problem = repr(error)
             _log.error("the audit log's stream %s cannot be used: %s", self._stream, self._problem)
 
     async def _connect(self) -> None:
-        """Connect, and create the stream or look that it is one that keeps what it has, until that succeeds."""
+        """Connect, which takes until the broker is there, and then create the stream."""
         await self._client.connect(
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RETRY_SECONDS,
@@ -76,9 +84,13 @@ class AuditStream:
             error_cb=_log_error,
             **self._options,
         )
+        await self._create_stream()
+
+    async def _create_stream(self) -> None:
+        """Create the stream, or look that it is one that keeps what it has, until that succeeds."""
         while True:
             try:
-                await self._create_stream()
+                await self._try_to_create_stream()
             except (NatsError, OSError, TimeoutError, AuditUnavailable) as error:
                 self._problem = str(error) or repr(error)
                 _log.warning("the audit log's stream %s cannot be used now: %s", self._stream, self._problem)
@@ -87,7 +99,7 @@ class AuditStream:
                 self._problem = "the broker cannot be reached"
                 return
 
-    async def _create_stream(self) -> None:
+    async def _try_to_create_stream(self) -> None:
         config = StreamConfig(
             name=self._stream,
             subjects=[self._subject],

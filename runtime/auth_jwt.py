@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +43,8 @@ _TOTAL: Final = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT.total_seconds())
 _MAX_WAITING: Final = 100
 """Maximum number of calls that wait for a fetch. An issuer that hangs would hold all calls with forged tokens."""
 _MAX_SET_BYTES: Final = 1024 * 1024
-_MAX_MESSAGE: Final = 200
-"""Characters of a library's message, which may repeat what the token says."""
 _MAX_SUBJECT: Final = 256
+ANY_USER: Final = re.compile(".*", re.DOTALL)
 _NEVER: Final = float("-inf")
 
 
@@ -161,6 +161,8 @@ class JwtRules:
     """The caller's tenant; a token without the claim is refused. Empty: no caller has a tenant."""
     user_claim: str
     """The one user whose jobs the caller may submit and read. Empty: no such bound."""
+    user_form: re.Pattern[str] = ANY_USER
+    """What the whole of the user claim must match. A user that no job can have would be refused at each call."""
 
 
 class Jwts:
@@ -196,7 +198,7 @@ class Jwts:
             raise credential_expired() from None
         except (jwt.PyJWTError, RecursionError, OverflowError) as error:
             # The last two: brackets within brackets, numbers without end.
-            raise credential_invalid(f"the JWT does not count: {error}"[:_MAX_MESSAGE]) from None
+            raise credential_invalid(_problem(error)) from None
         return self._caller(claims, kid)
 
     def check(self, caller: Caller) -> None:
@@ -210,17 +212,41 @@ class Jwts:
     def _caller(self, claims: Mapping[str, Any], kid: str) -> Caller:
         rules = self._rules
         try:
-            tenant = check_tenant(_text(claims, rules.tenant_claim)) if rules.tenant_claim else ""
             not_after = datetime.fromtimestamp(int(claims["exp"]), UTC)
-        except (ValueError, OverflowError, OSError) as error:
-            raise credential_invalid(f"the JWT does not count: {error}"[:_MAX_MESSAGE]) from None
+        except (ValueError, OverflowError, OSError):
+            raise credential_invalid("the JWT's claim exp is no time") from None
+        try:
+            tenant = check_tenant(_text(claims, rules.tenant_claim)) if rules.tenant_claim else ""
+        except ValueError:
+            raise credential_invalid(f"the JWT's claim {rules.tenant_claim} is no tenant's name") from None
         user_id = _text(claims, rules.user_claim) if rules.user_claim else ""
+        if user_id and not rules.user_form.fullmatch(user_id):
+            raise credential_invalid(f"the JWT's claim {rules.user_claim} is no user_id: see llm.proto")
         return Caller(tenant, _text(claims, "sub"), self._scopes(claims), kid, user_id, not_after)
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[str]:
         claim = claims.get(self._rules.scopes_claim, ())
         named = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else ()
         return self._known_scopes & {scope for scope in named if isinstance(scope, str)}
+
+
+def _problem(error: Exception) -> str:
+    """Return what is wrong with a token. The library's own texts may repeat what the token says."""
+    match error:
+        case jwt.InvalidSignatureError():
+            return "the JWT's signature is not that of the key it names"
+        case jwt.InvalidAudienceError():
+            return "the JWT is for another audience (aud)"
+        case jwt.InvalidIssuerError():
+            return "the JWT is of another issuer (iss)"
+        case jwt.ImmatureSignatureError():
+            return "the JWT is not valid yet (nbf, iat)"
+        case jwt.MissingRequiredClaimError():
+            return f"the JWT lacks the claim {error.claim}"
+        case jwt.DecodeError():
+            return "the token is no JWT"
+        case _:
+            return "the JWT cannot be verified"
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str:

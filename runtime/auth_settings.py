@@ -1,5 +1,6 @@
 """The settings of who may call a service, to be inherited by the service's settings, and the Authenticators of them."""
 
+import re
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from runtime.auth import Authenticator
 from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
-from runtime.auth_jwt import Algorithm, JwtRules, Jwts, KeySet
+from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts, KeySet
 from runtime.auth_keys import ApiKeys
 from runtime.scopes import SCOPES
 from runtime.tls import ServerTlsSettings
@@ -98,10 +99,10 @@ class AuthSettings(ServerTlsSettings):
         return self
 
 
-async def open_authenticators(settings: AuthSettings) -> list[Authenticator]:
+async def open_authenticators(settings: AuthSettings, user_form: re.Pattern[str] = ANY_USER) -> list[Authenticator]:
     """Return an Authenticator for each kind of credential in the settings, none if there is none.
 
-    They know what there is to know. Raises KeyFileError.
+    They know what there is to know. `user_form` is that of a JWT's user claim. Raises KeyFileError.
     """
     authenticators: list[Authenticator] = []
     if settings.api_keys_file is not None:
@@ -115,6 +116,7 @@ async def open_authenticators(settings: AuthSettings) -> list[Authenticator]:
             scopes_claim=settings.jwt_scopes_claim,
             tenant_claim=settings.jwt_tenant_claim,
             user_claim=settings.jwt_user_claim,
+            user_form=user_form,
         )
         authenticators.append(Jwts(rules, KeySet(settings.jwt_keys), SCOPES))
     if settings.client_certificates:

@@ -2,27 +2,16 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-
-class FileStamps:
-    """Detects that files have been replaced or written."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-        self._seen = self._stamps()
-
-    def changed(self) -> bool:
-        """Return whether the files have changed since the last call or, at the first call, since the creation."""
-        before, self._seen = self._seen, self._stamps()
-        return before != self._seen
-
-    def _stamps(self) -> list[tuple[int, ...] | None]:
-        return [_stamp(path) for path in self._paths]
+READ_TIMEOUT: Final = timedelta(seconds=2)
+"""Maximum time that a look at files may keep its caller waiting."""
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
@@ -33,69 +22,94 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-class Changes:
-    """Decides when files must be read again: once they have changed, and until they could be used.
-
-    A file that could not be used may become usable without a change: its owner or mode was wrong, say.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """Must be created before the files are read, so that a change meanwhile is seen later."""
-        self._stamps = FileStamps(paths)
-        self._stale = False
-        self._new = False
-
-    def pending(self) -> bool:
-        """Return whether the files must be read. The caller then says by used() or failed() how that went."""
-        self._new = self._stamps.changed()
-        return self._new or self._stale
-
-    def used(self) -> None:
-        """The files were read and are in use."""
-        self._stale = False
-
-    def failed(self) -> bool:
-        """The files could not be used. Return whether that is news, to be logged."""
-        self._stale = True
-        return self._new
-
-
 class Reloaded(Generic[T]):
     """What files hold, loaded again once they have changed; what they held last while they cannot be used.
 
-    Any thread may use it.
+    A file that could not be used is tried again without a change: its owner or mode may have been wrong. Any thread may
+    use it.
     """
 
     def __init__(
-        self, paths: Sequence[Path], load: Callable[[], T], what: str, log: logging.Logger, error: type[Exception]
+        self,
+        paths: Sequence[Path],
+        load: Callable[[], T],
+        what: str,
+        log: logging.Logger,
+        error: type[Exception],
+        timeout: timedelta = READ_TIMEOUT,
     ) -> None:
         """Load for the first time. Raises what `load` raises.
 
         An `error` of a later load is logged once for each change. `what` names the files in the log: "TLS files".
         """
-        self._what = f"{what}: {', '.join(map(str, paths))}"
-        self._kind, self._load, self._log, self._error = what, load, log, error
-        self._changes = Changes(paths)
+        self._paths, self._kind, self._load, self._log, self._error = paths, what, load, log, error
+        # Made before the files are read, so that a change meanwhile is seen later.
+        self._stamps = [_stamp(path) for path in paths]
+        self._stale = False
         self._loaded = load()
+        self._timeout = timeout.total_seconds()
         self._lock = threading.Lock()
+        self._look: threading.Thread | None = None
+        self._look_ends = 0.0
 
     def current(self) -> T:
-        """Return what the files hold, or what they held when they could last be used."""
-        with self._lock:
-            if self._changes.pending():
-                try:
-                    self._loaded = self._load()
-                except self._error as error:
-                    if self._changes.failed():
-                        self._log.error(
-                            "changed %s cannot be used, the last usable ones stay in use: %s", self._kind, error
-                        )
-                else:
-                    self._changes.used()
-                    self._log.info("changed %s are in use", self._what)
-            return self._loaded
+        """Return what the files hold, or what they held when they could last be used.
+
+        Takes at most the timeout: a file system that is away can block a read without end.
+        """
+        # A look that was already running may have begun before the change that this call has to see.
+        while not self._looked():
+            pass
+        return self._loaded
 
     @property
     def last(self) -> T:
         """What the files held at the last current(): without a look at them."""
         return self._loaded
+
+    def _looked(self) -> bool:
+        """Wait for a look at the files. Return False if it had been running before."""
+        with self._lock:
+            if new := self._look is None or not self._look.is_alive():
+                # Not of a pool: the process would wait at its end for a read that never returns.
+                self._look = threading.Thread(target=self._reload, name=f"look at {self._kind}", daemon=True)
+                self._look_ends = time.monotonic() + self._timeout
+                self._look.start()
+            look, remaining = self._look, self._look_ends - time.monotonic()
+        look.join(max(remaining, 0))
+        if not look.is_alive():
+            return new
+        if new:
+            self._log.error(
+                "%s cannot be read within %g s, the last usable ones stay in use: %s",
+                self._kind,
+                self._timeout,
+                ", ".join(map(str, self._paths)),
+            )
+        return True
+
+    def _reload(self) -> None:
+        stamps = [_stamp(path) for path in self._paths]
+        changed, self._stamps = stamps != self._stamps, stamps
+        if not changed and not self._stale:
+            return
+        try:
+            self._require_files()
+            self._loaded = self._load()
+        except (self._error, _NotAFileError) as error:
+            self._stale = True
+            if changed:
+                self._log.error("changed %s cannot be used, the last usable ones stay in use: %s", self._kind, error)
+        else:
+            self._stale = False
+            self._log.info("changed %s are in use: %s", self._kind, ", ".join(map(str, self._paths)))
+
+    def _require_files(self) -> None:
+        """Raises _NotAFileError for what would block a read for ever: a named pipe, say."""
+        for path in self._paths:
+            if path.exists() and not path.is_file():
+                raise _NotAFileError(f"{path} is no regular file")
+
+
+class _NotAFileError(Exception):
+    """A path leads to something that is no regular file."""

@@ -18,7 +18,7 @@ from temporalio.plugin import SimplePlugin
 from temporalio.service import ConnectConfig, RPCError, ServiceClient
 from temporalio.worker import Worker
 
-from runtime.files import Changes
+from runtime.files import Reloaded
 
 _log = logging.getLogger(__name__)
 _LOOK_INTERVAL: Final = timedelta(seconds=5)
@@ -48,8 +48,13 @@ class TlsReloading(SimplePlugin):
 
     def __init__(self, profile: ClientConfigProfile) -> None:
         super().__init__("llm.TlsReloading")
-        self._profile = profile
-        self._changes = Changes(tls_paths(profile))
+        self._tls = Reloaded(
+            tls_paths(profile),
+            lambda: profile.to_client_connect_config().get("tls"),
+            "TLS files of Temporal",
+            _log,
+            OSError,
+        )
         self._workers: set[Worker] = set()
         self._replaced = False
         self._reloading: asyncio.Task[None] | None = None
@@ -77,27 +82,29 @@ class TlsReloading(SimplePlugin):
             self._workers.discard(worker)
 
     async def _keep_reloading(self, service: "_ReplaceableService") -> None:
+        used, failed = self._tls.last, None
         while True:
             await asyncio.sleep(_LOOK_INTERVAL.total_seconds())
-            if not self._changes.pending():
+            tls = await asyncio.to_thread(self._tls.current)
+            if tls is used:
                 continue
             try:
-                tls = self._profile.to_client_connect_config()["tls"]
                 # The SDK waits for ever for a peer that takes connections and does not answer.
                 async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
                     await service.reconnect(dataclasses.replace(service.config, tls=tls, lazy=False))
+            except (OSError, RuntimeError, ValueError, RPCError) as error:
+                # The SDK reports a failed connection, and a file that is no certificate, as a plain RuntimeError.
+                # A TimeoutError is an OSError.
+                if tls is not failed:
+                    problem = connect_problem(error)
+                    _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", problem)
+                failed = tls
+            else:
+                used = tls
                 self._replaced = True
                 for worker in self._workers:
                     # The setter takes the connection from the client's service.
                     worker.client = worker.client
-            except (OSError, RuntimeError, ValueError, RPCError) as error:
-                # The SDK reports a failed connection, and a file that is no certificate, as a plain RuntimeError.
-                # A TimeoutError is an OSError.
-                if self._changes.failed():
-                    problem = connect_problem(error)
-                    _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", problem)
-            else:
-                self._changes.used()
                 _log.info("connected to Temporal with changed TLS files")
 
 

@@ -1,5 +1,6 @@
 """How the gateway knows its callers, as its settings say."""
 
+from jobs.ids import ID_PATTERN
 from runtime.auth_settings import open_authenticators
 from runtime.grpc_auth import AuthInterceptor
 from runtime.scopes import ANONYMOUS
@@ -10,4 +11,4 @@ from services.gateway.settings import GatewaySettings
 
 async def auth_interceptor(settings: GatewaySettings) -> AuthInterceptor:
     """Return the interceptor, which knows what there is to know. Raises KeyFileError."""
-    return AuthInterceptor(await open_authenticators(settings), ANONYMOUS, OF_METHOD, auth_refusal)
+    return AuthInterceptor(await open_authenticators(settings, ID_PATTERN), ANONYMOUS, OF_METHOD, auth_refusal)

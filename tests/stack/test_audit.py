@@ -250,10 +250,7 @@ async def test_a_stream_keeps_what_it_has(stack: Stack) -> None:
     """The records of a JetStream stream can be neither deleted nor purged. Without its broker no write is done."""
     name = f"AUDIT_{uuid.uuid4().hex[:8]}"
     async with audited(stack, f"nats://{stack.address('nats')}/{name}") as (channel, _):
-        async with asyncio.timeout(PATIENCE):
-            while (error := await call(channel, "Submit", ())) is not None:
-                assert reason_of(error) == UNAVAILABLE
-                await asyncio.sleep(0.1)
+        await _until_accepted(channel)
         connection = await nats.connect(f"nats://{stack.address('nats')}")
         jetstream = connection.jetstream()
         message = await jetstream.get_msg(name, 1)
@@ -266,6 +263,27 @@ async def test_a_stream_keeps_what_it_has(stack: Stack) -> None:
     async with audited(stack, f"nats://127.0.0.1:9/{name}") as (channel, _):
         assert reason_of(await call(channel, "Submit", ())) == UNAVAILABLE
         assert await call(channel, "ListModels", ()) is None
+
+
+async def test_a_deleted_stream_is_created_again(stack: Stack) -> None:
+    """Without a restart. The log tells that its records are gone."""
+    name = f"AUDIT_{uuid.uuid4().hex[:8]}"
+    async with audited(stack, f"nats://{stack.address('nats')}/{name}") as (channel, gateway):
+        await _until_accepted(channel)
+        connection = await nats.connect(f"nats://{stack.address('nats')}")
+        await connection.jetstream().delete_stream(name)
+        assert reason_of(await call(channel, "Submit", ())) == UNAVAILABLE
+        await _until_accepted(channel)
+        assert (await connection.jetstream().stream_info(name)).config.deny_purge
+        assert f"{name} is gone, with its records" in gateway.log
+        await connection.close()
+
+
+async def _until_accepted(channel: grpc.aio.Channel) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (error := await call(channel, "Submit", ())) is not None:
+            assert reason_of(error) == UNAVAILABLE
+            await asyncio.sleep(0.1)
 
 
 async def test_a_stream_that_may_be_purged_is_refused(stack: Stack) -> None:

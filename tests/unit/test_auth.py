@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import llm_pb
+from jobs.ids import ID_PATTERN
 from llm_pb import llm_pb2
 from runtime.auth import Caller, Presented, Refusal, bearer_token
 from runtime.auth_certificates import CertificateRule, ClientCertificates
@@ -345,6 +346,12 @@ async def test_what_the_claims_say(issuer: Issuer, key_file: Path) -> None:
     # Who has no user would be everybody.
     for uid in (None, "", 7, ["alice"], "x" * 1000):
         assert await reason(known, issuer.token("a", org="acme", uid=uid)) == "CREDENTIAL_INVALID"
+    # A user that no job can have would be an invalid user_id in each request.
+    users = jwts(key_file, user_claim="uid", user_form=ID_PATTERN)
+    await users.refresh()
+    for uid in ("alice smith", "-alice", "a" * 129, "a/b", "a\nb"):
+        assert await reason(users, issuer.token("a", uid=uid)) == "CREDENTIAL_INVALID", uid
+    assert await reason(users, issuer.token("a", uid="alice@example.com")) == ""
     # Who has no tenant would see the jobs from before there were tenants.
     for tenant in (None, "", 7, ["acme"], "-acme", "a/b", "a" * 33, "acme "):
         assert await reason(known, issuer.token("a", uid="alice", org=tenant)) == "CREDENTIAL_INVALID", tenant
@@ -536,3 +543,22 @@ async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
     assert everybodys.status == 0, everybodys.errors
     key = read_keys(path, scopes.SCOPES)[id_of(everybodys.output.strip())]
     assert (key.tenant, key.user_id) == ("", "")
+
+
+async def test_a_refusal_repeats_nothing_of_the_token(issuer: Issuer, key_file: Path) -> None:
+    known = jwts(key_file)
+    await known.refresh()
+    good = issuer.token("a")
+    header, claims, signature = good.split(".")
+    tokens = {
+        "the JWT's signature is not that of the key it names": f"{header}.{claims}.{signature[:-8]}AAAAAAAA",
+        "the JWT is for another audience (aud)": issuer.token("a", aud="secret-audience"),
+        "the JWT is of another issuer (iss)": issuer.token("a", iss="secret-issuer"),
+        "the JWT is not valid yet (nbf, iat)": issuer.token("a", nbf=4_000_000_000),
+        "the JWT lacks the claim sub": issuer.token("a", sub=None),
+        "the token is no JWT": "secret.secret.secret",
+    }
+    for message, token in tokens.items():
+        with pytest.raises(Refusal) as refused:
+            await known.authenticate(Presented(token=token))
+        assert str(refused.value) == message
