@@ -6,7 +6,9 @@ from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURAT
 
 from encryption import EncryptionSettings, open_encryption
 from runtime import process
+from runtime.auth import keep_refreshing
 from runtime.auth_settings import open_authenticators
+from runtime.background import beside
 from runtime.health import Readiness
 from runtime.metrics import SHORT_SECONDS, serving_metrics
 from services.codec.audit import recording
@@ -31,6 +33,7 @@ async def main() -> None:
         )
         authenticators = await open_authenticators(settings)
         async with (
+            beside(keep_refreshing(authenticators)),
             recording(settings.audit, lost) as log,
             serving(
                 make_app(settings, duration, open_encryption(), authenticators, log),

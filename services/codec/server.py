@@ -8,7 +8,6 @@ tenants names one in the path, `/tenants/<tenant>/decode`, because the Web UI ca
 its user's choice. It keeps nothing. services.codec is the process around it.
 """
 
-import asyncio
 import logging
 import re
 import ssl
@@ -30,7 +29,7 @@ from encryption import Encryption, KeysUnavailable
 from payload_converter import PayloadError
 from runtime.addresses import unbracketed
 from runtime.audit import AuditLog, AuditUnavailable
-from runtime.auth import Authenticator, Caller, Presented, Refusal, authenticate, bearer_token, keep_refreshing
+from runtime.auth import Authenticator, Caller, Presented, Refusal, authenticate, bearer_token
 from runtime.http_auth import STATUS, challenge_headers
 from runtime.scopes import ANONYMOUS
 from runtime.tenants import TENANT_PATTERN
@@ -79,13 +78,6 @@ def make_app(
             _admitted(authenticators, audit),
         ],
     )
-
-    async def refreshing(_app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(keep_refreshing(authenticators))
-        yield
-        task.cancel()
-
-    app.cleanup_ctx.append(refreshing)
 
     async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
         # A signal and not a handler's business, so that errors carry the headers too: without them a browser

@@ -1,6 +1,5 @@
 """The half of the gateway that serves the API: its parts joined, from listening to the last call's end."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
+from runtime.background import beside
 from runtime.grpc_server import GrpcServer, Limits
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
@@ -125,18 +125,15 @@ async def serving_api(
     readiness.need("grpc", "is NOT_SERVING", server.serving)
     if audit is not None:
         readiness.want("audit", "does not store records: writes are refused", lambda: audit.available)
-    following = asyncio.create_task(server.follow(partial(temporal.answers, client)))
-    stalled = partial(answers.stalled, settings.stall_timeout)
-    closing = asyncio.create_task(server.close_stalled(stalled))
-    counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval))
-    authenticating = asyncio.create_task(auth.keep_current())
     try:
-        yield
+        async with beside(
+            server.follow(partial(temporal.answers, client)),
+            server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
+            OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            auth.keep_current(),
+        ):
+            yield
     finally:
-        authenticating.cancel()
-        following.cancel()
-        closing.cancel()
-        counting.cancel()
         await server.drain()
         streams.close()
         await server.stop(settings.shutdown_grace)
