@@ -156,7 +156,8 @@ async def test_an_example_outlives_its_gateway(client: Sequence[str], stack: Sta
     gateway = stack.add("gateway")
     await gateway.start()
     await gateway.wait_ready()
-    text = job(client, "killed", params={"max_tokens": 600})
+    # Long enough that on a busy machine, too, it runs when the gateway is killed.
+    text = job(client, "killed", params={"max_tokens": 2000})
     # Another gateway runs the workflow: the death of its own would delay it until a timeout of Temporal.
     submitted = await run(*client, "submit", text, LLM_ADDRESS=stack.address("gateway"))
     workflow_id = submitted.output.strip()
