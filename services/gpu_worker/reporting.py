@@ -111,19 +111,18 @@ class Reporter:
         """Report at intervals, and whenever the worker begins to drain."""
         while True:
             self._changed.clear()
-            sent = await self._publish()
+            sent = await self._reports.publish_report(self._report(self.info()))
             interval = self._interval.total_seconds()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval if sent else min(interval, _RETRY_SECONDS)):
                     await self._changed.wait()
 
     async def end(self) -> None:
-        """Report that the worker has ended."""
-        await self._publish(ended=True)
+        """Report that the worker has ended. The engine may be dead, so it is not asked anything."""
+        await self._reports.publish_report(self._report(self._about, ended=True))
 
-    async def _publish(self, *, ended: bool = False) -> bool:
-        report = internal_pb2.WorkerReport(worker=self.info(), interval=duration(self._interval), ended=ended)
-        return await self._reports.publish_report(report)
+    def _report(self, info: llm_pb2.WorkerInfo, *, ended: bool = False) -> internal_pb2.WorkerReport:
+        return internal_pb2.WorkerReport(worker=info, interval=duration(self._interval), ended=ended)
 
 
 @asynccontextmanager
