@@ -9,17 +9,21 @@ from encryption import Encryption, KeysUnavailable, Unreadable
 from encryption.cipher import KeyId
 from feed.feed import Feed, FeedSettings, RecordHandler, ignore
 from feed.nats import NatsFeed
+from feed.worker_reports import WorkerReports
 from llm_pb import internal_pb2
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1
 
 
-def open_feed(settings: FeedSettings, role: str, encryption: Encryption | None) -> Feed:
-    """Return the feed of the settings, which begins to connect. It is encrypted unless `encryption` is None."""
+def open_feed(settings: FeedSettings, role: str, encryption: Encryption | None) -> tuple[Feed, WorkerReports]:
+    """Return the feed of the settings, which begins to connect, and the reports that share its connection.
+
+    The feed is encrypted unless `encryption` is None.
+    """
     feed = NatsFeed(settings, role)
     feed.start()
-    return feed if encryption is None else EncryptedFeed(feed, encryption)
+    return (feed if encryption is None else EncryptedFeed(feed, encryption)), feed
 
 
 class EncryptedFeed:

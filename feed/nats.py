@@ -2,6 +2,8 @@
 
 One subject for each job gives one order. Output is published without an acknowledgement: JetStream stores what one
 connection sends in the order it was sent, so the acknowledgement of the last record (`sync`) covers all before it.
+
+The reports of workers use the same connection, without JetStream: nobody needs an old one.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Final, Self
 from urllib.parse import quote
 
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import StorageType, StreamConfig
@@ -20,6 +23,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from feed.feed import FeedSettings, RecordHandler, ignore
 from feed.nats_consumers import Consumers, reraise_cancel
+from feed.worker_reports import MAX_REPORT_BYTES, ReportHandler
 from llm_pb import internal_pb2
 from runtime.nats_client import connect_options, new_client
 
@@ -27,12 +31,14 @@ _log = logging.getLogger(__name__)
 _PENDING_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of the records in flight to the broker, in bytes. Further records are lost, as without a connection."""
 _RETRY_SECONDS: Final = 1
+_PENDING_REPORTS: Final = 4096
+"""Maximum number of reports that wait for their handler. Further ones are dropped."""
 _PING_SECONDS: Final = 5
 """Interval of pings. A connection on which the broker does not answer is given up after three of them."""
 
 
 class NatsFeed:
-    """A Feed on a JetStream stream, which it creates when there is none."""
+    """A Feed on a JetStream stream, which it creates when there is none, and the WorkerReports beside it."""
 
     def __init__(self, settings: FeedSettings, role: str = "") -> None:
         """`role` names the inbox of the process. Raises OSError or ValueError where TLS or the NKey cannot be used."""
@@ -47,6 +53,11 @@ class NatsFeed:
         self._consumers = Consumers(settings.stream)
         self._losing = False
         self._recoveries = 0
+        # Two words: the stream takes one word after the prefix.
+        self._reports_subject = f"{settings.subject_prefix}.workers.reports"
+        self._on_report: ReportHandler | None = None
+        self._subscribed: Client | None = None
+        self._reports_refused = False
 
     @property
     def recoveries(self) -> int:
@@ -139,6 +150,28 @@ class NatsFeed:
             self._note_failure(error)
             return False
 
+    @property
+    def receiving(self) -> bool:
+        """See WorkerReports."""
+        return self._subscribed is self._client and self._client.is_connected and not self._reports_refused
+
+    async def publish_report(self, report: internal_pb2.WorkerReport) -> bool:
+        """See WorkerReports."""
+        if not self._client.is_connected or self._client.pending_data_size > _PENDING_BYTES:
+            return False
+        try:
+            await self._client.publish(self._reports_subject, report.SerializeToString())
+        except (NatsError, OSError) as error:
+            _log.info("a report of the worker is lost: %r", error)
+            return False
+        return True
+
+    async def receive_reports(self, on_report: ReportHandler) -> None:
+        """See WorkerReports."""
+        self._on_report = on_report
+        if self._client.is_connected:
+            await self._subscribe_reports()
+
     async def close(self) -> None:
         """See Feed."""
         if self._client.is_connected:
@@ -167,6 +200,7 @@ class NatsFeed:
         """Connect, and create the stream whenever it may be missing, until the client is closed."""
         try:
             await reraise_cancel(self._connect())
+            await self._subscribe_reports()
             while not self._client.is_closed:
                 self._stream_unsure.clear()
                 try:
@@ -188,11 +222,28 @@ class NatsFeed:
             ping_interval=_PING_SECONDS,
             # Past this nats-py makes a publisher wait; append stays below it.
             pending_size=2 * _PENDING_BYTES,
-            error_cb=_log_error,
+            error_cb=self._note_error,
             disconnected_cb=self._note_disconnect,
             reconnected_cb=self._note_change,
             closed_cb=self._note_change,
             **self._new_options(),
+        )
+
+    async def _subscribe_reports(self) -> None:
+        """Subscribe once for each client. nats-py does it again whenever that client reconnects."""
+        on_report = self._on_report
+        if on_report is None or self._subscribed is self._client:
+            return
+        self._subscribed = self._client
+
+        async def take(message: Msg) -> None:
+            on_report(message.data)
+
+        await self._client.subscribe(
+            self._reports_subject,
+            cb=take,
+            pending_msgs_limit=_PENDING_REPORTS,
+            pending_bytes_limit=_PENDING_REPORTS * MAX_REPORT_BYTES,
         )
 
     async def _create_stream(self) -> None:
@@ -220,7 +271,14 @@ class NatsFeed:
             # The role may lack the permission.
             _log.warning("the feed's stream keeps limits that differ from FEED_…: %r", error)
 
+    async def _note_error(self, error: Exception) -> None:
+        _log.info("feed: %r", error)
+        if f'subscription to "{self._reports_subject}"'.lower() in str(error).lower():
+            # The broker's configuration is of a version without reports. A new connection may find another one.
+            self._reports_refused = True
+
     async def _note_disconnect(self) -> None:
+        self._reports_refused = False
         self._ready.clear()
         self._losing = True
         self._consumers.end()
@@ -238,10 +296,6 @@ class NatsFeed:
 def _own(config: StreamConfig) -> tuple[object, ...]:
     """Return the part of a stream's configuration that the settings determine."""
     return config.subjects, config.storage, config.max_age, config.max_bytes
-
-
-async def _log_error(error: Exception) -> None:
-    _log.info("feed: %r", error)
 
 
 @lru_cache(maxsize=4096)  # it is needed for every record

@@ -148,6 +148,11 @@ def check_list(request: llm_pb2.ListRequest) -> list[Violation]:
     return violations
 
 
+def check_list_workers(request: llm_pb2.ListWorkersRequest) -> list[Violation]:
+    """Return the violations of a ListWorkersRequest."""
+    return list(check_model("model", request.model, required=False))
+
+
 def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation]:
     yield from check_id(f"{path}user_id", job.user_id, required=True)
     yield from check_id(f"{path}request_id", job.request_id, required=True)

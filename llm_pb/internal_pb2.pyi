@@ -1227,3 +1227,40 @@ class FindJobsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindJobsResponse: _TypeAlias = FindJobsResponse  # noqa: Y015
+
+@_typing.final
+class WorkerReport(_message.Message):
+    """What a GPU worker publishes about itself, to every gateway, on a subject of NATS that no stream stores. It holds nothing of
+    any job: no id, user, tenant, prompt or output. So it is never encrypted. Serialized it has at most 2 KiB: gateways ignore a
+    larger one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ended: _builtins.bool
+    """Whether this is the worker's last report: it has ended."""
+    @_builtins.property
+    def worker(self) -> _llm_pb2.WorkerInfo:
+        """The worker. report_time is unset."""
+
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """The time until the worker's next report. A worker that is silent for three of them is gone."""
+
+    def __init__(
+        self,
+        *,
+        worker: _llm_pb2.WorkerInfo | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "interval", b"interval", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015

@@ -25,6 +25,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
 |                     |                                                        | RetryInfo                                 |
 | UNAVAILABLE         | the keys of encrypted content are unavailable now      | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
+| UNAVAILABLE         | ListWorkers: the gateway gets no reports of workers,   | ErrorInfo FEED_UNAVAILABLE, RetryInfo     |
+|                     | because it is not connected to NATS                    |                                           |
 | DATA_LOSS           | a job's content can never be decrypted again           | ErrorInfo CONTENT_UNREADABLE              |
 | UNAVAILABLE         | the operator's audit log takes no record; nothing was  | ErrorInfo AUDIT_UNAVAILABLE, RetryInfo    |
 |                     | accepted                                               |                                           |
@@ -34,7 +36,7 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
+GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
 name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
@@ -320,6 +322,34 @@ ATTEMPT_END_TIMED_OUT: AttemptEnd.ValueType  # 5
 ATTEMPT_END_WORKER_LOST: AttemptEnd.ValueType  # 6
 """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
 Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
+
+class _WorkerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WORKER_STATE_UNSPECIFIED: _WorkerState.ValueType  # 0
+    """Never sent."""
+    WORKER_STATE_LOADING: _WorkerState.ValueType  # 1
+    """It loads its model. It takes jobs already, which wait for the model."""
+    WORKER_STATE_SERVING: _WorkerState.ValueType  # 2
+    """It takes jobs and runs them."""
+    WORKER_STATE_DRAINING: _WorkerState.ValueType  # 3
+    """It is stopping: it takes no more jobs, gives those that it runs the operator's time to finish, and hands the others over."""
+
+class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper):
+    """What a worker is doing."""
+
+WORKER_STATE_UNSPECIFIED: WorkerState.ValueType  # 0
+"""Never sent."""
+WORKER_STATE_LOADING: WorkerState.ValueType  # 1
+"""It loads its model. It takes jobs already, which wait for the model."""
+WORKER_STATE_SERVING: WorkerState.ValueType  # 2
+"""It takes jobs and runs them."""
+WORKER_STATE_DRAINING: WorkerState.ValueType  # 3
+"""It is stopping: it takes no more jobs, gives those that it runs the operator's time to finish, and hands the others over."""
+Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
 class _DeletionState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -1989,6 +2019,142 @@ class ModelInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class ListWorkersRequest(_message.Message):
+    """Request of ListWorkers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Lists only workers that serve this model. Default: all workers."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+
+@_typing.final
+class ListWorkersResponse(_message.Message):
+    """Response of ListWorkers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerInfo]:
+        """The workers, by name. A gateway keeps at most 1000. Further ones are left out, and counted in its metrics."""
+
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___WorkerInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class WorkerInfo(_message.Message):
+    """A GPU worker, as it has last reported itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    TASK_QUEUES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    SEATS_FIELD_NUMBER: _builtins.int
+    SEATS_IN_USE_FIELD_NUMBER: _builtins.int
+    RUNNING_SEQUENCES_FIELD_NUMBER: _builtins.int
+    WAITING_SEQUENCES_FIELD_NUMBER: _builtins.int
+    KV_CACHE_USAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
+    REPORT_TIME_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker, as in JobAttempt.worker and JobProgress.worker. It is also the worker's identity in Temporal."""
+    version: _builtins.str
+    """The version of the suite that it runs."""
+    model: _builtins.str
+    """The model that it serves."""
+    engine: _builtins.str
+    """"torch", "vllm" or "simulated"."""
+    state: Global___WorkerState.ValueType
+    """What it is doing."""
+    seats: _builtins.int
+    """Maximum number of jobs that it runs at the same time."""
+    seats_in_use: _builtins.int
+    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun."""
+    running_sequences: _builtins.int
+    """Number of generations in the engine's batch."""
+    waiting_sequences: _builtins.int
+    """Number of generations that wait in the engine for room in the batch."""
+    kv_cache_usage: _builtins.float
+    """Share of the engine's KV cache that is in use, 0 to 1. For "torch" and "simulated" the whole is a full batch of full contexts.
+    Unset until the model is loaded.
+    """
+    tokens_per_second: _builtins.float
+    """Output tokens a second of all its jobs together, over about the last 10 s."""
+    @_builtins.property
+    def task_queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The task queues of Temporal from which it takes jobs."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it started, by its own clock."""
+
+    @_builtins.property
+    def gpu(self) -> Global___GpuInfo:
+        """The device that the model runs on. Unset until the model is loaded."""
+
+    @_builtins.property
+    def report_time(self) -> _timestamp_pb2.Timestamp:
+        """When the gateway got the report, by the gateway's clock."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        version: _builtins.str = ...,
+        model: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        task_queues: _abc.Iterable[_builtins.str] | None = ...,
+        state: Global___WorkerState.ValueType = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        seats: _builtins.int = ...,
+        seats_in_use: _builtins.int = ...,
+        running_sequences: _builtins.int = ...,
+        waiting_sequences: _builtins.int = ...,
+        kv_cache_usage: _builtins.float | None = ...,
+        tokens_per_second: _builtins.float = ...,
+        gpu: Global___GpuInfo | None = ...,
+        report_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage", "gpu", b"gpu", "kv_cache_usage", b"kv_cache_usage", "report_time", b"report_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage", "engine", b"engine", "gpu", b"gpu", "kv_cache_usage", b"kv_cache_usage", "model", b"model", "report_time", b"report_time", "running_sequences", b"running_sequences", "seats", b"seats", "seats_in_use", b"seats_in_use", "start_time", b"start_time", "state", b"state", "task_queues", b"task_queues", "tokens_per_second", b"tokens_per_second", "version", b"version", "waiting_sequences", b"waiting_sequences", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kv_cache_usage: _TypeAlias = _typing.Literal["kv_cache_usage"]  # noqa: Y015
+    _WhichOneofArgType__kv_cache_usage: _TypeAlias = _typing.Literal["_kv_cache_usage", b"_kv_cache_usage"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_usage) -> _WhichOneofReturnType__kv_cache_usage | None: ...
+
+Global___WorkerInfo: _TypeAlias = WorkerInfo  # noqa: Y015
 
 @_typing.final
 class ListDeliveriesRequest(_message.Message):

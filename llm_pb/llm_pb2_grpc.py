@@ -70,6 +70,11 @@ class LlmServiceStub:
                 request_serializer=llm__pb_dot_llm__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=llm__pb_dot_llm__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/llm.v1.LlmService/ListWorkers',
+                request_serializer=llm__pb_dot_llm__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=llm__pb_dot_llm__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
         self.ListDeliveries = channel.unary_unary(
                 '/llm.v1.LlmService/ListDeliveries',
                 request_serializer=llm__pb_dot_llm__pb2.ListDeliveriesRequest.SerializeToString,
@@ -167,6 +172,22 @@ class LlmServiceServicer:
 
     def ListModels(self, request, context):
         """Lists the models that a job may name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkers(self, request, context):
+        """Lists the GPU workers of the installation, of all tenants' jobs: what each runs on, and how full it is. For operators.
+
+        Each worker reports itself to every gateway, every 5 s by default, through the NATS of the live feed. The list is what this
+        gateway has heard: a worker is in it from its first report on, until it says that it has ended, or three of its intervals
+        after its last report (15 s by default) if it says nothing, because it was killed or suspended or is cut off from NATS. It
+        may run jobs nevertheless: only Temporal decides on jobs. A gateway that has just started or lost its connection knows all
+        workers after one of their intervals.
+
+        Workers of versions before this call report nothing, so they are in no list. UNAVAILABLE with the reason FEED_UNAVAILABLE
+        while the gateway is not connected to NATS: an empty list means that no worker reports.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +291,11 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=llm__pb_dot_llm__pb2.ListModelsRequest.FromString,
                     response_serializer=llm__pb_dot_llm__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=llm__pb_dot_llm__pb2.ListWorkersRequest.FromString,
+                    response_serializer=llm__pb_dot_llm__pb2.ListWorkersResponse.SerializeToString,
             ),
             'ListDeliveries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeliveries,
@@ -492,6 +518,33 @@ class LlmService:
             '/llm.v1.LlmService/ListModels',
             llm__pb_dot_llm__pb2.ListModelsRequest.SerializeToString,
             llm__pb_dot_llm__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/ListWorkers',
+            llm__pb_dot_llm__pb2.ListWorkersRequest.SerializeToString,
+            llm__pb_dot_llm__pb2.ListWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

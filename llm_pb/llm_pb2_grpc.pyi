@@ -25,6 +25,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
 |                     |                                                        | RetryInfo                                 |
 | UNAVAILABLE         | the keys of encrypted content are unavailable now      | ErrorInfo KEYS_UNAVAILABLE, RetryInfo     |
+| UNAVAILABLE         | ListWorkers: the gateway gets no reports of workers,   | ErrorInfo FEED_UNAVAILABLE, RetryInfo     |
+|                     | because it is not connected to NATS                    |                                           |
 | DATA_LOSS           | a job's content can never be decrypted again           | ErrorInfo CONTENT_UNREADABLE              |
 | UNAVAILABLE         | the operator's audit log takes no record; nothing was  | ErrorInfo AUDIT_UNAVAILABLE, RetryInfo    |
 |                     | accepted                                               |                                           |
@@ -34,7 +36,7 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
+GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
 name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
@@ -96,6 +98,18 @@ class LlmServiceStub:
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]
     """Lists the models that a job may name."""
+    ListWorkers: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListWorkersRequest, _llm_pb2.ListWorkersResponse]
+    """Lists the GPU workers of the installation, of all tenants' jobs: what each runs on, and how full it is. For operators.
+
+    Each worker reports itself to every gateway, every 5 s by default, through the NATS of the live feed. The list is what this
+    gateway has heard: a worker is in it from its first report on, until it says that it has ended, or three of its intervals
+    after its last report (15 s by default) if it says nothing, because it was killed or suspended or is cut off from NATS. It
+    may run jobs nevertheless: only Temporal decides on jobs. A gateway that has just started or lost its connection knows all
+    workers after one of their intervals.
+
+    Workers of versions before this call report nothing, so they are in no list. UNAVAILABLE with the reason FEED_UNAVAILABLE
+    while the gateway is not connected to NATS: an empty list means that no worker reports.
+    """
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListDeliveriesRequest, _llm_pb2.ListDeliveriesResponse]
     """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
     is no such job. Entries of started and progress events appear once the job's outcome is settled.
@@ -213,6 +227,24 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_llm_pb2.ListModelsRequest, _abc.Awaitable[_llm_pb2.ListModelsResponse]],
     ) -> _abc.Awaitable[_llm_pb2.ListModelsResponse]:
         """Lists the models that a job may name."""
+
+    @_abc_1.abstractmethod
+    def ListWorkers(
+        self,
+        request: _llm_pb2.ListWorkersRequest,
+        context: _aio.ServicerContext[_llm_pb2.ListWorkersRequest, _abc.Awaitable[_llm_pb2.ListWorkersResponse]],
+    ) -> _abc.Awaitable[_llm_pb2.ListWorkersResponse]:
+        """Lists the GPU workers of the installation, of all tenants' jobs: what each runs on, and how full it is. For operators.
+
+        Each worker reports itself to every gateway, every 5 s by default, through the NATS of the live feed. The list is what this
+        gateway has heard: a worker is in it from its first report on, until it says that it has ended, or three of its intervals
+        after its last report (15 s by default) if it says nothing, because it was killed or suspended or is cut off from NATS. It
+        may run jobs nevertheless: only Temporal decides on jobs. A gateway that has just started or lost its connection knows all
+        workers after one of their intervals.
+
+        Workers of versions before this call report nothing, so they are in no list. UNAVAILABLE with the reason FEED_UNAVAILABLE
+        while the gateway is not connected to NATS: an empty list means that no worker reports.
+        """
 
     @_abc_1.abstractmethod
     def ListDeliveries(

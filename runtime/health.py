@@ -136,7 +136,7 @@ def with_health(metrics: "WSGIApplication", readiness: Readiness) -> "WSGIApplic
 
 
 @functools.cache
-def _own_version() -> str:
+def own_version() -> str:
     """Return the version of the package that this code was installed as, else that of `git describe`."""
     try:
         installed = metadata.distribution(_DISTRIBUTION)
@@ -162,7 +162,7 @@ def _version_of(distribution: str, module: str) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of this suite, of Python, and of those libraries that the process has loaded."""
     loaded = {name: _version_of(name, module) for name, module in _LIBRARIES.items() if module in sys.modules}
-    return {_DISTRIBUTION: _own_version(), "python": sys.version.partition(" ")[0], **loaded}
+    return {_DISTRIBUTION: own_version(), "python": sys.version.partition(" ")[0], **loaded}
 
 
 async def _failing(checks: dict[str, tuple[str, Check]]) -> dict[str, str]:

@@ -20,6 +20,8 @@ READ_METRICS: Final = "admin:metrics"
 """To read the metrics of a service whose settings name a file of API keys for them."""
 CODEC: Final = "admin:codec"
 """To have the codec server decrypt and encrypt the payloads of the credential's tenant."""
+WORKERS: Final = "admin:workers"
+"""To list the GPU workers, which are the installation's, whatever the credential's tenant is."""
 ALL_TENANTS: Final = "admin:tenants"
 """With another scope of admin: to use it for all tenants."""
 
@@ -27,7 +29,7 @@ SCOPES: Final = frozenset(
     {
         *(SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, "jobs:*"),
         *(READ_MODELS, "models:*"),
-        *(READ_METRICS, CODEC, ALL_TENANTS, "admin:*"),
+        *(READ_METRICS, CODEC, WORKERS, ALL_TENANTS, "admin:*"),
     }
 )
 """All that a credential can have."""

@@ -28,7 +28,7 @@ async def main() -> None:
         metrics = await stack.enter_async_context(serving)
         client = await temporal.connect(metrics.temporal, readiness, encryption)
         known = await temporal.register_search_attributes(client, names.SEARCH_ATTRIBUTES)
-        feed = open_feed(feed_settings, SERVICE, encryption)
+        feed, reports = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         if settings.role != Role.API:
@@ -37,7 +37,7 @@ async def main() -> None:
             meter = metrics.meter(__package__)
             knows_tenants = names.TENANT_ID.name in known
             serving_calls = serving_api(
-                client, feed, settings, meter, readiness, encryption, knows_tenants=knows_tenants
+                client, feed, reports, settings, meter, readiness, encryption, knows_tenants=knows_tenants
             )
             await stack.enter_async_context(serving_calls)
         logging.getLogger("services.gateway").info("ready")

@@ -111,6 +111,12 @@ def audit_unavailable() -> ApiError:
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("AUDIT_UNAVAILABLE"), _retry_info()))
 
 
+def feed_unavailable() -> ApiError:
+    """UNAVAILABLE: the gateway is not connected to the broker of the live feed."""
+    message = "the gateway gets no reports of workers: it is not connected to NATS, or may not read them; call again"
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("FEED_UNAVAILABLE"), _retry_info()))
+
+
 def reason_of(status: status_pb2.Status) -> str:
     """Return the reason of the status's ErrorInfo."""
     info = error_details_pb2.ErrorInfo()

@@ -56,6 +56,7 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "Cancel": rules.check_cancel,
     "List": rules.check_list,
     "ListModels": lambda _: (),
+    "ListWorkers": rules.check_list_workers,
     "ListDeliveries": rules.check_workflow_id,
     "Redeliver": rules.check_redeliver,
     "GetQuota": lambda _: (),

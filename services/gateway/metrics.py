@@ -30,6 +30,12 @@ class GatewayMetrics:
             "llm.audit.lost", unit="{record}", description="Audit records that could not be stored."
         )
         self.audit_lost.add(0)
+        self.ignored_reports = meter.create_counter(
+            "llm.gateway.worker.reports.ignored",
+            unit="{report}",
+            description="Reports of GPU workers that are invalid, or of more workers than a gateway keeps.",
+        )
+        self.ignored_reports.add(0)
         self.quota_refusals = meter.create_counter(
             "llm.gateway.quota.refusals",
             unit="{call}",

@@ -12,7 +12,19 @@ from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
 from llm_pb import llm_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
-from runtime.scopes import CANCEL, DELETE, NOTIFY, PRIORITY, READ, READ_MODELS, REDELIVER, SCOPES, STRUCTURED, SUBMIT
+from runtime.scopes import (
+    CANCEL,
+    DELETE,
+    NOTIFY,
+    PRIORITY,
+    READ,
+    READ_MODELS,
+    REDELIVER,
+    SCOPES,
+    STRUCTURED,
+    SUBMIT,
+    WORKERS,
+)
 
 OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/Submit": SUBMIT,
@@ -22,6 +34,7 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/Cancel": CANCEL,
     "/llm.v1.LlmService/List": READ,
     "/llm.v1.LlmService/ListModels": READ_MODELS,
+    "/llm.v1.LlmService/ListWorkers": WORKERS,
     "/llm.v1.LlmService/ListDeliveries": READ,
     "/llm.v1.LlmService/Redeliver": REDELIVER,
     "/llm.v1.LlmService/GetQuota": READ,

@@ -10,6 +10,7 @@ from temporalio.client import Client
 
 from encryption import Encryption
 from feed.feed import Feed
+from feed.worker_reports import WorkerReports
 from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
@@ -40,12 +41,14 @@ from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
+from services.gateway.workers import Workers
 
 
 @asynccontextmanager
 async def serving_api(
     client: Client,
     feed: Feed,
+    reports: WorkerReports,
     settings: GatewaySettings,
     meter: Meter,
     readiness: Readiness,
@@ -63,6 +66,8 @@ async def serving_api(
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
+    workers = Workers(reports, metrics.ignored_reports)
+    await reports.receive_reports(workers.take)
     audit = open_audit(settings, metrics.audit_lost)
     inputs = JobInputs(client)
     streams = Streams(reader, feed, settings, metrics)
@@ -84,6 +89,7 @@ async def serving_api(
         deliveries,
         deletions,
         models,
+        workers,
         reader,
         inputs,
         streams,

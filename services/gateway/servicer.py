@@ -24,6 +24,7 @@ from services.gateway.models import Models
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
+from services.gateway.workers import Workers
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 TRACE_ID_KEY: Final = "trace-id"
@@ -42,6 +43,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         deliveries: DeliveryService,
         deletions: DeletionService,
         models: Models,
+        workers: Workers,
         reader: JobReader,
         inputs: JobInputs,
         streams: Streams,
@@ -59,6 +61,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self._deliveries = deliveries
         self._deletions = deletions
         self._models = models
+        self._workers = workers
         self._reader = reader
         self._inputs = inputs
         self._streams = streams
@@ -110,6 +113,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""
         return llm_pb2.ListModelsResponse(models=await self._models.infos(self._client))
+
+    async def ListWorkers(self, request: llm_pb2.ListWorkersRequest, context: _Context) -> llm_pb2.ListWorkersResponse:
+        """See llm.proto."""
+        response = llm_pb2.ListWorkersResponse(workers=self._workers.infos(request.model))
+        await self._answers.of(context).reserve(response.ByteSize())
+        return response
 
     async def ListDeliveries(
         self, request: llm_pb2.ListDeliveriesRequest, context: _Context

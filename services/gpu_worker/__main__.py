@@ -18,6 +18,7 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import EngineConfig, create_engine
+from services.gpu_worker.reporting import reporting
 from services.gpu_worker.settings import GpuWorkerSettings, wrong_engine_options
 
 SERVICE: Final = "gpu-worker"
@@ -39,7 +40,7 @@ async def main() -> None:
             engine = create_engine(settings.engine, config)
         except ValueError as error:
             raise wrong_engine_options(error) from error
-        feed = open_feed(FeedSettings(), SERVICE, encryption)
+        feed, reports = open_feed(FeedSettings(), SERVICE, encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
         loading = asyncio.create_task(engine.start())
         readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
@@ -48,7 +49,7 @@ async def main() -> None:
             client = await temporal.connect(metrics.temporal, readiness, encryption)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry)
-            async with Worker(
+            worker = Worker(
                 client,
                 task_queue=settings.task_queue,
                 activities=[activity.__call__],
@@ -57,8 +58,9 @@ async def main() -> None:
                 # A cancel reaches a running activity with the answer to a heartbeat, by default 22 s late.
                 max_heartbeat_throttle_interval=settings.heartbeat_interval,
                 graceful_shutdown_timeout=settings.shutdown_grace,
-            ):
-                with readiness.serving():
+            )
+            async with reporting(reports, activity, engine, loading, settings, name) as reporter, worker:
+                with readiness.serving(), reporter.serving():
                     await activity.wait_until_engine_fails()
         finally:
             loading.cancel()

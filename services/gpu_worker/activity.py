@@ -65,7 +65,7 @@ class RunLLMOnGPU:
         tracer: Tracer,
     ) -> None:
         """`loaded` is the task that starts the engine; jobs taken before it is done wait for it."""
-        self._metrics = WorkerMetrics(meter, engine, settings.model, settings.max_concurrent)
+        self.metrics = WorkerMetrics(meter, engine, settings.model, settings.max_concurrent)
         self._tracer = tracer
         self._engine = engine
         self._loaded = loaded
@@ -75,6 +75,11 @@ class RunLLMOnGPU:
         self._throttle = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts that run."""
+        return self._throttle.attempts
 
     async def wait_until_engine_fails(self) -> NoReturn:
         """Wait until the engine cannot load, dies or hangs, and raise EngineDead then."""
@@ -146,7 +151,7 @@ class RunLLMOnGPU:
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
         if first:
-            self._metrics.started(attempt.times.queue_time.ToTimedelta())
+            self.metrics.started(attempt.times.queue_time.ToTimedelta())
         if not self._loaded.done():
             await attempt.enter(LOADING)
         try:
@@ -162,10 +167,10 @@ class RunLLMOnGPU:
                 _log.info("the output so far cannot be continued: %s", why)
                 attempt.start_over()
             else:
-                self._metrics.continued()
+                self.metrics.continued()
                 return reason
         if attempt.rewinds:
-            self._metrics.rewound()
+            self.metrics.rewound()
         return await self._run_engine(attempt)
 
     async def _run_engine(self, attempt: Attempt) -> "llm_pb2.FinishReason.ValueType":
@@ -173,7 +178,7 @@ class RunLLMOnGPU:
         tenant = tenant_of(activity.info().workflow_id or "")
         with (
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
-            self._metrics.generation(attempt.job) as record,
+            self.metrics.generation(attempt.job) as record,
         ):
             async with aclosing(engine.generate(attempt.generation(tenant))) as outputs:
                 async for output in outputs:

@@ -89,6 +89,11 @@ class WorkerMetrics:
         for counter in (self._continuations, self._rewinds):
             counter.add(0, self._model)
 
+    @property
+    def tokens_made(self) -> int:
+        """The number of output tokens generated so far."""
+        return self._tokens_made
+
     def started(self, waited: timedelta) -> None:
         """Record that a job's first attempt begins."""
         self._queue.record(waited.total_seconds(), self._model)

@@ -21,6 +21,11 @@ class ReportThrottle:
     def __init__(self) -> None:
         self._attempts = 0
 
+    @property
+    def attempts(self) -> int:
+        """The number of attempts that run."""
+        return self._attempts
+
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Count one attempt while the context is open."""

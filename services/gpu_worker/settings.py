@@ -61,6 +61,9 @@ class GpuWorkerSettings(MetricsSettings):
     reports less often, here and to watchers: with 64 every 4 s."""
     progress_interval: timedelta = Field(timedelta(milliseconds=250), gt=timedelta(0))
     """Interval of progress reports to watchers."""
+    report_interval: timedelta = Field(timedelta(seconds=5), gt=timedelta(0), le=timedelta(minutes=1))
+    """Interval at which the worker reports itself to the gateways, for ListWorkers. A worker that is silent for three
+    of them is no longer listed."""
     load_timeout: timedelta = Field(timedelta(minutes=30), gt=timedelta(0))
     """Maximum time to load the model. After that the engine counts as hung and the worker ends."""
     prefill_timeout: timedelta = Field(timedelta(minutes=5), gt=timedelta(0))

@@ -168,6 +168,7 @@ VALID = {
         user_id="u", states=[llm_pb2.JOB_STATE_QUEUED], page_size=1, page_token="AAAA"
     ).SerializeToString(),
     "ListModels": b"",
+    "ListWorkers": llm_pb2.ListWorkersRequest(model="docstrings").SerializeToString(),
     "ListDeliveries": llm_pb2.ListDeliveriesRequest(workflow_id="llmjob-u-r").SerializeToString(),
     "Redeliver": llm_pb2.RedeliverRequest(workflow_id="llmjob-u-r", delivery_ids=["a"]).SerializeToString(),
     "GetQuota": b"",

@@ -198,6 +198,13 @@ async def test_the_service_is_described(cli: Cli) -> None:
     assert models.output.splitlines()[0].split("\t")[0] == "docstrings"
     first, *_ = (await cli("models", "--json")).output.splitlines()
     assert json.loads(first)["name"] == "docstrings"
+    async with asyncio.timeout(120):
+        while not (workers := (await cli("workers", "--model", "docstrings", "--json")).output):
+            pass
+    worker = json.loads(workers.splitlines()[0])
+    assert (worker["model"], worker["engine"], worker["seats"]) == ("docstrings", "simulated", 64)
+    assert (await cli("workers")).output.split("\t")[:2] == [worker["worker"], "docstrings"]
+    assert (await cli("workers", "--model", "other")).output == ""
     assert "without quotas" in (await cli("quota")).output
     assert json.loads((await cli("quota", "--json")).output) == {}
 

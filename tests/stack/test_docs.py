@@ -148,6 +148,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.refused(auth.scope_missing("a")),
         errors.refused(auth.authentication_unavailable()),
         errors.refused(user_not_allowed("a")),
+        errors.feed_unavailable(),
     ]
     assert set(rows) == {
         (unpack(error.status)["ErrorInfo"].reason, code_pb2.Code.Name(error.status.code)) for error in made

@@ -153,6 +153,15 @@ async def test_the_outcome_is_delivered_again(http: httpx.AsyncClient, receiver:
     assert delivery["id"] == again["id"]
 
 
+async def test_workers(http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(120):
+        while not (found := (await http.get("/workers?model=docstrings")).json()["workers"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    assert (found[0]["model"], found[0]["seats"], found[0]["gpu"]["name"]) == ("docstrings", 64, "simulated")
+    assert (await http.get("/workers?model=other")).json() == {"workers": []}
+    assert (await http.get("/workers?model=../x")).status_code == 400
+
+
 async def test_models_and_quota(http: httpx.AsyncClient) -> None:
     assert "docstrings" in {model["name"] for model in (await http.get("/models")).json()["models"]}
     assert (await http.get("/quota")).json() == {"tenant": ""}

@@ -37,6 +37,7 @@ from tests.support.stacks import stack_settings, tool
 ROLES = {"gateway": "gateway", "gpu-worker": "gpu-worker", "notifier": "notifier"}
 STREAM, EVENTS = "LLM_FEED", "EVENTS"
 API = "$JS.API"
+REPORTS = "llm.feed.workers.reports"
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,33 @@ async def test_gateway_and_worker_share_a_feed_that_only_the_gateway_creates_and
         await feed.close()
 
 
+async def test_a_gateway_gets_the_reports_of_workers(broker: Stack) -> None:
+    """No stream stores them. A role that may not read them knows that it gets none."""
+    gateway, worker, notifier = (feed_of(broker, role) for role in ("gateway", "gpu-worker", "notifier"))
+    got = asyncio.Queue[bytes]()
+    for feed in (gateway, worker, notifier):
+        feed.start()
+    for feed in (gateway, notifier):
+        await feed.receive_reports(got.put_nowait)
+    report = internal_pb2.WorkerReport(worker=llm_pb2.WorkerInfo(worker="w"))
+    async with asyncio.timeout(60):
+        while not gateway.receiving:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        while not await worker.publish_report(report):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        assert await got.get() == report.SerializeToString()
+        log = broker.processes["nats"].log_path
+        while f'Subscription Violation - Subject "{REPORTS}"' not in log.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        while notifier.receiving:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    async with connected(broker, "operator") as operator:
+        state = (await operator.jetstream().stream_info(STREAM, subjects_filter=REPORTS)).state
+        assert not (state.subjects or {}).get(REPORTS)
+    for feed in (gateway, worker, notifier):
+        await feed.close()
+
+
 async def test_a_worker_waits_for_the_gateway_to_create_the_stream(tmp_path: Path) -> None:
     """It works with limits that differ from its own settings."""
     async with Stack(stack_settings(tmp_path / "state", tls=True), only=("nats",)) as stack:
@@ -195,7 +223,10 @@ FORBIDDEN_TO_ALL = {
     "answer for another": ("publish", "_INBOX.operator.x"),
     "ask the system": ("publish", "$SYS.REQ.SERVER.PING"),
 }
+READ_REPORTS = {"read the reports of workers": ("subscribe", REPORTS)}
+FORGE_REPORTS = {"forge the report of a worker": ("publish", REPORTS)}
 ONLY_GATEWAY = {
+    **READ_REPORTS,
     "make the feed": ("publish", f"{API}.STREAM.CREATE.{STREAM}"),
     "change the feed": ("publish", f"{API}.STREAM.UPDATE.{STREAM}"),
     "purge the feed": ("publish", f"{API}.STREAM.PURGE.{STREAM}"),
@@ -208,9 +239,9 @@ ONLY_FEED = {
 }
 ONLY_NOTIFIER = {"forge events": ("publish", "llm.events.team")}
 TRIED = {
-    "gateway": {**FORBIDDEN_TO_ALL, **ONLY_NOTIFIER},
+    "gateway": {**FORBIDDEN_TO_ALL, **ONLY_NOTIFIER, **FORGE_REPORTS},
     "gpu-worker": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_NOTIFIER},
-    "notifier": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_FEED},
+    "notifier": {**FORBIDDEN_TO_ALL, **ONLY_GATEWAY, **ONLY_FEED, **FORGE_REPORTS},
 }
 
 

@@ -25,8 +25,9 @@ def engine(request: pytest.FixtureRequest) -> str:
 async def real(engine: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlmServiceStub]:
     settings = stack_settings(tmp_path_factory.mktemp(engine), engine=engine)
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
+    environment = {"gpu-worker": {"GPU_WORKER_REPORT_INTERVAL": "PT0.5S"}}
     async with (
-        Stack(settings, only=only) as stack,
+        Stack(settings, only=only, environment=environment) as stack,
         grpc.aio.insecure_channel(stack.address("gateway")) as channel,
     ):
         yield LlmServiceStub(channel)
@@ -69,6 +70,25 @@ async def test_a_running_job_is_cancelled(real: LlmServiceStub) -> None:
     seen = await watch(real, id_)
     assert seen.states[-1] == "CANCELLED"
     assert seen.final.result.output.encode() == seen.output != b""
+
+
+async def test_the_worker_reports_what_its_engine_does(real: LlmServiceStub, engine: str) -> None:
+    """Its batch, its cache and its speed, while a job runs."""
+    params = {"max_tokens": 1900, "min_tokens": 1900}
+    id_ = (await real.Submit(llm_pb2.SubmitRequest(job=new_job("Return", params=params)))).workflow_id
+    async with asyncio.timeout(120):
+        while True:
+            found = (await real.ListWorkers(llm_pb2.ListWorkersRequest())).workers
+            if found and found[0].running_sequences and found[0].tokens_per_second:
+                break
+            await asyncio.sleep(0.1)
+    (worker,) = found
+    assert (worker.engine, worker.state) == (engine, llm_pb2.WORKER_STATE_SERVING)
+    assert (worker.seats_in_use, worker.running_sequences, worker.waiting_sequences) == (1, 1, 0)
+    assert 0 < worker.kv_cache_usage < 1
+    assert worker.gpu.name
+    await real.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    await watch(real, id_)
 
 
 async def test_a_prompt_over_the_context_is_refused_at_the_gateway(real: LlmServiceStub) -> None:

@@ -23,6 +23,7 @@ REQUESTS: Final[Mapping[str, type[Message]]] = {
     "Cancel": llm_pb2.CancelRequest,
     "List": llm_pb2.ListRequest,
     "ListModels": llm_pb2.ListModelsRequest,
+    "ListWorkers": llm_pb2.ListWorkersRequest,
     "ListDeliveries": llm_pb2.ListDeliveriesRequest,
     "Redeliver": llm_pb2.RedeliverRequest,
     "GetQuota": llm_pb2.GetQuotaRequest,
@@ -341,6 +342,9 @@ def _workflow_id_rows() -> Iterator[Row]:
     yield _row("both fields", both.SerializeToString(), "workflow_id", "output_offset", rpc="StreamStatus")
 
 
+_BAD_MODELS: Final = ("../x", "a' OR '1'='1", "a\x00", "a" * 256)
+
+
 def _filter_rows(rpc: str, **others: Any) -> Iterator[Row]:
     def row(what: str, *fields: str, **values: Any) -> Row:
         return _row(what, REQUESTS[rpc](**{**others, **values}).SerializeToString(), *fields, rpc=rpc)
@@ -348,7 +352,7 @@ def _filter_rows(rpc: str, **others: Any) -> Iterator[Row]:
     for field in ("user_id", "project_id"):
         for what, value in _BAD_IDS.items():
             yield row(f"{field} with {what}", field, **{field: value})
-    for value in ("../x", "a' OR '1'='1", "a\x00", "a" * 256):
+    for value in _BAD_MODELS:
         yield row(f"model {value[:12]!r}", "model", model=value)
     for state in (0, 99, -1):
         yield row(f"state {state}", "states[1]", states=[llm_pb2.JOB_STATE_FAILED, state])
@@ -361,6 +365,9 @@ def _list_rows() -> Iterator[Row]:
 
     yield from _filter_rows("List")
     yield from _filter_rows("DeleteJobs", user_id="u")
+    for model in _BAD_MODELS:
+        bad = llm_pb2.ListWorkersRequest(model=model).SerializeToString()
+        yield _row(f"model {model[:12]!r}", bad, "model", rpc="ListWorkers")
     yield _row("no user_id", llm_pb2.DeleteJobsRequest(model="m").SerializeToString(), "user_id", rpc="DeleteJobs")
     for size in (-1, 101, -(2**31), 2**31 - 1):
         yield row(f"page_size {size}", "page_size", page_size=size)

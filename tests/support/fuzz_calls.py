@@ -26,6 +26,7 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/Cancel": 8,
     f"{SERVICE}/List": 8,
     f"{SERVICE}/ListModels": 6,
+    f"{SERVICE}/ListWorkers": 3,
     f"{SERVICE}/ListDeliveries": 4,
     f"{SERVICE}/Redeliver": 4,
     f"{SERVICE}/GetQuota": 2,

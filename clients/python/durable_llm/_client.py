@@ -154,6 +154,15 @@ class AsyncClient:
         response: llm_pb2.ListModelsResponse = await self._stub.unary("ListModels", llm_pb2.ListModelsRequest())
         return response.models
 
+    async def workers(self, model: str = "") -> Sequence[llm_pb2.WorkerInfo]:
+        """Return the GPU workers that serve the model, or all, as they have last reported themselves.
+
+        Raises ApiError: FeedUnavailable while the service gets no reports, MissingScope without `admin:workers`.
+        """
+        request = llm_pb2.ListWorkersRequest(model=model)
+        response: llm_pb2.ListWorkersResponse = await self._stub.unary("ListWorkers", request)
+        return response.workers
+
     async def quota(self) -> llm_pb2.GetQuotaResponse:
         """Return the quotas of the caller's tenant, and how much of them is in use. Raises ApiError."""
         response: llm_pb2.GetQuotaResponse = await self._stub.unary("GetQuota", llm_pb2.GetQuotaRequest())

@@ -118,6 +118,10 @@ class Client:
         """See AsyncClient.models."""
         return self._loop.run(self._client.models())
 
+    def workers(self, model: str = "") -> Sequence[llm_pb2.WorkerInfo]:
+        """See AsyncClient.workers."""
+        return self._loop.run(self._client.workers(model))
+
     def quota(self) -> llm_pb2.GetQuotaResponse:
         """See AsyncClient.quota."""
         return self._loop.run(self._client.quota())

@@ -21,6 +21,7 @@
     │       ├── AuthenticationUnavailable  the service cannot verify the credential now
     │       ├── KeysUnavailable            the keys of encrypted content are unavailable
     │       ├── AuditUnavailable           the service cannot record the call now
+    │       ├── FeedUnavailable            the service gets no reports of workers now
     │       └── GatewayShutdown            the gateway is about to stop
     └── JobError                  a job ended without success; see result for its partial output
         ├── InvalidJob            ├── OutOfMemory      ├── QueueTimeout
@@ -36,10 +37,11 @@ All errors can be pickled.
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import grpc
 
+from durable_llm._details import Violation as Violation
 from durable_llm._details import reason_of
 from llm_pb import llm_pb2
 
@@ -49,15 +51,6 @@ class DurableLLMError(Exception):
 
     reason = ""
     """The reason that the service gives, google.rpc.ErrorInfo.reason. Empty when it gives none."""
-
-
-class Violation(NamedTuple):
-    """A field that breaks a rule."""
-
-    field: str
-    """The field's path in the request, such as job.params.stop[2]."""
-    description: str
-    """The rule that the field breaks."""
 
 
 class ApiError(DurableLLMError):
@@ -198,6 +191,12 @@ class AuditUnavailable(Unavailable):
     """The service cannot record the call now, and does nothing without a record."""
 
     reason = "AUDIT_UNAVAILABLE"
+
+
+class FeedUnavailable(Unavailable):
+    """The service is not connected to NATS, so it does not know the workers."""
+
+    reason = "FEED_UNAVAILABLE"
 
 
 class GatewayShutdown(Unavailable):

@@ -93,6 +93,11 @@ class Jobs:
         """List the models."""
         return answer_with(await self._call(request, "ListModels", llm_pb2.ListModelsRequest()))
 
+    async def workers(self, request: Request, query: Query) -> Response:
+        """List the GPU workers."""
+        message = llm_pb2.ListWorkersRequest(model=query.get("model", [""])[0])
+        return answer_with(await self._call(request, "ListWorkers", message))
+
     async def quota(self, request: Request, _: Query) -> Response:
         """Return the quotas of the caller's tenant."""
         return answer_with(await self._call(request, "GetQuota", llm_pb2.GetQuotaRequest()))

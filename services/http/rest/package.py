@@ -29,6 +29,7 @@ _LIST: Final = {
     "page_size": Parameter("Maximum number of jobs: 1 to 100, 20 unless set.", {"type": "integer"}),
     "page_token": Parameter("The next_page_token of the previous page."),
 }
+_WORKERS: Final = {"model": Parameter("Lists only workers that serve this model.")}
 _STREAM: Final = {
     "last_event_id": Parameter("The id of the last event that the client holds; the header Last-Event-ID goes before.")
 }
@@ -118,6 +119,15 @@ def _paths(front: Front, jobs: Jobs) -> Paths:
         },
         "/models": {
             "GET": Operation("ListModels", "Lists the models that a job may name.", jobs.models, pb.ListModelsResponse)
+        },
+        "/workers": {
+            "GET": Operation(
+                "ListWorkers",
+                "Lists the GPU workers, and how full each is.",
+                jobs.workers,
+                pb.ListWorkersResponse,
+                query=_WORKERS,
+            )
         },
         "/quota": {
             "GET": Operation("GetQuota", "Returns the quotas of the caller's tenant.", jobs.quota, pb.GetQuotaResponse)

@@ -21,6 +21,7 @@ _COMMANDS = (
     _manage.deliveries,
     _manage.redeliver,
     _service.models,
+    _service.workers,
     _service.quota,
     _chat.chat,
     _config.config,

@@ -1,10 +1,11 @@
-"""Commands about the service: models, quota."""
+"""Commands about the service: models, workers, quota."""
 
 import click
 
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._options import connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line, write_table
+from durable_llm.cli._text import age
 
 
 @click.command()
@@ -30,6 +31,39 @@ def models(connection: Connection, *, as_json: bool) -> None:
         for model in found
     ]
     write_table(("MODEL", "STATE", "CONTEXT", "MAX OUTPUT", "STRUCTURED", "BACKLOG"), rows)
+
+
+@click.command()
+@click.option("--model", default="", help="List only the workers that serve this model. [default: all]")
+@json_option
+@connection_options
+def workers(connection: Connection, *, model: str, as_json: bool) -> None:
+    """List the GPU workers, and how full each is. For operators."""
+    with connection.connect() as client:
+        found = client.workers(model)
+    if as_json:
+        for worker in found:
+            write_json(worker)
+        return
+    from llm_pb.llm_pb2 import WorkerState
+
+    rows = [
+        (
+            worker.worker,
+            worker.model,
+            str(WorkerState.Name(worker.state)).removeprefix("WORKER_STATE_"),
+            f"{worker.seats_in_use}/{worker.seats}",
+            f"{worker.running_sequences}+{worker.waiting_sequences}",
+            f"{worker.kv_cache_usage:.0%}" if worker.HasField("kv_cache_usage") else "",
+            f"{worker.tokens_per_second:.0f}",
+            worker.gpu.name,
+            age(worker.start_time.ToDatetime()),
+            age(worker.report_time.ToDatetime()),
+        )
+        for worker in found
+    ]
+    header = ("WORKER", "MODEL", "STATE", "SEATS", "RUNNING+WAITING", "KV CACHE", "TOKENS/S", "GPU", "AGE", "REPORTED")
+    write_table(header, rows)
 
 
 @click.command()
