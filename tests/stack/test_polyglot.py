@@ -1,4 +1,4 @@
-"""Clients without this code base: buf by reflection, Node.js, Ruby and Go by the proto file; and Python's."""
+"""Clients without this code base: buf by reflection, Node.js, Ruby, Go and C++ by the proto file; and Python's."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.commands import NODE, interrupt, interrupt_another_thread, missing, run, start
-from tests.support.debian_tools import go_example, ruby_example
+from tests.support.debian_tools import cpp_example, go_example, ruby_example
 from tests.support.jobs import new_job, run_job, until_output, webhook
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, tool
@@ -50,13 +50,15 @@ async def node_example(name: str) -> tuple[str, str]:
     return node, str(NODE / name)
 
 
-@pytest.fixture(scope="module", params=["python", "node", "ruby", "go"])
+@pytest.fixture(scope="module", params=["python", "node", "ruby", "go", "cpp"])
 async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
     """Return the command of an example client. All examples take the same arguments."""
     if request.param == "ruby":
         return await ruby_example(tmp_path_factory.mktemp("ruby"))
     if request.param == "go":
         return await go_example(tmp_path_factory.mktemp("go"))
+    if request.param == "cpp":
+        return await cpp_example()
     if request.param == "python":
         return (sys.executable, "-m", "clients.python.examples.client")
     return await node_example("client.js")

@@ -1,5 +1,6 @@
-"""Toolchains of other languages, which `make tools` has unpacked from packages of Debian."""
+"""Toolchains of other languages, which `make tools` has unpacked from packages of Debian. That of C++ is the system's."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from tests.support.paths import ROOT
 TOOLS = ROOT / ".tools"
 RUBY = ROOT / "clients" / "ruby"
 GO = ROOT / "clients" / "go"
+CPP = ROOT / "clients" / "cpp"
 INCLUDES = ("proto", "third_party/googleapis")
 
 
@@ -68,6 +70,22 @@ async def go_example(folder: Path) -> Sequence[str]:
     built = await run(str(roots[-1] / "bin" / "go"), "build", "-o", str(binary), "client", **environment)
     assert built.status == 0, built.errors
     return (str(binary),)
+
+
+async def cpp_example() -> Sequence[str]:
+    """Return the command of the C++ example. Skips the test without CMake, a compiler and gRPC for C++."""
+    for program in ("cmake", "c++", "pkg-config", "protoc", "grpc_cpp_plugin"):
+        if shutil.which(program, path=os.defpath) is None:
+            pytest.skip(f"{program} is not installed")
+    # The first build takes a minute, and later ones a second.
+    build = TOOLS / "cpp"
+    configured = await run("cmake", "-S", str(CPP), "-B", str(build), PATH=os.defpath)
+    if configured.status != 0 and "pkg_check_modules" in configured.errors:
+        pytest.skip("gRPC for C++ is not installed")
+    assert configured.status == 0, configured.errors
+    built = await run("cmake", "--build", str(build), "--parallel", "2", PATH=os.defpath)
+    assert built.status == 0, built.output + built.errors
+    return (str(build / "client"),)
 
 
 async def generate(environment: Sequence[str], folder: Path, *options: str) -> None:
