@@ -1,4 +1,4 @@
-"""Toolchains of other languages, which `make tools` has unpacked from packages of Debian. That of C++ is the system's."""
+"""Toolchains of other languages: the system's for C++ and Java, others unpacked by `make tools` from Debian's."""
 
 import os
 import shutil
@@ -15,6 +15,15 @@ TOOLS = ROOT / ".tools"
 RUBY = ROOT / "clients" / "ruby"
 GO = ROOT / "clients" / "go"
 CPP = ROOT / "clients" / "cpp"
+JAVA = ROOT / "clients" / "java"
+JARS = Path("/usr/share/java")
+CLASSES = (
+    *("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-protobuf-lite", "grpc-stub"),
+    *("protobuf", "protobuf-util", "proto-google-common-protos", "gson", "guava", "geronimo-annotation-1.3-spec"),
+    *("netty-buffer", "netty-codec", "netty-codec-http", "netty-codec-http2", "netty-codec-socks", "netty-common"),
+    *("netty-handler", "netty-handler-proxy", "netty-resolver", "netty-transport", "perfmark-api", "perfmark-impl"),
+)
+"""What the Java example needs of Debian's packages."""
 INCLUDES = ("proto", "third_party/googleapis")
 
 
@@ -86,6 +95,28 @@ async def cpp_example() -> Sequence[str]:
     built = await run("cmake", "--build", str(build), "--parallel", "2", PATH=os.defpath)
     assert built.status == 0, built.output + built.errors
     return (str(build / "client"),)
+
+
+async def java_example(folder: Path) -> Sequence[str]:
+    """Return the command of the Java example, which is built in the folder. Skips the test without Java's gRPC."""
+    for program in ("java", "javac", "protoc", "grpc_java_plugin"):
+        if shutil.which(program, path=os.defpath) is None:
+            pytest.skip(f"{program} is not installed")
+    jars = [JARS / f"{name}.jar" for name in CLASSES]
+    if lacking := [jar.name for jar in jars if not jar.exists()]:
+        pytest.skip(f"gRPC for Java is not installed: {lacking}")
+    source, classes = folder / "generated", folder / "classes"
+    source.mkdir()
+    plugin = shutil.which("grpc_java_plugin", path=os.defpath)
+    includes = [f"-I{ROOT / path}" for path in INCLUDES]
+    options = (f"--java_out={source}", f"--plugin=protoc-gen-grpc={plugin}", f"--grpc_out={source}")
+    generated = await run("/usr/bin/protoc", *includes, *options, "llm.proto")
+    assert generated.status == 0, generated.errors
+    path = ":".join(map(str, (classes, *jars)))
+    files = [*map(str, source.rglob("*.java")), str(JAVA / "Client.java")]
+    compiled = await run("/usr/bin/javac", "-nowarn", "-cp", path, "-d", str(classes), *files)
+    assert compiled.status == 0, compiled.errors
+    return ("/usr/bin/java", "-cp", path, "Client")
 
 
 async def generate(environment: Sequence[str], folder: Path, *options: str) -> None:
