@@ -44,11 +44,16 @@ def unpacked() -> tuple[str, ...]:
     return ("env", f"LD_LIBRARY_PATH={libraries}", f"RUBYLIB={':'.join(map(str, ruby))}")
 
 
+def program(name: str) -> str | None:
+    """Return the path of a program in `.tools`, or of the system's, which `make tools` does not fetch again."""
+    return shutil.which(name, path=f"{TOOLS / 'usr' / 'bin'}:{os.defpath}")
+
+
 async def ruby_example(folder: Path) -> Sequence[str]:
     """Return the command of the Ruby example, whose code is generated into the folder. Skips the test without Ruby."""
     interpreters = [path for path in (TOOLS / "usr" / "bin").glob("ruby*") if path.exists()]
-    plugin = TOOLS / "usr" / "bin" / "grpc_ruby_plugin"
-    if not interpreters or not plugin.exists():
+    plugin = program("grpc_ruby_plugin")
+    if not interpreters or plugin is None:
         pytest.skip("Ruby with gRPC is not there: make tools")
     environment = unpacked()
     await generate(
@@ -127,6 +132,7 @@ async def generate(environment: Sequence[str], folder: Path, *options: str) -> N
     # google/protobuf/*.proto, which are a package of their own in Debian.
     well_known = Path(package.origin).parent / "_proto"
     includes = [f"-I{ROOT / path}" for path in INCLUDES]
-    protoc = str(TOOLS / "usr" / "bin" / "protoc")
+    protoc = program("protoc")
+    assert protoc is not None, "protoc is not installed"
     ended = await run(*environment, protoc, *includes, f"-I{well_known}", *options, "llm.proto")
     assert ended.status == 0, ended.errors
