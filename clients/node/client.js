@@ -26,6 +26,8 @@ const TRIES = 60;
 const FIRST_TRIES = 5;
 // All pass by themselves: a gateway that restarts or is cut off, or that just stops.
 const PASSING = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
+// What gRPC makes of a stream that a proxy resets. The gateway's own errors have details.
+const RESET = [grpc.status.INTERNAL, grpc.status.UNKNOWN];
 const FINAL_STATES = ['SUCCEEDED', 'FAILED', 'CANCELLED', 'TIMED_OUT'].map((name) => `JOB_STATE_${name}`);
 const PROTO = loader.loadSync(['llm.proto', 'google/rpc/error_details.proto'], {
   includeDirs: [path.join(ROOT, 'proto'), path.join(ROOT, 'third_party', 'googleapis')],
@@ -136,7 +138,8 @@ async function watch(client, workflowId, offset, onMessage) {
       // Without RetryInfo it is a limit of gRPC's, such as a message's size.
       const limited = error.code === grpc.status.RESOURCE_EXHAUSTED && asked !== undefined;
       if (limited) tries = TRIES;
-      if (!(limited || PASSING.includes(error.code)) || failures >= tries) throw error;
+      const reset = RESET.includes(error.code) && !error.metadata?.get('grpc-status-details-bin').length;
+      if (!(limited || reset || PASSING.includes(error.code)) || failures >= tries) throw error;
       console.error(`${error.details}; going on at byte ${offset}`);
       await delay(asked ?? RETRY_MS);
     } finally {

@@ -63,7 +63,9 @@ def watch(stub, workflow_id, token)
       # Output may follow a first message with a final status.
       return known if message.status && FINAL.include?(known.state) && (message.result || !message.delta)
     end
-  rescue GRPC::Unavailable, GRPC::Cancelled, GRPC::ResourceExhausted => e
+  rescue GRPC::Unavailable, GRPC::Cancelled, GRPC::ResourceExhausted, GRPC::Internal, GRPC::Unknown => e
+    # A proxy resets a stream so. The gateway's own errors have details.
+    raise if (e.is_a?(GRPC::Internal) || e.is_a?(GRPC::Unknown)) && e.to_rpc_status
     asked = retry_delay(e)
     limited = e.is_a?(GRPC::ResourceExhausted)
     tries = TRIES if limited

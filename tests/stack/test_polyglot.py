@@ -1,4 +1,4 @@
-"""Clients without this code base: buf by reflection, Node.js, Ruby and Go by the proto file; and Python's."""
+"""Clients without this code base: buf by reflection, those of other languages by the proto file; and Python's."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.commands import NODE, interrupt, interrupt_another_thread, missing, run, start
-from tests.support.debian_tools import go_example, ruby_example
+from tests.support.debian_tools import cpp_example, go_example, java_example, ruby_example
 from tests.support.jobs import new_job, run_job, until_output, webhook
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, tool
@@ -50,13 +50,17 @@ async def node_example(name: str) -> tuple[str, str]:
     return node, str(NODE / name)
 
 
-@pytest.fixture(scope="module", params=["python", "node", "ruby", "go"])
+@pytest.fixture(scope="module", params=["python", "node", "ruby", "go", "cpp", "java"])
 async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
     """Return the command of an example client. All examples take the same arguments."""
     if request.param == "ruby":
         return await ruby_example(tmp_path_factory.mktemp("ruby"))
     if request.param == "go":
         return await go_example(tmp_path_factory.mktemp("go"))
+    if request.param == "cpp":
+        return await cpp_example()
+    if request.param == "java":
+        return await java_example(tmp_path_factory.mktemp("java"))
     if request.param == "python":
         return (sys.executable, "-m", "clients.python.examples.client")
     return await node_example("client.js")
@@ -201,6 +205,21 @@ async def test_an_example_goes_on_after_a_stream_that_ends_before_its_job(
         watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=gateway.address, **environment)
     assert watched.status == 0, watched.errors
     assert gateway.streams >= len(turns) + 1
+    look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
+    assert watched.output == look.result.output != ""
+
+
+async def test_an_example_goes_on_after_a_stream_that_a_proxy_resets(
+    client: Sequence[str], stack: Stack, stub: LlmServiceStub
+) -> None:
+    """gRPC reports it as INTERNAL without details."""
+    submitted = await run(*client, "submit", job(client, "reset"), LLM_ADDRESS=stack.address("gateway"))
+    workflow_id = submitted.output.strip()
+    turns = Turn(messages=0, reset=True), Turn(messages=1, reset=True), Turn(fails=False)
+    async with serving(stack, *turns) as gateway:
+        watched = await run(*client, "watch", workflow_id, LLM_ADDRESS=gateway.address)
+    assert watched.status == 0, watched.errors
+    assert gateway.streams == len(turns)
     look = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=workflow_id))
     assert watched.output == look.result.output != ""
 

@@ -136,6 +136,16 @@ async def test_a_silent_stream_is_opened_again(stack: Stack, client: AsyncClient
     assert gateway.streams >= 3
 
 
+async def test_a_stream_that_a_proxy_resets_is_opened_again(stack: Stack, client: AsyncClient) -> None:
+    """As Envoy does when its gateway dies."""
+    job = await client.submit(new_job(params={"max_tokens": 20}))
+    resets = Turn(messages=0, reset=True), Turn(messages=1, reset=True), Turn(fails=False)
+    async with serving(stack, *resets) as gateway, AsyncClient(gateway.address) as other:
+        text = "".join([piece.text async for piece in other.job(job.workflow_id).stream()])
+    assert text == (await job.result()).output != ""
+    assert gateway.streams == len(resets)
+
+
 async def test_a_service_that_stays_silent_is_given_up(stack: Stack, client: AsyncClient) -> None:
     job = await client.submit(new_job(model="idle"))
     policy = RetryPolicy(give_up_after=timedelta(seconds=2))

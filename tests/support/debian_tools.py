@@ -1,5 +1,6 @@
-"""Toolchains of other languages, which `make tools` has unpacked from packages of Debian."""
+"""Toolchains of other languages: the system's for C++ and Java, others unpacked by `make tools` from Debian's."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,6 +14,16 @@ from tests.support.paths import ROOT
 TOOLS = ROOT / ".tools"
 RUBY = ROOT / "clients" / "ruby"
 GO = ROOT / "clients" / "go"
+CPP = ROOT / "clients" / "cpp"
+JAVA = ROOT / "clients" / "java"
+JARS = Path("/usr/share/java")
+CLASSES = (
+    *("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-protobuf-lite", "grpc-stub"),
+    *("protobuf", "protobuf-util", "proto-google-common-protos", "gson", "guava", "geronimo-annotation-1.3-spec"),
+    *("netty-buffer", "netty-codec", "netty-codec-http", "netty-codec-http2", "netty-codec-socks", "netty-common"),
+    *("netty-handler", "netty-handler-proxy", "netty-resolver", "netty-transport", "perfmark-api", "perfmark-impl"),
+)
+"""What the Java example needs of Debian's packages."""
 INCLUDES = ("proto", "third_party/googleapis")
 
 
@@ -33,11 +44,16 @@ def unpacked() -> tuple[str, ...]:
     return ("env", f"LD_LIBRARY_PATH={libraries}", f"RUBYLIB={':'.join(map(str, ruby))}")
 
 
+def program(name: str) -> str | None:
+    """Return the path of a program in `.tools`, or of the system's, which `make tools` does not fetch again."""
+    return shutil.which(name, path=f"{TOOLS / 'usr' / 'bin'}:{os.defpath}")
+
+
 async def ruby_example(folder: Path) -> Sequence[str]:
     """Return the command of the Ruby example, whose code is generated into the folder. Skips the test without Ruby."""
     interpreters = [path for path in (TOOLS / "usr" / "bin").glob("ruby*") if path.exists()]
-    plugin = TOOLS / "usr" / "bin" / "grpc_ruby_plugin"
-    if not interpreters or not plugin.exists():
+    plugin = program("grpc_ruby_plugin")
+    if not interpreters or plugin is None:
         pytest.skip("Ruby with gRPC is not there: make tools")
     environment = unpacked()
     await generate(
@@ -70,6 +86,44 @@ async def go_example(folder: Path) -> Sequence[str]:
     return (str(binary),)
 
 
+async def cpp_example() -> Sequence[str]:
+    """Return the command of the C++ example. Skips the test without CMake, a compiler and gRPC for C++."""
+    for program in ("cmake", "c++", "pkg-config", "protoc", "grpc_cpp_plugin"):
+        if shutil.which(program, path=os.defpath) is None:
+            pytest.skip(f"{program} is not installed")
+    # The first build takes a minute, and later ones a second.
+    build = TOOLS / "cpp"
+    configured = await run("cmake", "-S", str(CPP), "-B", str(build), PATH=os.defpath)
+    if configured.status != 0 and "pkg_check_modules" in configured.errors:
+        pytest.skip("gRPC for C++ is not installed")
+    assert configured.status == 0, configured.errors
+    built = await run("cmake", "--build", str(build), "--parallel", "2", PATH=os.defpath)
+    assert built.status == 0, built.output + built.errors
+    return (str(build / "client"),)
+
+
+async def java_example(folder: Path) -> Sequence[str]:
+    """Return the command of the Java example, which is built in the folder. Skips the test without Java's gRPC."""
+    for program in ("java", "javac", "protoc", "grpc_java_plugin"):
+        if shutil.which(program, path=os.defpath) is None:
+            pytest.skip(f"{program} is not installed")
+    jars = [JARS / f"{name}.jar" for name in CLASSES]
+    if lacking := [jar.name for jar in jars if not jar.exists()]:
+        pytest.skip(f"gRPC for Java is not installed: {lacking}")
+    source, classes = folder / "generated", folder / "classes"
+    source.mkdir()
+    plugin = shutil.which("grpc_java_plugin", path=os.defpath)
+    includes = [f"-I{ROOT / path}" for path in INCLUDES]
+    options = (f"--java_out={source}", f"--plugin=protoc-gen-grpc={plugin}", f"--grpc_out={source}")
+    generated = await run("/usr/bin/protoc", *includes, *options, "llm.proto")
+    assert generated.status == 0, generated.errors
+    path = ":".join(map(str, (classes, *jars)))
+    files = [*map(str, source.rglob("*.java")), str(JAVA / "Client.java")]
+    compiled = await run("/usr/bin/javac", "-nowarn", "-cp", path, "-d", str(classes), *files)
+    assert compiled.status == 0, compiled.errors
+    return ("/usr/bin/java", "-cp", path, "Client")
+
+
 async def generate(environment: Sequence[str], folder: Path, *options: str) -> None:
     """Generate code from proto/llm.proto with the protoc of `.tools`."""
     package = find_spec("grpc_tools")
@@ -78,6 +132,7 @@ async def generate(environment: Sequence[str], folder: Path, *options: str) -> N
     # google/protobuf/*.proto, which are a package of their own in Debian.
     well_known = Path(package.origin).parent / "_proto"
     includes = [f"-I{ROOT / path}" for path in INCLUDES]
-    protoc = str(TOOLS / "usr" / "bin" / "protoc")
+    protoc = program("protoc")
+    assert protoc is not None, "protoc is not installed"
     ended = await run(*environment, protoc, *includes, f"-I{well_known}", *options, "llm.proto")
     assert ended.status == 0, ended.errors

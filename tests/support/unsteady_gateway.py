@@ -26,6 +26,8 @@ class Turn(NamedTuple):
     """True if the gateway has resume tokens, False for an earlier version."""
     retry_delay: timedelta | None = None
     """Delay of the RetryInfo with which the stream fails."""
+    reset: bool = False
+    """True if the stream fails as one that a proxy resets: with INTERNAL, and without details."""
 
 
 class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
@@ -69,6 +71,8 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
                     break
         if turn.silent:
             await asyncio.Event().wait()
+        if turn.reset:
+            await context.abort(grpc.StatusCode.INTERNAL, "the stream was reset")
         if turn.fails:
             status = status_pb2.Status(code=code_pb2.UNAVAILABLE)
             if turn.retry_delay is not None:

@@ -32,6 +32,8 @@ FINAL_STATES: Final = frozenset(
 _FIRST_LOOK: Final = timedelta(milliseconds=200)
 _LAST_LOOK: Final = timedelta(seconds=5)
 """Waits before a client asks how a deletion stands: the first and the longest one."""
+_RESET: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+"""What gRPC makes of a stream that is reset without a status."""
 
 
 class RetryingStub:
@@ -125,7 +127,11 @@ class RetryingStub:
                 async with asyncio.timeout(seconds):
                     return await anext(messages)
         except grpc.aio.AioRpcError as error:
-            raise from_call(error) from error
+            failure = from_call(error)
+            # A proxy resets the stream when its gateway dies. The gateway's own errors have a reason.
+            if failure.code in _RESET and not failure.reason:
+                raise Unavailable(str(failure), grpc.StatusCode.UNAVAILABLE) from error
+            raise failure from error
         except TimeoutError:
             raise Unavailable(f"no message has come for {seconds:g} s", grpc.StatusCode.UNAVAILABLE) from None
         except StopAsyncIteration:
