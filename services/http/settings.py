@@ -8,9 +8,10 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
+from services.http.signin.settings import SignInSettings
 
 
-class HttpSettings(ServerTlsSettings, MetricsSettings):
+class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """The HTTP front: REST and server-sent events, a client of the gateway."""
 
     model_config = SettingsConfigDict(
