@@ -68,6 +68,8 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     unwatched_timeout: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=10), le=timedelta(days=1))
     """Time after which the job of a request of OpenAI's API that is not in the background is cancelled when its front
     has died. It is at least a 2,000th of the job's total time: see `cancel_if_unwatched`."""
+    console: bool = True
+    """Whether the front has the console, pages for people at `/console/`."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
     """Maximum time for running requests to end after SIGTERM; streams end at once. PT0S: all are ended at once."""
 
