@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from runtime.auth_settings import is_loopback
 from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
 from services.http.signin.settings import SignInSettings
@@ -82,6 +83,15 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _sessions_outlive_the_process(self) -> Self:
+        if self.console and self.session_key_file is None and not is_loopback(self.host):
+            raise ValueError(
+                f"HTTP_HOST {self.host} is not loopback: the console needs HTTP_SESSION_KEY_FILE there, the same at"
+                " every front; HTTP_CONSOLE=false is a front without it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gateway_tls_can_be_used(self) -> Self:

@@ -10,6 +10,7 @@ from services.http.bodies import read_body
 from services.http.console.session import check_token
 from services.http.failures import Failure, bad_request
 from services.http.settings import HttpSettings
+from services.http.signin.csrf import require_own_page
 
 _KIND: Final = "application/x-www-form-urlencoded"
 _MAX_FIELDS: Final = 100
@@ -21,10 +22,7 @@ async def read_form(request: Request, settings: HttpSettings) -> dict[str, str]:
     Raises Failure: 403 for a page of another origin and for a form without its session's token, 415 for what is no
     form, 400 for one that cannot be read, and what read_body raises.
     """
-    # A browser sends Origin with each form that is posted. HTTP_CORS_ORIGINS is for the API, not for the console.
-    origin = request.headers.get("origin", "")
-    if origin.partition("://")[2].lower() != request.headers.get("host", "").lower():
-        raise Failure(HTTPStatus.FORBIDDEN, "only pages of this console may send its forms", "ORIGIN_NOT_ALLOWED")
+    require_own_page(request)
     data = await read_body(request, settings)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _KIND:
         raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be a form, with Content-Type: {_KIND}")

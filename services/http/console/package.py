@@ -7,6 +7,7 @@ from starlette.responses import RedirectResponse, Response
 
 from services.http.console.job_list import JobList
 from services.http.console.pages import Pages
+from services.http.console.sign_in import SignIn
 from services.http.console.static_files import StaticFiles
 from services.http.front import Front
 from services.http.resources import Package, Resource
@@ -24,6 +25,6 @@ def package(front: Front) -> Package:
         Resource("/", {"GET": home}),
         Resource("/console", {"GET": home}),
         Resource("/console/", {"GET": JobList(front, pages).show}),
-        Resource("/console/static/{version}/{name}", {"GET": files.answer}),
     )
-    return Package("/console/", resources, pages.answer)
+    static = Resource("/console/static/{version}/{name}", {"GET": files.answer})
+    return Package("/console/", (*SignIn(front, pages).with_sessions(*resources), static), pages.answer)

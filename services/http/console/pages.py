@@ -46,8 +46,8 @@ class Pages:
         html = self._environment.get_template(template).render({**context_of(request), **values})
         return HTMLResponse(html, status, HEADERS)
 
-    def answer(self, failure: Failure) -> Response:
-        """Return the page of an error."""
-        page = self.render(None, "error.html", failure.status, failure=failure)
+    def answer(self, failure: Failure, request: Request | None = None) -> Response:
+        """Return the page of an error. With the request it says who has signed in."""
+        page = self.render(request, "error.html", failure.status, failure=failure)
         page.headers.update(failure.headers)
         return page
