@@ -17,7 +17,8 @@ async def test_the_list_shows_the_jobs_that_the_url_asks_for(
     assert (answer.status_code, answer.url.path) == (200, "/console/")
     while workflow_id not in (page := (await http.get(f"/console/?user_id={job.user_id}")).text):
         pass
-    assert "&lt;b&gt;team" in page and "<b>team" not in page
+    assert "&lt;b&gt;team" in page
+    assert "<b>team" not in page
     assert workflow_id not in (await http.get("/console/?user_id=nobody-here")).text
 
 

@@ -10,19 +10,11 @@ from starlette.responses import Response
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.console.formats import state
+from services.http.console.job_view import FINAL
 from services.http.console.pages import Pages
 from services.http.console.session import caller_of
 from services.http.front import Front
 
-FINAL: Final = frozenset(
-    {
-        llm_pb2.JOB_STATE_SUCCEEDED,
-        llm_pb2.JOB_STATE_FAILED,
-        llm_pb2.JOB_STATE_CANCELLED,
-        llm_pb2.JOB_STATE_TIMED_OUT,
-    }
-)
-"""The states in which nothing happens any more."""
 _STATES: Final = {value.name: state(value.number) for value in llm_pb2.JobState.DESCRIPTOR.values if value.number}
 _FILTERS: Final = ("state", "model", "user_id", "project_id")
 _PAGE: Final = 25

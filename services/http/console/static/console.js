@@ -47,4 +47,13 @@ for (const form of document.querySelectorAll("form[data-submit-on-change]")) {
   });
 }
 
+// A second click sends a form once.
+for (const form of document.querySelectorAll("form[data-once]")) {
+  form.addEventListener("submit", () => form.querySelectorAll("button").forEach((button) => (button.disabled = true)));
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+  window.addEventListener("pageshow", () => form.querySelectorAll("button").forEach((button) => (button.disabled = false)));
+}
+
 for (const part of document.querySelectorAll("[data-refresh]")) refresh(part, enhance);

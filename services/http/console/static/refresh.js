@@ -1,17 +1,21 @@
 // A part of a page that shows what the server renders now. Only what has changed is replaced, so that focus, selection and
 // the place of scrolling stay.
+const running = new WeakSet();
+
+// Refreshes a part as often as its data-refresh says, in milliseconds, for as long as it has one.
 export function refresh(part, enhance) {
+  if (running.has(part)) return;
+  running.add(part);
   let waiting = 0;
   const again = () => {
     clearTimeout(waiting);
-    if (!document.hidden) waiting = setTimeout(update, Number(part.dataset.refresh));
+    if (part.dataset.refresh && !document.hidden) waiting = setTimeout(update, Number(part.dataset.refresh));
+    else if (!part.dataset.refresh) running.delete(part);
   };
   const update = async () => {
-    try {
-      await renew([part], enhance);
-    } finally {
-      again();
-    }
+    if (!part.dataset.refresh) return;
+    await renew([part], enhance);
+    again();
   };
   document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(waiting) : update()));
   again();
@@ -22,6 +26,8 @@ export async function renew(parts, enhance) {
   let answer;
   try {
     answer = await fetch(location.href, { headers: { "X-Requested-With": "fetch" }, cache: "no-store" });
+    // The session is over: the page leads to signing in.
+    if (answer.status === 401) location.reload();
     if (!answer.ok || answer.redirected) return false;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     enhance(fresh);
