@@ -11,12 +11,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry import metrics, trace
 
 from deploy.local.stack import Stack
 from runtime.scopes import SCOPES
+from services.http import console
+from services.http.front import Front
+from services.http.gateway import Gateway
+from services.http.metrics import HttpMetrics
+from services.http.settings import HttpSettings
 from tests.support.browsers import SIGN_IN, Browser, browsing
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
+from tests.support.http_events import events_of
 from tests.support.http_fronts import running_front
 
 PATIENCE = 60
@@ -31,6 +38,7 @@ class Guarded:
         self.key = self.keys.add(SCOPES)
         self.submits = self.keys.add(["jobs:submit"])
         self.revocable = self.keys.add(SCOPES)
+        self.streaming = self.keys.add(SCOPES)
         self.expired = self.keys.add(SCOPES, not_after=datetime.now(UTC) - timedelta(seconds=1))
         self.session_keys = folder / "session-keys"
         self.session_keys.write_text(new_key())
@@ -138,6 +146,27 @@ async def test_a_revoked_key_ends_the_session(guarded: Guarded, browser: Browser
     await until_signed_out(browser)
     # The way to sign in leads to the form, and not back to the page at once.
     assert (await browser.get(SIGN_IN)).status_code == 200
+
+
+async def test_a_page_follows_a_job_with_the_key_of_its_session(
+    stack: Stack, guarded: Guarded, browser: Browser
+) -> None:
+    """Its stream ends with the reason when the key is revoked."""
+    asked = {"user_id": "u", "request_id": "signed-in", "model": "idle", "prompt": "x"}
+    headers = {"Authorization": f"Bearer {guarded.streaming}"}
+    job = await browser.client.post("/jobs", json=asked, headers=headers)
+    path = f"/console/jobs/{job.json()['workflow_id']}/events"
+    module = {"Sec-Fetch-Mode": "cors", "Accept": "text/event-stream"}
+    assert (await browser.get(path, **module)).status_code == 401
+    await browser.sign_in(guarded.streaming)
+    async with browser.client.stream("GET", path, headers=module) as stream:
+        assert stream.status_code == 200
+        events = events_of(stream)
+        assert (await anext(events)).name == "update"
+        guarded.keys.revoke(guarded.streaming)
+        last = [event async for event in events][-1]
+    assert (last.name, last.json["status"]) == ("problem", 401)
+    assert (await browser.get(path, **module)).status_code == 401
 
 
 async def test_a_session_ends_with_its_idle_time_and_its_lifetime(stack: Stack, guarded: Guarded) -> None:
@@ -274,6 +303,22 @@ async def test_a_long_credential_is_spread_over_cookies(guarded: Guarded, browse
 
 
 # Forms
+
+
+async def test_every_form_of_the_console_needs_a_token(guarded: Guarded, browser: Browser) -> None:
+    async with Gateway(HttpSettings(), trace.get_tracer(__name__)) as gateway:
+        front = Front(HttpSettings(), gateway, HttpMetrics(metrics.get_meter(__name__)))
+        resources = console.package(front).resources
+    forms = [resource.path for resource in resources if resource.methods.keys() - {"GET"}]
+    assert len(forms) > 4
+    await browser.sign_in(guarded.key)
+    for path in forms:
+        browser.token = "wrong"
+        answer = await browser.post(path.replace("{id:id}", "llmjob-no-one"))
+        assert (answer.status_code, "CSRF_TOKEN_INVALID" in answer.text) == (403, True), path
+        answer = await browser.client.post(path.replace("{id:id}", "llmjob-no-one"))
+        assert (answer.status_code, "ORIGIN_NOT_ALLOWED" in answer.text) == (403, True), path
+    assert await browser.signed_in()
 
 
 @pytest.mark.parametrize("signed_in", [True, False])

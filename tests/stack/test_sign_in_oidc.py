@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from deploy.local.stack import Stack
 from runtime.environment import setting_problems
+from runtime.scopes import SCOPES
 from services.http.settings import HttpSettings
 from tests.support.browsers import SIGN_IN, Browser, browsing
 from tests.support.certificates import Authority
 from tests.support.http_fronts import running_front
-from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, OpenIdProvider
+from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, KID, OpenIdProvider
 
 BEGIN = f"{SIGN_IN}/oidc"
 CALLBACK = f"{BEGIN}/callback"
@@ -115,7 +116,7 @@ async def test_signing_in_leads_to_the_provider_and_back(stack: Stack, site: Sit
 async def test_a_key_signs_in_too(stack: Stack, site: Site) -> None:
     """Any credential that the gateway takes."""
     async with site.browser(stack) as browser:
-        token = site.provider.issuer.token("provider-1", ["jobs:read"], iss=site.provider.url)
+        token = site.provider.issuer.token(KID, SCOPES, iss=site.provider.url)
         assert (await browser.sign_in(token)).status_code == 303
         assert await browser.signed_in()
 
@@ -140,12 +141,14 @@ async def test_an_answer_that_does_not_belong_to_the_sign_in_is_refused(stack: S
             case "wrong code":
                 query["code"] = "another"
             case "cookie":
+                browser.client.cookies.clear()
                 browser.client.cookies["llm_oidc"] = "1.nonsense"
         answer = await browser.get(f"{back.path}?{urlencode(query)}")
         assert answer.status_code in (400, 401)
         assert query.get("code", "no code") not in answer.text
         assert not await browser.signed_in()
         # To begin anew helps.
+        browser.client.cookies.clear()
         assert (await sign_in(browser)).status_code == 303
 
 
@@ -246,6 +249,19 @@ async def test_a_session_is_renewed_before_its_token_expires(
         assert set(provider.granted) == {"refresh_token"}
         # Each at the half of its token's life.
         assert len(provider.granted) <= (time.monotonic() - began) / 10 + 1
+
+
+async def test_a_renewed_token_is_no_sign_of_a_person(stack: Stack, site: Site, provider: OpenIdProvider) -> None:
+    """The session of a page that only refreshes itself ends with its idle time."""
+    provider.life, provider.refreshes = 8, True
+    async with site.browser(stack, HTTP_SESSION_IDLE="PT12S") as browser:
+        assert (await sign_in(browser)).status_code == 303
+        module = {"Sec-Fetch-Mode": "cors"}
+        async with asyncio.timeout(PATIENCE):
+            while (await browser.get("/console/", **module)).status_code == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.5)
+        assert not await browser.signed_in()
+        assert "refresh_token" in provider.granted
 
 
 async def test_a_session_ends_with_a_token_that_cannot_be_renewed(

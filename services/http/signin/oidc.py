@@ -100,7 +100,13 @@ class Oidc:
     def _begun(self, request: Request) -> _Begun | None:
         text = self._cookies.read(request, _COOKIE)
         sealed = self._keys.unseal(_COOKIE, text) if text else None
-        return _Begun(**sealed.value) if sealed is not None and time.time() < sealed.at + _LIFETIME else None
+        if sealed is None or time.time() >= sealed.at + _LIFETIME:
+            return None
+        try:
+            return _Begun(**sealed.value)
+        except TypeError:
+            # A front of another version has written it.
+            return None
 
     def _away(self, error: IssuerUnavailable) -> Failure:
         _log.warning("the OpenID provider cannot be used: %s", error)

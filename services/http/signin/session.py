@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from starlette.requests import Request
@@ -15,8 +15,8 @@ from services.http.signin.settings import SignInSettings
 
 _KIND: Final = "session"
 _COOKIE: Final = "llm_session"
-_RENEWALS: Final = 10
-"""How often a session that is used has its cookie renewed within the idle time."""
+_USES: Final = 10
+"""How often the use of a session is noted within the idle time, at most."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Session:
     """What the forms of the session's pages carry."""
     began: float = field(default_factory=time.time)
     """When the person signed in, in seconds since 1970."""
+    used_at: float = field(default_factory=time.time)
+    """When the person last opened a page or sent a form, about, in seconds since 1970."""
     credential: str = field(default="", repr=False)
     """A credential of the gateway."""
     user: str = ""
@@ -73,19 +75,24 @@ class Sessions:
         sealed = self._keys.unseal(_KIND, text) if text else None
         if sealed is None:
             return Opened(Session(), stored=False)
-        session = Session(**sealed.value)
+        try:
+            session = Session(**sealed.value)
+        except TypeError:
+            # A front of another version has written it.
+            return Opened(Session(), stored=False)
         # The idle time does not end a session without a credential, which protects nothing but the forms of its pages.
         if session.credential:
             now = time.time()
-            if now >= session.began + self._lifetime or now >= sealed.at + self._idle:
+            if now >= min(session.began + self._lifetime, session.used_at + self._idle):
                 return Opened(Session(), stored=False)
-            if now >= sealed.at + self._idle / _RENEWALS and is_navigation(request):
-                return Opened(session, stored=False)
+            if now >= session.used_at + self._idle / _USES and is_navigation(request):
+                return Opened(replace(session, used_at=now), stored=False)
         return Opened(session, stored=True)
 
     def store(self, request: Request, response: Response, session: Session) -> None:
         """Let the browser keep a session. Raises TooLarge."""
-        left = min(self._idle, session.began + self._lifetime - time.time()) if session.credential else None
+        end = min(session.began + self._lifetime, session.used_at + self._idle)
+        left = end - time.time() if session.credential else None
         self._cookies.write(request, response, _COOKIE, self._keys.seal(_KIND, asdict(session)), left)
 
     def end(self, request: Request, response: Response) -> None:
