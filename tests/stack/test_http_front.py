@@ -256,7 +256,7 @@ async def test_the_callers_credential_goes_to_the_gateway(stack: Stack, tmp_path
     await gateway.start()
     await gateway.wait_ready()
     # The gateway asks for credentials, so the front may listen anywhere.
-    own = {"HTTP_GATEWAY": stack.address(gateway.name), "HTTP_HOST": "0.0.0.0", "HTTP_CONSOLE": "false"}
+    own = {"HTTP_GATEWAY": stack.address(gateway.name), "HTTP_HOST": "0.0.0.0"}
     async with running_front(stack, **own) as front:
         for header, status, reason, challenge in (
             (None, 401, "CREDENTIAL_MISSING", "Bearer"),
@@ -318,12 +318,11 @@ async def test_a_stream_whose_credential_is_revoked_ends_with_the_reason(stack: 
 
 
 async def test_it_listens_for_everybody_only_where_callers_are_known(stack: Stack) -> None:
-    anywhere = {"HTTP_HOST": "0.0.0.0", "HTTP_CONSOLE": "false"}
-    process = stack.add("http", anywhere)
+    process = stack.add("http", {"HTTP_HOST": "0.0.0.0"})
     await process.start()
     assert await process.wait() == 1
     assert "HTTP_ALLOW_ANONYMOUS" in process.log
-    async with running_front(stack, **anywhere, HTTP_ALLOW_ANONYMOUS="true") as front:
+    async with running_front(stack, HTTP_HOST="0.0.0.0", HTTP_ALLOW_ANONYMOUS="true") as front:
         assert (await front.client.get("/models")).status_code == 200
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from opentelemetry import metrics, trace
+from pydantic import ValidationError
 
 from deploy.local.stack import Stack
 from runtime.scopes import SCOPES
@@ -20,9 +21,9 @@ from services.http.front import Front
 from services.http.gateway import Gateway
 from services.http.metrics import HttpMetrics
 from services.http.settings import HttpSettings
-from tests.support.browsers import SIGN_IN, Browser, browsing
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
+from tests.support.form_browser import SIGN_IN, Browser, browsing
 from tests.support.http_events import events_of
 from tests.support.http_fronts import running_front
 
@@ -231,12 +232,24 @@ async def test_fronts_share_sessions_and_their_keys_can_be_turned(stack: Stack, 
         assert not await elsewhere.signed_in()
 
 
-async def test_a_front_for_others_needs_a_key_of_sessions(stack: Stack, guarded: Guarded) -> None:
-    process = stack.add("http", {"HTTP_HOST": "0.0.0.0", "HTTP_GATEWAY": guarded.gateway})
-    await process.start()
-    assert await process.wait() == 1
-    assert "HTTP_SESSION_KEY_FILE" in process.log
-    assert "HTTP_CONSOLE" in process.log
+def test_a_front_for_others_needs_keys_of_sessions(guarded: Guarded) -> None:
+    """On loopback one without them makes a key of its own."""
+    with pytest.raises(ValidationError, match=r"HTTP_SESSION_KEY_FILE.*HTTP_CONSOLE=false"):
+        HttpSettings(host="0.0.0.0")
+    assert HttpSettings(host="0.0.0.0", console=False).session_key_file is None
+    assert HttpSettings(host="0.0.0.0", session_key_file=guarded.session_keys).console
+    assert HttpSettings().session_key_file is None
+
+
+async def test_a_session_outlives_its_front(stack: Stack, guarded: Guarded) -> None:
+    async with running_front(stack, HTTP_GATEWAY=guarded.gateway) as front, browsing(front.address) as browser:
+        await browser.sign_in(guarded.key)
+        await browser.get("/console/")
+        await front.process.kill()
+        await front.process.start()
+        await front.process.wait_ready()
+        # A form of a page from before the death can still be sent.
+        assert (await browser.post("/console/signout")).status_code == 303
 
 
 @pytest.mark.parametrize("content", ["", "c2hvcnQ=\n", "nonsense\n", "§\n"])

@@ -16,8 +16,8 @@ from deploy.local.stack import Stack
 from runtime.environment import setting_problems
 from runtime.scopes import SCOPES
 from services.http.settings import HttpSettings
-from tests.support.browsers import SIGN_IN, Browser, browsing
 from tests.support.certificates import Authority
+from tests.support.form_browser import SIGN_IN, Browser, browsing
 from tests.support.http_fronts import running_front
 from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, KID, OpenIdProvider
 
