@@ -18,9 +18,17 @@ def moment(value: Timestamp) -> Markup:
     time = value.ToDatetime(UTC)
     exact = time.isoformat(timespec="milliseconds")
     ago = (datetime.now(UTC) - time).total_seconds()
-    words = "just now" if abs(ago) < 5 else f"{duration(ago)} ago" if ago > 0 else f"in {duration(-ago)}"
+    words = "just now" if abs(ago) < 5 else f"{_about(ago)} ago" if ago > 0 else f"in {_about(-ago)}"
     title = f"{time:%Y-%m-%d %H:%M:%S} UTC"
     return Markup('<time datetime="{}" title="{}" data-relative>{}</time>').format(exact, title, words)
+
+
+def _about(seconds: float) -> str:
+    """Return a duration in one unit."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size * (2 if unit == "days" else 1):
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
 
 
 def clock(value: Timestamp) -> Markup:

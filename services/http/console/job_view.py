@@ -102,12 +102,20 @@ class JobView:
             facts.append(("prompt", "Prompt tokens", number(metadata.prompt_tokens)))
         first = between(status.create_time, status.first_token_time) if status.HasField("first_token_time") else "–"
         facts.append(("first", "Time to first token", first))
-        queued = between(status.create_time, status.start_time) if status.HasField("start_time") else "–"
-        waited = duration(metadata.queue_time) if metadata.HasField("queue_time") else queued
-        facts.append(("waited", "Waited", waited))
+        facts.append(("waited", "Waited", self._waited()))
         taken = between(status.create_time, status.end_time) if status.HasField("end_time") else ""
         facts.append(("duration", "Duration", taken))
         return facts
+
+    def _waited(self) -> str:
+        """Return the time from Submit to the first attempt."""
+        if self.result.metadata.HasField("queue_time"):
+            return duration(self.result.metadata.queue_time)
+        if self.result.attempts:
+            return between(self.status.create_time, self.result.attempts[0].start_time)
+        if self.status.HasField("start_time") and self.status.attempt == 1:
+            return between(self.status.create_time, self.status.start_time)
+        return "–"
 
     def _rate(self, tokens: int) -> str:
         """Return the tokens a second from the first token to the last."""

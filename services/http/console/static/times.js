@@ -10,10 +10,17 @@ export function duration(seconds) {
   return `${Math.floor(hours / 24)} days`;
 }
 
+function about(seconds) {
+  if (seconds >= 2 * 86400) return `${Math.floor(seconds / 86400)} days`;
+  if (seconds >= 3600) return `${Math.floor(seconds / 3600)} h`;
+  if (seconds >= 60) return `${Math.floor(seconds / 60)} min`;
+  return `${Math.floor(seconds)} s`;
+}
+
 export function showTimes(root) {
   for (const element of root.querySelectorAll("time[data-relative]")) {
     const ago = (Date.now() - Date.parse(element.dateTime)) / 1000;
-    const words = Math.abs(ago) < 5 ? "just now" : ago > 0 ? `${duration(ago)} ago` : `in ${duration(-ago)}`;
+    const words = Math.abs(ago) < 5 ? "just now" : ago > 0 ? `${about(ago)} ago` : `in ${about(-ago)}`;
     if (element.textContent !== words) element.textContent = words;
   }
 }
