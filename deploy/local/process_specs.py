@@ -225,7 +225,11 @@ def _http(wiring: Wiring) -> ProcessSpec:
             "HTTP_METRICS_PORT": str(wiring.ports.http_metrics),
             "HTTP_GATEWAY": f"{HOST}:{wiring.ports.gateway}",
         },
-        defaults={"HTTP_SESSION_KEY_FILE": str(wiring.state_dir / session_keys.NAME)},
+        defaults={
+            "HTTP_SESSION_KEY_FILE": str(wiring.state_dir / session_keys.NAME),
+            "HTTP_CONSOLE_TEMPORAL_URL": f"http://{HOST}:{wiring.ports.temporal_ui}"
+            "/namespaces/default/workflows/{workflow_id}/{run_id}",
+        },
         probe=is_ready(f"{HOST}:{wiring.ports.http_metrics}", wiring.ca),
     )
 
