@@ -22,6 +22,9 @@ PIECES = {
         llm_pb2.OutputDelta(text=" was", offset=10),
     ],
 }
+OMITTED = "llmjob-a-omitted"
+"""The same job that starts over; the last message of its stream lacks the output."""
+PIECES[OMITTED] = PIECES["llmjob-a-1"]
 
 
 class RewindingGateway(llm_pb2_grpc.LlmServiceServicer):
@@ -53,7 +56,9 @@ class RewindingGateway(llm_pb2_grpc.LlmServiceServicer):
             yield llm_pb2.StreamStatusResponse(delta=delta, next_offset=place, resume_token=f"{place}-a")
         self._outputs[request.workflow_id] = output.decode()
         status = llm_pb2.JobStatus(workflow_id=request.workflow_id, state=llm_pb2.JOB_STATE_SUCCEEDED)
-        yield llm_pb2.StreamStatusResponse(status=status, result=llm_pb2.JobResult(output=output.decode()))
+        omitted = request.workflow_id == OMITTED
+        result = llm_pb2.JobResult(output="" if omitted else output.decode())
+        yield llm_pb2.StreamStatusResponse(status=status, result=result, output_omitted=omitted)
 
 
 @asynccontextmanager

@@ -5,43 +5,51 @@ import { duration } from "./times.js";
 
 const output = document.getElementById("output");
 const connection = document.getElementById("connection");
-const OPEN_AGAIN = 1000, MAX_WAIT = 15000;
+const OPEN_AGAIN = 1000, MAX_WAIT = 15000, SHOW_EVERY = 60;
 
-// The text that is held, and its size: deltas have offsets in UTF-8 bytes.
+// The text that is held, and its size: deltas have offsets in UTF-8 bytes. It is shown a few times a second, because a
+// browser lays out all of it each time.
 class Output {
   constructor(element) {
     this.element = element;
     this.node = document.createTextNode("");
+    this.text = "";
     this.size = 0;
     this.encoder = new TextEncoder();
-    // A text that the server has rendered is shown until the stream brings it, too.
-    this.rendered = element.textContent !== "";
+    this.waiting = 0;
   }
 
-  add({ offset = 0, text = "", rewind = false }) {
+  add({ offset = 0, text = "" }) {
     const place = Number(offset);
     if (place < this.size) this.cut(place);
-    if (text || rewind) this.show();
-    const follows = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 40;
-    this.node.appendData(text);
+    this.text += text;
     this.size += this.encoder.encode(text).length;
-    if (follows) this.element.scrollTop = this.element.scrollHeight;
+    this.waiting ||= setTimeout(() => this.show(), SHOW_EVERY);
   }
 
   cut(place) {
-    const bytes = this.encoder.encode(this.node.data).subarray(0, place);
-    this.node.data = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    const bytes = this.encoder.encode(this.text).subarray(0, place);
+    this.text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
     this.size = place;
   }
 
   replace(text) {
-    this.show();
-    if (this.node.data !== text) this.node.data = text;
+    this.text = text;
     this.size = this.encoder.encode(text).length;
+    this.show();
   }
 
   show() {
-    if (this.node.parentNode === null) this.element.replaceChildren(this.node);
+    clearTimeout(this.waiting);
+    this.waiting = 0;
+    const { element, node, text } = this;
+    const follows = element.scrollHeight - element.scrollTop - element.clientHeight < 40;
+    // What a reader has selected stays selected where text is only added.
+    if (text.startsWith(node.data)) node.appendData(text.slice(node.length));
+    else node.data = text;
+    // Until then the text that the server has rendered is there.
+    if (node.parentNode === null) element.replaceChildren(node);
+    if (follows) element.scrollTop = element.scrollHeight;
   }
 }
 
@@ -54,7 +62,7 @@ class Speaker {
   }
 
   speak() {
-    const text = this.held.node.data;
+    const { text } = this.held;
     this.said = Math.min(this.said, text.length);
     const end = Math.max(...[". ", "! ", "? ", "\n"].map((mark) => text.lastIndexOf(mark)));
     if (end < this.said) return;
@@ -101,6 +109,7 @@ class Job {
       source.close();
       connection.textContent = "";
       this.take(event);
+      this.held.show();
       this.renew();
     });
     source.addEventListener("problem", (event) => {
