@@ -10,6 +10,7 @@ import pytest
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
+from tests.support.form_browser import TOKEN
 from tests.support.http_events import events_of, text_of
 from tests.support.http_fronts import running_front
 from tests.support.jobs import new_job, run_job
@@ -30,7 +31,9 @@ async def post(http: httpx.AsyncClient, path: str, origin: str = "", **fields: s
     """Send a form as a page of the console does."""
     own = f"{http.base_url.scheme}://{http.base_url.netloc.decode()}"
     headers = {"Origin": origin or own, "Content-Type": "application/x-www-form-urlencoded"}
-    return await http.post(path, data=fields, headers=headers)
+    token = TOKEN.search((await http.get("/console/playground")).text)
+    assert token is not None
+    return await http.post(path, data={"csrf_token": token[1], **fields}, headers=headers)
 
 
 def text_in(page: str, id_: str) -> str:

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-_TOKEN = re.compile(r'name="csrf_token" value="([^"]*)"')
+TOKEN = re.compile(r'name="csrf_token" value="([^"]*)"')
+"""Finds the hidden field of a form."""
 SIGN_IN = "/console/signin"
 
 
@@ -27,7 +28,7 @@ class Browser:
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
         answer = await self.client.get(path, headers=headers)
-        if found := _TOKEN.search(answer.text):
+        if found := TOKEN.search(answer.text):
             self.token = unescape(found[1])
         return answer
 
