@@ -3,6 +3,7 @@
 The engine of the tests rewinds only where a worker dies and the feed loses its log, which takes a stack of its own.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,9 +23,9 @@ PIECES = {
         llm_pb2.OutputDelta(text=" was", offset=10),
     ],
 }
-OMITTED = "llmjob-a-omitted"
-"""The same job that starts over; the last message of its stream lacks the output."""
-PIECES[OMITTED] = PIECES["llmjob-a-1"]
+ENDLESS = "llmjob-a-endless"
+"""The same job that starts over, and goes on: nothing but its deltas says what its text is."""
+PIECES[ENDLESS] = PIECES["llmjob-a-1"]
 
 
 class RewindingGateway(llm_pb2_grpc.LlmServiceServicer):
@@ -54,11 +55,11 @@ class RewindingGateway(llm_pb2_grpc.LlmServiceServicer):
             output = output[: delta.offset] + delta.text.encode()
             place = len(output)
             yield llm_pb2.StreamStatusResponse(delta=delta, next_offset=place, resume_token=f"{place}-a")
+        if request.workflow_id == ENDLESS:
+            await asyncio.Event().wait()
         self._outputs[request.workflow_id] = output.decode()
         status = llm_pb2.JobStatus(workflow_id=request.workflow_id, state=llm_pb2.JOB_STATE_SUCCEEDED)
-        omitted = request.workflow_id == OMITTED
-        result = llm_pb2.JobResult(output="" if omitted else output.decode())
-        yield llm_pb2.StreamStatusResponse(status=status, result=result, output_omitted=omitted)
+        yield llm_pb2.StreamStatusResponse(status=status, result=llm_pb2.JobResult(output=output.decode()))
 
 
 @asynccontextmanager
