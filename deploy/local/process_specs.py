@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from deploy.local import session_keys
 from deploy.local.errors import ProgramMissing
 from deploy.local.ports import HOST, Ports
 from deploy.local.probes import has_search_attributes, is_ready, listens
@@ -223,6 +224,11 @@ def _http(wiring: Wiring) -> ProcessSpec:
             "HTTP_METRICS_HOST": HOST,
             "HTTP_METRICS_PORT": str(wiring.ports.http_metrics),
             "HTTP_GATEWAY": f"{HOST}:{wiring.ports.gateway}",
+        },
+        defaults={
+            "HTTP_SESSION_KEY_FILE": str(wiring.state_dir / session_keys.NAME),
+            "HTTP_CONSOLE_TEMPORAL_URL": f"http://{HOST}:{wiring.ports.temporal_ui}"
+            "/namespaces/default/workflows/{workflow_id}/{run_id}",
         },
         probe=is_ready(f"{HOST}:{wiring.ports.http_metrics}", wiring.ca),
     )

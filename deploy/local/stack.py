@@ -22,6 +22,7 @@ from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
 from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, Wiring
+from deploy.local.session_keys import write_session_key
 from deploy.local.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Stack:
             for kind in PROCESS_SPECS.keys() & self.processes.keys():
                 for field in _ports_of(kind):
                     require_free(getattr(self.ports, field), field)
+            write_session_key(self.state_dir)
             if self._secrets is not None:
                 self._secrets.write()
             servers = [process for name, process in self.processes.items() if name in SERVERS]

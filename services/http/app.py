@@ -7,7 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.http import openai, rest
+from services.http import console, openai, rest
 from services.http.failures import Failure
 from services.http.front import Front
 from services.http.guard import Guard
@@ -19,6 +19,8 @@ def make_app(front: Front) -> ASGIApp:
     """Return the application."""
     # Those with a longer prefix come first.
     packages: list[Package] = [openai.package(front), rest.package(front)]
+    if front.settings.console:
+        packages.insert(0, console.package(front))
 
     def answer(path: str) -> Answer:
         return next(package.answer for package in packages if path.startswith(package.prefix))

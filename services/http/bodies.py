@@ -28,7 +28,7 @@ async def read_object(request: Request, settings: HttpSettings, *, optional: boo
     408 for one that does not come in time; 400 for one that is no JSON, has a key twice, or holds too many values.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    data = await _read(request, settings)
+    data = await read_body(request, settings)
     if not data and optional and kind in ("", "application/json"):
         return {}
     if kind != "application/json":
@@ -80,7 +80,8 @@ def query_of(request: Request, names: Collection[str], *, repeated: Collection[s
     return values
 
 
-async def _read(request: Request, settings: HttpSettings) -> bytes:
+async def read_body(request: Request, settings: HttpSettings) -> bytes:
+    """Return the body of a request. Raises Failure: 413 for one over the limit, 408 for one that comes too late."""
     length = int(request.headers.get("content-length", "0"))
     # A client that asks before it sends the body need not send it. Another one may read the answer only after it has
     # sent everything.

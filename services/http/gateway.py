@@ -81,7 +81,11 @@ class Gateway:
 
     def of(self, request: Request) -> "Calls":
         """Return the calls of a request's caller. Raises Failure for several credentials, or one that is none."""
-        return Calls(self._client, self._tracer, _credential(request))
+        return self.in_name_of(_credential(request))
+
+    def in_name_of(self, credential: Mapping[str, str]) -> "Calls":
+        """Return the calls of a caller, by the metadata that holds the credential. It may be empty."""
+        return Calls(self._client, self._tracer, credential)
 
     async def answers(self) -> bool:
         """Return whether the gateway is there and says that it serves."""

@@ -1,16 +1,21 @@
 """Settings of the HTTP front."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from runtime.auth_settings import is_loopback
 from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
+from services.http.signin.settings import SignInSettings
+
+_LINK: Final = r"^(https?://[^\s{}]*(\{(trace_id|workflow_id|run_id)\}[^\s{}]*)*)?$"
+"""An address of the Web with placeholders, or nothing."""
 
 
-class HttpSettings(ServerTlsSettings, MetricsSettings):
+class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """The HTTP front: REST and server-sent events, a client of the gateway."""
 
     model_config = SettingsConfigDict(
@@ -67,6 +72,17 @@ class HttpSettings(ServerTlsSettings, MetricsSettings):
     unwatched_timeout: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=10), le=timedelta(days=1))
     """Time after which the job of a request of OpenAI's API that is not in the background is cancelled when its front
     has died. It is at least a 2,000th of the job's total time: see `cancel_if_unwatched`."""
+    console: bool = True
+    """Whether the front has the console, pages for people at `/console/`."""
+    console_docs_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """The link from the reason of an error in the console to what is written about it, such as the address of
+    `docs/errors.md`. Unset: there is no link; what a reason means stands in the page in any case."""
+    console_trace_url: str = Field("", pattern=_LINK)
+    """The link from a job's page in the console to its trace; `{trace_id}` stands for the id of the trace. Unset: there
+    is no link."""
+    console_temporal_url: str = Field("", pattern=_LINK)
+    """The link from a job's page in the console to Temporal's Web UI; `{workflow_id}` and `{run_id}` stand for the
+    job's ids. Unset: there is no link."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
     """Maximum time for running requests to end after SIGTERM; streams end at once. PT0S: all are ended at once."""
 
@@ -79,6 +95,15 @@ class HttpSettings(ServerTlsSettings, MetricsSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _sessions_outlive_the_process(self) -> Self:
+        if self.console and self.session_key_file is None and not is_loopback(self.host):
+            raise ValueError(
+                f"HTTP_HOST {self.host} is not loopback: the console needs HTTP_SESSION_KEY_FILE there, the same at"
+                " every front; HTTP_CONSOLE=false is a front without it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gateway_tls_can_be_used(self) -> Self:

@@ -43,7 +43,12 @@ workflows, the HTTP front is the gateway's client."""
 
 ONLY = {
     "botocore": {"encryption/kms.py"},
-    "cryptography": {"encryption/cipher.py", "encryption/keyring.py", "runtime/auth_certificates.py"},
+    "cryptography": {
+        "encryption/cipher.py",
+        "encryption/keyring.py",
+        "runtime/auth_certificates.py",
+        "services/http/signin/keys.py",
+    },
     "nats": {
         "feed/nats.py",
         "feed/nats_consumers.py",
@@ -56,6 +61,7 @@ ONLY = {
         "encryption/kms.py",
         "runtime/auth_jwt.py",
         "services/codec/server.py",
+        "services/http/signin/issuer.py",
         "services/notifier/sinks/webhook.py",
     },
     "jwt": {"runtime/auth_jwt.py"},

@@ -18,25 +18,32 @@ from llm_pb import llm_pb2
 from services.http.events import EventStream, comment, event
 from services.http.failures import bad_request, of_call
 from services.http.front import Front
+from services.http.gateway import Calls
 from services.http.rest.messages import to_json
 from services.http.rest.problems import problem
 
 END: Final = "end"
 """The id of the event that ends a stream. No resume token has so few characters."""
-_PARAMETER: Final = "last_event_id"
+PARAMETER: Final = "last_event_id"
+"""The parameter of the query with the id of the last event that a client holds, for clients that set no header."""
 _Messages = AsyncGenerator[llm_pb2.StreamStatusResponse, None]
 
 
 async def stream(front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
+    """Answer with the stream of a job to whom the request's credential names."""
+    return await stream_to(front.gateway.of(request), front, request, query)
+
+
+async def stream_to(calls: Calls, front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
     """Answer with the stream of a job from where the client left, or from its start."""
-    (asked,) = query.get(_PARAMETER, [""])
+    (asked,) = query.get(PARAMETER, [""])
     # A browser repeats the query when it comes back, and adds the header.
     place = request.headers.get("last-event-id") or asked
     if place == END:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     if not place.isascii():
         raise bad_request(message="the last event id is none of this API")
-    workflow_id, calls = request.path_params["id"], front.gateway.of(request)
+    workflow_id = request.path_params["id"]
     if request.method == "HEAD":
         await calls.call("GetStatus", llm_pb2.GetStatusRequest(workflow_id=workflow_id))
         return Response(media_type=EventStream.media_type)

@@ -1,0 +1,36 @@
+"""The forms of the console. Only its own pages may post them."""
+
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+
+from services.http.bodies import read_body
+from services.http.console.session import check_token
+from services.http.failures import Failure, bad_request
+from services.http.settings import HttpSettings
+from services.http.signin.csrf import require_own_page
+
+_KIND: Final = "application/x-www-form-urlencoded"
+_MAX_FIELDS: Final = 100
+
+
+async def read_form(request: Request, settings: HttpSettings) -> dict[str, str]:
+    """Return the fields of the form that a page of this console has posted.
+
+    Raises Failure: 403 for a page of another origin and for a form without its session's token, 415 for what is no
+    form, 400 for one that cannot be read, and what read_body raises.
+    """
+    require_own_page(request)
+    data = await read_body(request, settings)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _KIND:
+        raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be a form, with Content-Type: {_KIND}")
+    try:
+        # Browsers end the lines of a text with CR LF.
+        pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
+    except ValueError:
+        raise bad_request(message="the form cannot be read") from None
+    form = {name: value.replace("\r\n", "\n") for name, value in pairs}
+    check_token(request, form)
+    return form

@@ -1,0 +1,152 @@
+"""The page of a job, and what people do to the job there."""
+
+import asyncio
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from durable_llm import ApiError
+from llm_pb import llm_pb2
+from services.http.bodies import query_of
+from services.http.console.formats import as_path, name_of
+from services.http.console.forms import read_form
+from services.http.console.job_view import JobView, problem_of
+from services.http.console.pages import Pages
+from services.http.console.session import caller_of
+from services.http.console.snippets import snippets
+from services.http.failures import of_call
+from services.http.front import Front
+from services.http.gateway import Calls
+from services.http.rest.stream import PARAMETER, stream_to
+
+
+class JobPage:
+    """The handlers."""
+
+    def __init__(self, front: Front, pages: Pages) -> None:
+        self._front = front
+        self._pages = pages
+
+    async def show(self, request: Request) -> Response:
+        """Show a job."""
+        return await self._show(request)
+
+    async def events(self, request: Request) -> Response:
+        """Answer with the stream of a job, for an EventSource."""
+        return await stream_to(self._calls(request), self._front, request, query_of(request, (PARAMETER,)))
+
+    async def cancel(self, request: Request) -> Response:
+        """Request that a job stops."""
+        form = await read_form(request, self._front.settings)
+        message = llm_pb2.CancelRequest(workflow_id=_id(request), reason=form.get("reason", "").strip())
+        return await self._do(request, "Cancel", message)
+
+    async def redeliver(self, request: Request) -> Response:
+        """Send the outcome of a job again."""
+        form = await read_form(request, self._front.settings)
+        ids = [form["delivery_id"]] if form.get("delivery_id") else []
+        return await self._do(
+            request, "Redeliver", llm_pb2.RedeliverRequest(workflow_id=_id(request), delivery_ids=ids)
+        )
+
+    async def confirm(self, request: Request) -> Response:
+        """Ask whether a job is to be deleted."""
+        message = llm_pb2.GetStatusRequest(workflow_id=_id(request))
+        found = await self._calls(request).call("GetStatus", message)
+        return self._pages.render(request, "delete.html", status=found.status)
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a job, and show how far its deletion is."""
+        await read_form(request, self._front.settings)
+        message = llm_pb2.DeleteJobRequest(workflow_id=_id(request))
+        found = await self._calls(request).call("DeleteJob", message)
+        path = f"/console/deletions/{as_path(found.deletion.deletion_id)}"
+        return RedirectResponse(path, HTTPStatus.SEE_OTHER)
+
+    async def deletion(self, request: Request) -> Response:
+        """Show how far a deletion is."""
+        message = llm_pb2.GetDeletionRequest(deletion_id=_id(request))
+        deletion = (await self._calls(request).call("GetDeletion", message)).deletion
+        words = name_of(llm_pb2.DeletionState.DESCRIPTOR, deletion.state, "DELETION_STATE_")
+        parts = [name_of(llm_pb2.JobPart.DESCRIPTOR, part, "JOB_PART_").lower() for part in deletion.removed]
+        return self._pages.render(request, "deletion.html", deletion=deletion, words=words, parts=parts)
+
+    def _calls(self, request: Request) -> Calls:
+        return self._front.gateway.in_name_of(caller_of(request))
+
+    async def _do(self, request: Request, method: str, message: object) -> Response:
+        """Make a call and return to the job's page. What the gateway refuses stands in the page."""
+        try:
+            await self._calls(request).call(method, message)
+        except ApiError as error:
+            failure = of_call(error)
+            # A page of the job's that cannot be shown has its own error.
+            page = await self._show(request, failure.message, failure.status)
+            page.headers.update(failure.headers)
+            return page
+        return RedirectResponse(f"/console/jobs/{as_path(_id(request))}", HTTPStatus.SEE_OTHER)
+
+    async def _show(self, request: Request, refused: str = "", status: HTTPStatus = HTTPStatus.OK) -> Response:
+        workflow_id, calls = _id(request), self._calls(request)
+        found, deliveries = await asyncio.gather(
+            calls.call("GetJob", llm_pb2.GetJobRequest(workflow_id=workflow_id)), _deliveries(calls, workflow_id)
+        )
+        settings = self._front.settings
+        job = JobView(found, settings)
+        return self._pages.render(
+            request,
+            "job.html",
+            status,
+            job=job,
+            refused=refused,
+            state_name=llm_pb2.JobState.Name(found.status.state),
+            finish=name_of(llm_pb2.FinishReason.DESCRIPTOR, found.result.finish_reason, "FINISH_REASON_").lower(),
+            deliveries=[
+                (
+                    delivery,
+                    name_of(llm_pb2.NotifyState.DESCRIPTOR, delivery.state, "NOTIFY_STATE_"),
+                    [
+                        (attempt, problem_of(attempt.error) if attempt.HasField("error") else None)
+                        for attempt in delivery.attempts
+                    ],
+                )
+                for delivery in deliveries
+            ],
+            pending=any(delivery.state == llm_pb2.NOTIFY_STATE_PENDING for delivery in deliveries),
+            snippets=snippets(
+                found.job,
+                str(request.base_url).rstrip("/"),
+                settings.gateway,
+                tls=settings.gateway_tls is not None,
+            ),
+            roles={
+                value.number: value.name.removeprefix("ROLE_").capitalize() for value in llm_pb2.Role.DESCRIPTOR.values
+            },
+            options=[(field.name, _option(value)) for field, value in found.job.params.ListFields()],
+        )
+
+
+def _option(value: object) -> str:
+    if isinstance(value, llm_pb2.Choice):
+        return ", ".join(map(repr, value.options))
+    if isinstance(value, str | int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(map(repr, value))  # type: ignore[call-overload]  # a repeated field
+
+
+def _id(request: Request) -> str:
+    value: str = request.path_params["id"]
+    return value
+
+
+async def _deliveries(calls: Calls, workflow_id: str) -> Sequence[llm_pb2.Delivery]:
+    """Return the deliveries of a job; none where they cannot be had."""
+    try:
+        answer = await calls.call("ListDeliveries", llm_pb2.ListDeliveriesRequest(workflow_id=workflow_id))
+    except ApiError:
+        # The page of the job says what is wrong, if it is more than that.
+        return ()
+    found: Sequence[llm_pb2.Delivery] = answer.deliveries
+    return found

@@ -1,0 +1,226 @@
+"""The OpenID provider: where it is, and the tokens that it gives for a code or a refresh token.
+
+OpenID Connect Core 1.0 and Discovery 1.0: the authorization code flow with PKCE (RFC 7636).
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote_plus, urlencode, urlsplit
+
+import aiohttp
+
+from runtime.auth_jwt import TokenError, claims_of
+from runtime.shared_calls import SharedCalls
+from runtime.tls import client_context
+from services.http.signin.settings import SignInSettings, is_safe
+
+_log = logging.getLogger(__name__)
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_MAX_ANSWER: Final = 256 * 1024
+"""Maximum size of an answer of the provider, in bytes."""
+_METADATA_LIFETIME: Final = 600.0
+"""Time after which the provider's metadata is read again, in seconds."""
+_MARGIN: Final = 60.0
+"""A token is renewed this many seconds before it expires, but not before half of its life."""
+_MAX_USER: Final = 100
+CALLBACK: Final = "/console/signin/oidc/callback"
+"""The path to which the provider sends a browser back."""
+
+
+class IssuerUnavailable(Exception):
+    """The provider cannot be reached, or its answer is none. The message is for the log of the front."""
+
+
+class GrantRefused(Exception):
+    """The provider gives no tokens for this, or tokens that do not count. The message is for the log of the front."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the provider has given."""
+
+    credential: str
+    """The token for the gateway."""
+    subject: str
+    """Who it is to the provider; empty where a refresh said nothing of that."""
+    user: str
+    """A name to show."""
+    refresh_token: str
+    """Empty: there is none."""
+    renew_at: float
+    """When to renew them, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    authorization_endpoint: str
+    token_endpoint: str
+    in_body: bool
+    """Whether the client's secret is sent in the body, because the provider takes it nowhere else."""
+
+
+class Issuer:
+    """The provider of the settings."""
+
+    def __init__(self, settings: SignInSettings) -> None:
+        """Raises OSError for a file that cannot be read."""
+        self._settings = settings
+        secret = settings.oidc_client_secret_file
+        self._secret = secret.read_text().strip() if secret is not None else ""
+        self._ssl = client_context(settings.oidc_tls) if settings.oidc_tls is not None else True
+        self._redirect_uri = settings.public_url + CALLBACK
+        self._metadata: _Metadata | None = None
+        self._read_at = 0.0
+        self._reading = SharedCalls()
+
+    @property
+    def issuer(self) -> str:
+        """The name of the provider in its tokens."""
+        return self._settings.oidc_issuer
+
+    @property
+    def name(self) -> str:
+        """The name of the provider, to be shown."""
+        return urlsplit(self._settings.oidc_issuer).hostname or ""
+
+    async def authorization_url(self, state: str, nonce: str, verifier: str) -> str:
+        """Return where a browser has to go. Raises IssuerUnavailable."""
+        metadata = await self._discover()
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+        query = {
+            "response_type": "code",
+            "client_id": self._settings.oidc_client_id,
+            "redirect_uri": self._redirect_uri,
+            "scope": self._settings.oidc_scopes,
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+        }
+        separator = "&" if urlsplit(metadata.authorization_endpoint).query else "?"
+        return f"{metadata.authorization_endpoint}{separator}{urlencode(query)}"
+
+    async def exchange(self, code: str, verifier: str, nonce: str) -> Tokens:
+        """Return the tokens for a code. Raises IssuerUnavailable, GrantRefused."""
+        answer = await self._grant(
+            {
+                "grant_type": "authorization_code",
+                "code": code,
+                "redirect_uri": self._redirect_uri,
+                "code_verifier": verifier,
+            }
+        )
+        claims = self._claims(answer)
+        if claims.get("nonce") != nonce:
+            raise GrantRefused("the id token's nonce is another one")
+        return self._tokens(answer, claims, "")
+
+    async def refresh(self, refresh_token: str) -> Tokens:
+        """Return new tokens. Raises IssuerUnavailable, GrantRefused."""
+        answer = await self._grant({"grant_type": "refresh_token", "refresh_token": refresh_token})
+        claims = self._claims(answer) if "id_token" in answer else {}
+        return self._tokens(answer, claims, refresh_token)
+
+    def _claims(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the claims of the id token.
+
+        It came from the provider itself, by TLS, so that its signature need not be verified (OpenID Connect Core,
+        3.1.3.7, 6). The gateway verifies what goes to the gateway.
+        """
+        client_id = self._settings.oidc_client_id
+        try:
+            claims = claims_of(str(answer.get("id_token", "")), self._settings.oidc_issuer, client_id)
+        except TokenError as error:
+            raise GrantRefused(f"the id token does not count: {error}") from None
+        if claims.get("azp", client_id) != client_id:
+            raise GrantRefused("the id token is for another client")
+        return claims
+
+    def _tokens(self, answer: Mapping[str, Any], claims: Mapping[str, Any], refresh_token: str) -> Tokens:
+        name = f"{self._settings.oidc_token}_token"
+        credential, refreshed = answer.get(name), answer.get("refresh_token", refresh_token)
+        if not (isinstance(credential, str) and credential.isascii() and credential.isprintable() and credential):
+            raise GrantRefused(f"the answer holds no {name}")
+        now, life = time.time(), answer.get("expires_in")
+        if self._settings.oidc_token == "id":  # noqa: S105  # which kind it is
+            life = float(claims["exp"]) - now
+        # A token without a known end is not renewed. The person signs in again once the gateway refuses it.
+        life = float(life) if isinstance(life, int | float) else 0.0
+        user = next((claims[key] for key in ("email", "preferred_username", "sub") if key in claims), "")
+        return Tokens(
+            credential,
+            str(claims.get("sub", "")),
+            str(user)[:_MAX_USER],
+            refreshed if isinstance(refreshed, str) and life > 0 else "",
+            now + max(life - _MARGIN, life / 2),
+        )
+
+    async def _grant(self, form: dict[str, str]) -> Mapping[str, Any]:
+        """Return the answer of the token endpoint to a grant. Raises IssuerUnavailable, GrantRefused."""
+        metadata, client_id = await self._discover(), self._settings.oidc_client_id
+        auth = None
+        if not self._secret:
+            form["client_id"] = client_id
+        elif metadata.in_body:
+            form |= {"client_id": client_id, "client_secret": self._secret}
+        else:
+            # RFC 6749, 2.3.1: both are encoded as in a form.
+            auth = aiohttp.BasicAuth(quote_plus(client_id), quote_plus(self._secret))
+        status, answer = await self._send("POST", metadata.token_endpoint, data=form, auth=auth)
+        if status == HTTPStatus.OK:
+            return answer
+        # A status of the provider's own trouble says nothing of the grant.
+        error = GrantRefused if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.TOO_MANY_REQUESTS else IssuerUnavailable
+        raise error(f"the token endpoint answers {status}: {str(answer.get('error', ''))[:100]}")
+
+    async def _discover(self) -> _Metadata:
+        """Return the provider's metadata. Raises IssuerUnavailable."""
+        if self._metadata is None or time.monotonic() >= self._read_at + _METADATA_LIFETIME:
+            await self._reading.joined("metadata", self._read_metadata)
+        assert self._metadata is not None  # noqa: S101  # otherwise the reading has raised
+        return self._metadata
+
+    async def _read_metadata(self) -> None:
+        issuer = self._settings.oidc_issuer
+        status, found = await self._send("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        if status != HTTPStatus.OK:
+            raise IssuerUnavailable(f"its metadata is answered with {status}")
+        endpoints = [found.get(name) for name in ("authorization_endpoint", "token_endpoint")]
+        if found.get("issuer") != issuer:
+            raise IssuerUnavailable(f"its metadata is of another issuer than {issuer}")
+        if not all(isinstance(url, str) and is_safe(url) for url in endpoints):
+            raise IssuerUnavailable("its metadata lacks an endpoint with an https URL")
+        methods = found.get("token_endpoint_auth_methods_supported", ("client_secret_basic",))
+        self._metadata = _Metadata(str(endpoints[0]), str(endpoints[1]), "client_secret_basic" not in methods)
+        self._read_at = time.monotonic()
+
+    async def _send(self, method: str, url: str, **more: Any) -> tuple[int, Mapping[str, Any]]:
+        """Return the status and the JSON object of an answer. Raises IssuerUnavailable."""
+        data = bytearray()
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True) as session,
+                # A redirect could lead from TLS to none.
+                session.request(method, url, allow_redirects=False, ssl=self._ssl, **more) as answer,
+            ):
+                async for piece in answer.content.iter_any():
+                    data += piece
+                    if len(data) > _MAX_ANSWER:
+                        raise IssuerUnavailable(f"{url} answers with more than {_MAX_ANSWER} bytes")
+            found = json.loads(data)
+        except TimeoutError:
+            raise IssuerUnavailable(f"{url} does not answer within {_TIMEOUT.total:g} s") from None
+        except (OSError, aiohttp.ClientError) as error:
+            raise IssuerUnavailable(f"{url} cannot be reached: {error}") from None
+        except (ValueError, RecursionError):
+            raise IssuerUnavailable(f"{url} answers {answer.status}, without JSON") from None
+        if not isinstance(found, dict):
+            raise IssuerUnavailable(f"{url} answers {answer.status}, without an object of JSON")
+        return answer.status, found

@@ -1,0 +1,73 @@
+"""Renews the credentials of sessions before they expire."""
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from services.http.signin.issuer import GrantRefused, Issuer, IssuerUnavailable
+from services.http.signin.session import Session
+
+_log = logging.getLogger(__name__)
+_REMEMBERED: Final = 30.0
+"""How long the outcome of a renewal is remembered, in seconds."""
+_MAX_REMEMBERED: Final = 10_000
+
+
+class _Renewal(NamedTuple):
+    task: "asyncio.Task[Session]"
+    began: float
+
+
+class Renewals:
+    """Renews sessions by their refresh tokens.
+
+    A page makes several requests at once, all with the same refresh token, and a provider may take each once. So they
+    share one renewal, and those that are still under way when it has ended get its outcome.
+    """
+
+    def __init__(self, issuer: Issuer | None) -> None:
+        """Without an issuer no session is renewed."""
+        self._issuer = issuer
+        self._renewals: OrderedDict[bytes, _Renewal] = OrderedDict()
+
+    async def renewed(self, session: Session) -> Session:
+        """Return the session with a new credential if that is due and can be had, or else the session as it is.
+
+        The gateway says whether an old credential still counts.
+        """
+        if self._issuer is None or not session.refresh_token or time.time() < session.renew_at:
+            return session
+        # A session that was signed in anew has the same refresh token at some providers.
+        key = hashlib.sha256(f"{session.secret} {session.refresh_token}".encode()).digest()
+        self._forget()
+        if key not in self._renewals:
+            task = asyncio.create_task(self._renew(self._issuer, session))
+            self._renewals[key] = _Renewal(task, time.monotonic())
+        return await asyncio.shield(self._renewals[key].task)
+
+    async def _renew(self, issuer: Issuer, session: Session) -> Session:
+        try:
+            tokens = await issuer.refresh(session.refresh_token)
+        except (IssuerUnavailable, GrantRefused) as error:
+            _log.warning("a session cannot be renewed: %s", error)
+            return session
+        if tokens.subject not in ("", session.subject):
+            _log.error("the OpenID provider has renewed a session with the token of somebody else")
+            return session
+        return dataclasses.replace(
+            session,
+            credential=tokens.credential,
+            refresh_token=tokens.refresh_token,
+            renew_at=tokens.renew_at,
+        )
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        while self._renewals and (
+            len(self._renewals) >= _MAX_REMEMBERED or now >= next(iter(self._renewals.values())).began + _REMEMBERED
+        ):
+            self._renewals.popitem(last=False)

@@ -1,0 +1,99 @@
+"""The settings of signing in, to be inherited by those of the front."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runtime.auth_settings import is_loopback
+from runtime.tls import ClientTls, client_context
+from services.http.signin.keys import read_keys
+
+
+class SignInSettings(BaseSettings):
+    """How people sign in to the console."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    public_url: str = ""
+    """The URL by which browsers reach the front, without a path: https://llm.example. With https the cookies are
+    Secure, also where a proxy ends TLS. HTTP_OIDC_ISSUER needs it."""
+    session_key_file: FilePath | None = None
+    """File of the keys that encrypt the sessions of the console, the same at every front: 32 random bytes in base64 a
+    line. The first key encrypts, all decrypt. A changed file is read at once. Unset: the process generates a key, so
+    its sessions end with it; that is for a front on loopback alone."""
+    session_lifetime: timedelta = Field(timedelta(hours=12), gt=timedelta(0))
+    """Time after which a person has to sign in again."""
+    session_idle: timedelta = Field(timedelta(hours=1), gt=timedelta(0))
+    """Time after which a person has to sign in again who has opened no page and sent no form meanwhile, give or take a
+    tenth of it."""
+    oidc_issuer: str = ""
+    """The OpenID provider with which people may sign in: its issuer, a URL with https or on loopback. Set
+    HTTP_OIDC_CLIENT_ID and HTTP_PUBLIC_URL, too. Unset: people sign in with an API key or a token."""
+    oidc_client_id: str = ""
+    """The id of the console at the OpenID provider."""
+    oidc_client_secret_file: FilePath | None = None
+    """File of the secret of the console at the OpenID provider. Unset: it is a public client."""
+    oidc_scopes: str = "openid"
+    """The scopes to request, with spaces between; `openid` must be one of them. `offline_access` brings a refresh token
+    at many providers, with which a session outlives its token."""
+    oidc_token: Literal["id", "access"] = "access"  # noqa: S105  # which kind it is
+    """Which token of the provider goes to the gateway, which has to take it (GATEWAY_JWT_…)."""
+    oidc_tls_ca: FilePath | None = None
+    """PEM file of the CAs that may have issued the provider's certificate. Unset: the system's."""
+
+    @property
+    def oidc_tls(self) -> ClientTls | None:
+        """The files of the connection to the OpenID provider. None: the CAs of the system."""
+        return ClientTls("HTTP_OIDC_TLS_", self.oidc_tls_ca) if self.oidc_tls_ca is not None else None
+
+    @field_validator("session_key_file")
+    @classmethod
+    def _keys_can_be_used(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_keys(path)
+        return path
+
+    @field_validator("public_url", "oidc_issuer")
+    @classmethod
+    def _urls_are_safe(cls, value: str, info: Any) -> str:
+        if not value:
+            return value
+        url = urlsplit(value)
+        if not url.hostname or not is_safe(value):
+            raise ValueError("must be an https URL, or an http URL on loopback")
+        if info.field_name == "public_url":
+            if url.path not in ("", "/") or url.query or url.fragment or url.username is not None:
+                raise ValueError("must be scheme://host[:port], without a path")
+            return value.rstrip("/")
+        return value
+
+    @field_validator("oidc_scopes")
+    @classmethod
+    def _scopes_ask_for_oidc(cls, value: str) -> str:
+        if "openid" not in value.split():
+            raise ValueError("must hold the scope openid")
+        return value
+
+    @model_validator(mode="after")
+    def _oidc_is_whole(self) -> Self:
+        needed = {"HTTP_OIDC_CLIENT_ID": self.oidc_client_id, "HTTP_PUBLIC_URL": self.public_url}
+        if self.oidc_issuer and not all(needed.values()):
+            unset = [name for name, value in needed.items() if not value]
+            raise ValueError(f"HTTP_OIDC_ISSUER needs {' and '.join(unset)}, too")
+        if self.oidc_tls is not None:
+            try:
+                client_context(self.oidc_tls)
+            except OSError as error:
+                # Settings report a ValueError as theirs.
+                raise ValueError(str(error)) from error
+        return self
+
+
+def is_safe(url: str) -> bool:
+    """Return whether what is sent to a URL can be read by its server alone."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
