@@ -78,7 +78,7 @@ def claims_of(token: str, issuer: str, audience: str) -> Mapping[str, Any]:
             },
         )
     except (jwt.PyJWTError, RecursionError, OverflowError) as error:
-        raise TokenError(f"{error}"[:_MAX_MESSAGE]) from None
+        raise TokenError(_problem(error)) from None
 
 
 class KeySet:

@@ -63,7 +63,11 @@ async def test_attempts_that_exceed_a_limit(stub: LlmServiceStub, limit: str) ->
     assert ends_of(result)[-1] == "TIMED_OUT"
     assert len(result.attempts) == result.metadata.attempts
     first = result.attempts[0]
-    assert first.end_time.ToDatetime() - first.start_time.ToDatetime() > timedelta(seconds=1)
+    # On a busy machine its heartbeats may have stopped before.
+    assert (
+        first.end == llm_pb2.ATTEMPT_END_WORKER_LOST
+        or first.end_time.ToDatetime() - first.start_time.ToDatetime() > timedelta(seconds=1)
+    )
 
 
 async def test_a_terminated_job_does_not_say_how_its_attempt_ended(stub: LlmServiceStub, temporal: Client) -> None:

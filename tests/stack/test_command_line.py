@@ -345,7 +345,8 @@ async def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(cli: Cli, stub: L
 
 async def test_a_reader_that_goes_away_is_no_error(cli: Cli) -> None:
     """As in `durable-llm watch … | head -c 10`."""
-    workflow_id = await cli.submit("x", "--max-tokens", "600")
+    # Long enough that the reader goes away before its end on a busy machine, too.
+    workflow_id = await cli.submit("x", "--max-tokens", "3000")
     command = f"{' '.join(COMMAND)} watch -q {workflow_id} | head -c 10; exit ${{PIPESTATUS[0]}}"
     ended = await run("bash", "-c", command, **cli.environment)
     assert (ended.status, ended.errors, len(ended.output.encode())) == (Exit.BROKEN_PIPE, "", 10)
