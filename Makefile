@@ -13,6 +13,7 @@ SHELL := bash
 # one that holds what runs the stack, and not yet what only tests and tools need.
 DEV := .venv
 RUN := $(DEV)/.installed-run
+COMMAND := $(DEV)/bin/durable-llm
 VLLM := .venv-vllm
 GPU := .venv-gpu
 NODE := clients/node/node_modules/.package-lock.json
@@ -27,11 +28,11 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(RUN) ## Run everything, show one job from prompt to webhook, stop everything
+demo: $(COMMAND) ## Run everything, show one job from prompt to webhook, stop everything
 	@$(DEV)/bin/python -m deploy.local demo
 
 .PHONY: up
-up: $(RUN) ## Run everything until Ctrl-C (settings: STACK_*, see docs/settings.md)
+up: $(COMMAND) ## Run everything until Ctrl-C (settings: STACK_*, see docs/settings.md)
 	@$(DEV)/bin/python -m deploy.local up
 
 .PHONY: test
@@ -86,9 +87,9 @@ tools-go: .tools/usr/bin/protoc-gen-go-grpc ## Fetch Go with gRPC from Debian's 
 	@rm -r .tools/packages
 
 .PHONY: chaos
-chaos: $(DEV)/.installed ## Kill the GPU worker 30 times under each engine (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50)
+chaos: $(DEV)/.installed ## Kill GPU workers and what OpenAI's client streams through, 30 times each (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50)
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
-	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py
+	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py tests/chaos/test_openai_crash.py
 
 .PHONY: fuzz
 fuzz: $(DEV)/.installed ## Make 100,000 calls at random against stacks of their own (FUZZ="--seed 7 --calls 1000")
@@ -186,7 +187,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 .PHONY: clean
 clean: ## Remove the environments, the stack's state and all caches
 	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules tests/clients/*/node_modules tests/axe/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . \( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt requirements/torch.txt
 $(RUN): SIZE := : 150 MB to download, and torch with 200 MB for a CPU or, where pip finds that alone, some GB for CUDA
@@ -206,8 +207,13 @@ $(RUN) $(VLLM)/.installed $(GPU)/.installed:
 	@$(@D)/bin/python deploy/install.py $^
 	@touch $@
 
+# With the client of this checkout, as it stands. The build needs setuptools, which the locks have, and no index.
+$(COMMAND): $(RUN) clients/python/pyproject.toml
+	@$(DEV)/bin/python -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
 # On top of what runs the stack, whose versions are the same.
-$(DEV)/.installed: requirements/dev.txt $(RUN)
+$(DEV)/.installed: requirements/dev.txt $(RUN) | $(COMMAND)
 	@echo "Installing $< into $(@D), once$(SIZE)."
 	@$(@D)/bin/python deploy/install.py $<
 	@touch $@

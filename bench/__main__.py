@@ -38,6 +38,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("throughput", True, REAL_LAYERS),
     ("throughput", True, (*REAL_LAYERS, "--jobs", "64", *IN_ONE_PROCESS)),
     ("token_latency", True, PLAIN),
+    ("http_front", True, PLAIN),
     ("jobs_per_second", False, PLAIN),
     ("watchers", False, PLAIN),
     ("payload_cost", False, PLAIN),

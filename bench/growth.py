@@ -124,7 +124,7 @@ async def measure_tokens(report: Report, sizes: Sizes, running: Running) -> None
     alone: dict[int, float] = {}
     for tokens in sizes.tokens:
         # A short job is too cheap to be measured alone.
-        jobs = max(1, min(20, 20_000 // tokens))
+        jobs = max(1, min(20, sizes.jobs, 20_000 // tokens))
         before = cpu_of(running.stack)
         for _ in range(jobs):
             ended = await run(running.stub, tokens)
@@ -186,4 +186,4 @@ async def run(stub: LlmServiceStub, tokens: int = 1) -> str:
 
 
 if __name__ == "__main__":
-    script.run(measure, Sizes(), Sizes(1, 3, (1,), (2, 4), (10, 20, 40)), __doc__)
+    script.run(measure, Sizes(), Sizes(1, 3, (1,), (2,), (10, 20, 40)), __doc__)

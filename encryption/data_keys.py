@@ -58,10 +58,18 @@ def _now() -> datetime:
 class DataKeys:
     """The keys as one process sees them. For one event loop."""
 
-    def __init__(self, store: KeyStore, wrapper: KeyWrapper, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        store: KeyStore,
+        wrapper: KeyWrapper,
+        clock: Callable[[], datetime] = _now,
+        *,
+        recheck: timedelta = RECHECK,
+    ) -> None:
         self._store = store
         self._wrapper = wrapper
         self._clock = clock
+        self._recheck = recheck
         self._ciphers = Ciphers()
         self._cached: dict[Slot, _Cached] = {}
         self._look_ups: dict[Slot, _LookUp] = {}
@@ -195,7 +203,7 @@ class DataKeys:
 
     def _fresh(self, slot: Slot) -> DataKey | None:
         cached = self._cached.get(slot)
-        if cached is None or cached.lost or time.monotonic() - cached.checked_at > RECHECK.total_seconds():
+        if cached is None or cached.lost or time.monotonic() - cached.checked_at > self._recheck.total_seconds():
             return None
         return cached.key
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import aiohttp
 
+from bench.support.openai_streams import completion
 from bench.support.stacks import ROOT, START_SECONDS
 from deploy.local.ports import free_port
 
@@ -155,12 +156,8 @@ class VllmServe:
 
     async def texts(self, prompt: str, tokens: int) -> AsyncIterator[str]:
         """Yield the texts of a completion as they arrive."""
-        body = {"model": self.model_path, "prompt": prompt, "max_tokens": tokens, "stream": True}
-        async with self._session.post(f"{self.url}/v1/completions", json=body) as response:
-            response.raise_for_status()
-            async for line in response.content:
-                if line.startswith(b"data: {"):
-                    yield json.loads(line[6:])["choices"][0]["text"]
+        async for text in completion(self._session, self.url, self.model_path, prompt, tokens):
+            yield text
 
     async def first_token_ms(self, prompt: str) -> float:
         """Return the milliseconds until the first token of a prompt."""

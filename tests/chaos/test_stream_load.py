@@ -102,7 +102,7 @@ async def test_many_watchers_cost_one_subscription_and_no_call(loaded: Loaded) -
     await when_output_reaches(loaded.stub, submitted.workflow_id, 10)
     async with asyncio.timeout(60):
         # A subscription that the machine has kept waiting is replaced, and the broker still counts it for a moment.
-        while await loaded.subscriptions() != 1:
+        while await loaded.subscriptions() != 1:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     reads, since = await loaded.reads(), time.monotonic()
     assert await loaded.subscriptions() == 1

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 SCRIPTS = {
     "first_token": ("suite", "peer_bare_workflow", "floor_health_check"),
     "token_latency": ("suite", "peer_workflow_streams_fastest", "floor_grpc_stream", "floor_nats"),
+    "http_front": ("suite", "suite_responses", "peer_grpc", "floor_bare_sse"),
     "jobs_per_second": ("suite", "peer_bare_workflow", "peer_celery_redis"),
     "watchers": ("suite", "floor_grpc_broadcast"),
     "payload_cost": ("suite", "peer_default_protobuf", "peer_default_dataclass", "peer_pydantic", "floor_utf8"),

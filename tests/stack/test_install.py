@@ -1,4 +1,4 @@
-"""`make env` installs with uv from the indexes that pip is configured for, and with pip where uv fails."""
+"""What `make env` installs: by uv from the indexes of pip, by pip where uv fails, and the command `durable-llm`."""
 
 import base64
 import hashlib
@@ -25,6 +25,13 @@ def test_what_runs_the_stack_is_a_part_of_what_tests_need() -> None:
     assert pins("run.txt") < pins("dev.txt")
     assert pins("uv.txt") < pins("dev.txt")
     assert not {pin for pin in pins("run.txt") if pin.partition("==")[0] in ("pytest", "mypy", "ruff", "uv", "celery")}
+
+
+def test_the_environment_has_the_command(tmp_path: Path) -> None:
+    """It runs in any folder, with the client of a checkout, where `make env` has created the environment."""
+    command = (Path(sys.executable).with_name("durable-llm"), "--help")
+    shown = subprocess.run(command, check=True, cwd=tmp_path, env={}, capture_output=True, text=True).stdout
+    assert "submit" in shown
 
 
 @pytest.fixture

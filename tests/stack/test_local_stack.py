@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ from deploy.local.stack import Stack
 from deploy.local.supervisor import supervise
 from jobs.names import USER_ID
 from runtime.auth_keys import write_keys
+from tests.support.commands import run
 from tests.support.local import child_pids, environment
 from tests.support.paths import ROOT
 from tests.support.stacks import stack_settings
@@ -120,7 +122,9 @@ async def test_up_with_callers_that_are_known_shows_where_the_credential_goes(
     assert up.returncode == 0
 
 
-async def test_the_demo_shows_a_job_from_its_prompt_to_its_webhook(settings: StackSettings) -> None:
+@pytest.mark.timeout(600)
+async def test_the_demo_shows_a_job_from_its_prompt_to_its_webhook(settings: StackSettings, stack: Stack) -> None:
+    """It ends with calls of the HTTP front, which work while a stack runs."""
     demo = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.local", "demo"),
         env={
@@ -135,6 +139,15 @@ async def test_the_demo_shows_a_job_from_its_prompt_to_its_webhook(settings: Sta
     assert "[##############################] 100 %  SUCCEEDED" in shown
     assert "JOB_STATE_SUCCEEDED" in shown
     assert '"type": "llm.v1.job.succeeded"' in shown
+    (curl,) = re.findall(r"^  (curl .+)$", shown, re.MULTILINE)
+    (openai,) = re.findall(r"^  (python -c '[^']+')$", shown, re.MULTILINE)
+    (address,) = re.findall(r"^  HTTP +http://(\S+)/jobs", shown, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    events, text = [
+        await run("bash", "-c", call.replace(address, stack.address("http")), PATH=path) for call in (curl, openai)
+    ]
+    assert "event: response.incomplete" in events.output, events.errors
+    assert (text.status, bool(text.output)) == (0, True), text.errors
 
 
 async def test_a_taken_port_ends_up_with_status_1_and_names_port_and_setting(settings: StackSettings) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import socket
 import ssl
@@ -113,12 +114,16 @@ async def test_only_the_owner_can_read_the_secrets(tls_stack: Stack) -> None:
         assert not path.stat().st_mode & 0o077, path
 
 
-async def test_the_lines_of_buf_and_temporal_that_up_prints_work(tls_stack: Stack) -> None:
-    lines = [line.strip() for line in hints(tls_stack, "docstrings").splitlines()]
-    commands = [line for line in lines if "buf curl" in line or "workflow show" in line]
-    assert len(commands) == 3
+async def test_the_lines_that_up_prints_work(tls_stack: Stack) -> None:
+    """They are those of buf, curl, OpenAI's client and temporal."""
+    shown = hints(tls_stack, "docstrings")
+    commands = re.findall(
+        r"^  (\S*buf curl .+|curl .+|SSL_\S+ (?:python -c '[^']+'|.+ workflow .+))$", shown, re.MULTILINE
+    )
+    assert len(commands) == 5
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for command in commands:
-        ended = await run("bash", "-c", command.replace(str(Path.cwd()), "."))
+        ended = await run("bash", "-c", command.replace(str(Path.cwd()), "."), PATH=path)
         assert ended.status == 0, (shlex.split(command), ended.errors)
     assert "docstrings" in ended.output, "the codec server decodes the payloads"
 

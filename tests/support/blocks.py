@@ -20,12 +20,12 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """Return the blocks of all pages in order. Of the repository's README only the calls are included."""
+    """Return the blocks of all pages in order. Of the repository's README only calls and Python are included."""
     found = []
     for page in [*sorted((ROOT / "docs").glob("*.md")), CLIENT / "README.md", ROOT / "README.md"]:
         content = page.read_text()
         for match in FENCE.finditer(content):
             line = content[: match.start()].count("\n") + 1
-            if page.parent != ROOT or "buf curl" in match["text"]:
+            if page.parent != ROOT or "buf curl" in match["text"] or match["language"] == "python":
                 found.append(Block(f"{page.relative_to(ROOT)}:{line}", match["language"], match["of"], match["text"]))
     return found

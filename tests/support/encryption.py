@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from encryption import DataKeys, Encryption
+from encryption.data_keys import RECHECK
 from encryption.key_store import KeyStore
 from encryption.keyring import Keyring
 
@@ -39,11 +40,15 @@ class Keys:
         """Return the environment of a stack's services that encrypt."""
         return {kind: {**self.environment, **changes} for kind in SERVICES}
 
-    def data_keys(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> DataKeys:
+    def data_keys(
+        self, clock: Callable[[], datetime] = lambda: datetime.now(UTC), *, recheck: timedelta = RECHECK
+    ) -> DataKeys:
         """Return one process's view of the keys."""
-        return DataKeys(self.store, self.keyring, clock)
+        return DataKeys(self.store, self.keyring, clock, recheck=recheck)
 
-    def encryption(self, *, write: bool = True, patience: timedelta = timedelta(0)) -> Encryption:
+    def encryption(
+        self, *, write: bool = True, patience: timedelta = timedelta(0), recheck: timedelta = RECHECK
+    ) -> Encryption:
         """Return how one process encrypts. The part of a workflow's id before a slash is the tenant."""
         tenant_of = lambda id_: id_.partition("/")[0] if "/" in id_ else ""  # noqa: E731
-        return Encryption(self.data_keys(), write, tenant_of, patience=patience)
+        return Encryption(self.data_keys(recheck=recheck), write, tenant_of, patience=patience)
