@@ -103,7 +103,7 @@ class _Endpoint:
                 words = f"{self._resource.template} takes {allow}"
                 raise Failure(HTTPStatus.METHOD_NOT_ALLOWED, words, headers={"Allow": allow})
             if expected.lower() != "100-continue":
-                words = f"no server meets the expectation {expected!r}; only 100-continue is known here"
+                words = f"the expectation {expected!r} is not known here; only 100-continue is"
                 raise Failure(HTTPStatus.EXPECTATION_FAILED, words, headers={"Connection": "close"})
             return await self._handle(request, handler)
         except Failure as failure:
