@@ -19,6 +19,8 @@ from tests.support.stacks import FAST
 
 SECRETS = json.loads(FAST["notifier"]["NOTIFIER_WEBHOOK_SECRETS"])
 HELLO: Any = [{"role": "user", "content": "Hello"}]
+STOPS: Any = {"extra_body": {"stop": [" with", " which"]}}
+"""The answer ends by itself: the helpers take one that has reached its limit for a stream that has broken."""
 
 
 class Answer(BaseModel):
@@ -33,47 +35,58 @@ async def client(stack: Stack) -> Any:
         yield client
 
 
+async def test_the_helpers_schemas_become_those_of_jobs(client: AsyncOpenAI, stub: llm_pb2_grpc.LlmServiceStub) -> None:
+    """No worker of the tests' stack follows a schema: the job fails, and the client reads that, too."""
+    response = await client.responses.parse(model="structured", input="Say a word.", text_format=Answer)
+    assert response.status == "failed"
+    found = await stub.GetJob(llm_pb2.GetJobRequest(workflow_id=workflow_id_of(response.id)))
+    schema = json.loads(found.job.params.json_schema)
+    assert (list(schema["properties"]), schema["additionalProperties"]) == (["word"], False)
+    with pytest.raises(openai.APIStatusError) as failed:
+        await client.chat.completions.parse(model="structured", messages=HELLO, response_format=Answer)
+    assert failed.value.response.headers["x-should-retry"] == "false"
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.responses.parse(model=MODEL, input="Say a word.", text_format=Answer)
+    assert refused.value.param == "text.format.schema"
+
+
 async def test_answers_are_parsed(client: AsyncOpenAI) -> None:
-    """The helpers send their own form of a schema, and get JSON that follows it."""
-    response = await client.responses.parse(
-        model="structured", input="Say a word.", text_format=Answer, max_output_tokens=400
-    )
-    assert response.status == "completed", response
-    assert isinstance(response.output_parsed, Answer)
-    completion = await client.chat.completions.parse(
-        model="structured", messages=HELLO, response_format=Answer, max_completion_tokens=400
-    )
-    assert isinstance(completion.choices[0].message.parsed, Answer)
+    response = await client.responses.parse(model=MODEL, input="Hi", **STOPS)
+    assert response.status == "completed"
+    assert response.output_text
+    completion = await client.chat.completions.parse(model=MODEL, messages=HELLO, **STOPS)
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.choices[0].message.content
 
 
 async def test_the_helpers_of_streams_hold_the_whole_answer(client: AsyncOpenAI) -> None:
-    async with client.responses.stream(
-        model="structured", input="Say a word.", text_format=Answer, max_output_tokens=400
-    ) as stream:
-        types = [event.type async for event in stream]
+    async with client.responses.stream(model=MODEL, input="Hi", **STOPS) as stream:
+        events = [event async for event in stream]
         final = await stream.get_final_response()
-    assert types[-1] == "response.completed"
-    assert isinstance(final.output_parsed, Answer)
-    async with client.chat.completions.stream(model=MODEL, messages=HELLO, max_tokens=9) as chat:
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == final.output_text != ""
+    async with client.chat.completions.stream(model=MODEL, messages=HELLO, **STOPS) as chat:
         deltas = [event.delta async for event in chat if event.type == "content.delta"]
         whole = await chat.get_final_completion()
     assert "".join(deltas) == whole.choices[0].message.content != ""
 
 
 async def test_the_helper_continues_a_response_after_an_event(client: AsyncOpenAI) -> None:
-    made = await client.responses.create(model=MODEL, input="Go on.", background=True, max_output_tokens=30)
+    made = await client.responses.create(model=MODEL, input="Hi", background=True, **STOPS)
     async with client.responses.stream(response_id=made.id) as stream:
-        events = [event async for event in stream]
+        events: list[Any] = [event async for event in stream]
+        whole = (await stream.get_final_response()).output_text
+    numbers = [event.sequence_number for event in events]
     number = next(event.sequence_number for event in events if event.type == "response.output_text.delta")
-    whole = events[-1].response.output_text  # type: ignore[union-attr]
-    for after in (number, events[-1].sequence_number):
+    for after in (number, numbers[-1]):
         async with await client.responses.retrieve(made.id, stream=True, starting_after=after) as rest:
             later = [event async for event in rest]
-        assert [event.sequence_number for event in later] == [
-            event.sequence_number for event in events if event.sequence_number > after
-        ] or later[-1].sequence_number == events[-1].sequence_number
-        text = "".join(event.delta for event in later if event.type == "response.output_text.delta")
-        assert whole.endswith(text)
+        known = [event for event in events if event.sequence_number <= after]
+        held = [event.delta for event in (*known, *later) if event.type == "response.output_text.delta"]
+        assert "".join(held) == whole != ""
+        assert all(event.sequence_number > after for event in later)
+        # After the end there is nothing more, and the stream ends at once.
+        assert bool(later) == (after != numbers[-1])
     async with client.responses.stream(response_id=made.id, starting_after=number) as stream:
         assert (await stream.get_final_response()).output_text == whole
 
