@@ -22,7 +22,10 @@ STDOUT: Final = 1
 
 def write(text: str) -> None:
     """Write text in UTF-8, whatever the locale: scripts get the bytes of the job. Raises ReaderGone."""
-    data = memoryview(text.encode())
+    _write_bytes(memoryview(text.encode()))
+
+
+def _write_bytes(data: memoryview) -> None:
     while data:
         try:
             data = data[os.write(STDOUT, data) :]
@@ -34,10 +37,23 @@ def write(text: str) -> None:
             raise
 
 
+class _Bytes(io.RawIOBase):
+    """The bytes of standard output."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes. Raises ReaderGone."""
+        _write_bytes(memoryview(data))
+        return len(data)
+
+
 class StandardOutput(io.TextIOBase):
     """Standard output for what others print, such as click its help: it goes where write() writes, in the same way."""
 
     encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.buffer = _Bytes()
+        """Where bytes are written, such as click's completions."""
 
     def write(self, text: str) -> int:
         """Write text. Raises ReaderGone."""
