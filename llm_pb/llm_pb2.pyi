@@ -1648,6 +1648,7 @@ class StreamStatusResponse(_message.Message):
     NEXT_OFFSET_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     OUTPUT_OMITTED_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
     next_offset: _builtins.int
     """The output_offset with which to continue after this message."""
     resume_token: _builtins.str
@@ -1659,6 +1660,10 @@ class StreamStatusResponse(_message.Message):
     """Whether result lacks output and logprobs. The deltas have brought the output from where the stream began, and GetStatus
     returns both. They are left out of a result of more than 256 KiB, and of a smaller one, down to 4 KiB, while unread
     messages use up the gateway's memory for streams. Set in the last message only.
+    """
+    rewinds: _builtins.int
+    """Number of rewinds of the job, as in ResultMetadata, up to this message. Two deltas with the same number are of one output,
+    whichever streams brought them. It never falls within a stream.
     """
     @_builtins.property
     def status(self) -> Global___JobStatus:
@@ -1685,10 +1690,11 @@ class StreamStatusResponse(_message.Message):
         next_offset: _builtins.int = ...,
         resume_token: _builtins.str = ...,
         output_omitted: _builtins.bool = ...,
+        rewinds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "next_offset", b"next_offset", "output_omitted", b"output_omitted", "result", b"result", "resume_token", b"resume_token", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "next_offset", b"next_offset", "output_omitted", b"output_omitted", "result", b"result", "resume_token", b"resume_token", "rewinds", b"rewinds", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,7 +100,10 @@ class Watch:
                 message.delta.CopyFrom(delta)
             elif final:
                 last = llm_pb2.StreamStatusResponse(
-                    status=job.status, next_offset=cursor.offset, resume_token=cursor.token
+                    status=job.status,
+                    next_offset=cursor.offset,
+                    resume_token=cursor.token,
+                    rewinds=job.transcript.rewinds,
                 )
                 if logprobs := cursor.rest():
                     last.delta.offset = cursor.offset
@@ -119,6 +122,7 @@ class Watch:
                 message.status.CopyFrom(shown)
             message.next_offset = cursor.offset
             message.resume_token = cursor.token
+            message.rewinds = job.transcript.rewinds
             # A keepalive at the next pulse would be too late.
             if delta is not None or message.HasField("status") or now() > last_sent + (_PULSES - 1) * self._pulse:
                 yield message

@@ -18,7 +18,8 @@ from services.http.telemetry import Telemetry
 def make_app(front: Front) -> ASGIApp:
     """Return the application."""
     # Those with a longer prefix come first.
-    packages: list[Package] = [openai.package(front), rest.package(front)]
+    of_openai = openai.package(front)
+    packages: list[Package] = [of_openai, rest.package(front, openai.describe(of_openai.resources))]
     if front.settings.console:
         packages.insert(0, console.package(front))
 
@@ -29,7 +30,7 @@ def make_app(front: Front) -> ASGIApp:
         failure = Failure(HTTPStatus.NOT_FOUND, "there is nothing at this path", "PATH_NOT_FOUND")
         await answer(scope["path"])(failure)(scope, receive, send)
 
-    found = [route for package in packages for route in routes(package)]
+    found = [route for package in packages for route in routes(package, front.gateway.judge)]
     app: ASGIApp = _RawPath(Router(found, redirect_slashes=False, default=not_found))
     if front.settings.cors_origins:
         app = CORSMiddleware(

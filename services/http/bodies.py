@@ -1,6 +1,7 @@
 """What a request says: its JSON body and its query, read within bounds."""
 
 import asyncio
+import email.message
 import json
 from collections import Counter
 from collections.abc import Collection
@@ -24,10 +25,11 @@ _CLOSE: Final = {"Connection": "close"}
 async def read_object(request: Request, settings: HttpSettings, *, optional: bool = False) -> dict[str, Any]:
     """Return the JSON object that is the body of a request. An `optional` body may be missing: that is {}.
 
-    Raises Failure: 415 for another type than JSON, which a form of a foreign page has; 413 for a body over the limit,
+    Raises Failure: 415 for another type than JSON, which a form of a foreign page has, another charset than UTF-8 or a
+    compressed body; 413 for a body over the limit,
     408 for one that does not come in time; 400 for one that is no JSON, has a key twice, or holds too many values.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _media_type(request)
     data = await read_body(request, settings)
     if not data and optional and kind in ("", "application/json"):
         return {}
@@ -78,6 +80,20 @@ def query_of(request: Request, names: Collection[str], *, repeated: Collection[s
     if wrong:
         raise bad_request(*wrong[:100])
     return values
+
+
+def _media_type(request: Request) -> str:
+    """Return the media type of the body, empty if the request names none. Raises Failure, 415."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        words = f"the body must be sent as it is, without Content-Encoding: {coding}"
+        raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, words, headers={"Accept-Encoding": "identity", **_CLOSE})
+    sent = email.message.Message()
+    sent["content-type"] = request.headers.get("content-type", "")
+    charset = str(sent.get_param("charset", "utf-8"))
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must be in UTF-8, not {charset}", headers=_CLOSE)
+    return str(sent["content-type"]).partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, settings: HttpSettings) -> bytes:

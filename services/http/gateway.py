@@ -5,6 +5,7 @@ Calls go through durable_llm, which repeats them and continues streams at anothe
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from datetime import timedelta
@@ -44,6 +45,9 @@ _OPTIONS: Final = (
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
 _BETWEEN_PROBES: Final = 0.5
+_OPEN_SECONDS: Final = 10
+_CALLS: Final = "gateway_calls"
+"""The key of a scope with the calls of the request."""
 
 
 class _Retry(RetryPolicy):
@@ -64,6 +68,8 @@ class Gateway:
         self._timeout = settings.gateway_timeout
         self._retry = _Retry(connect_timeout=settings.gateway_retry, give_up_after=settings.gateway_retry)
         self._tracer = tracer
+        self._open_until = 0.0
+        """Until when it is known that the gateway asks for no credential, on the monotonic clock."""
         tls = settings.gateway_tls
         self._client = AsyncClient(
             settings.gateway,
@@ -81,11 +87,32 @@ class Gateway:
 
     def of(self, request: Request) -> "Calls":
         """Return the calls of a request's caller. Raises Failure for several credentials, or one that is none."""
-        return self.in_name_of(_credential(request))
+        if _CALLS not in request.scope:
+            request.scope[_CALLS] = self.in_name_of(_credential(request))
+        calls: Calls = request.scope[_CALLS]
+        return calls
 
     def in_name_of(self, credential: Mapping[str, str]) -> "Calls":
         """Return the calls of a caller, by the metadata that holds the credential. It may be empty."""
         return Calls(self._client, self._tracer, credential)
+
+    async def judge(self, request: Request) -> None:
+        """Return once the credential of a request is judged. Raises Failure, and ApiError for one that is refused.
+
+        That has happened if any call of the request was answered. Otherwise a call is made for it, which counts like
+        any other. That no credential is needed is known for some seconds.
+        """
+        calls, anonymous = self.of(request), "authorization" not in request.headers
+        if calls.answered or (anonymous and time.monotonic() < self._open_until):
+            return
+        try:
+            # It names no job, so that the gateway does nothing more than judge the caller.
+            await calls.call("GetStatus", llm_pb2.GetStatusRequest())
+        except ApiError as error:
+            if error.code not in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED):
+                raise
+        if anonymous:
+            self._open_until = time.monotonic() + _OPEN_SECONDS
 
     async def answers(self) -> bool:
         """Return whether the gateway is there and says that it serves."""
@@ -131,6 +158,8 @@ class Calls:
         self._client = client
         self._tracer = tracer
         self._credential = credential
+        self.answered = False
+        """Whether the gateway has answered a call, and so knows the caller."""
 
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of LlmService, which has one response. Raises ApiError."""
@@ -156,8 +185,11 @@ class Calls:
             headers = current_headers()
         try:
             yield self._client.with_metadata({**self._credential, **headers})
+            self.answered = True
             _end(span, grpc.StatusCode.OK)
         except ApiError as error:
+            # The reason is the gateway's own: without one there was no gateway.
+            self.answered = self.answered or bool(error.reason)
             _end(span, error.code)
             raise
         except BaseException:

@@ -26,6 +26,8 @@ _CONVERTOR: Final = re.compile(r":\w+}")
 
 Handler = Callable[[Request], Awaitable[Response]]
 """Answers a request. It raises Failure, or ApiError of a call that has failed."""
+Judge = Callable[[Request], Awaitable[None]]
+"""Returns once the credential of a request is judged. Raises Failure or ApiError for one that does not count."""
 Answer = Callable[[Failure], Response]
 """Returns the answer to a request that has failed."""
 
@@ -74,17 +76,18 @@ class IdConvertor(Convertor[str]):
 register_url_convertor("id", IdConvertor())
 
 
-def routes(package: Package) -> list[BaseRoute]:
+def routes(package: Package, judge: Judge) -> list[BaseRoute]:
     """Return the routes of a package's resources."""
-    return [Route(resource.path, _Endpoint(resource, package.answer)) for resource in package.resources]
+    return [Route(resource.path, _Endpoint(resource, package.answer, judge)) for resource in package.resources]
 
 
 class _Endpoint:
     """Answers the requests of one path, whatever their method."""
 
-    def __init__(self, resource: Resource, answer: Answer) -> None:
+    def __init__(self, resource: Resource, answer: Answer, judge: Judge) -> None:
         self._resource = resource
         self._answer = answer
+        self._judge = judge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ROUTE] = self._resource.template
@@ -92,14 +95,17 @@ class _Endpoint:
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
-        methods = self._resource.methods
+        methods, expected = self._resource.methods, request.headers.get("expect", "100-continue")
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         try:
             if handler is None:
                 allow = ", ".join(sorted({*methods, *({"HEAD"} if "GET" in methods else set())}))
                 words = f"{self._resource.template} takes {allow}"
                 raise Failure(HTTPStatus.METHOD_NOT_ALLOWED, words, headers={"Allow": allow})
-            return await handler(request)
+            if expected.lower() != "100-continue":
+                words = f"the expectation {expected!r} is not known here; only 100-continue is"
+                raise Failure(HTTPStatus.EXPECTATION_FAILED, words, headers={"Connection": "close"})
+            return await self._handle(request, handler)
         except Failure as failure:
             return self._answer(failure)
         except ApiError as error:
@@ -107,3 +113,17 @@ class _Endpoint:
         except Exception:  # noqa: BLE001  # the caller gets an answer of the API's form, whatever is wrong here
             _log.exception("a request to %s failed", self._resource.template)
             return self._answer(Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "the front has failed", "INTERNAL"))
+
+    async def _handle(self, request: Request, handler: Handler) -> Response:
+        """Answer a request whose caller may know what is wrong with it.
+
+        The body of one without a credential is read only if none is needed. One with a credential is judged by the
+        gateway's call for the request itself, or before the front's own refusal: so a good request costs one call.
+        """
+        if request.method not in ("GET", "HEAD") and "authorization" not in request.headers:
+            await self._judge(request)
+        try:
+            return await handler(request)
+        except Failure:
+            await self._judge(request)
+            raise

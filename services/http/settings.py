@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from durable_llm._address import require_ports
 from runtime.auth_settings import is_loopback
 from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
@@ -90,6 +91,12 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     def gateway_tls(self) -> ClientTls | None:
         """The files of the connection to the gateway. None: no TLS."""
         return client_tls(self, "gateway_")
+
+    @field_validator("gateway")
+    @classmethod
+    def _gateway_has_ports(cls, value: str) -> str:
+        require_ports(value)
+        return value
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -209,6 +211,30 @@ async def test_without_a_gateway_requests_are_answered_and_the_front_is_not_read
     assert alive.status_code == 200
 
 
+async def test_a_body_is_taken_as_it_was_sent(http: httpx.AsyncClient, stack: Stack) -> None:
+    """A client that asks first sends its body once it is told to, and none that is refused anyway."""
+    job = (
+        b'{"user_id": "u", "request_id": "expected", "model": "docstrings", "prompt": "x", "params": {"max_tokens": 1}}'
+    )
+    head = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    asks = head + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    async with asyncio.timeout(60):
+        async with raw(stack.address("http"), asks % len(job)) as (reader, writer):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+            writer.write(job)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 202")
+        async with raw(stack.address("http"), asks % 2**30) as (reader, _):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413")
+        async with raw(stack.address("http"), head + b"Expect: tea\r\nContent-Length: 9\r\n\r\n") as (reader, _):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 417")
+    for coding in ("gzip", "br", "identity, gzip"):
+        sent = {"Content-Type": "application/json", "Content-Encoding": coding}
+        answer = await http.post("/jobs", content=gzip.compress(job), headers=sent)
+        assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    sent = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert (await http.post("/jobs", content=job, headers=sent)).status_code == 202
+
+
 # Who may call
 
 
@@ -272,6 +298,38 @@ async def test_the_callers_credential_goes_to_the_gateway(stack: Stack, tmp_path
         twice = [("Authorization", f"Bearer {every}"), ("Authorization", f"Bearer {submits}")]
         assert (await front.client.get("/models", headers=twice)).status_code == 401
         assert (await front.client.get("/models", headers={"Authorization": f"Bearer {every}"})).status_code == 200
+    await gateway.terminate()
+
+
+async def test_nothing_is_answered_before_the_credential_is_judged(stack: Stack, tmp_path: Path) -> None:
+    """Who may not call learns neither what is wrong with a request nor that a job is there, and sends no body."""
+    keys = KeyFile(tmp_path / "keys.json")
+    key = keys.add(SCOPES)
+    gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "GATEWAY_API_KEYS_FILE": str(keys.path)})
+    await gateway.start()
+    await gateway.wait_ready()
+    requests: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("GET", "/jobs/x/stream?last_event_id=end", {}),
+        ("GET", "/jobs?no_parameter=1", {}),
+        ("POST", "/jobs", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
+        ("POST", "/jobs", {"json": {"surprise": 1}}),
+        ("POST", "/jobs", {"content": b"x", "headers": {"Content-Type": "text/plain"}}),
+        ("POST", "/v1/responses", {"json": {"input": []}}),
+        ("GET", "/v1/responses/nothing", {}),
+        ("GET", "/v1/responses/nothing/input_items?limit=0", {}),
+    )
+    async with running_front(stack, HTTP_GATEWAY=stack.address(gateway.name)) as front:
+        for method, path, request in requests:
+            for credential in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Bearer {key}"}):
+                more = {**request, "headers": {**request.get("headers", {}), **credential}}
+                status = (await front.client.request(method, path, **more)).status_code
+                known = credential.get("Authorization", "").endswith(key)
+                assert (path, credential, (status == 401) is not known) == (path, credential, True), status
+                assert status < 500
+        head = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += b"Content-Length: 4000000\r\n\r\n{"
+        async with asyncio.timeout(60), raw(front.address, head) as (reader, _):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
     await gateway.terminate()
 
 

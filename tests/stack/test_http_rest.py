@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import json_format
 
 from deploy.local.stack import Stack
+from jobs.response_ids import response_id
 from llm_pb import llm_pb2, llm_pb2_grpc
 from tests.support.http_events import Event, events_of, text_of
 from tests.support.jobs import new_job, until_output, watch
@@ -184,6 +185,9 @@ async def test_models_and_quota(http: httpx.AsyncClient) -> None:
         ({"labels": {"team": 1, "ok": "yes"}}, {'labels["team"]'}),
         ({"labels": ["team"]}, {"labels"}),
         ({"params": {"stop": "end"}, "timeouts": {"total": 5}}, {"params.stop", "timeouts.total"}),
+        ({"params": {"regex": "a", "json_schema": "{}"}}, {"params.json_schema"}),
+        ({"notify": [{"nats": {"subject": "a"}, "webhook": {"url": "https://a.example"}}]}, {"notify[0].webhook"}),
+        ({"labels": {"team": None}, "messages": [None]}, {'labels["team"]', "messages[0]"}),
     ],
 )
 async def test_every_bad_field_is_named(http: httpx.AsyncClient, body: Any, errors: set[str]) -> None:
@@ -213,6 +217,9 @@ async def test_every_bad_field_is_named(http: httpx.AsyncClient, body: Any, erro
         (b"{}", "application/json; charset=utf-8", 400),
         (b"user_id=u", "application/x-www-form-urlencoded", 415),
         (b"{}", "text/plain", 415),
+        (b"{}", "application/json; charset=iso-8859-1", 415),
+        (b"{}", 'application/json; charset="UTF-16"', 415),
+        (b"{}", 'application/json; charset="utf-8"', 400),
         (b'"' + b"x" * (4 * 1024 * 1024) + b'"', "application/json", 413),
     ],
 )
@@ -273,9 +280,28 @@ async def test_an_id_may_hold_what_looks_like_a_path(http: httpx.AsyncClient) ->
 
 async def test_head_is_get_without_a_body(http: httpx.AsyncClient) -> None:
     workflow_id = await submit(http, new_job(params=llm_pb2.SamplingParams(max_tokens=1)))
-    for path in ("/models", f"/jobs/{workflow_id}", f"/jobs/{workflow_id}/stream"):
+    response = f"/v1/responses/{response_id(workflow_id)}"
+    described = (await http.get("/openapi.json")).json()["paths"]
+    of_jobs = [
+        path.replace("{id}", workflow_id) for path in described if path.startswith("/jobs") and "get" in described[path]
+    ]
+    further = [
+        "/models",
+        "/quota",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/models/docstrings",
+        response,
+        f"{response}/input_items",
+    ]
+    for path in (*of_jobs, *further):
         answer = await http.head(path)
-        assert (answer.status_code, answer.content) == (200, b"")
+        assert (path, answer.status_code, answer.content) == (path, 200, b"")
+    running = await submit(http, new_job(model="idle"))
+    # Not the end of the stream is waited for.
+    for path in (f"/jobs/{running}/stream", f"/v1/responses/{response_id(running)}?stream=true"):
+        assert (await http.head(path)).headers["content-type"].startswith("text/event-stream")
+    await http.post(f"/jobs/{running}/cancel")
     assert (await http.head("/jobs/llmjob-no-one/stream")).status_code == 404
 
 
@@ -304,6 +330,7 @@ async def test_a_client_that_comes_back_after_the_end_is_told_to_stop(http: http
     assert (last.name, last.id) == ("end", "end")
     answer = await http.get(f"/jobs/{workflow_id}/stream", headers={"Last-Event-ID": last.id})
     assert (answer.status_code, answer.content) == (204, b"")
+    assert (await http.get("/jobs/llmjob-no-one/stream", headers={"Last-Event-ID": last.id})).status_code == 404
 
 
 async def test_an_id_of_no_event_is_refused(http: httpx.AsyncClient) -> None:

@@ -376,6 +376,23 @@ async def test_an_idempotency_key_finds_the_first_job(client: AsyncOpenAI) -> No
     assert conflict.value.response.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize(
+    "keys", [[""], ["a", "b"], ["a", "a"], ["a\x01b"], ["a\tb"], ["x" * 2000]], ids=lambda keys: repr(keys)[:20]
+)
+async def test_an_idempotency_key_that_is_none_is_refused(stack: Stack, keys: list[str]) -> None:
+    """Taken for one, it would find a job of another request, or none."""
+    headers = [("Idempotency-Key", key) for key in keys]
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as plain:
+        for path, body in (("responses", {"input": "x"}), ("completions", {"prompt": "x"})):
+            url = f"http://{stack.address('http')}/v1/{path}"
+            answer = await plain.post(
+                url,
+                json={"model": MODEL, "max_tokens": 1, **body} if "prompt" in body else {"model": MODEL, **body},
+                headers=headers,
+            )
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key"), answer.text
+
+
 class LostAnswers(httpx.AsyncBaseTransport):
     """Loses the first answers to requests, as a connection that breaks does."""
 
@@ -439,6 +456,7 @@ async def test_a_rewind_ends_the_stream_and_the_retrieved_text_is_right(
         events = [event async for event in stream]
     assert (events[-1].type, events[-1].code) == ("error", "output_replaced")  # type: ignore[union-attr]
     assert events[0].type == "response.created"
+    assert events[-1].sequence_number > events[-2].sequence_number
     id_ = events[0].response.id
     held = events[-2].sequence_number
     workflow_id = workflow_id_of(id_)

@@ -297,6 +297,10 @@ async def test_a_reader_whose_text_still_counts_is_not_taken_back(stub: LlmServi
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
     whole = await watch(stub, id_)
     assert whole.final.result.metadata.rewinds >= 1
+    counted = [message.rewinds for message in whole.messages]
+    assert counted == sorted(counted)
+    assert counted[-1] == whole.final.result.metadata.rewinds
+    assert all(message.rewinds for message in whole.messages if message.delta.rewind)
     rewind = max((place for place, message in enumerate(whole.messages) if message.delta.rewind), default=0)
     # On a busy machine the second attempt's text may come in few messages. Earlier ones have the first one's text.
     for message in whole.messages[rewind:][-10:]:

@@ -21,7 +21,7 @@ class Description:
         path = answer.request.url.raw_path.decode().partition("?")[0]
         method = "get" if answer.request.method == "HEAD" else answer.request.method.lower()
         operations = next((found for found in self._operations(path) if found), {})
-        responses = operations.get(method, {}).get("responses", {"default": _default(self.described)})
+        responses = operations.get(method, {}).get("responses", {"default": _default(self.described, path)})
         content = responses.get(str(answer.status_code), responses["default"]).get("content", {})
         kind = answer.headers.get("content-type", "").partition(";")[0]
         if not content:
@@ -45,11 +45,13 @@ class Description:
         self._jsonschema.Draft202012Validator({**_closed(schema), "components": self._components}).validate(value)
 
 
-def _default(described: dict[str, Any]) -> Any:
-    """Return the error that every operation has, for paths that do not exist."""
+def _default(described: dict[str, Any], near: str) -> Any:
+    """Return the error that every operation near a path has, for paths that do not exist."""
+    prefix = "/v1/"
     (default,) = {
         str(operation["responses"]["default"]): operation["responses"]["default"]
-        for operations in described["paths"].values()
+        for path, operations in described["paths"].items()
+        if path.startswith(prefix) == near.startswith(prefix)
         for operation in operations.values()
     }.values()
     return default

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
@@ -10,7 +11,7 @@ from pydantic import TypeAdapter
 from llm_pb import llm_pb2
 from services.http.openai.asked import NOTE_LABEL, Note
 from services.http.openai.outcome import Ending
-from services.http.openai.response_events import EPOCH, Place, ResponseEvents, Rewound, ended_events
+from services.http.openai.response_events import EPOCH, ERROR, Place, ResponseEvents, Rewound, ended_events
 from services.http.openai.response_object import response_object
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -46,7 +47,7 @@ def live(pieces: list[str], end: Ending, starting_after: int = -1) -> list[dict[
         if offset + size > place.offset:
             start = max(offset, place.offset)
             text = piece.encode()[start - offset :].decode()
-            found += events.text(llm_pb2.OutputDelta(offset=start, text=text))
+            found += events.text(llm_pb2.OutputDelta(offset=start, text=text), 0)
         offset += size
     return found + list(events.end(end))
 
@@ -111,7 +112,9 @@ def test_a_job_without_output_has_no_item_unless_it_completed() -> None:
 def test_a_reader_of_replaced_output_is_told_to_retrieve() -> None:
     end = ending("completed", "new text", rewinds=1, lowest=3)
     (error,) = ended_events(JOB, end, Place(4 + 5))
-    assert (error["type"], error["sequence_number"]) == ("error", 9)
+    assert (error["type"], error["sequence_number"]) == ("error", 9 + ERROR)
+    (again,) = ended_events(JOB, end, Place(9 + ERROR))
+    assert (again["type"], again["sequence_number"]) == ("error", 9 + 2 * ERROR)
     assert "retrieve" in error["message"]
     # What was never replaced is continued, in the numbers of the output as it is.
     rest = list(ended_events(JOB, end, Place(4 + 3)))
@@ -126,13 +129,49 @@ def test_a_reader_of_replaced_output_is_told_to_retrieve() -> None:
 
 def test_a_rewind_ends_a_running_stream() -> None:
     events = ResponseEvents(JOB, ending("completed", "").status, Place())
-    list(events.text(llm_pb2.OutputDelta(text="abc")))
+    list(events.text(llm_pb2.OutputDelta(text="abc"), 0))
     try:
-        list(events.text(llm_pb2.OutputDelta(offset=1, text="x", rewind=True)))
+        list(events.text(llm_pb2.OutputDelta(offset=1, text="x", rewind=True), 1))
     except Rewound:
-        assert events.rewound()["sequence_number"] == 7
+        assert events.rewound()["sequence_number"] == 7 + ERROR
     else:
         raise AssertionError("no rewind")
+
+
+def test_a_running_job_that_has_started_over_is_numbered_as_after_its_end() -> None:
+    """The gateway goes back to the lowest rewind for a reader whose output may be an older one, and says the number."""
+    end = ending("completed", "néw text", rewinds=1, lowest=3)
+    whole = list(ended_events(JOB, end, Place()))
+    events = ResponseEvents(JOB, end.status, Place())
+    live = [*events.begin(), *events.text(llm_pb2.OutputDelta(text="néw"), 1)]
+    held = live[-1]["sequence_number"]
+    assert held == EPOCH + 4 + 4
+    events = ResponseEvents(JOB, end.status, Place(held))
+    repeated = llm_pb2.OutputDelta(offset=3, text="w text", rewind=True)
+    rest = [*events.begin(), *events.text(repeated, 1), *events.end(end)]
+    assert text_of(rest) == " text"
+    assert rest == list(ended_events(JOB, end, Place(held)))
+    assert rest[-1] == whole[-1]
+    for place, rewinds in ((Place(held), 2), (Place(held), 0), (Place(4 + 4), 1)):
+        with pytest.raises(Rewound):
+            list(ResponseEvents(JOB, end.status, place).text(repeated, rewinds))
+    # What was the same in each output is continued.
+    events = ResponseEvents(JOB, end.status, Place(4 + 3))
+    assert list(events.text(llm_pb2.OutputDelta(offset=3, text="w"), 1))[-1]["sequence_number"] == held
+
+
+def test_a_reader_continues_after_an_error() -> None:
+    """Its numbers go on growing, and it holds the same output."""
+    end = ending("completed", "abcdef")
+    events = ResponseEvents(JOB, end.status, Place())
+    before = [*events.begin(), *events.text(llm_pb2.OutputDelta(text="abc"), 0)]
+    error = events.error("server_error", "the gateway does not answer")
+    rest = list(ended_events(JOB, end, Place(error["sequence_number"])))
+    numbers = [event["sequence_number"] for event in (*before, error, *rest)]
+    assert numbers == sorted(set(numbers))
+    assert text_of([*before, *rest]) == "abcdef"
+    middle = rest[0]["sequence_number"]
+    assert list(ended_events(JOB, end, Place(middle))) == rest[1:]
 
 
 def test_a_response_has_the_form_that_clients_read() -> None:

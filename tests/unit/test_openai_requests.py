@@ -1,5 +1,6 @@
 """Requests of OpenAI's clients become jobs; what is not supported is refused by its name, never ignored."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from llm_pb import llm_pb2
 from services.http.failures import Failure
 from services.http.openai.asked import Asked
 from services.http.openai.chat_request import read_chat_request, read_completion_request
+from services.http.openai.openapi import PARAMETERS
 from services.http.openai.responses_request import read_responses_request
+from tests.support.paths import ROOT
 
 READ = {"responses": read_responses_request, "chat": read_chat_request, "completions": read_completion_request}
 LEAST: dict[str, dict[str, Any]] = {
@@ -17,6 +20,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "chat": {"model": "m", "messages": [{"role": "user", "content": "Hi"}]},
     "completions": {"model": "m", "prompt": "Hi"},
 }
+PATHS = {"responses": "/v1/responses", "chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "string"}}}
 
 
@@ -196,16 +200,17 @@ def test_what_is_not_supported_is_refused(endpoint: str, parameters: dict[str, A
 @pytest.mark.parametrize(
     ("endpoint", "field", "param"),
     [
-        ("responses", "job.params.max_tokens", "max_output_tokens"),
         ("responses", "job.params.stop[2]", "stop[2]"),
         ("responses", "job.messages[0].content", "instructions"),
         ("responses", "job.messages[2].content", "input[1].content"),
         ("responses", 'job.labels["a"]', 'metadata["a"]'),
         ("chat", "job.messages[0].content", "messages[0].content"),
-        ("chat", "job.params.max_tokens", "max_completion_tokens"),
-        ("chat", "job.params.logprobs", "top_logprobs"),
         ("chat", "job.priority", "service_tier"),
-        ("chat", "job", "job"),
+        ("chat", "job", "messages"),
+        ("responses", "job", "input"),
+        ("responses", "", "input"),
+        ("responses", "job.messages", "input"),
+        ("completions", "job", "prompt"),
         ("completions", "job.params.logprobs", "logprobs"),
         ("completions", "job.model", "model"),
     ],
@@ -214,4 +219,87 @@ def test_what_the_gateway_refuses_has_the_clients_name(endpoint: str, field: str
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     more = {"responses": {"instructions": "x", "input": messages}, "chat": {"messages": messages}, "completions": {}}
     asked = read(endpoint, **more[endpoint])
-    assert asked.violation(Violation(field, "is wrong")) == Violation(param, "is wrong")
+    assert asked.violation(Violation(field, "is wrong")).field == param
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parameters", "field", "param"),
+    [
+        ("responses", {"guided_json": SCHEMA}, "job.params.json_schema", "guided_json"),
+        ("chat", {"structured_outputs": {"json": SCHEMA}}, "job.params.json_schema", "structured_outputs.json"),
+        ("chat", {"structured_outputs": {"regex": "a"}}, "job.params.regex", "structured_outputs.regex"),
+        ("completions", {"guided_choice": ["a"]}, "job.params.choice.options[0]", "guided_choice[0]"),
+        ("responses", {"text": {"format": {"type": "json_object"}}}, "job.params.json_schema", "text.format.type"),
+        ("chat", {"response_format": {"type": "json_object"}}, "job.params.json_schema", "response_format.type"),
+        ("chat", {"max_tokens": 1}, "job.params.max_tokens", "max_tokens"),
+        ("chat", {"max_completion_tokens": 1}, "job.params.max_tokens", "max_completion_tokens"),
+        ("chat", {"logprobs": True}, "job.params.logprobs", "logprobs"),
+        ("chat", {"logprobs": True, "top_logprobs": 30}, "job.params.logprobs", "top_logprobs"),
+        ("responses", {"include": ["message.output_text.logprobs"]}, "job.params.logprobs", "include"),
+        ("responses", {"top_logprobs": 3}, "job.params.logprobs", "top_logprobs"),
+        ("responses", {"safety_identifier": "a"}, "job.user_id", "safety_identifier"),
+        ("responses", {"user": "a"}, "job.user_id", "user"),
+    ],
+)
+def test_a_field_has_the_name_of_the_parameter_that_was_sent(
+    endpoint: str, parameters: dict[str, Any], field: str, param: str
+) -> None:
+    assert read(endpoint, **parameters).violation(Violation(field, "is wrong")).field == param
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parameter", "value"),
+    [
+        ("responses", "input", []),
+        ("chat", "messages", []),
+        ("completions", "prompt", ""),
+        ("completions", "prompt", [""]),
+    ],
+)
+def test_an_empty_request_names_what_is_empty(endpoint: str, parameter: str, value: Any) -> None:
+    assert refused(endpoint, **{parameter: value}) == parameter
+
+
+def test_the_rules_of_the_gateway_speak_of_the_clients_parameters() -> None:
+    """A number from 3 to 5 is no service tier, and a client that set max_output_tokens has set no max_tokens."""
+    asked = read("responses", service_tier="priority", min_tokens=5, max_output_tokens=2)
+    tier = asked.violation(Violation("job.priority", "must be 3 (first) to 5 (last) here, or 0 for the default"))
+    assert tier == Violation("service_tier", "may not be 'priority' here")
+    least = asked.violation(Violation("job.params.min_tokens", "must be at most max_tokens"))
+    assert least == Violation("min_tokens", "must be at most max_output_tokens")
+
+
+@pytest.mark.parametrize("endpoint", PATHS)
+def test_the_parameters_that_are_taken_are_described(endpoint: str) -> None:
+    """Of one that is not taken nothing more is said than that."""
+    described = PARAMETERS[PATHS[endpoint]]
+    for name in described:
+        wrong: list[Violation] = []
+        try:
+            read(endpoint, **{name: [[{"no": "value"}]]})
+        except Failure as failure:
+            wrong = list(failure.violations)
+        assert Violation(name, "is not supported") not in wrong
+    page = (ROOT / "docs" / "openai.md").read_text()
+    table = page[page.index("| parameter | of |") :].split("\n\n")[0]
+    known = {name for of_path in PARAMETERS.values() for name in of_path}
+    documented = {
+        name.partition(".")[0].partition("=")[0]
+        for row in table.splitlines()[2:]
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    }
+    assert documented - known == set()
+
+
+def test_a_target_of_the_outcome_is_taken_as_it_is() -> None:
+    target = {"webhook": {"url": "https://a.example/", "format": "WEBHOOK_FORMAT_OPENAI"}}
+    job = read("responses", durable_llm={"notify": [target]}).job
+    assert job.notify[0].webhook.format == llm_pb2.WEBHOOK_FORMAT_OPENAI
+    assert job.messages[0].content == "Hi"
+    asked = read("chat", durable_llm={"notify": [target]})
+    assert (
+        asked.violation(Violation("job.notify[0].webhook.url", "is wrong")).field == "durable_llm.notify[0].webhook.url"
+    )
+    assert refused("chat", durable_llm={"notify": [{"webhook": {"uri": "x"}}]}) == "durable_llm.notify[0].webhook.uri"
+    assert refused("chat", durable_llm={"notify": {}}) == "durable_llm.notify"
+    assert refused("chat", durable_llm={"priority": 1}) == "durable_llm.priority"

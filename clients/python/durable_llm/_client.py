@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc
 
+from durable_llm._address import require_ports
 from durable_llm._job import AsyncJob
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm.errors import DurableLLMError, InvalidRequest
@@ -72,8 +73,11 @@ class AsyncClient:
         must be longer than the gateway's GATEWAY_KEEPALIVE (15 s by default). `retry` says how long calls and streams
         are tried again. `options` are more options of the gRPC channel, such as `("grpc.enable_http_proxy", 0)`. They
         override the client's own.
+
+        Raises ValueError for an address with a port that does not exist.
         """
         address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        require_ports(address)
         pairs: Metadata = tuple((metadata or {}).items())
         # gRPC takes the last one of options with the same name.
         all_options = (*_CHANNEL_OPTIONS, *options)
@@ -253,7 +257,7 @@ def job_request(job: llm_pb2.JobRequest | None, fields: Mapping[str, Any]) -> ll
     """Return the job with the fields in addition and with a request_id. Raises ValueError or TypeError like submit."""
     values = dict(fields)
     if messages := values.get("messages"):
-        values["messages"] = [_message_of(message) for message in messages]
+        values["messages"] = [chat_message(message) for message in messages]
     request = llm_pb2.JobRequest(**values)
     if job is not None:
         base = llm_pb2.JobRequest()
@@ -265,7 +269,11 @@ def job_request(job: llm_pb2.JobRequest | None, fields: Mapping[str, Any]) -> ll
     return request
 
 
-def _message_of(message: Any) -> Any:
-    if isinstance(message, Mapping) and message.get("role") in _ROLES:
-        return {**message, "role": _ROLES[message["role"]]}
+def chat_message(message: Any) -> llm_pb2.ChatMessage:
+    """Return a message of a job from one, or from a dict in OpenAI's form. Raises ValueError or TypeError."""
+    if isinstance(message, Mapping):
+        role = message.get("role")
+        return llm_pb2.ChatMessage(**{**message, **({"role": _ROLES[role]} if role in _ROLES else {})})
+    if not isinstance(message, llm_pb2.ChatMessage):
+        raise TypeError(f"a message is a ChatMessage or a dict, not {type(message).__name__}")
     return message

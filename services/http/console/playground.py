@@ -21,7 +21,7 @@ from services.http.console.session import caller_of
 from services.http.failures import Failure, bad_request, of_call, with_fields
 from services.http.front import Front
 from services.http.gateway import Calls
-from services.http.rest.parsing import parse
+from services.http.parsing import parse
 
 _NUMBERS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 _TEXTS: Final = ("user_id", "model", "system", "text", "kind", "project_id", "stop")

@@ -13,8 +13,10 @@ from typing import Final, Self
 from durable_llm.errors import Violation
 from jobs.ids import ID_PATTERN
 from llm_pb import llm_pb2
+from services.http.failures import Failure, with_fields
 from services.http.openai.answers import invalid
 from services.http.openai.parameters import Parameters, text_of
+from services.http.parsing import parse
 
 NOTE_LABEL: Final = "openai.request"
 """The label that holds a Note."""
@@ -54,8 +56,8 @@ class Note:
 
 _MESSAGE: Final = re.compile(r"messages\[(\d+)\]")
 _FIELD: Final = re.compile(r"[a-z_]+")
-_PARAMS: Final = {"user_id": "user", "labels": "metadata", "priority": "service_tier", "logprobs": "top_logprobs"}
-"""The parameters that fields are made from, where the names differ and all endpoints share them."""
+_SHARED_NAMES: Final = {"labels": "metadata", "priority": "service_tier"}
+"""The parameters that fields are made from, where the names differ and all requests share them."""
 
 
 @dataclass
@@ -64,8 +66,8 @@ class Asked:
 
     job: llm_pb2.JobRequest
     """The job, without a request_id and without the label of the note."""
-    params: Mapping[str, str]
-    """The parameters that fields of the job were made from, where the names differ and not all endpoints share them."""
+    names: Mapping[str, str]
+    """The parameters that fields of the job were made from, where the names differ: those that the caller has sent."""
     message_paths: Sequence[str] = ()
     """The parameter that each message was made from. One without an index is the text of the message."""
     stream: bool = False
@@ -89,8 +91,18 @@ class Asked:
             return Violation(made_from + (path[found.end() :] if "[" in made_from else ""), of_job.description)
         field = _FIELD.match(path)
         name = field[0] if field else path
-        param = {**_PARAMS, **self.params}.get(name, name)
-        return Violation(param + path[len(name) :], of_job.description)
+        rest, description = path[len(name) :], of_job.description
+        if name == "priority":
+            # The rule speaks of numbers.
+            description = f"may not be {tier_of(self.job.priority)!r} here"
+        elif name in ("job", ""):
+            # All of it is too large.
+            name, description = "messages" if self.job.messages else "prompt", description.removeprefix("the request ")
+        elif name == "choice":
+            rest = rest.removeprefix(".options")
+        elif name == "min_tokens":
+            description = description.replace("max_tokens", self.names.get("max_tokens", "max_tokens"))
+        return Violation({**_SHARED_NAMES, **self.names}.get(name, name) + rest, description)
 
 
 def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
@@ -98,8 +110,11 @@ def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
     job.model = parameters.text("model") or ""
     if not job.model:
         raise invalid("model", "is required: a model that /v1/models lists")
-    users = [parameters.text("user"), parameters.text("safety_identifier")]
-    user = next((user for user in users if user), "")
+    user = ""
+    for name in ("user", "safety_identifier"):
+        given = parameters.text(name)
+        if given and not user:
+            user, parameters.names["user_id"] = given, name
     job.user_id = (
         user if not user or ID_PATTERN.fullmatch(user) else f"sha256-{hashlib.sha256(user.encode()).hexdigest()}"
     )
@@ -107,6 +122,7 @@ def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
     parameters.text("prompt_cache_key")
     parameters.allow("prompt_cache_retention", "in_memory", "24h")
     _take_metadata(parameters, job)
+    _take_notify(parameters, job)
     match tier := parameters.text("service_tier"):
         case None | "auto" | "default":
             pass
@@ -123,6 +139,19 @@ PRIORITY_OF_TIER: Final = {"priority": 2, "flex": 5}
 def tier_of(priority: int) -> str:
     """Return the service tier of a job."""
     return next((tier for tier, of_tier in PRIORITY_OF_TIER.items() if of_tier == priority), "default")
+
+
+def _take_notify(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
+    """Take the targets of the outcome, which OpenAI's API has for a whole project only."""
+    if (ours := parameters.members("durable_llm")) is None:
+        return
+    targets = ours.any("notify")
+    ours.require_all_taken()
+    parameters.names["notify"] = ours.path("notify")
+    try:
+        parse({"notify": targets}, job)
+    except Failure as failure:
+        raise with_fields(failure, ours.path) from failure
 
 
 def _take_metadata(parameters: Parameters, job: llm_pb2.JobRequest) -> None:

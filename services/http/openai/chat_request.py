@@ -1,16 +1,11 @@
 """The requests of `POST /v1/chat/completions` and of `POST /v1/completions`."""
 
-from typing import Final
-
 from llm_pb import llm_pb2
 from services.http.openai.answers import invalid, unsupported
 from services.http.openai.asked import Asked, take_common
 from services.http.openai.messages import message_of
 from services.http.openai.parameters import Parameters, list_of, required
 from services.http.openai.sampling import take_format, take_max_tokens, take_sampling
-
-_CHAT_PARAMS: Final = {"max_tokens": "max_completion_tokens", "json_schema": "response_format.json_schema.schema"}
-_COMPLETION_PARAMS: Final = {"logprobs": "logprobs"}
 
 
 def read_chat_request(body: object) -> Asked:
@@ -21,6 +16,8 @@ def read_chat_request(body: object) -> Asked:
     for index, item in enumerate(list_of(required(parameters.any("messages"), "messages"), "messages")):
         paths.append(f"messages[{index}]")
         job.messages.append(message_of(item, paths[-1], ("text",)))
+    if not job.messages:
+        raise invalid("messages", "must not be empty")
     take_sampling(parameters, job.params)
     take_max_tokens(parameters, job.params, "max_completion_tokens", "max_tokens")
     take_format(parameters.members("response_format"), job.params, "json_schema")
@@ -29,7 +26,8 @@ def read_chat_request(body: object) -> Asked:
         raise invalid("top_logprobs", "needs logprobs to be true")
     if logprobs:
         job.params.logprobs = most or 0
-    asked = Asked(job, _CHAT_PARAMS, paths)
+        parameters.names["logprobs"] = "logprobs" if most is None else "top_logprobs"
+    asked = Asked(job, parameters.names, paths)
     _take_answer(parameters, asked)
     parameters.allow("tools", [])
     parameters.allow("functions", [])
@@ -52,11 +50,13 @@ def read_completion_request(body: object) -> Asked:
     if not isinstance(prompts, str):
         raise unsupported("prompt", "it may only be one text")
     job.prompt = required(Parameters({"prompt": prompts}).text("prompt"), "prompt")
+    if not job.prompt:
+        raise invalid("prompt", "must not be empty")
     take_sampling(parameters, job.params)
     take_max_tokens(parameters, job.params, "max_tokens")
     if (logprobs := parameters.integer("logprobs")) is not None:
         job.params.logprobs = logprobs
-    asked = Asked(job, _COMPLETION_PARAMS)
+    asked = Asked(job, parameters.names)
     _take_answer(parameters, asked)
     parameters.allow("echo", False)
     parameters.allow("best_of", 1)

@@ -14,12 +14,17 @@ _INT64: Final = 2**63
 class Parameters:
     """The members of a JSON object. A member that is null is the same as one that is missing."""
 
-    def __init__(self, body: object, path: str = "") -> None:
-        """`path` is the object's place in the body, empty for the body itself. Raises Failure if it is no object."""
+    def __init__(self, body: object, path: str = "", names: dict[str, str] | None = None) -> None:
+        """`path` is the object's place in the body, empty for the body itself. Raises Failure if it is no object.
+
+        `names` are those of the body's.
+        """
         if not isinstance(body, Mapping):
             raise invalid(path or "body", "must be a JSON object")
         self._members: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
         self._path = path
+        self.names: dict[str, str] = {} if names is None else names
+        """The parameter that the caller has set each field of the job by, where the names differ."""
 
     def path(self, name: str) -> str:
         """Return a member's path in the body."""
@@ -81,7 +86,7 @@ class Parameters:
     def members(self, name: str) -> "Parameters | None":
         """Return an object's members."""
         value = self._members.pop(name, None)
-        return None if value is None else Parameters(value, self.path(name))
+        return None if value is None else Parameters(value, self.path(name), self.names)
 
     def allow(self, name: str, *values: object) -> None:
         """Accept a parameter that has no effect with these values. Raises Failure for any other value."""

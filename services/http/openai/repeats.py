@@ -8,9 +8,10 @@ sends for the first time, is a job of its own with a random id. No replica needs
 
 import hashlib
 import json
+import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +22,9 @@ from services.http.openai.answers import invalid
 
 WITHIN: Final = timedelta(minutes=10)
 """How long a repeated try finds the job of the first one."""
-_KEY: Final = "idempotency-key"
+_HEADER: Final = "Idempotency-Key"
+_KEY: Final = _HEADER.lower()
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _TRY: Final = "x-stainless-retry-count"
 _MAX_KEY: Final = 1024
 
@@ -40,10 +43,9 @@ class Tries(NamedTuple):
 
     @classmethod
     def of(cls, request: Request, body: Mapping[str, Any]) -> "Tries":
-        """Return what a request tells. Raises Failure for a key that is too long."""
-        if key := request.headers.get(_KEY, ""):
-            if len(key) > _MAX_KEY:
-                raise invalid("Idempotency-Key", f"must have at most {_MAX_KEY} characters")
+        """Return what a request tells. Raises Failure, 400, for a key that is none."""
+        if keys := request.headers.getlist(_KEY):
+            key = _checked(keys)
             return cls(key if ID_PATTERN.fullmatch(key) else f"sha256-{_sha256(key)}")
         count = request.headers.get(_TRY, "")
         said = [request.headers.get("authorization", ""), request.url.path, json.dumps(body, sort_keys=True)]
@@ -61,6 +63,17 @@ class Tries(NamedTuple):
         period = int(time.time() // WITHIN.total_seconds())
         this, before = (f"repeat-{_sha256(f'{self.digest} {number}')[:32]}" for number in (period, period - 1))
         return this, before
+
+
+def _checked(keys: Sequence[str]) -> str:
+    """Return the one key. Raises Failure."""
+    if len(keys) > 1:
+        raise invalid(_HEADER, "must be sent once")
+    if not 1 <= len(keys[0]) <= _MAX_KEY:
+        raise invalid(_HEADER, f"must have 1 to {_MAX_KEY} characters")
+    if _CONTROL.search(keys[0]) is not None:
+        raise invalid(_HEADER, "must not hold control characters")
+    return keys[0]
 
 
 def random_id() -> str:

@@ -8,6 +8,9 @@ Each event has a number that any replica gives it, at any time:
 
 Each rewind, where output that readers may hold was replaced, raises all numbers by 2^36. So a number says which output
 its reader holds, and how much of it; a stream that continues after a number needs no memory of the first stream.
+
+An error ends a stream, and is no event of the response. Its number is that of the event before it plus 2^30. The events
+of a stream that continues after it are raised by that, too: for its reader each number is higher than the one before.
 """
 
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from services.http.openai.response_object import has_item, item_id, message_item
 
 EPOCH: Final = 2**36
 """What one rewind adds to the numbers of events."""
+ERROR: Final = 2**30
+"""What an error adds to the numbers of a reader's further events. It is larger than any output, in bytes."""
 _CREATED, _QUEUED, _IN_PROGRESS, _ITEM_ADDED, _PART_ADDED = range(5)
 _LAST_EVENT: Final = {"completed": "response.completed", "failed": "response.failed"}
 """The type of the last event by the response's status. Of a cancelled response there is no event but incomplete."""
@@ -43,24 +48,36 @@ class Place(NamedTuple):
         return max(self.starting_after, 0) // EPOCH
 
     @property
+    def errors(self) -> int:
+        """The number of errors that the reader has continued after."""
+        return max(self.starting_after, 0) % EPOCH // ERROR
+
+    @property
+    def known(self) -> int:
+        """The number of the event, without what rewinds and errors have added."""
+        return self.starting_after % ERROR if self.starting_after >= 0 else -1
+
+    @property
     def offset(self) -> int:
         """The size of the output that the reader holds, in bytes. It counts the closing events as bytes."""
-        return max(0, self.starting_after % EPOCH - _PART_ADDED) if self.starting_after >= 0 else 0
+        return _size_before(self.known)
 
 
 class ResponseEvents:
     """Turns the output of a job into the events of its response that follow a place."""
 
     def __init__(self, job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, place: Place, rewinds: int = 0) -> None:
-        """`status` is any status of the job, `rewinds` the number of rewinds, 0 while it is not known."""
+        """`status` is any status of the job, `rewinds` the number of its rewinds, 0 while it is not known."""
         self._job = job
         self._accepted = llm_pb2.JobStatus(
             workflow_id=status.workflow_id, create_time=status.create_time, state=llm_pb2.JOB_STATE_QUEUED
         )
-        self._base = rewinds * EPOCH
-        self._known = place.starting_after - self._base
-        self.last_number = place.starting_after
-        """The number of the last event."""
+        self._epoch = max(place.epoch, rewinds)
+        self._errors = place.errors * ERROR
+        self._known = place.known
+        self._resumes = place.offset > 0
+        """Whether the first output is still to come to a reader who holds some."""
+        self._last_number = place.starting_after
 
     def begin(self) -> Iterator[Event]:
         """Yield the events of a response whose job was accepted."""
@@ -73,15 +90,19 @@ class ResponseEvents:
             self._accepted.state = llm_pb2.JOB_STATE_RUNNING
         yield from self._snapshot(_IN_PROGRESS, "in_progress")
 
-    def text(self, delta: llm_pb2.OutputDelta) -> Iterator[Event]:
-        """Yield the events of new output. Raises Rewound."""
-        if delta.rewind:
+    def text(self, delta: llm_pb2.OutputDelta, rewinds: int) -> Iterator[Event]:
+        """Yield the events of new output. `rewinds` is the number of the job's rewinds then. Raises Rewound."""
+        # The gateway cannot know which output the reader holds, and goes back to where the lowest rewind was.
+        repeats = self._resumes and 0 < rewinds == self._epoch
+        if rewinds < self._epoch or (delta.rewind and not repeats):
             raise Rewound
+        self._epoch, self._resumes = rewinds, False
+        end = delta.offset + len(delta.text.encode())
+        delta = _after(delta, _size_before(self._known))
         if not delta.text:
             return
         yield from self.started()
         yield from self._item_added()
-        end = delta.offset + len(delta.text.encode())
         logprobs = [
             {name: value for name, value in token.items() if name != "bytes"} for token in logprobs_of(delta.logprobs)
         ]
@@ -92,6 +113,7 @@ class ResponseEvents:
     def end(self, ending: Ending) -> Iterator[Event]:
         """Yield the last events, once all output has come."""
         status, result = ending
+        self._epoch = max(self._epoch, result.metadata.rewinds)
         yield from self.started()
         word = response_status(status, result)
         size = len(result.output.encode())
@@ -107,14 +129,14 @@ class ResponseEvents:
         yield from self._numbered(_PART_ADDED + size + 4, {"type": last, "response": response})
 
     def rewound(self) -> Event:
-        """Return the event that ends a stream whose output was replaced. Its number is that of the last event."""
-        return {
-            "type": "error",
-            "code": "output_replaced",
-            "message": "the job has started over and its output differs: drop the text, and retrieve the response",
-            "param": None,
-            "sequence_number": max(0, self.last_number),
-        }
+        """Return the event that ends a stream whose output was replaced. So is the stream that continues after it."""
+        words = "the job has started over and its output differs: drop the text, and retrieve the response"
+        return self.error("output_replaced", words)
+
+    def error(self, code: str, message: str) -> Event:
+        """Return the event that ends a stream early. A stream continues after it as after the event before it."""
+        number = max(0, self._last_number) + ERROR
+        return {"type": "error", "code": code, "message": message, "param": None, "sequence_number": number}
 
     def _snapshot(self, number: int, word: str) -> Iterator[Event]:
         if self._known < number:
@@ -140,8 +162,8 @@ class ResponseEvents:
     def _numbered(self, number: int, event: Event) -> Iterator[Event]:
         if number > self._known:
             self._known = number
-            self.last_number = self._base + number
-            yield {**event, "sequence_number": self.last_number}
+            self._last_number = self._epoch * EPOCH + self._errors + number
+            yield {**event, "sequence_number": self._last_number}
 
 
 def ended_events(job: llm_pb2.JobRequest, ending: Ending, place: Place) -> Iterator[Event]:
@@ -153,19 +175,30 @@ def ended_events(job: llm_pb2.JobRequest, ending: Ending, place: Place) -> Itera
     metadata = result.metadata
     output = result.output.encode()
     events = ResponseEvents(job, status, place, metadata.rewinds)
-    if place.starting_after >= 0 and place.epoch != metadata.rewinds:
-        if place.epoch > metadata.rewinds or place.offset > metadata.lowest_rewind_offset:
-            yield events.rewound()
-            return
-        # The output up to the lowest rewind is the same in each epoch.
-        moved = Place(place.starting_after + (metadata.rewinds - place.epoch) * EPOCH)
-        events = ResponseEvents(job, status, moved, metadata.rewinds)
+    # The output up to the lowest rewind is the same in each epoch.
+    replaced = place.epoch < metadata.rewinds and place.offset > metadata.lowest_rewind_offset
+    if replaced or place.epoch > metadata.rewinds:
+        yield events.rewound()
+        return
     yield from events.begin()
-    start = min(place.offset, len(output))
-    while 0 < start < len(output) and output[start] & 0xC0 == 0x80:
-        start -= 1
-    if start < len(output):
-        missing = llm_pb2.OutputDelta(offset=start, text=output[start:].decode())
-        missing.logprobs.extend(token for token in result.logprobs if start <= token.offset < len(output))
-        yield from events.text(missing)
+    whole = llm_pb2.OutputDelta(text=result.output)
+    whole.logprobs.extend(token for token in result.logprobs if token.offset < len(output))
+    yield from events.text(whole, metadata.rewinds)
     yield from events.end(ending)
+
+
+def _size_before(number: int) -> int:
+    """Return the size of the output that a reader holds who knows the event of a number."""
+    return max(0, number - _PART_ADDED)
+
+
+def _after(delta: llm_pb2.OutputDelta, held: int) -> llm_pb2.OutputDelta:
+    """Return what is in a piece of output after the first `held` bytes of all output."""
+    if delta.offset >= held:
+        return delta
+    data, start = delta.text.encode(), held - delta.offset
+    while 0 < start < len(data) and data[start] & 0xC0 == 0x80:
+        start -= 1
+    rest = llm_pb2.OutputDelta(offset=delta.offset + start, text=data[start:].decode())
+    rest.logprobs.extend(token for token in delta.logprobs if token.offset >= rest.offset)
+    return rest

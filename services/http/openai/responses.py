@@ -93,6 +93,8 @@ class Responses:
         job, now = await find(calls, _workflow_id(request))
         if not streams:
             return answered(response_object(job, *now))
+        if request.method == "HEAD":
+            return Response(media_type=EventStream.media_type)
         return EventStream(response_stream(calls, job, now, place), self._front, retry=False)
 
     async def cancel(self, request: Request) -> Response:

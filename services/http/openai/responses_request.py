@@ -3,7 +3,7 @@
 from typing import Final
 
 from llm_pb import llm_pb2
-from services.http.openai.answers import unsupported
+from services.http.openai.answers import invalid, unsupported
 from services.http.openai.asked import Asked, take_common
 from services.http.openai.messages import message_of
 from services.http.openai.parameters import Parameters, list_of, required, text_of
@@ -11,7 +11,6 @@ from services.http.openai.sampling import take_format, take_max_tokens, take_sam
 
 LOGPROBS: Final = "message.output_text.logprobs"
 """The member of `include` that asks for log probabilities."""
-_PARAMS: Final = {"messages": "input", "max_tokens": "max_output_tokens", "json_schema": "text.format.schema"}
 _KINDS: Final = ("input_text", "output_text", "text")
 
 
@@ -32,6 +31,9 @@ def read_responses_request(body: object) -> Asked:
         for index, item in enumerate(list_of(given, "input")):
             paths.append(f"input[{index}]")
             job.messages.append(message_of(item, paths[-1], _KINDS))
+    if not job.messages:
+        raise invalid("input", "must not be empty")
+    parameters.names["messages"] = "input"
     take_sampling(parameters, job.params)
     take_max_tokens(parameters, job.params, "max_output_tokens")
     format_name = ""
@@ -42,7 +44,7 @@ def read_responses_request(body: object) -> Asked:
     _take_logprobs(parameters, job.params)
     asked = Asked(
         job,
-        _PARAMS,
+        parameters.names,
         paths,
         stream=parameters.boolean("stream"),
         background=parameters.boolean("background"),
@@ -65,6 +67,7 @@ def _take_logprobs(parameters: Parameters, params: llm_pb2.SamplingParams) -> No
     most = parameters.integer("top_logprobs")
     if included or most:
         params.logprobs = most or 0
+        parameters.names["logprobs"] = "include" if most is None else "top_logprobs"
 
 
 def _allow_defaults(parameters: Parameters) -> None:

@@ -36,6 +36,7 @@ def take_max_tokens(parameters: Parameters, params: llm_pb2.SamplingParams, *nam
         if params.HasField("max_tokens") and params.max_tokens != most:
             raise invalid(name, f"must not differ from {names[0]!r}")
         params.max_tokens = most
+        parameters.names["max_tokens"] = name
 
 
 def take_format(format_: Parameters | None, params: llm_pb2.SamplingParams, schema_of: str = "") -> str:
@@ -50,7 +51,7 @@ def take_format(format_: Parameters | None, params: llm_pb2.SamplingParams, sche
         case "text":
             pass
         case "json_object":
-            _set_structured_output(params, "json_schema", JSON_OBJECT, format_.path("type"))
+            _set_structured_output(params, "json_schema", JSON_OBJECT, format_, "type")
         case "json_schema":
             holder = format_
             if schema_of:
@@ -63,7 +64,7 @@ def take_format(format_: Parameters | None, params: llm_pb2.SamplingParams, sche
             holder.boolean("strict")
             holder.text("description")
             holder.require_all_taken()
-            _set_structured_output(params, "json_schema", _json(schema), holder.path("schema"))
+            _set_structured_output(params, "json_schema", _json(schema), holder, "schema")
         case _:
             raise unsupported(format_.path("type"), f"it is {kind!r}")
     format_.require_all_taken()
@@ -76,30 +77,31 @@ def _take_structured_output(parameters: Parameters, params: llm_pb2.SamplingPara
     if (structured := parameters.members("structured_outputs")) is not None:
         holders.append((structured, ""))
     for holder, prefix in holders:
-        path = holder.path(f"{prefix}json")
-        schema = holder.any(f"{prefix}json")
-        if schema is not None:
-            _set_structured_output(params, "json_schema", schema if isinstance(schema, str) else _json(schema), path)
-        path = holder.path(f"{prefix}regex")
-        if (regex := holder.text(f"{prefix}regex")) is not None:
-            _set_structured_output(params, "regex", regex, path)
-        path = holder.path(f"{prefix}choice")
-        if (choices := holder.texts(f"{prefix}choice")) is not None:
-            _set_structured_output(params, "choice", llm_pb2.Choice(options=choices), path)
+        if (schema := holder.any(name := f"{prefix}json")) is not None:
+            text = schema if isinstance(schema, str) else _json(schema)
+            _set_structured_output(params, "json_schema", text, holder, name)
+        if (regex := holder.text(name := f"{prefix}regex")) is not None:
+            _set_structured_output(params, "regex", regex, holder, name)
+        if (choices := holder.texts(name := f"{prefix}choice")) is not None:
+            _set_structured_output(params, "choice", llm_pb2.Choice(options=choices), holder, name)
     if structured is not None:
         structured.require_all_taken()
 
 
-def _set_structured_output(params: llm_pb2.SamplingParams, name: str, value: Any, path: str) -> None:
+def _set_structured_output(
+    params: llm_pb2.SamplingParams, field: str, value: Any, holder: Parameters, name: str
+) -> None:
+    path = holder.path(name)
+    holder.names[field] = path
     if params.WhichOneof("structured_output") is not None:
         raise invalid(path, "must not constrain the output a second time")
     if isinstance(value, llm_pb2.Choice):
         params.choice.CopyFrom(value)
         return
     try:
-        setattr(params, name, value)
+        setattr(params, field, value)
     except (TypeError, ValueError):
-        raise invalid(path, "must be a JSON Schema" if name == "json_schema" else "must be a string") from None
+        raise invalid(path, "must be a JSON Schema" if field == "json_schema" else "must be a string") from None
 
 
 def _json(value: object) -> str:

@@ -88,8 +88,6 @@ async def _response_events(
     events = ResponseEvents(job, now.status, place)
     last, omitted = now, False
     try:
-        if place.epoch:
-            raise Rewound
         for item in events.begin():
             yield item
         async with aclosing(calls.watch(now.status.workflow_id, output_offset=place.offset)) as messages:
@@ -98,8 +96,9 @@ async def _response_events(
                 if last.status.state not in _NOT_STARTED:
                     for item in events.started():
                         yield item
-                for item in events.text(message.delta):
-                    yield item
+                if message.HasField("delta"):
+                    for item in events.text(message.delta, message.rewinds):
+                        yield item
         if omitted:
             _, last = await find(calls, now.status.workflow_id)
         for item in events.end(last):
@@ -108,13 +107,8 @@ async def _response_events(
         yield events.rewound()
     except ApiError as error:
         failure = of_call(error)
-        yield {
-            "type": "error",
-            "code": failure.reason.lower() or "server_error",
-            "message": f"{failure.message}; retrieve the response to continue",
-            "param": None,
-            "sequence_number": max(0, events.last_number),
-        }
+        words = f"{failure.message}; retrieve the response to continue"
+        yield events.error(failure.reason.lower() or "server_error", words)
 
 
 async def completion_stream(

@@ -15,8 +15,8 @@ from llm_pb import llm_pb2
 from services.http.bodies import read_object
 from services.http.failures import Failure, bad_request, of_call, with_fields
 from services.http.front import Front
+from services.http.parsing import parse
 from services.http.rest.messages import answer_with
-from services.http.rest.parsing import parse
 
 Query = Mapping[str, list[str]]
 

@@ -1,5 +1,6 @@
-"""The description of the REST API, in OpenAPI 3.1, made of the operations themselves and of llm.proto's messages."""
+"""The description of the API, in OpenAPI 3.1: that of REST is made of its operations and of llm.proto's messages."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from services.http.resources import Resource
@@ -33,8 +34,8 @@ _ERROR: Final = {
 }
 
 
-def describe(paths: Paths) -> dict[str, Any]:
-    """Return the description of the operations."""
+def describe(paths: Paths, further: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of the operations, and of `further` ones, which are described already."""
     schemas = Schemas()
     described = {
         Resource(path, operations).template: {
@@ -49,7 +50,7 @@ def describe(paths: Paths) -> dict[str, Any]:
             "version": VERSION,
             "description": "Jobs that survive the loss of any process. llm.proto says what each field means.",
         },
-        "paths": described,
+        "paths": {**described, **further},
         "components": {
             "schemas": {**schemas.named, "Problem": _PROBLEM},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -35,12 +35,15 @@ _STREAM: Final = {
 }
 
 
-def package(front: Front) -> Package:
-    """Return the package. It takes all paths that no other package has."""
+def package(front: Front, further: Mapping[str, Any]) -> Package:
+    """Return the package. It takes all paths that no other package has.
+
+    `further` are the operations of other packages, by path, which /openapi.json describes, too.
+    """
     jobs, paths = Jobs(front), dict[str, Mapping[str, Operation]]()
 
     async def openapi(_: Request, __: Mapping[str, list[str]]) -> Response:
-        return JSONResponse(describe(paths))
+        return JSONResponse(describe(paths, further))
 
     paths |= _paths(front, jobs)
     paths["/openapi.json"] = {"GET": Operation("GetOpenApi", "Returns this description.", openapi)}

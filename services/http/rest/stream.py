@@ -39,13 +39,13 @@ async def stream_to(calls: Calls, front: Front, request: Request, query: Mapping
     (asked,) = query.get(PARAMETER, [""])
     # A browser repeats the query when it comes back, and adds the header.
     place = request.headers.get("last-event-id") or asked
-    if place == END:
-        return Response(status_code=HTTPStatus.NO_CONTENT)
     if not place.isascii():
         raise bad_request(message="the last event id is none of this API")
     workflow_id = request.path_params["id"]
-    if request.method == "HEAD":
+    if request.method == "HEAD" or place == END:
         await calls.call("GetStatus", llm_pb2.GetStatusRequest(workflow_id=workflow_id))
+        if place == END:
+            return Response(status_code=HTTPStatus.NO_CONTENT)
         return Response(media_type=EventStream.media_type)
     messages = calls.watch(workflow_id, place)
     try:

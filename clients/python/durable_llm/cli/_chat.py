@@ -17,7 +17,7 @@ from durable_llm.cli._exits import CommandError, from_service
 from durable_llm.cli._follow import follow
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import job_for
-from durable_llm.cli._options import Duration, connection_options, quiet_option, sampling_options
+from durable_llm.cli._options import NAME, Duration, connection_options, quiet_option, sampling_options
 from durable_llm.cli._stdout import on_terminal, write
 from durable_llm.cli._text import say
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     "-f", "--file", type=click.Path(path_type=Path), help="Keep the conversation in this file, and continue it."
 )
 @click.option("-s", "--system", help="Instructions that frame the conversation.")
-@click.option("-m", "--model", help="Model that answers.")
+@click.option("-m", "--model", type=NAME, help="Model that answers.")
 @sampling_options
-@click.option("--user", help="User whom the jobs are for. [default: your login name]")
-@click.option("--project", help="Label to group and list jobs by.")
+@click.option("--user", type=NAME, help="User whom the jobs are for. [default: your login name]")
+@click.option("--project", type=NAME, help="Label to group and list jobs by.")
 @click.option("--timeout", type=Duration(), help="Time limit of each turn.")
 @quiet_option
 @connection_options
@@ -103,6 +103,8 @@ class Conversation:
                 {"role": str(kept_one["role"]), "content": str(kept_one["content"])} for kept_one in kept["messages"]
             ]
             self.open_job = str(kept["open_job"])
+            # Raises a ValueError for half a surrogate pair, which is no text.
+            json.dumps(kept, ensure_ascii=False).encode()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CommandError(f"{path} holds no conversation of this command") from error
 
@@ -139,7 +141,7 @@ def _lines() -> Iterator[str]:
         try:
             # Without it Ctrl-C would end the process and leave the terminal as the editor has set it.
             with interruptible():
-                line = input("> ").strip()
+                line = os.fsencode(input("> ")).decode(errors="replace").strip()
         except EOFError:
             return
         except KeyboardInterrupt:

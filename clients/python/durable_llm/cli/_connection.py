@@ -42,7 +42,9 @@ class Connection:
 
         key = self._api_key()
         files = {
-            name: _read_pem(self.settings[name]) for name in ("tls_ca", "tls_cert", "tls_key") if name in self.settings
+            name: _read_pem(name, self.settings[name])
+            for name in ("tls_ca", "tls_cert", "tls_key")
+            if name in self.settings
         }
         if ("tls_cert" in files) != ("tls_key" in files):
             raise CommandError("a client certificate needs both tls_cert and tls_key")
@@ -55,12 +57,15 @@ class Connection:
         if tls:
             credentials = grpc.ssl_channel_credentials(files.get("tls_ca"), files.get("tls_key"), files.get("tls_cert"))
         metadata = {"authorization": f"Bearer {key}"} if key else {}
-        return Client(self.address, credentials=credentials, metadata=metadata)
+        try:
+            return Client(self.address, credentials=credentials, metadata=metadata)
+        except ValueError as error:
+            raise CommandError(f"--address or DURABLE_LLM_ADDRESS: {error}") from error
 
     def _api_key(self) -> str:
         key = self.settings.get("api_key", "")
         if path := self.settings.get("api_key_file"):
-            key = _read(path).decode(errors="replace")
+            key = _read("api_key_file", path).decode(errors="replace")
             warn_if_others_may_read(Path(path))
         key = key.strip()
         if not (key.isascii() and key.isprintable()):
@@ -68,15 +73,15 @@ class Connection:
         return key
 
 
-def _read(path: str) -> bytes:
+def _read(setting: str, path: str) -> bytes:
     try:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error.strerror}") from error
+        raise CommandError(f"{setting}: {path} cannot be read: {error.strerror}") from error
 
 
-def _read_pem(path: str) -> bytes:
-    content = _read(path)
+def _read_pem(setting: str, path: str) -> bytes:
+    content = _read(setting, path)
     if b"-----BEGIN " not in content:
-        raise CommandError(f"{path} holds nothing in PEM")
+        raise CommandError(f"{setting}: {path} holds nothing in PEM")
     return content

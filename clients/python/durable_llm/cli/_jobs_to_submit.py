@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import os
 import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ def job_for(
     if not model:
         raise click.UsageError("Name a model: --model NAME, or the profile's model. `durable-llm models` lists them.")
     values = {
-        "user_id": user or settings.get("user") or getpass.getuser(),
+        "user_id": user or settings.get("user") or _login_name(),
         "request_id": request_id or uuid.uuid4().hex,
         "project_id": project or settings.get("project", ""),
         "model": model,
@@ -49,31 +48,44 @@ def job_for(
         raise click.UsageError(str(error)) from error
 
 
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise click.UsageError("Name a user: --user NAME. This machine has no name for yours.") from None
+
+
 def content_of(prompt: str | None, file: str | None, messages: str | None) -> dict[str, Any]:
     """Return the field `prompt` or `messages` of a job from exactly one source. Raises a usage error."""
     if sum(given is not None for given in (prompt, file, messages)) != 1:
         raise click.UsageError("Give exactly one of PROMPT (`-` for standard input), --file and --messages.")
     if messages is not None:
         return {"messages": read_messages(messages)}
-    if file is not None or prompt == "-":
-        return {"prompt": read_text(file or "-")}
-    try:
-        # The shell's bytes, whatever Python takes for the encoding of the locale.
-        return {"prompt": os.fsencode(prompt or "").decode()}
-    except UnicodeDecodeError:
-        raise click.UsageError("PROMPT is not in UTF-8.") from None
+    if file is not None:
+        return {"prompt": read_text(file, "--file")}
+    return {"prompt": read_text("-", "PROMPT") if prompt == "-" else prompt}
 
 
 def read_messages(path: str) -> list[dict[str, str]]:
     """Return the messages in a file: a JSON list in OpenAI's form. Raises a usage error."""
+    from durable_llm._client import chat_message
+
     try:
-        messages = json.loads(read_text(path))
-    except ValueError as error:
-        raise click.UsageError(f"{path} is no JSON: {error}") from error
+        messages = json.loads(read_text(path, "--messages"))
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--messages: {path} is no JSON: {error}") from error
     if not isinstance(messages, list) or not all(
         isinstance(message, dict) and all(isinstance(value, str) for value in message.values()) for message in messages
     ):
-        raise click.UsageError(f'{path} must hold a list such as [{{"role": "user", "content": "Hello"}}]')
+        raise click.UsageError(f'--messages: {path} must hold a list such as [{{"role": "user", "content": "Hello"}}]')
+    for index, message in enumerate(messages):
+        try:
+            chat_message(message)
+        except UnicodeError:
+            words = f"message {index} of {path} holds half a surrogate pair, which is no character"
+            raise click.UsageError(f"--messages: {words}") from None
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(f"--messages: message {index} of {path}: {error}") from error
     return messages
 
 

@@ -32,7 +32,12 @@ STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", 
 @click.option("-m", "--model", default="", help="Only jobs for this model.")
 @click.option("--project", "project_id", default="", help="Only jobs with this label.")
 @click.option(
-    "-n", "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Number of jobs; 0: all."
+    "-n",
+    "--limit",
+    type=click.IntRange(min=0, max=1_000_000_000),
+    default=20,
+    show_default=True,
+    help="Number of jobs; 0: all.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
 @json_option

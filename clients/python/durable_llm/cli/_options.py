@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
@@ -15,6 +16,46 @@ from durable_llm.cli._text import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FLAGS = ("address", "api_key_file", "tls", "tls_ca", "tls_cert", "tls_key")
+
+
+class Text(click.ParamType[str]):
+    """A text in UTF-8: the bytes of the shell, whatever Python takes for the encoding of the locale."""
+
+    name = "text"
+
+    def __init__(self, *, may_be_empty: bool = True) -> None:
+        """`may_be_empty` is False where an empty text would stand for another one, such as an unset variable's."""
+        self._may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text. Fails with a usage error."""
+        try:
+            text = os.fsencode(value).decode()
+        except UnicodeError:
+            self.fail("It is not in UTF-8.", param, ctx)
+        if not (text or self._may_be_empty):
+            self.fail("It is empty.", param, ctx)
+        return text
+
+
+NAME = Text(may_be_empty=False)
+
+
+class WholeNumber(click.ParamType[int]):
+    """A whole number that a field of a job can hold. The gateway knows the narrower range of each field."""
+
+    name = "integer"
+
+    def __init__(self, bits: int = 32) -> None:
+        """`bits` is the size of the field."""
+        self._bound: int = 2 ** (bits - 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number. Fails with a usage error."""
+        number: int = click.INT.convert(value, param, ctx)
+        if not -self._bound <= number < self._bound:
+            self.fail(f"{value} is out of range: no field holds it.", param, ctx)
+        return number
 
 
 class Duration(click.ParamType[timedelta]):
@@ -47,14 +88,17 @@ def connection_options(command: F) -> F:
                 raise
             raise translated from error
 
+    file = click.Path()
     options = (
         click.option("--profile", default="", help="Profile to use.", shell_complete=_profile_names),
         click.option("--address", help="host:port of the gateway. [default: 127.0.0.1:50051]"),
-        click.option("--api-key-file", help="File that holds the API key. DURABLE_LLM_API_KEY holds the key itself."),
+        click.option(
+            "--api-key-file", type=file, help="File that holds the API key. DURABLE_LLM_API_KEY holds the key itself."
+        ),
         click.option("--tls/--no-tls", default=None, help="Use TLS. [default: with a key that goes to another host]"),
-        click.option("--tls-ca", help="File with the CAs to trust, in PEM. [default: those of gRPC]"),
-        click.option("--tls-cert", help="File with a client certificate, in PEM."),
-        click.option("--tls-key", help="File with the key of the client certificate, in PEM."),
+        click.option("--tls-ca", type=file, help="File with the CAs to trust, in PEM. [default: those of gRPC]"),
+        click.option("--tls-cert", type=file, help="File with a client certificate, in PEM."),
+        click.option("--tls-key", type=file, help="File with the key of the client certificate, in PEM."),
     )
     for option in reversed(options):
         with_connection = option(with_connection)
@@ -74,11 +118,11 @@ def quiet_option(command: F) -> F:
 _SAMPLING: tuple[tuple[str, Any, str], ...] = (
     ("temperature", float, "0 (greedy) to 2."),
     ("top_p", float, "Keep the most probable tokens whose probabilities add up to this."),
-    ("top_k", int, "Keep this many of the most probable tokens."),
+    ("top_k", WholeNumber(), "Keep this many of the most probable tokens."),
     ("min_p", float, "Drop tokens below this share of the highest probability."),
-    ("max_tokens", int, "Maximum number of output tokens."),
-    ("min_tokens", int, "Minimum number of output tokens."),
-    ("seed", int, "Makes sampling reproducible."),
+    ("max_tokens", WholeNumber(), "Maximum number of output tokens."),
+    ("min_tokens", WholeNumber(), "Minimum number of output tokens."),
+    ("seed", WholeNumber(bits=64), "Makes sampling reproducible."),
     ("presence_penalty", float, "Penalises tokens that occur in the output; -2 to 2."),
     ("frequency_penalty", float, "Penalises tokens by the number of their occurrences; -2 to 2."),
     ("repetition_penalty", float, "Divides the scores of tokens that occur in prompt or output; above 0, at most 2."),
@@ -103,16 +147,29 @@ def sampling_options(command: F) -> F:
     return with_sampling  # type: ignore[return-value]
 
 
-def read_text(path: str) -> str:
-    """Return the text of a file, or of standard input for `-`, as it stands. Raises a usage error."""
+def take_text(command: click.Command) -> None:
+    """Make every parameter of a command that has no type of its own a Text, those of its commands included."""
+    for parameter in command.params:
+        if parameter.type is click.STRING:
+            parameter.type = Text()
+    if isinstance(command, click.Group):
+        for further in command.commands.values():
+            take_text(further)
+
+
+def read_text(path: str, name: str) -> str:
+    """Return the text of a file, or of standard input for `-`, as it stands.
+
+    Raises a usage error with the `name` of the parameter that has the path.
+    """
     import sys
 
     try:
         return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode()
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"{path} is not in UTF-8: byte {error.start} is wrong") from error
+        raise click.UsageError(f"{name}: {path} is not in UTF-8: byte {error.start} is wrong") from error
     except OSError as error:
-        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise click.UsageError(f"{name}: {path} cannot be read: {error.strerror}") from error
 
 
 def _profile_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

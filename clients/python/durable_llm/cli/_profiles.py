@@ -27,6 +27,8 @@ SETTINGS: Final = {
 PREFIX: Final = "DURABLE_LLM_"
 DEFAULT_PROFILE: Final = "default"
 _CREDENTIAL: Final = ("api_key", "api_key_file")
+_TEXTS: Final = ("address", "user", "project", "model")
+"""The settings that a request or an address holds. The name of a file need not be in UTF-8."""
 _TABLE: Final = "profile"
 _CURRENT: Final = "current"
 _OTHERS_MAY_READ: Final = 0o044
@@ -124,10 +126,17 @@ def settings_of(flags: Mapping[str, str | None], profile: Mapping[str, str]) -> 
 def _environment() -> Iterator[tuple[str, str]]:
     for key in SETTINGS:
         if value := os.environ.get(PREFIX + key.upper()):
-            yield key, value
+            yield key, _in_utf_8(PREFIX + key.upper(), value) if key in _TEXTS else value
     # The library's own variable.
     if not os.environ.get(f"{PREFIX}ADDRESS") and (address := os.environ.get("LLM_ADDRESS")):
-        yield "address", address
+        yield "address", _in_utf_8("LLM_ADDRESS", address)
+
+
+def _in_utf_8(name: str, value: str) -> str:
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeDecodeError:
+        raise CommandError(f"{name} is not in UTF-8") from None
 
 
 def warn_if_others_may_read(path: Path) -> None:

@@ -7,7 +7,8 @@ import click
 
 from durable_llm.cli import _chat, _config, _manage, _run_jobs, _service
 from durable_llm.cli._exits import CommandError, Exit, Interrupted, ReaderGone
-from durable_llm.cli._stdout import write_line
+from durable_llm.cli._options import take_text
+from durable_llm.cli._stdout import StandardOutput, hold_descriptors, write_line
 from durable_llm.cli._text import say, visible
 
 _COMMANDS = (
@@ -58,10 +59,13 @@ def durable_llm() -> None:
 
 for _command in _COMMANDS:
     durable_llm.add_command(_command)
+take_text(durable_llm)
 
 
 def run() -> int:
     """Run the command line and return its exit status."""
+    hold_descriptors()
+    sys.stdout = StandardOutput()
     # A message that the encoding of standard error lacks is escaped, not lost.
     sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

@@ -11,7 +11,9 @@ from durable_llm.cli._follow import follow, wait
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import content_of, job_for, target_of
 from durable_llm.cli._options import (
+    NAME,
     Duration,
+    WholeNumber,
     connection_options,
     json_option,
     quiet_option,
@@ -24,19 +26,23 @@ from durable_llm.cli._text import say
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("-f", "--file", help="Read the prompt from a file, as it stands.")
-@click.option("--messages", help='Read a conversation from a JSON file: [{"role": "user", "content": "Hello"}].')
-@click.option("-m", "--model", help="Model that answers.")
+@click.option("-f", "--file", type=click.Path(), help="Read the prompt from a file, as it stands.")
+@click.option(
+    "--messages",
+    type=click.Path(),
+    help='Read a conversation from a JSON file: [{"role": "user", "content": "Hello"}].',
+)
+@click.option("-m", "--model", type=NAME, help="Model that answers.")
 @sampling_options
-@click.option("--json-schema", "schema", help="File with a JSON Schema that the output follows.")
+@click.option("--json-schema", "schema", type=click.Path(), help="File with a JSON Schema that the output follows.")
 @click.option("--regex", help="Regular expression that the output matches.")
 @click.option("--choice", multiple=True, help="One of the texts that the output may be. May be repeated.")
-@click.option("--logprobs", type=int, help="Report this many log probabilities of each token, in the result.")
-@click.option("--user", help="User whom the job is for. [default: your login name]")
-@click.option("--project", help="Label to group and list jobs by.")
-@click.option("--request-id", help="Idempotency key: a repeat finds the first job. [default: a random one]")
-@click.option("--priority", type=int, default=0, help="1 (first) to 5 (last).")
-@click.option("--notify", multiple=True, help="Deliver the outcome to a URL, nats:SUBJECT or kafka:TOPIC.")
+@click.option("--logprobs", type=WholeNumber(), help="Report this many log probabilities of each token, in the result.")
+@click.option("--user", type=NAME, help="User whom the job is for. [default: your login name]")
+@click.option("--project", type=NAME, help="Label to group and list jobs by.")
+@click.option("--request-id", type=NAME, help="Idempotency key: a repeat finds the first job. [default: a random one]")
+@click.option("--priority", type=WholeNumber(), default=0, help="1 (first) to 5 (last).")
+@click.option("--notify", type=NAME, multiple=True, help="Deliver the outcome to a URL, nats:SUBJECT or kafka:TOPIC.")
 @click.option("--timeout", type=Duration(), help="Time limit of the whole job, such as 90s, 5m or 1h30m.")
 @click.option("-w", "--watch", is_flag=True, help="Print the text as it is generated.")
 @quiet_option
@@ -62,7 +68,7 @@ def submit(
 ) -> None:
     """Submit a job for PROMPT (`-`: standard input) and print its id, or with --watch its text."""
     forms = {
-        "json_schema": read_text(schema) if schema is not None else None,
+        "json_schema": read_text(schema, "--json-schema") if schema is not None else None,
         "regex": regex,
         "choice": {"options": choice} if choice else None,
     }

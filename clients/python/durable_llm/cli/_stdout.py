@@ -1,5 +1,7 @@
 """Standard output: the text of a job, or lines. Nothing stays in a buffer."""
 
+import errno
+import io
 import os
 import select
 import stat
@@ -20,14 +22,66 @@ STDOUT: Final = 1
 
 def write(text: str) -> None:
     """Write text in UTF-8, whatever the locale: scripts get the bytes of the job. Raises ReaderGone."""
-    data = memoryview(text.encode())
+    _write_bytes(memoryview(text.encode()))
+
+
+def _write_bytes(data: memoryview) -> None:
     while data:
         try:
             data = data[os.write(STDOUT, data) :]
         except BlockingIOError:
             select.select([], [STDOUT], [])
-        except BrokenPipeError:
-            raise ReaderGone from None
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EBADF):
+                raise ReaderGone from None
+            raise
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of standard output."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes. Raises ReaderGone."""
+        _write_bytes(memoryview(data))
+        return len(data)
+
+
+class StandardOutput(io.TextIOBase):
+    """Standard output for what others print, such as click its help: it goes where write() writes, in the same way."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.buffer = _Bytes()
+        """Where bytes are written, such as click's completions."""
+
+    def write(self, text: str) -> int:
+        """Write text. Raises ReaderGone."""
+        write(text)
+        return len(text)
+
+    def fileno(self) -> int:
+        """Return the descriptor, by which a terminal is known."""
+        return STDOUT
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return on_terminal()
+
+
+def hold_descriptors() -> None:
+    """Hold the places of closed standard streams, so that no connection gets the number of one.
+
+    A write to closed standard output then fails, as it does without.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken: this one.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if name != "stdout":
+                setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
 
 
 def write_line(text: str) -> None:

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST = timedelta(days=3_652_500)
+"""The longest duration that a message holds: 10,000 years."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -23,12 +25,14 @@ def say(text: str) -> None:
 def parse_duration(text: str) -> timedelta:
     """Return the duration that a text such as 90, 90s, 5m or 1h30m names. Raises ValueError."""
     text = text.strip()
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
-        return timedelta(seconds=float(text))
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    plain = re.fullmatch(r"\d+(?:\.\d+)?", text) is not None
+    parts = [(text, "s")] if plain else _DURATION.findall(text)
+    if not plain and (not parts or "".join(number + unit for number, unit in parts) != text):
         raise ValueError(f"{text!r} is no duration: write 90s, 5m or 1h30m")
-    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > _LONGEST.total_seconds():
+        raise ValueError(f"{text!r} is longer than 10,000 years")
+    return timedelta(seconds=seconds)
 
 
 def age(since: datetime) -> str:

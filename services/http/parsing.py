@@ -40,14 +40,15 @@ def parse(value: dict[str, Any], message: M, *, without: Collection[str] = ()) -
     try:
         return json_format.ParseDict(value, message)
     except (json_format.ParseError, ValueError, TypeError) as error:
-        # Such as two fields of a oneof.
-        raise bad_request(message=str(error)) from error
+        # What was not found above. The words of the error are protobuf's.
+        raise bad_request(message=f"the body is no {message.DESCRIPTOR.name} of llm.proto") from error
 
 
 def _wrong(value: dict[str, Any], descriptor: Any, path: str) -> Iterator[Violation]:
     """Yield what is wrong with the fields of an object, those of its objects included."""
     known = {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
     seen: set[str] = set()
+    chosen: dict[str, str] = {}
     for key, item in value.items():
         field = known.get(key)
         if field is None:
@@ -59,13 +60,21 @@ def _wrong(value: dict[str, Any], descriptor: Any, path: str) -> Iterator[Violat
         seen.add(field.name)
         if item is None:
             continue
+        if (oneof := field.containing_oneof) is not None and (
+            first := chosen.setdefault(oneof.name, field.name)
+        ) != field.name:
+            yield Violation(place, f"must not be set together with {first}: remove one")
         if _is_map(field):
             if not isinstance(item, dict):
                 yield Violation(place, "must be an object")
                 continue
             entry: Any = field.message_type
             for name, element in item.items():
-                yield from _wrong_value(element, entry.fields_by_name["value"], f"{place}[{json.dumps(name)}]")
+                of_name = f"{place}[{json.dumps(name)}]"
+                if element is None:
+                    yield Violation(of_name, "must not be null")
+                else:
+                    yield from _wrong_value(element, entry.fields_by_name["value"], of_name)
         elif field.is_repeated:
             if not isinstance(item, list):
                 yield Violation(place, "must be a list")
