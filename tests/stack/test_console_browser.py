@@ -7,7 +7,7 @@ import pytest
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
-from tests.support.browser import PATIENCE, SIZES, findings, new_page, running_browser
+from tests.support.browser import PATIENCE, SIZES, findings, new_page, running_browser, until
 from tests.support.http_fronts import running_front
 from tests.support.jobs import new_job, run_job
 from tests.support.receivers import Receiver, status
@@ -16,6 +16,12 @@ from tests.support.rewinding_gateway import ENDLESS, rewinding_gateway
 pytestmark = pytest.mark.timeout(600)
 
 HOSTILE = "<script>alert(1)</script> <b>bold</b> **bold** \u202eevil\u202c שלום \x07"
+
+LENGTH = """(() => {
+    const { length } = document.getElementById("output").textContent;
+    return length > 100 && length;
+})()"""
+"""The length of the text in a page, once it is more than a beginning."""
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +49,7 @@ async def test_a_page_goes_on_when_its_front_is_killed_in_mid_answer(
         workflow_id = await submit(stub, new_job(params={"max_tokens": 8000}))
         await page.goto(f"/console/jobs/{workflow_id}")
         await page.evaluate("window.sameDocument = true")
-        length = "document.getElementById('output').textContent.length"
-        held = await (await page.wait_for_function(f"{length} > 100 && {length}")).json_value()
+        held = await until(page, LENGTH)
         await front.process.kill()
         await front.process.start()
         await front.process.wait_ready()
@@ -63,7 +68,7 @@ async def test_a_rewind_replaces_the_text_in_the_page(stack: Stack, browser: Any
         new_page(browser, f"http://{front.address}", complaints) as page,
     ):
         await page.goto(f"/console/jobs/{ENDLESS}")
-        await page.wait_for_function("document.getElementById('output').textContent === 'Once there was'")
+        await until(page, "document.getElementById('output').textContent === 'Once there was'")
         assert await page.is_visible("#rewound")
     assert complaints == []
 
@@ -83,7 +88,7 @@ async def test_a_person_lists_submits_cancels_and_redelivers(
         await page.wait_for_url("**/console/jobs/*")
         assert (await page.text_content("#prompt")) == HOSTILE
         workflow_id = await page.text_content("#job h1")
-        await page.wait_for_function("document.getElementById('output').textContent.length > 100")
+        await until(page, LENGTH)
 
         await page.click("summary:has-text('Cancel')")
         await page.fill("[name=reason]", "no longer <i>needed</i>")

@@ -1,5 +1,6 @@
 """A real browser: the chromium that the system has, driven by playwright."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -53,6 +54,16 @@ async def new_page(browser: Any, base: str, complaints: list[str], **options: An
         yield page
     finally:
         await context.close()
+
+
+async def until(page: Any, expression: str) -> Any:
+    """Return the value of an expression of JavaScript once it is true. It polls: the policy of a page refuses to
+    evaluate texts, except for the debugger.
+    """
+    async with asyncio.timeout(PATIENCE / 1000):
+        while not (value := await page.evaluate(expression)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return value
 
 
 async def findings(page: Any) -> list[str]:
