@@ -12,8 +12,9 @@ from pydantic_settings import SettingsConfigDict
 
 from runtime.auth import Authenticator
 from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
-from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts, KeySet
+from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts
 from runtime.auth_keys import ApiKeys
+from runtime.jwt_keys import KeySet
 from runtime.scopes import SCOPES
 from runtime.tls import ServerTlsSettings
 

@@ -57,6 +57,8 @@ class Package:
     """The paths, in the order in which they are tried: `/jobs/{id:id}/status` before `/jobs/{id:id}`."""
     answer: Answer
     """Gives an error the package's form."""
+    has_sessions: bool = False
+    """Whether sessions say who calls, and not the header Authorization: then the package judges its requests itself."""
 
 
 class IdConvertor(Convertor[str]):
@@ -78,13 +80,14 @@ register_url_convertor("id", IdConvertor())
 
 def routes(package: Package, judge: Judge) -> list[BaseRoute]:
     """Return the routes of a package's resources."""
-    return [Route(resource.path, _Endpoint(resource, package.answer, judge)) for resource in package.resources]
+    judging = judge if not package.has_sessions else None
+    return [Route(resource.path, _Endpoint(resource, package.answer, judging)) for resource in package.resources]
 
 
 class _Endpoint:
     """Answers the requests of one path, whatever their method."""
 
-    def __init__(self, resource: Resource, answer: Answer, judge: Judge) -> None:
+    def __init__(self, resource: Resource, answer: Answer, judge: Judge | None) -> None:
         self._resource = resource
         self._answer = answer
         self._judge = judge
@@ -120,6 +123,8 @@ class _Endpoint:
         The body of one without a credential is read only if none is needed. One with a credential is judged by the
         gateway's call for the request itself, or before the front's own refusal: so a good request costs one call.
         """
+        if self._judge is None:
+            return await handler(request)
         if request.method not in ("GET", "HEAD") and "authorization" not in request.headers:
             await self._judge(request)
         try:

@@ -31,9 +31,10 @@ from jobs.ids import ID_PATTERN
 from llm_pb import llm_pb2
 from runtime.auth import Caller, Presented, Refusal, bearer_token
 from runtime.auth_certificates import CertificateRule, ClientCertificates
-from runtime.auth_jwt import JwtRules, Jwts, KeySet
+from runtime.auth_jwt import JwtRules, Jwts
 from runtime.auth_keys import ApiKeys, KeyFileError, read_keys
 from runtime.grpc_auth import AuthInterceptor, current_caller
+from runtime.jwt_keys import KeySet
 from runtime.scopes import ANONYMOUS
 from services.gateway import scopes
 from tests.support.commands import run
@@ -430,7 +431,7 @@ async def test_a_key_set_that_is_none_leaves_the_last_one(
         for _ in range(3):
             await known.refresh()
     assert await reason(known, issuer.token("a")) == ""
-    assert len([record for record in caplog.records if record.name == "runtime.auth_jwt"]) == 1
+    assert len([record for record in caplog.records if record.name == "runtime.jwt_keys"]) == 1
 
 
 async def test_only_public_keys_for_signatures_count(issuer: Issuer, tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ ONLY = {
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {
         "encryption/kms.py",
-        "runtime/auth_jwt.py",
+        "runtime/jwt_keys.py",
         "services/codec/server.py",
         "services/http/signin/issuer.py",
         "services/notifier/sinks/webhook.py",
     },
-    "jwt": {"runtime/auth_jwt.py"},
+    "jwt": {"runtime/auth_jwt.py", "runtime/jwt_keys.py"},
     "uvicorn": {"services/http/connection.py", "services/http/server.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {

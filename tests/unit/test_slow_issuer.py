@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from runtime.auth import Caller, Presented, Refusal
-from runtime.auth_jwt import JwtRules, Jwts, KeySet
+from runtime.auth_jwt import JwtRules, Jwts
 from runtime.auth_keys import ApiKeys
+from runtime.jwt_keys import KeySet
 from runtime.scopes import SCOPES
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile
 

@@ -40,4 +40,5 @@ def package(front: Front) -> Package:
         Resource("/console/playground", {"GET": playground.show, "POST": playground.submit}),
     )
     static = Resource("/console/static/{version}/{name}", {"GET": files.answer})
-    return Package("/console/", (*SignIn(front, pages).with_sessions(*resources), static), pages.answer)
+    found = (*SignIn(front, pages).with_sessions(*resources), static)
+    return Package("/console/", found, pages.answer, has_sessions=True)
