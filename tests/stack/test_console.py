@@ -213,6 +213,13 @@ async def test_models_show_their_queues(http: httpx.AsyncClient) -> None:
     assert "No worker" in page, "nobody polls for the model `idle`"
 
 
+async def test_workers_show_how_full_they_are(http: httpx.AsyncClient, stub: llm_pb2_grpc.LlmServiceStub) -> None:
+    final = (await run_job(stub, new_job(params={"max_tokens": 1}))).final
+    page = await until(http, "/console/models", lambda page: "Serving" in page)
+    assert final.result.metadata.worker in page
+    assert re.search(r"\d of \d+</span> <meter", page)
+
+
 async def test_settings_link_a_job_and_leave_the_console_out(stack: Stack, stub: llm_pb2_grpc.LlmServiceStub) -> None:
     final = (await run_job(stub, new_job(params={"max_tokens": 1}))).final.status
     links = {

@@ -40,6 +40,8 @@ class Guarded:
         self.submits = self.keys.add(["jobs:submit"])
         self.revocable = self.keys.add(SCOPES)
         self.streaming = self.keys.add(SCOPES)
+        self.reads_jobs = self.keys.add(["jobs:read"], user_id="nobody-yet")
+        self.reads_models = self.keys.add(["models:read"])
         self.expired = self.keys.add(SCOPES, not_after=datetime.now(UTC) - timedelta(seconds=1))
         self.session_keys = folder / "session-keys"
         self.session_keys.write_text(new_key())
@@ -82,6 +84,21 @@ async def until_signed_out(browser: Browser) -> None:
 
 
 # Signing in and out
+
+
+async def test_a_page_leaves_out_what_the_key_has_no_scope_for(guarded: Guarded, browser: Browser) -> None:
+    await browser.sign_in(guarded.reads_jobs)
+    page = await browser.get("/console/")
+    assert page.status_code == 200, page.text
+    browser.client.cookies.clear()
+    await browser.sign_in(guarded.reads_models)
+    page = await browser.get("/console/models")
+    assert page.status_code == 200, page.text
+    assert "docstrings" in page.text
+    assert ">Workers</h2>" not in page.text
+    browser.client.cookies.clear()
+    await browser.sign_in(guarded.key)
+    assert ">Workers</h2>" in (await browser.get("/console/models")).text
 
 
 async def test_who_has_not_signed_in_is_led_to_the_form_and_back(guarded: Guarded, browser: Browser) -> None:

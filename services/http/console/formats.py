@@ -88,6 +88,11 @@ def state(value: int) -> str:
     return name_of(llm_pb2.JobState.DESCRIPTOR, value, "JOB_STATE_")
 
 
+def worker_state(value: int) -> str:
+    """Return the name of a WorkerState in words."""
+    return name_of(llm_pb2.WorkerState.DESCRIPTOR, value, "WORKER_STATE_")
+
+
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "as_path": as_path,
     "between": between,
@@ -97,5 +102,6 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "number": number,
     "state": state,
     "verbatim": verbatim,
+    "worker_state": worker_state,
 }
 """The filters of the templates, by name."""

@@ -11,6 +11,7 @@ from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.console.formats import state
 from services.http.console.job_view import FINAL
+from services.http.console.optional import ask
 from services.http.console.pages import Pages
 from services.http.console.session import caller_of
 from services.http.front import Front
@@ -43,11 +44,13 @@ class JobList:
         calls = self._front.gateway.in_name_of(caller_of(request))
         listed = await calls.call("List", message)
         empty = not (listed.jobs or message.page_token or any(filters.values()))
-        models = (await calls.call("ListModels", llm_pb2.ListModelsRequest())).models if empty else ()
+        # The name of one for the first job that the page proposes.
+        asked = llm_pb2.ListModelsRequest()
+        models = await ask(calls, "ListModels", asked, llm_pb2.ListModelsResponse) if empty else None
         return self._pages.render(
             request,
             "jobs.html",
-            model=models[0].name if models else "",
+            model=models.models[0].name if models is not None and models.models else "",
             jobs=[_row(job) for job in listed.jobs],
             filters=filters,
             filtered=any(filters.values()),

@@ -1,4 +1,4 @@
-"""The page of models and their queues."""
+"""The page of models, their queues and their workers."""
 
 import asyncio
 
@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_pb import llm_pb2
+from services.http.console.optional import ask, quota_of
 from services.http.console.pages import Pages
-from services.http.console.quota import quota_of
 from services.http.console.session import caller_of
 from services.http.front import Front
 
@@ -20,7 +20,12 @@ class Models:
         self._pages = pages
 
     async def show(self, request: Request) -> Response:
-        """Show the models, how many jobs wait for each, and the caller's quotas."""
+        """Show the models, how many jobs wait for each, the caller's quotas and, to whom may see them, the workers."""
         calls = self._front.gateway.in_name_of(caller_of(request))
-        listed, quota = await asyncio.gather(calls.call("ListModels", llm_pb2.ListModelsRequest()), quota_of(calls))
-        return self._pages.render(request, "models.html", models=listed.models, quota=quota)
+        listed, quota, found = await asyncio.gather(
+            calls.call("ListModels", llm_pb2.ListModelsRequest()),
+            quota_of(calls),
+            ask(calls, "ListWorkers", llm_pb2.ListWorkersRequest(), llm_pb2.ListWorkersResponse),
+        )
+        workers = found.workers if found is not None else None
+        return self._pages.render(request, "models.html", models=listed.models, quota=quota, workers=workers)
