@@ -25,11 +25,14 @@ from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
-from tests.support.record_histories import HISTORIES, main
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+
+with workflow.unsafe.imports_passed_through():
+    # The sandbox loads this module, too, and the whole stack is no concern of its.
+    from tests.support.record_histories import HISTORIES, main
 
 # The generated types register themselves once for each process, so the sandbox must share them.
 SANDBOX = SandboxedWorkflowRunner(
