@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Self
 
+from deploy.local import session_keys
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
 from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, Wiring
-from deploy.local.session_keys import write_session_key
 from deploy.local.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _ROOT: Final = Path(__file__).parents[2]
 _LOCK: Final = "lock"
-_KEPT: Final = {_LOCK, "logs", "nats", "tls", *(f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal"))}
+_TEMPORAL: Final = {f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal")}
+_KEPT: Final = {_LOCK, "logs", "nats", "tls", session_keys.NAME, *_TEMPORAL}
 """Names of the entries of a state folder."""
 
 Report = Callable[[str, str], None]
@@ -137,7 +138,7 @@ class Stack:
             for kind in PROCESS_SPECS.keys() & self.processes.keys():
                 for field in _ports_of(kind):
                     require_free(getattr(self.ports, field), field)
-            write_session_key(self.state_dir)
+            session_keys.write_session_key(self.state_dir)
             if self._secrets is not None:
                 self._secrets.write()
             servers = [process for name, process in self.processes.items() if name in SERVERS]
