@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run coroutines that do not end while the context is open, and cancel them then.
+    """Run coroutines while the context is open, and cancel those that run until its end.
 
     When one raises, the body is cancelled and the context raises the same: a process without it would go on and do a
-    part of its work, without the checks of credentials, say.
+    part of its work, without the checks of credentials, say. One that returns had no more to do.
     """
     try:
         async with asyncio.TaskGroup() as group:
@@ -24,4 +24,5 @@ async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         # The body's own error, too, comes as a group.
         if len(errors.exceptions) > 1:
             raise
-        raise errors.exceptions[0] from None
+        (error,) = errors.exceptions
+        raise error from error.__cause__

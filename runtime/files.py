@@ -93,13 +93,18 @@ class Reloaded(Generic[T]):
         changed, self._stamps = stamps != self._stamps, stamps
         if not changed and not self._stale:
             return
+        # Until it is known to be good: whatever ends the look, the next one tries again.
+        self._stale = True
         try:
             self._require_files()
             self._loaded = self._load()
-        except (self._error, _NotAFileError) as error:
-            self._stale = True
+        # The file system may raise an OSError where `load` has none of its own.
+        except (self._error, _NotAFileError, OSError) as error:
             if changed:
                 self._log.error("changed %s cannot be used, the last usable ones stay in use: %s", self._kind, error)
+        except Exception:  # noqa: BLE001  # the next look tries again
+            if changed:
+                self._log.exception("changed %s cannot be used, the last usable ones stay in use", self._kind)
         else:
             self._stale = False
             self._log.info("changed %s are in use: %s", self._kind, ", ".join(map(str, self._paths)))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.plugin import SimplePlugin
-from temporalio.service import ConnectConfig, RPCError, ServiceClient
+from temporalio.service import ConnectConfig, ServiceClient
 from temporalio.worker import Worker
 
 from runtime.files import Reloaded
@@ -92,9 +92,8 @@ class TlsReloading(SimplePlugin):
                 # The SDK waits for ever for a peer that takes connections and does not answer.
                 async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
                     await service.reconnect(dataclasses.replace(service.config, tls=tls, lazy=False))
-            except (OSError, RuntimeError, ValueError, RPCError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next look tries again
                 # The SDK reports a failed connection, and a file that is no certificate, as a plain RuntimeError.
-                # A TimeoutError is an OSError.
                 if tls is not failed:
                     problem = connect_problem(error)
                     _log.error("changed TLS files do not connect to Temporal, the old connection stays: %s", problem)

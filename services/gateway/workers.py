@@ -90,7 +90,8 @@ def _parse(data: bytes) -> internal_pb2.WorkerReport:
     texts = (worker.worker, worker.version, worker.model, worker.engine, worker.gpu.name, *worker.task_queues)
     if not all(text.isprintable() for text in texts):
         raise ValueError("it holds characters that cannot be shown")
-    if not all(math.isfinite(number) and number >= 0 for number in (worker.kv_cache_usage, worker.tokens_per_second)):
+    counts = (worker.seats, worker.seats_in_use, worker.running_sequences, worker.waiting_sequences)
+    if min(counts) < 0 or not (0 <= worker.kv_cache_usage <= 1 and 0 <= worker.tokens_per_second < math.inf):
         raise ValueError("it holds a number that no worker counts")
     # It raises for a time out of protobuf's range, of which no JSON could be made.
     worker.start_time.ToDatetime()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +17,7 @@ from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.settings import GpuWorkerSettings
 
+_log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1.0
 """Wait after a report that could not be sent."""
 _RATE_SECONDS: Final = 10.0
@@ -111,7 +113,12 @@ class Reporter:
         """Report at intervals, and whenever the worker begins to drain."""
         while True:
             self._changed.clear()
-            sent = await self._reports.publish_report(self._report(self.info()))
+            sent = False
+            try:
+                sent = await self._reports.publish_report(self._report(self.info()))
+            except Exception:  # noqa: BLE001  # reports are worth less than jobs
+                # A worker that cannot be described goes on with its jobs.
+                _log.exception("the worker could not be reported; it is tried again")
             interval = self._interval.total_seconds()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval if sent else min(interval, _RETRY_SECONDS)):

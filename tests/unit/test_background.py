@@ -32,6 +32,7 @@ async def test_one_that_fails_ends_the_body() -> None:
 
 
 async def test_an_error_of_the_body_comes_as_it_is() -> None:
-    with pytest.raises(RuntimeError, match="address in use"):
+    with pytest.raises(RuntimeError, match="address in use") as raised:
         async with beside(asyncio.Event().wait()):  # type: ignore[arg-type]
-            raise RuntimeError("address in use")
+            raise RuntimeError("address in use") from OSError("of the system")
+    assert isinstance(raised.value.__cause__, OSError)

@@ -23,10 +23,13 @@ class _Disk:
         self.there = threading.Event()
         self.there.set()
         self.reads = 0
+        self.error: Exception | None = None
 
     def read(self) -> str:
         self.reads += 1
         self.there.wait()
+        if self.error is not None:
+            raise self.error
         return self.path.read_text()
 
 
@@ -66,6 +69,17 @@ def test_a_read_that_does_not_end_leaves_what_was_read_last(
     while reloaded.current() != "the second" and time.monotonic() < until:
         time.sleep(0.01)
     assert reloaded.last == "the second"
+
+
+def test_an_error_that_nobody_expects_is_logged_and_tried_again(
+    disk: _Disk, reloaded: Reloaded[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk.error = ZeroDivisionError("of a parser")
+    disk.path.write_text("the second")
+    assert reloaded.current() == "first"
+    assert "changed things cannot be used" in caplog.text
+    disk.error = None
+    assert reloaded.current() == "the second"
 
 
 def test_threads_that_look_at_once_see_the_change(disk: _Disk, reloaded: Reloaded[str]) -> None:
