@@ -33,7 +33,7 @@ def make_app(front: Front) -> ASGIApp:
     found = [route for package in packages for route in routes(package, front.gateway.judge)]
     app: ASGIApp = _RawPath(Router(found, redirect_slashes=False, default=not_found))
     if front.settings.cors_origins:
-        app = CORSMiddleware(
+        app = _CorsOfTheApi(
             app,
             allow_origins=front.settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
@@ -41,6 +41,17 @@ def make_app(front: Front) -> ASGIApp:
             expose_headers=("Location", "Retry-After", "WWW-Authenticate"),
         )
     return Telemetry(Guard(app, front.settings, answer), trace.get_tracer(__package__), front.metrics)
+
+
+class _CorsOfTheApi(CORSMiddleware):
+    """Lets pages of other origins call the API. The console's pages are for the front's own alone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/" or path.startswith(console.PREFIX):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class _RawPath:

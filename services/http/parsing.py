@@ -4,6 +4,7 @@ The JSON is protobuf's: names may be those of llm.proto or in camelCase, numbers
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,8 @@ _EXPECTED: Final = {
     FieldDescriptor.TYPE_INT64: "a whole number of 64 bits",
     FieldDescriptor.TYPE_STRING: "a text",
 }
+_NUMBERS: Final = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
 _WELL_KNOWN: Final = {"google.protobuf.Duration": 'a duration in seconds, such as "1.5s"'}
 
 
@@ -92,6 +95,10 @@ def _wrong_value(value: Any, field: FieldDescriptor, place: str) -> Iterator[Vio
             yield from _wrong(value, message, f"{place}.")
         else:
             yield Violation(place, "must be an object")
+        return
+    if isinstance(value, str) and field.type in _NUMBERS and _NUMBER.fullmatch(value) is None:
+        # Python takes more for a number than JSON does.
+        yield Violation(place, f"must be {_expected(field)}")
         return
     owner: Any = field.containing_type
     try:

@@ -205,6 +205,9 @@ async def test_the_service_is_described(cli: Cli) -> None:
     assert (worker["model"], worker["engine"], worker["seats"]) == ("docstrings", "simulated", 64)
     assert (await cli("workers")).output.split("\t")[:2] == [worker["worker"], "docstrings"]
     assert (await cli("workers", "--model", "other")).output == ""
+    for command in (("workers", "--model", ""), ("ls", "--user", ""), ("ls", "--model", ""), ("ls", "--project", "")):
+        refused = await cli(*command)
+        assert (refused.status, refused.output) == (Exit.USAGE, ""), "an unset variable is not everybody"
     assert "without quotas" in (await cli("quota")).output
     assert json.loads((await cli("quota", "--json")).output) == {}
 

@@ -199,6 +199,14 @@ async def test_the_playground_names_every_bad_field_and_keeps_the_rest(http: htt
     assert "&lt;b&gt;Hi</textarea>" in answer.text
 
 
+async def test_stop_texts_are_counted_before_anything_is_made_of_them(http: httpx.AsyncClient) -> None:
+    """Of a million the front made a message, and answered nobody for seconds."""
+    form = {"user_id": "console", "model": "docstrings", "kind": "prompt", "text": "x", "stop": "a\n" * 1_000_000}
+    answer = await post(http, "/console/playground", **form)
+    assert answer.status_code == 400
+    assert "must have at most 100 lines" in answer.text
+
+
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null"])
 async def test_no_other_page_may_send_a_form(http: httpx.AsyncClient, origin: str) -> None:
     form = {"user_id": "foreign", "model": "docstrings", "text": "x"}
@@ -233,6 +241,11 @@ async def test_settings_link_a_job_and_leave_the_console_out(stack: Stack, stub:
         assert f"https://temporal.example/workflows/{final.workflow_id}/{final.run_id}" in page
         assert f"https://traces.example/trace/{final.trace_id}" in page
         assert (await post(front.client, "/console/playground", "https://trusted.example")).status_code == 403
+        trusted = {"Origin": "https://trusted.example"}
+        assert "access-control-allow-origin" in (await front.client.get("/jobs", headers=trusted)).headers
+        for path in ("/", "/console/", "/console/playground", "/console/nothing", f"/console/jobs/{final.workflow_id}"):
+            answer = await front.client.get(path, headers=trusted)
+            assert "access-control-allow-origin" not in answer.headers, path
     async with running_front(stack, HTTP_CONSOLE="false") as front:
         answer = await front.client.get("/console/")
         assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")

@@ -43,6 +43,7 @@ import grpc
 
 from durable_llm._details import Violation as Violation
 from durable_llm._details import reason_of
+from durable_llm._enums import name_of
 from llm_pb import llm_pb2
 
 
@@ -209,7 +210,7 @@ class JobError(DurableLLMError):
     """A job ended without success."""
 
     def __init__(self, status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
-        super().__init__(status.error.message or llm_pb2.JobState.Name(status.state))
+        super().__init__(status.error.message or name_of(llm_pb2.JobState, status.state))
         self.status = status
         """The job's final status."""
         self.result = result

@@ -1,6 +1,7 @@
 """The paths of the console."""
 
 from http import HTTPStatus
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -14,6 +15,9 @@ from services.http.console.sign_in import SignIn
 from services.http.console.static_files import StaticFiles
 from services.http.front import Front
 from services.http.resources import Package, Resource
+
+PREFIX: Final = "/console/"
+"""The prefix of the console's paths."""
 
 
 def package(front: Front) -> Package:
@@ -41,4 +45,4 @@ def package(front: Front) -> Package:
     )
     static = Resource("/console/static/{version}/{name}", {"GET": files.answer})
     found = (*SignIn(front, pages).with_sessions(*resources), static)
-    return Package("/console/", found, pages.answer, has_sessions=True)
+    return Package(PREFIX, found, pages.answer, has_sessions=True)

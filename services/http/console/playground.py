@@ -25,6 +25,7 @@ from services.http.parsing import parse
 
 _NUMBERS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 _TEXTS: Final = ("user_id", "model", "system", "text", "kind", "project_id", "stop")
+_MAX_LINES: Final = 100
 _FIRST: Final = {"user_id": "console", "kind": "prompt", "max_tokens": "200"}
 
 
@@ -86,7 +87,11 @@ def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:
     value: dict[str, Any] = {name: form.get(name, "").strip() for name in ("user_id", "model", "project_id")}
     value["params"] = {name: form[name].strip() for name in _NUMBERS if form.get(name, "").strip()}
     if form.get("stop"):
-        value["params"]["stop"] = [line for line in form["stop"].split("\n") if line]
+        # A text of very many lines would be a message that takes seconds to build, to be refused then.
+        stop = form["stop"].split("\n", _MAX_LINES)
+        if len(stop) > _MAX_LINES:
+            raise bad_request(Violation("params.stop", f"must have at most {_MAX_LINES} lines"))
+        value["params"]["stop"] = [line for line in stop if line]
     text, system = form.get("text", ""), form.get("system", "")
     if form.get("kind") == "chat":
         value["messages"] = [

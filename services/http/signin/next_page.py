@@ -15,7 +15,9 @@ _PATH: Final = re.compile(r"/console/[!#-\[\]-~]*")
 
 def checked(path: str) -> str:
     """Return a path of the console; its home page for anything else."""
-    good = len(path) <= _MAX and _PATH.fullmatch(path) and not path.startswith(SIGN_IN)
+    # A browser resolves `..` before it asks.
+    climbs = ".." in path.partition("?")[0].lower().replace("%2e", ".").split("/")
+    good = len(path) <= _MAX and _PATH.fullmatch(path) and not path.startswith(SIGN_IN) and not climbs
     return path if good else HOME
 
 

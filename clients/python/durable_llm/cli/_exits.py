@@ -3,6 +3,7 @@
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from durable_llm._enums import name_of
 from durable_llm.cli._text import visible
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def exit_of_job(error: "JobError") -> Exit:
     """Return the exit status for a job that ended without success."""
     from llm_pb.llm_pb2 import JobState
 
-    return _BY_STATE.get(JobState.Name(error.status.state), Exit.FAILED)
+    return _BY_STATE.get(name_of(JobState, error.status.state), Exit.FAILED)
 
 
 def from_service(error: Exception, address: str) -> Exception:

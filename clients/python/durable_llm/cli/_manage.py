@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import Interrupted
 from durable_llm.cli._interrupts import interruptible
-from durable_llm.cli._options import connection_options, json_option
+from durable_llm.cli._options import NAME, connection_options, json_option
 from durable_llm.cli._progress import state_name
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age
@@ -22,15 +23,15 @@ STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", 
 
 
 @click.command()
-@click.option("--user", "user_id", default="", help="Only jobs of this user.")
+@click.option("--user", "user_id", type=NAME, help="Only jobs of this user.")
 @click.option(
     "--state",
     multiple=True,
     type=click.Choice(STATES, case_sensitive=False),
     help="Only jobs in this state. May be repeated.",
 )
-@click.option("-m", "--model", default="", help="Only jobs for this model.")
-@click.option("--project", "project_id", default="", help="Only jobs with this label.")
+@click.option("-m", "--model", type=NAME, help="Only jobs for this model.")
+@click.option("--project", "project_id", type=NAME, help="Only jobs with this label.")
 @click.option(
     "-n",
     "--limit",
@@ -47,6 +48,7 @@ def ls(
 ) -> None:
     """List jobs: open jobs first, then those that ended last."""
     states = [f"JOB_STATE_{name.upper()}" for name in state]
+    filters = {name: value or "" for name, value in filters.items()}
     with connection.connect() as client:
         found = client.list(states=states, page_size=min(limit, 100) or 100, **filters)
         jobs = itertools.islice(found, limit or None)
@@ -169,7 +171,7 @@ def _print_deliveries(found: Iterable["Delivery"], *, as_json: bool) -> None:
     for delivery in found:
         if as_json:
             write_json(delivery)
-        state = str(NotifyState.Name(delivery.state)).removeprefix("NOTIFY_STATE_")
+        state = name_of(NotifyState, delivery.state, "NOTIFY_STATE_")
         error = delivery.attempts[-1].error.message if delivery.attempts else ""
         rows.append((delivery.id, delivery.type, delivery.target, state, str(len(delivery.attempts)), error))
     if not as_json:

@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from durable_llm._enums import name_of
 from durable_llm.cli._stdout import on_terminal
 from durable_llm.cli._text import say, visible
 
@@ -74,7 +75,7 @@ def state_name(state: Any) -> str:
     """Return the short name of a JobState."""
     from llm_pb.llm_pb2 import JobState
 
-    return str(JobState.Name(state)).removeprefix("JOB_STATE_")
+    return name_of(JobState, state, "JOB_STATE_")
 
 
 def _describe(status: "JobStatus") -> str:

@@ -2,8 +2,9 @@
 
 import click
 
+from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
-from durable_llm.cli._options import connection_options, json_option
+from durable_llm.cli._options import NAME, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age
 
@@ -34,13 +35,13 @@ def models(connection: Connection, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--model", default="", help="List only the workers that serve this model. [default: all]")
+@click.option("--model", type=NAME, help="List only the workers that serve this model. [default: all]")
 @json_option
 @connection_options
-def workers(connection: Connection, *, model: str, as_json: bool) -> None:
+def workers(connection: Connection, *, model: str | None, as_json: bool) -> None:
     """List the GPU workers, and how full each is. For operators."""
     with connection.connect() as client:
-        found = client.workers(model)
+        found = client.workers(model or "")
     if as_json:
         for worker in found:
             write_json(worker)
@@ -51,7 +52,7 @@ def workers(connection: Connection, *, model: str, as_json: bool) -> None:
         (
             worker.worker,
             worker.model,
-            str(WorkerState.Name(worker.state)).removeprefix("WORKER_STATE_"),
+            name_of(WorkerState, worker.state, "WORKER_STATE_"),
             f"{worker.seats_in_use}/{worker.seats}",
             f"{worker.running_sequences}+{worker.waiting_sequences}",
             f"{worker.kv_cache_usage:.0%}" if worker.HasField("kv_cache_usage") else "",
