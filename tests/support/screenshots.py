@@ -16,7 +16,10 @@ import grpc
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
+from runtime.scopes import SCOPES
 from tests.support.browser import SIZES, new_page, running_browser
+from tests.support.credentials import KeyFile
+from tests.support.http_fronts import running_front
 from tests.support.jobs import new_job, run_job
 from tests.support.paths import ROOT
 from tests.support.stacks import FAST, stack_settings
@@ -85,7 +88,6 @@ async def take_all(folder: Path) -> None:
             "playground-again": f"/console/playground?job={jobs['rich']}",
             "delete": f"/console/jobs/{jobs['failed']}/delete",
             "error": "/console/jobs/llmjob-nobody",
-            "sign-in-not-needed": "/console/signin",
         }.items():
             await _picture(page, folder, name, path)
         await page.goto(f"/console/jobs/{jobs['queued']}")
@@ -106,6 +108,36 @@ async def take_all(folder: Path) -> None:
         await stack.processes["http"].kill()
         await page.wait_for_selector("#stale", state="visible")
         await _picture(page, folder, "list-not-up-to-date")
+        await _take_signed_out(stack, browser, folder)
+
+
+async def _take_signed_out(stack: Stack, browser: Any, folder: Path) -> None:
+    """Take pictures of the pages that only a gateway which asks for credentials leads to."""
+    keys = KeyFile(folder / "keys.json")
+    key = keys.add(SCOPES, tenant="beginners")
+    gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "GATEWAY_API_KEYS_FILE": str(keys.path)})
+    await gateway.start()
+    await gateway.wait_ready()
+    async with (
+        running_front(stack, HTTP_GATEWAY=stack.address(gateway.name)) as front,
+        new_page(browser, f"http://{front.address}", []) as page,
+    ):
+        await _picture(page, folder, "sign-in", "/console/")
+        await page.fill("input[name=key]", "llmk_wrong_key")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("[role=alert]")
+        await _picture(page, folder, "sign-in-refused")
+        await page.fill("input[name=key]", key)
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("text=No jobs yet")
+        await _picture(page, folder, "list-empty-signed-in")
+        await page.goto("/console/playground")
+        await page.fill("#text", "Return the")
+        await page.context.clear_cookies()
+        await page.click("button:has-text('Submit')")
+        await page.wait_for_selector("text=in another tab")
+        await _picture(page, folder, "playground-signed-out")
+    keys.path.unlink()
 
 
 async def _submit_all(stub: llm_pb2_grpc.LlmServiceStub) -> dict[str, str]:
