@@ -149,8 +149,8 @@ record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw
 	$(DEV)/bin/python -m deploy.record_kill --readme
 
 .PHONY: screenshots
-screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/images (needs chromium)
-	$(DEV)/bin/python -m tests.support.screenshots
+screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/images, or of all its pages into ALL=folder (needs chromium)
+	$(DEV)/bin/python -m tests.support.screenshots $(ALL)
 
 .PHONY: histories
 histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v5)

@@ -62,6 +62,12 @@ async def test_the_list_shows_the_jobs_that_the_url_asks_for(
         assert (workflow_id in (await http.get(f"/console/?{query}")).text) == shown, query
 
 
+async def test_the_list_refuses_a_state_that_does_not_exist(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/console/?state=RUNNING")
+    assert answer.status_code == 400
+    assert "<code>state</code>" in answer.text
+
+
 async def test_the_list_has_pages(http: httpx.AsyncClient, stub: llm_pb2_grpc.LlmServiceStub) -> None:
     jobs = [new_job(user_id="console-pages", params={"max_tokens": 1}) for _ in range(27)]
     await asyncio.gather(*(run_job(stub, job) for job in jobs))
@@ -205,6 +211,45 @@ async def test_stop_texts_are_counted_before_anything_is_made_of_them(http: http
     answer = await post(http, "/console/playground", **form)
     assert answer.status_code == 400
     assert "must have at most 100 lines" in answer.text
+
+
+async def test_use_again_says_what_the_form_has_no_place_for(
+    http: httpx.AsyncClient, stub: llm_pb2_grpc.LlmServiceStub
+) -> None:
+    params = {"temperature": 0.1234567, "min_p": 0.1, "stop": ["a\nb"]}
+    job = new_job(
+        messages=[
+            {"role": "ROLE_SYSTEM", "content": "the system's"},
+            {"role": "ROLE_USER", "content": "the first question"},
+            {"role": "ROLE_ASSISTANT", "content": "the first answer"},
+            {"role": "ROLE_USER", "content": "the second question"},
+            {"role": "ROLE_ASSISTANT", "content": "the beginning of an answer"},
+        ],
+        params=params,
+        labels={"team": "red"},
+        priority=4,
+    )
+    submitted = await stub.Submit(llm_pb2.SubmitRequest(job=job))
+    page = (await http.get(f"/console/playground?job={submitted.workflow_id}")).text
+    assert 'value="0.1234567"' in page
+    assert "the system&#39;s</textarea>" in page
+    assert "the second question</textarea>" in page
+    assert 'name="max_tokens" type="text" value=""' in page, "the job has none"
+    note = re.search(r'id="left-out".*?</p>', page, re.DOTALL)
+    assert note is not None
+    assert "3 messages" in note[0]
+    assert re.findall("<code>(.*?)</code>", note[0]) == ["priority", "labels", "min_p", "stop"]
+
+
+async def test_use_again_of_a_simple_job_leaves_nothing_out(
+    http: httpx.AsyncClient, stub: llm_pb2_grpc.LlmServiceStub
+) -> None:
+    job = new_job(params={"temperature": 0.5, "stop": ["x", "y"]}, project_id="again")
+    submitted = await stub.Submit(llm_pb2.SubmitRequest(job=job))
+    page = (await http.get(f"/console/playground?job={submitted.workflow_id}")).text
+    assert 'id="left-out"' not in page
+    assert "Say something.</textarea>" in page
+    assert "x\ny</textarea>" in page
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null"])

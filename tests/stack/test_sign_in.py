@@ -23,7 +23,7 @@ from services.http.metrics import HttpMetrics
 from services.http.settings import HttpSettings
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
-from tests.support.form_browser import SIGN_IN, Browser, browsing
+from tests.support.form_browser import SIGN_IN, TOKEN, Browser, browsing
 from tests.support.http_events import events_of
 from tests.support.http_fronts import running_front
 
@@ -84,6 +84,40 @@ async def until_signed_out(browser: Browser) -> None:
 
 
 # Signing in and out
+
+
+async def test_the_playground_keeps_a_text_whose_session_has_ended(guarded: Guarded, browser: Browser) -> None:
+    """Whether the gateway refuses the credential, or the session itself is gone."""
+    form = {"user_id": "me", "model": "docstrings", "max_tokens": "1", "text": "a long <prompt>"}
+    for ending in ("revoked", "expired"):
+        key = guarded.keys.add(SCOPES)
+        async with asyncio.timeout(PATIENCE):
+            while (await browser.sign_in(key)).status_code != 303:  # noqa: ASYNC110  # as until_signed_out
+                await asyncio.sleep(0.1)
+        await browser.get("/console/playground")
+        if ending == "revoked":
+            guarded.keys.revoke(key)
+            await until_signed_out(browser)
+        else:
+            browser.client.cookies.clear()
+        answer = await browser.post("/console/playground", **form)
+        assert answer.status_code == 401, ending
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert "a long &lt;prompt&gt;</textarea>" in answer.text
+        assert '<option value="docstrings" selected>' in answer.text
+        assert f'href="{SIGN_IN}?next=%2Fconsole%2Fplayground"' in answer.text
+        # Who has signed in in another tab sends it once more.
+        old = browser.token
+        await browser.sign_in(guarded.key)
+        browser.token = old
+        again = await browser.post("/console/playground", **form)
+        assert again.status_code == 403
+        assert "a long &lt;prompt&gt;</textarea>" in again.text
+        token = TOKEN.search(again.text)
+        assert token is not None
+        browser.token = token[1]
+        assert (await browser.post("/console/playground", **form)).status_code == 303
+        browser.client.cookies.clear()
 
 
 async def test_a_page_leaves_out_what_the_key_has_no_scope_for(guarded: Guarded, browser: Browser) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
+from html import unescape
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.http_fronts import running_front
 from tests.support.jobs import details_of, new_job, until_output, watch
 from tests.support.scrapes import scrape
 from tests.support.stacks import FAST, stack_settings
@@ -160,6 +162,10 @@ async def test_without_nats_nobody_says_that_there_are_no_workers(installation: 
     details = details_of(refused)
     assert details["ErrorInfo"].reason == "FEED_UNAVAILABLE"
     assert details["RetryInfo"].retry_delay.ToNanoseconds() > 0
+    async with running_front(installation) as front:
+        page = (await front.client.get("/console/models")).text
+        assert "The workers cannot be shown now" in page
+        assert refused.details() in unescape(page)
     await broker.start()
     await broker.wait_ready()
     await until(installation, lambda infos: [info.worker for info in infos] == [name])

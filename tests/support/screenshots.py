@@ -1,16 +1,28 @@
-"""Takes the pictures of the console in docs/images: `make screenshots`. They show real jobs of the small model."""
+"""Takes pictures of the console: `make screenshots`. They show real jobs.
+
+Without an argument it takes those in docs/images, of jobs of the small model. With a folder it takes every page, empty,
+full and failing, on a desktop and on a phone, into the folder.
+"""
 
 import asyncio
+import sys
 import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
-from tests.support.browser import new_page, running_browser
-from tests.support.jobs import run_job
+from runtime.scopes import SCOPES
+from tests.support.browser import SIZES, new_page, running_browser
+from tests.support.credentials import KeyFile
+from tests.support.http_fronts import running_front
+from tests.support.jobs import new_job, run_job
 from tests.support.paths import ROOT
-from tests.support.stacks import stack_settings
+from tests.support.stacks import FAST, stack_settings
 
 FOLDER = ROOT / "docs" / "images"
 SIZE = {"width": 900, "height": 600}
@@ -22,29 +34,148 @@ JOBS = (
 )
 
 
-async def take() -> None:
-    """Run a stack, submit jobs, take the pictures."""
-    FOLDER.mkdir(exist_ok=True)
+@asynccontextmanager
+async def running_stack(
+    engine: str, environment: Mapping[str, Mapping[str, str]] | None = None
+) -> AsyncIterator[tuple[Stack, llm_pb2_grpc.LlmServiceStub]]:
+    """Run a stack while the context is open."""
     with tempfile.TemporaryDirectory() as folder:
-        async with Stack(stack_settings(folder, engine="torch")) as stack:
-            async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
-                stub = llm_pb2_grpc.LlmServiceStub(channel)
-                for user, request, prompt, params in JOBS:
-                    job = llm_pb2.JobRequest(
-                        user_id=user, request_id=request, model="docstrings", prompt=prompt, labels={"team": "search"}
-                    )
-                    for name, value in params.items():
-                        setattr(job.params, name, value)
-                    seen = await run_job(stub, job)
-            base = f"http://{stack.address('http')}"
-            async with running_browser() as browser, new_page(browser, base, [], viewport=SIZE) as page:
-                await page.goto(f"/console/jobs/{seen.final.status.workflow_id}")
-                await page.screenshot(path=FOLDER / "console-job.png")
-                await page.emulate_media(color_scheme="dark")
-                await page.goto("/console/")
-                await page.wait_for_selector(f"[data-key='{seen.final.status.workflow_id}']")
-                await page.screenshot(path=FOLDER / "console-list.png")
+        async with (
+            Stack(stack_settings(folder, engine=engine), environment=environment) as stack,
+            grpc.aio.insecure_channel(stack.address("gateway")) as channel,
+        ):
+            yield stack, llm_pb2_grpc.LlmServiceStub(channel)
+
+
+async def take() -> None:
+    """Take the pictures in docs/images."""
+    FOLDER.mkdir(exist_ok=True)
+    async with running_stack("torch") as (stack, stub):
+        for user, request, prompt, params in JOBS:
+            job = llm_pb2.JobRequest(
+                user_id=user, request_id=request, model="docstrings", prompt=prompt, labels={"team": "search"}
+            )
+            for name, value in params.items():
+                setattr(job.params, name, value)
+            seen = await run_job(stub, job)
+        base = f"http://{stack.address('http')}"
+        async with running_browser() as browser, new_page(browser, base, [], viewport=SIZE) as page:
+            await page.goto(f"/console/jobs/{seen.final.status.workflow_id}")
+            await page.screenshot(path=FOLDER / "console-job.png")
+            await page.emulate_media(color_scheme="dark")
+            await page.goto("/console/")
+            await page.wait_for_selector(f"[data-key='{seen.final.status.workflow_id}']")
+            await page.screenshot(path=FOLDER / "console-list.png")
+
+
+async def take_all(folder: Path) -> None:
+    """Take a picture of every page, of each size."""
+    async with (
+        running_stack("simulated", FAST) as (stack, stub),
+        running_browser() as browser,
+        new_page(browser, f"http://{stack.address('http')}", []) as page,
+    ):
+        await _picture(page, folder, "list-empty", "/console/")
+        jobs = await _submit_all(stub)
+        for name, id_ in jobs.items():
+            await _picture(page, folder, f"job-{name}", f"/console/jobs/{id_}")
+        for name, path in {
+            "list": "/console/",
+            "list-filtered-empty": "/console/?user_id=nobody",
+            "list-bad-filter": "/console/?state=RUNNING",
+            "models": "/console/models",
+            "playground": "/console/playground",
+            "playground-again": f"/console/playground?job={jobs['rich']}",
+            "delete": f"/console/jobs/{jobs['failed']}/delete",
+            "error": "/console/jobs/llmjob-nobody",
+        }.items():
+            await _picture(page, folder, name, path)
+        await page.goto(f"/console/jobs/{jobs['queued']}")
+        await page.click("summary:has-text('Cancel')")
+        await page.fill("[name=reason]", "\x07")
+        await page.click("button:has-text('Cancel this job')")
+        await _picture(page, folder, "job-refused")
+        await page.goto("/console/playground")
+        await page.fill("#temperature", "9")
+        await page.fill("#text", "Return the")
+        await page.click("button:has-text('Submit')")
+        await _picture(page, folder, "playground-refused")
+        await page.goto(f"/console/jobs/{jobs['failed']}/delete")
+        await page.click("button:has-text('Delete for good')")
+        await page.wait_for_selector("#deletion .state-done")
+        await _picture(page, folder, "deletion")
+        await page.goto("/console/")
+        await stack.processes["http"].kill()
+        await page.wait_for_selector("#stale", state="visible")
+        await _picture(page, folder, "list-not-up-to-date")
+        await _take_signed_out(stack, browser, folder)
+
+
+async def _take_signed_out(stack: Stack, browser: Any, folder: Path) -> None:
+    """Take pictures of the pages that only a gateway which asks for credentials leads to."""
+    keys = KeyFile(folder / "keys.json")
+    key = keys.add(SCOPES, tenant="beginners")
+    gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", "GATEWAY_API_KEYS_FILE": str(keys.path)})
+    await gateway.start()
+    await gateway.wait_ready()
+    async with (
+        running_front(stack, HTTP_GATEWAY=stack.address(gateway.name)) as front,
+        new_page(browser, f"http://{front.address}", []) as page,
+    ):
+        await _picture(page, folder, "sign-in", "/console/")
+        await page.fill("input[name=key]", "llmk_wrong_key")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("[role=alert]")
+        await _picture(page, folder, "sign-in-refused")
+        await page.fill("input[name=key]", key)
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("text=No jobs yet")
+        await _picture(page, folder, "list-empty-signed-in")
+        await page.goto("/console/playground")
+        await page.fill("#text", "Return the")
+        await page.context.clear_cookies()
+        await page.click("button:has-text('Submit')")
+        await page.wait_for_selector("text=in another tab")
+        await _picture(page, folder, "playground-signed-out")
+    keys.path.unlink()
+
+
+async def _submit_all(stub: llm_pb2_grpc.LlmServiceStub) -> dict[str, str]:
+    """Submit jobs of each kind; return their ids by the name of the picture."""
+    rich = new_job(
+        labels={"team": "search", "run": "nightly-4"},
+        messages=[
+            {"role": "ROLE_SYSTEM", "content": "Be brief."},
+            {"role": "ROLE_USER", "content": "What is a queue?"},
+            {"role": "ROLE_ASSISTANT", "content": "A line."},
+            {"role": "ROLE_USER", "content": "And a stack?"},
+        ],
+        params={"max_tokens": 120, "temperature": 0.2, "min_p": 0.1, "stop": ["</end>"]},
+        project_id="docs",
+    )
+    ended = {
+        "rich": rich,
+        "long": new_job("word " * 1000, user_id="u" * 100, params={"max_tokens": 3}),
+        "failed": new_job("[[fault:failed@2]]", params={"max_tokens": 3}),
+    }
+    ids = {name: (await run_job(stub, job)).final.status.workflow_id for name, job in ended.items()}
+    open_jobs = {"queued": new_job(model="idle"), "running": new_job(params={"max_tokens": 8000})}
+    for name, job in open_jobs.items():
+        ids[name] = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    return ids
+
+
+async def _picture(page: Any, folder: Path, name: str, path: str = "") -> None:
+    """Take the picture of a page, or of the present one, of each size."""
+    if path:
+        await page.goto(path)
+    for kind, size in SIZES.items():
+        await page.set_viewport_size(size)
+        await page.screenshot(path=folder / f"{name}-{kind}.png", full_page=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(take())
+    if sys.argv[1:]:
+        asyncio.run(take_all(Path(sys.argv[1])))
+    else:
+        asyncio.run(take())

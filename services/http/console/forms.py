@@ -17,10 +17,20 @@ _MAX_FIELDS: Final = 100
 
 
 async def read_form(request: Request, settings: HttpSettings) -> dict[str, str]:
-    """Return the fields of the form that a page of this console has posted.
+    """Return the fields of the form that a page of this console has posted in its session.
 
-    Raises Failure: 403 for a page of another origin and for a form without its session's token, 415 for what is no
-    form, 400 for one that cannot be read, and what read_body raises.
+    Raises Failure: 403 for a form without its session's token, and what read_fields raises.
+    """
+    form = await read_fields(request, settings)
+    check_token(request, form)
+    return form
+
+
+async def read_fields(request: Request, settings: HttpSettings) -> dict[str, str]:
+    """Return the fields of the form that a page of this console has posted, maybe in a session that has ended.
+
+    The caller checks the token before it does what the form asks for. Raises Failure: 403 for a page of another origin,
+    415 for what is no form, 400 for one that cannot be read, and what read_body raises.
     """
     require_own_page(request)
     data = await read_body(request, settings)
@@ -31,6 +41,4 @@ async def read_form(request: Request, settings: HttpSettings) -> dict[str, str]:
         pairs = parse_qsl(data.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError:
         raise bad_request(message="the form cannot be read") from None
-    form = {name: value.replace("\r\n", "\n") for name, value in pairs}
-    check_token(request, form)
-    return form
+    return {name: value.replace("\r\n", "\n") for name, value in pairs}

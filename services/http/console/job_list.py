@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from durable_llm.errors import Violation
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.console.formats import state
@@ -14,7 +15,10 @@ from services.http.console.job_view import FINAL
 from services.http.console.optional import ask
 from services.http.console.pages import Pages
 from services.http.console.session import caller_of
+from services.http.console.snippets import base_of, curl_call
+from services.http.failures import bad_request
 from services.http.front import Front
+from services.http.gateway import Calls
 
 _STATES: Final = {value.name: state(value.number) for value in llm_pb2.JobState.DESCRIPTOR.values if value.number}
 _FILTERS: Final = ("state", "model", "user_id", "project_id")
@@ -29,28 +33,27 @@ class JobList:
         self._pages = pages
 
     async def show(self, request: Request) -> Response:
-        """Show a page of jobs. The filters are in the URL."""
+        """Show a page of jobs. The filters are in the URL. Raises Failure, 400, for a state that does not exist."""
         query = {name: values[0] for name, values in query_of(request, (*_FILTERS, "page_token")).items()}
         filters = {name: query.get(name, "").strip() for name in _FILTERS}
+        if filters["state"] and filters["state"] not in _STATES:
+            raise bad_request(Violation("state", f"must be one of {', '.join(_STATES)}"))
         message = llm_pb2.ListRequest(
             user_id=filters["user_id"],
             model=filters["model"],
             project_id=filters["project_id"],
-            # Another name, which a person typed, lists nothing.
-            states=[llm_pb2.JobState.Value(filters["state"])] if filters["state"] in _STATES else [],
+            states=[llm_pb2.JobState.Value(filters["state"])] if filters["state"] else [],
             page_size=_PAGE,
             page_token=query.get("page_token", ""),
         )
         calls = self._front.gateway.in_name_of(caller_of(request))
         listed = await calls.call("List", message)
         empty = not (listed.jobs or message.page_token or any(filters.values()))
-        # The name of one for the first job that the page proposes.
-        asked = llm_pb2.ListModelsRequest()
-        models = await ask(calls, "ListModels", asked, llm_pb2.ListModelsResponse) if empty else None
+        first_job = await _first_job(calls, request) if empty else ""
         return self._pages.render(
             request,
             "jobs.html",
-            model=models.models[0].name if models is not None and models.models else "",
+            first_job=first_job,
             jobs=[_row(job) for job in listed.jobs],
             filters=filters,
             filtered=any(filters.values()),
@@ -58,8 +61,15 @@ class JobList:
             states=_STATES,
             following=_page(filters, listed.next_page_token) if listed.next_page_token else "",
             beginning=_page(filters, ""),
-            base=str(request.base_url).rstrip("/"),
         )
+
+
+async def _first_job(calls: Calls, request: Request) -> str:
+    """Return the command that submits a first job."""
+    models = (await ask(calls, "ListModels", llm_pb2.ListModelsRequest())).answer
+    model = models.models[0].name if models is not None and models.models else ""
+    job = llm_pb2.JobRequest(user_id="me", request_id="first", model=model, prompt="Return the")
+    return curl_call(job, base_of(request), credential=bool(caller_of(request)))
 
 
 def _row(job: llm_pb2.JobSummary) -> Mapping[str, Any]:

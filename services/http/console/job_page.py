@@ -1,7 +1,6 @@
 """The page of a job, and what people do to the job there."""
 
 import asyncio
-from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -13,9 +12,10 @@ from services.http.bodies import query_of
 from services.http.console.formats import as_path, name_of
 from services.http.console.forms import read_form
 from services.http.console.job_view import JobView, problem_of
+from services.http.console.optional import ask
 from services.http.console.pages import Pages
 from services.http.console.session import caller_of
-from services.http.console.snippets import snippets
+from services.http.console.snippets import base_of, snippets
 from services.http.failures import of_call
 from services.http.front import Front
 from services.http.gateway import Calls
@@ -90,9 +90,11 @@ class JobPage:
 
     async def _show(self, request: Request, refused: str = "", status: HTTPStatus = HTTPStatus.OK) -> Response:
         workflow_id, calls = _id(request), self._calls(request)
-        found, deliveries = await asyncio.gather(
-            calls.call("GetJob", llm_pb2.GetJobRequest(workflow_id=workflow_id)), _deliveries(calls, workflow_id)
+        found, listed = await asyncio.gather(
+            calls.call("GetJob", llm_pb2.GetJobRequest(workflow_id=workflow_id)),
+            ask(calls, "ListDeliveries", llm_pb2.ListDeliveriesRequest(workflow_id=workflow_id)),
         )
+        deliveries = listed.answer.deliveries if listed.answer is not None else ()
         settings = self._front.settings
         job = JobView(found, settings)
         return self._pages.render(
@@ -103,6 +105,7 @@ class JobPage:
             refused=refused,
             state_name=llm_pb2.JobState.Name(found.status.state),
             finish=name_of(llm_pb2.FinishReason.DESCRIPTOR, found.result.finish_reason, "FINISH_REASON_").lower(),
+            no_deliveries=listed.problem,
             deliveries=[
                 (
                     delivery,
@@ -117,9 +120,10 @@ class JobPage:
             pending=any(delivery.state == llm_pb2.NOTIFY_STATE_PENDING for delivery in deliveries),
             snippets=snippets(
                 found.job,
-                str(request.base_url).rstrip("/"),
+                base_of(request),
                 settings.gateway,
                 tls=settings.gateway_tls is not None,
+                credential=bool(caller_of(request)),
             ),
             roles={
                 value.number: value.name.removeprefix("ROLE_").capitalize() for value in llm_pb2.Role.DESCRIPTOR.values
@@ -132,21 +136,10 @@ def _option(value: object) -> str:
     if isinstance(value, llm_pb2.Choice):
         return ", ".join(map(repr, value.options))
     if isinstance(value, str | int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return str(value)
     return ", ".join(map(repr, value))  # type: ignore[call-overload]  # a repeated field
 
 
 def _id(request: Request) -> str:
     value: str = request.path_params["id"]
     return value
-
-
-async def _deliveries(calls: Calls, workflow_id: str) -> Sequence[llm_pb2.Delivery]:
-    """Return the deliveries of a job; none where they cannot be had."""
-    try:
-        answer = await calls.call("ListDeliveries", llm_pb2.ListDeliveriesRequest(workflow_id=workflow_id))
-    except ApiError:
-        # The page of the job says what is wrong, if it is more than that.
-        return ()
-    found: Sequence[llm_pb2.Delivery] = answer.deliveries
-    return found

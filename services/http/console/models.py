@@ -22,10 +22,9 @@ class Models:
     async def show(self, request: Request) -> Response:
         """Show the models, how many jobs wait for each, the caller's quotas and, to whom may see them, the workers."""
         calls = self._front.gateway.in_name_of(caller_of(request))
-        listed, quota, found = await asyncio.gather(
+        listed, quota, workers = await asyncio.gather(
             calls.call("ListModels", llm_pb2.ListModelsRequest()),
             quota_of(calls),
-            ask(calls, "ListWorkers", llm_pb2.ListWorkersRequest(), llm_pb2.ListWorkersResponse),
+            ask(calls, "ListWorkers", llm_pb2.ListWorkersRequest()),
         )
-        workers = found.workers if found is not None else None
         return self._pages.render(request, "models.html", models=listed.models, quota=quota, workers=workers)

@@ -1,26 +1,39 @@
 """Parts of a page that the page can do without: the caller may lack the scope for them, or a broker may be away."""
 
-from typing import TypeVar
+from typing import Any, Final, NamedTuple
 
+import grpc
 from google.protobuf.message import Message
 
 from durable_llm import ApiError
 from llm_pb import llm_pb2
+from services.http.failures import of_call
 from services.http.gateway import Calls
 
-M = TypeVar("M", bound=Message)
+_NOT_FOR_CALLER: Final = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
 
 
-async def ask(calls: Calls, method: str, request: Message, _response: type[M]) -> M | None:
-    """Return the answer of a call, None if it fails."""
+class Part(NamedTuple):
+    """The answer of a call, if it can be had."""
+
+    answer: Any
+    """The answer; None if the call has failed."""
+    problem: str = ""
+    """Why the call has failed, for people. Empty when it is not for this caller, or not of this gateway."""
+
+
+async def ask(calls: Calls, method: str, request: Message) -> Part:
+    """Return the answer of a call, or why there is none."""
     try:
-        answer: M = await calls.call(method, request)
-    except ApiError:
-        return None
-    return answer
+        return Part(await calls.call(method, request))
+    except ApiError as error:
+        return Part(None, "" if error.code in _NOT_FOR_CALLER else of_call(error).message)
 
 
-async def quota_of(calls: Calls) -> llm_pb2.GetQuotaResponse | None:
-    """Return the quotas of a caller; None where there are none, or where they cannot be had."""
-    quota = await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest(), llm_pb2.GetQuotaResponse)
-    return quota if quota is not None and (quota.HasField("requests") or quota.HasField("open_jobs")) else None
+async def quota_of(calls: Calls) -> Part:
+    """Return the quotas of a caller. There is no answer for a caller without any."""
+    part = await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest())
+    quota = part.answer
+    if quota is None or quota.HasField("requests") or quota.HasField("open_jobs"):
+        return part
+    return Part(None)

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from llm_pb import llm_pb2
 from services.http.console import formats
 from services.http.console.session import context_of
 from services.http.console.static_files import StaticFiles
@@ -15,7 +16,7 @@ from services.http.settings import HttpSettings
 
 HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     # Not no-referrer, with which browsers hide the origin of a form.
     "Referrer-Policy": "same-origin",
@@ -37,7 +38,12 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters |= formats.FILTERS
-        self._environment.globals |= {"static": files.path, "settings": settings}
+        self._environment.globals |= {
+            "static": files.path,
+            "settings": settings,
+            "JobState": llm_pb2.JobState,
+            "DeletionState": llm_pb2.DeletionState,
+        }
 
     def render(
         self, request: Request | None, template: str, status: HTTPStatus = HTTPStatus.OK, /, **values: Any

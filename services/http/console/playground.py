@@ -2,9 +2,11 @@
 
 import hashlib
 import secrets
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
+import grpc
 from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -14,16 +16,17 @@ from durable_llm.errors import Violation
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.console.formats import as_path
-from services.http.console.forms import read_form
-from services.http.console.optional import quota_of
+from services.http.console.forms import read_fields
+from services.http.console.optional import Part, quota_of
 from services.http.console.pages import Pages
-from services.http.console.session import caller_of
+from services.http.console.session import caller_of, check_token
+from services.http.console.used_again import NUMBERS, UsedAgain, use_again
 from services.http.failures import Failure, bad_request, of_call, with_fields
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.parsing import parse
+from services.http.signin.next_page import sign_in_path
 
-_NUMBERS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 _TEXTS: Final = ("user_id", "model", "system", "text", "kind", "project_id", "stop")
 _MAX_LINES: Final = 100
 _FIRST: Final = {"user_id": "console", "kind": "prompt", "max_tokens": "200"}
@@ -40,16 +43,25 @@ class Playground:
         """Show the form: empty, or with the job that the query names."""
         workflow_id = query_of(request, ("job", "model")).get("job", [""])[0]
         calls = self._front.gateway.in_name_of(caller_of(request))
-        form = {**_FIRST, "model": request.query_params.get("model", "")}
-        if workflow_id:
-            found = await calls.call("GetJob", llm_pb2.GetJobRequest(workflow_id=workflow_id))
-            form |= _form_of(found.job)
-        return await self._render(request, calls, form)
+        if not workflow_id:
+            form = {**_FIRST, "model": request.query_params.get("model", "")}
+            return await self._render(request, calls, form)
+        found = await calls.call("GetJob", llm_pb2.GetJobRequest(workflow_id=workflow_id))
+        again = use_again(found.job)
+        return await self._render(request, calls, again.form, again=again)
 
     async def submit(self, request: Request) -> Response:
-        """Submit the job of a form, and lead to its page. What is refused stands beside the form."""
-        form = await read_form(request, self._front.settings)
+        """Submit the job of a form, and lead to its page.
+
+        What is refused stands beside the form. So does that the session has ended: nobody loses a text to that.
+        """
+        form = await read_fields(request, self._front.settings)
         calls = self._front.gateway.in_name_of(caller_of(request))
+        try:
+            check_token(request, form)
+        except Failure as wrong:
+            stale = Failure(wrong.status, "the session of this form has ended; submit it once more", wrong.reason)
+            return await self._render(request, calls, form, stale)
         try:
             job = _job_of(form)
             submitted = await calls.call("Submit", llm_pb2.SubmitRequest(job=job))
@@ -59,24 +71,38 @@ class Playground:
             failure = with_fields(of_call(error), lambda field: field.removeprefix("job."))
         else:
             return RedirectResponse(f"/console/jobs/{as_path(submitted.workflow_id)}", HTTPStatus.SEE_OTHER)
-        if failure.status == HTTPStatus.UNAUTHORIZED:
-            raise failure
         return await self._render(request, calls, form, failure)
 
     async def _render(
-        self, request: Request, calls: Calls, form: dict[str, str], failure: Failure | None = None
+        self,
+        request: Request,
+        calls: Calls,
+        form: Mapping[str, str],
+        failure: Failure | None = None,
+        again: UsedAgain | None = None,
     ) -> Response:
-        models = (await calls.call("ListModels", llm_pb2.ListModelsRequest())).models
+        models: Sequence[llm_pb2.ModelInfo] = ()
+        try:
+            models = (await calls.call("ListModels", llm_pb2.ListModelsRequest())).models
+        except ApiError as error:
+            if failure is None:
+                raise
+            if error.code is grpc.StatusCode.UNAUTHENTICATED:
+                failure = of_call(error)
+        signed_out = failure is not None and failure.status == HTTPStatus.UNAUTHORIZED
         page = self._pages.render(
             request,
             "playground.html",
             HTTPStatus.OK if failure is None else failure.status,
-            form={name: form.get(name, "") for name in (*_NUMBERS, *_TEXTS)},
+            form={name: form.get(name, "") for name in (*NUMBERS, *_TEXTS)},
             nonce=form.get("nonce") or secrets.token_hex(6),
             models=models,
             failure=failure,
             wrong=_by_field(failure),
-            quota=await quota_of(calls),
+            again=again,
+            signed_out=signed_out,
+            sign_in=sign_in_path(request.url.path),
+            quota=Part(None) if signed_out else await quota_of(calls),
         )
         page.headers.update(failure.headers if failure is not None else {})
         return page
@@ -85,7 +111,7 @@ class Playground:
 def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:
     """Return the job of a form. Raises Failure, 400."""
     value: dict[str, Any] = {name: form.get(name, "").strip() for name in ("user_id", "model", "project_id")}
-    value["params"] = {name: form[name].strip() for name in _NUMBERS if form.get(name, "").strip()}
+    value["params"] = {name: form[name].strip() for name in NUMBERS if form.get(name, "").strip()}
     if form.get("stop"):
         # A text of very many lines would be a message that takes seconds to build, to be refused then.
         stop = form["stop"].split("\n", _MAX_LINES)
@@ -111,17 +137,6 @@ def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:
 
 def _bytes(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
-
-
-def _form_of(job: llm_pb2.JobRequest) -> dict[str, str]:
-    form = {"user_id": job.user_id, "model": job.model, "project_id": job.project_id, "text": job.prompt}
-    for message in job.messages:
-        form["system" if message.role == llm_pb2.ROLE_SYSTEM else "text"] = message.content
-    form["kind"] = "chat" if job.messages else "prompt"
-    form |= {name: f"{getattr(job.params, name):g}" for name in ("temperature", "top_p") if job.params.HasField(name)}
-    form |= {name: str(getattr(job.params, name)) for name in _NUMBERS[2:] if job.params.HasField(name)}
-    form["stop"] = "\n".join(job.params.stop)
-    return form
 
 
 def _by_field(failure: Failure | None) -> dict[str, str]:

@@ -2,68 +2,108 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from starlette.requests import Request
 
 from llm_pb import llm_pb2
+from services.http.console.openai_snippet import openai_snippet
 
 _MAX: Final = 4000
 """Maximum number of characters of a text in a snippet."""
-_ROLES: Final = {llm_pb2.ROLE_SYSTEM: "system", llm_pb2.ROLE_USER: "user", llm_pb2.ROLE_ASSISTANT: "assistant"}
 
 
-def snippets(job: llm_pb2.JobRequest, base: str, gateway: str, *, tls: bool) -> dict[str, str]:
+def snippets(
+    job: llm_pb2.JobRequest, base: str, gateway: str, *, tls: bool = False, credential: bool = False
+) -> Mapping[str, str]:
     """Return the calls by the name of their client.
 
-    `base` is the URL of the front, `gateway` the address of the gateway. A prompt of more than 4000 characters is left
-    out: the call says so.
+    `base` is the URL of the front, `gateway` the address of the gateway, `tls` whether the gateway has TLS, and
+    `credential` whether a call needs a credential. A text of more than 4000 characters is left out: the call says so.
     """
-    value = _shortened(job)
-    text = json.dumps(value, ensure_ascii=False, indent=2)
+    job = _shortened(job)
+    value = json_format.MessageToDict(job, preserving_proto_field_name=True)
     command = json.dumps({"job": value}, ensure_ascii=False)
-    plain = "" if tls else "-plaintext "
+    connection = '-cacert "$LLM_CA" ' if tls else "-plaintext "
     return {
-        "curl": f"curl --fail-with-body -s {shlex.quote(f'{base}/jobs')} "
-        f"-H 'Content-Type: application/json' --data {shlex.quote(text)}",
-        "grpcurl": f"grpcurl {plain}-d {shlex.quote(command)} {shlex.quote(gateway)} llm.v1.LlmService/Submit",
-        "Python": _python(value, gateway),
-        "OpenAI": _openai(job, value, base),
+        "curl": curl_call(job, base, credential=credential),
+        "grpcurl": f"grpcurl {connection}{_header(credential=credential)}-d {shlex.quote(command)} "
+        f"{shlex.quote(gateway)} llm.v1.LlmService/Submit",
+        "Python": _python(job, gateway, tls=tls, credential=credential),
+        "OpenAI": openai_snippet(job, base, credential=credential),
     }
 
 
-def _shortened(job: llm_pb2.JobRequest) -> dict[str, Any]:
-    value: dict[str, Any] = json_format.MessageToDict(job, preserving_proto_field_name=True)
-    for holder, name in ((value, "prompt"), *((message, "content") for message in value.get("messages", ()))):
-        if len(holder.get(name, "")) > _MAX:
-            holder[name] = f"… {len(holder[name])} characters, left out here …"
-    return value
+def base_of(request: Request) -> str:
+    """Return the URL of the front, as the caller knows it."""
+    return str(request.base_url).rstrip("/")
 
 
-def _python(value: dict[str, Any], gateway: str) -> str:
-    fields = "".join(f"        {name}={content!r},\n" for name, content in value.items())
+def curl_call(job: llm_pb2.JobRequest, base: str, *, credential: bool) -> str:
+    """Return the call of curl. The arguments are those of snippets()."""
+    text = json.dumps(json_format.MessageToDict(job, preserving_proto_field_name=True), ensure_ascii=False, indent=2)
     return (
-        "from durable_llm import Client\n\n"
-        f"with Client({gateway!r}) as client:\n    job = client.submit(\n{fields}    )\n"
+        f"curl --fail-with-body -s {shlex.quote(f'{base}/jobs')} {_header(credential=credential)}"
+        f"-H 'Content-Type: application/json' --data {shlex.quote(text)}"
+    )
+
+
+def _header(*, credential: bool) -> str:
+    return '-H "Authorization: Bearer $LLM_CREDENTIAL" ' if credential else ""
+
+
+def _shortened(job: llm_pb2.JobRequest) -> llm_pb2.JobRequest:
+    short = llm_pb2.JobRequest()
+    short.CopyFrom(job)
+    if len(short.prompt) > _MAX:
+        short.prompt = _left_out(short.prompt)
+    for message in short.messages:
+        if len(message.content) > _MAX:
+            message.content = _left_out(message.content)
+    return short
+
+
+def _left_out(text: str) -> str:
+    return f"… {len(text)} characters, left out here …"
+
+
+def _python(job: llm_pb2.JobRequest, gateway: str, *, tls: bool, credential: bool) -> str:
+    modules = [*(["import os"] if tls or credential else []), *(["from pathlib import Path"] if tls else [])]
+    others = [*(["import grpc"] if tls else []), "from durable_llm import Client"]
+    imports = "\n\n".join("\n".join(block) for block in (modules, others) if block)
+    arguments = [repr(gateway)]
+    if tls:
+        arguments.append('credentials=grpc.ssl_channel_credentials(Path(os.environ["LLM_CA"]).read_bytes())')
+    if credential:
+        arguments.append('metadata={"authorization": "Bearer " + os.environ["LLM_CREDENTIAL"]}')
+    fields = "".join(f"        {name}={value!r},\n" for name, value in _python_values(job).items())
+    return (
+        f"{imports}\n\nwith Client({', '.join(arguments)}) as client:\n    job = client.submit(\n{fields}    )\n"
         '    for piece in job.stream():\n        print(piece.text, end="", flush=True)'
     )
 
 
-def _openai(job: llm_pb2.JobRequest, value: dict[str, Any], base: str) -> str:
-    asked: Any = value.get("prompt", "")
-    if job.messages:
-        asked = [
-            {"role": _ROLES.get(message.role, "user"), "content": shown["content"]}
-            for message, shown in zip(job.messages, value["messages"], strict=True)
-        ]
-    options = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_output_tokens"}
-    given = {field.name: content for field, content in job.params.ListFields()}
-    more = "".join(f", {theirs}={given[ours]!r}" for ours, theirs in options.items() if ours in given)
-    return (
-        "from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url={base + "/v1"!r}, api_key="none")\n'
-        f"stream = client.responses.create(\n    model={job.model!r}, input={asked!r}{more},\n"
-        "    background=True, stream=True,\n)\n"
-        "for event in stream:\n"
-        '    if event.type == "response.output_text.delta":\n        print(event.delta, end="", flush=True)'
-    )
+def _python_values(message: Message) -> Mapping[str, Any]:
+    """Return the fields that are set, as the constructor of the message takes them."""
+    return {field.name: _python_value(field, value) for field, value in message.ListFields()}
+
+
+def _python_value(field: FieldDescriptor, value: Any) -> Any:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(value)
+    if field.is_repeated:
+        return [_single_value(field, item) for item in value]
+    return _single_value(field, value)
+
+
+def _single_value(field: FieldDescriptor, value: Any) -> Any:
+    if field.message_type is not None:
+        return _python_values(value)
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return known.name if known is not None else value
+    return value

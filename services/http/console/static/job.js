@@ -216,5 +216,9 @@ function showDuration() {
   if (job && !job.ended && created && element) element.textContent = duration((Date.now() - Date.parse(created.dateTime)) / 1000);
 }
 
+// The answer to a refused form is at a path that takes only forms.
+const { page } = document.getElementById("job").dataset;
+if (location.pathname !== page) history.replaceState(null, "", page);
+
 const job = output.dataset.stream ? new Job() : null;
 setInterval(showDuration, 1000);
