@@ -139,6 +139,35 @@ async def test_an_example_gives_a_wrong_address_up(client: Sequence[str], comman
     assert "Traceback" not in ended.errors
 
 
+class SilentGateway(grpc.GenericRpcHandler):
+    """Takes every call and answers none."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        async def hold(request: bytes, context: Any) -> None:
+            await asyncio.Event().wait()
+
+        return grpc.unary_unary_rpc_method_handler(hold)
+
+
+@pytest.mark.parametrize("command", [("submit", "{}"), ("cancel", "llmjob-a-b")], ids=lambda command: command[0])
+async def test_an_example_gives_a_gateway_up_that_does_not_answer(
+    client: Sequence[str], command: Sequence[str]
+) -> None:
+    if of_python(client):
+        pytest.skip("the library has the deadline")
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([SilentGateway()])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        async with asyncio.timeout(60):
+            ended = await run(*client, *command, LLM_ADDRESS=address, LLM_TIMEOUT_SECONDS="1")
+    finally:
+        await server.stop(None)
+    assert ended.status == 1
+    assert ended.errors.startswith("DEADLINE_EXCEEDED: ")
+
+
 @pytest.mark.parametrize("send", [interrupt, interrupt_another_thread])
 async def test_the_python_example_is_interrupted_without_a_traceback(
     stack: Stack, stub: LlmServiceStub, send: Callable[[int], None]
