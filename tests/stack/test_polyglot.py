@@ -71,7 +71,9 @@ def of_python(client: Sequence[str]) -> bool:
 
 
 def job(client: Sequence[str], name: str, **changes: Any) -> str:
-    return json.dumps({**SPECIFIED, "request_id": f"{Path(client[0]).name}-{name}", **changes})
+    # The programs of two languages have one name, in different folders.
+    example = "-".join(Path(client[0]).parts[-2:])
+    return json.dumps({**SPECIFIED, "request_id": f"{example}-{name}", **changes})
 
 
 async def test_an_example_submits_and_watches_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
