@@ -34,6 +34,8 @@ std::string setting(const char* name, const char* otherwise) {
 const std::string kAddress = setting("LLM_ADDRESS", "127.0.0.1:50051");
 // A gateway sends a message at least every GATEWAY_KEEPALIVE, 15 s by default. A longer silence is a break.
 const duration<double> kIdle(std::stod(setting("LLM_IDLE_SECONDS", "60")));
+// Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
+const duration<double> kTimeout(std::stod(setting("LLM_TIMEOUT_SECONDS", "30")));
 const duration<double> kRetry(1);
 // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
 constexpr int kTries = 60, kFirstTries = 5;
@@ -145,6 +147,7 @@ grpc::Status watch(pb::LlmService::Stub& stub, const std::string& id, Place& at)
 int run(const std::string& command, const std::string& argument, const std::string& optional) {
   auto stub = pb::LlmService::NewStub(grpc::CreateChannel(kAddress, grpc::InsecureChannelCredentials()));
   grpc::ClientContext context;
+  context.set_deadline(system_clock::now() + std::chrono::duration_cast<system_clock::duration>(kTimeout));
   grpc::Status status;
   bool succeeded = true;
   if (command == "submit") {

@@ -37,9 +37,12 @@ var (
 	address = setting("LLM_ADDRESS", "127.0.0.1:50051")
 	// A gateway sends a message at least every GATEWAY_KEEPALIVE, 15 s by default. A longer silence is a break.
 	idleSeconds, _ = strconv.ParseFloat(setting("LLM_IDLE_SECONDS", "60"), 64)
+	// Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
+	timeoutSeconds, _ = strconv.ParseFloat(setting("LLM_TIMEOUT_SECONDS", "30"), 64)
 	// The names that the API gives the codes, for people.
 	names = map[codes.Code]string{codes.InvalidArgument: "INVALID_ARGUMENT", codes.Unavailable: "UNAVAILABLE",
-		codes.NotFound: "NOT_FOUND", codes.AlreadyExists: "ALREADY_EXISTS", codes.ResourceExhausted: "RESOURCE_EXHAUSTED"}
+		codes.NotFound: "NOT_FOUND", codes.AlreadyExists: "ALREADY_EXISTS", codes.ResourceExhausted: "RESOURCE_EXHAUSTED",
+		codes.DeadlineExceeded: "DEADLINE_EXCEEDED"}
 )
 
 func setting(name, otherwise string) string {
@@ -153,7 +156,9 @@ func run(command, argument, optional string) (bool, error) {
 		return false, err
 	}
 	defer channel.Close()
-	client, ctx := pb.NewLlmServiceClient(channel), context.Background()
+	client := pb.NewLlmServiceClient(channel)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(timeoutSeconds*float64(time.Second)))
+	defer cancel()
 	switch command {
 	case "submit":
 		job := &pb.JobRequest{}

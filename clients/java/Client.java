@@ -37,6 +37,8 @@ public class Client {
   static final String ADDRESS = setting("LLM_ADDRESS", "127.0.0.1:50051");
   // A gateway sends a message at least every GATEWAY_KEEPALIVE, 15 s by default. A longer silence is a break.
   static final long IDLE_MS = (long) (Double.parseDouble(setting("LLM_IDLE_SECONDS", "60")) * 1000);
+  // Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
+  static final long TIMEOUT_MS = (long) (Double.parseDouble(setting("LLM_TIMEOUT_SECONDS", "30")) * 1000);
   static final long RETRY_MS = 1000;
   // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
   static final int TRIES = 60, FIRST_TRIES = 5;
@@ -148,6 +150,7 @@ public class Client {
   }
 
   static boolean run(LlmServiceBlockingStub stub, String command, String argument, String optional) throws Exception {
+    LlmServiceBlockingStub limited = stub.withDeadlineAfter(TIMEOUT_MS, TimeUnit.MILLISECONDS);
     switch (command) {
       case "submit":
         JobRequest.Builder job = JobRequest.newBuilder();
@@ -157,7 +160,7 @@ public class Client {
           System.err.println("the job is no JSON of a JobRequest: " + error.getMessage());
           return false;
         }
-        OUT.println(stub.submit(SubmitRequest.newBuilder().setJob(job).build()).getWorkflowId());
+        OUT.println(limited.submit(SubmitRequest.newBuilder().setJob(job).build()).getWorkflowId());
         return true;
       case "watch":
         JobStatus last = new Client(optional).watch(stub, argument);
@@ -165,7 +168,7 @@ public class Client {
         return last.getState() == JobState.JOB_STATE_SUCCEEDED;
       case "cancel":
         CancelRequest request = CancelRequest.newBuilder().setWorkflowId(argument).setReason(optional).build();
-        JobState state = stub.cancel(request).getStatus().getState();
+        JobState state = limited.cancel(request).getStatus().getState();
         OUT.println(isFinal(state) ? state : "cancel requested");
         return true;
       default:

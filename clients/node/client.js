@@ -6,6 +6,7 @@
 //
 // The gateway is at LLM_ADDRESS, by default 127.0.0.1:50051. Results go to stdout, the job's states to stderr. A watch is
 // opened again after LLM_IDLE_SECONDS, by default 60, without a message: more than the gateway's GATEWAY_KEEPALIVE.
+// The other calls have LLM_TIMEOUT_SECONDS, by default 30, to be answered.
 //
 // LLM_CREDENTIAL is an API key or a token. LLM_CA is the PEM file of the gateway's CA, without which there is no TLS.
 // LLM_CERT and LLM_KEY are the PEM files of a client certificate.
@@ -20,6 +21,7 @@ const loader = require('@grpc/proto-loader');
 const ROOT = path.join(__dirname, '..', '..');
 const ADDRESS = process.env.LLM_ADDRESS ?? '127.0.0.1:50051';
 const IDLE_MS = Number(process.env.LLM_IDLE_SECONDS ?? 60) * 1000;
+const TIMEOUT_MS = Number(process.env.LLM_TIMEOUT_SECONDS ?? 30) * 1000;
 const RETRY_MS = 1000;
 // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
 const TRIES = 60;
@@ -65,7 +67,8 @@ function withCredential(credential) {
 
 function call(client, method, request) {
   return new Promise((resolve, reject) => {
-    client[method](request, (error, response) => (error ? reject(error) : resolve(response)));
+    const deadline = Date.now() + TIMEOUT_MS;
+    client[method](request, { deadline }, (error, response) => (error ? reject(error) : resolve(response)));
   });
 }
 

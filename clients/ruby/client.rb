@@ -13,6 +13,8 @@ require "llm_services_pb"
 ADDRESS = ENV.fetch("LLM_ADDRESS", "127.0.0.1:50051")
 # A gateway sends a message at least every GATEWAY_KEEPALIVE, 15 s by default. A longer silence is a break.
 IDLE_SECONDS = Float(ENV.fetch("LLM_IDLE_SECONDS", "60"))
+# Maximum time for the answer to a submit or a cancel. Both are safe to repeat.
+TIMEOUT_SECONDS = Float(ENV.fetch("LLM_TIMEOUT_SECONDS", "30"))
 RETRY_SECONDS = 1
 # How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
 TRIES = 60
@@ -87,17 +89,18 @@ end
 
 def main(command, *arguments)
   stub = Llm::V1::LlmService::Stub.new(ADDRESS, :this_channel_is_insecure)
+  deadline = Time.now + TIMEOUT_SECONDS
   case command
   when "submit"
     job = Llm::V1::JobRequest.decode_json(arguments.fetch(0))
-    puts stub.submit(Llm::V1::SubmitRequest.new(job: job)).workflow_id
+    puts stub.submit(Llm::V1::SubmitRequest.new(job: job), deadline: deadline).workflow_id
   when "watch"
     status = watch(stub, arguments.fetch(0), arguments.fetch(1, ""))
     warn status.error.message if status.error
     return status.state == :JOB_STATE_SUCCEEDED
   when "cancel"
     request = Llm::V1::CancelRequest.new(workflow_id: arguments.fetch(0), reason: arguments.fetch(1, ""))
-    status = stub.cancel(request).status
+    status = stub.cancel(request, deadline: deadline).status
     puts FINAL.include?(status.state) ? status.state : "cancel requested"
   else
     abort "usage: client.rb submit JOB_AS_JSON | watch WORKFLOW_ID [RESUME_TOKEN] | cancel WORKFLOW_ID [REASON]"

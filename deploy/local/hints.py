@@ -47,6 +47,7 @@ def hints(stack: Stack, model: str, *, credential: bool = False) -> str:
         grpcurl, curl, buf_curl = f"{grpcurl} -H {bearer}", f"{curl} -H {bearer}", f"{buf_curl} --header {bearer}"
         codec_auth = " --codec-auth 'Bearer <credential of an operator>'"
     return f"""
+  console     {http}/console/
   Web UI      {stack.web_ui}
   gateway     {gateway}
   HTTP        {http}/jobs, and OpenAI's API at {http}/v1: see docs/http.md, docs/openai.md

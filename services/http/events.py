@@ -46,12 +46,14 @@ class EventStream(Response):
         front: Front,
         *,
         on_disconnect: Callable[[], Awaitable[None]] | None = None,
+        after: Callable[[], Awaitable[None]] | None = None,
         retry: bool = True,
     ) -> None:
         """Raises Failure, 503, when too many streams are open.
 
         `events` yields what event() and comment() return, and is closed in any case. `on_disconnect` is awaited when
-        the client has left before the end. `retry` tells browsers when to come back.
+        the client has left before the end, `after` when the stream has ended in any other way. `retry` tells browsers
+        when to come back.
         """
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         # The length is that of the empty body.
@@ -59,6 +61,7 @@ class EventStream(Response):
         self._events = events
         self._front = front
         self._on_disconnect = on_disconnect
+        self._after = after
         self._retry = retry
         self._place = front.stream()
         self._place.__enter__()
@@ -81,11 +84,15 @@ class EventStream(Response):
             if self._on_disconnect is not None:
                 await self._on_disconnect()
             return
-        if isinstance(ended, Exception):
-            raise ended
-        if isinstance(ended, asyncio.CancelledError):
-            await _send(send, _LEAVING)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            if isinstance(ended, Exception):
+                raise ended
+            if isinstance(ended, asyncio.CancelledError):
+                await _send(send, _LEAVING)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if self._after is not None:
+                await self._after()
 
     async def _pump(self, send: Send) -> None:
         async with aclosing(self._events) as events:

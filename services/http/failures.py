@@ -35,6 +35,8 @@ STATUS: Final = {
 }
 """The HTTP status of each code with which a call of the gateway fails."""
 
+CALL_AGAIN: Final = "; call again"
+"""Ends the message of a failure that passes. Where another remedy is known, that one stands instead."""
 _RETRY: Final = timedelta(seconds=1)
 
 
@@ -72,7 +74,7 @@ def of_call(error: ApiError) -> Failure:
     message = str(error)
     if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
         # The words are those of gRPC, with addresses of the inside.
-        message = "the gateway does not answer; call again"
+        message = f"the gateway does not answer{CALL_AGAIN}"
     wait = error.retry_delay
     if wait is None and status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT):
         wait = _RETRY

@@ -23,13 +23,17 @@ class Front:
     streams: int = 0
     """Number of open streams."""
 
-    @contextmanager
-    def stream(self) -> Iterator[None]:
-        """Hold the place of an open stream. Raises Failure, 503, when there is none."""
+    def require_place(self) -> None:
+        """Raise Failure, 503, when a further stream has no place."""
         if self.draining.is_set():
             raise unavailable("the front is shutting down; call again", "FRONT_SHUTDOWN")
         if self.streams >= self.settings.max_streams:
             raise unavailable("too many streams are open here; call again", "LIMIT_REACHED")
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Hold the place of an open stream. Raises Failure, 503, when there is none."""
+        self.require_place()
         self.streams += 1
         self.metrics.streams.add(1)
         try:

@@ -1,11 +1,14 @@
 """The documentation is correct: its commands run, its JSON parses, its tables are complete."""
 
+import ast
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,25 @@ def test_the_table_of_call_errors_is_the_code() -> None:
     assert set(rows) == {
         (unpack(error.status)["ErrorInfo"].reason, code_pb2.Code.Name(error.status.code)) for error in made
     }
+
+
+def test_the_table_of_the_fronts_reasons_is_the_code() -> None:
+    """It has one row for each reason that the front itself gives with a status."""
+    page = (ROOT / "docs" / "http.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    sources = sorted((ROOT / "services" / "http").rglob("*.py"))
+    assert set(rows) == {made for source in sources for made in reasons_of(source)}
+
+
+def reasons_of(source: Path) -> Iterator[tuple[str, str]]:
+    """Yield reason and status of each Failure that a module makes with a reason of its own."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        match node:
+            case ast.Call(ast.Name("Failure"), [ast.Attribute(attr=name), _, ast.Constant(str(reason)), *_]):
+                yield reason, str(HTTPStatus[name].value)
+            case ast.Call(ast.Name("unavailable"), [_, ast.Constant(str(reason))]):
+                yield reason, str(HTTPStatus.SERVICE_UNAVAILABLE.value)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

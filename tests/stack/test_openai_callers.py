@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -132,3 +133,12 @@ async def test_a_repeated_try_finds_the_job_of_its_own_caller(guarded: Guarded, 
             assert again not in (first, second)
         # Tries at once are one job, too.
         assert len(set(await asyncio.gather(*(send(globex, number) for number in (1, 2, 3))))) == 1
+
+
+@pytest.mark.parametrize("count", ["\N{SUPERSCRIPT TWO}".encode("latin-1"), b"9" * 5000], ids=["no digit", "huge"])
+async def test_a_number_of_the_try_that_is_none_counts_for_nothing(http: httpx.AsyncClient, count: bytes) -> None:
+    body = {"model": MODEL, "input": "Go on.", "max_output_tokens": 3}
+    headers = [(b"x-stainless-retry-count", count)]
+    answers = [await http.post("/v1/responses", json=body, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json()["id"] != answers[1].json()["id"]

@@ -71,7 +71,9 @@ def of_python(client: Sequence[str]) -> bool:
 
 
 def job(client: Sequence[str], name: str, **changes: Any) -> str:
-    return json.dumps({**SPECIFIED, "request_id": f"{Path(client[0]).name}-{name}", **changes})
+    # The programs of two languages have one name, in different folders.
+    example = "-".join(Path(client[0]).parts[-2:])
+    return json.dumps({**SPECIFIED, "request_id": f"{example}-{name}", **changes})
 
 
 async def test_an_example_submits_and_watches_a_job(client: Sequence[str], stack: Stack, stub: LlmServiceStub) -> None:
@@ -137,6 +139,35 @@ async def test_an_example_gives_a_wrong_address_up(client: Sequence[str], comman
     assert "UNAVAILABLE" in ended.errors
     assert ended.errors.endswith(f"Does a gateway listen at {address}? LLM_ADDRESS names another address.\n")
     assert "Traceback" not in ended.errors
+
+
+class SilentGateway(grpc.GenericRpcHandler):
+    """Takes every call and answers none."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        async def hold(request: bytes, context: Any) -> None:
+            await asyncio.Event().wait()
+
+        return grpc.unary_unary_rpc_method_handler(hold)
+
+
+@pytest.mark.parametrize("command", [("submit", "{}"), ("cancel", "llmjob-a-b")], ids=lambda command: command[0])
+async def test_an_example_gives_a_gateway_up_that_does_not_answer(
+    client: Sequence[str], command: Sequence[str]
+) -> None:
+    if of_python(client):
+        pytest.skip("the library has the deadline")
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([SilentGateway()])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        async with asyncio.timeout(60):
+            ended = await run(*client, *command, LLM_ADDRESS=address, LLM_TIMEOUT_SECONDS="1")
+    finally:
+        await server.stop(None)
+    assert ended.status == 1
+    assert ended.errors.startswith("DEADLINE_EXCEEDED: ")
 
 
 @pytest.mark.parametrize("send", [interrupt, interrupt_another_thread])

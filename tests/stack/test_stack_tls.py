@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import httpx
 import nats
 import pytest
 
@@ -126,6 +127,14 @@ async def test_the_lines_that_up_prints_work(tls_stack: Stack) -> None:
         ended = await run("bash", "-c", command.replace(str(Path.cwd()), "."), PATH=path)
         assert ended.status == 0, (shlex.split(command), ended.errors)
     assert "docstrings" in ended.output, "the codec server decodes the payloads"
+
+
+async def test_the_address_of_the_console_that_up_prints_shows_jobs(tls_stack: Stack) -> None:
+    (address,) = re.findall(r"^  console +(\S+)$", hints(tls_stack, "docstrings"), re.MULTILINE)
+    trust = ssl.create_default_context(cafile=str(ca(tls_stack)))
+    async with httpx.AsyncClient(verify=trust, timeout=60, trust_env=False) as client:
+        page = await client.get(address)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 @pytest.mark.parametrize("block", [block for block in blocks() if "stack/tls" in block.text], ids=lambda b: b.place)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
@@ -28,10 +29,15 @@ class Turn(NamedTuple):
     """Delay of the RetryInfo with which the stream fails."""
     reset: bool = False
     """True if the stream fails as one that a proxy resets: with INTERNAL, and without details."""
+    rewinds: bool = False
+    """True if another text replaces the output before the stream ends."""
 
 
 class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
-    """Servicer that serves each StreamStatus by the next of its turns. The last turn repeats."""
+    """Servicer that serves each StreamStatus by the next of its turns. The last turn repeats.
+
+    The calls that a front makes for a request of OpenAI's API go on to the real gateway.
+    """
 
     def __init__(self, gateway: llm_pb2_grpc.LlmServiceStub, *turns: Turn) -> None:
         self.address = ""
@@ -42,15 +48,39 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
         self.answers.set()
         self.asked = asyncio.Event()
         """Whether GetStatus was called."""
+        self.submitted: list[str] = []
+        """The ids of the jobs that were submitted."""
         self._gateway = gateway
         self._turns = list(turns)
+        for method in ("GetJob", "DeleteJob", "GetDeletion"):
+            setattr(self, method, self._passing_on(method))
+
+    def plan(self, *turns: Turn) -> None:
+        """Serve the next streams by these turns."""
+        self._turns = list(turns)
+
+    def _passing_on(self, method: str) -> Any:
+        async def pass_on(request: Any, context: Any) -> Any:
+            try:
+                return await getattr(self._gateway, method)(request)
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
+
+        return pass_on
+
+    async def Submit(  # type: ignore[override]
+        self, request: llm_pb2.SubmitRequest, context: Any
+    ) -> llm_pb2.SubmitResponse:
+        response: llm_pb2.SubmitResponse = await self._gateway.Submit(request)
+        self.submitted.append(response.workflow_id)
+        return response
 
     async def GetStatus(  # type: ignore[override]
         self, request: llm_pb2.GetStatusRequest, context: Any
     ) -> llm_pb2.GetStatusResponse:
         self.asked.set()
         await self.answers.wait()
-        response: llm_pb2.GetStatusResponse = await self._gateway.GetStatus(request)
+        response: llm_pb2.GetStatusResponse = await self._passing_on("GetStatus")(request, context)
         return response
 
     async def StreamStatus(  # type: ignore[override]
@@ -69,6 +99,9 @@ class UnsteadyGateway(llm_pb2_grpc.LlmServiceServicer):
                 count += 1
                 if count == turn.messages:
                     break
+        if turn.rewinds:
+            delta = llm_pb2.OutputDelta(text="another", rewind=True)
+            yield llm_pb2.StreamStatusResponse(delta=delta, next_offset=7, rewinds=1)
         if turn.silent:
             await asyncio.Event().wait()
         if turn.reset:
@@ -88,6 +121,11 @@ async def serving(stack: Stack, *turns: Turn) -> AsyncIterator[UnsteadyGateway]:
         server = grpc.aio.server()
         gateway = UnsteadyGateway(llm_pb2_grpc.LlmServiceStub(channel), *turns)
         llm_pb2_grpc.add_LlmServiceServicer_to_server(gateway, server)
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        await checks.set(
+            llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name, health_pb2.HealthCheckResponse.SERVING
+        )
         gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         yield gateway

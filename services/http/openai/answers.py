@@ -58,5 +58,13 @@ def refuse(failure: Failure) -> Response:
 
 def answered(body: dict[str, Any], after: Callable[[], Awaitable[None]] | None = None) -> Response:
     """Return the answer to a request that was done. `after` is awaited once the answer was sent."""
-    task = None if after is None else BackgroundTask(after)
-    return JSONResponse(body, headers={"Cache-Control": "no-store"}, background=task)
+    return JSONResponse(body, headers={"Cache-Control": "no-store"}, background=_task(after))
+
+
+def failed(status: HTTPStatus, error: dict[str, Any], after: Callable[[], Awaitable[None]] | None = None) -> Response:
+    """Return the answer to a request whose job has failed. `after` is awaited once the answer was sent."""
+    return JSONResponse(error, status, NEVER_AGAIN, background=_task(after))
+
+
+def _task(after: Callable[[], Awaitable[None]] | None) -> BackgroundTask | None:
+    return None if after is None else BackgroundTask(after)

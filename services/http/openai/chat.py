@@ -5,19 +5,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from services.http.bodies import query_of, read_object
 from services.http.events import EventStream
 from services.http.front import Front
-from services.http.openai.answers import NEVER_AGAIN, answered
+from services.http.openai.answers import answered, failed
 from services.http.openai.asked import Asked
 from services.http.openai.chat_request import read_chat_request, read_completion_request
 from services.http.openai.completions import ChatCompletion, Completion, TextCompletion
 from services.http.openai.outcome import failed_completion
 from services.http.openai.repeats import Tries
 from services.http.openai.submission import require_may_delete, submit
-from services.http.openai.watching import cleanups, completion_stream, ending_for
+from services.http.openai.watching import cleanups, completion_stream, ending_for, no_answer
 from services.http.resources import Resource
 
 
@@ -49,6 +49,7 @@ class Completions:
         body = await read_object(request, self._front.settings)
         asked = endpoint.read(body)
         tries = Tries.of(request, body)
+        self._front.require_place()
         calls = self._front.gateway.of(request)
         if not asked.store:
             await require_may_delete(calls)
@@ -56,15 +57,15 @@ class Completions:
         id_ = accepted.workflow_id
         after, gone = cleanups(calls, id_, asked, tries)
         completion = endpoint.completion(accepted.job, accepted.status, include_usage=asked.include_usage)
-        if asked.stream:
-            chunks = completion_stream(calls, accepted, completion, after)
-            return EventStream(chunks, self._front, on_disconnect=gone, retry=False)
-        ending = await ending_for(request, self._front, calls, id_)
+        async with no_answer(after):
+            if asked.stream:
+                chunks = completion_stream(calls, accepted, completion)
+                return EventStream(chunks, self._front, on_disconnect=gone, after=after, retry=False)
+            ending = await ending_for(request, self._front, calls, id_)
         if ending is None:
             if gone is not None:
                 await gone()
             return Response()
-        if (failed := failed_completion(ending)) is not None:
-            status, error = failed
-            return JSONResponse(error, status, NEVER_AGAIN)
+        if (failure := failed_completion(ending)) is not None:
+            return failed(*failure, after)
         return answered(completion.object(ending), after)

@@ -26,6 +26,7 @@ _HEADER: Final = "Idempotency-Key"
 _KEY: Final = _HEADER.lower()
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _TRY: Final = "x-stainless-retry-count"
+_COUNT: Final = re.compile(r"[0-9]{1,9}")
 _MAX_KEY: Final = 1024
 
 
@@ -48,8 +49,9 @@ class Tries(NamedTuple):
             key = _checked(keys)
             return cls(key if ID_PATTERN.fullmatch(key) else f"sha256-{_sha256(key)}")
         count = request.headers.get(_TRY, "")
+        counted = _COUNT.fullmatch(count) is not None
         said = [request.headers.get("authorization", ""), request.url.path, json.dumps(body, sort_keys=True)]
-        return cls("", count.isdigit() and int(count) > 0, count.isdigit(), _sha256("\0".join(said)))
+        return cls("", counted and int(count) > 0, counted, _sha256("\0".join(said)))
 
     def may_follow(self, *, stream: bool) -> bool:
         """Return whether another try of the request may want its job when this one's client has gone.

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from llm_pb import llm_pb2
+from services.http.failures import CALL_AGAIN
+from services.http.openai.asked import Note
 from services.http.openai.logprobs import logprobs_of
 from services.http.openai.outcome import Ending, response_status
 from services.http.openai.response_object import has_item, item_id, message_item, response_object, text_part
@@ -69,6 +71,7 @@ class ResponseEvents:
     def __init__(self, job: llm_pb2.JobRequest, status: llm_pb2.JobStatus, place: Place, rewinds: int = 0) -> None:
         """`status` is any status of the job, `rewinds` the number of its rewinds, 0 while it is not known."""
         self._job = job
+        self._unstored = Note.of(job.labels).unstored
         self._accepted = llm_pb2.JobStatus(
             workflow_id=status.workflow_id, create_time=status.create_time, state=llm_pb2.JOB_STATE_QUEUED
         )
@@ -130,8 +133,14 @@ class ResponseEvents:
 
     def rewound(self) -> Event:
         """Return the event that ends a stream whose output was replaced. So is the stream that continues after it."""
-        words = "the job has started over and its output differs: drop the text, and retrieve the response"
+        remedy = "call again" if self._unstored else "retrieve the response"
+        words = f"the job has started over and its output differs: drop the text, and {remedy}"
         return self.error("output_replaced", words)
+
+    def broken(self, code: str, message: str) -> Event:
+        """Return the event that ends a stream which cannot go on now. An unstored job is deleted then."""
+        remedy = "call again" if self._unstored else "retrieve the response to continue"
+        return self.error(code, f"{message.removesuffix(CALL_AGAIN)}; {remedy}")
 
     def error(self, code: str, message: str) -> Event:
         """Return the event that ends a stream early. A stream continues after it as after the event before it."""

@@ -25,7 +25,7 @@ from services.http.openai.response_events import Place
 from services.http.openai.response_object import response_object
 from services.http.openai.responses_request import LOGPROBS, read_responses_request
 from services.http.openai.submission import find, require_may_delete, submit
-from services.http.openai.watching import cleanups, ending_for, ending_of, response_stream
+from services.http.openai.watching import cleanups, ending_for, ending_of, no_answer, response_stream
 from services.http.resources import Resource
 
 _INCLUDE: Final = ("include", "include[]")
@@ -57,21 +57,24 @@ class Responses:
         body = await read_object(request, self._front.settings)
         asked = read_responses_request(body)
         tries = Tries.of(request, body)
+        if asked.stream or not asked.background:
+            self._front.require_place()
         calls = self._front.gateway.of(request)
         if not asked.store:
             await require_may_delete(calls)
         accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_, job = accepted.workflow_id, accepted.job
         after, gone = cleanups(calls, id_, asked, tries)
-        if asked.stream:
-            now = Ending(accepted.status, llm_pb2.JobResult())
-            if accepted.status.state in FINAL_STATES:
-                job, now = await find(calls, id_)
-            events = response_stream(calls, job, now, Place(), after)
-            return EventStream(events, self._front, on_disconnect=gone, retry=False)
-        if asked.background:
+        if asked.background and not asked.stream:
             return answered(response_object(job, accepted.status))
-        ending = await ending_for(request, self._front, calls, id_)
+        async with no_answer(after):
+            if asked.stream:
+                now = Ending(accepted.status, llm_pb2.JobResult())
+                if accepted.status.state in FINAL_STATES:
+                    job, now = await find(calls, id_)
+                events = response_stream(calls, job, now, Place())
+                return EventStream(events, self._front, on_disconnect=gone, after=after, retry=False)
+            ending = await ending_for(request, self._front, calls, id_)
         if ending is None:
             if gone is not None:
                 await gone()

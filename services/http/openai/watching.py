@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 
@@ -65,17 +65,12 @@ async def ending_for(request: Request, front: Front, calls: Calls, workflow_id: 
 
 
 async def response_stream(
-    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place, after: Callable[[], Awaitable[None]] | None = None
+    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a response that follow a place, to its end. `now` is how the job stands.
-
-    `after` is awaited once the last event was sent.
-    """
+    """Yield the events of a response that follow a place, to its end. `now` is how the job stands."""
     async with aclosing(_response_events(calls, job, now, place)) as events:
         async for item in events:
             yield event(item, name=item["type"])
-    if after is not None:
-        await after()
 
 
 async def _response_events(
@@ -107,14 +102,11 @@ async def _response_events(
         yield events.rewound()
     except ApiError as error:
         failure = of_call(error)
-        words = f"{failure.message}; retrieve the response to continue"
-        yield events.error(failure.reason.lower() or "server_error", words)
+        yield events.broken(failure.reason.lower() or "server_error", failure.message)
 
 
-async def completion_stream(
-    calls: Calls, accepted: Accepted, completion: Completion, after: Callable[[], Awaitable[None]] | None
-) -> AsyncGenerator[bytes, None]:
-    """Yield the chunks of a completion. One that fails ends with an error object. `after` is as in response_stream."""
+async def completion_stream(calls: Calls, accepted: Accepted, completion: Completion) -> AsyncGenerator[bytes, None]:
+    """Yield the chunks of a completion. One that fails ends with an error object."""
     last = Ending(accepted.status, llm_pb2.JobResult())
     try:
         for chunk in completion.begin():
@@ -138,12 +130,21 @@ async def completion_stream(
         for chunk in completion.end(last):
             yield event(chunk)
         yield event(_DONE)
-    if after is not None:
-        await after()
+
+
+@asynccontextmanager
+async def no_answer(after: Cleanup | None) -> AsyncIterator[None]:
+    """Await `after` when the block raises: no answer will do it. It is done before the client can try again."""
+    try:
+        yield
+    except Exception:
+        if after is not None:
+            await after()
+        raise
 
 
 def cleanups(calls: Calls, workflow_id: str, asked: Asked, tries: Tries) -> tuple[Cleanup | None, Cleanup | None]:
-    """Return what is done with a job once its answer was sent, and when its client has gone before that. None: nothing.
+    """Return what is done with a job when its answer has ended, and when its client has gone before. None: nothing.
 
     A job that another try of the request may want is left to its lease: see JobRequest.cancel_if_unwatched.
     """
