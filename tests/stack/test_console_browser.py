@@ -62,6 +62,7 @@ async def test_a_page_goes_on_when_its_front_is_killed_in_mid_answer(
         assert held < len(output), "the front was killed in mid-answer"
         assert await page.text_content("#output") == output
         assert await page.evaluate("window.sameDocument"), "the page was not loaded again"
+        await until(page, f"document.title.startsWith('Succeeded: {workflow_id}')")
 
 
 async def test_a_rewind_replaces_the_text_in_the_page(stack: Stack, browser: Any) -> None:

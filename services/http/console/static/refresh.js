@@ -41,6 +41,7 @@ export async function renew(parts, enhance) {
   document.getElementById("stale").hidden = found !== null;
   if (found === null) return null;
   enhance(found);
+  document.title = found.title;
   // Relative times are no change.
   enhance(document);
   const focused = document.activeElement;
