@@ -276,6 +276,29 @@ async def test_a_session_ends_with_a_token_that_cannot_be_renewed(
                 await asyncio.sleep(0.2)
 
 
+async def test_a_renewed_token_that_is_too_large_is_not_kept(
+    stack: Stack, site: Site, provider: OpenIdProvider
+) -> None:
+    """The session goes on with the token that it has, and the person can sign in and out."""
+    provider.life, provider.refreshes = 20, True
+    async with site.browser(stack) as browser:
+        assert (await sign_in(browser)).status_code == 303
+        provider.padding = "x" * 8500
+        provider.granted.clear()
+        async with asyncio.timeout(PATIENCE):
+            while not provider.granted:
+                assert (await browser.get("/console/")).status_code == 200
+                await asyncio.sleep(0.2)
+            while (answer := await browser.get("/console/")).status_code == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        assert answer.status_code == 303, answer.text
+        assert (await browser.get(SIGN_IN)).status_code == 200
+        assert (await browser.post("/console/signout")).status_code == 303
+        provider.padding = ""
+        assert (await sign_in(browser)).status_code == 303
+        assert await browser.signed_in()
+
+
 async def test_while_the_provider_is_away_a_page_says_so(stack: Stack, site: Site) -> None:
     away = OpenIdProvider()
     async with away.serving():

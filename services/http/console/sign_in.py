@@ -40,7 +40,9 @@ class SignIn:
         self._pages = pages
         self._attempts = Attempts()
         self._oidc = Oidc(issuer, keys, cookies, self._attempts) if issuer is not None else None
-        self._signed_in = SignedIn(Sessions(settings, keys, cookies), Renewals(issuer), pages.answer)
+        front.background.append(keys.follow)
+        sessions = Sessions(settings, keys, cookies)
+        self._signed_in = SignedIn(sessions, Renewals(issuer, sessions.fits), pages.answer)
 
     def with_sessions(self, *resources: Resource) -> tuple[Resource, ...]:
         """Return the resources, and those of signing in, with a session for each of their requests."""

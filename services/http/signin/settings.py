@@ -23,8 +23,8 @@ class SignInSettings(BaseSettings):
     Secure, also where a proxy ends TLS. HTTP_OIDC_ISSUER needs it."""
     session_key_file: FilePath | None = None
     """File of the keys that encrypt the sessions of the console, the same at every front: 32 random bytes in base64 a
-    line. The first key encrypts, all decrypt. A changed file is read at once. Unset: the process generates a key, so
-    its sessions end with it; that is for a front on loopback alone."""
+    line. The first key encrypts, all decrypt. A changed file is read within a few seconds. Unset: the
+    process generates a key, so its sessions end with it; that is for a front on loopback alone."""
     session_lifetime: timedelta = Field(timedelta(hours=12), gt=timedelta(0))
     """Time after which a person has to sign in again."""
     session_idle: timedelta = Field(timedelta(hours=1), gt=timedelta(0))
