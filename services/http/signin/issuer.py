@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode, urlsplit
@@ -19,14 +20,14 @@ import aiohttp
 from runtime.auth_jwt import TokenError, claims_of
 from runtime.shared_calls import SharedCalls
 from runtime.tls import client_context
-from services.http.signin.settings import SignInSettings, is_safe
+from services.http.signin.settings import SignInSettings, is_safe, read_secret
 
 _log = logging.getLogger(__name__)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _MAX_ANSWER: Final = 256 * 1024
 """Maximum size of an answer of the provider, in bytes."""
-_METADATA_LIFETIME: Final = 600.0
-"""Time after which the provider's metadata is read again, in seconds."""
+_RETRY_INTERVAL: Final = 5.0
+"""Time after which the provider is asked again for metadata that could not be had, in seconds."""
 _MARGIN: Final = 60.0
 """A token is renewed this many seconds before it expires, but not before half of its life."""
 _MAX_USER: Final = 100
@@ -69,15 +70,22 @@ class _Metadata:
 class Issuer:
     """The provider of the settings."""
 
-    def __init__(self, settings: SignInSettings) -> None:
-        """Raises OSError for a file that cannot be read."""
+    def __init__(self, settings: SignInSettings, *, metadata_lifetime: timedelta = timedelta(minutes=10)) -> None:
+        """The provider's metadata are read again every `metadata_lifetime`.
+
+        Raises OSError, ValueError for a file that cannot be used.
+        """
         self._settings = settings
+        self._metadata_lifetime = metadata_lifetime.total_seconds()
         secret = settings.oidc_client_secret_file
-        self._secret = secret.read_text().strip() if secret is not None else ""
+        self._secret = read_secret(secret) if secret is not None else ""
         self._ssl = client_context(settings.oidc_tls) if settings.oidc_tls is not None else True
         self._redirect_uri = settings.public_url + CALLBACK
         self._metadata: _Metadata | None = None
-        self._read_at = 0.0
+        self._read_next = 0.0
+        """When the metadata are due, on the monotonic clock."""
+        self._problem = ""
+        """Why the metadata could not be read the last time; empty if they could."""
         self._reading = SharedCalls()
 
     @property
@@ -181,13 +189,24 @@ class Issuer:
         raise error(f"the token endpoint answers {status}: {str(answer.get('error', ''))[:100]}")
 
     async def _discover(self) -> _Metadata:
-        """Return the provider's metadata. Raises IssuerUnavailable."""
-        if self._metadata is None or time.monotonic() >= self._read_at + _METADATA_LIFETIME:
-            await self._reading.joined("metadata", self._read_metadata)
-        assert self._metadata is not None  # noqa: S101  # otherwise the reading has raised
+        """Return the provider's metadata: the last good ones while it gives none. Raises IssuerUnavailable."""
+        if time.monotonic() >= self._read_next:
+            await self._reading.joined("metadata", self._renew_metadata)
+        if self._metadata is None:
+            raise IssuerUnavailable(self._problem)
         return self._metadata
 
-    async def _read_metadata(self) -> None:
+    async def _renew_metadata(self) -> None:
+        try:
+            self._metadata, self._problem = await self._read_metadata(), ""
+        except IssuerUnavailable as error:
+            self._problem = str(error)
+            if self._metadata is not None:
+                _log.warning("the OpenID provider's metadata stay as they were: %s", error)
+        self._read_next = time.monotonic() + (_RETRY_INTERVAL if self._problem else self._metadata_lifetime)
+
+    async def _read_metadata(self) -> _Metadata:
+        """Return the provider's metadata as they are now. Raises IssuerUnavailable."""
         issuer = self._settings.oidc_issuer
         status, found = await self._send("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if status != HTTPStatus.OK:
@@ -198,8 +217,7 @@ class Issuer:
         if not all(isinstance(url, str) and is_safe(url) for url in endpoints):
             raise IssuerUnavailable("its metadata lacks an endpoint with an https URL")
         methods = found.get("token_endpoint_auth_methods_supported", ("client_secret_basic",))
-        self._metadata = _Metadata(str(endpoints[0]), str(endpoints[1]), "client_secret_basic" not in methods)
-        self._read_at = time.monotonic()
+        return _Metadata(str(endpoints[0]), str(endpoints[1]), "client_secret_basic" not in methods)
 
     async def _send(self, method: str, url: str, **more: Any) -> tuple[int, Mapping[str, Any]]:
         """Return the status and the JSON object of an answer. Raises IssuerUnavailable."""

@@ -57,6 +57,13 @@ class SignInSettings(BaseSettings):
             read_keys(path)
         return path
 
+    @field_validator("oidc_client_secret_file")
+    @classmethod
+    def _secret_can_be_used(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_secret(path)
+        return path
+
     @field_validator("public_url", "oidc_issuer")
     @classmethod
     def _urls_are_safe(cls, value: str, info: Any) -> str:
@@ -91,6 +98,18 @@ class SignInSettings(BaseSettings):
                 # Settings report a ValueError as theirs.
                 raise ValueError(str(error)) from error
         return self
+
+
+def read_secret(path: Path) -> str:
+    """Return the secret of a client in a file. Raises ValueError: without a secret the client would be a public one."""
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise ValueError(f"{path} cannot be read: {words}") from None
+    if not secret:
+        raise ValueError(f"{path} holds no secret; a public client has no such file")
+    return secret
 
 
 def is_safe(url: str) -> bool:
