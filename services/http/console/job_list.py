@@ -9,11 +9,11 @@ from starlette.responses import Response
 
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
+from services.http.console.caller import caller_of
 from services.http.console.formats import state
 from services.http.console.job_view import FINAL
 from services.http.console.optional import ask
 from services.http.console.pages import Pages
-from services.http.console.session import caller_of
 from services.http.front import Front
 
 _STATES: Final = {value.name: state(value.number) for value in llm_pb2.JobState.DESCRIPTOR.values if value.number}

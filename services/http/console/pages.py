@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from services.http.console import formats
-from services.http.console.session import context_of
+from services.http.console.caller import context_of
 from services.http.console.static_files import StaticFiles
 from services.http.failures import Failure
 from services.http.settings import HttpSettings

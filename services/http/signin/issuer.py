@@ -18,9 +18,10 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 import aiohttp
 
 from runtime.auth_jwt import TokenError, claims_of
+from runtime.auth_settings import is_confidential
 from runtime.shared_calls import SharedCalls
 from runtime.tls import client_context
-from services.http.signin.settings import SignInSettings, is_safe, read_secret
+from services.http.signin.settings import SignInSettings, read_secret
 
 _log = logging.getLogger(__name__)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
@@ -214,7 +215,7 @@ class Issuer:
         endpoints = [found.get(name) for name in ("authorization_endpoint", "token_endpoint")]
         if found.get("issuer") != issuer:
             raise IssuerUnavailable(f"its metadata is of another issuer than {issuer}")
-        if not all(isinstance(url, str) and is_safe(url) for url in endpoints):
+        if not all(isinstance(url, str) and is_confidential(url) for url in endpoints):
             raise IssuerUnavailable("its metadata lacks an endpoint with an https URL")
         methods = found.get("token_endpoint_auth_methods_supported", ("client_secret_basic",))
         return _Metadata(str(endpoints[0]), str(endpoints[1]), "client_secret_basic" not in methods)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.auth_settings import is_loopback
+from runtime.auth_settings import is_confidential
 from runtime.tls import ClientTls, client_context
 from services.http.signin.keys import read_keys
 
@@ -70,7 +70,7 @@ class SignInSettings(BaseSettings):
         if not value:
             return value
         url = urlsplit(value)
-        if not url.hostname or not is_safe(value):
+        if not url.hostname or not is_confidential(value):
             raise ValueError("must be an https URL, or an http URL on loopback")
         if info.field_name == "public_url":
             if url.path not in ("", "/") or url.query or url.fragment or url.username is not None:
@@ -110,9 +110,3 @@ def read_secret(path: Path) -> str:
     if not secret:
         raise ValueError(f"{path} holds no secret; a public client has no such file")
     return secret
-
-
-def is_safe(url: str) -> bool:
-    """Return whether what is sent to a URL can be read by its server alone."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
