@@ -15,16 +15,15 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode, urlsplit
 
-import aiohttp
-
 from runtime.auth_jwt import TokenError, claims_of
 from runtime.auth_settings import is_confidential
+from runtime.bounded_fetch import FetchError, fetch
 from runtime.shared_calls import SharedCalls
 from runtime.tls import client_context
 from services.http.signin.settings import SignInSettings, read_secret
 
 _log = logging.getLogger(__name__)
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_TIMEOUT: Final = timedelta(seconds=10)
 _MAX_ANSWER: Final = 256 * 1024
 """Maximum size of an answer of the provider, in bytes."""
 _RETRY_INTERVAL: Final = 5.0
@@ -174,15 +173,16 @@ class Issuer:
     async def _grant(self, form: dict[str, str]) -> Mapping[str, Any]:
         """Return the answer of the token endpoint to a grant. Raises IssuerUnavailable, GrantRefused."""
         metadata, client_id = await self._discover(), self._settings.oidc_client_id
-        auth = None
+        headers = {}
         if not self._secret:
             form["client_id"] = client_id
         elif metadata.in_body:
             form |= {"client_id": client_id, "client_secret": self._secret}
         else:
             # RFC 6749, 2.3.1: both are encoded as in a form.
-            auth = aiohttp.BasicAuth(quote_plus(client_id), quote_plus(self._secret))
-        status, answer = await self._send("POST", metadata.token_endpoint, data=form, auth=auth)
+            client = f"{quote_plus(client_id)}:{quote_plus(self._secret)}"
+            headers["Authorization"] = f"Basic {base64.b64encode(client.encode()).decode()}"
+        status, answer = await self._send("POST", metadata.token_endpoint, data=form, headers=headers)
         if status == HTTPStatus.OK:
             return answer
         # A status of the provider's own trouble says nothing of the grant.
@@ -222,22 +222,11 @@ class Issuer:
 
     async def _send(self, method: str, url: str, **more: Any) -> tuple[int, Mapping[str, Any]]:
         """Return the status and the JSON object of an answer. Raises IssuerUnavailable."""
-        data = bytearray()
         try:
-            async with (
-                aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True) as session,
-                # A redirect could lead from TLS to none.
-                session.request(method, url, allow_redirects=False, ssl=self._ssl, **more) as answer,
-            ):
-                async for piece in answer.content.iter_any():
-                    data += piece
-                    if len(data) > _MAX_ANSWER:
-                        raise IssuerUnavailable(f"{url} answers with more than {_MAX_ANSWER} bytes")
-            found = json.loads(data)
-        except TimeoutError:
-            raise IssuerUnavailable(f"{url} does not answer within {_TIMEOUT.total:g} s") from None
-        except (OSError, aiohttp.ClientError) as error:
-            raise IssuerUnavailable(f"{url} cannot be reached: {error}") from None
+            answer = await fetch(method, url, within=_TIMEOUT, max_bytes=_MAX_ANSWER, ssl=self._ssl, **more)
+            found = json.loads(answer.body)
+        except FetchError as error:
+            raise IssuerUnavailable(str(error)) from None
         except (ValueError, RecursionError):
             raise IssuerUnavailable(f"{url} answers {answer.status}, without JSON") from None
         if not isinstance(found, dict):
