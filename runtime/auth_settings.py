@@ -62,10 +62,7 @@ class AuthSettings(ServerTlsSettings):
     @field_validator("jwt_keys")
     @classmethod
     def _keys_come_safely(cls, source: str) -> str:
-        url = urlsplit(source)
-        if "://" in source and not (
-            url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))
-        ):
+        if "://" in source and not is_confidential(source):
             raise ValueError("must be an https URL, an http URL on loopback or a path")
         return source
 
@@ -133,3 +130,9 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_confidential(url: str) -> bool:
+    """Return whether what is sent to a URL, and what comes from there, passes no other machine unencrypted."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))

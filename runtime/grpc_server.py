@@ -48,6 +48,7 @@ _MAX_UNREAD_OF_PEER: Final = 500
 """Maximum number of unread answers of health and reflection on one connection."""
 _COMING_BYTES: Final = 64 * 1024 * 1024
 """Maximum memory of gRPC for incomplete requests, in bytes."""
+_MAX_METADATA_BYTES: Final = 16 * 1024
 _WINDOW_BYTES: Final = 16 * 1024
 """Number of bytes that a client may send before the server reads them. By default it grows to 128 MiB for each call."""
 
@@ -84,6 +85,8 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
+        # By default gRPC refuses some calls, drawn by chance, whose metadata are over 8 KiB: a token may have as much.
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         # A larger request costs a round trip or two more, which a client hardly notices.
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.http2.bdp_probe", 0),

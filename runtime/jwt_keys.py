@@ -13,10 +13,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import jwt
 
 from runtime.auth import authentication_unavailable, credential_invalid
+from runtime.bounded_fetch import FetchError, fetch
 
 _log = logging.getLogger(__name__)
 _ASYMMETRIC: Final = ("RSA", "EC", "OKP")
@@ -24,7 +24,6 @@ _ASYMMETRIC: Final = ("RSA", "EC", "OKP")
 _UNKNOWN_INTERVAL: Final = timedelta(minutes=1)
 """How often it is fetched at most because a token names a key that is not in it."""
 _FETCH_TIMEOUT: Final = timedelta(seconds=5)
-_TOTAL: Final = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT.total_seconds())
 _MAX_WAITING: Final = 100
 """Maximum number of calls that wait for a fetch. An issuer that hangs would hold all calls with forged tokens."""
 _MAX_SET_BYTES: Final = 1024 * 1024
@@ -135,9 +134,9 @@ def _read(source: str) -> dict[str, jwt.PyJWK]:
         if len(data) > _MAX_SET_BYTES:
             raise KeySetError(f"{source} has more than {_MAX_SET_BYTES} bytes")
         found = jwt.PyJWKSet.from_dict(json.loads(data))
-    except TimeoutError as error:
-        raise KeySetError(f"{source}: no answer within {_FETCH_TIMEOUT.total_seconds():g} s") from error
-    except (OSError, aiohttp.ClientError, ValueError, AttributeError, jwt.PyJWTError, RecursionError) as error:
+    except FetchError as error:
+        raise KeySetError(str(error)) from error
+    except (OSError, ValueError, AttributeError, jwt.PyJWTError, RecursionError) as error:
         # AttributeError: it is JSON, but no object.
         raise KeySetError(f"{source} is no key set that can be had: {error}") from error
     return {
@@ -148,17 +147,8 @@ def _read(source: str) -> dict[str, jwt.PyJWK]:
 
 
 async def _download(url: str) -> bytes:
-    """Return the answer, cut after a few bytes more than a set may have."""
-    data = bytearray()
-    async with (
-        aiohttp.ClientSession(timeout=_TOTAL, trust_env=True, raise_for_status=True) as session,
-        # A redirect could lead from TLS to none.
-        session.get(url, allow_redirects=False) as answer,
-    ):
-        if answer.status != HTTPStatus.OK:
-            raise KeySetError(f"{url} answers with the status {answer.status}")
-        async for piece in answer.content.iter_any():
-            data += piece
-            if len(data) > _MAX_SET_BYTES:
-                break
-    return bytes(data)
+    """Return the key set at a URL. Raises FetchError, and KeySetError for another status than 200."""
+    answer = await fetch("GET", url, within=_FETCH_TIMEOUT, max_bytes=_MAX_SET_BYTES)
+    if answer.status != HTTPStatus.OK:
+        raise KeySetError(f"{url} answers with the status {answer.status}")
+    return answer.body

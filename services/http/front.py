@@ -1,7 +1,7 @@
 """What all requests share."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,8 @@ class Front:
     """Set once the process shuts down. Streams end then."""
     streams: int = 0
     """Number of open streams."""
+    background: list[Callable[[], Coroutine[None, None, None]]] = field(default_factory=list)
+    """What runs as long as the front serves. The packages add to it."""
 
     def require_place(self) -> None:
         """Raise Failure, 503, when a further stream has no place."""

@@ -8,6 +8,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.http import origins
 from services.http.failures import Failure
 from services.http.resources import Answer
 from services.http.settings import HttpSettings
@@ -49,7 +50,6 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or self._origins & {origin, _ANY}:
             return
-        # A proxy that ends TLS changes the scheme. No page of another server has this host.
-        if origin.partition("://")[2].lower() != host.lower():
+        if not origins.is_own(origin, host):
             words = "pages of this origin may not call; HTTP_CORS_ORIGINS adds origins"
             raise Failure(HTTPStatus.FORBIDDEN, words, "ORIGIN_NOT_ALLOWED")

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from runtime.addresses import bracketed, unbracketed
+from runtime.background import beside
 from runtime.tls import server_context
 from services.http.connection import connections
 from services.http.front import Front
@@ -54,7 +55,8 @@ async def serving(app: ASGIApp, front: Front) -> AsyncIterator[str]:
     address = f"{bracketed(host)}:{port}"
     _log.info("listening on %s://%s", "http" if settings.tls is None else "https", address)
     try:
-        yield address
+        async with beside(*(work() for work in front.background)):
+            yield address
     finally:
         front.draining.set()
         server.should_exit = True

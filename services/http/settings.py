@@ -17,7 +17,7 @@ _LINK: Final = r"^(https?://[^\s{}]*(\{(trace_id|workflow_id|run_id)\}[^\s{}]*)*
 
 
 class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
-    """The HTTP front: REST and server-sent events, a client of the gateway."""
+    """The HTTP front: the REST API, OpenAI's API and the console, a client of the gateway."""
 
     model_config = SettingsConfigDict(
         env_prefix="HTTP_", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True

@@ -14,6 +14,7 @@ import pytest
 from opentelemetry import metrics, trace
 from pydantic import ValidationError
 
+from deploy.local.process import Process
 from deploy.local.stack import Stack
 from runtime.scopes import SCOPES
 from services.http import console
@@ -80,6 +81,12 @@ async def browser(guarded: Guarded) -> AsyncIterator[Browser]:
 async def until_signed_out(browser: Browser) -> None:
     async with asyncio.timeout(PATIENCE):
         while await browser.signed_in():  # noqa: ASYNC110  # nothing tells that the gateway has read the file
+            await asyncio.sleep(0.1)
+
+
+async def until_logged(process: Process, words: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while words not in process.log:  # noqa: ASYNC110  # another process writes it
             await asyncio.sleep(0.1)
 
 
@@ -191,6 +198,33 @@ async def test_signing_out_is_a_form_and_forgets_the_key(guarded: Guarded, brows
     assert not await browser.signed_in()
 
 
+@pytest.mark.parametrize("somebody_else", [False, True])
+async def test_a_page_under_way_does_not_undo_signing_out(stack: Stack, guarded: Guarded, somebody_else: bool) -> None:
+    """Its answer renews the session that its request had, and comes after the answer to the form."""
+    async with (
+        running_front(stack, **guarded.settings, HTTP_SESSION_IDLE="PT40S") as front,
+        browsing(front.address) as browser,
+        browsing(front.address) as twin,
+    ):
+        await browser.sign_in(guarded.key)
+        await browser.get("/console/")
+        async with asyncio.timeout(PATIENCE):
+            twin.client.cookies = httpx.Cookies(browser.client.cookies)
+            while "set-cookie" not in (late := await twin.get("/console/")).headers:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        assert await twin.signed_in()
+        assert (await browser.post("/console/signout")).status_code == 303
+        if somebody_else:
+            assert (await browser.sign_in(guarded.reads_jobs)).status_code == 303
+        browser.client.cookies.extract_cookies(late)
+        page = await browser.get("/console/")
+        assert page.status_code == 303
+        # The browser forgets it, and the person can sign in.
+        assert "llm_session" not in browser.client.cookies
+        assert (await browser.sign_in(guarded.reads_jobs)).status_code == 303
+        assert await browser.signed_in()
+
+
 async def test_a_revoked_key_ends_the_session(guarded: Guarded, browser: Browser) -> None:
     await browser.sign_in(guarded.revocable)
     assert await browser.signed_in()
@@ -221,7 +255,18 @@ async def test_a_page_follows_a_job_with_the_key_of_its_session(
     assert (await browser.get(path, **module)).status_code == 401
 
 
-async def test_a_session_ends_with_its_idle_time_and_its_lifetime(stack: Stack, guarded: Guarded) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        {"Sec-Fetch-Mode": "cors"},
+        # Browsers send no Sec-Fetch-Mode to a host elsewhere by http.
+        {"X-Requested-With": "fetch"},
+        {"Accept": "text/event-stream"},
+    ],
+)
+async def test_a_session_ends_with_its_idle_time_and_its_lifetime(
+    stack: Stack, guarded: Guarded, module: dict[str, str]
+) -> None:
     """A page that refreshes itself is no sign of a person."""
     for settings in ({"HTTP_SESSION_IDLE": "PT3S"}, {"HTTP_SESSION_LIFETIME": "PT3S"}):
         async with (
@@ -229,7 +274,6 @@ async def test_a_session_ends_with_its_idle_time_and_its_lifetime(stack: Stack, 
             browsing(front.address) as browser,
         ):
             await browser.sign_in(guarded.key)
-            module = {"Sec-Fetch-Mode": "cors"}
             async with asyncio.timeout(PATIENCE):
                 while (await browser.get("/console/", **module)).status_code == 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
@@ -263,7 +307,7 @@ async def test_without_authentication_nobody_signs_in(stack: Stack, http: httpx.
 # Fronts
 
 
-async def test_fronts_share_sessions_and_their_keys_can_be_turned(stack: Stack, guarded: Guarded) -> None:
+async def test_fronts_share_sessions_and_their_keys_can_be_rotated(stack: Stack, guarded: Guarded) -> None:
     async with (
         running_front(stack, **guarded.settings) as other,
         browsing(guarded.address) as browser,
@@ -276,11 +320,13 @@ async def test_fronts_share_sessions_and_their_keys_can_be_turned(stack: Stack, 
         old = guarded.session_keys.read_text()
         # The new key signs, the old one still counts.
         guarded.session_keys.write_text(new_key() + old)
+        await until_logged(other.process, "changed session keys are in use")
         assert await elsewhere.signed_in()
         guarded.session_keys.write_text("nonsense")
+        await until_logged(other.process, "changed session keys cannot be used")
         assert await elsewhere.signed_in()
         guarded.session_keys.write_text(new_key())
-        assert not await elsewhere.signed_in()
+        await until_signed_out(elsewhere)
 
 
 def test_a_front_for_others_needs_keys_of_sessions(guarded: Guarded) -> None:
@@ -329,16 +375,20 @@ async def test_cookies_are_for_the_front_alone(stack: Stack, guarded: Guarded, t
         )
         for front in (tls, proxied):
             (cookie,) = (await front.client.get(SIGN_IN)).headers.get_list("set-cookie")
-            assert cookie.startswith("__Host-llm_session=")
+            assert cookie.startswith("__Host-llm_csrf=")
             assert attributes(cookie) == {"path=/", "httponly", "samesite=lax", "secure"}
         # They are taken, too.
         async with browsing(tls.address, scheme="https", verify=trust) as browser:
             signed_in = await browser.sign_in(guarded.key)
-            assert any(name.startswith("max-age=") for name in attributes(signed_in.headers["set-cookie"]))
+            cookies = signed_in.headers.get_list("set-cookie")
+            assert sorted(cookie.partition("=")[0] for cookie in cookies) == ["__Host-llm_csrf", "__Host-llm_session"]
+            for cookie in cookies:
+                assert any(name.startswith("max-age=") for name in attributes(cookie))
+                assert {"path=/", "httponly", "samesite=lax", "secure"} < attributes(cookie)
             assert await browser.signed_in()
     async with browsing(guarded.address) as browser:
         cookie = (await browser.get(SIGN_IN)).headers["set-cookie"]
-        assert cookie.startswith("llm_session=")
+        assert cookie.startswith("llm_csrf=")
         assert attributes(cookie) == {"path=/", "httponly", "samesite=lax"}
         assert guarded.key not in (await browser.sign_in(guarded.key)).headers["set-cookie"]
 
@@ -350,12 +400,16 @@ def attributes(cookie: str) -> set[str]:
 async def test_cookies_that_are_none_of_the_fronts_are_overlooked(guarded: Guarded, browser: Browser) -> None:
     await browser.sign_in(guarded.key)
     good = browser.client.cookies["llm_session"]
+    csrf = browser.client.cookies["llm_csrf"]
     values = ("", "1.", "1.x", "2." + good[2:], "3.x", "9.x", ".", "1." + good[3:], "1." + "A" * 3000, '"', "1.é")
+    cookies = [f"llm_csrf={csrf}; llm_session={value}" for value in values]
+    cookies += [f"llm_csrf={value}; llm_session={good}" for value in (*values, "1." + "A" * 43)]
+    cookies += [f"llm_session={good}"]
     async with browsing(guarded.address) as stranger:
-        for value in values:
+        for cookie in cookies:
             stranger.client.cookies.clear()
-            answer = await stranger.client.get("/console/", headers=[("Cookie", f"llm_session={value}".encode())])
-            assert answer.status_code == 303, value
+            answer = await stranger.client.get("/console/", headers=[(b"Cookie", cookie.encode())])
+            assert answer.status_code == 303, cookie
         # What is too large for the head of a request may be refused before.
         stranger.client.cookies.clear()
         answer = await stranger.client.get("/console/", headers={"Cookie": "llm_session=" + "A" * 100_000})
@@ -412,12 +466,11 @@ async def test_a_form_needs_the_token_of_its_session(guarded: Guarded, browser: 
 async def test_the_token_changes_with_signing_in(guarded: Guarded, browser: Browser) -> None:
     """A session that somebody has put into the browser before is not the one that holds the key."""
     await browser.get(SIGN_IN)
-    before, cookie = browser.token, browser.client.cookies["llm_session"]
+    before, cookie = browser.token, browser.client.cookies["llm_csrf"]
     await browser.sign_in(guarded.key)
     await browser.get("/console/")
     assert browser.token != before
-    browser.client.cookies.clear()
-    browser.client.cookies["llm_session"] = cookie
+    browser.client.cookies["llm_csrf"] = cookie
     assert not await browser.signed_in()
 
 

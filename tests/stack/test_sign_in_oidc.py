@@ -5,17 +5,22 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import grpc
 import httpx
 import pytest
 from pydantic import ValidationError
 
 from deploy.local.stack import Stack
+from llm_pb import llm_pb2, llm_pb2_grpc
 from runtime.environment import setting_problems
 from runtime.scopes import SCOPES
 from services.http.settings import HttpSettings
+from services.http.signin.issuer import Issuer
+from services.http.signin.signed_in import CREDENTIAL_BYTES
 from tests.support.certificates import Authority
 from tests.support.form_browser import SIGN_IN, Browser, browsing
 from tests.support.http_fronts import running_front
@@ -67,6 +72,13 @@ async def begin(browser: Browser, following: str = "/console/") -> str:
 async def sign_in(browser: Browser) -> httpx.Response:
     """Sign in; return the answer to the way back."""
     return await browser.get(await begin(browser))
+
+
+async def until_it_is_asked(browser: Browser) -> None:
+    """Return once the front has found a provider that is back."""
+    async with asyncio.timeout(PATIENCE):
+        while (await browser.get(BEGIN)).status_code == 503:  # noqa: ASYNC110  # nothing tells that it is asked
+            await asyncio.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +288,29 @@ async def test_a_session_ends_with_a_token_that_cannot_be_renewed(
                 await asyncio.sleep(0.2)
 
 
+async def test_a_renewed_token_that_is_too_large_is_not_kept(
+    stack: Stack, site: Site, provider: OpenIdProvider
+) -> None:
+    """The session goes on with the token that it has, and the person can sign in and out."""
+    provider.life, provider.refreshes = 20, True
+    async with site.browser(stack) as browser:
+        assert (await sign_in(browser)).status_code == 303
+        provider.padding = "x" * 8500
+        provider.granted.clear()
+        async with asyncio.timeout(PATIENCE):
+            while not provider.granted:
+                assert (await browser.get("/console/")).status_code == 200
+                await asyncio.sleep(0.2)
+            while (answer := await browser.get("/console/")).status_code == 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        assert answer.status_code == 303, answer.text
+        assert (await browser.get(SIGN_IN)).status_code == 200
+        assert (await browser.post("/console/signout")).status_code == 303
+        provider.padding = ""
+        assert (await sign_in(browser)).status_code == 303
+        assert await browser.signed_in()
+
+
 async def test_while_the_provider_is_away_a_page_says_so(stack: Stack, site: Site) -> None:
     away = OpenIdProvider()
     async with away.serving():
@@ -286,9 +321,68 @@ async def test_while_the_provider_is_away_a_page_says_so(stack: Stack, site: Sit
         assert "127.0.0.1 does not answer" in answer.text
         # A key is still good, and the provider once it is back.
         async with away.serving():
+            await until_it_is_asked(browser)
             back = await begin(browser)
         answer = await browser.get(back)
         assert (answer.status_code, "does not answer" in answer.text) == (503, True)
+
+
+async def test_a_provider_that_is_away_is_not_asked_again_at_once(stack: Stack, site: Site) -> None:
+    away = OpenIdProvider(broken=True)
+    async with away.serving(), site.browser(stack, HTTP_OIDC_ISSUER=away.url) as browser:
+        began = time.monotonic()
+        for _ in range(20):
+            assert (await browser.get(BEGIN)).status_code == 503
+        assert away.described <= 1 + (time.monotonic() - began) / 5
+        # It does not use up the attempts with a key.
+        token = site.provider.issuer.token(KID, SCOPES, iss=site.provider.url)
+        assert (await browser.sign_in(token)).status_code == 303
+        away.broken = False
+        await until_it_is_asked(browser)
+
+
+async def test_a_provider_that_is_away_is_used_as_it_was_last_known() -> None:
+    provider = OpenIdProvider()
+    async with provider.serving():
+        settings = HttpSettings(public_url=PUBLIC_URL, oidc_issuer=provider.url, oidc_client_id=CLIENT_ID)
+        issuer = Issuer(settings, metadata_lifetime=timedelta(0))
+        url = await issuer.authorization_url("state", "nonce", "verifier")
+        provider.broken = True
+        assert await issuer.authorization_url("state", "nonce", "verifier") == url
+        assert provider.described == 2
+
+
+async def test_a_failed_way_back_is_forgotten_whoever_has_failed(stack: Stack, site: Site) -> None:
+    gateway = stack.add("gateway", {"GATEWAY_ROLE": "api", **site.provider.gateway})
+    await gateway.start()
+    await gateway.wait_ready()
+    own = {"HTTP_GATEWAY": stack.address(gateway.name), "HTTP_GATEWAY_RETRY": "PT0S"}
+    async with site.browser(stack, **own) as browser:
+        back = await begin(browser)
+        await gateway.kill()
+        answer = await browser.get(back)
+        assert (answer.status_code, "the gateway does not answer" in answer.text) == (503, True)
+        assert int(answer.headers["retry-after"]) > 0
+        assert "llm_oidc" not in browser.client.cookies
+        assert not any(name.startswith("llm_session") for name in browser.client.cookies)
+
+
+async def test_the_gateway_takes_each_call_with_the_longest_token_of_a_session(
+    stack: Stack, site: Site, provider: OpenIdProvider
+) -> None:
+    """A server of gRPC refuses some calls, drawn by chance, whose metadata are over its soft limit."""
+    token = ""
+    for padding in range(5000, 6000, 50):
+        longer = provider.issuer.token(KID, SCOPES, iss=provider.url, padding="x" * padding)
+        token = longer if len(longer) <= CREDENTIAL_BYTES else token
+    assert len(token) > CREDENTIAL_BYTES - 100
+    async with site.browser(stack) as browser:
+        assert (await browser.sign_in(token)).status_code == 303
+        assert await browser.signed_in()
+    async with grpc.aio.insecure_channel(site.gateway) as channel:
+        stub = llm_pb2_grpc.LlmServiceStub(channel)
+        for _ in range(300):
+            await stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=[("authorization", f"Bearer {token}")])
 
 
 async def test_a_provider_with_a_certificate_of_an_own_ca(stack: Stack, site: Site, tmp_path: Path) -> None:
@@ -304,6 +398,14 @@ async def test_a_provider_with_a_certificate_of_an_own_ca(stack: Stack, site: Si
         async with site.browser(stack, **own, HTTP_OIDC_TLS_CA=str(ca.path)) as browser:
             answer = await browser.get(BEGIN)
             assert answer.headers["location"].startswith(f"{provider.url}/authorize?")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff"])
+def test_a_file_without_a_secret_makes_no_public_client(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "client-secret"
+    file.write_bytes(content)
+    with pytest.raises(ValidationError, match=r"client-secret (holds no secret|cannot be read)"):
+        HttpSettings(oidc_client_secret_file=file)
 
 
 @pytest.mark.parametrize(

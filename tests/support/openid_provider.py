@@ -39,6 +39,10 @@ class OpenIdProvider:
     issuer: Issuer = field(default_factory=lambda: Issuer(KID))
     asked: list[dict[str, str]] = field(default_factory=list)
     """The queries of its authorization endpoint."""
+    broken: bool = False
+    """Whether it answers 500 instead of its metadata."""
+    described: int = 0
+    """How often it was asked for its metadata."""
     granted: list[str] = field(default_factory=list)
     """The kinds of grants that it was asked for."""
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -77,6 +81,9 @@ class OpenIdProvider:
             await runner.cleanup()
 
     async def _metadata(self, _: web.Request) -> web.Response:
+        self.described += 1
+        if self.broken:
+            return web.json_response({}, status=500)
         return web.json_response(
             {
                 "issuer": self.url,

@@ -59,9 +59,8 @@ ONLY = {
     "aiokafka": {"services/notifier/sinks/kafka.py"},
     "aiohttp": {
         "encryption/kms.py",
-        "runtime/jwt_keys.py",
+        "runtime/bounded_fetch.py",
         "services/codec/server.py",
-        "services/http/signin/issuer.py",
         "services/notifier/sinks/webhook.py",
     },
     "jwt": {"runtime/auth_jwt.py", "runtime/jwt_keys.py"},

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from services.http.bodies import read_body
-from services.http.console.session import check_token
+from services.http.console.caller import check_token
 from services.http.failures import Failure, bad_request
 from services.http.settings import HttpSettings
 from services.http.signin.csrf import require_own_page

@@ -10,11 +10,11 @@ from starlette.responses import Response
 from durable_llm.errors import Violation
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
+from services.http.console.caller import caller_of
 from services.http.console.formats import state
 from services.http.console.job_view import FINAL
 from services.http.console.optional import ask
 from services.http.console.pages import Pages
-from services.http.console.session import caller_of
 from services.http.console.snippets import base_of, curl_call
 from services.http.failures import bad_request
 from services.http.front import Front

@@ -9,12 +9,12 @@ from starlette.responses import RedirectResponse, Response
 from durable_llm import ApiError
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
+from services.http.console.caller import caller_of
 from services.http.console.formats import as_path, name_of
 from services.http.console.forms import read_form
 from services.http.console.job_view import JobView, problem_of
 from services.http.console.optional import ask
 from services.http.console.pages import Pages
-from services.http.console.session import caller_of
 from services.http.console.snippets import base_of, snippets
 from services.http.failures import of_call
 from services.http.front import Front

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_pb import llm_pb2
+from services.http.console.caller import caller_of
 from services.http.console.optional import ask, quota_of
 from services.http.console.pages import Pages
-from services.http.console.session import caller_of
 from services.http.front import Front
 
 

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, Response
 
 from llm_pb import llm_pb2
 from services.http.console import formats
-from services.http.console.session import context_of
+from services.http.console.caller import context_of
 from services.http.console.static_files import StaticFiles
 from services.http.failures import Failure
 from services.http.settings import HttpSettings

@@ -15,11 +15,11 @@ from durable_llm import ApiError
 from durable_llm.errors import Violation
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
+from services.http.console.caller import caller_of, check_token
 from services.http.console.formats import as_path
 from services.http.console.forms import read_fields
 from services.http.console.optional import Part, quota_of
 from services.http.console.pages import Pages
-from services.http.console.session import caller_of, check_token
 from services.http.console.used_again import NUMBERS, UsedAgain, use_again
 from services.http.failures import Failure, bad_request, of_call, with_fields
 from services.http.front import Front

@@ -11,7 +11,7 @@ from durable_llm import ApiError
 from llm_pb import llm_pb2
 from services.http.console.forms import read_form
 from services.http.console.pages import Pages
-from services.http.failures import Failure
+from services.http.failures import Failure, of_call
 from services.http.front import Front
 from services.http.resources import Resource
 from services.http.signin import next_page
@@ -40,7 +40,9 @@ class SignIn:
         self._pages = pages
         self._attempts = Attempts()
         self._oidc = Oidc(issuer, keys, cookies, self._attempts) if issuer is not None else None
-        self._signed_in = SignedIn(Sessions(settings, keys, cookies), Renewals(issuer), pages.answer)
+        front.background.append(keys.follow)
+        sessions = Sessions(settings, keys, cookies)
+        self._signed_in = SignedIn(sessions, Renewals(issuer, sessions.fits), pages.answer)
 
     def with_sessions(self, *resources: Resource) -> tuple[Resource, ...]:
         """Return the resources, and those of signing in, with a session for each of their requests."""
@@ -101,8 +103,10 @@ class SignIn:
             else:
                 words = f"{self._oidc.name} has signed you in, but the gateway does not take its token."
                 response = self._form(request, following, words)
-        except Failure as failure:
+        except (Failure, ApiError) as error:
+            failure = error if isinstance(error, Failure) else of_call(error)
             response = self._form(request, next_page.HOME, failure.message, failure.status)
+            response.headers.update(failure.headers)
         self._oidc.end(request, response)
         return response
 

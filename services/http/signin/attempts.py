@@ -31,15 +31,20 @@ class Attempts:
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, TokenBucket] = OrderedDict()
-        self._running = KeyedLimiter(_AT_ONCE, lambda: _too_many(timedelta(seconds=1)))
+        self._running = KeyedLimiter(
+            _AT_ONCE, lambda: _too_many("too many attempts to sign in run at once", timedelta(seconds=1))
+        )
 
     @asynccontextmanager
     async def attempt(self, request: Request) -> AsyncIterator["Attempt"]:
-        """Hold the place of an attempt while the context is open. Raises Failure, 429, after too many failures."""
+        """Hold the place of an attempt while the context is open.
+
+        Raises Failure, 429, after too many failures and while too many attempts run.
+        """
         client = _client(request)
         bucket = self._failures.get(client)
         if bucket is not None and not bucket.available:
-            raise _too_many(_INTERVAL)
+            raise _too_many("too many attempts to sign in have failed", _INTERVAL)
         async with self._running.acquired(client):
             attempt = Attempt()
             try:
@@ -73,6 +78,6 @@ def _client(request: Request) -> str:
     return str(ip_network((address, 64), strict=False)) if isinstance(address, IPv6Address) else host
 
 
-def _too_many(wait: timedelta) -> Failure:
-    words = "too many attempts to sign in have failed; try again in a moment"
+def _too_many(why: str, wait: timedelta) -> Failure:
+    words = f"{why}; try again in a moment"
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, words, "LIMIT_REACHED", retry_after=wait)

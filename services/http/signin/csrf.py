@@ -7,13 +7,12 @@ from typing import Final
 
 from starlette.requests import Request
 
+from services.http import origins
 from services.http.failures import Failure
 from services.http.signin.session import Session
 
 FIELD: Final = "csrf_token"
 """The field of a form with the secret of its session."""
-_HEADER: Final = "x-csrf-token"
-"""The header with which modules send it."""
 
 
 def require_own_page(request: Request) -> None:
@@ -23,15 +22,13 @@ def require_own_page(request: Request) -> None:
     Sec-Fetch-Site where the page came by TLS or from loopback.
     """
     origin, site = request.headers.get("origin", ""), request.headers.get("sec-fetch-site", "same-origin")
-    # A proxy that ends TLS changes the scheme. No page of another server has this host.
-    own = origin.partition("://")[2].lower() == request.headers.get("host", "").lower()
-    if not own or site != "same-origin":
+    if not origins.is_own(origin, request.headers.get("host", "")) or site != "same-origin":
         raise Failure(HTTPStatus.FORBIDDEN, "only pages of this console may send its forms", "ORIGIN_NOT_ALLOWED")
 
 
-def check_token(request: Request, form: Mapping[str, str], session: Session) -> None:
+def check_token(form: Mapping[str, str], session: Session) -> None:
     """Raise Failure, 403, for a form that is of another session, or of none."""
-    token = form.get(FIELD) or request.headers.get(_HEADER, "")
+    token = form.get(FIELD, "")
     # In bytes: a text that is no ASCII cannot be compared.
     if not hmac.compare_digest(token.encode("utf-8", "replace"), session.secret.encode()):
         words = "the form is out of date; go back, load the page again and send the form once more"

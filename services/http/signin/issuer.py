@@ -10,23 +10,24 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode, urlsplit
 
-import aiohttp
-
 from runtime.auth_jwt import TokenError, claims_of
+from runtime.auth_settings import is_confidential
+from runtime.bounded_fetch import FetchError, fetch
 from runtime.shared_calls import SharedCalls
 from runtime.tls import client_context
-from services.http.signin.settings import SignInSettings, is_safe
+from services.http.signin.settings import SignInSettings, read_secret
 
 _log = logging.getLogger(__name__)
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_TIMEOUT: Final = timedelta(seconds=10)
 _MAX_ANSWER: Final = 256 * 1024
 """Maximum size of an answer of the provider, in bytes."""
-_METADATA_LIFETIME: Final = 600.0
-"""Time after which the provider's metadata is read again, in seconds."""
+_RETRY_INTERVAL: Final = 5.0
+"""Time after which the provider is asked again for metadata that could not be had, in seconds."""
 _MARGIN: Final = 60.0
 """A token is renewed this many seconds before it expires, but not before half of its life."""
 _MAX_USER: Final = 100
@@ -69,15 +70,22 @@ class _Metadata:
 class Issuer:
     """The provider of the settings."""
 
-    def __init__(self, settings: SignInSettings) -> None:
-        """Raises OSError for a file that cannot be read."""
+    def __init__(self, settings: SignInSettings, *, metadata_lifetime: timedelta = timedelta(minutes=10)) -> None:
+        """The provider's metadata are read again every `metadata_lifetime`.
+
+        Raises OSError, ValueError for a file that cannot be used.
+        """
         self._settings = settings
+        self._metadata_lifetime = metadata_lifetime.total_seconds()
         secret = settings.oidc_client_secret_file
-        self._secret = secret.read_text().strip() if secret is not None else ""
+        self._secret = read_secret(secret) if secret is not None else ""
         self._ssl = client_context(settings.oidc_tls) if settings.oidc_tls is not None else True
         self._redirect_uri = settings.public_url + CALLBACK
         self._metadata: _Metadata | None = None
-        self._read_at = 0.0
+        self._read_next = 0.0
+        """When the metadata are due, on the monotonic clock."""
+        self._problem = ""
+        """Why the metadata could not be read the last time; empty if they could."""
         self._reading = SharedCalls()
 
     @property
@@ -165,15 +173,16 @@ class Issuer:
     async def _grant(self, form: dict[str, str]) -> Mapping[str, Any]:
         """Return the answer of the token endpoint to a grant. Raises IssuerUnavailable, GrantRefused."""
         metadata, client_id = await self._discover(), self._settings.oidc_client_id
-        auth = None
+        headers = {}
         if not self._secret:
             form["client_id"] = client_id
         elif metadata.in_body:
             form |= {"client_id": client_id, "client_secret": self._secret}
         else:
             # RFC 6749, 2.3.1: both are encoded as in a form.
-            auth = aiohttp.BasicAuth(quote_plus(client_id), quote_plus(self._secret))
-        status, answer = await self._send("POST", metadata.token_endpoint, data=form, auth=auth)
+            client = f"{quote_plus(client_id)}:{quote_plus(self._secret)}"
+            headers["Authorization"] = f"Basic {base64.b64encode(client.encode()).decode()}"
+        status, answer = await self._send("POST", metadata.token_endpoint, data=form, headers=headers)
         if status == HTTPStatus.OK:
             return answer
         # A status of the provider's own trouble says nothing of the grant.
@@ -181,13 +190,24 @@ class Issuer:
         raise error(f"the token endpoint answers {status}: {str(answer.get('error', ''))[:100]}")
 
     async def _discover(self) -> _Metadata:
-        """Return the provider's metadata. Raises IssuerUnavailable."""
-        if self._metadata is None or time.monotonic() >= self._read_at + _METADATA_LIFETIME:
-            await self._reading.joined("metadata", self._read_metadata)
-        assert self._metadata is not None  # noqa: S101  # otherwise the reading has raised
+        """Return the provider's metadata: the last good ones while it gives none. Raises IssuerUnavailable."""
+        if time.monotonic() >= self._read_next:
+            await self._reading.joined("metadata", self._renew_metadata)
+        if self._metadata is None:
+            raise IssuerUnavailable(self._problem)
         return self._metadata
 
-    async def _read_metadata(self) -> None:
+    async def _renew_metadata(self) -> None:
+        try:
+            self._metadata, self._problem = await self._read_metadata(), ""
+        except IssuerUnavailable as error:
+            self._problem = str(error)
+            if self._metadata is not None:
+                _log.warning("the OpenID provider's metadata stay as they were: %s", error)
+        self._read_next = time.monotonic() + (_RETRY_INTERVAL if self._problem else self._metadata_lifetime)
+
+    async def _read_metadata(self) -> _Metadata:
+        """Return the provider's metadata as they are now. Raises IssuerUnavailable."""
         issuer = self._settings.oidc_issuer
         status, found = await self._send("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if status != HTTPStatus.OK:
@@ -195,30 +215,18 @@ class Issuer:
         endpoints = [found.get(name) for name in ("authorization_endpoint", "token_endpoint")]
         if found.get("issuer") != issuer:
             raise IssuerUnavailable(f"its metadata is of another issuer than {issuer}")
-        if not all(isinstance(url, str) and is_safe(url) for url in endpoints):
+        if not all(isinstance(url, str) and is_confidential(url) for url in endpoints):
             raise IssuerUnavailable("its metadata lacks an endpoint with an https URL")
         methods = found.get("token_endpoint_auth_methods_supported", ("client_secret_basic",))
-        self._metadata = _Metadata(str(endpoints[0]), str(endpoints[1]), "client_secret_basic" not in methods)
-        self._read_at = time.monotonic()
+        return _Metadata(str(endpoints[0]), str(endpoints[1]), "client_secret_basic" not in methods)
 
     async def _send(self, method: str, url: str, **more: Any) -> tuple[int, Mapping[str, Any]]:
         """Return the status and the JSON object of an answer. Raises IssuerUnavailable."""
-        data = bytearray()
         try:
-            async with (
-                aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True) as session,
-                # A redirect could lead from TLS to none.
-                session.request(method, url, allow_redirects=False, ssl=self._ssl, **more) as answer,
-            ):
-                async for piece in answer.content.iter_any():
-                    data += piece
-                    if len(data) > _MAX_ANSWER:
-                        raise IssuerUnavailable(f"{url} answers with more than {_MAX_ANSWER} bytes")
-            found = json.loads(data)
-        except TimeoutError:
-            raise IssuerUnavailable(f"{url} does not answer within {_TIMEOUT.total:g} s") from None
-        except (OSError, aiohttp.ClientError) as error:
-            raise IssuerUnavailable(f"{url} cannot be reached: {error}") from None
+            answer = await fetch(method, url, within=_TIMEOUT, max_bytes=_MAX_ANSWER, ssl=self._ssl, **more)
+            found = json.loads(answer.body)
+        except FetchError as error:
+            raise IssuerUnavailable(str(error)) from None
         except (ValueError, RecursionError):
             raise IssuerUnavailable(f"{url} answers {answer.status}, without JSON") from None
         if not isinstance(found, dict):

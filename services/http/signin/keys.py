@@ -3,10 +3,12 @@
 The cipher is Fernet of the library `cryptography`: AES-128-CBC and HMAC-SHA256, with the time of the encryption.
 """
 
+import asyncio
 import base64
 import binascii
 import json
 import logging
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,6 +19,8 @@ from runtime.files import Reloaded
 
 _log = logging.getLogger(__name__)
 _KEY_BYTES: Final = 32
+_LOOK_INTERVAL: Final = timedelta(seconds=1)
+"""Interval at which the file is checked."""
 
 
 class Sealed(NamedTuple):
@@ -55,8 +59,14 @@ class SessionKeys:
         except (InvalidToken, ValueError):
             return None
 
+    async def follow(self) -> None:
+        """Take a changed file as long as this runs. No request waits for the file. Without one this ends at once."""
+        while self._file is not None:
+            await asyncio.sleep(_LOOK_INTERVAL.total_seconds())
+            await asyncio.to_thread(self._file.current)
+
     def _keys(self) -> MultiFernet:
-        return self._file.current() if self._file is not None else self._own
+        return self._file.last if self._file is not None else self._own
 
 
 def read_keys(path: Path) -> MultiFernet:

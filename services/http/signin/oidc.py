@@ -50,13 +50,18 @@ class Oidc:
         return self._issuer.name
 
     async def begin(self, request: Request, next_page: str) -> Response:
-        """Send the browser to the provider. Raises Failure, 503, while the provider is away."""
+        """Send the browser to the provider.
+
+        Raises Failure: 429 after too many failed sign-ins, or while too many run, 503 while the provider is away.
+        """
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         begun = _Begun(state, nonce, verifier, next_page)
-        try:
-            url = await self._issuer.authorization_url(begun.state, begun.nonce, begun.verifier)
-        except IssuerUnavailable as error:
-            raise self._away(error) from None
+        # No failure of the person: a provider that is away leaves the attempts with a key.
+        async with self._attempts.attempt(request):
+            try:
+                url = await self._issuer.authorization_url(begun.state, begun.nonce, begun.verifier)
+            except IssuerUnavailable as error:
+                raise self._away(error) from None
         response = RedirectResponse(url, HTTPStatus.SEE_OTHER)
         self._cookies.write(request, response, _COOKIE, self._keys.seal(_COOKIE, asdict(begun)), _LIFETIME)
         return response

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from services.http.signin.issuer import GrantRefused, Issuer, IssuerUnavailable
@@ -29,9 +30,10 @@ class Renewals:
     share one renewal, and those that are still under way when it has ended get its outcome.
     """
 
-    def __init__(self, issuer: Issuer | None) -> None:
-        """Without an issuer no session is renewed."""
+    def __init__(self, issuer: Issuer | None, fits: Callable[[Session], bool]) -> None:
+        """Without an issuer no session is renewed. `fits` returns whether a browser can keep a session."""
         self._issuer = issuer
+        self._fits = fits
         self._renewals: OrderedDict[bytes, _Renewal] = OrderedDict()
 
     async def renewed(self, session: Session) -> Session:
@@ -58,12 +60,16 @@ class Renewals:
         if tokens.subject not in ("", session.subject):
             _log.error("the OpenID provider has renewed a session with the token of somebody else")
             return session
-        return dataclasses.replace(
+        renewed = dataclasses.replace(
             session,
             credential=tokens.credential,
             refresh_token=tokens.refresh_token,
             renew_at=tokens.renew_at,
         )
+        if not self._fits(renewed):
+            _log.error("a session is not renewed: the OpenID provider's tokens have become too large for its cookies")
+            return session
+        return renewed
 
     def _forget(self) -> None:
         now = time.monotonic()

@@ -1,5 +1,12 @@
-"""The session of a browser, in a cookie. It holds the credential, so it is encrypted."""
+"""The session of a browser, in two cookies.
 
+One holds the credential, so it is encrypted. Any answer may write it again: with a renewed credential, or because the
+session is in use. The other holds the session's secret. Only signing in and out change it, and a session counts only
+with its own secret. So the answer to a request that began before the person signed out brings no session back.
+"""
+
+import hmac
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -9,12 +16,14 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.http.signin.cookies import Cookies
+from services.http.signin.cookies import MAX_VALUE, Cookies
 from services.http.signin.keys import SessionKeys
 from services.http.signin.settings import SignInSettings
 
 _KIND: Final = "session"
 _COOKIE: Final = "llm_session"
+_SECRET_COOKIE: Final = "llm_csrf"  # noqa: S105  # a name
+_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _USES: Final = 10
 """How often the use of a session is noted within the idle time, at most."""
 
@@ -24,7 +33,7 @@ class Session:
     """What the front knows of a browser. Without a credential it is anonymous."""
 
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    """What the forms of the session's pages carry."""
+    """What the forms of the session's pages carry. It changes with signing in and out."""
     began: float = field(default_factory=time.time)
     """When the person signed in, in seconds since 1970."""
     used_at: float = field(default_factory=time.time)
@@ -47,8 +56,13 @@ class Session:
 
 
 def is_navigation(request: Request) -> bool:
-    """Return whether the answer is shown as a page, and not read by a module of an open one."""
-    return request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+    """Return whether the answer is shown as a page, and not read by a module of an open one.
+
+    A browser sends Sec-Fetch-Mode by TLS and on loopback only. The modules send the other headers themselves.
+    """
+    headers = request.headers
+    by_module = "x-requested-with" in headers or headers.get("accept", "").startswith("text/event-stream")
+    return not by_module and headers.get("sec-fetch-mode", "navigate") == "navigate"
 
 
 @dataclass(frozen=True)
@@ -70,31 +84,43 @@ class Sessions:
         self._cookies = cookies
 
     def open(self, request: Request) -> Opened:
-        """Return the session of a request; a new, anonymous one if it has none that counts."""
+        """Return the session of a request; an anonymous one if it has none that counts."""
+        secret = self._cookies.read(request, _SECRET_COOKIE)
+        if not _SECRET.fullmatch(secret):
+            return Opened(Session(), stored=False)
         text = self._cookies.read(request, _COOKIE)
-        sealed = self._keys.unseal(_KIND, text) if text else None
-        if sealed is None:
-            return Opened(Session(), stored=False)
-        try:
-            session = Session(**sealed.value)
-        except TypeError:
-            # A front of another version has written it.
-            return Opened(Session(), stored=False)
-        # The idle time does not end a session without a credential, which protects nothing but the forms of its pages.
-        if session.credential:
-            now = time.time()
-            if now >= min(session.began + self._lifetime, session.used_at + self._idle):
-                return Opened(Session(), stored=False)
-            if now >= session.used_at + self._idle / _USES and is_navigation(request):
-                return Opened(replace(session, used_at=now), stored=False)
+        session = self._unsealed(text) if text else None
+        if session is None or not hmac.compare_digest(session.secret, secret):
+            return Opened(Session(secret), stored=not text)
+        now = time.time()
+        if now >= min(session.began + self._lifetime, session.used_at + self._idle):
+            return Opened(Session(secret), stored=False)
+        if now >= session.used_at + self._idle / _USES and is_navigation(request):
+            return Opened(replace(session, used_at=now), stored=False)
         return Opened(session, stored=True)
 
     def store(self, request: Request, response: Response, session: Session) -> None:
         """Let the browser keep a session. Raises TooLarge."""
-        end = min(session.began + self._lifetime, session.used_at + self._idle)
-        left = end - time.time() if session.credential else None
-        self._cookies.write(request, response, _COOKIE, self._keys.seal(_KIND, asdict(session)), left)
+        if self._cookies.read(request, _SECRET_COOKIE) != session.secret:
+            age = self._lifetime if session.credential else None
+            self._cookies.write(request, response, _SECRET_COOKIE, session.secret, age)
+        if session.credential:
+            end = min(session.began + self._lifetime, session.used_at + self._idle)
+            self._cookies.write(request, response, _COOKIE, self._sealed(session), end - time.time())
+        else:
+            self._cookies.delete(request, response, _COOKIE)
 
-    def end(self, request: Request, response: Response) -> None:
-        """Let the browser forget its session."""
-        self._cookies.delete(request, response, _COOKIE)
+    def fits(self, session: Session) -> bool:
+        """Return whether a browser can keep a session."""
+        return len(self._sealed(session)) <= MAX_VALUE
+
+    def _sealed(self, session: Session) -> str:
+        return self._keys.seal(_KIND, asdict(session))
+
+    def _unsealed(self, text: str) -> Session | None:
+        sealed = self._keys.unseal(_KIND, text)
+        try:
+            return Session(**sealed.value) if sealed is not None else None
+        except TypeError:
+            # A front of another version has written it.
+            return None

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.auth_settings import is_loopback
+from runtime.auth_settings import is_confidential
 from runtime.tls import ClientTls, client_context
 from services.http.signin.keys import read_keys
 
@@ -23,8 +23,8 @@ class SignInSettings(BaseSettings):
     Secure, also where a proxy ends TLS. HTTP_OIDC_ISSUER needs it."""
     session_key_file: FilePath | None = None
     """File of the keys that encrypt the sessions of the console, the same at every front: 32 random bytes in base64 a
-    line. The first key encrypts, all decrypt. A changed file is read at once. Unset: the process generates a key, so
-    its sessions end with it; that is for a front on loopback alone."""
+    line. The first key encrypts, all decrypt. A changed file is read within a few seconds. Unset: the
+    process generates a key, so its sessions end with it; that is for a front on loopback alone."""
     session_lifetime: timedelta = Field(timedelta(hours=12), gt=timedelta(0))
     """Time after which a person has to sign in again."""
     session_idle: timedelta = Field(timedelta(hours=1), gt=timedelta(0))
@@ -57,13 +57,20 @@ class SignInSettings(BaseSettings):
             read_keys(path)
         return path
 
+    @field_validator("oidc_client_secret_file")
+    @classmethod
+    def _secret_can_be_used(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_secret(path)
+        return path
+
     @field_validator("public_url", "oidc_issuer")
     @classmethod
     def _urls_are_safe(cls, value: str, info: Any) -> str:
         if not value:
             return value
         url = urlsplit(value)
-        if not url.hostname or not is_safe(value):
+        if not url.hostname or not is_confidential(value):
             raise ValueError("must be an https URL, or an http URL on loopback")
         if info.field_name == "public_url":
             if url.path not in ("", "/") or url.query or url.fragment or url.username is not None:
@@ -93,7 +100,13 @@ class SignInSettings(BaseSettings):
         return self
 
 
-def is_safe(url: str) -> bool:
-    """Return whether what is sent to a URL can be read by its server alone."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+def read_secret(path: Path) -> str:
+    """Return the secret of a client in a file. Raises ValueError: without a secret the client would be a public one."""
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise ValueError(f"{path} cannot be read: {words}") from None
+    if not secret:
+        raise ValueError(f"{path} holds no secret; a public client has no such file")
+    return secret

@@ -1,5 +1,6 @@
 """Gives each request of the console its session, and asks to sign in where the gateway takes its credential no more."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from services.http.signin.cookies import MAX_VALUE, TooLarge
 from services.http.signin.renewals import Renewals
 from services.http.signin.session import Session, Sessions, is_navigation
 
+_log = logging.getLogger(__name__)
 _SESSION: Final = "llm_session"
 """The key of a scope with the session of a request."""
 CREDENTIAL_BYTES: Final = 8000
@@ -71,6 +73,10 @@ class SignedIn:
             try:
                 self._sessions.store(request, response, session)
             except TooLarge:
+                if session.secret == opened.session.secret:
+                    # Nobody has signed in by this request. What the browser has still counts.
+                    _log.warning("a session has become too large for its cookies and stays as it was")
+                    return response
                 words = f"the credential is too large: a session holds {CREDENTIAL_BYTES} bytes"
                 raise Failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, words, "CREDENTIAL_TOO_LARGE") from None
         return response

@@ -134,7 +134,7 @@ class Job {
     this.wait = Math.min(2 * this.wait, MAX_WAIT);
     let answer = null;
     try {
-      answer = await fetch(location.href, { cache: "no-store" });
+      answer = await fetch(location.href, { headers: { "X-Requested-With": "fetch" }, cache: "no-store" });
     } catch {
       // The front is away.
     }

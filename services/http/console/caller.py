@@ -18,16 +18,15 @@ def caller_of(request: Request) -> Mapping[str, str]:
 def context_of(request: Request | None) -> dict[str, Any]:
     """Return what all templates know of the session. The page of a path that does not exist has no request.
 
-    `csrf_field` is the hidden field of a form, `csrf_token` what the modules send as the header X-CSRF-Token, `user`
-    the name to show of who has signed in; each may be empty.
+    `csrf_field` is the hidden field of a form, `user` the name to show of who has signed in. Each may be empty.
     """
     if request is None:
-        return {"csrf_field": Markup(""), "csrf_token": "", "user": ""}
+        return {"csrf_field": Markup(""), "user": ""}
     session = session_of(request)
     field = Markup('<input type="hidden" name="{}" value="{}">').format(csrf.FIELD, session.secret)
-    return {"csrf_field": field, "csrf_token": session.secret, "user": session.user}
+    return {"csrf_field": field, "user": session.user}
 
 
 def check_token(request: Request, form: Mapping[str, str]) -> None:
     """Raise Failure, 403, for a form without the token of its session."""
-    csrf.check_token(request, form, session_of(request))
+    csrf.check_token(form, session_of(request))
