@@ -125,6 +125,14 @@ async def test_signing_in_leads_to_the_provider_and_back(stack: Stack, site: Sit
         assert not {first.get(name) for name in ("state", "nonce", "code_challenge")} & {*second.values()}
 
 
+async def test_a_link_of_another_site_does_not_change_who_has_signed_in(stack: Stack, site: Site) -> None:
+    async with site.browser(stack) as browser:
+        signed_in = await sign_in(browser)
+        assert signed_in.headers["cache-control"] == "no-store"
+        answer = await browser.get(f"{BEGIN}?next=/console/models", **{"Sec-Fetch-Site": "cross-site"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/console/models")
+
+
 async def test_a_key_signs_in_too(stack: Stack, site: Site) -> None:
     """Any credential that the gateway takes."""
     async with site.browser(stack) as browser:
@@ -232,7 +240,10 @@ async def test_long_tokens_are_kept_and_longer_ones_refused(stack: Stack, site: 
     async with site.browser(stack) as browser:
         assert (await sign_in(browser)).status_code == 303
         assert await browser.signed_in()
-        # A shorter one after it leaves no part of it behind.
+        # Signing out, and a shorter one after it, leave no part of it behind.
+        await browser.get("/console/models")
+        assert (await browser.post("/console/signout")).status_code == 303
+        assert not [name for name in browser.client.cookies if name.startswith("llm_session")]
         provider.padding = ""
         assert (await sign_in(browser)).status_code == 303
         assert [name for name in browser.client.cookies if name.startswith("llm_session")] == ["llm_session"]

@@ -88,9 +88,15 @@ class SignIn:
         return RedirectResponse(next_page.SIGN_IN, HTTPStatus.SEE_OTHER)
 
     async def begin_oidc(self, request: Request) -> Response:
-        """Send the browser to the OpenID provider."""
+        """Send the browser to the OpenID provider.
+
+        Who has signed in stays who they are: a link of another site must not change that.
+        """
         assert self._oidc is not None  # noqa: S101  # otherwise there is no such path
-        return await self._oidc.begin(request, next_page.checked(request.query_params.get("next", "")))
+        following, session = next_page.checked(request.query_params.get("next", "")), session_of(request)
+        if session.credential and await self._counts(session):
+            return RedirectResponse(following, HTTPStatus.SEE_OTHER)
+        return await self._oidc.begin(request, following)
 
     async def complete_oidc(self, request: Request) -> Response:
         """Sign in who comes back from the OpenID provider."""

@@ -79,4 +79,7 @@ class SignedIn:
                     return response
                 words = f"the credential is too large: a session holds {CREDENTIAL_BYTES} bytes"
                 raise Failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, words, "CREDENTIAL_TOO_LARGE") from None
+        if "set-cookie" in response.headers:
+            # A shared cache would give the session to others.
+            response.headers["Cache-Control"] = "no-store"
         return response
