@@ -48,6 +48,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("cancel_latency", False, PLAIN),
     ("tracing_cost", False, PLAIN),
     ("quota_cost", False, PLAIN),
+    ("encryption_cost", False, PLAIN),
     ("idle_memory", False, PLAIN),
 )
 """Each script, whether it can use vLLM, and its arguments."""
