@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from markupsafe import Markup, escape
 
+from durable_llm._enums import name_of
 from llm_pb import llm_pb2
 
 
@@ -77,20 +78,19 @@ def verbatim(value: str) -> Markup:
     return Markup("\n" + text)  # noqa: S704  # it is escaped
 
 
-def name_of(enum: Any, value: int, prefix: str) -> str:
+def words_of(enum: Any, value: int, prefix: str) -> str:
     """Return the name of an enum's value in words. That of a later version is a number."""
-    known = enum.values_by_number.get(value)
-    return known.name.removeprefix(prefix).replace("_", " ").capitalize() if known is not None else str(value)
+    return name_of(enum, value, prefix).replace("_", " ").capitalize()
 
 
 def state(value: int) -> str:
     """Return the name of a JobState in words."""
-    return name_of(llm_pb2.JobState.DESCRIPTOR, value, "JOB_STATE_")
+    return words_of(llm_pb2.JobState, value, "JOB_STATE_")
 
 
 def worker_state(value: int) -> str:
     """Return the name of a WorkerState in words."""
-    return name_of(llm_pb2.WorkerState.DESCRIPTOR, value, "WORKER_STATE_")
+    return words_of(llm_pb2.WorkerState, value, "WORKER_STATE_")
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {

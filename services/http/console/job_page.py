@@ -7,10 +7,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from durable_llm import ApiError
+from durable_llm._enums import name_of
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.console.caller import caller_of
-from services.http.console.formats import as_path, name_of
+from services.http.console.formats import as_path, words_of
 from services.http.console.forms import read_form
 from services.http.console.job_view import JobView, problem_of
 from services.http.console.optional import ask
@@ -69,8 +70,8 @@ class JobPage:
         """Show how far a deletion is."""
         message = llm_pb2.GetDeletionRequest(deletion_id=_id(request))
         deletion = (await self._calls(request).call("GetDeletion", message)).deletion
-        words = name_of(llm_pb2.DeletionState.DESCRIPTOR, deletion.state, "DELETION_STATE_")
-        parts = [name_of(llm_pb2.JobPart.DESCRIPTOR, part, "JOB_PART_").lower() for part in deletion.removed]
+        words = words_of(llm_pb2.DeletionState, deletion.state, "DELETION_STATE_")
+        parts = [words_of(llm_pb2.JobPart, part, "JOB_PART_").lower() for part in deletion.removed]
         return self._pages.render(request, "deletion.html", deletion=deletion, words=words, parts=parts)
 
     def _calls(self, request: Request) -> Calls:
@@ -103,13 +104,13 @@ class JobPage:
             status,
             job=job,
             refused=refused,
-            state_name=llm_pb2.JobState.Name(found.status.state),
-            finish=name_of(llm_pb2.FinishReason.DESCRIPTOR, found.result.finish_reason, "FINISH_REASON_").lower(),
+            state_name=name_of(llm_pb2.JobState, found.status.state),
+            finish=words_of(llm_pb2.FinishReason, found.result.finish_reason, "FINISH_REASON_").lower(),
             no_deliveries=listed.problem,
             deliveries=[
                 (
                     delivery,
-                    name_of(llm_pb2.NotifyState.DESCRIPTOR, delivery.state, "NOTIFY_STATE_"),
+                    words_of(llm_pb2.NotifyState, delivery.state, "NOTIFY_STATE_"),
                     [
                         (attempt, problem_of(attempt.error) if attempt.HasField("error") else None)
                         for attempt in delivery.attempts

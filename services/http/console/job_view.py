@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from jobs.errors import BY_REASON
 from llm_pb import llm_pb2
-from services.http.console.formats import between, duration, name_of, number
+from services.http.console.formats import between, duration, number, words_of
 from services.http.settings import HttpSettings
 
 FINAL: Final = frozenset(
@@ -78,9 +78,7 @@ class JobView:
             return [
                 Attempt(
                     attempt,
-                    name_of(llm_pb2.AttemptEnd.DESCRIPTOR, attempt.end, "ATTEMPT_END_").replace(
-                        "Unspecified", "Unknown"
-                    ),
+                    words_of(llm_pb2.AttemptEnd, attempt.end, "ATTEMPT_END_").replace("Unspecified", "Unknown"),
                     problem_of(attempt.error) if attempt.HasField("error") else None,
                 )
                 for attempt in self.result.attempts
