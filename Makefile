@@ -40,8 +40,9 @@ ifdef T
 test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/stack/test_list.py: these alone, in one process)
 	$(DEV)/bin/python -m pytest $(T)
 else
+# In their order, the files of tests/chaos, which take the longest, begin first.
 test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AXE)
-	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile --no-loadscope-reorder
 endif
 
 .PHONY: check

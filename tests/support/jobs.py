@@ -14,6 +14,9 @@ from grpc_status import rpc_status
 
 from llm_pb import llm_pb2, llm_pb2_grpc
 
+PATIENCE_SECONDS = 180
+"""Deadline of a stream. A busy machine makes a job many times slower, which says nothing of the code."""
+
 _ids = itertools.count(1)
 
 
@@ -76,7 +79,9 @@ def assert_not_tried_again(seen: Seen) -> None:
 async def watch(stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str) -> Seen:
     """Watch a job from the start of its output to its end."""
     seen = Seen()
-    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
+    async for message in stub.StreamStatus(
+        llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=PATIENCE_SECONDS
+    ):
         seen.add(message)
     return seen
 
@@ -91,7 +96,9 @@ async def until_message(
     stub: llm_pb2_grpc.LlmServiceStub, workflow_id: str, condition: Callable[[llm_pb2.StreamStatusResponse], bool]
 ) -> None:
     """Return once a message of the job's stream meets the condition. Raise AssertionError at the end of the job."""
-    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=60):
+    async for message in stub.StreamStatus(
+        llm_pb2.StreamStatusRequest(workflow_id=workflow_id), timeout=PATIENCE_SECONDS
+    ):
         if condition(message):
             return
     raise AssertionError("the job ended before a message met the condition")

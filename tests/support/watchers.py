@@ -11,11 +11,17 @@ import grpc
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway.job_record import FINAL_STATES
-from tests.support.jobs import Seen
+from tests.support.jobs import PATIENCE_SECONDS, Seen
 
 
 async def watch_on(
-    stub: LlmServiceStub, id_: str, seen: Seen, token: str = "", *, most: int | None = None, seconds: float = 60
+    stub: LlmServiceStub,
+    id_: str,
+    seen: Seen,
+    token: str = "",
+    *,
+    most: int | None = None,
+    seconds: float = PATIENCE_SECONDS,
 ) -> bool:
     """Watch a job from the end of `seen`, for up to `most` messages. Return True if the job has ended.
 
@@ -67,7 +73,7 @@ async def watch_anywhere(stubs: Sequence[LlmServiceStub], id_: str) -> Seen:
 async def when_output_reaches(stub: LlmServiceStub, id_: str, size: int) -> llm_pb2.JobStatus:
     """Return the last status, which names the worker, once the output has `size` bytes."""
     status = llm_pb2.JobStatus()
-    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=60):
+    async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=id_), timeout=PATIENCE_SECONDS):
         if message.HasField("status"):
             status = message.status
         if message.next_offset >= size and status.progress.worker:
