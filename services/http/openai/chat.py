@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
+from openai_api.asked import Asked
+from openai_api.chat_request import read_chat_request, read_completion_request
+from openai_api.completions import ChatCompletion, Completion, TextCompletion
+from openai_api.outcome import failed_completion
 from services.http.bodies import query_of, read_object
 from services.http.events import EventStream
 from services.http.front import Front
 from services.http.openai.answers import answered, failed
-from services.http.openai.asked import Asked
-from services.http.openai.chat_request import read_chat_request, read_completion_request
-from services.http.openai.completions import ChatCompletion, Completion, TextCompletion
-from services.http.openai.outcome import failed_completion
 from services.http.openai.repeats import Tries
 from services.http.openai.submission import require_may_delete, submit
 from services.http.openai.watching import cleanups, completion_stream, ending_for, no_answer
