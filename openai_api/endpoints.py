@@ -17,10 +17,11 @@ READERS: Final[Mapping[str, Callable[[object], Asked]]] = {
     "/v1/completions": read_completion_request,
 }
 """What reads the body of a request."""
-_COMPLETIONS: Final[Mapping[str, type[Completion]]] = {
+COMPLETIONS: Final[Mapping[str, type[Completion]]] = {
     "/v1/chat/completions": ChatCompletion,
     "/v1/completions": TextCompletion,
 }
+"""The completion that answers a request; any other is answered by a response."""
 
 
 def answer_object(path: str, job: llm_pb2.JobRequest, ending: Ending) -> dict[str, Any]:
@@ -28,9 +29,9 @@ def answer_object(path: str, job: llm_pb2.JobRequest, ending: Ending) -> dict[st
 
     Of a job that did not succeed it holds the partial output: a completion's `finish_reason` is null then.
     """
-    if path not in _COMPLETIONS:
+    if path not in COMPLETIONS:
         return response_object(job, ending.status, ending.result)
-    completion = _COMPLETIONS[path](job, ending.status).object(ending)
+    completion = COMPLETIONS[path](job, ending.status).object(ending)
     if ending.status.state != llm_pb2.JOB_STATE_SUCCEEDED:
         completion["choices"][0]["finish_reason"] = None
     return completion
