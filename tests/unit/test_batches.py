@@ -436,3 +436,46 @@ def test_what_is_said_of_a_bad_line_is_bounded() -> None:
     assert len(source.violations) == 100
     assert error.ByteSize() < 256 * 1024
     assert len(error.message) <= 2000
+
+
+_WORDS = (
+    "promptFile watch custom_id method url body input stream metadata text format stop role content max_tokens sha256"
+)
+_NAMES = st.sampled_from([*(field.name for field in llm_pb2.JobRequest.DESCRIPTOR.fields), *_WORDS.split()])
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(), max_size=9),
+    st.sampled_from([*BODIES, "POST", "m"]),
+)
+_JSON = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4), max_leaves=12
+)
+
+
+def with_body(url: str, more: dict[str, Any]) -> dict[str, Any]:
+    return {**theirs("a", url), "body": {**BODIES[url], **more}}
+
+
+@given(
+    values=st.lists(
+        st.one_of(
+            st.binary(max_size=30).map(lambda data: data.replace(b"\n", b"")),
+            st.dictionaries(_NAMES, _JSON, max_size=6),
+            st.builds(with_body, st.sampled_from([*BODIES]), st.dictionaries(_NAMES, _JSON, max_size=4)),
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_line_holds_it_is_a_job_or_is_answered_with_its_problems(values: list[Any]) -> None:
+    data = text_of(ours("first"), *values)
+    lines = read(data)
+    assert [line.index for line in lines] == [n for n, line in enumerate(data.split(b"\n")) if line.strip()]
+    for line in lines:
+        assert (line.job is None) == bool(line.problems)
+        found = item(line) if line.job else next(joined([line], [], batch_pb2.BatchItem()))[1]
+        answer = json.loads(answered(line, found).data)
+        assert answer.get("custom_id", answer.get("customId", "")) == (line.custom_id or ("", None)[line.openai])
