@@ -265,12 +265,18 @@ def to_status(error: JobError) -> status_pb2.Status:
 
 def rule_of(status: status_pb2.Status) -> Rule | None:
     """Return the rule of the error that to_status made the status from; None of any other status."""
+    kind = BY_REASON.get(reason_of(status))
+    return None if kind is None else RULES[kind]
+
+
+def reason_of(status: status_pb2.Status) -> str:
+    """Return the reason in the ErrorInfo of a status. Empty without one."""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Is(info.DESCRIPTOR):
             detail.Unpack(info)
-    kind = BY_REASON.get(info.reason)
-    return None if kind is None else RULES[kind]
+    reason: str = info.reason
+    return reason
 
 
 def error_type(error: BaseException) -> str:

@@ -23,6 +23,7 @@ version did not shorten and its jobs must still be found.
 
 _DELIVERY_PREFIX: Final = "llmnotify-"
 _JOB: Final = "llmjob"
+_BATCH: Final = "llmbatch"
 _LEDGER: Final = "llmledger"
 _DELETION: Final = "llmdelete"
 _BULK_DELETION: Final = "llmdeletes"
@@ -46,6 +47,12 @@ def workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
     if not tenant:
         return shortened(unshortened_workflow_id(user_id, request_id), MAX_JOB_ID)
     return shortened(f"{tenant_prefix(_JOB, tenant)}{_doubled(user_id)}-{request_id}", MAX_JOB_ID)
+
+
+def batch_workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
+    """Return the id of the LLMBatchWorkflow of a batch: `llmbatch-…`, in the form of workflow_id()."""
+    prefix = tenant_prefix(_BATCH, tenant) if tenant else f"{_BATCH}-"
+    return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_JOB_ID)
 
 
 def unshortened_workflow_id(user_id: str, request_id: str) -> str:

@@ -13,7 +13,11 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
+from llm_pb import batch_pb2 as _batch_pb2
+from llm_pb import file_pb2 as _file_pb2
 from llm_pb import llm_pb2 as _llm_pb2
+from llm_pb import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1264,3 +1268,373 @@ class WorkerReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015
+
+@_typing.final
+class PlanRequest(_message.Message):
+    """Input of the activity PlanBatch, which reads and checks the lines of a batch's input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    tenant: _builtins.str
+    """The tenant whose files and models the batch uses. Empty without tenants."""
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchRequest:
+        """The batch. input is whole."""
+
+    @_builtins.property
+    def limits(self) -> Global___BatchLimits:
+        """The maxima that the gateway's settings had when the batch was accepted."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        batch: _batch_pb2.BatchRequest | None = ...,
+        tenant: _builtins.str = ...,
+        limits: Global___BatchLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "limits", b"limits", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRequest: _TypeAlias = PlanRequest  # noqa: Y015
+
+@_typing.final
+class BatchLimits(_message.Message):
+    """Maxima of a batch's input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    LINE_BYTES_FIELD_NUMBER: _builtins.int
+    lines: _builtins.int
+    """Maximum number of lines. Default 50000."""
+    bytes: _builtins.int
+    """Maximum size of the input, in bytes. Default 200 MB."""
+    line_bytes: _builtins.int
+    """Maximum size of a line, in bytes. Default 4 MiB."""
+    def __init__(
+        self,
+        *,
+        lines: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        line_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "line_bytes", b"line_bytes", "lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchLimits: _TypeAlias = BatchLimits  # noqa: Y015
+
+@_typing.final
+class BatchPlan(_message.Message):
+    """Result of the activity PlanBatch: the order in which a batch's items run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    BAD_LINES_FIELD_NUMBER: _builtins.int
+    BAD_COUNT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    bad_count: _builtins.int
+    """Number of bad lines. Above 0 no item runs."""
+    @_builtins.property
+    def plan(self) -> _file_pb2.FileRef:
+        """A record of 16 bytes for each item, little-endian, after a header of 16 bytes: its line (4 bytes), the offset of the line in
+        the input (8), the length of the line without its end (4). Items are grouped by model, then sorted by priority, then by the
+        prefixes of their prompts, so that items with a common prefix run near one another.
+        """
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanGroup]:
+        """The models' parts of the plan, in its order."""
+
+    @_builtins.property
+    def bad_lines(self) -> _file_pb2.FileRef:
+        """Error lines of the bad lines, as in BatchStatus.errors. Unset when there are none."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """INVALID_INPUT, as in BatchStatus.error. Unset when the input is good."""
+
+    def __init__(
+        self,
+        *,
+        plan: _file_pb2.FileRef | None = ...,
+        groups: _abc.Iterable[Global___PlanGroup] | None = ...,
+        bad_lines: _file_pb2.FileRef | None = ...,
+        bad_count: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "error", b"error", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_count", b"bad_count", "bad_lines", b"bad_lines", "error", b"error", "groups", b"groups", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchPlan: _TypeAlias = BatchPlan  # noqa: Y015
+
+@_typing.final
+class PlanGroup(_message.Message):
+    """The items of one model in a plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    first: _builtins.int
+    """Place of the first item in the plan, from 0."""
+    count: _builtins.int
+    """Number of items."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanGroup: _TypeAlias = PlanGroup  # noqa: Y015
+
+@_typing.final
+class ChunkRequest(_message.Message):
+    """Input of the activity RunBatchChunk, which runs some items of one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    chunk: _builtins.int
+    """Number of the chunk within the batch, from 0."""
+    first: _builtins.int
+    """Place in the plan of the chunk's first item, from 0."""
+    count: _builtins.int
+    """Number of items."""
+    tenant: _builtins.str
+    """The tenant. Empty without tenants."""
+    max_concurrent: _builtins.int
+    """Maximum number of items of the chunk that run at the same time. 0: what the worker has free."""
+    @_builtins.property
+    def plan(self) -> _file_pb2.FileRef:
+        """The plan: see BatchPlan."""
+
+    @_builtins.property
+    def earlier(self) -> Global___ChunkResult:
+        """What earlier attempts and activities of the chunk have finished, which is not done again. Unset for the first one."""
+
+    @_builtins.property
+    def input(self) -> _file_pb2.FileRef:
+        """The input of the batch."""
+
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchRequest:
+        """The batch without input: its defaults apply to each line."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch was accepted. The times of ResultMetadata count from here."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the window of the batch is over."""
+
+    @_builtins.property
+    def grant(self) -> _llm_pb2.Budget:
+        """What the chunk may use, granted from the batch's budget. Unset: no limit."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        chunk: _builtins.int = ...,
+        plan: _file_pb2.FileRef | None = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        earlier: Global___ChunkResult | None = ...,
+        input: _file_pb2.FileRef | None = ...,
+        batch: _batch_pb2.BatchRequest | None = ...,
+        tenant: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        grant: _llm_pb2.Budget | None = ...,
+        max_concurrent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkRequest: _TypeAlias = ChunkRequest  # noqa: Y015
+
+@_typing.final
+class ChunkResult(_message.Message):
+    """Result of the activity RunBatchChunk, and what each of its heartbeats carries. It is cumulative: the last one stands for all
+    earlier ones.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    done: _builtins.bytes
+    """A bit for each item of the chunk that has ended, in the plan's order: item n is bit n % 8, from the lowest, of byte n / 8."""
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+        """The segments that hold the results of all items in done: files of BatchItem, each after its size as a varint, ordered by
+        index. Each is written once, under a name of its attempt; only segments that Temporal has here count, so a lost attempt's do
+        not. The activity merges small segments into larger ones, so that there are at most 8.
+        """
+
+    @_builtins.property
+    def counts(self) -> _usage_pb2.WorkCounts:
+        """The numbers of the chunk's items."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the items in done have used."""
+
+    def __init__(
+        self,
+        *,
+        segments: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        done: _builtins.bytes = ...,
+        counts: _usage_pb2.WorkCounts | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkResult: _TypeAlias = ChunkResult  # noqa: Y015
+
+@_typing.final
+class MergeRequest(_message.Message):
+    """Input of the activity MergeBatch, which writes a batch's output and errors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    OTHERWISE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    tenant: _builtins.str
+    """The tenant. Empty without tenants."""
+    otherwise: _llm_pb2.JobState.ValueType
+    """State of the items that no segment holds, which never began: JOB_STATE_CANCELLED or JOB_STATE_TIMED_OUT."""
+    items: _builtins.int
+    """Number of items that the plan has. The activity fails unless output and errors hold as many lines."""
+    @_builtins.property
+    def input(self) -> _file_pb2.FileRef:
+        """The input of the batch."""
+
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchRequest:
+        """The batch without input."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+        """The segments of all chunks. Each item is in one of them at most."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why these items did not begin."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        input: _file_pb2.FileRef | None = ...,
+        batch: _batch_pb2.BatchRequest | None = ...,
+        tenant: _builtins.str = ...,
+        segments: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        otherwise: _llm_pb2.JobState.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
+        items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "error", b"error", "input", b"input", "items", b"items", "otherwise", b"otherwise", "segments", b"segments", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeRequest: _TypeAlias = MergeRequest  # noqa: Y015
+
+@_typing.final
+class MergeResult(_message.Message):
+    """Result of the activity MergeBatch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def output(self) -> _file_pb2.FileRef:
+        """As BatchStatus.output."""
+
+    @_builtins.property
+    def errors(self) -> _file_pb2.FileRef:
+        """As BatchStatus.errors."""
+
+    @_builtins.property
+    def counts(self) -> _usage_pb2.WorkCounts:
+        """The numbers of the batch's items, as output and errors hold them."""
+
+    def __init__(
+        self,
+        *,
+        output: _file_pb2.FileRef | None = ...,
+        errors: _file_pb2.FileRef | None = ...,
+        counts: _usage_pb2.WorkCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeResult: _TypeAlias = MergeResult  # noqa: Y015

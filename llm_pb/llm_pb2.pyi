@@ -58,6 +58,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from llm_pb import file_pb2 as _file_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -68,6 +69,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _JobClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_CLASS_UNSPECIFIED: _JobClass.ValueType  # 0
+    """The default: as JOB_CLASS_STANDARD."""
+    JOB_CLASS_HIGH: _JobClass.ValueType  # 1
+    """Somebody waits for each token."""
+    JOB_CLASS_STANDARD: _JobClass.ValueType  # 2
+    """The usual."""
+    JOB_CLASS_BACKGROUND: _JobClass.ValueType  # 3
+    """Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token."""
+    JOB_CLASS_SCHEDULED: _JobClass.ValueType  # 4
+    """Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
+
+class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
+    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class."""
+
+JOB_CLASS_UNSPECIFIED: JobClass.ValueType  # 0
+"""The default: as JOB_CLASS_STANDARD."""
+JOB_CLASS_HIGH: JobClass.ValueType  # 1
+"""Somebody waits for each token."""
+JOB_CLASS_STANDARD: JobClass.ValueType  # 2
+"""The usual."""
+JOB_CLASS_BACKGROUND: JobClass.ValueType  # 3
+"""Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token."""
+JOB_CLASS_SCHEDULED: JobClass.ValueType  # 4
+"""Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
+Global___JobClass: _TypeAlias = JobClass  # noqa: Y015
 
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -452,6 +485,9 @@ class JobRequest(_message.Message):
     NOTIFY_OPTIONS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CANCEL_IF_UNWATCHED_FIELD_NUMBER: _builtins.int
+    PROMPT_FILE_FIELD_NUMBER: _builtins.int
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
     share its turns. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
@@ -471,6 +507,8 @@ class JobRequest(_message.Message):
     """The turn at the GPU: 1 (first) to 5 (last). Default: 3, also for 0. Jobs of a higher priority go first, whoever their
     user is. Users take fair turns within a priority. The operator bounds the priority: 3 is the highest by default.
     """
+    job_class: Global___JobClass.ValueType
+    """How urgent the job is. Default: JOB_CLASS_STANDARD."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """A conversation, rendered by the model's own chat template. Exactly one of prompt and messages must be set. At most
@@ -508,6 +546,16 @@ class JobRequest(_message.Message):
         8 h). Unset: the job runs, whoever watches. It has no effect on a workflow that was started by hand.
         """
 
+    @_builtins.property
+    def prompt_file(self) -> _file_pb2.FileRef:
+        """The prompt, as a file of the caller's tenant that was uploaded before. Exactly one of prompt, messages and prompt_file must
+        be set.
+        """
+
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """What the job may use. Default: no limit but those of params and timeouts."""
+
     def __init__(
         self,
         *,
@@ -524,14 +572,53 @@ class JobRequest(_message.Message):
         notify_options: Global___NotifyOptions | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cancel_if_unwatched: _duration_pb2.Duration | None = ...,
+        prompt_file: _file_pb2.FileRef | None = ...,
+        job_class: Global___JobClass.ValueType = ...,
+        budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_if_unwatched", b"cancel_if_unwatched", "notify_options", b"notify_options", "params", b"params", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "notify_options", b"notify_options", "params", b"params", "prompt_file", b"prompt_file", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_if_unwatched", b"cancel_if_unwatched", "labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "job_class", b"job_class", "labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "prompt_file", b"prompt_file", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """What a job or a batch may use. 0 and unset: no limit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    ENGINE_TIME_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    output_tokens: _builtins.int
+    """Output tokens."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens that no cache had."""
+    cost_micros: _builtins.int
+    """Millionths of the operator's currency, by its price list."""
+    @_builtins.property
+    def engine_time(self) -> _duration_pb2.Duration:
+        """Time of seats in engines."""
+
+    def __init__(
+        self,
+        *,
+        output_tokens: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        engine_time: _duration_pb2.Duration | None = ...,
+        cost_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine_time", b"engine_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "engine_time", b"engine_time", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -1158,6 +1245,7 @@ class JobResult(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FILE_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """The generated text. It is partial unless the job succeeded."""
     finish_reason: Global___FinishReason.ValueType
@@ -1178,6 +1266,10 @@ class JobResult(_message.Message):
         from workers of earlier versions.
         """
 
+    @_builtins.property
+    def output_file(self) -> _file_pb2.FileRef:
+        """The output, where it is larger than a message holds. output is empty then."""
+
     def __init__(
         self,
         *,
@@ -1186,10 +1278,11 @@ class JobResult(_message.Message):
         metadata: Global___ResultMetadata | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
+        output_file: _file_pb2.FileRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "output_file", b"output_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "metadata", b"metadata", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "metadata", b"metadata", "output", b"output", "output_file", b"output_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1267,6 +1360,10 @@ class ResultMetadata(_message.Message):
     FIRST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    ENGINE_TIME_FIELD_NUMBER: _builtins.int
+    WASTED_TOKENS_FIELD_NUMBER: _builtins.int
+    PAUSES_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Number of tokens of the prompt, those of the chat template included."""
     output_tokens: _builtins.int
@@ -1287,6 +1384,12 @@ class ResultMetadata(_message.Message):
     """The lowest offset, in UTF-8 bytes of the output, to which a rewind went back. The output before it was the same in
     every attempt. 0 when rewinds is 0.
     """
+    cost_micros: _builtins.int
+    """What the job costs by the operator's price list, in millionths of its currency. Unset where no price is known."""
+    wasted_tokens: _builtins.int
+    """Output tokens that were generated and are no part of the output, because an attempt started over."""
+    pauses: _builtins.int
+    """Number of times that the job gave its seat to a more urgent one."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1311,6 +1414,10 @@ class ResultMetadata(_message.Message):
     def first_token_time(self) -> _timestamp_pb2.Timestamp:
         """When the first output token was generated."""
 
+    @_builtins.property
+    def engine_time(self) -> _duration_pb2.Duration:
+        """Time for which the job had a seat in an engine, over all attempts."""
+
     def __init__(
         self,
         *,
@@ -1328,12 +1435,18 @@ class ResultMetadata(_message.Message):
         first_token_time: _timestamp_pb2.Timestamp | None = ...,
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
+        cost_micros: _builtins.int | None = ...,
+        engine_time: _duration_pb2.Duration | None = ...,
+        wasted_tokens: _builtins.int = ...,
+        pauses: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine", b"engine", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micros) -> _WhichOneofReturnType__cost_micros | None: ...
 
 Global___ResultMetadata: _TypeAlias = ResultMetadata  # noqa: Y015
 

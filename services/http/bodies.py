@@ -2,20 +2,17 @@
 
 import asyncio
 import email.message
-import json
-from collections import Counter
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 
 from durable_llm.errors import Violation
+from jobs import strict_json
 from services.http.failures import Failure, bad_request
 from services.http.settings import HttpSettings
 
-_MAX_VALUES: Final = 20_000
-"""Maximum number of values in a body: twice as many as the gateway takes in a request, and a moment to read."""
 _DRAINED: Final = 4
 """A body that is too large is read, and dropped, up to this many times the limit."""
 _CLOSE: Final = {"Connection": "close"}
@@ -35,32 +32,12 @@ async def read_object(request: Request, settings: HttpSettings, *, optional: boo
         return {}
     if kind != "application/json":
         raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be JSON, with Content-Type: application/json")
-    repeated: list[Violation] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, _ in pairs:
-            # Raises a ValueError for half a surrogate pair, which no answer could hold.
-            key.encode()
-        repeated.extend(
-            Violation(key, "is there more than once")
-            for key, number in Counter(key for key, _ in pairs).items()
-            if number > 1
-        )
-        return dict(pairs)
-
     try:
-        value = json.loads(data, object_pairs_hook=unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        # A UnicodeDecodeError is a ValueError, too. Its words hold the body.
-        words = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be read"
-        raise bad_request(message=f"the body is no JSON: {words}") from None
-    if repeated:
-        raise bad_request(*repeated[:100])
-    if not isinstance(value, dict):
-        raise bad_request(message="the body must be a JSON object")
-    if _count(value) > _MAX_VALUES:
-        raise bad_request(message=f"the body holds more than {_MAX_VALUES} values")
-    return value
+        return strict_json.read_object(data)
+    except strict_json.RepeatedKeys as error:
+        raise bad_request(*(Violation(*violation) for violation in error.violations)) from None
+    except strict_json.NoObject as error:
+        raise bad_request(message=f"the body {error}") from None
 
 
 def query_of(request: Request, names: Collection[str], *, repeated: Collection[str] = ()) -> dict[str, list[str]]:
@@ -125,20 +102,3 @@ async def read_body(request: Request, settings: HttpSettings) -> bytes:
 def _too_large(settings: HttpSettings) -> Failure:
     message = f"the body has more than {settings.max_body_bytes} bytes"
     return Failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, headers=_CLOSE)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _count(value: Any) -> int:
-    """Return the number of values, those of keys not counted; it may stop beyond the maximum."""
-    number, found = 0, [value]
-    while found and number <= _MAX_VALUES:
-        number += 1
-        top = found.pop()
-        if isinstance(top, dict):
-            found.extend(top.values())
-        elif isinstance(top, list):
-            found.extend(top)
-    return number

@@ -13,8 +13,8 @@ import pytest
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
+from openai_api.asked import NOTE_LABEL
 from runtime.scopes import SCOPES
-from services.http.openai.asked import NOTE_LABEL
 from tests.support.certificates import Authority
 from tests.support.commands import run
 from tests.support.credentials import KeyFile

@@ -187,6 +187,7 @@ async def test_models_and_quota(http: httpx.AsyncClient) -> None:
         ({"params": {"stop": "end"}, "timeouts": {"total": 5}}, {"params.stop", "timeouts.total"}),
         ({"params": {"regex": "a", "json_schema": "{}"}}, {"params.json_schema"}),
         ({"notify": [{"nats": {"subject": "a"}, "webhook": {"url": "https://a.example"}}]}, {"notify[0].webhook"}),
+        ({"prompt_file": {"sha256": 1, "size_bytes": "x"}}, {"prompt_file.sha256", "prompt_file.size_bytes"}),
         ({"labels": {"team": None}, "messages": [None]}, {'labels["team"]', "messages[0]"}),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from tests.support.paths import ROOT
 
 OURS = {
+    "batches",
     "deploy",
     "durable_llm",
     "encryption",
@@ -18,6 +19,7 @@ OURS = {
     "jobs",
     "llm_pb",
     "models",
+    "openai_api",
     "payload_converter",
     "runtime",
     "services",
@@ -30,13 +32,26 @@ MAY_IMPORT = {
     "encryption": set(),
     "payload_converter": {"encryption", "llm_pb"},
     "jobs": {"llm_pb", "payload_converter"},
+    "openai_api": {"jobs", "llm_pb"},
+    "batches": {"jobs", "llm_pb", "openai_api"},
     "workflows": {"jobs", "llm_pb"},
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},
-    "services": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb"},
+    "services": {"batches", "encryption", "feed", "jobs", "models", "openai_api", "runtime", "llm_pb"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
-    "services/http": {"durable_llm", "jobs", "llm_pb", "runtime"},
-    "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "workflows"},
+    "services/http": {"durable_llm", "jobs", "llm_pb", "openai_api", "runtime"},
+    "services/gateway": {
+        "batches",
+        "encryption",
+        "payload_converter",
+        "feed",
+        "jobs",
+        "models",
+        "openai_api",
+        "runtime",
+        "llm_pb",
+        "workflows",
+    },
 }
 """Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs
 workflows, the HTTP front is the gateway's client."""
@@ -93,7 +108,9 @@ PURE = {
     "idna",
     "inspect",
     "ipaddress",
+    "itertools",
     "json",
+    "math",
     "operator",
     "payload_converter",
     "re",

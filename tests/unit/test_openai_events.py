@@ -9,10 +9,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from llm_pb import llm_pb2
-from services.http.openai.asked import NOTE_LABEL, Note
-from services.http.openai.outcome import Ending
+from openai_api.asked import NOTE_LABEL, Note
+from openai_api.outcome import Ending
+from openai_api.response_object import response_object
 from services.http.openai.response_events import EPOCH, ERROR, Place, ResponseEvents, Rewound, ended_events
-from services.http.openai.response_object import response_object
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 JOB = llm_pb2.JobRequest(

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from durable_llm.errors import Violation
+from jobs.field_rules import Violation
 from llm_pb import llm_pb2
-from services.http.failures import Failure
-from services.http.openai.asked import Asked
-from services.http.openai.chat_request import read_chat_request, read_completion_request
+from openai_api.asked import Asked
+from openai_api.chat_request import read_chat_request, read_completion_request
+from openai_api.errors import InvalidBody
+from openai_api.responses_request import read_responses_request
 from services.http.openai.openapi import PARAMETERS
-from services.http.openai.responses_request import read_responses_request
 from tests.support.paths import ROOT
 
 READ = {"responses": read_responses_request, "chat": read_chat_request, "completions": read_completion_request}
@@ -29,9 +29,8 @@ def read(endpoint: str, **parameters: Any) -> Asked:
 
 
 def refused(endpoint: str, **parameters: Any) -> str:
-    with pytest.raises(Failure) as failure:
+    with pytest.raises(InvalidBody) as failure:
         read(endpoint, **parameters)
-    assert failure.value.status == 400
     return failure.value.violations[0].field
 
 
@@ -277,7 +276,7 @@ def test_the_parameters_that_are_taken_are_described(endpoint: str) -> None:
         wrong: list[Violation] = []
         try:
             read(endpoint, **{name: [[{"no": "value"}]]})
-        except Failure as failure:
+        except InvalidBody as failure:
             wrong = list(failure.violations)
         assert Violation(name, "is not supported") not in wrong
     page = (ROOT / "docs" / "openai.md").read_text()

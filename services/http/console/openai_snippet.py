@@ -5,8 +5,8 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from llm_pb import llm_pb2
-from services.http.openai.asked import MAX_METADATA, NOTE_LABEL, tier_of
-from services.http.openai.responses_request import LOGPROBS
+from openai_api.asked import MAX_METADATA, NOTE_LABEL, tier_of
+from openai_api.responses_request import LOGPROBS
 
 _ROLES: Final = {llm_pb2.ROLE_SYSTEM: "system", llm_pb2.ROLE_USER: "user", llm_pb2.ROLE_ASSISTANT: "assistant"}
 _STRUCTURED: Final = {"json_schema": "json", "regex": "regex", "choice": "choice"}

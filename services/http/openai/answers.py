@@ -5,17 +5,13 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from durable_llm.errors import Violation
+from openai_api.errors import InvalidBody, error_object
 from services.http.failures import Failure
-
-KINDS: Final = {
-    HTTPStatus.UNAUTHORIZED: "authentication_error",
-    HTTPStatus.FORBIDDEN: "permission_error",
-    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
-}
-"""The `type` of an error by its status. Any other is an `invalid_request_error` below 500, else a `server_error`."""
+from services.http.resources import Handler
 
 NEVER_AGAIN: Final = {"x-should-retry": "false"}
 """Stops OpenAI's clients, which repeat every 408, 409, 429 and 5xx."""
@@ -23,27 +19,17 @@ _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE,
 """The statuses after which the same request may succeed."""
 
 
-def unsupported(param: str, why: str = "") -> Failure:
-    """Return the refusal of a parameter, or of its value, that this API does not support.
+def failing(handler: Handler) -> Handler:
+    """Return the handler of a request that raises Failure, 400, where the given one raises InvalidBody."""
 
-    `param` is the parameter as OpenAI's clients write it: `text.format.schema`, `messages[2].role`.
-    """
-    return _refusal(param, f"is not supported{f': {why}' if why else ''}", "unsupported_parameter")
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except InvalidBody as error:
+            violations = [Violation(*violation) for violation in error.violations]
+            raise Failure(HTTPStatus.BAD_REQUEST, error.message, error.reason, violations) from error
 
-
-def invalid(param: str, rule: str) -> Failure:
-    """Return the refusal of a parameter whose value breaks a rule, such as `must be a string`."""
-    return _refusal(param, rule, "invalid_value")
-
-
-def _refusal(param: str, rule: str, reason: str) -> Failure:
-    return Failure(HTTPStatus.BAD_REQUEST, f"{param!r} {rule}", reason, [Violation(param, rule)])
-
-
-def error_object(message: str, status: HTTPStatus, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """Return an error object as an answer or a chunk of a stream holds it."""
-    kind = KINDS.get(status, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return handle
 
 
 def refuse(failure: Failure) -> Response:

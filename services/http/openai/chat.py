@@ -1,36 +1,21 @@
 """The paths `/v1/chat/completions` and `/v1/completions`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from openai_api.endpoints import COMPLETIONS, READERS
+from openai_api.outcome import failed_completion
 from services.http.bodies import query_of, read_object
 from services.http.events import EventStream
 from services.http.front import Front
 from services.http.openai.answers import answered, failed
-from services.http.openai.asked import Asked
-from services.http.openai.chat_request import read_chat_request, read_completion_request
-from services.http.openai.completions import ChatCompletion, Completion, TextCompletion
-from services.http.openai.outcome import failed_completion
 from services.http.openai.repeats import Tries
 from services.http.openai.submission import require_may_delete, submit
 from services.http.openai.watching import cleanups, completion_stream, ending_for, no_answer
 from services.http.resources import Resource
-
-
-class _Endpoint(NamedTuple):
-    path: str
-    read: Callable[[Any], Asked]
-    completion: type[Completion]
-
-
-_ENDPOINTS = (
-    _Endpoint("/v1/chat/completions", read_chat_request, ChatCompletion),
-    _Endpoint("/v1/completions", read_completion_request, TextCompletion),
-)
 
 
 class Completions:
@@ -42,12 +27,12 @@ class Completions:
     @property
     def resources(self) -> Sequence[Resource]:
         """The paths."""
-        return [Resource(endpoint.path, {"POST": partial(self._create, endpoint)}) for endpoint in _ENDPOINTS]
+        return [Resource(path, {"POST": partial(self._create, path)}) for path in COMPLETIONS]
 
-    async def _create(self, endpoint: _Endpoint, request: Request) -> Response:
+    async def _create(self, path: str, request: Request) -> Response:
         query_of(request, ())
         body = await read_object(request, self._front.settings)
-        asked = endpoint.read(body)
+        asked = READERS[path](body)
         tries = Tries.of(request, body)
         self._front.require_place()
         calls = self._front.gateway.of(request)
@@ -56,7 +41,7 @@ class Completions:
         accepted = await submit(calls, asked, tries, self._front.settings.unwatched_timeout)
         id_ = accepted.workflow_id
         after, gone = cleanups(calls, id_, asked, tries)
-        completion = endpoint.completion(accepted.job, accepted.status, include_usage=asked.include_usage)
+        completion = COMPLETIONS[path](accepted.job, accepted.status, include_usage=asked.include_usage)
         async with no_answer(after):
             if asked.stream:
                 chunks = completion_stream(calls, accepted, completion)

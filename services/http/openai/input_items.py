@@ -5,9 +5,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from llm_pb import llm_pb2
+from openai_api.asked import Note
+from openai_api.response_object import item_id
 from services.http.failures import Failure
-from services.http.openai.asked import Note
-from services.http.openai.response_object import item_id
 
 _ROLES: Final = {
     llm_pb2.ROLE_SYSTEM: "system",

@@ -6,7 +6,7 @@ Answers are described loosely: OpenAI's own description and clients have their t
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from services.http.openai.asked import PRIORITY_OF_TIER
+from openai_api.asked import PRIORITY_OF_TIER
 from services.http.resources import Resource
 
 _Schema = dict[str, Any]

@@ -10,7 +10,7 @@ from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.failures import Failure
 from services.http.front import Front
-from services.http.openai.answers import answered, refuse
+from services.http.openai.answers import answered, failing, refuse
 from services.http.openai.chat import Completions
 from services.http.openai.responses import Responses
 from services.http.resources import Package, Resource
@@ -36,10 +36,14 @@ def package(front: Front) -> Package:
                 return answered(found)
         raise Failure(HTTPStatus.NOT_FOUND, f"there is no model {name!r}", "MODEL_NOT_FOUND")
 
-    resources = (
+    found = (
         *Responses(front).resources,
         *Completions(front).resources,
         Resource("/v1/models", {"GET": models}),
         Resource("/v1/models/{id:id}", {"GET": model}),
     )
+    resources = [
+        Resource(resource.path, {method: failing(handler) for method, handler in resource.methods.items()})
+        for resource in found
+    ]
     return Package("/v1/", resources, refuse)

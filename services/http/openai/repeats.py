@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from starlette.requests import Request
 
 from jobs.ids import ID_PATTERN
-from services.http.openai.answers import invalid
+from openai_api.errors import invalid
 
 WITHIN: Final = timedelta(minutes=10)
 """How long a repeated try finds the job of the first one."""
@@ -44,7 +44,7 @@ class Tries(NamedTuple):
 
     @classmethod
     def of(cls, request: Request, body: Mapping[str, Any]) -> "Tries":
-        """Return what a request tells. Raises Failure, 400, for a key that is none."""
+        """Return what a request tells. Raises InvalidBody for a key that is none."""
         if keys := request.headers.getlist(_KEY):
             key = _checked(keys)
             return cls(key if ID_PATTERN.fullmatch(key) else f"sha256-{_sha256(key)}")
@@ -68,7 +68,7 @@ class Tries(NamedTuple):
 
 
 def _checked(keys: Sequence[str]) -> str:
-    """Return the one key. Raises Failure."""
+    """Return the one key. Raises InvalidBody."""
     if len(keys) > 1:
         raise invalid(_HEADER, "must be sent once")
     if not 1 <= len(keys[0]) <= _MAX_KEY:

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from llm_pb import llm_pb2
+from openai_api.asked import Note
+from openai_api.logprobs import logprobs_of
+from openai_api.outcome import Ending, response_status
+from openai_api.response_object import has_item, item_id, message_item, response_object, text_part
 from services.http.failures import CALL_AGAIN
-from services.http.openai.asked import Note
-from services.http.openai.logprobs import logprobs_of
-from services.http.openai.outcome import Ending, response_status
-from services.http.openai.response_object import has_item, item_id, message_item, response_object, text_part
 
 EPOCH: Final = 2**36
 """What one rewind adds to the numbers of events."""

@@ -12,18 +12,19 @@ from starlette.responses import Response
 from durable_llm import FINAL_STATES
 from jobs.response_ids import workflow_id_of
 from llm_pb import llm_pb2
+from openai_api.asked import Note
+from openai_api.errors import invalid, unsupported
+from openai_api.outcome import Ending
+from openai_api.response_object import response_object
+from openai_api.responses_request import LOGPROBS, read_responses_request
 from services.http.bodies import query_of, read_object
 from services.http.events import EventStream
 from services.http.failures import Failure
 from services.http.front import Front
-from services.http.openai.answers import answered, invalid, unsupported
-from services.http.openai.asked import Note
+from services.http.openai.answers import answered
 from services.http.openai.input_items import input_items, page_of
-from services.http.openai.outcome import Ending
 from services.http.openai.repeats import Tries
 from services.http.openai.response_events import Place
-from services.http.openai.response_object import response_object
-from services.http.openai.responses_request import LOGPROBS, read_responses_request
 from services.http.openai.submission import find, require_may_delete, submit
 from services.http.openai.watching import cleanups, ending_for, ending_of, no_answer, response_stream
 from services.http.resources import Resource

@@ -12,13 +12,14 @@ from durable_llm.errors import (
     JobNotFound,
     RequestIdReused,
     UserNotAllowed,
+    Violation,
 )
 from jobs.ids import workflow_id
 from llm_pb import llm_pb2
+from openai_api.asked import DEFAULT_USER, NOTE_LABEL, Asked
+from openai_api.outcome import Ending
 from services.http.failures import bad_request
 from services.http.gateway import Calls
-from services.http.openai.asked import DEFAULT_USER, NOTE_LABEL, Asked
-from services.http.openai.outcome import Ending
 from services.http.openai.repeats import WITHIN, Tries, random_id
 
 _TAKEN: Final = (RequestIdReused, JobDeleted)
@@ -72,7 +73,7 @@ async def _submit(calls: Calls, asked: Asked, job: llm_pb2.JobRequest, request_i
     try:
         response = await calls.call("Submit", request)
     except InvalidRequest as error:
-        raise bad_request(*map(asked.violation, error.violations)) from error
+        raise bad_request(*(Violation(*asked.violation(found)) for found in error.violations)) from error
     except UserNotAllowed as error:
         if not (anyones and error.metadata.get("user_id")):
             raise

@@ -11,14 +11,14 @@ from starlette.requests import Request
 
 from durable_llm import ApiError
 from llm_pb import llm_pb2
+from openai_api.asked import Asked
+from openai_api.completions import Completion
+from openai_api.errors import error_object
+from openai_api.outcome import FINAL_STATES, Ending, failed_completion
 from services.http.events import event
 from services.http.failures import of_call, unavailable
 from services.http.front import Front
 from services.http.gateway import Calls
-from services.http.openai.answers import error_object
-from services.http.openai.asked import Asked
-from services.http.openai.completions import Completion
-from services.http.openai.outcome import FINAL_STATES, Ending, failed_completion
 from services.http.openai.repeats import Tries
 from services.http.openai.response_events import Event, Place, ResponseEvents, Rewound, ended_events
 from services.http.openai.submission import Accepted, find

@@ -6,6 +6,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
 _SCALARS: Final[dict[int, dict[str, Any]]] = {
     FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
+    FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
     # Requests may hold numbers as texts.
     FieldDescriptor.TYPE_DOUBLE: {"type": ["number", "string"], "format": "double"},
     FieldDescriptor.TYPE_INT32: {"type": ["integer", "string"], "format": "int32"},

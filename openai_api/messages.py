@@ -4,8 +4,8 @@ from collections.abc import Collection
 from typing import Final
 
 from llm_pb import llm_pb2
-from services.http.openai.answers import invalid, unsupported
-from services.http.openai.parameters import Parameters, list_of, required, text_of
+from openai_api.errors import invalid, unsupported
+from openai_api.parameters import Parameters, list_of, required, text_of
 
 ROLES: Final = {
     "system": llm_pb2.ROLE_SYSTEM,
@@ -20,7 +20,7 @@ _NO_EFFECT: Final = {"id", "status", "phase"}
 def message_of(value: object, path: str, kinds: Collection[str]) -> llm_pb2.ChatMessage:
     """Return a message. Its content is a text, or parts of text of these `kinds`, which become its lines.
 
-    Raises Failure for anything else.
+    Raises InvalidBody for anything else.
     """
     message = Parameters(value, path)
     message.allow("type", "message")

@@ -3,10 +3,9 @@
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from durable_llm import JobError
-from durable_llm.errors import InvalidJob, PromptTooLong, QueueTimeout, UnknownModel, UnsupportedParams
+from jobs.errors import InvalidJob, PromptTooLong, QueueTimeout, UnknownModel, UnsupportedParams, reason_of
 from llm_pb import llm_pb2
-from services.http.openai.answers import error_object
+from openai_api.errors import error_object
 
 FINAL_STATES: Final = {
     llm_pb2.JOB_STATE_SUCCEEDED: "completed",
@@ -81,4 +80,4 @@ def response_usage(result: llm_pb2.JobResult) -> dict[str, Any]:
 
 
 def _reason(status: llm_pb2.JobStatus) -> str:
-    return JobError(status, llm_pb2.JobResult()).reason
+    return reason_of(status.error)

@@ -1,15 +1,15 @@
 """The requests of `POST /v1/chat/completions` and of `POST /v1/completions`."""
 
 from llm_pb import llm_pb2
-from services.http.openai.answers import invalid, unsupported
-from services.http.openai.asked import Asked, take_common
-from services.http.openai.messages import message_of
-from services.http.openai.parameters import Parameters, list_of, required
-from services.http.openai.sampling import take_format, take_max_tokens, take_sampling
+from openai_api.asked import Asked, take_common
+from openai_api.errors import invalid, unsupported
+from openai_api.messages import message_of
+from openai_api.parameters import Parameters, list_of, required
+from openai_api.sampling import take_format, take_max_tokens, take_sampling
 
 
 def read_chat_request(body: object) -> Asked:
-    """Return what the body of a chat completion asks for. Raises Failure, 400, for whatever is not supported."""
+    """Return what the body of a chat completion asks for. Raises InvalidBody for whatever is not supported."""
     parameters, job = Parameters(body), llm_pb2.JobRequest()
     take_common(parameters, job)
     paths = []
@@ -41,7 +41,7 @@ def read_chat_request(body: object) -> Asked:
 
 
 def read_completion_request(body: object) -> Asked:
-    """Return what the body of a completion asks for. Raises Failure, 400, for whatever is not supported."""
+    """Return what the body of a completion asks for. Raises InvalidBody for whatever is not supported."""
     parameters, job = Parameters(body), llm_pb2.JobRequest()
     take_common(parameters, job)
     prompts = required(parameters.any("prompt"), "prompt")

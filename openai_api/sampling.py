@@ -4,8 +4,8 @@ import json
 from typing import Any, Final
 
 from llm_pb import llm_pb2
-from services.http.openai.answers import invalid, unsupported
-from services.http.openai.parameters import Parameters, required
+from openai_api.errors import invalid, unsupported
+from openai_api.parameters import Parameters, required
 
 JSON_OBJECT: Final = '{"type":"object"}'
 """The JSON Schema that stands for the format `json_object`."""
@@ -13,7 +13,7 @@ MAX_TOP_LOGPROBS: Final = 20
 
 
 def take_sampling(parameters: Parameters, params: llm_pb2.SamplingParams) -> None:
-    """Fill in what OpenAI's endpoints call by the same names. The gateway checks the numbers. Raises Failure."""
+    """Fill in what OpenAI's endpoints call by the same names. The gateway checks the numbers. Raises InvalidBody."""
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty"):
         if (number := parameters.number(name)) is not None:
             setattr(params, name, number)
@@ -28,7 +28,7 @@ def take_sampling(parameters: Parameters, params: llm_pb2.SamplingParams) -> Non
 
 
 def take_max_tokens(parameters: Parameters, params: llm_pb2.SamplingParams, *names: str) -> None:
-    """Fill in the maximum number of output tokens, which has one of these names. Raises Failure for two of them."""
+    """Fill in the maximum number of output tokens, which has one of these names. Raises InvalidBody for two of them."""
     for name in names:
         most = parameters.integer(name)
         if most is None:
@@ -42,7 +42,7 @@ def take_max_tokens(parameters: Parameters, params: llm_pb2.SamplingParams, *nam
 def take_format(format_: Parameters | None, params: llm_pb2.SamplingParams, schema_of: str = "") -> str:
     """Fill in a `response_format`, or a `text.format`, and return the name of its schema; empty without one.
 
-    `schema_of` is the member that holds name and schema; empty where the format holds them itself. Raises Failure.
+    `schema_of` is the member that holds name and schema; empty where the format holds them itself. Raises InvalidBody.
     """
     if format_ is None:
         return ""

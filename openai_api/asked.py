@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-from durable_llm.errors import Violation
+from jobs.field_rules import Violation
 from jobs.ids import ID_PATTERN
+from jobs.parsing import InvalidFields, parse
 from llm_pb import llm_pb2
-from services.http.failures import Failure, with_fields
-from services.http.openai.answers import invalid
-from services.http.openai.parameters import Parameters, text_of
-from services.http.parsing import parse
+from openai_api.errors import InvalidBody, invalid
+from openai_api.parameters import Parameters, text_of
 
 NOTE_LABEL: Final = "openai.request"
 """The label that holds a Note."""
@@ -83,15 +82,16 @@ class Asked:
         """Return what is to be known of the request later."""
         return Note(self.background, self.instructions, self.format_name, not self.store, nonce)
 
-    def violation(self, of_job: Violation) -> Violation:
-        """Return a violation of the gateway's, as one of the request."""
-        path = of_job.field.removeprefix("job.").removeprefix("params.")
+    def violation(self, of_job: tuple[str, str]) -> Violation:
+        """Return a violation of the rules of jobs, field and description, as one of the request."""
+        path, description = of_job
+        path = path.removeprefix("job.").removeprefix("params.")
         if (found := _MESSAGE.match(path)) is not None and int(found[1]) < len(self.message_paths):
             made_from = self.message_paths[int(found[1])]
-            return Violation(made_from + (path[found.end() :] if "[" in made_from else ""), of_job.description)
+            return Violation(made_from + (path[found.end() :] if "[" in made_from else ""), description)
         field = _FIELD.match(path)
         name = field[0] if field else path
-        rest, description = path[len(name) :], of_job.description
+        rest = path[len(name) :]
         if name == "priority":
             # The rule speaks of numbers.
             description = f"may not be {tier_of(self.job.priority)!r} here"
@@ -106,7 +106,7 @@ class Asked:
 
 
 def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
-    """Fill in what all endpoints call by the same names: model, user, metadata, service tier. Raises Failure."""
+    """Fill in what all endpoints call by the same names: model, user, metadata, service tier. Raises InvalidBody."""
     job.model = parameters.text("model") or ""
     if not job.model:
         raise invalid("model", "is required: a model that /v1/models lists")
@@ -150,8 +150,11 @@ def _take_notify(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
     parameters.names["notify"] = ours.path("notify")
     try:
         parse({"notify": targets}, job)
-    except Failure as failure:
-        raise with_fields(failure, ours.path) from failure
+    except InvalidFields as error:
+        wrong = [Violation(ours.path(field), description) for field, description in error.violations]
+        wrong = wrong or [Violation(ours.path("notify"), str(error))]
+        message = "; ".join(f"{field} {description}" for field, description in wrong)
+        raise InvalidBody(message, "INVALID_REQUEST", wrong) from error
 
 
 def _take_metadata(parameters: Parameters, job: llm_pb2.JobRequest) -> None:

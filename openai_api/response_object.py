@@ -5,10 +5,10 @@ from typing import Any
 
 from jobs.response_ids import response_id
 from llm_pb import llm_pb2
-from services.http.openai.asked import NOTE_LABEL, Note, tier_of
-from services.http.openai.logprobs import logprobs_of
-from services.http.openai.outcome import FINAL_STATES, response_error, response_status, response_usage
-from services.http.openai.sampling import JSON_OBJECT
+from openai_api.asked import NOTE_LABEL, Note, tier_of
+from openai_api.logprobs import logprobs_of
+from openai_api.outcome import FINAL_STATES, response_error, response_status, response_usage
+from openai_api.sampling import JSON_OBJECT
 
 
 def response_object(

@@ -3,11 +3,11 @@
 from typing import Final
 
 from llm_pb import llm_pb2
-from services.http.openai.answers import invalid, unsupported
-from services.http.openai.asked import Asked, take_common
-from services.http.openai.messages import message_of
-from services.http.openai.parameters import Parameters, list_of, required, text_of
-from services.http.openai.sampling import take_format, take_max_tokens, take_sampling
+from openai_api.asked import Asked, take_common
+from openai_api.errors import invalid, unsupported
+from openai_api.messages import message_of
+from openai_api.parameters import Parameters, list_of, required, text_of
+from openai_api.sampling import take_format, take_max_tokens, take_sampling
 
 LOGPROBS: Final = "message.output_text.logprobs"
 """The member of `include` that asks for log probabilities."""
@@ -15,7 +15,7 @@ _KINDS: Final = ("input_text", "output_text", "text")
 
 
 def read_responses_request(body: object) -> Asked:
-    """Return what the body asks for. Raises Failure, 400, for whatever is not supported."""
+    """Return what the body asks for. Raises InvalidBody for whatever is not supported."""
     parameters, job = Parameters(body), llm_pb2.JobRequest()
     take_common(parameters, job)
     instructions = parameters.text("instructions") or ""

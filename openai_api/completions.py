@@ -8,8 +8,8 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from jobs.response_ids import response_id
 from llm_pb import llm_pb2
-from services.http.openai.logprobs import legacy_logprobs, logprobs_of
-from services.http.openai.outcome import Ending, completion_usage, finish_reason
+from openai_api.logprobs import legacy_logprobs, logprobs_of
+from openai_api.outcome import Ending, completion_usage, finish_reason
 
 Logprobs = RepeatedCompositeFieldContainer[llm_pb2.TokenLogprobs]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from services.http.openai.answers import invalid, unsupported
+from openai_api.errors import invalid, unsupported
 
 T = TypeVar("T")
 
@@ -15,7 +15,7 @@ class Parameters:
     """The members of a JSON object. A member that is null is the same as one that is missing."""
 
     def __init__(self, body: object, path: str = "", names: dict[str, str] | None = None) -> None:
-        """`path` is the object's place in the body, empty for the body itself. Raises Failure if it is no object.
+        """`path` is the object's place in the body, empty for the body itself. Raises InvalidBody if it is no object.
 
         `names` are those of the body's.
         """
@@ -89,20 +89,20 @@ class Parameters:
         return None if value is None else Parameters(value, self.path(name), self.names)
 
     def allow(self, name: str, *values: object) -> None:
-        """Accept a parameter that has no effect with these values. Raises Failure for any other value."""
+        """Accept a parameter that has no effect with these values. Raises InvalidBody for any other value."""
         value = self._members.pop(name, None)
         if value is not None and not any(type(value) is type(known) and value == known for known in values):
             why = f"it may only be {', '.join(map(repr, values))}" if values else ""
             raise unsupported(self.path(name), why)
 
     def require_all_taken(self) -> None:
-        """Raise Failure for a member that nobody has taken."""
+        """Raise InvalidBody for a member that nobody has taken."""
         for name in self._members:
             raise unsupported(self.path(name))
 
 
 def text_of(value: object, path: str) -> str:
-    """Return the value, which must be a string of Unicode characters. Raises Failure."""
+    """Return the value, which must be a string of Unicode characters. Raises InvalidBody."""
     if not isinstance(value, str):
         raise invalid(path, "must be a string")
     try:
@@ -113,14 +113,14 @@ def text_of(value: object, path: str) -> str:
 
 
 def required(value: T | None, path: str) -> T:
-    """Return the value. Raises Failure if it is missing."""
+    """Return the value. Raises InvalidBody if it is missing."""
     if value is None:
         raise invalid(path, "is required")
     return value
 
 
 def list_of(value: object, path: str) -> Sequence[object]:
-    """Return the value, which must be a list. Raises Failure."""
+    """Return the value, which must be a list. Raises InvalidBody."""
     if not isinstance(value, list):
         raise invalid(path, "must be a list")
     return value

@@ -1,0 +1,47 @@
+"""The rules that batch.proto states for a BatchRequest, as code. The lines of its input have their own."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from batches.defaults import check_defaults
+from jobs.field_rules import Violation, check_bounded_duration, check_enum, check_id, check_labels
+from jobs.rules import check_job
+from llm_pb import batch_pb2, llm_pb2
+
+MIN_WINDOW_SECONDS: Final = 60
+MAX_WINDOW_SECONDS: Final = 365 * 24 * 60 * 60
+"""Maximum of any operator's bound: a timer of a year."""
+
+
+def check_create(request: batch_pb2.CreateBatchRequest) -> list[Violation]:
+    """Return the violations of a CreateBatchRequest, apart from those of the operator's bounds and of the file."""
+    if not request.HasField("batch"):
+        return [Violation("batch", "is required")]
+    return [Violation(f"batch.{field}", description) for field, description in _batch(request.batch)]
+
+
+def _batch(batch: batch_pb2.BatchRequest) -> Iterator[Violation]:
+    yield from check_id("user_id", batch.user_id, required=True)
+    yield from check_id("request_id", batch.request_id, required=True)
+    yield from check_id("project_id", batch.project_id, required=False)
+    if not batch.input.file_id:
+        yield Violation("input.file_id", "is required: the id of an uploaded file")
+    yield from check_defaults(batch.defaults)
+    if batch.HasField("window"):
+        yield from check_bounded_duration("window", batch.window, MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)
+    if batch.job_class:
+        yield from check_enum("job_class", batch.job_class, llm_pb2.JobClass)
+    budget = batch.budget
+    for name in ("output_tokens", "prompt_tokens", "cost_micros"):
+        if getattr(budget, name) < 0:
+            yield Violation(f"budget.{name}", "must be 0 or more; 0 is no limit")
+    if budget.engine_time.ToNanoseconds() < 0:
+        yield Violation("budget.engine_time", "must be 0 or more; 0 is no limit")
+    if batch.max_concurrent < 0:
+        yield Violation("max_concurrent", "must be 0 or more; 0 is no limit")
+    if not 0 <= batch.max_failure_rate <= 1:
+        yield Violation("max_failure_rate", "must be 0 to 1; 0 is no limit")
+    # The targets have the rules of a job's.
+    job = llm_pb2.JobRequest(user_id="u", request_id="r", model="m", prompt="p", notify=batch.notify)
+    yield from check_job(job)
+    yield from check_labels("labels", batch.labels)

@@ -1,0 +1,25 @@
+"""The classes of jobs: who waits for whom at the GPU."""
+
+from typing import Final
+
+from llm_pb import llm_pb2
+
+BACKGROUND_QUEUE_SUFFIX: Final = ".background"
+"""Appended to a model's task queue: the queue of its background jobs."""
+
+_BACKGROUND: Final = frozenset({llm_pb2.JOB_CLASS_BACKGROUND, llm_pb2.JOB_CLASS_SCHEDULED})
+
+
+def class_of(job: llm_pb2.JobRequest) -> "llm_pb2.JobClass.ValueType":
+    """Return the job's class, which is JOB_CLASS_STANDARD for a job that names none."""
+    return job.job_class or llm_pb2.JOB_CLASS_STANDARD
+
+
+def is_background(job_class: "llm_pb2.JobClass.ValueType") -> bool:
+    """Return whether jobs of the class give their seats to others."""
+    return job_class in _BACKGROUND
+
+
+def queue_of(queue: str, job_class: "llm_pb2.JobClass.ValueType") -> str:
+    """Return the task queue for jobs of a class, given the task queue of their model."""
+    return queue + BACKGROUND_QUEUE_SUFFIX if is_background(job_class) else queue

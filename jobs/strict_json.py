@@ -1,0 +1,75 @@
+"""JSON of callers, read strictly: each text has one meaning, and a bounded number of values."""
+
+import json
+from collections import Counter
+from typing import Any, Final, NoReturn
+
+from jobs.field_rules import Violation
+
+MAX_VALUES: Final = 20_000
+"""Maximum number of values in an object: twice as many as the gateway takes in a request, and a moment to read."""
+_MAX_VIOLATIONS: Final = 100
+
+
+class NoObject(ValueError):
+    """A text is no JSON object, or one that is not taken. Its words follow the name of the text: `must be …`."""
+
+
+class RepeatedKeys(NoObject):
+    """A JSON object has a key more than once."""
+
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__("; ".join(f"{field} {description}" for field, description in violations))
+        self.violations = violations
+        """The keys: at most 100."""
+
+
+def read_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object that is the text.
+
+    Raises RepeatedKeys for a key that an object has twice; NoObject for anything else than an object in UTF-8, for NaN
+    and Infinity, for a key with half a surrogate pair, and for more than MAX_VALUES values.
+    """
+    repeated: list[Violation] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, _ in pairs:
+            # Raises a ValueError for half a surrogate pair, which no answer could hold.
+            key.encode()
+        repeated.extend(
+            Violation(key, "is there more than once")
+            for key, number in Counter(key for key, _ in pairs).items()
+            if number > 1
+        )
+        return dict(pairs)
+
+    try:
+        value = json.loads(data, object_pairs_hook=unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        # A UnicodeDecodeError is a ValueError, too. Its words hold the text.
+        words = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be read"
+        raise NoObject(f"is no JSON: {words}") from None
+    if repeated:
+        raise RepeatedKeys(repeated[:_MAX_VIOLATIONS])
+    if not isinstance(value, dict):
+        raise NoObject("must be a JSON object")
+    if _count(value) > MAX_VALUES:
+        raise NoObject(f"holds more than {MAX_VALUES} values")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _count(value: Any) -> int:
+    """Return the number of values, those of keys not counted; it may stop beyond the maximum."""
+    number, found = 0, [value]
+    while found and number <= MAX_VALUES:
+        number += 1
+        top = found.pop()
+        if isinstance(top, dict):
+            found.extend(top.values())
+        elif isinstance(top, list):
+            found.extend(top)
+    return number

@@ -1,0 +1,19 @@
+"""JSON of callers as messages: every bad field is named, whatever its type."""
+
+import pytest
+
+from jobs.parsing import InvalidFields, parse
+from llm_pb import llm_pb2
+
+
+def test_a_value_that_is_no_base64_is_named() -> None:
+    with pytest.raises(InvalidFields) as wrong:
+        parse({"promptFile": {"sha256": 5, "sizeBytes": "x"}}, llm_pb2.JobRequest())
+    assert wrong.value.violations == (
+        ("prompt_file.sha256", "must be bytes in base64"),
+        ("prompt_file.size_bytes", "must be a whole number of 64 bits"),
+    )
+
+
+def test_base64_is_taken() -> None:
+    assert parse({"prompt_file": {"sha256": "aGk="}}, llm_pb2.JobRequest()).prompt_file.sha256 == b"hi"
