@@ -38,7 +38,9 @@ MAY_IMPORT = {
     "services": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
     "services/http": {"durable_llm", "jobs", "llm_pb", "runtime"},
-    "services/gateway": {"encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "store", "workflows"},
+    "services/gateway": {
+        *("encryption", "payload_converter", "feed", "jobs", "models", "runtime", "llm_pb", "store", "workflows"),
+    },
 }
 """Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs
 workflows, the HTTP front is the gateway's client."""
