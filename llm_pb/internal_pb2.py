@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llm_pb import file_pb2 as llm__pb_dot_file__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from llm_pb import llm_pb2 as llm__pb_dot_llm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_pb/internal.proto\x12\x06llm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x10llm_pb/llm.proto\"\xc9\x04\n\nJobOptions\x12$\n\x0egpu_task_queue\x18\x01 \x01(\tR\x0cgpuTaskQueue\x12*\n\x11notify_task_queue\x18\x02 \x01(\tR\x0fnotifyTaskQueue\x12/\n\x08timeouts\x18\x03 \x01(\x0b\x32\x13.llm.v1.JobTimeoutsR\x08timeouts\x12\x46\n\x11heartbeat_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10heartbeatTimeout\x12\x31\n\tgpu_retry\x18\x05 \x01(\x0b\x32\x14.llm.v1.RetryOptionsR\x08gpuRetry\x12\x37\n\x0cnotify_retry\x18\x06 \x01(\x0b\x32\x14.llm.v1.RetryOptionsR\x0bnotifyRetry\x12@\n\x0enotify_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\rnotifyTimeout\x12,\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x08 \x01(\x05R\x10\x64\x65\x66\x61ultMaxTokens\x12:\n\x0bnotify_hold\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationR\nnotifyHold\x12,\n\x0fnotify_operator\x18\n \x01(\x08H\x00R\x0enotifyOperator\x88\x01\x01\x12\x16\n\x06ledger\x18\x0b \x01(\tR\x06ledgerB\x12\n\x10_notify_operator\"\xa9\x02\n\x0cRetryOptions\x12\x44\n\x10initial_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0finitialInterval\x12/\n\x13\x62\x61\x63koff_coefficient\x18\x02 \x01(\x01R\x12\x62\x61\x63koffCoefficient\x12)\n\x10maximum_attempts\x18\x03 \x01(\x05R\x0fmaximumAttempts\x12\x44\n\x10maximum_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0fmaximumInterval\x12\x31\n\x06within\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06within\"\xda\x03\n\nRunRequest\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x12.llm.v1.JobRequestR\x03job\x12;\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12,\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x03 \x01(\x05R\x10\x64\x65\x66\x61ultMaxTokens\x12\x1c\n\thandovers\x18\x04 \x01(\x05R\thandovers\x12)\n\x10\x65\x61rlier_attempts\x18\x05 \x01(\x05R\x0f\x65\x61rlierAttempts\x12\x38\n\nqueue_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\tqueueTime\x12!\n\x0coutput_bytes\x18\x07 \x01(\x03R\x0boutputBytes\x12\x18\n\x07rewinds\x18\x08 \x01(\x03R\x07rewinds\x12\x30\n\x14lowest_rewind_offset\x18\t \x01(\x03R\x12lowestRewindOffset\x12\x19\n\x08\x66\x65\x65\x64_key\x18\n \x01(\tR\x07\x66\x65\x65\x64Key\x12.\n\x08\x61ttempts\x18\x0b \x03(\x0b\x32\x12.llm.v1.JobAttemptR\x08\x61ttempts\"\xa3\x01\n\x0cRunHeartbeat\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x13.llm.v1.JobProgressR\x08progress\x12\x32\n\x08metadata\x18\x02 \x01(\x0b\x32\x16.llm.v1.ResultMetadataR\x08metadata\x12.\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x12.llm.v1.JobAttemptR\x08\x61ttempts\"\xb4\x03\n\rNotifyRequest\x12\'\n\x0fnotification_id\x18\x01 \x01(\tR\x0enotificationId\x12,\n\x06target\x18\x02 \x01(\x0b\x32\x14.llm.v1.NotifyTargetR\x06target\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x11.llm.v1.JobStatusR\x06status\x12)\n\x06result\x18\x04 \x01(\x0b\x32\x11.llm.v1.JobResultR\x06result\x12%\n\x0eoutput_omitted\x18\x05 \x01(\x08R\routputOmitted\x12\x17\n\x07user_id\x18\x06 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x07 \x01(\tR\trequestId\x12\x14\n\x05model\x18\x08 \x01(\tR\x05model\x12\x1d\n\nproject_id\x18\t \x01(\tR\tprojectId\x12)\n\x05\x65vent\x18\n \x01(\x0e\x32\x13.llm.v1.NotifyEventR\x05\x65vent\x12&\n\x0ctarget_index\x18\x0b \x01(\x05H\x00R\x0btargetIndex\x88\x01\x01\x42\x0f\n\r_target_index\"\xc2\x01\n\x0eNotifyResponse\x12\x16\n\x06target\x18\x01 \x01(\tR\x06target\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x13.llm.v1.NotifyStateR\x05state\x12\x31\n\x07\x61ttempt\x18\x03 \x01(\x0b\x32\x17.llm.v1.DeliveryAttemptR\x07\x61ttempt\x12:\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\"\xa5\x01\n\x15NotifyProgressRequest\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.llm.v1.NotifyRequestR\x05\x65vent\x12.\n\x07targets\x18\x02 \x03(\x0b\x32\x14.llm.v1.NotifyTargetR\x07targets\x12/\n\x07options\x18\x03 \x01(\x0b\x32\x15.llm.v1.NotifyOptionsR\x07options\"J\n\x16NotifyProgressResponse\x12\x30\n\ndeliveries\x18\x01 \x03(\x0b\x32\x10.llm.v1.DeliveryR\ndeliveries\"\xbb\x02\n\rDeliveryState\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.llm.v1.NotifyRequestR\x05\x65vent\x12\x30\n\ndeliveries\x18\x02 \x03(\x0b\x32\x10.llm.v1.DeliveryR\ndeliveries\x12.\n\x07targets\x18\x03 \x03(\x0b\x32\x14.llm.v1.NotifyTargetR\x07targets\x12,\n\x07options\x18\x04 \x01(\x0b\x32\x12.llm.v1.JobOptionsR\x07options\x12*\n\x07\x65\x61rlier\x18\x05 \x03(\x0b\x32\x10.llm.v1.DeliveryR\x07\x65\x61rlier\x12\x41\n\x0eredeliver_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rredeliverTime\"\x84\x03\n\nFeedRecord\x12\x16\n\x06writer\x18\x01 \x01(\tR\x06writer\x12\x41\n\x0f\x61ttempt_started\x18\x02 \x01(\x0b\x32\x16.llm.v1.AttemptStartedH\x00R\x0e\x61ttemptStarted\x12\x35\n\x0btokens_made\x18\x03 \x01(\x0b\x32\x12.llm.v1.TokensMadeH\x00R\ntokensMade\x12\x31\n\x08progress\x18\x04 \x01(\x0b\x32\x13.llm.v1.JobProgressH\x00R\x08progress\x12;\n\rattempt_ended\x18\x05 \x01(\x0b\x32\x14.llm.v1.AttemptEndedH\x00R\x0c\x61ttemptEnded\x12\x32\n\njob_ending\x18\x06 \x01(\x0b\x32\x11.llm.v1.JobEndingH\x00R\tjobEnding\x12\x37\n\tencrypted\x18\x07 \x01(\x0b\x32\x17.llm.v1.EncryptedRecordH\x00R\tencryptedB\x07\n\x05\x65vent\"\x9f\x01\n\x0e\x41ttemptStarted\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x05R\x07\x61ttempt\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12 \n\x0btraceparent\x18\x03 \x01(\tR\x0btraceparent\x12\x16\n\x06worker\x18\x04 \x01(\tR\x06worker\"\xd1\x02\n\nTokensMade\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12\x1b\n\ttoken_ids\x18\x03 \x03(\rR\x08tokenIds\x12\x33\n\x07made_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06madeAt\x12!\n\x0ctoken_offset\x18\x05 \x01(\x03R\x0btokenOffset\x12#\n\rprompt_tokens\x18\x06 \x01(\x03R\x0cpromptTokens\x12\x18\n\x07rewinds\x18\x07 \x01(\x03R\x07rewinds\x12\x30\n\x14lowest_rewind_offset\x18\x08 \x01(\x03R\x12lowestRewindOffset\x12\x31\n\x08logprobs\x18\t \x03(\x0b\x32\x15.llm.v1.TokenLogprobsR\x08logprobs\"w\n\x0c\x41ttemptEnded\x12\x39\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x14.llm.v1.FinishReasonR\x0c\x66inishReason\x12,\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x12.llm.v1.JobAttemptR\x07\x61ttempt\"O\n\x0f\x45ncryptedRecord\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n\x04\x64\x61ta\x18\x03 \x01(\x0cR\x04\x64\x61ta\"\x0b\n\tJobEnding\"\xda\x01\n\x0bLedgerState\x12(\n\x05slots\x18\x01 \x03(\x0b\x32\x12.llm.v1.LedgerSlotR\x05slots\x12\x1f\n\x0bmax_updates\x18\x02 \x01(\x05R\nmaxUpdates\x12>\n\rstart_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cstartTimeout\x12@\n\x0e\x63heck_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\rcheckInterval\"l\n\nLedgerSlot\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12=\n\x0creserve_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0breserveTime\"I\n\x0eReserveRequest\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\x12\x14\n\x05limit\x18\x02 \x01(\x05R\x05limit\"+\n\x0fReserveResponse\x12\x18\n\x07refused\x18\x01 \x03(\tR\x07refused\"3\n\x0eReleaseRequest\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\"9\n\x14\x46indEndedJobsRequest\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\"G\n\x15\x46indEndedJobsResponse\x12\x14\n\x05\x65nded\x18\x01 \x03(\tR\x05\x65nded\x12\x18\n\x07missing\x18\x02 \x03(\tR\x07missing\"c\n\x0f\x44\x65letionRequest\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12/\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\"`\n\x0eStopJobRequest\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12-\n\x06method\x18\x02 \x01(\x0e\x32\x15.llm.v1.StopJobMethodR\x06method\")\n\x0fStopJobResponse\x12\x16\n\x06\x63losed\x18\x01 \x01(\x08R\x06\x63losed\"\x8b\x01\n\nJobRemains\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12\'\n\x04runs\x18\x02 \x03(\x0b\x32\x13.llm.v1.WorkflowRunR\x04runs\x12\x33\n\tunreached\x18\x03 \x03(\x0b\x32\x15.llm.v1.UnreachedCopyR\tunreached\"E\n\x0bWorkflowRun\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12\x15\n\x06run_id\x18\x02 \x01(\tR\x05runId\"M\n\x0cRemovedParts\x12)\n\x07removed\x18\x01 \x03(\x0e\x32\x0f.llm.v1.JobPartR\x07removed\x12\x12\n\x04\x64one\x18\x02 \x01(\x08R\x04\x64one\"\x8d\x02\n\x13\x42ulkDeletionRequest\x12-\n\x07\x66ilters\x18\x01 \x01(\x0b\x32\x13.llm.v1.ListRequestR\x07\x66ilters\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12/\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\x12\x31\n\x06settle\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06settle\x12,\n\x08progress\x18\x05 \x01(\x0b\x32\x10.llm.v1.DeletionR\x08progress\x12\x1d\n\nuser_value\x18\x06 \x01(\tR\tuserValue\"\x8c\x01\n\x0f\x46indJobsRequest\x12-\n\x07\x66ilters\x18\x01 \x01(\x0b\x32\x13.llm.v1.ListRequestR\x07\x66ilters\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x32\n\x06\x62\x65\x66ore\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06\x62\x65\x66ore\"5\n\x10\x46indJobsResponse\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\"\x87\x01\n\x0cWorkerReport\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x12.llm.v1.WorkerInfoR\x06worker\x12\x35\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08interval\x12\x14\n\x05\x65nded\x18\x03 \x01(\x08R\x05\x65nded*k\n\rStopJobMethod\x12\x1f\n\x1bSTOP_JOB_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOP_JOB_METHOD_CANCEL\x10\x01\x12\x1d\n\x19STOP_JOB_METHOD_TERMINATE\x10\x02\x42!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_pb/internal.proto\x12\x06llm.v1\x1a\x11llm_pb/file.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x10llm_pb/llm.proto\"\xc9\x04\n\nJobOptions\x12$\n\x0egpu_task_queue\x18\x01 \x01(\tR\x0cgpuTaskQueue\x12*\n\x11notify_task_queue\x18\x02 \x01(\tR\x0fnotifyTaskQueue\x12/\n\x08timeouts\x18\x03 \x01(\x0b\x32\x13.llm.v1.JobTimeoutsR\x08timeouts\x12\x46\n\x11heartbeat_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10heartbeatTimeout\x12\x31\n\tgpu_retry\x18\x05 \x01(\x0b\x32\x14.llm.v1.RetryOptionsR\x08gpuRetry\x12\x37\n\x0cnotify_retry\x18\x06 \x01(\x0b\x32\x14.llm.v1.RetryOptionsR\x0bnotifyRetry\x12@\n\x0enotify_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\rnotifyTimeout\x12,\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x08 \x01(\x05R\x10\x64\x65\x66\x61ultMaxTokens\x12:\n\x0bnotify_hold\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationR\nnotifyHold\x12,\n\x0fnotify_operator\x18\n \x01(\x08H\x00R\x0enotifyOperator\x88\x01\x01\x12\x16\n\x06ledger\x18\x0b \x01(\tR\x06ledgerB\x12\n\x10_notify_operator\"\xa9\x02\n\x0cRetryOptions\x12\x44\n\x10initial_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0finitialInterval\x12/\n\x13\x62\x61\x63koff_coefficient\x18\x02 \x01(\x01R\x12\x62\x61\x63koffCoefficient\x12)\n\x10maximum_attempts\x18\x03 \x01(\x05R\x0fmaximumAttempts\x12\x44\n\x10maximum_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0fmaximumInterval\x12\x31\n\x06within\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06within\"\xda\x03\n\nRunRequest\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x12.llm.v1.JobRequestR\x03job\x12;\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12,\n\x12\x64\x65\x66\x61ult_max_tokens\x18\x03 \x01(\x05R\x10\x64\x65\x66\x61ultMaxTokens\x12\x1c\n\thandovers\x18\x04 \x01(\x05R\thandovers\x12)\n\x10\x65\x61rlier_attempts\x18\x05 \x01(\x05R\x0f\x65\x61rlierAttempts\x12\x38\n\nqueue_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\tqueueTime\x12!\n\x0coutput_bytes\x18\x07 \x01(\x03R\x0boutputBytes\x12\x18\n\x07rewinds\x18\x08 \x01(\x03R\x07rewinds\x12\x30\n\x14lowest_rewind_offset\x18\t \x01(\x03R\x12lowestRewindOffset\x12\x19\n\x08\x66\x65\x65\x64_key\x18\n \x01(\tR\x07\x66\x65\x65\x64Key\x12.\n\x08\x61ttempts\x18\x0b \x03(\x0b\x32\x12.llm.v1.JobAttemptR\x08\x61ttempts\"\xa3\x01\n\x0cRunHeartbeat\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x13.llm.v1.JobProgressR\x08progress\x12\x32\n\x08metadata\x18\x02 \x01(\x0b\x32\x16.llm.v1.ResultMetadataR\x08metadata\x12.\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x12.llm.v1.JobAttemptR\x08\x61ttempts\"\xb4\x03\n\rNotifyRequest\x12\'\n\x0fnotification_id\x18\x01 \x01(\tR\x0enotificationId\x12,\n\x06target\x18\x02 \x01(\x0b\x32\x14.llm.v1.NotifyTargetR\x06target\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x11.llm.v1.JobStatusR\x06status\x12)\n\x06result\x18\x04 \x01(\x0b\x32\x11.llm.v1.JobResultR\x06result\x12%\n\x0eoutput_omitted\x18\x05 \x01(\x08R\routputOmitted\x12\x17\n\x07user_id\x18\x06 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x07 \x01(\tR\trequestId\x12\x14\n\x05model\x18\x08 \x01(\tR\x05model\x12\x1d\n\nproject_id\x18\t \x01(\tR\tprojectId\x12)\n\x05\x65vent\x18\n \x01(\x0e\x32\x13.llm.v1.NotifyEventR\x05\x65vent\x12&\n\x0ctarget_index\x18\x0b \x01(\x05H\x00R\x0btargetIndex\x88\x01\x01\x42\x0f\n\r_target_index\"\xc2\x01\n\x0eNotifyResponse\x12\x16\n\x06target\x18\x01 \x01(\tR\x06target\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x13.llm.v1.NotifyStateR\x05state\x12\x31\n\x07\x61ttempt\x18\x03 \x01(\x0b\x32\x17.llm.v1.DeliveryAttemptR\x07\x61ttempt\x12:\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\"\xa5\x01\n\x15NotifyProgressRequest\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.llm.v1.NotifyRequestR\x05\x65vent\x12.\n\x07targets\x18\x02 \x03(\x0b\x32\x14.llm.v1.NotifyTargetR\x07targets\x12/\n\x07options\x18\x03 \x01(\x0b\x32\x15.llm.v1.NotifyOptionsR\x07options\"J\n\x16NotifyProgressResponse\x12\x30\n\ndeliveries\x18\x01 \x03(\x0b\x32\x10.llm.v1.DeliveryR\ndeliveries\"\xbb\x02\n\rDeliveryState\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.llm.v1.NotifyRequestR\x05\x65vent\x12\x30\n\ndeliveries\x18\x02 \x03(\x0b\x32\x10.llm.v1.DeliveryR\ndeliveries\x12.\n\x07targets\x18\x03 \x03(\x0b\x32\x14.llm.v1.NotifyTargetR\x07targets\x12,\n\x07options\x18\x04 \x01(\x0b\x32\x12.llm.v1.JobOptionsR\x07options\x12*\n\x07\x65\x61rlier\x18\x05 \x03(\x0b\x32\x10.llm.v1.DeliveryR\x07\x65\x61rlier\x12\x41\n\x0eredeliver_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rredeliverTime\"\x84\x03\n\nFeedRecord\x12\x16\n\x06writer\x18\x01 \x01(\tR\x06writer\x12\x41\n\x0f\x61ttempt_started\x18\x02 \x01(\x0b\x32\x16.llm.v1.AttemptStartedH\x00R\x0e\x61ttemptStarted\x12\x35\n\x0btokens_made\x18\x03 \x01(\x0b\x32\x12.llm.v1.TokensMadeH\x00R\ntokensMade\x12\x31\n\x08progress\x18\x04 \x01(\x0b\x32\x13.llm.v1.JobProgressH\x00R\x08progress\x12;\n\rattempt_ended\x18\x05 \x01(\x0b\x32\x14.llm.v1.AttemptEndedH\x00R\x0c\x61ttemptEnded\x12\x32\n\njob_ending\x18\x06 \x01(\x0b\x32\x11.llm.v1.JobEndingH\x00R\tjobEnding\x12\x37\n\tencrypted\x18\x07 \x01(\x0b\x32\x17.llm.v1.EncryptedRecordH\x00R\tencryptedB\x07\n\x05\x65vent\"\x9f\x01\n\x0e\x41ttemptStarted\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\x05R\x07\x61ttempt\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12 \n\x0btraceparent\x18\x03 \x01(\tR\x0btraceparent\x12\x16\n\x06worker\x18\x04 \x01(\tR\x06worker\"\xd1\x02\n\nTokensMade\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12\x1b\n\ttoken_ids\x18\x03 \x03(\rR\x08tokenIds\x12\x33\n\x07made_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06madeAt\x12!\n\x0ctoken_offset\x18\x05 \x01(\x03R\x0btokenOffset\x12#\n\rprompt_tokens\x18\x06 \x01(\x03R\x0cpromptTokens\x12\x18\n\x07rewinds\x18\x07 \x01(\x03R\x07rewinds\x12\x30\n\x14lowest_rewind_offset\x18\x08 \x01(\x03R\x12lowestRewindOffset\x12\x31\n\x08logprobs\x18\t \x03(\x0b\x32\x15.llm.v1.TokenLogprobsR\x08logprobs\"w\n\x0c\x41ttemptEnded\x12\x39\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x14.llm.v1.FinishReasonR\x0c\x66inishReason\x12,\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x12.llm.v1.JobAttemptR\x07\x61ttempt\"O\n\x0f\x45ncryptedRecord\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n\x04\x64\x61ta\x18\x03 \x01(\x0cR\x04\x64\x61ta\"\x0b\n\tJobEnding\"\xda\x01\n\x0bLedgerState\x12(\n\x05slots\x18\x01 \x03(\x0b\x32\x12.llm.v1.LedgerSlotR\x05slots\x12\x1f\n\x0bmax_updates\x18\x02 \x01(\x05R\nmaxUpdates\x12>\n\rstart_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cstartTimeout\x12@\n\x0e\x63heck_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\rcheckInterval\"l\n\nLedgerSlot\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12=\n\x0creserve_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0breserveTime\"I\n\x0eReserveRequest\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\x12\x14\n\x05limit\x18\x02 \x01(\x05R\x05limit\"+\n\x0fReserveResponse\x12\x18\n\x07refused\x18\x01 \x03(\tR\x07refused\"3\n\x0eReleaseRequest\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\"9\n\x14\x46indEndedJobsRequest\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\"G\n\x15\x46indEndedJobsResponse\x12\x14\n\x05\x65nded\x18\x01 \x03(\tR\x05\x65nded\x12\x18\n\x07missing\x18\x02 \x03(\tR\x07missing\"c\n\x0f\x44\x65letionRequest\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12/\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\"`\n\x0eStopJobRequest\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12-\n\x06method\x18\x02 \x01(\x0e\x32\x15.llm.v1.StopJobMethodR\x06method\")\n\x0fStopJobResponse\x12\x16\n\x06\x63losed\x18\x01 \x01(\x08R\x06\x63losed\"\x8b\x01\n\nJobRemains\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12\'\n\x04runs\x18\x02 \x03(\x0b\x32\x13.llm.v1.WorkflowRunR\x04runs\x12\x33\n\tunreached\x18\x03 \x03(\x0b\x32\x15.llm.v1.UnreachedCopyR\tunreached\"E\n\x0bWorkflowRun\x12\x1f\n\x0bworkflow_id\x18\x01 \x01(\tR\nworkflowId\x12\x15\n\x06run_id\x18\x02 \x01(\tR\x05runId\"M\n\x0cRemovedParts\x12)\n\x07removed\x18\x01 \x03(\x0e\x32\x0f.llm.v1.JobPartR\x07removed\x12\x12\n\x04\x64one\x18\x02 \x01(\x08R\x04\x64one\"\x8d\x02\n\x13\x42ulkDeletionRequest\x12-\n\x07\x66ilters\x18\x01 \x01(\x0b\x32\x13.llm.v1.ListRequestR\x07\x66ilters\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12/\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\x12\x31\n\x06settle\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06settle\x12,\n\x08progress\x18\x05 \x01(\x0b\x32\x10.llm.v1.DeletionR\x08progress\x12\x1d\n\nuser_value\x18\x06 \x01(\tR\tuserValue\"\x8c\x01\n\x0f\x46indJobsRequest\x12-\n\x07\x66ilters\x18\x01 \x01(\x0b\x32\x13.llm.v1.ListRequestR\x07\x66ilters\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x32\n\x06\x62\x65\x66ore\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06\x62\x65\x66ore\"5\n\x10\x46indJobsResponse\x12!\n\x0cworkflow_ids\x18\x01 \x03(\tR\x0bworkflowIds\"\x87\x01\n\x0cWorkerReport\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x12.llm.v1.WorkerInfoR\x06worker\x12\x35\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08interval\x12\x14\n\x05\x65nded\x18\x03 \x01(\x08R\x05\x65nded\"\x91\x02\n\nFileRecord\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\x12/\n\x08segments\x18\x02 \x03(\x0b\x32\x13.llm.v1.FileSegmentR\x08segments\x12\x38\n\nupload_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\tuploadTtl\x12\x46\n\x11ready_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0freadyExpireTime\x12\x16\n\x06prefix\x18\x05 \x01(\tR\x06prefix\x12\x16\n\x06ledger\x18\x06 \x01(\tR\x06ledger\"5\n\x0b\x46ileSegment\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04size\x18\x02 \x01(\x03R\x04size\"\x89\x01\n\x14\x43ommitSegmentRequest\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12-\n\x07segment\x18\x02 \x01(\x0b\x32\x13.llm.v1.FileSegmentR\x07segment\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x16\n\x06sha256\x18\x04 \x01(\x0cR\x06sha256\"C\n\x11RemoveFileRequest\x12\x16\n\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n\x06ledger\x18\x02 \x01(\tR\x06ledger*k\n\rStopJobMethod\x12\x1f\n\x1bSTOP_JOB_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOP_JOB_METHOD_CANCEL\x10\x01\x12\x1d\n\x19STOP_JOB_METHOD_TERMINATE\x10\x02\x42!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,70 +36,78 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_pb.internal_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006llm.v1P\001Z\014llm/v1;llmv1\252\002\006Llm.V1'
-  _globals['_STOPJOBMETHOD']._serialized_start=5731
-  _globals['_STOPJOBMETHOD']._serialized_end=5838
-  _globals['_JOBOPTIONS']._serialized_start=117
-  _globals['_JOBOPTIONS']._serialized_end=702
-  _globals['_RETRYOPTIONS']._serialized_start=705
-  _globals['_RETRYOPTIONS']._serialized_end=1002
-  _globals['_RUNREQUEST']._serialized_start=1005
-  _globals['_RUNREQUEST']._serialized_end=1479
-  _globals['_RUNHEARTBEAT']._serialized_start=1482
-  _globals['_RUNHEARTBEAT']._serialized_end=1645
-  _globals['_NOTIFYREQUEST']._serialized_start=1648
-  _globals['_NOTIFYREQUEST']._serialized_end=2084
-  _globals['_NOTIFYRESPONSE']._serialized_start=2087
-  _globals['_NOTIFYRESPONSE']._serialized_end=2281
-  _globals['_NOTIFYPROGRESSREQUEST']._serialized_start=2284
-  _globals['_NOTIFYPROGRESSREQUEST']._serialized_end=2449
-  _globals['_NOTIFYPROGRESSRESPONSE']._serialized_start=2451
-  _globals['_NOTIFYPROGRESSRESPONSE']._serialized_end=2525
-  _globals['_DELIVERYSTATE']._serialized_start=2528
-  _globals['_DELIVERYSTATE']._serialized_end=2843
-  _globals['_FEEDRECORD']._serialized_start=2846
-  _globals['_FEEDRECORD']._serialized_end=3234
-  _globals['_ATTEMPTSTARTED']._serialized_start=3237
-  _globals['_ATTEMPTSTARTED']._serialized_end=3396
-  _globals['_TOKENSMADE']._serialized_start=3399
-  _globals['_TOKENSMADE']._serialized_end=3736
-  _globals['_ATTEMPTENDED']._serialized_start=3738
-  _globals['_ATTEMPTENDED']._serialized_end=3857
-  _globals['_ENCRYPTEDRECORD']._serialized_start=3859
-  _globals['_ENCRYPTEDRECORD']._serialized_end=3938
-  _globals['_JOBENDING']._serialized_start=3940
-  _globals['_JOBENDING']._serialized_end=3951
-  _globals['_LEDGERSTATE']._serialized_start=3954
-  _globals['_LEDGERSTATE']._serialized_end=4172
-  _globals['_LEDGERSLOT']._serialized_start=4174
-  _globals['_LEDGERSLOT']._serialized_end=4282
-  _globals['_RESERVEREQUEST']._serialized_start=4284
-  _globals['_RESERVEREQUEST']._serialized_end=4357
-  _globals['_RESERVERESPONSE']._serialized_start=4359
-  _globals['_RESERVERESPONSE']._serialized_end=4402
-  _globals['_RELEASEREQUEST']._serialized_start=4404
-  _globals['_RELEASEREQUEST']._serialized_end=4455
-  _globals['_FINDENDEDJOBSREQUEST']._serialized_start=4457
-  _globals['_FINDENDEDJOBSREQUEST']._serialized_end=4514
-  _globals['_FINDENDEDJOBSRESPONSE']._serialized_start=4516
-  _globals['_FINDENDEDJOBSRESPONSE']._serialized_end=4587
-  _globals['_DELETIONREQUEST']._serialized_start=4589
-  _globals['_DELETIONREQUEST']._serialized_end=4688
-  _globals['_STOPJOBREQUEST']._serialized_start=4690
-  _globals['_STOPJOBREQUEST']._serialized_end=4786
-  _globals['_STOPJOBRESPONSE']._serialized_start=4788
-  _globals['_STOPJOBRESPONSE']._serialized_end=4829
-  _globals['_JOBREMAINS']._serialized_start=4832
-  _globals['_JOBREMAINS']._serialized_end=4971
-  _globals['_WORKFLOWRUN']._serialized_start=4973
-  _globals['_WORKFLOWRUN']._serialized_end=5042
-  _globals['_REMOVEDPARTS']._serialized_start=5044
-  _globals['_REMOVEDPARTS']._serialized_end=5121
-  _globals['_BULKDELETIONREQUEST']._serialized_start=5124
-  _globals['_BULKDELETIONREQUEST']._serialized_end=5393
-  _globals['_FINDJOBSREQUEST']._serialized_start=5396
-  _globals['_FINDJOBSREQUEST']._serialized_end=5536
-  _globals['_FINDJOBSRESPONSE']._serialized_start=5538
-  _globals['_FINDJOBSRESPONSE']._serialized_end=5591
-  _globals['_WORKERREPORT']._serialized_start=5594
-  _globals['_WORKERREPORT']._serialized_end=5729
+  _globals['_STOPJOBMETHOD']._serialized_start=6290
+  _globals['_STOPJOBMETHOD']._serialized_end=6397
+  _globals['_JOBOPTIONS']._serialized_start=136
+  _globals['_JOBOPTIONS']._serialized_end=721
+  _globals['_RETRYOPTIONS']._serialized_start=724
+  _globals['_RETRYOPTIONS']._serialized_end=1021
+  _globals['_RUNREQUEST']._serialized_start=1024
+  _globals['_RUNREQUEST']._serialized_end=1498
+  _globals['_RUNHEARTBEAT']._serialized_start=1501
+  _globals['_RUNHEARTBEAT']._serialized_end=1664
+  _globals['_NOTIFYREQUEST']._serialized_start=1667
+  _globals['_NOTIFYREQUEST']._serialized_end=2103
+  _globals['_NOTIFYRESPONSE']._serialized_start=2106
+  _globals['_NOTIFYRESPONSE']._serialized_end=2300
+  _globals['_NOTIFYPROGRESSREQUEST']._serialized_start=2303
+  _globals['_NOTIFYPROGRESSREQUEST']._serialized_end=2468
+  _globals['_NOTIFYPROGRESSRESPONSE']._serialized_start=2470
+  _globals['_NOTIFYPROGRESSRESPONSE']._serialized_end=2544
+  _globals['_DELIVERYSTATE']._serialized_start=2547
+  _globals['_DELIVERYSTATE']._serialized_end=2862
+  _globals['_FEEDRECORD']._serialized_start=2865
+  _globals['_FEEDRECORD']._serialized_end=3253
+  _globals['_ATTEMPTSTARTED']._serialized_start=3256
+  _globals['_ATTEMPTSTARTED']._serialized_end=3415
+  _globals['_TOKENSMADE']._serialized_start=3418
+  _globals['_TOKENSMADE']._serialized_end=3755
+  _globals['_ATTEMPTENDED']._serialized_start=3757
+  _globals['_ATTEMPTENDED']._serialized_end=3876
+  _globals['_ENCRYPTEDRECORD']._serialized_start=3878
+  _globals['_ENCRYPTEDRECORD']._serialized_end=3957
+  _globals['_JOBENDING']._serialized_start=3959
+  _globals['_JOBENDING']._serialized_end=3970
+  _globals['_LEDGERSTATE']._serialized_start=3973
+  _globals['_LEDGERSTATE']._serialized_end=4191
+  _globals['_LEDGERSLOT']._serialized_start=4193
+  _globals['_LEDGERSLOT']._serialized_end=4301
+  _globals['_RESERVEREQUEST']._serialized_start=4303
+  _globals['_RESERVEREQUEST']._serialized_end=4376
+  _globals['_RESERVERESPONSE']._serialized_start=4378
+  _globals['_RESERVERESPONSE']._serialized_end=4421
+  _globals['_RELEASEREQUEST']._serialized_start=4423
+  _globals['_RELEASEREQUEST']._serialized_end=4474
+  _globals['_FINDENDEDJOBSREQUEST']._serialized_start=4476
+  _globals['_FINDENDEDJOBSREQUEST']._serialized_end=4533
+  _globals['_FINDENDEDJOBSRESPONSE']._serialized_start=4535
+  _globals['_FINDENDEDJOBSRESPONSE']._serialized_end=4606
+  _globals['_DELETIONREQUEST']._serialized_start=4608
+  _globals['_DELETIONREQUEST']._serialized_end=4707
+  _globals['_STOPJOBREQUEST']._serialized_start=4709
+  _globals['_STOPJOBREQUEST']._serialized_end=4805
+  _globals['_STOPJOBRESPONSE']._serialized_start=4807
+  _globals['_STOPJOBRESPONSE']._serialized_end=4848
+  _globals['_JOBREMAINS']._serialized_start=4851
+  _globals['_JOBREMAINS']._serialized_end=4990
+  _globals['_WORKFLOWRUN']._serialized_start=4992
+  _globals['_WORKFLOWRUN']._serialized_end=5061
+  _globals['_REMOVEDPARTS']._serialized_start=5063
+  _globals['_REMOVEDPARTS']._serialized_end=5140
+  _globals['_BULKDELETIONREQUEST']._serialized_start=5143
+  _globals['_BULKDELETIONREQUEST']._serialized_end=5412
+  _globals['_FINDJOBSREQUEST']._serialized_start=5415
+  _globals['_FINDJOBSREQUEST']._serialized_end=5555
+  _globals['_FINDJOBSRESPONSE']._serialized_start=5557
+  _globals['_FINDJOBSRESPONSE']._serialized_end=5610
+  _globals['_WORKERREPORT']._serialized_start=5613
+  _globals['_WORKERREPORT']._serialized_end=5748
+  _globals['_FILERECORD']._serialized_start=5751
+  _globals['_FILERECORD']._serialized_end=6024
+  _globals['_FILESEGMENT']._serialized_start=6026
+  _globals['_FILESEGMENT']._serialized_end=6079
+  _globals['_COMMITSEGMENTREQUEST']._serialized_start=6082
+  _globals['_COMMITSEGMENTREQUEST']._serialized_end=6219
+  _globals['_REMOVEFILEREQUEST']._serialized_start=6221
+  _globals['_REMOVEFILEREQUEST']._serialized_end=6288
 # @@protoc_insertion_point(module_scope)
