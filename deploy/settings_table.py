@@ -17,6 +17,7 @@ from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.http.settings import HttpSettings
 from services.notifier.settings import NotifierSettings
+from store.settings import StoreSettings
 
 CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     GatewaySettings,
@@ -25,6 +26,7 @@ CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     HttpSettings,
     FeedSettings,
     EncryptionSettings,
+    StoreSettings,
     LogSettings,
     TemporalSettings,
     CodecSettings,

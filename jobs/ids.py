@@ -27,6 +27,11 @@ _BATCH: Final = "llmbatch"
 _LEDGER: Final = "llmledger"
 _DELETION: Final = "llmdelete"
 _BULK_DELETION: Final = "llmdeletes"
+_FILE: Final = "llmfile"
+_FILE_ID_PREFIX: Final = "file-"
+
+FILE_ID_PATTERN: Final = re.compile(rf"{_FILE_ID_PREFIX}[0-9a-f]{{64}}")
+"""The form of a file's id."""
 
 _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")
 
@@ -106,6 +111,16 @@ def deletion_workflow_id(job_workflow_id: str) -> str:
 def bulk_deletion_workflow_id(tenant: str, name: str) -> str:
     """Return the id of the LLMBulkDeletionWorkflow of a tenant, by a name that no other one has."""
     return _of_tenant(_BULK_DELETION, tenant, name)
+
+
+def file_id(user_id: str, request_id: str, tenant: str) -> str:
+    """Return the id of the file under a key. The parts must keep their rules: none of them has a slash."""
+    return f"{_FILE_ID_PREFIX}{hashlib.sha256(f'{tenant}/{user_id}/{request_id}'.encode()).hexdigest()}"
+
+
+def file_workflow_id(id_: str, tenant: str) -> str:
+    """Return the id of the LLMFileWorkflow of a file: another one for each tenant, whatever the file's id is."""
+    return _of_tenant(_FILE, tenant, id_.removeprefix(_FILE_ID_PREFIX))
 
 
 def _of_tenant(word: str, tenant: str, name: str) -> str:

@@ -34,6 +34,15 @@ QUERY_GET_DELETION: Final = "GetDeletion"
 # Keeps the id of a deleted job, so that a late Submit does not run the job again. It holds nothing of the job.
 TOMBSTONE_WORKFLOW_TYPE: Final = "LLMJobTombstone"
 
+# The record of a file, open for as long as the file exists.
+FILE_WORKFLOW_TYPE: Final = "LLMFileWorkflow"
+UPDATE_COMMIT_SEGMENT: Final = "CommitSegment"
+UPDATE_DELETE_FILE: Final = "DeleteFile"
+QUERY_GET_RECORD: Final = "GetRecord"
+# Types of the errors with which the updates of a file are refused.
+WRONG_OFFSET: Final = "WRONG_OFFSET"
+FILE_NOT_WRITABLE: Final = "FILE_NOT_WRITABLE"
+
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
 # Notifies the targets of a running job of its progress, if the job asks for it.
@@ -52,6 +61,8 @@ ACTIVITY_INSPECT_JOB: Final = "InspectJob"
 ACTIVITY_KEEP_JOB_ID: Final = "KeepJobId"
 ACTIVITY_REMOVE_JOB: Final = "RemoveJob"
 ACTIVITY_FIND_JOBS: Final = "FindJobs"
+# Removes the content of a file from the store.
+ACTIVITY_REMOVE_FILE: Final = "RemoveFile"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"
@@ -96,6 +107,10 @@ MEMO_LABELS: Final = "labels"
 MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
+# Memo of a file's workflow: the File as it is now, as JSON, empty once the file is deleted; and the digest of what its
+# upload says of it, which distinguishes a repeated upload from another file under the same key.
+MEMO_FILE: Final = "file"
+MEMO_FILE_DIGEST: Final = "description_sha256"
 
 # Changes of workflow code, for workflow.patched: a workflow that began before a change continues without it.
 # A workflow that was started by hand has search attributes from its start on, and must keep all current rules.

@@ -1638,3 +1638,145 @@ class MergeResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergeResult: _TypeAlias = MergeResult  # noqa: Y015
+
+@_typing.final
+class FileRecord(_message.Message):
+    """The record of a file: input of the workflow LLMFileWorkflow, and what each of its runs passes to the next one. Its memo
+    holds the file under the key "file", as JSON, and the digest of its description.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    UPLOAD_TTL_FIELD_NUMBER: _builtins.int
+    READY_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """The folder in the store, with a `/`, of which everything is removed with the file."""
+    ledger: _builtins.str
+    """Workflow id of the LLMLedgerWorkflow that counts the file. Empty: none does."""
+    @_builtins.property
+    def file(self) -> _file_pb2.File:
+        """The file."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSegment]:
+        """The objects that hold the content, in its order."""
+
+    @_builtins.property
+    def upload_ttl(self) -> _duration_pb2.Duration:
+        """Time after the last commit for which an upload that has not ended is kept. Unset: a day."""
+
+    @_builtins.property
+    def ready_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the file is removed once it is ready. Unset: never."""
+
+    def __init__(
+        self,
+        *,
+        file: _file_pb2.File | None = ...,
+        segments: _abc.Iterable[Global___FileSegment] | None = ...,
+        upload_ttl: _duration_pb2.Duration | None = ...,
+        ready_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        prefix: _builtins.str = ...,
+        ledger: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ready_expire_time", b"ready_expire_time", "upload_ttl", b"upload_ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ledger", b"ledger", "prefix", b"prefix", "ready_expire_time", b"ready_expire_time", "segments", b"segments", "upload_ttl", b"upload_ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileRecord: _TypeAlias = FileRecord  # noqa: Y015
+
+@_typing.final
+class FileSegment(_message.Message):
+    """An object that holds a part of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the store."""
+    size: _builtins.int
+    """Size of its content, in bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileSegment: _TypeAlias = FileSegment  # noqa: Y015
+
+@_typing.final
+class CommitSegmentRequest(_message.Message):
+    """Argument of the update CommitSegment of LLMFileWorkflow, whose result is the FileRecord's File."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Where the segment begins in the file: its committed bytes. The update is refused with the type WRONG_OFFSET otherwise, unless
+    the last segment is this one.
+    """
+    last: _builtins.bool
+    """Whether the file is whole. It becomes ready."""
+    sha256: _builtins.bytes
+    """SHA-256 of the whole content. Only with `last`."""
+    @_builtins.property
+    def segment(self) -> Global___FileSegment:
+        """The segment, which is in the store. Unset: there is no more data."""
+
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        segment: Global___FileSegment | None = ...,
+        last: _builtins.bool = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "offset", b"offset", "segment", b"segment", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitSegmentRequest: _TypeAlias = CommitSegmentRequest  # noqa: Y015
+
+@_typing.final
+class RemoveFileRequest(_message.Message):
+    """Input of the activity RemoveFile, which runs until nothing is left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """As in FileRecord."""
+    ledger: _builtins.str
+    """As in FileRecord. The slot of the file is released."""
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        ledger: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveFileRequest: _TypeAlias = RemoveFileRequest  # noqa: Y015

@@ -82,3 +82,9 @@ async def remove_job(remains: internal_pb2.JobRemains) -> internal_pb2.RemovedPa
 async def find_jobs(request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJobsResponse:
     """Find jobs to delete."""
     raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_REMOVE_FILE)
+async def remove_file(request: internal_pb2.RemoveFileRequest) -> None:
+    """Remove the content of a file from the store. See services.gateway.files."""
+    raise NotImplementedError

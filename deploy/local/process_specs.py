@@ -173,6 +173,7 @@ def _gateway(wiring: Wiring) -> ProcessSpec:
         defaults={
             # A newcomer to the stack has no proto file for grpcurl.
             "GATEWAY_REFLECTION": "true",
+            "STORE_URL": (wiring.state_dir / STORE).as_uri(),
             # Without an endpoint for them, jobs that name no target need not ask the notifier.
             **({} if _has_operators_endpoint(wiring) else {"GATEWAY_NOTIFY_OPERATOR": "false"}),
         },
@@ -263,6 +264,9 @@ METRICS: Final = {
     "http": "http_metrics",
 }
 """The field of Ports where a kind serves its metrics."""
+
+STORE: Final = "store"
+"""The folder of the store of files in a state folder."""
 
 SERVERS: Final = ("temporal", "nats")
 """The kinds that must be ready before the others start."""

@@ -22,7 +22,7 @@ from deploy.local import session_keys
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
-from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, Wiring
+from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, STORE, Wiring
 from deploy.local.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _ROOT: Final = Path(__file__).parents[2]
 _LOCK: Final = "lock"
 _TEMPORAL: Final = {f"temporal.db{end}" for end in ("", "-shm", "-wal", "-journal")}
-_KEPT: Final = {_LOCK, "logs", "nats", "tls", session_keys.NAME, *_TEMPORAL}
+_KEPT: Final = {_LOCK, "logs", "nats", "tls", STORE, session_keys.NAME, *_TEMPORAL}
 """Names of the entries of a state folder."""
 
 Report = Callable[[str, str], None]

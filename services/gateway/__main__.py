@@ -14,7 +14,9 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
-from services.gateway.workflow_worker import workflow_worker
+from services.gateway.workflow_worker import running_workflows
+from store.encrypted import open_store
+from store.settings import StoreSettings
 
 SERVICE: Final = "gateway"
 
@@ -31,13 +33,14 @@ async def main() -> None:
         feed, reports = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
+        store = open_store(StoreSettings(), encryption)
         if settings.role != Role.API:
-            await stack.enter_async_context(workflow_worker(client, feed, settings, encryption))
+            await stack.enter_async_context(running_workflows(client, feed, settings, encryption, store))
         if settings.role != Role.WORKFLOWS:
             meter = metrics.meter(__package__)
             knows_tenants = names.TENANT_ID.name in known
             serving_calls = serving_api(
-                client, feed, reports, settings, meter, readiness, encryption, knows_tenants=knows_tenants
+                client, feed, reports, settings, meter, readiness, encryption, store, knows_tenants=knows_tenants
             )
             await stack.enter_async_context(serving_calls)
         logging.getLogger("services.gateway").info("ready")
@@ -46,4 +49,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (GatewaySettings, FeedSettings, EncryptionSettings, temporal.TemporalSettings))
+    process.run(
+        SERVICE, main, (GatewaySettings, FeedSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
+    )

@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.message import Message
 from opentelemetry.metrics import Counter
 
-from jobs.ids import ID_PATTERN, WORKFLOW_ID_PATTERN, workflow_id
+from jobs.ids import FILE_ID_PATTERN, ID_PATTERN, WORKFLOW_ID_PATTERN, workflow_id
 from llm_pb import llm_pb2
 from runtime import audit
 from runtime.audit import AuditLog, AuditStore
@@ -15,7 +15,7 @@ from runtime.audit_nats import AuditStream
 from runtime.grpc_auth import current_caller
 from services.gateway.settings import GatewaySettings
 
-WRITES: Final = frozenset({"Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs"})
+WRITES: Final = frozenset({"Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"})
 """Methods that are recorded before they have an effect: their implementations call audit.allow()."""
 _ROLE: Final = "gateway"
 """The process's role in the configuration of the broker: see deploy/nats."""
@@ -46,9 +46,11 @@ def describe_request(request: Message) -> None:
     if isinstance(request, llm_pb2.SubmitRequest) and user_id and (request_id := _id(about, "request_id")):
         job = workflow_id(user_id, request_id, current_caller().tenant)
     deletion = getattr(request, "deletion_id", "")
+    file = getattr(request, "file_id", "")
     audit.describe(
         user_id=user_id,
         job=job if WORKFLOW_ID_PATTERN.fullmatch(job) else "",
+        file=file if FILE_ID_PATTERN.fullmatch(file) else "",
         deletion=deletion if WORKFLOW_ID_PATTERN.fullmatch(deletion) else "",
     )
 

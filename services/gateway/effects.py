@@ -10,7 +10,7 @@ from runtime.temporal import RPC_TIMEOUT
 
 
 class Effects:
-    """Starts and signals workflows. Nothing else in the services of the API does."""
+    """Starts, signals and updates workflows. Nothing else in the services of the API does."""
 
     def __init__(self, client: Client, workflow_queue: str) -> None:
         """`workflow_queue` is the task queue of the workflows that are started."""
@@ -41,6 +41,15 @@ class Effects:
             rpc_timeout=RPC_TIMEOUT,
             **options,
         )
+
+    async def update(self, workflow_id: str, name: str, *arguments: Any, result_type: type | None = None) -> Any:
+        """Update a workflow and return the update's result.
+
+        Raises AuditUnavailable; RPCError: NOT_FOUND for a workflow that has ended, too; WorkflowUpdateFailedError.
+        """
+        await audit.allow()
+        handle = self._client.get_workflow_handle(workflow_id)
+        return await handle.execute_update(name, args=arguments, result_type=result_type, rpc_timeout=RPC_TIMEOUT)
 
     async def signal(self, workflow_id: str, name: str, argument: Any) -> None:
         """Signal a workflow. Raises AuditUnavailable and RPCError: NOT_FOUND for a workflow that has ended, too."""

@@ -80,6 +80,54 @@ def job_not_ended(workflow_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("JOB_NOT_ENDED")))
 
 
+def file_not_found(file_id: str) -> ApiError:
+    """NOT_FOUND for a file."""
+    message = f"there is no file {file_id}, or it has expired"
+    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("FILE_NOT_FOUND")))
+
+
+def file_key_reused(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the idempotency key belongs to another file."""
+    message = f"request_id {request_id!r} of user {user_id!r} was used for a different file; choose another request_id"
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
+
+
+def wrong_offset(offset: int, committed_bytes: int) -> ApiError:
+    """OUT_OF_RANGE: an upload does not go on where the file ends."""
+    message = f"the file has {committed_bytes} bytes: go on at that offset, not at {offset}"
+    info = error_info("WRONG_OFFSET", {"committed_bytes": str(committed_bytes)})
+    return ApiError(make_status(code_pb2.OUT_OF_RANGE, message, info))
+
+
+def upload_overtaken(committed_bytes: int) -> ApiError:
+    """ABORTED: another upload of the file has written to it meanwhile."""
+    message = f"another upload has written to the file, which has {committed_bytes} bytes now"
+    info = error_info("UPLOAD_OVERTAKEN", {"committed_bytes": str(committed_bytes)})
+    return ApiError(make_status(code_pb2.ABORTED, message, info))
+
+
+def file_not_ready(file_id: str) -> ApiError:
+    """FAILED_PRECONDITION: the upload of the file has not ended."""
+    message = f"the upload of {file_id} has not ended; read it when it is ready"
+    return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("FILE_NOT_READY")))
+
+
+def files_disabled() -> ApiError:
+    """FAILED_PRECONDITION: the operator has set no store."""
+    message = "there are no files here: the operator has not set STORE_URL"
+    return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("FILES_DISABLED")))
+
+
+def store_unavailable(message: str = "the store of files is away; call again") -> ApiError:
+    """UNAVAILABLE: the store does not answer, or what it should hold is still being removed."""
+    return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("STORE_UNAVAILABLE"), _retry_info()))
+
+
+def content_unreadable(message: str) -> ApiError:
+    """DATA_LOSS: the content of a file is gone, or can never be decrypted again."""
+    return ApiError(make_status(code_pb2.DATA_LOSS, message, error_info("CONTENT_UNREADABLE")))
+
+
 def key_reused(user_id: str, request_id: str) -> ApiError:
     """ALREADY_EXISTS: the idempotency key belongs to another job."""
     message = f"request_id {request_id!r} of user {user_id!r} was used for a different job; choose another request_id"

@@ -1,13 +1,13 @@
 """The edge of the API: parses and checks requests, and turns every error into a status with details.
 
-One interceptor wraps the methods of LlmService, so that a handler gets only valid requests and raises only ApiError or
-Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
+One interceptor wraps the methods of LlmService and FileService, so that a handler gets only valid requests and raises
+only ApiError or Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -18,9 +18,9 @@ from google.rpc import status_pb2
 from temporalio.service import RPCError
 
 from encryption import KeysUnavailable
-from jobs import rules
+from jobs import file_rules, rules
 from jobs.field_rules import Violation, too_large
-from llm_pb import llm_pb2
+from llm_pb import file_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime import audit
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
@@ -30,6 +30,7 @@ from runtime.grpc_auth import current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 from services.gateway.auditing import WRITES, describe_request
+from services.gateway.client_messages import ClientMessages
 from services.gateway.errors import (
     ApiError,
     audit_unavailable,
@@ -45,7 +46,12 @@ from services.gateway.parsing import parse
 from services.gateway.scopes import CHECKS
 
 _log = logging.getLogger(__name__)
-_SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
+SERVICES: Final = (
+    llm_pb2.DESCRIPTOR.services_by_name["LlmService"],
+    file_pb2.DESCRIPTOR.services_by_name["FileService"],
+)
+"""The services of the API. No two methods of them have one name."""
+_METHODS: Final = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
@@ -63,11 +69,17 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "DeleteJob": rules.check_workflow_id,
     "DeleteJobs": rules.check_delete_jobs,
     "GetDeletion": rules.check_get_deletion,
+    "UploadFile": file_rules.check_upload,
+    "DownloadFile": file_rules.check_download,
+    "GetFile": file_rules.check_file_id,
+    "ListFiles": file_rules.check_list_files,
+    "DeleteFile": file_rules.check_file_id,
 }
-"""The rules of llm.proto for the request of each method."""
+"""The rules of llm.proto and file.proto for the request of each method."""
 
 _LARGE_ANSWERS: Final = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver"), 128 * 1024),
+    "ListFiles": 128 * 1024,
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
 }
 """Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus and
@@ -120,11 +132,10 @@ class RequestInterceptor(Interceptor):
         self._max_job_bytes = max_job_bytes
 
     def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
-        """Wrap the handlers of LlmService."""
-        service, _, name = call.method.strip("/").rpartition("/")
-        if service != _SERVICE.full_name:
+        """Wrap the handlers of the services of the API."""
+        if (method := _METHODS.get(call.method)) is None:
             return handler
-        kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[name].input_type)
+        name, kind = method.name, message_factory.GetMessageClass(method.input_type)
 
         async def admit(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Message, Message | None]:
             """Return the request and None, or a request that breaks the rules and the answer it gets nevertheless."""
@@ -149,6 +160,9 @@ class RequestInterceptor(Interceptor):
         handle = behavior_of(handler)
         if handler.response_streaming:
             return with_behavior(handler, _stream(handle, self._count, admit, self._answers), parses=False)
+        if handler.request_streaming:
+            streamed = _client_stream(handle, self._count, admit, self._answers)
+            return with_behavior(handler, streamed, parses=False, serializes=False)
         unary = _unary(handle, self._count, admit, self._answers, _LARGE_ANSWERS.get(name, 0), writes=name in WRITES)
         return with_behavior(handler, unary, parses=False, serializes=False)
 
@@ -157,8 +171,10 @@ class RequestInterceptor(Interceptor):
         if method == "Submit":
             if size > self._max_job_bytes + _JOB_OVERHEAD:
                 raise invalid([Violation("job", too_large(size, self._max_job_bytes))])
-        elif size > MAX_REQUEST_BYTES:
-            raise invalid([Violation("", f"the request {too_large(size, MAX_REQUEST_BYTES)}")])
+            return
+        most = MAX_REQUEST_BYTES + (file_rules.MAX_DATA_BYTES if method == "UploadFile" else 0)
+        if size > most:
+            raise invalid([Violation("", f"the request {too_large(size, most)}")])
 
 
 Admit = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[tuple[Message, Message | None]]]
@@ -189,6 +205,37 @@ def _unary(handle: Any, count: Count, admit: Admit, answers: Answers, large: int
             raise
         # Only the bytes stay in memory from here on, because a client may read slowly.
         raw = response.SerializeToString()
+        answer.sending(len(raw), SENDING_COPIES)
+        return raw
+
+    return call
+
+
+def _client_stream(handle: Any, count: Count, admit: Admit, answers: Answers) -> Any:
+    """Wrap a method whose client streams. The method bounds the memory of the requests, and what it does is a write."""
+
+    async def call(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        coming = ClientMessages(requests)
+
+        async def admitted() -> AsyncGenerator[Message, None]:
+            async for data in coming:
+                request, _ = await admit(data, context)
+                yield request
+
+        try:
+            answer = answers.open(context)
+            count(current_caller())
+            async with aclosing(admitted()) as messages:
+                response = await handle(messages, context)
+            await audit.allow()
+            await coming.drain()
+        except _ANSWERED as error:
+            await coming.drain()
+            await _abort(context, error)
+            raise
+        finally:
+            await coming.close()
+        raw: bytes = response.SerializeToString()
         answer.sending(len(raw), SENDING_COPIES)
         return raw
 

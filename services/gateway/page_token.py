@@ -1,4 +1,4 @@
-"""The page tokens of List: Temporal's own, authenticated with a key that gateways share.
+"""The page tokens of List and ListFiles: Temporal's own, authenticated with a key that gateways share.
 
 Temporal answers UNKNOWN to a token that it cannot read, and returns wrong pages for a token of other filters. It trusts
 a token, so a forged one reaches its visibility store. A message authentication code over the tenant, the filters and
@@ -17,13 +17,16 @@ from typing import Final
 from pydantic import SecretStr
 
 from jobs.field_rules import Violation
-from llm_pb import llm_pb2
+from llm_pb import file_pb2, llm_pb2
 from runtime.grpc_auth import current_caller
 
 _log = logging.getLogger(__name__)
 _MAC_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 REFUSED: Final = Violation("page_token", "must be the next_page_token of the page before, with the same filters")
+
+
+Listing = llm_pb2.ListRequest | file_pb2.ListFilesRequest
 
 
 class PageTokens:
@@ -37,11 +40,11 @@ class PageTokens:
             )
         self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()
 
-    def seal(self, tenant: str, request: llm_pb2.ListRequest, token: bytes | None) -> str:
+    def seal(self, tenant: str, request: Listing, token: bytes | None) -> str:
         """Return the token of the page after that of the request; empty when there is none."""
         return base64.urlsafe_b64encode(self._mac(tenant, request, token) + token).decode() if token else ""
 
-    def unseal(self, tenant: str, request: llm_pb2.ListRequest) -> bytes | None:
+    def unseal(self, tenant: str, request: Listing) -> bytes | None:
         """Return Temporal's token, None for the first page.
 
         Raises ValueError for a token that seal() did not make for the tenant and the request.
@@ -57,7 +60,7 @@ class PageTokens:
             raise ValueError("the page token was not created by this service, or belongs to other filters")
         return token
 
-    async def check(self, request: llm_pb2.ListRequest) -> Sequence[Violation]:
+    async def check(self, request: Listing) -> Sequence[Violation]:
         """Return the violations of the page token of the call that is being handled."""
         try:
             self.unseal(current_caller().tenant, request)
@@ -65,12 +68,16 @@ class PageTokens:
             return [REFUSED]
         return []
 
-    def _mac(self, tenant: str, request: llm_pb2.ListRequest, token: bytes) -> bytes:
-        filters = llm_pb2.ListRequest()
-        filters.CopyFrom(request)
+    def _mac(self, tenant: str, request: Listing, token: bytes) -> bytes:
+        filters = type(request)()
+        filters.CopyFrom(request)  # type: ignore[arg-type]  # it is of the same type
         filters.ClearField("page_size")
-        # The same states in another order are the same filter.
-        filters.states[:] = sorted(set(filters.states))
+        if isinstance(filters, llm_pb2.ListRequest):
+            # The same states in another order are the same filter.
+            filters.states[:] = sorted(set(filters.states))
+        else:
+            # No token of one method is one of another.
+            token = filters.DESCRIPTOR.name.encode() + token
         filters.ClearField("page_token")
         # The hash has a fixed length, so the boundary between filters and token is unambiguous.
         about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()

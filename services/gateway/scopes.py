@@ -10,20 +10,23 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
-from llm_pb import llm_pb2
+from llm_pb import file_pb2, llm_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
 from runtime.scopes import (
     CANCEL,
     DELETE,
+    DELETE_FILES,
     NOTIFY,
     PRIORITY,
     READ,
+    READ_FILES,
     READ_MODELS,
     REDELIVER,
     SCOPES,
     STRUCTURED,
     SUBMIT,
     WORKERS,
+    WRITE_FILES,
 )
 
 OF_METHOD: Final[Mapping[str, str]] = {
@@ -41,6 +44,11 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/DeleteJob": DELETE,
     "/llm.v1.LlmService/DeleteJobs": DELETE,
     "/llm.v1.LlmService/GetDeletion": DELETE,
+    "/llm.v1.FileService/UploadFile": WRITE_FILES,
+    "/llm.v1.FileService/DownloadFile": READ_FILES,
+    "/llm.v1.FileService/GetFile": READ_FILES,
+    "/llm.v1.FileService/ListFiles": READ_FILES,
+    "/llm.v1.FileService/DeleteFile": DELETE_FILES,
 }
 """The scope of each method."""
 
@@ -83,10 +91,25 @@ def check_delete_jobs(caller: Caller, request: llm_pb2.DeleteJobsRequest) -> Non
         _require_user(caller, request.user_id)
 
 
+def check_upload(caller: Caller, request: file_pb2.UploadFileRequest) -> None:
+    """Raise Refusal for a file of another user. Only the first message names the user."""
+    if request.HasField("file"):
+        _require_user(caller, request.file.user_id)
+
+
+def check_list_files(caller: Caller, request: file_pb2.ListFilesRequest) -> None:
+    """Raise Refusal for files of others; a caller who is bound to a user, and names none, means that user."""
+    if caller.user_id and not request.user_id:
+        request.user_id = caller.user_id
+    _require_user(caller, request.user_id)
+
+
 CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "Submit": check_submit,
     "List": check_list,
     "DeleteJobs": check_delete_jobs,
+    "UploadFile": check_upload,
+    "ListFiles": check_list_files,
 }
 """What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
 

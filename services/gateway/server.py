@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import llm_pb2, llm_pb2_grpc
+from llm_pb import file_pb2_grpc, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -26,7 +26,9 @@ from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
-from services.gateway.interceptor import RequestInterceptor, refusal
+from services.gateway.files.reader import FileReader
+from services.gateway.files.servicer import FileServicer
+from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_inputs import JobInputs
 from services.gateway.job_reader import JobReader
@@ -42,6 +44,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
 from services.gateway.workers import Workers
+from store.store import Store
 
 
 @asynccontextmanager
@@ -53,6 +56,7 @@ async def serving_api(
     meter: Meter,
     readiness: Readiness,
     encryption: Encryption | None = None,
+    store: Store | None = None,
     *,
     knows_tenants: bool,
 ) -> AsyncIterator[None]:
@@ -60,7 +64,7 @@ async def serving_api(
 
     `knows_tenants`: whether the namespace has the search attribute TenantId.
     """
-    require_all_methods(llm_pb2.DESCRIPTOR.services_by_name.values())
+    require_all_methods(SERVICES)
     auth = await auth_interceptor(settings)
     models = Models(settings.models)
     delivery_reader = DeliveryReader(client)
@@ -74,6 +78,7 @@ async def serving_api(
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
+    file_reader = FileReader(client, page_tokens, encryption, knows_tenants=knows_tenants)
     effects = Effects(client, settings.workflow_queue)
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
@@ -97,15 +102,20 @@ async def serving_api(
         open_jobs,
         answers,
     )
+    files = FileServicer(effects, file_reader, store, answers, settings, encryption)
     server = GrpcServer(
-        llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
+        SERVICES[0].full_name,
         settings.host,
         settings.port,
         _limits(settings),
         [
             RequestInterceptor(
                 requests.take,
-                {"Submit": JobBounds(models, settings).check, "List": page_tokens.check},
+                {
+                    "Submit": JobBounds(models, settings).check,
+                    "List": page_tokens.check,
+                    "ListFiles": page_tokens.check,
+                },
                 {"Submit": service.submit_refused},
                 answers,
                 settings.max_job_bytes,
@@ -117,9 +127,11 @@ async def serving_api(
         AuditInterceptor(audit) if audit is not None else None,
         settings.tls,
         settings.mtls_port,
+        further_services=[service.full_name for service in SERVICES[1:]],
         reflection=settings.reflection,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
+    file_pb2_grpc.add_FileServiceServicer_to_server(files, server.server)
 
     try:
         await server.start()

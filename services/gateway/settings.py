@@ -206,6 +206,23 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     its connection."""
     poll: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
     """Interval at which the gateway asks Temporal about a watched job whose feed is silent."""
+    file_max_bytes: int = Field(512 * 1024 * 1024, ge=1024 * 1024, le=1 << 40)
+    """Maximum size of a file, in bytes."""
+    file_ttl: timedelta = Field(timedelta(days=30), ge=timedelta(seconds=1), le=timedelta(days=3650))
+    """Time for which a file is kept, unless its upload asks for less."""
+    file_upload_ttl: timedelta = Field(timedelta(days=1), ge=timedelta(seconds=1), le=timedelta(days=30))
+    """Time for which an upload that has not ended is kept after its last commit."""
+    max_uploads: int = Field(8, gt=0)
+    """Maximum number of concurrent UploadFile calls, half of them of one tenant. Each holds up to 24 MiB. Further calls
+    get RESOURCE_EXHAUSTED."""
+    max_downloads: int = Field(64, gt=0)
+    """Maximum number of concurrent DownloadFile calls, half of them of one tenant. Each holds up to 4 MiB. Further
+    calls get RESOURCE_EXHAUSTED."""
+    file_sweep_interval: timedelta = Field(timedelta(hours=6), ge=timedelta(0))
+    """Interval at which a gateway that runs workflows looks for objects in the store that no file has. PT0S: never."""
+    file_sweep_age: timedelta = Field(timedelta(hours=1), ge=timedelta(seconds=1))
+    """Minimum age of an object that is removed because no file has it. An object that was written more than half of it
+    ago does not become a part of a file any more."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
     """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is one request to
     Temporal's visibility for each model, at most one a second. PT0S: never."""

@@ -1,5 +1,7 @@
 """The worker in the gateway that runs the workflows."""
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
@@ -12,23 +14,30 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
+from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.files.reader import FileReader
+from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_reader import JobReader
 from services.gateway.ledgers import LedgerActivities, SlotReleases
 from services.gateway.left_output import close_feed
 from services.gateway.models import Models
+from services.gateway.page_token import PageTokens
 from services.gateway.settings import GatewaySettings
 from services.gateway.unreadable_jobs import ending_unreadable
+from store.store import Store
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
 from workflows.llm_redelivery import LLMRedeliveryWorkflow
 
 _MAX_DELETION_STEPS: Final = 20
-"""Maximum number of steps of deletions that run concurrently. They are the only activities that are not local."""
+"""Maximum number of steps of deletions, and removals of files, that run concurrently: the activities that are not
+local."""
 
 
 class LocalActivities:
@@ -81,10 +90,28 @@ def _key_of(feed_key: str) -> str:
     return feed_key or info.workflow_run_id or info.activity_id
 
 
+@asynccontextmanager
+async def running_workflows(
+    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+) -> AsyncIterator[None]:
+    """Run workflows, and sweep the store, while the context is open."""
+    async with AsyncExitStack() as stack:
+        if store is not None:
+            reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
+            await stack.enter_async_context(beside(Sweeper(store, reader, settings).keep_sweeping()))
+        await stack.enter_async_context(workflow_worker(client, feed, settings, encryption, store))
+        yield
+
+
 def workflow_worker(
-    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None = None
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    encryption: Encryption | None = None,
+    store: Store | None = None,
 ) -> Worker:
     """Return the worker for the queue of workflows."""
+    files = FileRemoval(store, SlotReleases(client))
     local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     reader = JobReader(client, Models(settings.models), deliveries, feed)
@@ -100,10 +127,12 @@ def workflow_worker(
             LLMDeletionWorkflow,
             LLMBulkDeletionWorkflow,
             LLMJobTombstone,
+            LLMFileWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
+            files.remove_file,
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

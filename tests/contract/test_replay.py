@@ -27,6 +27,7 @@ from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
+from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
 
@@ -45,6 +46,7 @@ WORKFLOWS = (
     LLMDeletionWorkflow,
     LLMBulkDeletionWorkflow,
     LLMJobTombstone,
+    LLMFileWorkflow,
 )
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))

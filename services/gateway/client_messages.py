@@ -1,0 +1,51 @@
+"""The messages that a client streams."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final
+
+_DRAINED_BYTES: Final = 32 * 1024 * 1024
+_DRAIN_TIME: Final = timedelta(seconds=2)
+
+
+class ClientMessages:
+    """An iterator of messages. A cancel of its reader loses none."""
+
+    def __init__(self, messages: AsyncIterator[bytes]) -> None:
+        self._messages = messages
+        self._coming: asyncio.Future[bytes | None] | None = None
+
+    def __aiter__(self) -> "ClientMessages":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next message. Raises what the messages raise."""
+        if self._coming is None:
+            self._coming = asyncio.ensure_future(anext(self._messages, None))
+        message = await asyncio.shield(self._coming)
+        if message is None:
+            # The future stays, so that every later call ends, too.
+            raise StopAsyncIteration
+        self._coming = None
+        return message
+
+    async def drain(self) -> None:
+        """Read what the client still sends, within bounds, before its call ends.
+
+        A client of grpc.aio that is sending when its call ends reports INTERNAL and not the call's status.
+        """
+        left = _DRAINED_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_TIME.total_seconds()):
+                async for message in self:
+                    left -= len(message)
+                    if left < 0:
+                        return
+
+    async def close(self) -> None:
+        """Stop to read."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)

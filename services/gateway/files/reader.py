@@ -1,0 +1,146 @@
+"""Reads the records of files from Temporal: what a file is, and which objects hold its content."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Final
+
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from encryption import Encryption, KeysUnavailable
+from jobs import names
+from jobs.ids import file_workflow_id, tenant_of
+from jobs.memo import from_memo
+from llm_pb import file_pb2, internal_pb2
+from payload_converter import PayloadError
+from runtime.auth import Caller
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.errors import file_not_found, invalid, temporal_unavailable
+from services.gateway.page_token import REFUSED, PageTokens
+from services.gateway.runs import Runs
+
+_log = logging.getLogger(__name__)
+_DEFAULT_PAGE_SIZE: Final = 20
+_LIST_TIMEOUT: Final = timedelta(seconds=10)
+
+
+class FileReader:
+    """Reads files. A file of another tenant is not there: its workflow would have another id."""
+
+    def __init__(
+        self, client: Client, page_tokens: PageTokens, encryption: Encryption | None, *, knows_tenants: bool
+    ) -> None:
+        """`knows_tenants`: whether the namespace has the search attribute TenantId."""
+        self._client = client
+        self._runs = Runs(client)
+        self._page_tokens = page_tokens
+        self._encryption = encryption
+        self._knows_tenants = knows_tenants
+
+    async def find(self, workflow_id: str) -> WorkflowExecutionDescription | None:
+        """Return the open record under an id, also one of a file that is being removed. Raises RPCError."""
+        found = await self._runs.describe(workflow_id)
+        if found is None or found.workflow_type != names.FILE_WORKFLOW_TYPE:
+            return None
+        return found if found.status == WorkflowExecutionStatus.RUNNING else None
+
+    async def get(self, caller: Caller, file_id: str) -> file_pb2.File:
+        """Return a file. Raises ApiError NOT_FOUND for one that the caller may not see, RPCError, PayloadError."""
+        found = await self.find(file_workflow_id(file_id, caller.tenant))
+        file = await file_of(found) if found is not None else None
+        if file is None or not caller.may_see(file.user_id):
+            raise file_not_found(file_id)
+        return file
+
+    async def record(self, caller: Caller, file_id: str) -> internal_pb2.FileRecord:
+        """Return the record of a file, with its objects. Raises like get(), and UNAVAILABLE without an answer."""
+        await self.get(caller, file_id)
+        record = await self.record_of(file_workflow_id(file_id, caller.tenant))
+        if not record.file.ref.file_id:
+            raise file_not_found(file_id)
+        return record
+
+    async def record_of(self, workflow_id: str) -> internal_pb2.FileRecord:
+        """Return the record of an open workflow; an empty one when the file is gone. Raises ApiError, RPCError."""
+        handle = self._client.get_workflow_handle(workflow_id)
+        try:
+            record: internal_pb2.FileRecord = await handle.query(
+                names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord, rpc_timeout=RPC_TIMEOUT
+            )
+        except WorkflowQueryFailedError as error:
+            raise temporal_unavailable("the record of the file does not answer; call again") from error
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return internal_pb2.FileRecord()
+            raise
+        return record
+
+    async def list_page(self, caller: Caller, request: file_pb2.ListFilesRequest) -> file_pb2.ListFilesResponse:
+        """Return a page of the files of the caller's tenant.
+
+        Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
+        time; RPCError; KeysUnavailable when the files of a filter may have hashes.
+        """
+        token = self._page_tokens.unseal(caller.tenant, request)
+        page = self._client.list_workflows(
+            await self._query(caller.tenant, request.user_id),
+            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
+            next_page_token=token,
+        )
+        try:
+            async with asyncio.timeout(_LIST_TIMEOUT.total_seconds()):
+                await page.fetch_next_page()
+        except TimeoutError as error:
+            raise temporal_unavailable("Temporal did not list the files in time; call again") from error
+        except RPCError as error:
+            if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
+                raise invalid([REFUSED]) from error
+            raise
+        response = file_pb2.ListFilesResponse(
+            next_page_token=self._page_tokens.seal(caller.tenant, request, page.next_page_token)
+        )
+        for item in page.current_page or ():
+            # The id decides. A workflow that was started by hand may have any search attributes.
+            file = await _readable(item) if tenant_of(item.id) == caller.tenant else None
+            if file is not None and request.user_id in ("", file.user_id) and request.purpose in ("", file.purpose):
+                response.files.append(file)
+        return response
+
+    async def _query(self, tenant: str, user_id: str) -> str:
+        """Return the visibility query. Every value has passed a rule that forbids quotes."""
+        terms = [f"WorkflowType = '{names.FILE_WORKFLOW_TYPE}'", "ExecutionStatus = 'Running'"]
+        if tenant and self._knows_tenants:
+            terms.append(f"{names.TENANT_ID.name} = '{tenant}'")
+        elif self._knows_tenants:
+            terms.append(f"{names.TENANT_ID.name} IS NULL")
+        if user_id:
+            values = [user_id]
+            if self._encryption is not None and (hash_ := await self._encryption.known_search_hash(tenant)):
+                values.append(hash_(names.USER_ID.name, user_id))
+            terms.append(f"{names.USER_ID.name} IN ({', '.join(repr(value) for value in values)})")
+        return " AND ".join(terms)
+
+
+async def file_of(execution: WorkflowExecution) -> file_pb2.File | None:
+    """Return the file of a record; None once it is gone. Raises PayloadError, KeysUnavailable."""
+    try:
+        file = from_memo(await execution.memo_value(names.MEMO_FILE, None), file_pb2.File)
+    except ValueError:
+        # A workflow that was started by hand may hold anything.
+        return None
+    return file if file is not None and file.ref.file_id else None
+
+
+async def _readable(execution: WorkflowExecution) -> file_pb2.File | None:
+    try:
+        return await file_of(execution)
+    except (PayloadError, KeysUnavailable) as error:
+        _log.info("%s cannot be decrypted: %s", execution.id, error)
+        return None

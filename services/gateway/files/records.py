@@ -1,0 +1,193 @@
+"""The records of files, as uploads write them: begun, continued by a segment, let go."""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from temporalio.client import WorkflowUpdateFailedError
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from encryption import Encryption
+from jobs import names, options
+from jobs.ids import file_workflow_id
+from jobs.memo import to_memo
+from jobs.search import about_user, user_value
+from llm_pb import file_pb2, internal_pb2
+from runtime.auth import Caller
+from services.gateway.effects import Effects
+from services.gateway.errors import (
+    file_key_reused,
+    file_not_found,
+    store_unavailable,
+    temporal_unavailable,
+    upload_overtaken,
+)
+from services.gateway.files.reader import FileReader, file_of
+from services.gateway.settings import GatewaySettings
+from store.store import Store, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+_MIN_TTL: Final = timedelta(minutes=1)
+_COMMIT_TIME: Final = timedelta(seconds=30)
+_RETRY_SECONDS: Final = 0.2
+
+
+class FileRecords:
+    """Starts and updates the workflows that are records of files."""
+
+    def __init__(
+        self,
+        effects: Effects,
+        reader: FileReader,
+        store: Store,
+        settings: GatewaySettings,
+        encryption: Encryption | None,
+    ) -> None:
+        self._effects = effects
+        self._reader = reader
+        self._store = store
+        self._settings = settings
+        self._encryption = encryption
+
+    async def begin(self, caller: Caller, first: file_pb2.UploadFileRequest, id_: str) -> file_pb2.File:
+        """Return the file under the key of an upload, which is new or has the same description."""
+        workflow_id = file_workflow_id(id_, caller.tenant)
+        if (found := await self._found(workflow_id, first)) is not None:
+            return found
+        now = datetime.now(UTC)
+        declared = first.file
+        file = file_pb2.File(
+            ref=declared.ref,
+            user_id=declared.user_id,
+            filename=declared.filename,
+            purpose=declared.purpose,
+            state=file_pb2.FILE_STATE_UPLOADING,
+        )
+        file.ref.file_id = id_
+        file.create_time.FromDatetime(now)
+        file.expire_time.FromDatetime(now + self._settings.file_upload_ttl)
+        record = internal_pb2.FileRecord(
+            file=file,
+            upload_ttl=options.duration(self._settings.file_upload_ttl),
+            prefix=f"files/{caller.tenant or '-'}/{id_}/{uuid.uuid4().hex}/",
+        )
+        record.ready_expire_time.FromDatetime(self._expiry(declared, now))
+        hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
+        about = about_user(file.user_id, user_value(file.user_id, hash_))
+        attributes = [*about.search_attributes]
+        if caller.tenant:
+            attributes.append(SearchAttributePair(names.TENANT_ID, caller.tenant))
+        try:
+            await self._effects.start(
+                names.FILE_WORKFLOW_TYPE,
+                record,
+                id_=workflow_id,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                memo={
+                    **(about.memo or {}),
+                    names.MEMO_FILE: to_memo(file),
+                    names.MEMO_FILE_DIGEST: _digest(declared),
+                },
+                search_attributes=TypedSearchAttributes(attributes),
+            )
+        except WorkflowAlreadyStartedError:
+            if (found := await self._found(workflow_id, first)) is None:
+                raise store_unavailable("the file under this key has just gone; call again") from None
+            return found
+        _log.info("upload begins", extra={"file_id": id_})
+        return file
+
+    def _expiry(self, declared: file_pb2.File, now: datetime) -> datetime:
+        latest = now + self._settings.file_ttl
+        if not declared.HasField("expire_time"):
+            return latest
+        return min(latest, max(declared.expire_time.ToDatetime(UTC), now + min(_MIN_TTL, self._settings.file_ttl)))
+
+    async def _found(self, workflow_id: str, first: file_pb2.UploadFileRequest) -> file_pb2.File | None:
+        """Return the file of the open record under an id. Raises ApiError for another one, or one that is going."""
+        description = await self._reader.find(workflow_id)
+        if description is None:
+            return None
+        file = await file_of(description)
+        if file is None:
+            raise store_unavailable("the deleted file under this key is still being removed; call again")
+        if await description.memo_value(names.MEMO_FILE_DIGEST, None) != _digest(first.file):
+            raise file_key_reused(first.file.user_id, first.request_id)
+        return file
+
+    async def remove(self, workflow_id: str) -> None:
+        """Let a file be gone. Raises RPCError, AuditUnavailable."""
+        try:
+            await self._effects.update(workflow_id, names.UPDATE_DELETE_FILE)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+        except WorkflowUpdateFailedError as error:
+            # It has ended with the update.
+            _log.info("%s did not take a delete: %r", workflow_id, error.cause)
+
+    async def commit(
+        self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float
+    ) -> file_pb2.File:
+        """Commit a segment, and return the file. A repeat of the update changes nothing.
+
+        `began` is the loop's time when the segment's object was begun. Raises ApiError ABORTED when another upload was
+        faster, NOT_FOUND when the file is gone.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + _COMMIT_TIME.total_seconds()
+        while True:
+            if now() - began > self._settings.file_sweep_age.total_seconds() / 2:
+                raise temporal_unavailable("this gateway was suspended while it handled the call; call again")
+            try:
+                file: file_pb2.File = await self._effects.update(
+                    workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, result_type=file_pb2.File
+                )
+            except WorkflowUpdateFailedError as error:
+                if isinstance(error.cause, ApplicationError):
+                    await self._discard(commit)
+                    raise await self._refusal(workflow_id, id_) from error
+                # The record was continued in a new run while it had the update.
+                _log.info("%s did not take a commit: %r", workflow_id, error.cause)
+            except RPCError as error:
+                if error.status == RPCStatusCode.NOT_FOUND:
+                    await self._discard(commit)
+                    raise file_not_found(id_) from error
+                if now() > until:
+                    raise
+                _log.info("%s did not take a commit: %s %s", workflow_id, error.status.name, error)
+            else:
+                return file
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _discard(self, commit: internal_pb2.CommitSegmentRequest) -> None:
+        """Remove an object that was not committed. The sweeper finds what stays."""
+        with suppress(StoreUnavailable):
+            await self._store.delete([commit.segment.name] if commit.segment.name else [])
+
+    async def _refusal(self, workflow_id: str, id_: str) -> Exception:
+        description = await self._reader.find(workflow_id)
+        file = await file_of(description) if description is not None else None
+        return file_not_found(id_) if file is None else upload_overtaken(file.committed_bytes)
+
+
+def _digest(declared: file_pb2.File) -> str:
+    """Return a digest of what an upload says of its file."""
+    said = file_pb2.File()
+    said.CopyFrom(declared)
+    for field in ("committed_bytes", "create_time", "state"):
+        said.ClearField(field)
+    said.ref.ClearField("file_id")
+    return hashlib.sha256(said.SerializeToString(deterministic=True)).hexdigest()

@@ -1,0 +1,122 @@
+"""Removes objects from the store: those of a file that is gone, and those that no file has.
+
+An object that no file has was left by an upload that died between the write to the store and the commit. It looks like
+one whose commit is under way, so only an old one is removed: see GATEWAY_FILE_SWEEP_AGE.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Final
+
+from temporalio import activity
+from temporalio.service import RPCError
+
+from encryption import KeysUnavailable
+from jobs import names
+from jobs.ids import FILE_ID_PATTERN, file_workflow_id
+from llm_pb import internal_pb2
+from payload_converter import PayloadError
+from services.gateway.errors import ApiError
+from services.gateway.files.reader import FileReader
+from services.gateway.ledgers import SlotReleases
+from services.gateway.settings import GatewaySettings
+from store.store import Store, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+_FOLDER: Final = "files/"
+_AT_ONCE: Final = 100
+"""Objects that are removed with one request, where the store can."""
+_PAUSE_SECONDS: Final = 0.05
+"""Pause after each record that a sweep reads: it must not be felt by anybody."""
+
+
+class FileRemoval:
+    """The activity of a file's workflow."""
+
+    def __init__(self, store: Store | None, releases: SlotReleases) -> None:
+        self._store = store
+        self._releases = releases
+
+    @activity.defn(name=names.ACTIVITY_REMOVE_FILE)
+    async def remove_file(self, request: internal_pb2.RemoveFileRequest) -> None:
+        """Remove everything under the file's prefix. Raises StoreUnavailable, and is then tried again."""
+        if request.prefix:
+            if self._store is None:
+                raise StoreUnavailable("STORE_URL is not set, and a file is to be removed from the store")
+            await _remove_all(self._store, request.prefix)
+        if request.ledger and (id_ := activity.info().workflow_id):
+            await self._releases.release(request.ledger, id_)
+
+
+class Sweeper:
+    """Looks for objects that no file has."""
+
+    def __init__(self, store: Store, reader: FileReader, settings: GatewaySettings) -> None:
+        self._store = store
+        self._reader = reader
+        self._settings = settings
+
+    async def keep_sweeping(self) -> None:
+        """Sweep at the interval of the settings, until cancelled."""
+        if not self._settings.file_sweep_interval:
+            return
+        while True:
+            await asyncio.sleep(self._settings.file_sweep_interval.total_seconds())
+            try:
+                removed = await self.sweep()
+                _log.info("the sweep of the store has removed %d objects", removed)
+            except (StoreUnavailable, RPCError, ApiError, KeysUnavailable, PayloadError) as error:
+                # The next one begins anew.
+                _log.warning("the sweep of the store has not come to its end: %r", error)
+
+    async def sweep(self) -> int:
+        """Remove old objects that no file has; return how many. Raises the errors of the store and of the reader."""
+        removed, known_prefix = 0, ""
+        named: frozenset[str] = frozenset()
+        unnamed: list[str] = []
+        async for name in self._old_objects():
+            # The objects of a file mostly come together.
+            prefix = name.rpartition("/")[0]
+            if prefix != known_prefix:
+                named, known_prefix = await self._named(name), prefix
+                await asyncio.sleep(_PAUSE_SECONDS)
+            if name not in named:
+                unnamed.append(name)
+                removed += 1
+            if len(unnamed) == _AT_ONCE:
+                await self._store.delete(unnamed)
+                unnamed = []
+        await self._store.delete(unnamed)
+        return removed
+
+    async def _old_objects(self) -> AsyncIterator[str]:
+        async with aclosing(self._store.list(_FOLDER)) as objects:
+            async for item in objects:
+                if datetime.now(UTC) - item.modified > self._settings.file_sweep_age:
+                    yield item.name
+
+    async def _named(self, name: str) -> frozenset[str]:
+        """Return the objects of the file to which an object belongs by its name."""
+        _, tenant, file_id, *_ = name.split("/")
+        if FILE_ID_PATTERN.fullmatch(file_id) is None:
+            _log.warning("an object has a name that no object of a file has, and stays: %s", name)
+            return frozenset([name])
+        workflow_id = file_workflow_id(file_id, "" if tenant == "-" else tenant)
+        if await self._reader.find(workflow_id) is None:
+            return frozenset()
+        record = await self._reader.record_of(workflow_id)
+        return frozenset(segment.name for segment in record.segments)
+
+
+async def _remove_all(store: Store, prefix: str) -> None:
+    found: list[str] = []
+    async with aclosing(store.list(prefix)) as objects:
+        async for item in objects:
+            found.append(item.name)
+    for at in range(0, len(found), _AT_ONCE):
+        await store.delete(found[at : at + _AT_ONCE])
+        if activity.in_activity():
+            activity.heartbeat()

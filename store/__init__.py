@@ -1,0 +1,1 @@
+"""Objects outside Temporal: the content of files. The store holds bytes and decides nothing: Temporal names them."""

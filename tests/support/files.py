@@ -1,0 +1,151 @@
+"""How tests upload and download files, by the generated stubs."""
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from llm_pb import file_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
+
+PATIENCE: Final = 120
+PIECE: Final = 1024 * 1024
+_numbers = itertools.count(1)
+
+
+def new_file(**changes: Any) -> dict[str, Any]:
+    """Return the fields of the first message of an upload under a new key. `file` has further fields of the file."""
+    number = next(_numbers)
+    file = {"user_id": f"user-{number}", "filename": "notes.txt", "purpose": "user_data", **changes.pop("file", {})}
+    return {"file": file_pb2.File(**file), "request_id": f"req-{number}", **changes}
+
+
+def messages(
+    key: dict[str, Any], content: bytes, offset: int = 0, *, last: bool = True, piece: int = PIECE
+) -> Iterator[file_pb2.UploadFileRequest]:
+    """Yield the messages of an upload of the content from the offset on."""
+    first = True
+    while first or offset < len(content):
+        data = content[offset : offset + piece]
+        end = offset + len(data) == len(content)
+        yield file_pb2.UploadFileRequest(**(key if first else {}), offset=offset, data=data, last=last and end)
+        first, offset = False, offset + len(data)
+
+
+async def upload(
+    stub: Any, key: dict[str, Any], content: bytes, offset: int = 0, *, last: bool = True, piece: int = PIECE
+) -> file_pb2.File:
+    """Upload a content in one call and return the file."""
+    call = stub.UploadFile(messages(key, content, offset, last=last, piece=piece), timeout=PATIENCE)
+    response: file_pb2.UploadFileResponse = await call
+    return response.file
+
+
+async def download(stub: Any, file_id: str, offset: int = 0, limit: int = 0) -> bytes:
+    """Return the content from the offset on."""
+    found = b""
+    request = file_pb2.DownloadFileRequest(file_id=file_id, offset=offset, limit=limit)
+    async for message in stub.DownloadFile(request, timeout=PATIENCE):
+        found += message.data
+        assert message.data
+        assert message.next_offset == offset + len(found)
+    return found
+
+
+async def get(stub: Any, file_id: str) -> file_pb2.File:
+    response: file_pb2.GetFileResponse = await stub.GetFile(file_pb2.GetFileRequest(file_id=file_id), timeout=PATIENCE)
+    return response.file
+
+
+async def delete(stub: Any, file_id: str) -> None:
+    await stub.DeleteFile(file_pb2.DeleteFileRequest(file_id=file_id), timeout=PATIENCE)
+
+
+async def listed(stub: Any, **filters: Any) -> list[file_pb2.File]:
+    """Return the files of all pages."""
+    found: list[file_pb2.File] = []
+    token = ""
+    while True:
+        request = file_pb2.ListFilesRequest(page_token=token, **filters)
+        page: file_pb2.ListFilesResponse = await stub.ListFiles(request, timeout=PATIENCE)
+        found += page.files
+        if not (token := page.next_page_token):
+            return found
+
+
+async def until_gone(stub: Any, file_id: str) -> None:
+    """Return once nobody finds the file."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await get(stub, file_id)
+            except grpc.aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.NOT_FOUND:
+                    return
+                raise
+            await asyncio.sleep(0.1)
+
+
+def objects(store: Path) -> set[Path]:
+    """Return the files in the folder of a store."""
+    return {path for path in store.rglob("*") if path.is_file()}
+
+
+async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
+    """Return once the condition holds."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            held = condition()
+            if held if isinstance(held, bool) else await held:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def upload_again(stub: Any, key: dict[str, Any], content: bytes) -> file_pb2.File:
+    """Upload a file under the key of one that is being removed."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await upload(stub, key, content)
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+
+
+class OpenUpload:
+    """An upload whose messages the test sends one by one."""
+
+    def __init__(self, stub: FileServiceStub | Any) -> None:
+        self._queue: asyncio.Queue[file_pb2.UploadFileRequest | None] = asyncio.Queue()
+        self.call = stub.UploadFile(self._messages(), timeout=PATIENCE)
+
+    def send(self, **fields: Any) -> None:
+        self._queue.put_nowait(file_pb2.UploadFileRequest(**fields))
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def _messages(self) -> AsyncIterator[file_pb2.UploadFileRequest]:
+        while (message := await self._queue.get()) is not None:
+            yield message
+
+
+async def until_committed(stub: Any, file_id: str, least: int) -> int:
+    """Return the committed bytes once they are at least so many."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                if (file := await get(stub, file_id)).committed_bytes >= least:
+                    return file.committed_bytes
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND:
+                    raise
+            await asyncio.sleep(0.1)
+
+
+def sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
