@@ -232,3 +232,22 @@ async def test_a_pause_does_not_count_against_the_run_timeout(installation: Stac
         await until_message(client, id_, in_queue)
         await cancel(client, other)
         assert_whole(await watching, expected, ["PAUSED", "FINISHED"])
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 7}], ids=["greedy", "seeded"])
+async def test_the_output_of_a_real_model_is_that_of_a_run_without_pauses(
+    installation: Stack, client: LlmServiceStub, params: dict[str, float]
+) -> None:
+    pytest.importorskip("torch")
+    length = {"max_tokens": 1200, "min_tokens": 1200, **params}
+    environment = {"GPU_WORKER_ENGINE": "torch", "GPU_WORKER_ENGINE_OPTIONS": '{"threads": 1}'}
+    async with worker(installation, **environment):
+        expected = (await run_job(client, new_job("Return the", params=length))).output
+        id_ = await submit(client, new_job("Return the", params=length, job_class=BACKGROUND))
+        await until_output(client, id_)
+        watching = asyncio.create_task(watch(client, id_))
+        for _ in range(3):
+            await run_job(client, new_job("Return", params={"max_tokens": 5}, job_class=HIGH))
+        seen = await watching
+        assert seen.final.result.metadata.pauses > 0
+        assert (seen.output, seen.rewinds, ends_of(seen)) == (expected, 0, ["FINISHED"])
