@@ -47,6 +47,10 @@ def before_handover(request: internal_pb2.RunRequest) -> internal_pb2.RunHeartbe
         attempts=request.attempts,
         progress=llm_pb2.JobProgress(output_bytes=request.output_bytes),
         metadata=llm_pb2.ResultMetadata(
-            queue_time=request.queue_time, rewinds=request.rewinds, lowest_rewind_offset=request.lowest_rewind_offset
+            queue_time=request.queue_time if request.HasField("queue_time") else None,
+            rewinds=request.rewinds,
+            lowest_rewind_offset=request.lowest_rewind_offset,
+            engine_time=request.engine_time if request.HasField("engine_time") else None,
+            pauses=request.pauses,
         ),
     )

@@ -196,10 +196,15 @@ class RunRequest(_message.Message):
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     FEED_KEY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ENGINE_TIME_FIELD_NUMBER: _builtins.int
+    PAUSES_FIELD_NUMBER: _builtins.int
+    UNSEATED_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
-    """Number of hand-overs of the job by workers that had to stop. Above 0 the attempt continues the output from the feed."""
+    """Number of hand-overs of the job, by workers that had to stop or had no seat for it. Above 0 the attempt continues the output
+    from the feed.
+    """
     earlier_attempts: _builtins.int
     """Number of attempts before this activity's first one."""
     output_bytes: _builtins.int
@@ -214,6 +219,10 @@ class RunRequest(_message.Message):
     """Key of the job's records in the live feed: any text that no other job uses. The activities RecoverOutput and ForgetFeed
     take the same key. Empty: the run id of the workflow, which is where StreamStatus and GetStatus look for a job's records.
     """
+    pauses: _builtins.int
+    """As in ResultMetadata, as of the last hand-over."""
+    unseated: _builtins.int
+    """How many of the hand-overs were by workers that had no seat for the job."""
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -230,6 +239,10 @@ class RunRequest(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobAttempt]:
         """The attempts before the last hand-over, as in JobResult."""
 
+    @_builtins.property
+    def engine_time(self) -> _duration_pb2.Duration:
+        """As in ResultMetadata, as of the last hand-over. Unset before the job has had a seat."""
+
     def __init__(
         self,
         *,
@@ -244,10 +257,13 @@ class RunRequest(_message.Message):
         lowest_rewind_offset: _builtins.int = ...,
         feed_key: _builtins.str = ...,
         attempts: _abc.Iterable[_llm_pb2.JobAttempt] | None = ...,
+        engine_time: _duration_pb2.Duration | None = ...,
+        pauses: _builtins.int = ...,
+        unseated: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "engine_time", b"engine_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "engine_time", b"engine_time", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "pauses", b"pauses", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

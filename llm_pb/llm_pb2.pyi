@@ -88,7 +88,17 @@ class _JobClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobClass.Val
     """Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
 
 class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
-    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class."""
+    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class.
+
+    A worker has as many seats as its engine generates for at once. A job of JOB_CLASS_HIGH or JOB_CLASS_STANDARD that finds them
+    taken gets that of a background job: the youngest one stops between two tokens, JOB_CLASS_SCHEDULED before
+    JOB_CLASS_BACKGROUND. It keeps its output, waits as JOB_STATE_QUEUED with the stage "paused", and goes on at the same token, there or at another
+    worker. No byte of its output comes twice, no attempt is used up and the queue timeout does not begin again. Its output is that of
+    a run without pauses wherever the engine continues a generation exactly: always with "torch" and "simulated"; with "vllm" unless the job has a
+    seed, structured output, or penalties that count output tokens. Such a job starts over, as after a hand-over.
+
+    By default one seat of a worker with several is never taken from background jobs, so they go on under any load.
+    """
 
 JOB_CLASS_UNSPECIFIED: JobClass.ValueType  # 0
 """The default: as JOB_CLASS_STANDARD."""
@@ -213,9 +223,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never sent."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """The job is accepted, and no worker has it at the moment. Also between two attempts."""
+    """The job is accepted, and no worker has it at the moment. Also between two attempts, and while the job waits for a seat of the
+    worker that has it: progress.stage is "queued" then, or "paused".
+    """
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker has the job."""
+    """A worker has the job, and a seat for it."""
     JOB_STATE_NOTIFYING: _JobState.ValueType  # 3
     """The model's part has ended and is durable. The outcome is being delivered."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
@@ -235,9 +247,11 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""The job is accepted, and no worker has it at the moment. Also between two attempts."""
+"""The job is accepted, and no worker has it at the moment. Also between two attempts, and while the job waits for a seat of the
+worker that has it: progress.stage is "queued" then, or "paused".
+"""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker has the job."""
+"""A worker has the job, and a seat for it."""
 JOB_STATE_NOTIFYING: JobState.ValueType  # 3
 """The model's part has ended and is durable. The outcome is being delivered."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
@@ -336,6 +350,8 @@ class _AttemptEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptEnd
     """A limit of JobTimeouts was exceeded."""
     ATTEMPT_END_WORKER_LOST: _AttemptEnd.ValueType  # 6
     """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+    ATTEMPT_END_PAUSED: _AttemptEnd.ValueType  # 7
+    """The job waited for a seat at the worker for too long, and went back to the queue. Usually a more urgent job had its seat."""
 
 class AttemptEnd(_AttemptEnd, metaclass=_AttemptEndEnumTypeWrapper):
     """Why an attempt ended."""
@@ -354,6 +370,8 @@ ATTEMPT_END_TIMED_OUT: AttemptEnd.ValueType  # 5
 """A limit of JobTimeouts was exceeded."""
 ATTEMPT_END_WORKER_LOST: AttemptEnd.ValueType  # 6
 """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+ATTEMPT_END_PAUSED: AttemptEnd.ValueType  # 7
+"""The job waited for a seat at the worker for too long, and went back to the queue. Usually a more urgent job had its seat."""
 Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
 
 class _WorkerState:
@@ -993,12 +1011,16 @@ class JobTimeouts(_message.Message):
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT."""
+        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT. A job that has had a seat and is
+        paused may wait until timeouts.total.
+        """
 
     @_builtins.property
     def run(self) -> _duration_pb2.Duration:
         """Maximum duration of one attempt. Default 2 h. A longer attempt is ended, and another one follows while attempts are
-        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts.
+        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts. A wait for a seat is not
+        counted against the job: an attempt that has waited and reaches this limit goes back to the queue, and goes on from there
+        with the whole time, without using up an attempt.
         """
 
     def __init__(
@@ -1047,7 +1069,7 @@ class JobStatus(_message.Message):
     """Where the job is in its life."""
     attempt: _builtins.int
     """The number of the attempt that runs or ran last, from 1. 0 before the first. An attempt that continues after a hand-over
-    keeps its number.
+    or a pause keeps its number.
     """
     cancel_requested: _builtins.bool
     """Whether a cancel was requested."""
@@ -1133,7 +1155,9 @@ class JobProgress(_message.Message):
     the job ended without a complete answer.
     """
     stage: _builtins.str
-    """One of "queued", "loading" (of the model), "prefill" (of the prompt), "decode" (of the output), "done"."""
+    """One of "loading" (of the model), "queued" (at a worker whose seats are taken), "prefill" (of the prompt), "decode" (of the
+    output), "paused" (a more urgent job has the seat; the job keeps its output and goes on at the same token), "done".
+    """
     message: _builtins.str
     """A line of text for people. May be empty."""
     output_tokens: _builtins.int
@@ -1141,7 +1165,7 @@ class JobProgress(_message.Message):
     output_bytes: _builtins.int
     """Size of the output so far, in UTF-8 bytes."""
     worker: _builtins.str
-    """The worker that runs the attempt."""
+    """The worker that runs the attempt. Empty while a paused job waits in the queue."""
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When this was reported."""
@@ -1261,7 +1285,7 @@ class JobResult(_message.Message):
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
         """The attempts, oldest first: the first 5 and the last 15. ResultMetadata.attempts counts those that used up one, which those
-        before a hand-over do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
+        before a hand-over or a pause do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
         are known from the live feed, and missing if that was lost or unavailable. Empty for a job that no worker has taken, and
         from workers of earlier versions.
         """
@@ -1301,7 +1325,7 @@ class JobAttempt(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
-    """The number of the attempt, from 1. An attempt that continues after a hand-over has the number of the one before it."""
+    """The number of the attempt, from 1. An attempt that continues after a hand-over or a pause has the number of the one before it."""
     worker: _builtins.str
     """The worker that ran it."""
     end: Global___AttemptEnd.ValueType
@@ -1318,8 +1342,8 @@ class JobAttempt(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED and ATTEMPT_END_CANCELLED, and
-        where it is not known.
+        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED, ATTEMPT_END_CANCELLED and
+        ATTEMPT_END_PAUSED, and where it is not known.
         """
 
     def __init__(
@@ -1389,7 +1413,9 @@ class ResultMetadata(_message.Message):
     wasted_tokens: _builtins.int
     """Output tokens that were generated and are no part of the output, because an attempt started over."""
     pauses: _builtins.int
-    """Number of times that the job gave its seat to a more urgent one."""
+    """Number of times that the job gave up its seat before its end, and went on later: to a more urgent job, or because its waits
+    had used up timeouts.run. Pauses are no attempts, and those of an attempt that was lost count up to its last heartbeat.
+    """
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1416,7 +1442,10 @@ class ResultMetadata(_message.Message):
 
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time for which the job had a seat in an engine, over all attempts."""
+        """Time for which engines generated for the job, the reading of its prompt included, over all attempts and workers. Waits, for a
+        worker, for the loading of the model or for a seat, are not in it. What an attempt that was lost with its worker used after
+        its last heartbeat is not known. Unset from workers of earlier versions, and where no attempt could report it.
+        """
 
     def __init__(
         self,
@@ -2217,9 +2246,11 @@ class WorkerInfo(_message.Message):
     state: Global___WorkerState.ValueType
     """What it is doing."""
     seats: _builtins.int
-    """Maximum number of jobs that it runs at the same time."""
+    """Maximum number of jobs that it runs at the same time. It may have taken more: those that wait for a seat."""
     seats_in_use: _builtins.int
-    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun."""
+    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun. Jobs
+    that wait for a seat are not in it: paused ones, for example.
+    """
     running_sequences: _builtins.int
     """Number of generations in the engine's batch."""
     waiting_sequences: _builtins.int
@@ -2232,7 +2263,9 @@ class WorkerInfo(_message.Message):
     """Output tokens a second of all its jobs together, over about the last 10 s."""
     @_builtins.property
     def task_queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The task queues of Temporal from which it takes jobs."""
+        """The task queues of Temporal from which it takes jobs: that of its model and, with the suffix ".background", that of the
+        model's background jobs. Workers of versions before classes of jobs take none of the latter.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:

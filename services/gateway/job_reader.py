@@ -213,13 +213,13 @@ class JobReader:
         if earlier.state != llm_pb2.JOB_STATE_QUEUED:
             return
         status.attempt = earlier.attempt
-        for field in ("error", "start_time", "first_token_time"):
+        for field in ("error", "start_time", "first_token_time", "progress"):
             if earlier.HasField(field):
                 getattr(status, field).CopyFrom(getattr(earlier, field))
 
     async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
         await add_run(status, run, self._client.data_converter)
-        if status.state == llm_pb2.JOB_STATE_QUEUED:
+        if status.state == llm_pb2.JOB_STATE_QUEUED and not status.progress.worker:
             info = await self._models.queue_info(self._client, run.activity_options.task_queue.name)
             if info is not None:
                 status.queue.CopyFrom(info)

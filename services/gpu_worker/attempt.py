@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 from feed.feed import Feed
 from feed.writer import FeedWriter
-from jobs.attempts import close, has_ended
+from jobs.attempts import close, has_ended, pause
 from jobs.errors import EngineFailed, JobError, ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
+from jobs.stages import DECODE, DONE, LOADING
 from llm_pb import internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.attempt_times import AttemptTimes
@@ -19,7 +20,7 @@ from services.gpu_worker.engines.engine import Engine, Generation, Output
 from services.gpu_worker.report_throttle import ReportThrottle, ReportTimer
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
-from services.gpu_worker.watchdog import DECODE, DONE, LOADING, Watchdog
+from services.gpu_worker.watchdog import Watchdog
 
 
 class Attempt:
@@ -55,7 +56,7 @@ class Attempt:
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
         """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
         metadata = self._writer.output.metadata()
-        metadata.queue_time.CopyFrom(self.times.queue_time)
+        self.times.describe_waits(metadata)
         heartbeat = internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
         if len(attempts := self._writer.output.attempts) > 1:
             # The metadata describe a first attempt.
@@ -64,7 +65,7 @@ class Attempt:
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Restore the state and the progress that an earlier attempt reported."""
-        self.times.queue_time = heartbeat.metadata.queue_time
+        self.times.restore(heartbeat.metadata)
         self._writer.restore(heartbeat)
 
     async def start(self, *, first: bool) -> bool:
@@ -94,7 +95,8 @@ class Attempt:
         """Return the request to the engine: the tenant's job, or the rest of it, as a part of the current span."""
         output = self._writer.output
         return Generation(
-            request_id=self._writer.name,
+            # An engine may still be ending the generation before a pause.
+            request_id=f"{self._writer.name}-{self.times.pauses}",
             job=self.job,
             resume_token_ids=tuple(output.token_ids),
             resume_text=output.text.decode(),
@@ -137,6 +139,10 @@ class Attempt:
     def close(self, error: JobError | None) -> None:
         """Note why the attempt ends: for an error, or for None because it has finished its answer."""
         close(self._writer.output.attempts[-1], error)
+
+    def pause(self) -> None:
+        """Note that the attempt ends because the worker has no seat for the job."""
+        pause(self._writer.output.attempts[-1])
 
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
         """Write into the feed that the attempt is over."""

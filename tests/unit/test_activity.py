@@ -350,6 +350,6 @@ async def test_the_feed_holds_the_partial_result_of_an_attempt(
     left = await close_feed(feed, KEY)
     assert left is not None
     assert left.metadata.output_tokens > 0
-    for field in ("queue_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
+    for field in ("queue_time", "engine_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
         reported.metadata.ClearField(field)
     assert left == reported

@@ -113,7 +113,7 @@ def test_a_value_that_cannot_work_is_refused_with_the_form(
         (GatewaySettings, "GATEWAY_WORKFLOW_QUEUE", 255),
         (GatewaySettings, "GATEWAY_NOTIFY_QUEUE", 246),
         (NotifierSettings, "NOTIFIER_TASK_QUEUE", 246),
-        (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 255),
+        (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 244),
     ],
 )
 def test_a_queues_name_fits_temporals_tables(
