@@ -81,6 +81,8 @@ MEMO_OPTIONS: Final = "options"
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
+# JobOptions.price, likewise. Only jobs of a model with a price have it.
+MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.
 MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.

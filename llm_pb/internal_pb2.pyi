@@ -68,6 +68,7 @@ class JobOptions(_message.Message):
     NOTIFY_HOLD_FIELD_NUMBER: _builtins.int
     NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
@@ -106,6 +107,10 @@ class JobOptions(_message.Message):
         Default 10 s.
         """
 
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price at Submit. Unset without one."""
+
     def __init__(
         self,
         *,
@@ -120,10 +125,11 @@ class JobOptions(_message.Message):
         notify_hold: _duration_pb2.Duration | None = ...,
         notify_operator: _builtins.bool | None = ...,
         ledger: _builtins.str = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -192,6 +198,8 @@ class RunRequest(_message.Message):
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     FEED_KEY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -226,6 +234,14 @@ class RunRequest(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobAttempt]:
         """The attempts before the last hand-over, as in JobResult."""
 
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price. Set only for a job with a budget of costs, which must not run without it."""
+
+    @_builtins.property
+    def metadata(self) -> _llm_pb2.ResultMetadata:
+        """As in JobResult, as of the last hand-over. Unset before the first one, and from workflow workers of earlier versions."""
+
     def __init__(
         self,
         *,
@@ -240,10 +256,12 @@ class RunRequest(_message.Message):
         lowest_rewind_offset: _builtins.int = ...,
         feed_key: _builtins.str = ...,
         attempts: _abc.Iterable[_llm_pb2.JobAttempt] | None = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
+        metadata: _llm_pb2.ResultMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -628,6 +646,7 @@ class TokensMade(_message.Message):
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes. An output that is longer is cut there first."""
     text: _builtins.str
@@ -642,6 +661,8 @@ class TokensMade(_message.Message):
     """As in ResultMetadata, these tokens included, for readers that do not know all earlier records. 0 for most jobs."""
     lowest_rewind_offset: _builtins.int
     """As in ResultMetadata."""
+    wasted_tokens: _builtins.int
+    """As in ResultMetadata, as of these tokens. 0 for most jobs."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the tokens, with which another attempt can continue."""
@@ -666,10 +687,11 @@ class TokensMade(_message.Message):
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
         logprobs: _abc.Iterable[_llm_pb2.TokenLogprobs] | None = ...,
+        wasted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

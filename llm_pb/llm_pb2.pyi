@@ -554,7 +554,9 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def budget(self) -> Global___Budget:
-        """What the job may use. Default: no limit but those of params and timeouts."""
+        """What the job may use. A job that its budget ends is JOB_STATE_FAILED with the reason BUDGET_SPENT, and keeps its output.
+        Default: no limit but those of params and timeouts.
+        """
 
     def __init__(
         self,
@@ -586,7 +588,9 @@ Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """What a job or a batch may use. 0 and unset: no limit."""
+    """What a job or a batch may use, over all attempts and hand-overs. Nothing counts twice: ResultMetadata.wasted_tokens and a
+    prompt that is read again do not count. 0 and unset: no limit. A limit is 0 or more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -595,14 +599,24 @@ class Budget(_message.Message):
     ENGINE_TIME_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
     output_tokens: _builtins.int
-    """Output tokens."""
+    """Maximum number of output tokens, exact to the token. A job that has generated them ends with BUDGET_SPENT, unless its answer
+    ends there by itself, or params.max_tokens or the context allows no more: then it succeeds.
+    """
     prompt_tokens: _builtins.int
-    """Prompt tokens that no cache had."""
+    """Maximum number of tokens of the prompt. Tokens that a cache has count, too, because nobody knows them before the engine runs.
+    A prompt that has more is INVALID_ARGUMENT where the gateway has the tokenizer and counts them. Otherwise, as for messages,
+    to which the model's chat template adds tokens, the job ends with BUDGET_SPENT before the engine runs.
+    """
     cost_micros: _builtins.int
-    """Millionths of the operator's currency, by its price list."""
+    """Maximum of ResultMetadata.cost_micros. It bounds the output tokens as output_tokens does, exact to the token: by what the prompt
+    leaves of it. A prompt that leaves less than one output token costs is refused as one beyond prompt_tokens. INVALID_ARGUMENT for
+    a model without a price.
+    """
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time of seats in engines."""
+        """Maximum of ResultMetadata.engine_time, at least 1 ms. It is checked whenever the engine has generated a token, so that the job
+        may take a step of the engine longer.
+        """
 
     def __init__(
         self,
@@ -619,6 +633,36 @@ class Budget(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class ModelPrice(_message.Message):
+    """What a model costs, by the operator's price list. The price of a job is the one at its Submit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    PROMPT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    OUTPUT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """The currency, for people: "EUR". The same for all models."""
+    prompt_micros_per_million: _builtins.int
+    """The price of a million prompt tokens, in millionths of the currency."""
+    output_micros_per_million: _builtins.int
+    """The price of a million output tokens, in millionths of the currency."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        prompt_micros_per_million: _builtins.int = ...,
+        output_micros_per_million: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "output_micros_per_million", b"output_micros_per_million", "prompt_micros_per_million", b"prompt_micros_per_million"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPrice: _TypeAlias = ModelPrice  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -1385,9 +1429,15 @@ class ResultMetadata(_message.Message):
     every attempt. 0 when rewinds is 0.
     """
     cost_micros: _builtins.int
-    """What the job costs by the operator's price list, in millionths of its currency. Unset where no price is known."""
+    """What prompt_tokens and output_tokens cost by the price of the model at Submit, in millionths of ModelPrice.currency, rounded up
+    once. A partial result costs what it has. Set once the outcome is settled. Unset for a model without a price, and for a
+    workflow that was started by hand.
+    """
     wasted_tokens: _builtins.int
-    """Output tokens that were generated and are no part of the output, because an attempt started over."""
+    """Number of output tokens that were generated and are no part of the output, because an attempt started over or continued
+    before their end. They cost nothing. Not counted are tokens of which neither the live feed nor a heartbeat told, and those
+    that a worker generates after Temporal has given its attempt up.
+    """
     pauses: _builtins.int
     """Number of times that the job gave its seat to a more urgent one."""
     @_builtins.property
@@ -1416,7 +1466,9 @@ class ResultMetadata(_message.Message):
 
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time for which the job had a seat in an engine, over all attempts."""
+        """Time for which the job had a seat in an engine, over all attempts. Of an attempt that could not report its end, the time until
+        its last heartbeat. Unset for a job that no engine has run, and where the result is known from the live feed alone.
+        """
 
     def __init__(
         self,
@@ -2106,6 +2158,7 @@ class ModelInfo(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name, for JobRequest.model."""
     context_tokens: _builtins.int
@@ -2120,6 +2173,10 @@ class ModelInfo(_message.Message):
     """Whether the model takes params.structured_output."""
     backlog: _builtins.int
     """The approximate number of jobs that wait for this model."""
+    @_builtins.property
+    def price(self) -> Global___ModelPrice:
+        """What the model costs a job that is submitted now. Unset without a price."""
+
     def __init__(
         self,
         *,
@@ -2130,10 +2187,11 @@ class ModelInfo(_message.Message):
         available: _builtins.bool = ...,
         structured_output: _builtins.bool = ...,
         backlog: _builtins.int = ...,
+        price: Global___ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "structured_output", b"structured_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,7 +32,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import attempts, errors, ids, names, options, rules
+    from jobs import attempts, costs, errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
     from jobs.memo import time_from_memo
@@ -174,6 +174,7 @@ class LLMJobWorkflow:
         request = internal_pb2.RunRequest(
             job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
         )
+        costs.set_price(request, self._options)
         while request.handovers < _MAX_HANDOVERS:
             await self._run_activity(request)
             if self._error is None or not errors.RULES[type(self._error)].handed_over:
@@ -189,6 +190,7 @@ class LLMJobWorkflow:
                 request.lowest_rewind_offset = earlier.lowest_rewind_offset
                 del request.attempts[:]
                 request.attempts.extend(self._result.attempts)
+                request.metadata.CopyFrom(earlier)
         return final_state(self._error)
 
     async def _run_activity(self, request: internal_pb2.RunRequest) -> None:
@@ -269,7 +271,8 @@ class LLMJobWorkflow:
                 # The result may be of an attempt that failed before the cancel came.
                 result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
             add_result(status, result, final)
-        record_outcome(self._job, final, self._error, self._cancellation.noted_at)
+            costs.add_cost(result.metadata, self._options)
+        record_outcome(self._job, final, self._error, self._cancellation.noted_at, result)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of its

@@ -207,6 +207,7 @@ class JobSubmission:
             notify_hold=span(settings.notify_hold),
             default_max_tokens=model.default_max_tokens if model else 0,
             notify_operator=settings.notify_operator,
+            price=model.price.message() if model and model.price else None,
         )
 
 

@@ -176,7 +176,9 @@ class RunLLMOnGPU:
     async def _run_engine(self, attempt: Attempt) -> "llm_pb2.FinishReason.ValueType":
         engine, capture = self._engine, self._settings.capture_content
         tenant = tenant_of(activity.info().workflow_id or "")
+        attempt.require_budget()
         with (
+            attempt.times.generating(),
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
             self.metrics.generation(attempt.job) as record,
         ):
@@ -186,6 +188,7 @@ class RunLLMOnGPU:
                     record(output)
                     self._moved_at = time.monotonic()
                     await attempt.add(output)
+                    attempt.require_budget(engine.context_tokens, output.finish_reason)
                     if output.finish_reason is not None:
                         await attempt.enter(DONE)
                         return output.finish_reason
