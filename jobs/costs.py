@@ -45,6 +45,17 @@ def output_allowance(budget: llm_pb2.Budget, price: llm_pb2.ModelPrice | None, p
     return min(bounds, default=None)
 
 
+def reserved_tokens(job: llm_pb2.JobRequest, default_max_tokens: int) -> int:
+    """Return the maximum number of output tokens of a job, as far as it is known without the prompt."""
+    most = job.params.max_tokens if job.params.HasField("max_tokens") else default_max_tokens
+    return min(most, job.budget.output_tokens or most)
+
+
+def used_tokens(result: llm_pb2.JobResult | None) -> int:
+    """Return the number of output tokens of a job, by its result if there is one."""
+    return 0 if result is None else result.metadata.output_tokens
+
+
 def set_price(request: internal_pb2.RunRequest, options: internal_pb2.JobOptions) -> None:
     """Give the job's worker the price of the model, if the job has a budget of costs."""
     if request.job.budget.cost_micros and options.HasField("price"):

@@ -784,8 +784,14 @@ class LedgerState(_message.Message):
     MAX_UPDATES_FIELD_NUMBER: _builtins.int
     START_TIMEOUT_FIELD_NUMBER: _builtins.int
     CHECK_INTERVAL_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
     max_updates: _builtins.int
     """Number of updates after which the workflow continues in a new run. Default 1000: Temporal refuses the 2001st of a run."""
+    day: _builtins.int
+    """The day of used_tokens: the number of UTC days since 1970-01-01."""
+    used_tokens: _builtins.int
+    """Number of output tokens of the jobs whose slots were released on that day."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerSlot]:
         """The slots in use."""
@@ -807,14 +813,50 @@ class LedgerState(_message.Message):
         max_updates: _builtins.int = ...,
         start_timeout: _duration_pb2.Duration | None = ...,
         check_interval: _duration_pb2.Duration | None = ...,
+        day: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "day", b"day", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LedgerState: _TypeAlias = LedgerState  # noqa: Y015
+
+@_typing.final
+class LedgerUsage(_message.Message):
+    """Answer to the query GetUsage of LLMLedgerWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOTS_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    slots: _builtins.int
+    """Number of slots in use."""
+    reserved_tokens: _builtins.int
+    """Number of output tokens that are reserved for the jobs of these slots."""
+    day: _builtins.int
+    """As in LedgerState."""
+    used_tokens: _builtins.int
+    """As in LedgerState."""
+    def __init__(
+        self,
+        *,
+        slots: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
+        day: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "reserved_tokens", b"reserved_tokens", "slots", b"slots", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerUsage: _TypeAlias = LedgerUsage  # noqa: Y015
 
 @_typing.final
 class LedgerSlot(_message.Message):
@@ -824,8 +866,11 @@ class LedgerSlot(_message.Message):
 
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the job."""
+    output_tokens: _builtins.int
+    """Number of output tokens that are reserved for the job: the maximum that it may generate."""
     @_builtins.property
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
         """When the slot was last reserved: a repeated Submit reserves the slot of its job again."""
@@ -835,10 +880,11 @@ class LedgerSlot(_message.Message):
         *,
         workflow_id: _builtins.str = ...,
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
+        output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reserve_time", b"reserve_time", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -852,23 +898,35 @@ class ReserveRequest(_message.Message):
 
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """Maximum number of slots in use, as the gateway's settings have it now. Slots beyond it are kept."""
+    output_tokens_limit: _builtins.int
+    """Maximum number of output tokens a day, as the gateway's settings have it now. Unset: not limited."""
     @_builtins.property
     def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs. A job that holds a slot keeps it."""
+
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of output tokens to reserve for each of workflow_ids, in their order. Empty: none."""
 
     def __init__(
         self,
         *,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
         limit: _builtins.int = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        output_tokens_limit: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "limit", b"limit", "output_tokens", b"output_tokens", "output_tokens_limit", b"output_tokens_limit", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens_limit) -> _WhichOneofReturnType__output_tokens_limit | None: ...
 
 Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
 
@@ -879,18 +937,30 @@ class ReserveResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REFUSED_FIELD_NUMBER: _builtins.int
+    REFUSED_BY_RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    REFUSED_BY_USED_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs that got no slot."""
+
+    @_builtins.property
+    def refused_by_reserved_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those among them that got none because open jobs have reserved too many output tokens."""
+
+    @_builtins.property
+    def refused_by_used_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those among them that got none because too many output tokens were used today."""
 
     def __init__(
         self,
         *,
         refused: _abc.Iterable[_builtins.str] | None = ...,
+        refused_by_reserved_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        refused_by_used_tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "refused_by_reserved_tokens", b"refused_by_reserved_tokens", "refused_by_used_tokens", b"refused_by_used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -903,18 +973,26 @@ class ReleaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of jobs whose outcome is settled. Those without a slot are ignored."""
+
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of output tokens that each of workflow_ids has used, in their order. Without it, from gateways of earlier versions, a job
+        has used what is reserved for it.
+        """
 
     def __init__(
         self,
         *,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -951,10 +1029,15 @@ class FindEndedJobsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENDED_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs that are closed."""
+
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of output tokens of each of `ended`, in their order. -1 where it is not known."""
 
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -964,11 +1047,12 @@ class FindEndedJobsResponse(_message.Message):
         self,
         *,
         ended: _abc.Iterable[_builtins.str] | None = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missing", b"missing", "output_tokens", b"output_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2554,6 +2554,7 @@ class GetQuotaResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
     @_builtins.property
@@ -2564,16 +2565,21 @@ class GetQuotaResponse(_message.Message):
     def open_jobs(self) -> Global___OpenJobsQuota:
         """How many jobs of the tenant may be open."""
 
+    @_builtins.property
+    def output_tokens(self) -> Global___OutputTokensQuota:
+        """How many output tokens the tenant may use a day."""
+
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         requests: Global___RequestQuota | None = ...,
         open_jobs: Global___OpenJobsQuota | None = ...,
+        output_tokens: Global___OutputTokensQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2641,6 +2647,48 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class OutputTokensQuota(_message.Message):
+    """How many output tokens the jobs of a tenant may use a day, at all gateways together. A day is a day of UTC. Submit reserves the
+    most that the job may generate: max_tokens, or Budget.output_tokens where that is less. The job gives back what it has not used when
+    its outcome is settled, and what it has used counts on that day. A Submit for which less than it reserves is left is
+    RESOURCE_EXHAUSTED and accepts nothing. A repeated Submit of a job that was accepted finds it, whatever the quota.
+
+    ResultMetadata.wasted_tokens do not count. A job that an operator terminates counts with all that it had reserved.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_PER_DAY_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    limit_per_day: _builtins.int
+    """The maximum number of output tokens a day."""
+    used: _builtins.int
+    """Number of output tokens of the jobs whose outcome was settled today."""
+    reserved: _builtins.int
+    """Number of output tokens that are reserved for open jobs. They are not in `used`."""
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When `used` is 0 again: the end of the day."""
+
+    def __init__(
+        self,
+        *,
+        limit_per_day: _builtins.int = ...,
+        used: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_time", b"reset_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_per_day", b"limit_per_day", "reserved", b"reserved", "reset_time", b"reset_time", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputTokensQuota: _TypeAlias = OutputTokensQuota  # noqa: Y015
 
 @_typing.final
 class DeleteJobRequest(_message.Message):

@@ -103,7 +103,7 @@ class LLMJobWorkflow:
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         # A job without a slot passes no arguments, so that its history is as it ever was.
-        slot = ("", self._options.ledger) if self._options.ledger else ()
+        slot = ("", self._options.ledger, costs.used_tokens(self._result)) if self._options.ledger else ()
         forgetting = workflow.start_local_activity(
             activities.forget_feed,
             args=slot,

@@ -88,3 +88,6 @@ def quota(connection: Connection, *, as_json: bool) -> None:
         )
     if found.HasField("open_jobs"):
         write_line(f"open jobs  {found.open_jobs.used} of {found.open_jobs.limit}")
+    if found.HasField("output_tokens"):
+        tokens = found.output_tokens
+        write_line(f"tokens     {tokens.used} used, {tokens.reserved} reserved of {tokens.limit_per_day} a day of UTC")
