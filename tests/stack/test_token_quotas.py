@@ -12,20 +12,26 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from jobs.ids import ledger_workflow_id
 from llm_pb import llm_pb2
-from tests.support.jobs import details_of, new_job, run_job
+from tests.support.jobs import details_of, new_job, run_job, watch
 from tests.support.ledgers import start_ledger
 from tests.support.quotas import PATIENCE, Installation, TenantGateway, closed, end, queued_job, race, submit
 
 LIMIT = 100
+MUCH = 1000
 TENANTS = ("leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
 TODAY = (datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC)).days
 
 
 @pytest.fixture(scope="module")
-async def gateways(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[TenantGateway]]:
-    tenants = {name: {"max_output_tokens_per_day": LIMIT} for name in TENANTS}
-    installation = Installation(stack, tmp_path_factory.mktemp("token-quotas"), tenants)
+def installation(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    limits = {**dict.fromkeys(TENANTS, LIMIT), "killed": MUCH}
+    tenants = {name: {"max_output_tokens_per_day": limit} for name, limit in limits.items()}
+    return Installation(stack, tmp_path_factory.mktemp("token-quotas"), tenants)
+
+
+@pytest.fixture(scope="module")
+async def gateways(installation: Installation) -> AsyncIterator[list[TenantGateway]]:
     async with installation.gateways(2) as running:
         yield running
 
@@ -158,6 +164,26 @@ async def test_a_job_whose_release_was_lost_is_counted_exactly(temporal: Client,
     job = await accepted(stub, waiting(93))
     assert await usage(stub) == (7, 93)
     await end(temporal, stub, [job])
+
+
+async def test_a_killed_gateway_loses_no_token(
+    installation: Installation, temporal: Client, gateway: TenantGateway
+) -> None:
+    """It ran the workflows of some of the jobs that it had accepted."""
+    await start_ledger(temporal, "killed", **SOON)
+    jobs = [new_job(params={"max_tokens": 20 + number}) for number in range(10)]
+    async with installation.gateway() as dying:
+        ids = [await accepted(dying.of("killed"), job) for job in jobs]
+        await dying.process.kill()
+    stub, used = gateway.of("killed"), 0
+    for id_ in ids:
+        used += (await watch(stub, id_)).final.result.metadata.output_tokens
+    assert used == 245
+    async with asyncio.timeout(PATIENCE):
+        while await usage(stub) != (used, 0):
+            # What is refused makes the ledger check its slots.
+            assert isinstance(await submit(stub, waiting(MUCH + 1)), grpc.aio.AioRpcError)
+            await asyncio.sleep(0.1)
 
 
 async def test_a_terminated_job_counts_with_all_that_it_reserved(temporal: Client, gateway: TenantGateway) -> None:
