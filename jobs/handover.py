@@ -32,9 +32,7 @@ def add_handover(request: internal_pb2.RunRequest, result: llm_pb2.JobResult | N
     request.output_bytes = len(result.output.encode())
     request.rewinds = earlier.rewinds
     request.lowest_rewind_offset = earlier.lowest_rewind_offset
-    if earlier.HasField("engine_time"):
-        request.engine_time.CopyFrom(earlier.engine_time)
-    request.pauses = max(request.pauses, earlier.pauses)
+    request.metadata.CopyFrom(earlier)
     del request.attempts[:]
     request.attempts.extend(result.attempts)
 
@@ -65,7 +63,7 @@ def queue_timeout(request: internal_pb2.RunRequest, limit: timedelta, now: datet
     """
     if not request.unseated:
         return limit
-    if request.HasField("engine_time"):
+    if request.metadata.HasField("engine_time"):
         return None
     return max(request.create_time.ToDatetime(now.tzinfo) + limit - now, timedelta(milliseconds=1))
 

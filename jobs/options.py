@@ -105,18 +105,21 @@ def _override(message: Message, chosen: Message) -> None:
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     """Return the options as the part of a workflow's memo that `read_memo` reads.
 
-    `notify_operator` and `ledger` have keys of their own, because version 0.1.0 refuses options with a field that it
-    does not know.
+    `notify_operator`, `ledger` and `price` have keys of their own, because version 0.1.0 refuses options with a field
+    that it does not know.
     """
     options = internal_pb2.JobOptions()
     options.CopyFrom(chosen)
     options.ClearField("notify_operator")
     options.ClearField("ledger")
+    options.ClearField("price")
     memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
     if chosen.HasField("notify_operator"):
         memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
     if chosen.ledger:
         memo[names.MEMO_LEDGER] = chosen.ledger
+    if chosen.HasField("price"):
+        memo[names.MEMO_PRICE] = to_memo(chosen.price)
     return memo
 
 
@@ -130,6 +133,8 @@ def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | Non
         options.notify_operator = notify
     if options is not None and isinstance(ledger := value(names.MEMO_LEDGER, None), str):
         options.ledger = ledger
+    if options is not None and (price := from_memo(value(names.MEMO_PRICE, None), llm_pb2.ModelPrice)) is not None:
+        options.price.CopyFrom(price)
     return options
 
 

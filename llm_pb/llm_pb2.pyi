@@ -572,7 +572,9 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def budget(self) -> Global___Budget:
-        """What the job may use. Default: no limit but those of params and timeouts."""
+        """What the job may use. A job that its budget ends is JOB_STATE_FAILED with the reason BUDGET_SPENT, and keeps its output.
+        Default: no limit but those of params and timeouts.
+        """
 
     def __init__(
         self,
@@ -604,7 +606,9 @@ Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """What a job or a batch may use. 0 and unset: no limit."""
+    """What a job or a batch may use, over all attempts and hand-overs. Nothing counts twice: ResultMetadata.wasted_tokens and a
+    prompt that is read again do not count. 0 and unset: no limit. A limit is 0 or more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -613,14 +617,24 @@ class Budget(_message.Message):
     ENGINE_TIME_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
     output_tokens: _builtins.int
-    """Output tokens."""
+    """Maximum number of output tokens, exact to the token. A job that has generated them ends with BUDGET_SPENT, unless its answer
+    ends there by itself, or params.max_tokens or the context allows no more: then it succeeds.
+    """
     prompt_tokens: _builtins.int
-    """Prompt tokens that no cache had."""
+    """Maximum number of tokens of the prompt. Tokens that a cache has count, too, because nobody knows them before the engine runs.
+    A prompt that has more is INVALID_ARGUMENT where the gateway has the tokenizer and counts them. Otherwise, as for messages,
+    to which the model's chat template adds tokens, the job ends with BUDGET_SPENT before the engine runs.
+    """
     cost_micros: _builtins.int
-    """Millionths of the operator's currency, by its price list."""
+    """Maximum of ResultMetadata.cost_micros. It bounds the output tokens as output_tokens does, exact to the token: by what the prompt
+    leaves of it. A prompt that leaves less than one output token costs is refused as one beyond prompt_tokens. INVALID_ARGUMENT for
+    a model without a price.
+    """
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time of seats in engines."""
+        """Maximum of ResultMetadata.engine_time, at least 1 ms. It is checked whenever the engine has generated a token, so that the job
+        may take a step of the engine longer.
+        """
 
     def __init__(
         self,
@@ -637,6 +651,36 @@ class Budget(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class ModelPrice(_message.Message):
+    """What a model costs, by the operator's price list. The price of a job is the one at its Submit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    PROMPT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    OUTPUT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """The currency, for people: "EUR". The same for all models."""
+    prompt_micros_per_million: _builtins.int
+    """The price of a million prompt tokens, in millionths of the currency."""
+    output_micros_per_million: _builtins.int
+    """The price of a million output tokens, in millionths of the currency."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        prompt_micros_per_million: _builtins.int = ...,
+        output_micros_per_million: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "output_micros_per_million", b"output_micros_per_million", "prompt_micros_per_million", b"prompt_micros_per_million"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPrice: _TypeAlias = ModelPrice  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -1409,9 +1453,15 @@ class ResultMetadata(_message.Message):
     every attempt. 0 when rewinds is 0.
     """
     cost_micros: _builtins.int
-    """What the job costs by the operator's price list, in millionths of its currency. Unset where no price is known."""
+    """What prompt_tokens and output_tokens cost by the price of the model at Submit, in millionths of ModelPrice.currency, rounded up
+    once. A partial result costs what it has. Set once the outcome is settled. Unset for a model without a price, and for a
+    workflow that was started by hand.
+    """
     wasted_tokens: _builtins.int
-    """Output tokens that were generated and are no part of the output, because an attempt started over."""
+    """Number of output tokens that were generated and are no part of the output, because an attempt started over or continued
+    before their end. They cost nothing. Not counted are tokens of which neither the live feed nor a heartbeat told, and those
+    that a worker generates after Temporal has given its attempt up.
+    """
     pauses: _builtins.int
     """Number of times that the job gave up its seat before its end, and went on later: to a more urgent job, or because its waits
     had used up timeouts.run. Pauses are no attempts, and those of an attempt that was lost count up to its last heartbeat.
@@ -2135,6 +2185,7 @@ class ModelInfo(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name, for JobRequest.model."""
     context_tokens: _builtins.int
@@ -2149,6 +2200,10 @@ class ModelInfo(_message.Message):
     """Whether the model takes params.structured_output."""
     backlog: _builtins.int
     """The approximate number of jobs that wait for this model."""
+    @_builtins.property
+    def price(self) -> Global___ModelPrice:
+        """What the model costs a job that is submitted now. Unset without a price."""
+
     def __init__(
         self,
         *,
@@ -2159,10 +2214,11 @@ class ModelInfo(_message.Message):
         available: _builtins.bool = ...,
         structured_output: _builtins.bool = ...,
         backlog: _builtins.int = ...,
+        price: Global___ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "structured_output", b"structured_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2529,6 +2585,7 @@ class GetQuotaResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
     @_builtins.property
@@ -2539,16 +2596,21 @@ class GetQuotaResponse(_message.Message):
     def open_jobs(self) -> Global___OpenJobsQuota:
         """How many jobs of the tenant may be open."""
 
+    @_builtins.property
+    def output_tokens(self) -> Global___OutputTokensQuota:
+        """How many output tokens the tenant may use a day."""
+
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         requests: Global___RequestQuota | None = ...,
         open_jobs: Global___OpenJobsQuota | None = ...,
+        output_tokens: Global___OutputTokensQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2616,6 +2678,48 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class OutputTokensQuota(_message.Message):
+    """How many output tokens the jobs of a tenant may use a day, at all gateways together. A day is a day of UTC. Submit reserves the
+    most that the job may generate: max_tokens, or Budget.output_tokens where that is less. The job gives back what it has not used when
+    its outcome is settled, and what it has used counts on that day. A Submit for which less than it reserves is left is
+    RESOURCE_EXHAUSTED and accepts nothing. A repeated Submit of a job that was accepted finds it, whatever the quota.
+
+    ResultMetadata.wasted_tokens do not count. A job that an operator terminates counts with all that it had reserved.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_PER_DAY_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    limit_per_day: _builtins.int
+    """The maximum number of output tokens a day."""
+    used: _builtins.int
+    """Number of output tokens of the jobs whose outcome was settled today."""
+    reserved: _builtins.int
+    """Number of output tokens that are reserved for open jobs. They are not in `used`."""
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When `used` is 0 again: the end of the day."""
+
+    def __init__(
+        self,
+        *,
+        limit_per_day: _builtins.int = ...,
+        used: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_time", b"reset_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_per_day", b"limit_per_day", "reserved", b"reserved", "reset_time", b"reset_time", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputTokensQuota: _TypeAlias = OutputTokensQuota  # noqa: Y015
 
 @_typing.final
 class DeleteJobRequest(_message.Message):

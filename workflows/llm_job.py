@@ -32,7 +32,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import attempts, errors, ids, names, options, rules
+    from jobs import attempts, costs, errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.handover import add_handover, add_reported_times, is_pause, paused_progress, queue_timeout
     from jobs.inputs import one_input
@@ -104,7 +104,7 @@ class LLMJobWorkflow:
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         # A job without a slot passes no arguments, so that its history is as it ever was.
-        slot = ("", self._options.ledger) if self._options.ledger else ()
+        slot = ("", self._options.ledger, costs.used_tokens(self._result)) if self._options.ledger else ()
         forgetting = workflow.start_local_activity(
             activities.forget_feed,
             args=slot,
@@ -177,6 +177,7 @@ class LLMJobWorkflow:
         request = internal_pb2.RunRequest(
             job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
         )
+        costs.set_price(request, self._options)
         while request.handovers - request.unseated < _MAX_HANDOVERS:
             await self._run_activity(request)
             if self._error is None or not errors.RULES[type(self._error)].handed_over:
@@ -271,7 +272,8 @@ class LLMJobWorkflow:
                 # The result may be of an attempt that failed before the cancel came.
                 result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
             add_result(status, result, final)
-        record_outcome(self._job, final, self._error, self._cancellation.noted_at)
+            costs.add_cost(result.metadata, self._options)
+        record_outcome(self._job, final, self._error, self._cancellation.noted_at, result)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of its

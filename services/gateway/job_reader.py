@@ -46,6 +46,7 @@ from services.gateway.job_record import (
     CLOSED_STATES,
     FINAL_STATES,
     FIRST_RUN_EVENTS,
+    add_memo_cost,
     bare_status,
     base_status,
     expected_result_bytes,
@@ -300,6 +301,7 @@ class JobReader:
         result = await left_output(self._feed.of_tenant(tenant_of(description.id)), description.run_id)
         if result is None:
             return
+        await add_memo_cost(result.metadata, description)
         result.metadata.model = description.typed_search_attributes.get(names.MODEL) or ""
         if description.status == WorkflowExecutionStatus.TERMINATED:
             result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED

@@ -192,7 +192,9 @@ class RunLLMOnGPU:
         """Generate; return the finish reason, or None if the seat is to be freed before the end."""
         engine, capture = self._engine, self._settings.capture_content
         tenant = tenant_of(activity.info().workflow_id or "")
+        attempt.require_budget()
         with (
+            attempt.times.generating(),
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
             self.metrics.generation(attempt.job) as record,
             attempt.times.generating(),
@@ -203,6 +205,7 @@ class RunLLMOnGPU:
                     record(output)
                     self._moved_at = time.monotonic()
                     await attempt.add(output)
+                    attempt.require_budget(engine.context_tokens, output.finish_reason)
                     if output.finish_reason is not None:
                         await attempt.enter(DONE)
                         return output.finish_reason

@@ -32,6 +32,12 @@ class AttemptTimes:
         """How long the attempt has run."""
         return time.monotonic() - self._began
 
+    @property
+    def engine_time(self) -> timedelta:
+        """For how long engines have generated for the job, in all attempts."""
+        since = self._generating_since
+        return timedelta(seconds=self._engine_seconds + (0.0 if since is None else time.monotonic() - since))
+
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Count the time while the context is open as the engine's."""
@@ -39,28 +45,20 @@ class AttemptTimes:
         try:
             yield
         finally:
-            self._engine_seconds, self._generating_since = self._engine_time(), None
+            self._engine_seconds, self._generating_since = self.engine_time.total_seconds(), None
 
     def restore(self, metadata: llm_pb2.ResultMetadata) -> None:
-        """Restore what an earlier attempt has written by `describe_waits`."""
+        """Restore what an earlier attempt has written by `describe`."""
         self.queue_time = metadata.queue_time
         self.pauses = metadata.pauses
         self._engine_seconds = metadata.engine_time.ToTimedelta().total_seconds()
 
-    def describe_waits(self, metadata: llm_pb2.ResultMetadata) -> None:
-        """Write into the metadata what does not depend on the output. The next attempt restores it."""
+    def describe(self, metadata: llm_pb2.ResultMetadata, first_token: datetime | None) -> None:
+        """Write pauses and durations into the metadata; `first_token` is that of the output, None in a heartbeat."""
         metadata.queue_time.CopyFrom(self.queue_time)
         metadata.pauses = self.pauses
-        if engine_time := self._engine_time():
-            metadata.engine_time.CopyFrom(duration(timedelta(seconds=engine_time)))
-
-    def describe(self, metadata: llm_pb2.ResultMetadata, first_token: datetime | None) -> None:
-        """Write all times into the result's metadata; `first_token` is that of the output."""
-        self.describe_waits(metadata)
+        if engine_time := self.engine_time:
+            metadata.engine_time.CopyFrom(duration(engine_time))
         if first_token is not None:
             metadata.time_to_first_token.CopyFrom(duration(first_token - self._created))
             metadata.latency.CopyFrom(duration((self.last_token or first_token) - self._created))
-
-    def _engine_time(self) -> float:
-        since = self._generating_since
-        return self._engine_seconds + (time.monotonic() - since if since is not None else 0.0)
