@@ -33,6 +33,7 @@ from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from jobs import attempts, errors, ids, names, options, rules
+    from jobs.classes import class_of
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.inputs import one_input
     from jobs.memo import time_from_memo
@@ -83,6 +84,7 @@ class LLMJobWorkflow:
             run_id=info.run_id,
             state=llm_pb2.JOB_STATE_QUEUED,
             trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
+            job_class=class_of(self._job),
         )
         accepted = time_from_memo(workflow.memo_value(names.MEMO_CREATE_TIME, None))
         if accepted is not None:

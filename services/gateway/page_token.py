@@ -69,8 +69,9 @@ class PageTokens:
         filters = llm_pb2.ListRequest()
         filters.CopyFrom(request)
         filters.ClearField("page_size")
-        # The same states in another order are the same filter.
+        # The same states or classes in another order are the same filter.
         filters.states[:] = sorted(set(filters.states))
+        filters.classes[:] = sorted(set(filters.classes))
         filters.ClearField("page_token")
         # The hash has a fixed length, so the boundary between filters and token is unambiguous.
         about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()

@@ -59,6 +59,19 @@ def test_a_chosen_time_replaces_the_default_as_a_whole() -> None:
     assert (options.heartbeat_timeout, options.notify_hold) == (half, zero)
 
 
+def test_the_options_of_a_background_job_have_the_defaults_of_its_class() -> None:
+    job = new_job(job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    start = job_start(job, internal_pb2.JobOptions(notify_operator=False))
+    options = options_of(start)
+    assert options.gpu_task_queue == "llm-gpu-activities.background"
+    assert options.timeouts.queue.ToTimedelta() == timedelta(hours=12)
+    assert start.execution_timeout == execution_timeout(timedelta(hours=24))
+    assert start.priority.fairness_key == f"/BACKGROUND/{job.user_id}"
+    chosen = internal_pb2.JobOptions(gpu_task_queue="own", timeouts=llm_pb2.JobTimeouts(queue=MINUTE))
+    assert options_of(job_start(job, chosen)).gpu_task_queue == "own"
+    assert options_of(job_start(job, chosen)).timeouts.queue == MINUTE
+
+
 def test_a_jobs_own_timeout_bounds_its_workflow() -> None:
     job = new_job(timeouts=llm_pb2.JobTimeouts(total=MINUTE))
     start = job_start(job, internal_pb2.JobOptions(notify_operator=False))
