@@ -51,6 +51,7 @@ async def _set(client: Client, queue: str, rate: float | None) -> None:
         DescribeTaskQueueRequest(
             namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind, report_config=True
         ),
+        retry=True,
         timeout=RPC_TIMEOUT,
     )
     present = described.config.queue_rate_limit
@@ -65,5 +66,5 @@ async def _set(client: Client, queue: str, rate: float | None) -> None:
     request.update_queue_rate_limit.reason = REASON
     if rate is not None:
         request.update_queue_rate_limit.rate_limit.requests_per_second = rate
-    await client.workflow_service.update_task_queue_config(request, timeout=RPC_TIMEOUT)
+    await client.workflow_service.update_task_queue_config(request, retry=True, timeout=RPC_TIMEOUT)
     _log.info("the rate of the queue %s is %s", queue, "not limited" if rate is None else f"{rate:g} a second")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.options import DEFAULTS, duration, read_memo
+from jobs.options import DEFAULTS, complete, duration, read_memo
 from jobs.start import JobStart, job_start
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
@@ -67,6 +67,8 @@ def test_the_options_of_a_background_job_have_the_defaults_of_its_class() -> Non
     assert options.timeouts.queue.ToTimedelta() == timedelta(hours=12)
     assert start.execution_timeout == execution_timeout(timedelta(hours=24))
     assert start.priority.fairness_key == f"/BACKGROUND/{job.user_id}"
+    assert complete(None, job).gpu_task_queue == options.gpu_task_queue, "a workflow that was started by hand"
+    assert complete(None, job).timeouts == options.timeouts
     chosen = internal_pb2.JobOptions(gpu_task_queue="own", timeouts=llm_pb2.JobTimeouts(queue=MINUTE))
     assert options_of(job_start(job, chosen)).gpu_task_queue == "own"
     assert options_of(job_start(job, chosen)).timeouts.queue == MINUTE
