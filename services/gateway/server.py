@@ -37,6 +37,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
@@ -148,6 +149,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            set_queue_rates(client, settings),
             auth.keep_current(),
         ):
             yield

@@ -6,7 +6,7 @@ Answers are described loosely: OpenAI's own description and clients have their t
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from openai_api.asked import PRIORITY_OF_TIER
+from openai_api.asked import CLASS_OF_TIER
 from services.http.resources import Resource
 
 _Schema = dict[str, Any]
@@ -26,7 +26,7 @@ _SHARED: Final = {
     "prompt_cache_key": _TEXT,
     "prompt_cache_retention": {"type": "string", "enum": ["in_memory", "24h"]},
     "metadata": {"type": "object", "additionalProperties": _TEXT},
-    "service_tier": {"type": "string", "enum": ["auto", "default", *PRIORITY_OF_TIER]},
+    "service_tier": {"type": "string", "enum": ["auto", "default", *CLASS_OF_TIER]},
     "durable_llm": {
         "type": "object",
         "description": "What OpenAI's API does not have.",

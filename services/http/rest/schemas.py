@@ -13,6 +13,7 @@ _SCALARS: Final[dict[int, dict[str, Any]]] = {
     # A text in answers, because JavaScript's numbers have 53 bits.
     FieldDescriptor.TYPE_INT64: {"type": ["string", "integer"], "format": "int64"},
     FieldDescriptor.TYPE_STRING: {"type": "string"},
+    FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
 }
 _WELL_KNOWN: Final[dict[str, dict[str, Any]]] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
