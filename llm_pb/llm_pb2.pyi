@@ -506,7 +506,8 @@ class JobRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
-    share its turns in each class. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
+    share its turns in each class. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or
+    digit.
     """
     request_id: _builtins.str
     """The caller's own id of the request, unique for each user: the idempotency key. Required. It has the form of user_id."""
@@ -1010,8 +1011,9 @@ class JobTimeouts(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """Maximum time from Submit to the end of the job. Default 8 h, and 24 h for JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED. A job that exceeds it is JOB_STATE_TIMED_OUT. With a total
-        of less than 50 s a job may take up to 5 s longer, to settle its outcome.
+        """Maximum time from Submit to the end of the job. Default 8 h, and 24 h for JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED. A
+        job that exceeds it is JOB_STATE_TIMED_OUT. With a total of less than 50 s a job may take up to 5 s longer, to settle its
+        outcome.
         """
 
     @_builtins.property
