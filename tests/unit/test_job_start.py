@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jobs.names import MEMO_OPTIONS
 from jobs.options import DEFAULTS, complete, duration, read_memo
 from jobs.start import JobStart, job_start
 from jobs.times import execution_timeout
@@ -78,3 +79,12 @@ def test_a_jobs_own_timeout_bounds_its_workflow() -> None:
     job = new_job(timeouts=llm_pb2.JobTimeouts(total=MINUTE))
     start = job_start(job, internal_pb2.JobOptions(notify_operator=False))
     assert start.execution_timeout == execution_timeout(timedelta(minutes=1))
+
+
+def test_a_price_travels_beside_the_options() -> None:
+    """Version 0.1.0 refuses options with a field that it does not know."""
+    price = llm_pb2.ModelPrice(currency="EUR", prompt_micros_per_million=150_000, output_micros_per_million=1)
+    start = job_start(new_job(), internal_pb2.JobOptions(price=price))
+    assert options_of(start).price == price
+    assert "price" not in start.memo[MEMO_OPTIONS]
+    assert not options_of(job_start(new_job(), internal_pb2.JobOptions())).HasField("price")
