@@ -95,5 +95,6 @@ def _details(status: "JobStatus", state: str) -> str:
         return f"{state}, {status.queue.backlog} in the queue"
     progress = status.progress
     if progress.output_tokens:
+        state = f"{state}, {progress.stage}" if progress.stage == "paused" else state
         return f"{state}, {progress.output_tokens} tokens, {progress.percent:.0f} %"
     return f"{state}, {progress.stage}" if progress.stage else state
