@@ -93,7 +93,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
-    request_burst, for each gateway, and max_open_jobs, for all gateways together, at most 5000."""
+    request_burst, for each gateway; max_open_jobs, at most 5000, max_files and max_file_bytes, the size of all files
+    together, for all gateways."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""

@@ -22,6 +22,11 @@ class TenantSettings(BaseModel):
     max_open_jobs: int | None = Field(None, ge=0, le=MAX_OPEN_JOBS)
     """The maximum number of the tenant's jobs whose outcome is not settled, at all gateways. None: not limited."""
 
+    max_files: int | None = Field(None, ge=0)
+    """The maximum number of the tenant's files. None: not limited."""
+    max_file_bytes: int | None = Field(None, ge=0)
+    """The maximum size of all of the tenant's files together, in bytes. None: not limited."""
+
     @model_validator(mode="after")
     def _burst_has_a_rate(self) -> Self:
         if self.request_burst is not None and self.requests_per_second is None:
