@@ -21,6 +21,7 @@ M = TypeVar("M", bound=Message)
 _MAX_VIOLATIONS: Final = 100
 _EXPECTED: Final = {
     FieldDescriptor.TYPE_BOOL: "true or false",
+    FieldDescriptor.TYPE_BYTES: "bytes in base64",
     FieldDescriptor.TYPE_DOUBLE: "a number",
     FieldDescriptor.TYPE_INT32: "a whole number of 32 bits",
     FieldDescriptor.TYPE_INT64: "a whole number of 64 bits",

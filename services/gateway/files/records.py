@@ -195,10 +195,10 @@ class FileRecords:
 
 
 def _digest(declared: file_pb2.File) -> str:
-    """Return a digest of what an upload says of its file."""
+    """Return a digest of what an upload says of its file, but for its time, which a repeat counts anew."""
     said = file_pb2.File()
     said.CopyFrom(declared)
-    for field in ("committed_bytes", "create_time", "state"):
+    for field in ("committed_bytes", "create_time", "expire_time", "state"):
         said.ClearField(field)
     said.ref.ClearField("file_id")
     return hashlib.sha256(said.SerializeToString(deterministic=True)).hexdigest()

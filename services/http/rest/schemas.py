@@ -5,6 +5,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
 _SCALARS: Final[dict[int, dict[str, Any]]] = {
+    FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
     FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
     # Requests may hold numbers as texts.
     FieldDescriptor.TYPE_DOUBLE: {"type": ["number", "string"], "format": "double"},
