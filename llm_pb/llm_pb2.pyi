@@ -2671,6 +2671,7 @@ class GetQuotaResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
@@ -2683,6 +2684,10 @@ class GetQuotaResponse(_message.Message):
         """How many jobs of the tenant may be open."""
 
     @_builtins.property
+    def files(self) -> Global___FilesQuota:
+        """How many files the tenant may have, and of what size. UNAVAILABLE when Temporal does not list the files in time."""
+
+    @_builtins.property
     def output_tokens(self) -> Global___OutputTokensQuota:
         """How many output tokens the tenant may use a day."""
 
@@ -2692,11 +2697,12 @@ class GetQuotaResponse(_message.Message):
         tenant: _builtins.str = ...,
         requests: Global___RequestQuota | None = ...,
         open_jobs: Global___OpenJobsQuota | None = ...,
+        files: Global___FilesQuota | None = ...,
         output_tokens: Global___OutputTokensQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2764,6 +2770,51 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class FilesQuota(_message.Message):
+    """How many files a tenant may have, and how many bytes in all, at all gateways together: see FileService. An upload beyond the
+    quota is RESOURCE_EXHAUSTED, and what it has committed stays. A size that the upload declares counts from its beginning. Gateways
+    learn of each other's files after a few seconds, so uploads at several gateways at once may exceed the quota by what they write
+    in that time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FILES_FIELD_NUMBER: _builtins.int
+    USED_FILES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    limit_files: _builtins.int
+    """The maximum number of files. Unset: not limited."""
+    used_files: _builtins.int
+    """The number of files, those among them whose upload has not ended."""
+    limit_bytes: _builtins.int
+    """The maximum of all sizes together, in bytes. Unset: not limited."""
+    used_bytes: _builtins.int
+    """All sizes together, in bytes."""
+    def __init__(
+        self,
+        *,
+        limit_files: _builtins.int | None = ...,
+        used_files: _builtins.int = ...,
+        limit_bytes: _builtins.int | None = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_limit_files", b"_limit_files", "limit_bytes", b"limit_bytes", "limit_files", b"limit_files"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_limit_files", b"_limit_files", "limit_bytes", b"limit_bytes", "limit_files", b"limit_files", "used_bytes", b"used_bytes", "used_files", b"used_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit_bytes: _TypeAlias = _typing.Literal["limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__limit_bytes: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__limit_files: _TypeAlias = _typing.Literal["limit_files"]  # noqa: Y015
+    _WhichOneofArgType__limit_files: _TypeAlias = _typing.Literal["_limit_files", b"_limit_files"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_bytes) -> _WhichOneofReturnType__limit_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_files) -> _WhichOneofReturnType__limit_files | None: ...
+
+Global___FilesQuota: _TypeAlias = FilesQuota  # noqa: Y015
 
 @_typing.final
 class OutputTokensQuota(_message.Message):

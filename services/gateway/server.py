@@ -26,6 +26,7 @@ from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
 from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
@@ -80,6 +81,7 @@ async def serving_api(
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     file_reader = FileReader(client, page_tokens, encryption, knows_tenants=knows_tenants)
+    file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
     effects = Effects(client, settings.workflow_queue)
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
@@ -101,9 +103,10 @@ async def serving_api(
         streams,
         requests,
         open_jobs,
+        file_quotas,
         answers,
     )
-    files = FileServicer(effects, file_reader, store, answers, settings, encryption)
+    files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     server = GrpcServer(
         SERVICES[0].full_name,
         settings.host,

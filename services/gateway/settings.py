@@ -100,8 +100,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
-    request_burst, for each gateway, and max_open_jobs, at most 5000, and max_output_tokens_per_day, for all gateways
-    together."""
+    request_burst, for each gateway; max_open_jobs, at most 5000, max_output_tokens_per_day, max_files and
+    max_file_bytes, the size of all files together, for all gateways together."""
     classes: Classes = Field(default_factory=Classes)
     """Classes of jobs with settings of their own, as JSON by name: HIGH, STANDARD, BACKGROUND, SCHEDULED. What is left
     out keeps its default. weight, the turns at the GPU relative to other classes of the same queue: 100, 50, 10, 5.

@@ -57,7 +57,7 @@ def test_pauses_and_engine_time_reach_the_next_attempt() -> None:
         ({"handovers": 1}, 240, LIMIT),
         ({"handovers": 1, "unseated": 1}, 240, timedelta(minutes=1)),
         ({"handovers": 1, "unseated": 1}, 999, timedelta(milliseconds=1)),
-        ({"handovers": 1, "unseated": 1, "engine_time": Duration(seconds=1)}, 999, None),
+        ({"handovers": 1, "unseated": 1, "metadata": {"engine_time": Duration(seconds=1)}}, 999, None),
     ],
     ids=["first", "handed over", "never had a seat", "waited long enough", "had a seat"],
 )
@@ -76,7 +76,7 @@ def test_a_job_that_waits_in_the_queue_shows_what_it_has() -> None:
 
 
 def test_an_attempt_that_was_lost_leaves_the_times_of_its_last_heartbeat() -> None:
-    earlier = request(pauses=1, engine_time=Duration(seconds=3))
+    earlier = request(metadata={"pauses": 1, "engine_time": Duration(seconds=3)})
     beat = internal_pb2.RunHeartbeat(metadata=llm_pb2.ResultMetadata(pauses=4, engine_time=Duration(seconds=9)))
     lost = TemporalTimeoutError("lost", type=TimeoutType.HEARTBEAT, last_heartbeat_details=to_details(beat))
     never = TemporalTimeoutError("no worker", type=TimeoutType.SCHEDULE_TO_START, last_heartbeat_details=[])
