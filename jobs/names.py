@@ -25,6 +25,8 @@ UPDATE_RESERVE: Final = "Reserve"
 SIGNAL_RELEASE: Final = "Release"
 QUERY_GET_LEDGER: Final = "GetLedger"
 QUERY_COUNT_SLOTS: Final = "CountSlots"
+# Type of the error with which the run of a schedule ends that pauses then.
+RUN_FAILED: Final = "RUN_FAILED"
 # Type of the error with which Reserve is refused when no job of it can get a slot.
 QUOTA_REACHED: Final = "QUOTA_REACHED"
 # Deletes a job, and many.
@@ -33,6 +35,11 @@ BULK_DELETION_WORKFLOW_TYPE: Final = "LLMBulkDeletionWorkflow"
 QUERY_GET_DELETION: Final = "GetDeletion"
 # Keeps the id of a deleted job, so that a late Submit does not run the job again. It holds nothing of the job.
 TOMBSTONE_WORKFLOW_TYPE: Final = "LLMJobTombstone"
+
+# Starts the job of a schedule whose time has come, and is open until the job has ended. Temporal's schedules start it.
+SCHEDULED_WORKFLOW_TYPE: Final = "LLMScheduledWorkflow"
+# A job tells the workflow that waits for it that its outcome is settled.
+SIGNAL_JOB_SETTLED: Final = "JobSettled"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
@@ -52,6 +59,9 @@ ACTIVITY_INSPECT_JOB: Final = "InspectJob"
 ACTIVITY_KEEP_JOB_ID: Final = "KeepJobId"
 ACTIVITY_REMOVE_JOB: Final = "RemoveJob"
 ACTIVITY_FIND_JOBS: Final = "FindJobs"
+# Checks and starts the job of a schedule, and says how it stands: see workflows.llm_scheduled.
+ACTIVITY_START_SCHEDULED_JOB: Final = "StartScheduledJob"
+ACTIVITY_CHECK_SCHEDULED_JOB: Final = "CheckScheduledJob"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"
@@ -69,6 +79,8 @@ LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
 JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
 # Only jobs of a tenant have it, so that an installation without tenants does without it.
 TENANT_ID: Final = SearchAttributeKey.for_keyword("TenantId")
+# Temporal's own: the time of the schedule for which it has started a workflow, in whole seconds and without jitter.
+SCHEDULED_TIME: Final = SearchAttributeKey.for_datetime("TemporalScheduledStartTime")
 SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID)
 
 # Memo of a job's workflow. At its start it holds the JobOptions that the gateway chose, two digests of the JobRequest,
@@ -94,8 +106,13 @@ MEMO_CREATE_TIME: Final = "create_time"
 MEMO_LABELS: Final = "labels"
 # Seconds after which a job that nobody watches is cancelled. Only jobs that ask for it have it.
 MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
+# Workflow id of the workflow that waits for the job, which ForgetFeed signals. Only jobs that one waits for have it.
+MEMO_WAITER: Final = "waiter"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
+
+# Memo of an LLMScheduledWorkflow: its ScheduleRun.
+MEMO_RUN: Final = "run"
 
 # Changes of workflow code, for workflow.patched: a workflow that began before a change continues without it.
 # A workflow that was started by hand has search attributes from its start on, and must keep all current rules.

@@ -118,7 +118,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        service: str,
+        services: Sequence[str],
         host: str,
         port: int,
         limits: Limits,
@@ -132,7 +132,8 @@ class GrpcServer:
         *,
         reflection: bool = False,
     ) -> None:
-        """`details` returns the details of a refusal, in the form of the service's own errors.
+        """`services` are the names of those whose health and description the server gives. `details` returns the
+        details of a refusal, in the form of the services' own errors.
 
         `telemetry` observes every call, also one that is refused before the `interceptors` see it. `auth` says who
         calls; None: nobody asks. `audit` records every call. `tls`: the files of the server's TLS. None: no TLS. With a
@@ -159,11 +160,11 @@ class GrpcServer:
             maximum_concurrent_rpcs=limits.max_calls + sum(_OWN_CALLS.values()) + MAX_QUEUED + places,
         )
         self._unread = [self._own_calls.unread, self._requests.unread, *([auth.unread] if auth is not None else ())]
-        self._service = service
+        self._services = tuple(services)
         self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         if reflection:
-            add_reflection((service, health.SERVICE_NAME), self.server)
+            add_reflection((*services, health.SERVICE_NAME), self.server)
         self._host = host
         self._port = port
         self._tls = tls
@@ -236,7 +237,7 @@ class GrpcServer:
         await self.server.stop(grace.total_seconds())
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for name in (health.OVERALL_HEALTH, self._service):
+        for name in (health.OVERALL_HEALTH, *self._services):
             await self._health.set(name, status)
 
 

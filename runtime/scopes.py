@@ -15,6 +15,9 @@ STRUCTURED: Final = "jobs:structured"
 """To ask for structured output, which can slow the engine's whole batch."""
 PRIORITY: Final = "jobs:priority"
 """To ask for a priority above the default, which goes before all other jobs."""
+READ_SCHEDULES: Final = "schedules:read"
+WRITE_SCHEDULES: Final = "schedules:write"
+"""To create, change, run and delete schedules, whose jobs then start without a credential."""
 READ_MODELS: Final = "models:read"
 READ_METRICS: Final = "admin:metrics"
 """To read the metrics of a service whose settings name a file of API keys for them."""
@@ -28,6 +31,7 @@ ALL_TENANTS: Final = "admin:tenants"
 SCOPES: Final = frozenset(
     {
         *(SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, "jobs:*"),
+        *(READ_SCHEDULES, WRITE_SCHEDULES, "schedules:*"),
         *(READ_MODELS, "models:*"),
         *(READ_METRICS, CODEC, WORKERS, ALL_TENANTS, "admin:*"),
     }

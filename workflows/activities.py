@@ -40,8 +40,9 @@ async def recover_output(feed_key: str = "") -> llm_pb2.JobResult:
 
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-async def forget_feed(feed_key: str = "", ledger: str = "") -> None:
-    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger.
+async def forget_feed(feed_key: str = "", ledger: str = "", waiter: str = "") -> None:
+    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger;
+    signal the workflow that waits for the job.
 
     `feed_key` is that of the RunRequest.
     """
@@ -81,4 +82,16 @@ async def remove_job(remains: internal_pb2.JobRemains) -> internal_pb2.RemovedPa
 @activity.defn(name=names.ACTIVITY_FIND_JOBS)
 async def find_jobs(request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJobsResponse:
     """Find jobs to delete."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_START_SCHEDULED_JOB)
+async def start_scheduled_job(request: internal_pb2.StartScheduledJobRequest) -> internal_pb2.ScheduledJob:
+    """Check and start the job of a schedule whose time has come. See services.gateway.scheduled_jobs."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_CHECK_SCHEDULED_JOB)
+async def check_scheduled_job(request: internal_pb2.CheckScheduledJobRequest) -> internal_pb2.ScheduledJob:
+    """Say how the job of a schedule stands, and cancel it if the request says so."""
     raise NotImplementedError

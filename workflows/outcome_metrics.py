@@ -14,7 +14,7 @@ from temporalio import workflow
 
 from jobs import names
 from jobs.errors import JobError
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 _UNCHECKED_MODEL: Final = "_OTHER"
 """Label of the model of a job that was started without the gateway. The model was not checked, so its name is no
@@ -42,3 +42,22 @@ def record_outcome(
         meter.create_histogram_timedelta(
             "llm.job.cancel.duration", "Time from Cancel to the settled outcome of the jobs that it ended.", "s"
         ).record(now - cancelled_at, model)
+
+
+def record_run(action: internal_pb2.ScheduledAction, job: internal_pb2.ScheduledJob) -> None:
+    """Record how the run of a schedule has ended, and what its job shows of the model if it is a canary."""
+    meter = workflow.metric_meter()
+    state = "refused" if not job.workflow_id else llm_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+    if action.canary:
+        model = {"gen_ai.request.model": action.schedule.job.model}
+        meter.create_counter(
+            "llm.canary.runs", "Runs of the canary of a model, by how its job ended; refused: there was none.", "{run}"
+        ).add(1, {**model, "llm.job.state": state})
+        if job.HasField("time_to_first_token"):
+            meter.create_histogram_timedelta(
+                "llm.canary.time_to_first_token", "Time from a canary's acceptance to its first token.", "s"
+            ).record(job.time_to_first_token.ToTimedelta(), model)
+    else:
+        meter.create_counter(
+            "llm.schedule.runs", "Runs of schedules, by how their jobs ended; refused: there was none.", "{run}"
+        ).add(1, {"llm.job.state": state})

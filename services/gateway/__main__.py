@@ -12,6 +12,7 @@ from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
 from services.gateway.workflow_worker import workflow_worker
@@ -31,13 +32,14 @@ async def main() -> None:
         feed, reports = open_feed(feed_settings, SERVICE, encryption)
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
+        meter = metrics.meter(__package__)
+        counted = GatewayMetrics(meter)
         if settings.role != Role.API:
-            await stack.enter_async_context(workflow_worker(client, feed, settings, encryption))
+            await stack.enter_async_context(workflow_worker(client, feed, settings, counted, encryption))
         if settings.role != Role.WORKFLOWS:
-            meter = metrics.meter(__package__)
             knows_tenants = names.TENANT_ID.name in known
             serving_calls = serving_api(
-                client, feed, reports, settings, meter, readiness, encryption, knows_tenants=knows_tenants
+                client, feed, reports, settings, meter, counted, readiness, encryption, knows_tenants=knows_tenants
             )
             await stack.enter_async_context(serving_calls)
         logging.getLogger("services.gateway").info("ready")

@@ -1,7 +1,7 @@
 """The edge of the API: parses and checks requests, and turns every error into a status with details.
 
-One interceptor wraps the methods of LlmService, so that a handler gets only valid requests and raises only ApiError or
-Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
+One interceptor wraps the methods of the gateway's own services, so that a handler gets only valid requests and raises
+only ApiError or Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from google.rpc import status_pb2
 from temporalio.service import RPCError
 
 from encryption import KeysUnavailable
-from jobs import rules
+from jobs import rules, schedule_rules
 from jobs.field_rules import Violation, too_large
-from llm_pb import llm_pb2
+from llm_pb import llm_pb2, schedule_pb2
 from payload_converter import PayloadError
 from runtime import audit
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
@@ -45,7 +45,12 @@ from services.gateway.parsing import parse
 from services.gateway.scopes import CHECKS
 
 _log = logging.getLogger(__name__)
-_SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
+SERVICES: Final = {
+    service.full_name: service
+    for file in (llm_pb2.DESCRIPTOR, schedule_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+}
+"""The gateway's own services by their full names. No two of their methods have the same name."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
@@ -63,12 +68,24 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "DeleteJob": rules.check_workflow_id,
     "DeleteJobs": rules.check_delete_jobs,
     "GetDeletion": rules.check_get_deletion,
+    "CreateSchedule": schedule_rules.check_create,
+    "GetSchedule": schedule_rules.check_schedule_id,
+    "ListSchedules": schedule_rules.check_list,
+    "UpdateSchedule": schedule_rules.check_update,
+    "PauseSchedule": schedule_rules.check_pause,
+    "UnpauseSchedule": schedule_rules.check_pause,
+    "TriggerSchedule": schedule_rules.check_trigger,
+    "BackfillSchedule": schedule_rules.check_backfill,
+    "DeleteSchedule": schedule_rules.check_schedule_id,
 }
-"""The rules of llm.proto for the request of each method."""
+"""The rules of the protos for the request of each method."""
 
 _LARGE_ANSWERS: Final = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver"), 128 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
+    # Ten runs, each with an error of at most 4 KiB or so.
+    **dict.fromkeys(("CreateSchedule", "UpdateSchedule", "ListSchedules"), 64 * 1024),
+    "GetSchedule": 64 * 1024 + schedule_rules.MAX_SCHEDULE_BYTES,
 }
 """Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus and
 GetJob, whose answers may be larger. The answers of the other methods are small."""
@@ -97,6 +114,12 @@ _ANSWERED: Final = (
 
 _JOB_OVERHEAD: Final = 8
 """Bytes that a SubmitRequest adds to its job, rounded up."""
+_LARGE_REQUESTS: Final = dict.fromkeys(
+    # The rest is for the schedule's id.
+    ("CreateSchedule", "UpdateSchedule"),
+    schedule_rules.MAX_SCHEDULE_BYTES + 512,
+)
+"""Maximum size, in bytes, of the requests of some methods. Those of Submit are bounded by their job."""
 
 
 class RequestInterceptor(Interceptor):
@@ -120,11 +143,11 @@ class RequestInterceptor(Interceptor):
         self._max_job_bytes = max_job_bytes
 
     def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
-        """Wrap the handlers of LlmService."""
+        """Wrap the handlers of the gateway's own services."""
         service, _, name = call.method.strip("/").rpartition("/")
-        if service != _SERVICE.full_name:
+        if service not in SERVICES:
             return handler
-        kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[name].input_type)
+        kind = message_factory.GetMessageClass(SERVICES[service].methods_by_name[name].input_type)
 
         async def admit(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Message, Message | None]:
             """Return the request and None, or a request that breaks the rules and the answer it gets nevertheless."""
@@ -157,8 +180,8 @@ class RequestInterceptor(Interceptor):
         if method == "Submit":
             if size > self._max_job_bytes + _JOB_OVERHEAD:
                 raise invalid([Violation("job", too_large(size, self._max_job_bytes))])
-        elif size > MAX_REQUEST_BYTES:
-            raise invalid([Violation("", f"the request {too_large(size, MAX_REQUEST_BYTES)}")])
+        elif size > (most := _LARGE_REQUESTS.get(method, MAX_REQUEST_BYTES)):
+            raise invalid([Violation("", f"the request {too_large(size, most)}")])
 
 
 Admit = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[tuple[Message, Message | None]]]

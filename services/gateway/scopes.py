@@ -10,7 +10,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
-from llm_pb import llm_pb2
+from jobs.schedules import as_submitted
+from llm_pb import llm_pb2, schedule_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
 from runtime.scopes import (
     CANCEL,
@@ -19,11 +20,13 @@ from runtime.scopes import (
     PRIORITY,
     READ,
     READ_MODELS,
+    READ_SCHEDULES,
     REDELIVER,
     SCOPES,
     STRUCTURED,
     SUBMIT,
     WORKERS,
+    WRITE_SCHEDULES,
 )
 
 OF_METHOD: Final[Mapping[str, str]] = {
@@ -41,6 +44,15 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.LlmService/DeleteJob": DELETE,
     "/llm.v1.LlmService/DeleteJobs": DELETE,
     "/llm.v1.LlmService/GetDeletion": DELETE,
+    "/llm.v1.ScheduleService/CreateSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/GetSchedule": READ_SCHEDULES,
+    "/llm.v1.ScheduleService/ListSchedules": READ_SCHEDULES,
+    "/llm.v1.ScheduleService/UpdateSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/PauseSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/UnpauseSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/TriggerSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/BackfillSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/DeleteSchedule": WRITE_SCHEDULES,
 }
 """The scope of each method."""
 
@@ -70,7 +82,14 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
     _require_user(caller, job.user_id)
 
 
-def check_list(caller: Caller, request: llm_pb2.ListRequest) -> None:
+def check_schedule(
+    caller: Caller, request: schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest
+) -> None:
+    """Raise Refusal for a schedule whose jobs are not the caller's to submit."""
+    check_submit(caller, as_submitted(request.schedule))
+
+
+def check_list(caller: Caller, request: llm_pb2.ListRequest | schedule_pb2.ListSchedulesRequest) -> None:
     """Raise Refusal for jobs of others; a caller who is bound to a user, and names none, means that user."""
     if caller.user_id and not request.user_id:
         request.user_id = caller.user_id
@@ -87,6 +106,9 @@ CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "Submit": check_submit,
     "List": check_list,
     "DeleteJobs": check_delete_jobs,
+    "CreateSchedule": check_schedule,
+    "UpdateSchedule": check_schedule,
+    "ListSchedules": check_list,
 }
 """What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
 

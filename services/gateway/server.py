@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import llm_pb2, llm_pb2_grpc
+from llm_pb import llm_pb2_grpc, schedule_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -26,7 +26,7 @@ from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
-from services.gateway.interceptor import RequestInterceptor, refusal
+from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_inputs import JobInputs
 from services.gateway.job_reader import JobReader
@@ -36,6 +36,11 @@ from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
+from services.gateway.schedule_bounds import ScheduleBounds
+from services.gateway.schedule_listing import ScheduleListing
+from services.gateway.schedule_reader import ScheduleReader
+from services.gateway.schedule_service import ScheduleService
+from services.gateway.schedule_servicer import ScheduleServicer
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
@@ -51,6 +56,7 @@ async def serving_api(
     reports: WorkerReports,
     settings: GatewaySettings,
     meter: Meter,
+    metrics: GatewayMetrics,
     readiness: Readiness,
     encryption: Encryption | None = None,
     *,
@@ -60,12 +66,11 @@ async def serving_api(
 
     `knows_tenants`: whether the namespace has the search attribute TenantId.
     """
-    require_all_methods(llm_pb2.DESCRIPTOR.services_by_name.values())
+    require_all_methods(SERVICES.values())
     auth = await auth_interceptor(settings)
     models = Models(settings.models)
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
-    metrics = GatewayMetrics(meter)
     workers = Workers(reports, metrics.ignored_reports)
     await reports.receive_reports(workers.take)
     audit = open_audit(settings, metrics.audit_lost)
@@ -97,15 +102,26 @@ async def serving_api(
         open_jobs,
         answers,
     )
+    schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)
+    schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
+    bounds = JobBounds(models, settings)
+    of_schedules = ScheduleBounds(bounds, settings)
     server = GrpcServer(
-        llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
+        [*SERVICES],
         settings.host,
         settings.port,
         _limits(settings),
         [
             RequestInterceptor(
                 requests.take,
-                {"Submit": JobBounds(models, settings).check, "List": page_tokens.check},
+                {
+                    "Submit": bounds.check,
+                    "List": page_tokens.check,
+                    "ListSchedules": page_tokens.check,
+                    "CreateSchedule": of_schedules.check,
+                    "UpdateSchedule": of_schedules.check,
+                    "BackfillSchedule": of_schedules.check_backfill,
+                },
                 {"Submit": service.submit_refused},
                 answers,
                 settings.max_job_bytes,
@@ -120,6 +136,9 @@ async def serving_api(
         reflection=settings.reflection,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
+    schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(
+        ScheduleServicer(schedules, schedule_listing), server.server
+    )
 
     try:
         await server.start()

@@ -164,12 +164,19 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     delete_max_open: int = Field(10, ge=1, le=1000)
     """Maximum number of deletions by DeleteJobs that a tenant has open, at all gateways together. Further calls are
     RESOURCE_EXHAUSTED."""
+    max_schedules: int = Field(100, ge=0, le=10_000)
+    """Maximum number of schedules of a tenant, at all gateways together. A further CreateSchedule is
+    RESOURCE_EXHAUSTED. Schedules that are created within the same second or two may exceed it."""
+    schedule_min_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=1))
+    """Minimum time between two times of an interval or a cron expression of a schedule."""
+    max_backfill: int = Field(100, ge=1, le=999)
+    """Maximum number of runs that one BackfillSchedule starts."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
-    """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
-    that cannot be described in the rest are shown as JOB_STATE_RUNNING."""
+    """Maximum duration of List and ListSchedules. List is UNAVAILABLE when Temporal does not list the jobs in half of
+    it. Open jobs that cannot be described in the rest are shown as JOB_STATE_RUNNING."""
     page_token_key: SecretStr | None = Field(None, min_length=16)
-    """The key that signs the page tokens of List, the same at every gateway: at least 16 random characters. Unset: the
-    process generates a key, so its tokens are valid at this gateway only, until it ends."""
+    """The key that signs the page tokens of List and ListSchedules, the same at every gateway: at least 16 random
+    characters. Unset: the process generates a key, so its tokens are valid at this gateway only, until it ends."""
     max_calls: int = Field(6000, gt=0)
     """Maximum number of concurrent calls, streams among them. A call counts until its answer is read. Further calls get
     RESOURCE_EXHAUSTED."""

@@ -139,7 +139,7 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
 
 async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
     """By default gRPC returns CANCELLED after 30 s on a busy server, which clients do not retry."""
-    server = GrpcServer("test", "127.0.0.1", port := free_port(), Limits(4 << 20))
+    server = GrpcServer(["test"], "127.0.0.1", port := free_port(), Limits(4 << 20))
     await server.start()
 
     def check() -> int:

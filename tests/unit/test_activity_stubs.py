@@ -10,6 +10,7 @@ from temporalio import activity
 
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.ledgers import LedgerActivities
+from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.notifier.activity import NotifyUI
@@ -29,6 +30,8 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.keep_job_id: DeletionSteps.keep_job_id,
     activities.remove_job: DeletionSteps.remove_job,
     activities.find_jobs: DeletionSteps.find_jobs,
+    activities.start_scheduled_job: ScheduledJobs.start,
+    activities.check_scheduled_job: ScheduledJobs.check,
 }
 
 
