@@ -12,6 +12,7 @@ from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from services.gateway.canaries import keeping_canaries
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
@@ -34,10 +35,12 @@ async def main() -> None:
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         meter = metrics.meter(__package__)
         counted = GatewayMetrics(meter)
+        knows_tenants = names.TENANT_ID.name in known
         if settings.role != Role.API:
             await stack.enter_async_context(workflow_worker(client, feed, settings, counted, encryption))
+            canaries = keeping_canaries(client, settings, encryption, knows_tenants=knows_tenants)
+            await stack.enter_async_context(canaries)
         if settings.role != Role.WORKFLOWS:
-            knows_tenants = names.TENANT_ID.name in known
             serving_calls = serving_api(
                 client, feed, reports, settings, meter, counted, readiness, encryption, knows_tenants=knows_tenants
             )

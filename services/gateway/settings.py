@@ -64,6 +64,16 @@ class Model(BaseModel):
     GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES."""
 
 
+class Canary(BaseModel):
+    """The canary: a job of a few tokens for each model, again and again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=5), le=timedelta(minutes=5))
+    models: tuple[str, ...] | None = None
+    """None: all models."""
+
+
 EMBEDDED_MODEL = Model(
     name="docstrings",
     context_tokens=2048,
@@ -102,6 +112,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models that jobs may name, as JSON. Each has name, context_tokens, max_output_tokens and default_max_tokens,
     and may have queue, tokenizer (a path), structured_output and special_tokens_in_messages."""
+    canary: Canary | None = None
+    """Runs a job of 8 tokens for each model again and again, as JSON: interval, a duration of 5 s to 5 min, PT1M unless
+    set; and models, a list of names, all models unless set. The gateways keep a schedule for each: see
+    docs/schedules.md. Unset: there are none, and those of before are deleted."""
     workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
@@ -232,6 +246,13 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
             if model.default_max_tokens > model.max_output_tokens:
                 raise ValueError(f"default_max_tokens of {model.name!r} is above its max_output_tokens")
         return models
+
+    @model_validator(mode="after")
+    def _canaries_are_models(self) -> Self:
+        known = {model.name for model in self.models}
+        if self.canary is not None and (unknown := sorted({*(self.canary.models or ())} - known)):
+            raise ValueError(f"GATEWAY_CANARY names models that GATEWAY_MODELS does not have: {', '.join(unknown)}")
+        return self
 
     @property
     def listens(self) -> bool:

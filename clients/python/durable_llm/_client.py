@@ -15,10 +15,12 @@ import grpc
 from durable_llm._address import require_ports
 from durable_llm._job import AsyncJob
 from durable_llm._retrying_stub import Metadata, RetryingStub
+from durable_llm._schedules import AsyncSchedules
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 
 J = TypeVar("J")
 ChannelOptions = Sequence[tuple[str, Any]]
@@ -107,6 +109,11 @@ class AsyncClient:
         client = copy.copy(self)
         client._stub = self._stub.with_metadata(tuple(metadata.items()))
         return client
+
+    @property
+    def schedules(self) -> AsyncSchedules:
+        """The calls about schedules."""
+        return AsyncSchedules(self._stub.of(ScheduleServiceStub(self.channel)))
 
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of LlmService, by its name in llm.proto and with its messages.

@@ -22,6 +22,7 @@ from durable_llm._client import (
     read_job,
 )
 from durable_llm._job import AsyncJob, Piece
+from durable_llm._sync_schedules import Schedules
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 
@@ -113,6 +114,11 @@ class Client:
         for outcome in outcomes:
             job = Job(self._loop, outcome.job) if outcome.job is not None else None
             yield Outcome(outcome.index, job, outcome.result, outcome.error)
+
+    @property
+    def schedules(self) -> Schedules:
+        """See AsyncClient.schedules."""
+        return Schedules(self._loop, self._client.schedules)
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """See AsyncClient.models."""
