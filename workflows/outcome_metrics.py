@@ -19,6 +19,8 @@ from llm_pb import internal_pb2, llm_pb2
 _UNCHECKED_MODEL: Final = "_OTHER"
 """Label of the model of a job that was started without the gateway. The model was not checked, so its name is no
 label."""
+_RUN_STATES: Final = ("succeeded", "failed", "timed_out", "cancelled", "refused")
+"""How the run of a schedule can end."""
 
 
 def record_outcome(
@@ -47,12 +49,18 @@ def record_outcome(
 def record_run(action: internal_pb2.ScheduledAction, job: internal_pb2.ScheduledJob) -> None:
     """Record how the run of a schedule has ended, and what its job shows of the model if it is a canary."""
     meter = workflow.metric_meter()
+    if job.workflow_id and not job.state:
+        # The job was deleted before its outcome was read.
+        return
     state = "refused" if not job.workflow_id else llm_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
     if action.canary:
         model = {"gen_ai.request.model": action.schedule.job.model}
-        meter.create_counter(
+        runs = meter.create_counter(
             "llm.canary.runs", "Runs of the canary of a model, by how its job ended; refused: there was none.", "{run}"
-        ).add(1, {**model, "llm.job.state": state})
+        )
+        for other in _RUN_STATES:
+            # The series exists before the first failure, which an increase does not show otherwise.
+            runs.add(int(other == state), {**model, "llm.job.state": other})
         if job.HasField("time_to_first_token"):
             meter.create_histogram_timedelta(
                 "llm.canary.time_to_first_token", "Time from a canary's acceptance to its first token.", "s"

@@ -20,6 +20,7 @@ from jobs.options import duration
 from jobs.schedules import MAX_REQUEST_ID
 from llm_pb import llm_pb2, schedule_pb2
 from runtime.auth import Caller
+from runtime.background import beside
 from runtime.scopes import SCOPES
 from services.gateway.effects import Effects
 from services.gateway.errors import ScheduleNotFound
@@ -126,12 +127,8 @@ async def keeping_canaries(
     )
     effects = Effects(client, settings.workflow_queue)
     schedules = ScheduleService(client, effects, reader, listing, settings, encryption)
-    keeping = asyncio.create_task(Canaries(schedules, reader, listing, settings).keep())
-    try:
+    async with beside(Canaries(schedules, reader, listing, settings).keep()):
         yield
-    finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
 
 
 def canary_of(model: str, interval: timedelta) -> schedule_pb2.Schedule:

@@ -29,6 +29,7 @@ from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow,
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+from workflows.llm_scheduled import LLMScheduledWorkflow
 
 with workflow.unsafe.imports_passed_through():
     # The sandbox loads this module, too, and the whole stack is no concern of its.
@@ -45,6 +46,7 @@ WORKFLOWS = (
     LLMDeletionWorkflow,
     LLMBulkDeletionWorkflow,
     LLMJobTombstone,
+    LLMScheduledWorkflow,
 )
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))

@@ -31,7 +31,7 @@ async def test_the_command_creates_and_manages_schedules(cli: Cli, stack: Stack)
             while not ended((await client.schedules.get(id_)).status):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
     shown = (await cli("schedules", "get", id_)).output
-    for text in ("paused", "every 1:00:00", "skip", "docstrings", "succeeded", "llmjob-cli-nightly-"):
+    for text in ("paused", "every 1:00:00", "skip", "docstrings", "SUCCEEDED", "llmjob-cli-nightly-"):
         assert text in shown
     assert (await cli("schedules", "unpause", id_, "--note", "go")).status == 0
     assert (await cli("schedules", "pause", id_, "--note", "stop")).status == 0

@@ -145,7 +145,7 @@ def get(connection: Connection, *, schedule_id: str, as_json: bool) -> None:
     rows = [
         (
             run.nominal_time.ToJsonString(),
-            state_name(run.state) if run.state else "refused" if run.HasField("error") else "running",
+            state_name(run.state) if run.state else "REFUSED" if run.HasField("error") else "RUNNING",
             run.workflow_id,
             run.error.message,
         )
