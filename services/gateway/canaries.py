@@ -19,6 +19,7 @@ from jobs.ids import schedule_id
 from jobs.options import duration
 from jobs.schedules import MAX_REQUEST_ID
 from llm_pb import llm_pb2, schedule_pb2
+from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.background import beside
 from runtime.scopes import SCOPES
@@ -97,6 +98,11 @@ class Canaries:
         try:
             found = (await self._reader.get(_OPERATOR, id_)).action
         except ScheduleNotFound:
+            await self._schedules.create(_OPERATOR, canary, canary=True)
+            return
+        except PayloadError:
+            # The keys that it was stored with were deleted. It holds nothing that was not made here.
+            await self._schedules.delete(_OPERATOR, id_)
             await self._schedules.create(_OPERATOR, canary, canary=True)
             return
         if not found.canary:

@@ -48,24 +48,39 @@ class ScheduleReader:
         """Return a schedule.
 
         Raises ApiError NOT_FOUND for one that does not exist or that the caller may not see; RPCError; KeysUnavailable;
-        PayloadError when its keys were deleted. Temporal is not asked about an id of another tenant.
+        PayloadError when its keys were deleted.
         """
+        description = await self._describe(caller, id_)
+        (action,) = await client_for(self._client, id_).data_converter.decode(
+            list(_started_by(description).args), [internal_pb2.ScheduledAction]
+        )
+        if not caller.may_see(action.schedule.user_id):
+            raise schedule_not_found(id_)
+        return StoredSchedule(action, description)
+
+    async def require(self, caller: Caller, id_: str) -> None:
+        """Raise what get() raises, but no PayloadError: a schedule whose keys were deleted can be deleted, too.
+
+        A caller who is bound to a user cannot know whose that one is.
+        """
+        if caller.user_id:
+            await self.get(caller, id_)
+        else:
+            await self._describe(caller, id_)
+
+    async def _describe(self, caller: Caller, id_: str) -> ScheduleDescription:
+        """Describe a schedule of the caller's tenant. Temporal is not asked about an id of another one."""
         if tenant_of(id_) != caller.tenant:
             raise schedule_not_found(id_)
-        client = client_for(self._client, id_)
         try:
-            description = await client.get_schedule_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)
+            description = await self._client.get_schedule_handle(id_).describe(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
             if error.status in _UNKNOWN:
                 raise schedule_not_found(id_) from error
             raise
-        started = description.schedule.action
-        if not isinstance(started, ScheduleActionStartWorkflow) or started.workflow != names.SCHEDULED_WORKFLOW_TYPE:
+        if _started_by(description).workflow != names.SCHEDULED_WORKFLOW_TYPE:
             raise schedule_not_found(id_)
-        (action,) = await client.data_converter.decode(list(started.args), [internal_pb2.ScheduledAction])
-        if not caller.may_see(action.schedule.user_id):
-            raise schedule_not_found(id_)
-        return StoredSchedule(action, description)
+        return description
 
     async def status(self, description: ScheduleDescription) -> schedule_pb2.ScheduleStatus:
         """Return the status of a schedule that was just described. Raises RPCError."""
@@ -105,6 +120,14 @@ class ScheduleReader:
             _log.info("the outcome of %s cannot be read: %s", started.workflow_id, error)
             written = None
         return written if written is not None else run
+
+
+def _started_by(description: ScheduleDescription) -> ScheduleActionStartWorkflow:
+    """Return what the schedule starts: Temporal's schedules have no other action yet."""
+    action = description.schedule.action
+    if not isinstance(action, ScheduleActionStartWorkflow):
+        raise schedule_not_found(description.id)
+    return action
 
 
 def timestamp(time: datetime) -> Timestamp:

@@ -92,6 +92,8 @@ class ScheduleService:
         except ScheduleAlreadyRunningError:
             return await self._as_created(await self._reader.get(caller, id_), digest)
         except RPCError as error:
+            if error.status == RPCStatusCode.ALREADY_EXISTS:
+                return await self._as_created(await self._reader.get(caller, id_), digest)
             raise _refused(error) from error
         _log.info("schedule created", extra={"schedule_id": id_})
         return await self._reader.status((await self._reader.get(caller, id_)).description)
@@ -123,7 +125,7 @@ class ScheduleService:
 
     async def pause(self, caller: Caller, id_: str, note: str, *, paused: bool) -> None:
         """Pause a schedule, or let it go on. Raises like get(), AuditUnavailable."""
-        await self._reader.get(caller, id_)
+        await self._reader.require(caller, id_)
         # Without a note the SDK writes one of its own.
         note = note or ("paused" if paused else "unpaused")
         await self._change(
@@ -133,7 +135,7 @@ class ScheduleService:
 
     async def trigger(self, caller: Caller, id_: str, overlap: "schedule_pb2.OverlapPolicy.ValueType") -> None:
         """Start a run now. Raises like get(), AuditUnavailable."""
-        await self._reader.get(caller, id_)
+        await self._reader.require(caller, id_)
         policy = OVERLAPS.get(overlap)
         await self._change(id_, lambda handle: handle.trigger(overlap=policy, rpc_timeout=RPC_TIMEOUT))
 
@@ -143,7 +145,7 @@ class ScheduleService:
         Raises ApiError INVALID_ARGUMENT for too many; like get(), AuditUnavailable.
         """
         id_ = request.schedule_id
-        await self._reader.get(caller, id_)
+        await self._reader.require(caller, id_)
         start, end = to_datetime(request.start_time), to_datetime(request.end_time)
         if start is None or end is None:
             raise ValueError("the request has not been checked")
@@ -164,7 +166,7 @@ class ScheduleService:
 
     async def delete(self, caller: Caller, id_: str) -> None:
         """Delete a schedule. Raises like get(), AuditUnavailable."""
-        await self._reader.get(caller, id_)
+        await self._reader.require(caller, id_)
         await self._change(id_, lambda handle: handle.delete(rpc_timeout=RPC_TIMEOUT))
         _log.info("schedule deleted", extra={"schedule_id": id_})
 

@@ -211,3 +211,16 @@ async def test_nothing_of_a_schedule_is_in_clear_where_payloads_are_encrypted(tm
                     execution.workflow_id, run_id=execution.run_id
                 ).fetch_history()
                 assert "xyzzyprompt" not in history.to_json()
+            keys.store.delete("acme")
+            await stack.processes["gateway"].terminate()
+            await stack.processes["gateway"].start()
+            await stack.processes["gateway"].wait_ready()
+            request = schedule_pb2.GetScheduleRequest(schedule_id=id_)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await schedules.GetSchedule(request, wait_for_ready=True)
+            assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
+            # What nobody can read any more can be deleted nevertheless.
+            await delete(schedules, id_)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await schedules.GetSchedule(request)
+            assert error.value.code() == grpc.StatusCode.NOT_FOUND

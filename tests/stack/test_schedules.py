@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs.ids import workflow_id
@@ -111,6 +112,30 @@ async def test_a_run_may_cancel_the_one_before(schedules: ScheduleServiceStub, s
     assert result.output
     await stub.Cancel(llm_pb2.CancelRequest(workflow_id=status.recent_runs[1].workflow_id))
     await delete(schedules, id_)
+
+
+async def test_a_run_ends_with_its_job_however_that_ends(
+    schedules: ScheduleServiceStub, stub: LlmServiceStub, temporal: Client
+) -> None:
+    """Also one that Temporal has terminated, which tells nobody, and one that was deleted."""
+    for end in ("terminated", "deleted"):
+        id_ = await create(schedules, new_schedule(params=LONG), paused=True)
+        await trigger(schedules, id_)
+        status = await until(schedules, id_, lambda status: status.recent_runs and status.recent_runs[0].workflow_id)
+        (run,) = status.recent_runs
+        await until_output(stub, run.workflow_id)
+        handle = temporal.get_workflow_handle(f"{id_}-{run.nominal_time.ToJsonString()}")
+        if end == "terminated":
+            await temporal.get_workflow_handle(run.workflow_id).terminate()
+        else:
+            await stub.DeleteJob(llm_pb2.DeleteJobRequest(workflow_id=run.workflow_id))
+        async with asyncio.timeout(150):
+            await handle.result()
+        (run,) = (await get(schedules, id_)).status.recent_runs
+        # The deletion cancels the job first, and the run may see either.
+        assert run.state in ({llm_pb2.JOB_STATE_CANCELLED} if end == "terminated" else {llm_pb2.JOB_STATE_CANCELLED, 0})
+        assert run.failures_in_a_row == 0
+        await delete(schedules, id_)
 
 
 async def test_a_paused_schedule_runs_when_it_is_triggered_alone(schedules: ScheduleServiceStub) -> None:
