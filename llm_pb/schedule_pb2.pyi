@@ -380,7 +380,7 @@ class CreateScheduleResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> Global___ScheduleStatus:
-        """The schedule's status."""
+        """The schedule's status. It has the schedule_id alone if Temporal does not tell the rest in time."""
 
     def __init__(
         self,
@@ -592,7 +592,7 @@ class UpdateScheduleResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> Global___ScheduleStatus:
-        """The schedule's status."""
+        """The schedule's status. It has the schedule_id alone if Temporal does not tell the rest in time."""
 
     def __init__(
         self,

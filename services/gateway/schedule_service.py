@@ -96,7 +96,7 @@ class ScheduleService:
                 return await self._as_created(await self._reader.get(caller, id_), digest)
             raise _refused(error) from error
         _log.info("schedule created", extra={"schedule_id": id_})
-        return await self._reader.status((await self._reader.get(caller, id_)).description)
+        return await self._status_of(caller, id_)
 
     async def get(self, caller: Caller, id_: str) -> schedule_pb2.GetScheduleResponse:
         """Return a schedule. Raises like ScheduleReader.get()."""
@@ -121,7 +121,7 @@ class ScheduleService:
             return ScheduleUpdate(to_temporal(action, id_, self._settings.workflow_queue, about, state), attributes)
 
         await self._change(id_, lambda handle: handle.update(updated, rpc_timeout=RPC_TIMEOUT))
-        return await self._reader.status((await self._reader.get(caller, id_)).description)
+        return await self._status_of(caller, id_)
 
     async def pause(self, caller: Caller, id_: str, note: str, *, paused: bool) -> None:
         """Pause a schedule, or let it go on. Raises like get(), AuditUnavailable."""
@@ -169,6 +169,17 @@ class ScheduleService:
         await self._reader.require(caller, id_)
         await self._change(id_, lambda handle: handle.delete(rpc_timeout=RPC_TIMEOUT))
         _log.info("schedule deleted", extra={"schedule_id": id_})
+
+    async def _status_of(self, caller: Caller, id_: str) -> schedule_pb2.ScheduleStatus:
+        """Return the status of a schedule that was stored, or its id alone: the call has succeeded in any case.
+
+        A Temporal that has had no schedule before starts their worker first, which takes some seconds.
+        """
+        try:
+            return await self._reader.status((await self._reader.get(caller, id_)).description)
+        except RPCError as error:
+            _log.warning("%s is stored, and cannot be described yet: %s", id_, error)
+            return schedule_pb2.ScheduleStatus(schedule_id=id_)
 
     async def _change(self, id_: str, change: Callable[[ScheduleHandle], Awaitable[None]]) -> None:
         try:
