@@ -111,7 +111,7 @@ def workflow_worker(
     store: Store | None = None,
 ) -> Worker:
     """Return the worker for the queue of workflows."""
-    files = FileRemoval(store, SlotReleases(client))
+    files = FileRemoval(store)
     local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     reader = JobReader(client, Models(settings.models), deliveries, feed)
