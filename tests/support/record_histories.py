@@ -17,12 +17,15 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs import names
-from jobs.ids import delivery_workflow_id, ledger_workflow_id
+from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id
 from llm_pb import internal_pb2, llm_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import data_converter
 from tests.support.deletions import delete, until_ended
+from tests.support.files import delete as delete_file
+from tests.support.files import new_file, upload
 from tests.support.jobs import new_job, until_message, until_output, watch
 from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
@@ -125,6 +128,15 @@ async def scheduled(schedules: ScheduleServiceStub, stub: LlmServiceStub, tempor
     }
 
 
+async def uploaded(files: FileServiceStub) -> str:
+    """Upload a file in two calls and delete it; return the id of its workflow."""
+    key = new_file()
+    await upload(files, key, b"one", last=False)
+    file = await upload(files, key, b"one and two", 3)
+    await delete_file(files, file.ref.file_id)
+    return file_workflow_id(file.ref.file_id, "")
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -149,6 +161,9 @@ async def main(version: str) -> None:
             for outcome, id_ in ids.items():
                 await record(temporal, id_, f"{outcome}.{version}")
             await record(temporal, await counted(temporal), f"ledger.{version}")
+            id_ = await uploaded(FileServiceStub(channel))
+            await temporal.get_workflow_handle(id_).result()
+            await record(temporal, id_, f"file.{version}")
             again = await delivered_later(stub, temporal, failed)
             await record(temporal, again, f"delivery-sent-again.{version}")
             further = {**await deletions(stub), **await scheduled(ScheduleServiceStub(channel), stub, temporal)}
