@@ -14,9 +14,8 @@ from services.gpu_worker.seats import Seat
 
 _MAX_PATIENCE: Final = timedelta(minutes=5)
 _HANDED_OVER_OFTEN: Final = 100_000
-"""Size of an output, in bytes, that is handed over every _MAX_PATIENCE. A larger one waits longer in proportion, so that
-all hand-overs of a day write at most 29 MB.
-"""
+"""Size of an output, in bytes, that is handed over every _MAX_PATIENCE. A larger one waits longer in proportion, so
+that all hand-overs of a day write at most 29 MB."""
 _RESERVE: Final = timedelta(seconds=2)
 """Maximum part of an attempt's time that is reserved to hand the job over before Temporal gives the attempt up."""
 
