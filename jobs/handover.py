@@ -58,8 +58,8 @@ def add_reported_times(
 def queue_timeout(request: internal_pb2.RunRequest, limit: timedelta, now: datetime) -> timedelta | None:
     """Return the maximum wait of an attempt for a worker; None if only the total time bounds it.
 
-    `limit` is the job's queue timeout. It is of the wait for the first seat, so a pause does not begin it again. After
-    a hand-over by a worker that had to stop it does begin again.
+    `limit` is the job's queue timeout. A hand-over by a worker that had to stop begins it again. Once a worker has had
+    no seat for the job it is of the wait for the first seat: no hand-over begins it again, and it ends with that seat.
     """
     if not request.unseated:
         return limit

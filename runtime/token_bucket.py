@@ -29,6 +29,11 @@ class TokenBucket:
             return 0
         return (1 - self._tokens) / self.per_second
 
+    def put_back(self) -> None:
+        """Put a token back that was taken for nothing."""
+        self._fill()
+        self._tokens = min(self._tokens + 1, self.burst)
+
     def _fill(self) -> None:
         now = self._clock()
         self._tokens = min(self._tokens + (now - self._filled_at) * self.per_second, self.burst)

@@ -32,3 +32,8 @@ class ClassRates:
         name = llm_pb2.JobClass.Name(job_class)
         message = f"this gateway accepts jobs of {name} at {allowed}; submit the job again in {wait:.3f} s"
         return exhausted(message, timedelta(seconds=wait), {"job_class": name})
+
+    def put_back(self, job_class: "llm_pb2.JobClass.ValueType") -> None:
+        """Do not count a Submit that has started no job."""
+        if (bucket := self._buckets.get(job_class)) is not None:
+            bucket.put_back()

@@ -4,8 +4,10 @@ A class has a rate at each gateway: see services.gateway.class_rates. Temporal k
 is the sum of its classes'. Where one of them has no rate, neither has the queue.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from math import isclose
 from typing import Final
 
@@ -13,7 +15,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, UpdateTaskQueueConfigRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from jobs.classes import NAMES, queue_of
 from runtime.temporal import RPC_TIMEOUT
@@ -23,15 +25,27 @@ _log = logging.getLogger(__name__)
 REASON: Final = "GATEWAY_CLASSES"
 """Written beside a rate that a gateway has set. A rate with another reason is an operator's, and stays."""
 
+_INTERVAL: Final = timedelta(seconds=30)
+"""Interval of further tries."""
+_REFUSALS: Final = (RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.INVALID_ARGUMENT)
+"""A server that knows no rates, or does not let the gateway set them, will not do so later."""
+
 
 async def set_queue_rates(client: Client, settings: GatewaySettings) -> None:
-    """Set the rates of all queues; remove those that the settings had before. A failure is logged."""
-    for queue, rate in queue_rates(settings).items():
-        try:
-            await _set(client, queue, rate)
-        except RPCError as error:
-            # The gateways keep their own rates. Temporal's are a second line.
-            _log.warning("the rate of the queue %s cannot be set: %s %s", queue, error.status.name, error)
+    """Set the rates of all queues; remove those that the settings had before. What fails is tried again."""
+    left = dict(queue_rates(settings))
+    while left:
+        for queue, rate in tuple(left.items()):
+            try:
+                await _set(client, queue, rate)
+            except RPCError as error:
+                # The gateways keep their own rates. Temporal's are a second line.
+                _log.warning("the rate of the queue %s cannot be set: %s %s", queue, error.status.name, error)
+                if error.status not in _REFUSALS:
+                    continue
+            del left[queue]
+        if left:
+            await asyncio.sleep(_INTERVAL.total_seconds())
 
 
 def queue_rates(settings: GatewaySettings) -> Mapping[str, float | None]:

@@ -107,6 +107,7 @@ class JobSubmission:
             tokens = reserved_tokens(job, chosen.default_max_tokens)
             reservation = await self._open_jobs.reserve(caller.tenant, start.id, tokens)
             if isinstance(reservation, str):
+                self._rates.put_back(job_class)
                 # The quota is of new jobs.
                 with suppress(JobNotFound):
                     return await self._found(caller, start.id, job, None, once=True)
@@ -127,6 +128,7 @@ class JobSubmission:
                 request_eager_start=True,
             )
         except WorkflowAlreadyStartedError as error:
+            self._rates.put_back(job_class)
             forget_frames(error)
             return await self._found(caller, start.id, job, error, has_slot=bool(chosen.ledger))
         # The name is one of the catalogue: any other was refused.

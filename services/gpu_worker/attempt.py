@@ -65,6 +65,11 @@ class Attempt:
             heartbeat.attempts.extend(attempts)
         return heartbeat
 
+    @property
+    def output_bytes(self) -> int:
+        """Size of the output so far and of its log probabilities, in bytes."""
+        return len(self._writer.output.text) + self._logprobs_bytes
+
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Restore the state and the progress that an earlier attempt reported."""
         self.times.restore(heartbeat.metadata)

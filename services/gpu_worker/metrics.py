@@ -14,6 +14,7 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
+from jobs.classes import NAMES, label_of
 from jobs.errors import error_type
 from llm_pb import llm_pb2
 from runtime.metrics import LONG_SECONDS
@@ -21,9 +22,6 @@ from services.gpu_worker.engines.engine import Engine, Output
 from services.gpu_worker.seats import Seats
 from services.gpu_worker.spans import operation_name
 
-_CLASSES: Final = {
-    number: name.removeprefix("JOB_CLASS_").lower() for name, number in llm_pb2.JobClass.items() if number
-}
 _TOKENS: Final = tuple(4**power for power in range(11))
 _FIRST_TOKEN_SECONDS: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -180,8 +178,8 @@ class WorkerMetrics:
 
     def _observe_seats(self, _: CallbackOptions) -> Iterable[Observation]:
         classes = Counter(seat.job_class for seat in self._seats.taken)
-        for job_class, name in _CLASSES.items():
-            yield Observation(classes[job_class], {**self._model, "llm.job.class": name})
+        for job_class in NAMES:
+            yield Observation(classes[job_class], {**self._model, "llm.job.class": label_of(job_class)})
 
     def _observe_kv_cache(self, _: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._engine.load().kv_cache_usage, self._model)

@@ -13,6 +13,9 @@ from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.seats import Seat
 
 _MAX_PATIENCE: Final = timedelta(minutes=5)
+_HANDED_OVER_OFTEN: Final = 100_000
+"""Size of an output, in bytes, that is handed over every _MAX_PATIENCE. A larger one waits longer in proportion, so
+that all hand-overs of a day write at most 29 MB."""
 _RESERVE: Final = timedelta(seconds=2)
 """Maximum part of an attempt's time that is reserved to hand the job over before Temporal gives the attempt up."""
 
@@ -29,8 +32,9 @@ class SeatWaits:
         self.seat = seat
         self._attempt = attempt
         # A job that finds no seat anywhere must not fill its history with hand-overs.
-        waits = min(patience * (1 + request.unseated), max(_MAX_PATIENCE, patience))
-        self._patience = waits.total_seconds()
+        self._patience = patience * (1 + request.unseated)
+        self._most = max(_MAX_PATIENCE, patience)
+        self._has_waited = False
         self._hand_over_at: float | None = None
         if (limit := activity.info().start_to_close_timeout) is not None:
             self._hand_over_at = _now() + (limit - min(_RESERVE, limit / 10)).total_seconds()
@@ -40,19 +44,26 @@ class SeatWaits:
 
         An attempt that has waited raises it, too, when its time is nearly up, because the job is not to blame for that.
         """
-        if self.seat.taken or self.seat.ask():
+        if self.seat.taken:
             return
+        if not self.seat.ask():
+            await self._wait()
+        if self._has_waited and self._hand_over_at is not None:
+            self.seat.leave_at(self._hand_over_at)
+
+    async def _wait(self) -> None:
+        self._has_waited = True
         has_paused = self._attempt.times.pauses > 0
         await self._attempt.enter(PAUSED if has_paused else QUEUED)
-        patience = self._patience
+        # A hand-over writes the output into the job's history, which Temporal ends at 50 MiB.
+        most = self._most * (1 + self._attempt.output_bytes / _HANDED_OVER_OFTEN)
+        patience = min(self._patience, most).total_seconds()
         if self._hand_over_at is not None:
             patience = min(patience, self._hand_over_at - _now())
         try:
             await self.seat.wait(max(patience, 0.0))
         except TimeoutError:
             raise NoSeat("the seats of the worker are taken by more urgent jobs") from None
-        if self._hand_over_at is not None:
-            self.seat.leave_at(self._hand_over_at)
         if has_paused:
             spans.describe_resumption()
 

@@ -189,6 +189,16 @@ async def test_a_rate_refuses_new_jobs_of_its_class_alone(stack: Stack) -> None:
                 await submit(stub, new_job(model="idle", job_class=job_class))
 
 
+async def test_a_repeated_submit_uses_up_no_rate(stack: Stack) -> None:
+    """Two jobs at once are within the rate, however often the first one is submitted meanwhile."""
+    async with another_gateway(stack, GATEWAY_CLASSES={"BACKGROUND": {"rate": 1.01}}) as stub:
+        job = new_job(model="idle", job_class=BACKGROUND)
+        accepted = await submit(stub, job)
+        for _ in range(5):
+            assert await submit(stub, job) == accepted
+        await submit(stub, new_job(model="idle", job_class=BACKGROUND))
+
+
 async def test_the_usual_class_has_no_rate(stack: Stack) -> None:
     """Who has submitted faster than the classes' numbers before goes on as before."""
     async with another_gateway(stack) as stub:

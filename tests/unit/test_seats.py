@@ -1,14 +1,19 @@
 """Seats: who gets one, who gives it up, and what becomes of output that comes in that moment."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+from temporalio.testing import ActivityEnvironment
 
 from jobs.errors import EngineFailed
 from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.engines.engine import Output
+from services.gpu_worker.seat_waits import SeatWaits
 from services.gpu_worker.seats import Seat, Seats
 
 HIGH, STANDARD = llm_pb2.JOB_CLASS_HIGH, llm_pb2.JOB_CLASS_STANDARD
@@ -157,3 +162,39 @@ async def test_an_engine_that_ends_without_a_reason_has_failed(present: ExitStac
 
     with pytest.raises(EngineFailed, match="without a finish reason"):
         await attempt(Seats(1, 0), STANDARD, 0, present).next(nothing())
+
+
+class Attempting:
+    """The part of an attempt that its waits use."""
+
+    def __init__(self) -> None:
+        self.times = SimpleNamespace(pauses=0)
+        self.output_bytes = 0
+
+    async def enter(self, stage: str) -> None:
+        """Enter a stage."""
+
+
+async def test_an_attempt_that_has_waited_leaves_in_time_although_it_finds_a_seat_at_once(present: ExitStack) -> None:
+    """Its waits have used up a part of its time, for which the job is not to blame."""
+    seats, request = Seats(1, 0), internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=BACKGROUND))
+
+    async def attempt_of_an_activity() -> None:
+        seat = present.enter_context(seats.attempt(request))
+        waits = SeatWaits(Attempting(), seat, request, timedelta(minutes=1))  # type: ignore[arg-type]
+        urgent = attempt(seats, HIGH, 0, present)
+        waiting = asyncio.create_task(waits.take_seat())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        urgent.free()
+        await waiting
+        waits.pause()
+        await waits.take_seat()
+        assert seat.taken
+        async with asyncio.timeout(10):
+            while not seat.leaving:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(environment.info, start_to_close_timeout=timedelta(seconds=1))
+    await environment.run(attempt_of_an_activity)
