@@ -162,38 +162,38 @@ class Answers:
 
     def hold(self, answer: "Answer", size: int) -> None:
         """Set the bytes that a call holds, and give what becomes free to waiting calls."""
+        # No message of a stream waits for room.
+        if self._count(answer, size) < 0 and answer.pool is self.others:
+            while self._admit_those_that_fit():
+                pass
+
+    def _count(self, answer: "Answer", size: int) -> int:
+        """Set the bytes that a call holds; return by how many they grew."""
         more = size - answer.held
         answer.held = size
         answer.pool.add(answer.connection, more)
-        # No message of a stream waits for room.
-        if more < 0 and answer.pool is self.others:
-            self._share()
+        return more
 
-    def _share(self) -> None:
-        """Admit the waiting calls that fit.
+    def _admit_those_that_fit(self) -> bool:
+        """Admit waiting calls; return whether one of them holds less than before, so that others may fit.
 
         Connections that hold least come first. The calls of one connection keep their order.
         """
+        freed = False
         if not self._waiting or self.others.held >= self.others.size:
-            return
+            return freed
         for connection in sorted(self._waiting, key=lambda one: self.others.held_by.get(one, 0)):
             if self.others.room(connection) <= 0:
                 # The other connections hold more, so they have no room either.
-                return
+                break
             for waiter in self._waiting[connection]:
-                if not self._admit(waiter):
+                if waiter.admitted.done():
+                    continue
+                if not waiter.answer.fits(waiter.size):
                     break
-
-    def _admit(self, waiter: "_Waiter") -> bool:
-        """Admit a call if it fits; return whether it has stopped waiting."""
-        if waiter.admitted.done():
-            return True
-        if not waiter.answer.fits(waiter.size):
-            return False
-        # The call holds more than before, never less, so this admits no other call.
-        self.hold(waiter.answer, waiter.size)
-        waiter.admitted.set_result(None)
-        return True
+                waiter.admitted.set_result(None)
+                freed |= self._count(waiter.answer, waiter.size) < 0
+        return freed
 
     async def reserve(self, answer: "Answer", size: int) -> None:
         """Wait until the bytes fit, then count them for the call. Raises NoRoomError."""

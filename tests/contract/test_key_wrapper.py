@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -28,35 +28,52 @@ async def new_key(url: str) -> str:
         return arn
 
 
-@pytest.fixture(params=["keyring", "kms"])
-async def wrapper(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[KeyWrapper]:
-    if request.param == "keyring":
-        keyring = Keyring(tmp_path / "keyring.json")
-        keyring.turn()
-        yield keyring
-        return
+@pytest.fixture(scope="module")
+async def moto() -> AsyncIterator[str]:
+    """The URL of a server with KMS."""
     pytest.importorskip("moto.server")
-    kms = pytest.importorskip("encryption.kms")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     server = await start(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0")
     assert server.stderr
     try:
         async with asyncio.timeout(120):
             while not (found := re.search(rb"Running on (http://\S+)", await server.stderr.readline())):
                 pass
-        url = f"{found[1].decode()}/"
-        yield kms.Kms(await new_key(url), url)
-        server.terminate()
-        await server.wait()
-        with pytest.raises(KeysUnavailable, match="does not answer"):
-            await kms.Kms("arn:aws:kms:us-east-1:1:key/k", url).wrap(bytes(32), "context")
+        yield f"{found[1].decode()}/"
     finally:
-        if server.returncode is None:
-            server.kill()
+        server.kill()
         await server.communicate()
+
+
+NewKms = Callable[[], Awaitable[KeyWrapper]]
+
+
+@pytest.fixture
+def new_kms(moto: str, monkeypatch: pytest.MonkeyPatch) -> NewKms:
+    kms = pytest.importorskip("encryption.kms")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    async def make() -> KeyWrapper:
+        return kms.Kms(await new_key(moto), moto)  # type: ignore[no-any-return]
+
+    return make
+
+
+@pytest.fixture(params=["keyring", "kms"])
+async def wrapper(request: pytest.FixtureRequest, tmp_path: Path, new_kms: NewKms) -> KeyWrapper:
+    if request.param == "keyring":
+        keyring = Keyring(tmp_path / "keyring.json")
+        keyring.turn()
+        return keyring
+    return await new_kms()
+
+
+async def test_a_kms_that_is_away_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    kms = pytest.importorskip("encryption.kms")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(KeysUnavailable, match="does not answer"):
+        await kms.Kms("arn:aws:kms:us-east-1:1:key/k", "http://127.0.0.1:1/").wrap(bytes(32), "context")
 
 
 async def test_a_wrapped_key_is_unwrapped(wrapper: KeyWrapper) -> None:
@@ -73,15 +90,14 @@ async def test_another_context_is_refused(wrapper: KeyWrapper) -> None:
         await wrapper.unwrap(wrapped, "another")
 
 
-async def test_what_another_key_has_wrapped_is_refused(wrapper: KeyWrapper, tmp_path: Path) -> None:
+async def test_what_another_key_has_wrapped_is_refused(wrapper: KeyWrapper, tmp_path: Path, new_kms: NewKms) -> None:
     """Otherwise who can write into the key store would choose the data keys of all that follows."""
     other: KeyWrapper
     if isinstance(wrapper, Keyring):
         other = Keyring(tmp_path / "another.json")
         other.turn()
     else:
-        kms, url = type(wrapper), wrapper._url  # type: ignore[attr-defined]
-        other = kms(await new_key(url), url)  # type: ignore[call-arg]
+        other = await new_kms()
     with pytest.raises(KeysUnavailable):
         await wrapper.unwrap(await other.wrap(bytes(32), "context"), "context")
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime.auth import Presented, Refusal
 from runtime.auth_keys import ApiKey, make_key, read_keys, write_keys
 from runtime.scopes import SCOPES
 
@@ -140,3 +141,12 @@ def id_of(key: str) -> str:
 def bearer(credential: str) -> Metadata:
     """Return the metadata of a call with a credential."""
     return (("authorization", f"Bearer {credential}"),)
+
+
+async def reason(authenticator: Any, token: str) -> str:
+    """Return the reason for which a credential is refused: empty if it is not, "none" if it is not one of these."""
+    try:
+        caller = await authenticator.authenticate(Presented(token=token))
+    except Refusal as refusal:
+        return refusal.reason
+    return "" if caller is not None else "none"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.answers import Answer, Answers
+from runtime.answers import MAKING_COPIES, Answer, Answers
 
 MESSAGES = 200
 
@@ -50,3 +50,17 @@ async def test_who_waits_costs_others_nothing(stream: bool) -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_call_that_needs_less_than_it_has_reserved_is_admitted_once() -> None:
+    """It waits although it asks for less, because another call of its connection holds most of the budget."""
+    answers = Answers(10, 1 << 20)
+    first, second = answers.open(Call("one")), answers.open(Call("one"))
+    await first.reserve(30_000)
+    await second.reserve(150_000)
+    waiting = asyncio.create_task(first.reserve(20_000))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    second.left()
+    await waiting
+    assert answers.held_bytes == 20_000 * MAKING_COPIES

@@ -7,7 +7,6 @@ import logging
 import os
 import pkgutil
 import stat
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -32,13 +31,12 @@ from llm_pb import llm_pb2
 from runtime.auth import Caller, Presented, Refusal, bearer_token
 from runtime.auth_certificates import CertificateRule, ClientCertificates
 from runtime.auth_jwt import JwtRules, Jwts
-from runtime.auth_keys import ApiKeys, KeyFileError, read_keys
+from runtime.auth_keys import ApiKeys, KeyFileError
 from runtime.grpc_auth import AuthInterceptor, current_caller
 from runtime.jwt_keys import KeySet
 from runtime.scopes import ANONYMOUS
 from services.gateway import scopes
-from tests.support.commands import run
-from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer, claims_of, id_of
+from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer, claims_of, id_of, reason
 
 SERVICE, METHOD = "test.Service", "/test.Service/Who"
 RULES = (
@@ -334,14 +332,6 @@ def key_file(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-async def reason(authenticator: Any, token: str) -> str:
-    try:
-        caller = await authenticator.authenticate(Presented(token=token))
-    except Refusal as refusal:
-        return refusal.reason
-    return "" if caller is not None else "none"
-
-
 async def test_what_the_claims_say(issuer: Issuer, key_file: Path) -> None:
     known = jwts(key_file, scopes_claim="roles", tenant_claim="org", user_claim="uid")
     await known.refresh()
@@ -509,49 +499,6 @@ def test_a_file_of_keys_keeps_its_permissions(tmp_path: Path) -> None:
     file.path.chmod(0o640)
     file.revoke(key)
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o640
-
-
-async def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
-    """Several at once lose none; the key itself is shown once and kept nowhere."""
-    path = tmp_path / "keys.json"
-
-    async def keys(*arguments: str) -> Any:
-        return await run(sys.executable, "-m", "services.gateway.keys", *arguments, GATEWAY_API_KEYS_FILE=str(path))
-
-    options = ("--tenant", "acme", "--user", "alice", "--expires", "P90D")
-    made = await asyncio.gather(*(keys("create", *options) for _ in range(5)))
-    assert all(ended.status == 0 for ended in made), made[0].errors
-    texts = [ended.output.strip() for ended in made]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [key.tenant for key in read_keys(path, scopes.SCOPES).values()] == ["acme"] * 5
-    listed = await keys("list")
-    known = ApiKeys(path, scopes.SCOPES)
-    for text in texts:
-        assert len(text.rpartition("_")[2]) == 43
-        assert await reason(known, text) == ""
-        assert id_of(text) in listed.output
-        assert text.rpartition("_")[2] not in listed.output + path.read_text()
-    assert "  acme  alice  " in listed.output
-    assert (await keys("revoke", id_of(texts[0]))).status == 0
-    await known.refresh()
-    assert await reason(known, texts[0]) == "CREDENTIAL_INVALID"
-    assert await reason(known, texts[1]) == ""
-    for wrong in (
-        ["revoke", "nobody"],
-        ["create", "--scopes", "jobs:raed"],
-        ["create", "--user", "-"],
-        ["create", "--tenant", "a/b"],
-        ["create", "--expires", "2027-01-01"],
-    ):
-        ended = await keys(*wrong)
-        assert ended.status != 0
-        assert ended.errors
-        assert "Traceback" not in ended.errors
-    assert os.listdir(tmp_path) == ["keys.json"]
-    everybodys = await keys("create", "--scopes", "admin:metrics")
-    assert everybodys.status == 0, everybodys.errors
-    key = read_keys(path, scopes.SCOPES)[id_of(everybodys.output.strip())]
-    assert (key.tenant, key.user_id) == ("", "")
 
 
 async def test_a_refusal_repeats_nothing_of_the_token(issuer: Issuer, key_file: Path) -> None:
