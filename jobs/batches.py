@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
     number: int
     first: int
     """Place of the first item in the plan."""
-    count: int
+    items: int
     queue: str
     """Task queue of the model."""
     model: str
@@ -99,7 +99,7 @@ def done_count(result: internal_pb2.ChunkResult) -> int:
 
 def is_done(result: internal_pb2.ChunkResult, chunk: Chunk) -> bool:
     """Return whether every item of a chunk has ended."""
-    return done_count(result) >= chunk.count
+    return done_count(result) >= chunk.items
 
 
 def later(one: internal_pb2.ChunkResult | None, other: internal_pb2.ChunkResult | None) -> internal_pb2.ChunkResult:

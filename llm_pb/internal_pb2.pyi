@@ -2024,6 +2024,38 @@ class BatchRecord(_message.Message):
 Global___BatchRecord: _TypeAlias = BatchRecord  # noqa: Y015
 
 @_typing.final
+class ResultsCursor(_message.Message):
+    """The content of the cursor of StreamBatchResults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    low: _builtins.int
+    """All items of chunks with lower numbers were delivered."""
+    rest: _builtins.int
+    """Number of items delivered of BatchProgress.rest."""
+    @_builtins.property
+    def bits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The items delivered of the chunks from low on, each as ChunkResult.done."""
+
+    def __init__(
+        self,
+        *,
+        low: _builtins.int = ...,
+        bits: _abc.Iterable[_builtins.bytes] | None = ...,
+        rest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "low", b"low", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultsCursor: _TypeAlias = ResultsCursor  # noqa: Y015
+
+@_typing.final
 class PlanTask(_message.Message):
     """What the process that plans batches gets: the request, and where the content of the file is."""
 

@@ -92,7 +92,7 @@ async def remove_file(request: internal_pb2.RemoveFileRequest) -> None:
 
 @activity.defn(name=names.ACTIVITY_PLAN_BATCH)
 async def plan_batch(request: internal_pb2.PlanRequest) -> internal_pb2.BatchPlan:
-    """Read and check the lines of a batch. See services.gateway.batches. It raises INPUT_GONE for a file that is gone."""
+    """Read and check the lines of a batch. Raises INPUT_GONE for a file that is gone."""
     raise NotImplementedError
 
 
