@@ -123,6 +123,10 @@ async def test_a_cancelled_batch_keeps_what_has_ended(stubs: Stubs, temporal: Cl
     assert (await stubs.cancel(created.batch_id)) == status
 
 
+async def has_state(stubs: Stubs, batch_id: str, state: "batch_pb2.BatchState.ValueType") -> bool:
+    return (await stubs.get(batch_id)).state == state
+
+
 async def has_done(stubs: Stubs, batch_id: str, least: int) -> bool:
     return (await stubs.get(batch_id)).counts.succeeded >= least
 
@@ -251,6 +255,7 @@ async def test_batches_are_listed(stubs: Stubs, temporal: Client, stack: Stack) 
     assert await listed(states=["BATCH_STATE_SUCCEEDED"]) == [first.batch_id]
     assert await listed(states=["BATCH_STATE_FAILED"]) == [second.batch_id]
     assert await listed(project_id="p") == [second.batch_id]
+    await until(lambda: has_state(stubs, open_one.batch_id, batch_pb2.BATCH_STATE_RUNNING))
     await stubs.cancel(open_one.batch_id)
     assert (await stubs.end(open_one.batch_id)).counts.cancelled == 2
 

@@ -66,7 +66,10 @@ async def new_batch(
     key = new_file(file={"user_id": user_id} if user_id else {})
     file = await upload(stubs.files, key, content)
     return batch_pb2.BatchRequest(
-        user_id=file.user_id, request_id=f"batch-{next(_numbers)}", input={"file_id": file.ref.file_id}, **changes
+        user_id=file.user_id,
+        request_id=f"batch-{next(_numbers)}",
+        input=file_pb2.FileRef(file_id=file.ref.file_id),
+        **changes,
     )
 
 
@@ -149,7 +152,7 @@ class Engine:
                     continue
                 if self.hold_after is not None and batches.done_count(result) + len(fresh) >= self.hold_after:
                     await self._flush(request, tenant_store, result, done, fresh)
-                    await self._wait()
+                    await self._wait(result)
                 raw = await self._read(request.input, record.offset, record.length)
                 line = LineReader(request.batch).read(RawLine(record.index, record.offset, record.length, raw))
                 assert line.job is not None, line.problems
@@ -164,9 +167,9 @@ class Engine:
         await self._flush(request, tenant_store, result, done, fresh)
         return result
 
-    async def _wait(self) -> None:
+    async def _wait(self, result: internal_pb2.ChunkResult) -> None:
         while not self.go_on.is_set():
-            activity.heartbeat(self._last)
+            activity.heartbeat(result)
             await asyncio.sleep(0.1)
 
     def _item(
@@ -215,9 +218,7 @@ class Engine:
             written = await store.put(store.new_name(segments_folder(request.batch_id, request.tenant)), pieces())
             result.segments.add(file_id=written.name, size_bytes=written.size)
             result.done = done.to_bytes((request.count + 7) // 8, "little")
-        self._last = internal_pb2.ChunkResult()
-        self._last.CopyFrom(result)
-        activity.heartbeat(self._last)
+        activity.heartbeat(result)
 
     async def _read(self, ref: file_pb2.FileRef, start: int, size: int) -> bytes:
         pieces = self.store.read(StoredObject(ref.file_id, ref.size_bytes), start, start + size)
