@@ -48,10 +48,8 @@ class Chunk(NamedTuple):
     first: int
     """Place of the first item in the plan."""
     items: int
-    queue: str
-    """Task queue of the model."""
-    model: str
-    default_max_tokens: int
+    group: internal_pb2.PlanGroup
+    """The items of its model."""
 
 
 class Stop(NamedTuple):
@@ -88,7 +86,7 @@ def chunks_of(plan: internal_pb2.BatchPlan, options: internal_pb2.BatchOptions) 
     for group in plan.groups:
         for first in range(group.first, group.first + group.count, size):
             count = min(size, group.first + group.count - first)
-            chunks.append(Chunk(len(chunks), first, count, group.queue, group.model, group.default_max_tokens))
+            chunks.append(Chunk(len(chunks), first, count, group))
     return chunks
 
 

@@ -25,8 +25,12 @@ UPDATE_RESERVE: Final = "Reserve"
 SIGNAL_RELEASE: Final = "Release"
 QUERY_GET_LEDGER: Final = "GetLedger"
 QUERY_COUNT_SLOTS: Final = "CountSlots"
-# Type of the error with which Reserve is refused when no job of it can get a slot.
+QUERY_GET_USAGE: Final = "GetUsage"
+# Types of the error with which Reserve is refused when no job of it can get a slot: too many are in use; open jobs have
+# reserved too many output tokens; too many were used today.
 QUOTA_REACHED: Final = "QUOTA_REACHED"
+TOKENS_RESERVED: Final = "TOKENS_RESERVED"
+TOKENS_USED: Final = "TOKENS_USED"
 # Deletes a job, and many.
 DELETION_WORKFLOW_TYPE: Final = "LLMDeletionWorkflow"
 BULK_DELETION_WORKFLOW_TYPE: Final = "LLMBulkDeletionWorkflow"
@@ -89,7 +93,10 @@ LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
 JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
 # Only jobs of a tenant have it, so that an installation without tenants does without it.
 TENANT_ID: Final = SearchAttributeKey.for_keyword("TenantId")
-SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID)
+# The JobClass by name. Only jobs of another class than JOB_CLASS_STANDARD have it, so that an installation without such
+# jobs does without it.
+JOB_CLASS: Final = SearchAttributeKey.for_keyword("JobClass")
+SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID, JOB_CLASS)
 
 # Memo of a job's workflow. At its start it holds the JobOptions that the gateway chose, two digests of the JobRequest,
 # which distinguish a repeated Submit from another job under the same key, and the W3C traceparent of the Submit. As it
@@ -101,6 +108,8 @@ MEMO_OPTIONS: Final = "options"
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
+# JobOptions.price, likewise. Only jobs of a model with a price have it.
+MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.
 MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.

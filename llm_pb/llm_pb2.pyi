@@ -19,6 +19,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
 | PERMISSION_DENIED   | the credential lacks a scope, or is for another user   | ErrorInfo MISSING_SCOPE, USER_NOT_ALLOWED |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
+| RESOURCE_EXHAUSTED  | the rate of the job's class is reached at this gateway | ErrorInfo LIMIT_REACHED with job_class,   |
+|                     |                                                        | RetryInfo with the wait                   |
 | RESOURCE_EXHAUSTED  | a quota of the caller's tenant is reached              | ErrorInfo QUOTA_EXCEEDED, QuotaFailure,   |
 |                     |                                                        | RetryInfo with the wait                   |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
@@ -37,7 +39,7 @@ Callers. Where the operator asks for credentials, each call has one: `authorizat
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
 GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
-name targets, structured output or a priority of 1 or 2. A credential may be bound to one user_id: for it the jobs of other
+name targets, structured output, or a priority of 1 or 2 or JOB_CLASS_HIGH. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
@@ -77,29 +79,52 @@ class _JobClass:
 class _JobClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobClass.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_CLASS_UNSPECIFIED: _JobClass.ValueType  # 0
-    """The default: as JOB_CLASS_STANDARD."""
+    """The default: as JOB_CLASS_STANDARD. Never sent in an answer."""
     JOB_CLASS_HIGH: _JobClass.ValueType  # 1
-    """Somebody waits for each token."""
+    """Somebody waits for each token. Twice as many turns as JOB_CLASS_STANDARD, by default. Needs the scope jobs:priority."""
     JOB_CLASS_STANDARD: _JobClass.ValueType  # 2
     """The usual."""
     JOB_CLASS_BACKGROUND: _JobClass.ValueType  # 3
-    """Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token."""
+    """Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token. By default it
+    may wait 12 h for a worker, and 24 h in all.
+    """
     JOB_CLASS_SCHEDULED: _JobClass.ValueType  # 4
-    """Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
+    """As JOB_CLASS_BACKGROUND, with a weight, a rate and limits of its own: for what a schedule starts. Anybody who may submit
+    jobs may name it, so a scheduler of the caller's may, too.
+    """
 
 class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
-    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class."""
+    """How urgent a job is. The operator sets weight, rate and default time limits of each class.
+
+    A model has two queues. Jobs of JOB_CLASS_HIGH and JOB_CLASS_STANDARD wait in one, those of JOB_CLASS_BACKGROUND and
+    JOB_CLASS_SCHEDULED in the other, which workers of earlier versions do not know: such a job waits for a worker of this
+    version. Within a queue the two classes take turns by their weights, in each class the tenants by theirs, and the users of
+    a tenant alike. So neither class starves the other, however many jobs it has.
+
+    A worker has as many seats as its engine generates for at once. A job of JOB_CLASS_HIGH or JOB_CLASS_STANDARD that finds them
+    taken gets that of a background job: the youngest one stops between two tokens, JOB_CLASS_SCHEDULED before
+    JOB_CLASS_BACKGROUND. It keeps its output, waits as JOB_STATE_QUEUED with the stage "paused", and goes on at the same token, there or at another
+    worker. No byte of its output comes twice, no attempt is used up and the queue timeout does not begin again. Its output is that of
+    a run without pauses wherever the engine continues a generation exactly: always with "torch" and "simulated"; with "vllm" unless the job has a
+    seed, structured output, or penalties that count output tokens. Such a job starts over, as after a hand-over.
+
+    By default one seat of a worker with several is never taken from background jobs, so they go on under any load.
+    """
 
 JOB_CLASS_UNSPECIFIED: JobClass.ValueType  # 0
-"""The default: as JOB_CLASS_STANDARD."""
+"""The default: as JOB_CLASS_STANDARD. Never sent in an answer."""
 JOB_CLASS_HIGH: JobClass.ValueType  # 1
-"""Somebody waits for each token."""
+"""Somebody waits for each token. Twice as many turns as JOB_CLASS_STANDARD, by default. Needs the scope jobs:priority."""
 JOB_CLASS_STANDARD: JobClass.ValueType  # 2
 """The usual."""
 JOB_CLASS_BACKGROUND: JobClass.ValueType  # 3
-"""Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token."""
+"""Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token. By default it
+may wait 12 h for a worker, and 24 h in all.
+"""
 JOB_CLASS_SCHEDULED: JobClass.ValueType  # 4
-"""Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
+"""As JOB_CLASS_BACKGROUND, with a weight, a rate and limits of its own: for what a schedule starts. Anybody who may submit
+jobs may name it, so a scheduler of the caller's may, too.
+"""
 Global___JobClass: _TypeAlias = JobClass  # noqa: Y015
 
 class _Role:
@@ -213,9 +238,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never sent."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """The job is accepted, and no worker has it at the moment. Also between two attempts."""
+    """The job is accepted, and no worker has it at the moment. Also between two attempts, and while the job waits for a seat of the
+    worker that has it: progress.stage is "queued" then, or "paused".
+    """
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker has the job."""
+    """A worker has the job, and a seat for it."""
     JOB_STATE_NOTIFYING: _JobState.ValueType  # 3
     """The model's part has ended and is durable. The outcome is being delivered."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
@@ -235,9 +262,11 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""The job is accepted, and no worker has it at the moment. Also between two attempts."""
+"""The job is accepted, and no worker has it at the moment. Also between two attempts, and while the job waits for a seat of the
+worker that has it: progress.stage is "queued" then, or "paused".
+"""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker has the job."""
+"""A worker has the job, and a seat for it."""
 JOB_STATE_NOTIFYING: JobState.ValueType  # 3
 """The model's part has ended and is durable. The outcome is being delivered."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
@@ -336,6 +365,8 @@ class _AttemptEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptEnd
     """A limit of JobTimeouts was exceeded."""
     ATTEMPT_END_WORKER_LOST: _AttemptEnd.ValueType  # 6
     """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+    ATTEMPT_END_PAUSED: _AttemptEnd.ValueType  # 7
+    """The job waited for a seat at the worker for too long, and went back to the queue. Usually a more urgent job had its seat."""
 
 class AttemptEnd(_AttemptEnd, metaclass=_AttemptEndEnumTypeWrapper):
     """Why an attempt ended."""
@@ -354,6 +385,8 @@ ATTEMPT_END_TIMED_OUT: AttemptEnd.ValueType  # 5
 """A limit of JobTimeouts was exceeded."""
 ATTEMPT_END_WORKER_LOST: AttemptEnd.ValueType  # 6
 """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+ATTEMPT_END_PAUSED: AttemptEnd.ValueType  # 7
+"""The job waited for a seat at the worker for too long, and went back to the queue. Usually a more urgent job had its seat."""
 Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
 
 class _WorkerState:
@@ -490,7 +523,8 @@ class JobRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
-    share its turns. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
+    share its turns in each class. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or
+    digit.
     """
     request_id: _builtins.str
     """The caller's own id of the request, unique for each user: the idempotency key. Required. It has the form of user_id."""
@@ -505,10 +539,15 @@ class JobRequest(_message.Message):
     """A label to group and list jobs by. Optional. It has the form of user_id."""
     priority: _builtins.int
     """The turn at the GPU: 1 (first) to 5 (last). Default: 3, also for 0. Jobs of a higher priority go first, whoever their
-    user is. Users take fair turns within a priority. The operator bounds the priority: 3 is the highest by default.
+    user is. Users and classes take fair turns within a priority. The operator bounds the priority: 3 is the highest by
+    default, so that it orders a user's own jobs. It has no effect on jobs that wait in the other queue of the model: see
+    JobClass.
     """
     job_class: Global___JobClass.ValueType
-    """How urgent the job is. Default: JOB_CLASS_STANDARD."""
+    """How urgent the job is. Default: JOB_CLASS_STANDARD. JOB_CLASS_HIGH needs the scope jobs:priority. A Submit beyond the
+    operator's rate for the class is RESOURCE_EXHAUSTED; a repeated Submit of a job that was accepted finds it, whatever the
+    rate.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """A conversation, rendered by the model's own chat template. Exactly one of prompt and messages must be set. At most
@@ -554,7 +593,9 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def budget(self) -> Global___Budget:
-        """What the job may use. Default: no limit but those of params and timeouts."""
+        """What the job may use. A job that its budget ends is JOB_STATE_FAILED with the reason BUDGET_SPENT, and keeps its output.
+        Default: no limit but those of params and timeouts.
+        """
 
     def __init__(
         self,
@@ -586,7 +627,9 @@ Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """What a job or a batch may use. 0 and unset: no limit."""
+    """What a job or a batch may use, over all attempts and hand-overs. Nothing counts twice: ResultMetadata.wasted_tokens and a
+    prompt that is read again do not count. 0 and unset: no limit. A limit is 0 or more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -595,14 +638,24 @@ class Budget(_message.Message):
     ENGINE_TIME_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
     output_tokens: _builtins.int
-    """Output tokens."""
+    """Maximum number of output tokens, exact to the token. A job that has generated them ends with BUDGET_SPENT, unless its answer
+    ends there by itself, or params.max_tokens or the context allows no more: then it succeeds.
+    """
     prompt_tokens: _builtins.int
-    """Prompt tokens that no cache had."""
+    """Maximum number of tokens of the prompt. Tokens that a cache has count, too, because nobody knows them before the engine runs.
+    A prompt that has more is INVALID_ARGUMENT where the gateway has the tokenizer and counts them. Otherwise, as for messages,
+    to which the model's chat template adds tokens, the job ends with BUDGET_SPENT before the engine runs.
+    """
     cost_micros: _builtins.int
-    """Millionths of the operator's currency, by its price list."""
+    """Maximum of ResultMetadata.cost_micros. It bounds the output tokens as output_tokens does, exact to the token: by what the prompt
+    leaves of it. A prompt that leaves less than one output token costs is refused as one beyond prompt_tokens. INVALID_ARGUMENT for
+    a model without a price.
+    """
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time of seats in engines."""
+        """Maximum of ResultMetadata.engine_time, at least 1 ms. It is checked whenever the engine has generated a token, so that the job
+        may take a step of the engine longer.
+        """
 
     def __init__(
         self,
@@ -619,6 +672,36 @@ class Budget(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class ModelPrice(_message.Message):
+    """What a model costs, by the operator's price list. The price of a job is the one at its Submit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    PROMPT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    OUTPUT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """The currency, for people: "EUR". The same for all models."""
+    prompt_micros_per_million: _builtins.int
+    """The price of a million prompt tokens, in millionths of the currency."""
+    output_micros_per_million: _builtins.int
+    """The price of a million output tokens, in millionths of the currency."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        prompt_micros_per_million: _builtins.int = ...,
+        output_micros_per_million: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "output_micros_per_million", b"output_micros_per_million", "prompt_micros_per_million", b"prompt_micros_per_million"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPrice: _TypeAlias = ModelPrice  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -978,7 +1061,9 @@ Global___NotifyOptions: _TypeAlias = NotifyOptions  # noqa: Y015
 
 @_typing.final
 class JobTimeouts(_message.Message):
-    """A job's time limits. Each is at least 1 ms and within the operator's bounds. An unset limit is the operator's default."""
+    """A job's time limits. Each is at least 1 ms and within the operator's bounds. An unset limit is the operator's default for
+    the job's class.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -987,18 +1072,23 @@ class JobTimeouts(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """Maximum time from Submit to the end of the job. Default 8 h. A job that exceeds it is JOB_STATE_TIMED_OUT. With a total
-        of less than 50 s a job may take up to 5 s longer, to settle its outcome.
+        """Maximum time from Submit to the end of the job. Default 8 h, and 24 h for JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED. A
+        job that exceeds it is JOB_STATE_TIMED_OUT. With a total of less than 50 s a job may take up to 5 s longer, to settle its
+        outcome.
         """
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT."""
+        """Maximum wait for a worker. Default 5 min, and 12 h for JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED. A job that exceeds it
+        is JOB_STATE_TIMED_OUT. A job that has had a seat and is paused may wait until timeouts.total.
+        """
 
     @_builtins.property
     def run(self) -> _duration_pb2.Duration:
         """Maximum duration of one attempt. Default 2 h. A longer attempt is ended, and another one follows while attempts are
-        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts.
+        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts. A wait for a seat is not
+        counted against the job: an attempt that has waited and reaches this limit goes back to the queue, and goes on from there
+        with the whole time, without using up an attempt.
         """
 
     def __init__(
@@ -1036,6 +1126,7 @@ class JobStatus(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. With a tenant it is
     "llmjob--<tenant>-<user>-<request>", hyphens of the tenant doubled, too. It has at most 245 characters: a longer one is
@@ -1047,7 +1138,7 @@ class JobStatus(_message.Message):
     """Where the job is in its life."""
     attempt: _builtins.int
     """The number of the attempt that runs or ran last, from 1. 0 before the first. An attempt that continues after a hand-over
-    keeps its number.
+    or a pause keeps its number.
     """
     cancel_requested: _builtins.bool
     """Whether a cancel was requested."""
@@ -1055,6 +1146,8 @@ class JobStatus(_message.Message):
     """The W3C trace id of the trace that the whole job is in: 32 hexadecimal digits. Empty when the gateway creates no traces
     and the caller of Submit sent none, and for a workflow that was started by hand.
     """
+    job_class: Global___JobClass.ValueType
+    """The job's class, JOB_CLASS_STANDARD if it names none."""
     @_builtins.property
     def progress(self) -> Global___JobProgress:
         """The progress of the running attempt. Unset before the first report."""
@@ -1106,10 +1199,11 @@ class JobStatus(_message.Message):
         cancel_requested: _builtins.bool = ...,
         notifications: _abc.Iterable[Global___NotifyStatus] | None = ...,
         trace_id: _builtins.str = ...,
+        job_class: Global___JobClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "progress", b"progress", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "notifications", b"notifications", "progress", b"progress", "queue", b"queue", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "job_class", b"job_class", "notifications", b"notifications", "progress", b"progress", "queue", b"queue", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1133,7 +1227,9 @@ class JobProgress(_message.Message):
     the job ended without a complete answer.
     """
     stage: _builtins.str
-    """One of "queued", "loading" (of the model), "prefill" (of the prompt), "decode" (of the output), "done"."""
+    """One of "loading" (of the model), "queued" (at a worker whose seats are taken), "prefill" (of the prompt), "decode" (of the
+    output), "paused" (a more urgent job has the seat; the job keeps its output and goes on at the same token), "done".
+    """
     message: _builtins.str
     """A line of text for people. May be empty."""
     output_tokens: _builtins.int
@@ -1141,7 +1237,7 @@ class JobProgress(_message.Message):
     output_bytes: _builtins.int
     """Size of the output so far, in UTF-8 bytes."""
     worker: _builtins.str
-    """The worker that runs the attempt."""
+    """The worker that runs the attempt. Empty while a paused job waits in the queue."""
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When this was reported."""
@@ -1174,10 +1270,14 @@ class QueueInfo(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
     backlog: _builtins.int
-    """The approximate number of jobs that wait for the same model, this one included."""
+    """The approximate number of jobs that wait in the same queue, this one included: for the same model, of the job's class and
+    of the class that shares the queue with it.
+    """
     @_builtins.property
     def estimated_wait(self) -> _duration_pb2.Duration:
-        """An estimate of the wait. Unset where none can be made."""
+        """An estimate of the wait of a job that comes now: backlog, by the rate at which jobs have left the queue lately. Unset where
+        none can be made.
+        """
 
     def __init__(
         self,
@@ -1261,7 +1361,7 @@ class JobResult(_message.Message):
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
         """The attempts, oldest first: the first 5 and the last 15. ResultMetadata.attempts counts those that used up one, which those
-        before a hand-over do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
+        before a hand-over or a pause do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
         are known from the live feed, and missing if that was lost or unavailable. Empty for a job that no worker has taken, and
         from workers of earlier versions.
         """
@@ -1301,7 +1401,7 @@ class JobAttempt(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
-    """The number of the attempt, from 1. An attempt that continues after a hand-over has the number of the one before it."""
+    """The number of the attempt, from 1. An attempt that continues after a hand-over or a pause has the number of the one before it."""
     worker: _builtins.str
     """The worker that ran it."""
     end: Global___AttemptEnd.ValueType
@@ -1318,8 +1418,8 @@ class JobAttempt(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED and ATTEMPT_END_CANCELLED, and
-        where it is not known.
+        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED, ATTEMPT_END_CANCELLED and
+        ATTEMPT_END_PAUSED, and where it is not known.
         """
 
     def __init__(
@@ -1385,11 +1485,19 @@ class ResultMetadata(_message.Message):
     every attempt. 0 when rewinds is 0.
     """
     cost_micros: _builtins.int
-    """What the job costs by the operator's price list, in millionths of its currency. Unset where no price is known."""
+    """What prompt_tokens and output_tokens cost by the price of the model at Submit, in millionths of ModelPrice.currency, rounded up
+    once. A partial result costs what it has. Set once the outcome is settled. Unset for a model without a price, and for a
+    workflow that was started by hand.
+    """
     wasted_tokens: _builtins.int
-    """Output tokens that were generated and are no part of the output, because an attempt started over."""
+    """Number of output tokens that were generated and are no part of the output, because an attempt started over or continued
+    before their end. They cost nothing. Not counted are tokens of which neither the live feed nor a heartbeat told, and those
+    that a worker generates after Temporal has given its attempt up.
+    """
     pauses: _builtins.int
-    """Number of times that the job gave its seat to a more urgent one."""
+    """Number of times that the job gave up its seat before its end, and went on later: to a more urgent job, or because its waits
+    had used up timeouts.run. Pauses are no attempts, and those of an attempt that was lost count up to its last heartbeat.
+    """
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1416,7 +1524,10 @@ class ResultMetadata(_message.Message):
 
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time for which the job had a seat in an engine, over all attempts."""
+        """Time for which engines generated for the job, the reading of its prompt included, over all attempts and workers. Waits, for a
+        worker, for the loading of the model or for a seat, are not in it. What an attempt that was lost with its worker used after
+        its last heartbeat is not known. Unset from workers of earlier versions, and where no attempt could report it.
+        """
 
     def __init__(
         self,
@@ -1919,6 +2030,7 @@ class ListRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Lists only jobs of this user. Default: of all users."""
     model: _builtins.str
@@ -1938,6 +2050,12 @@ class ListRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Lists only jobs in one of these states. At most 16. Default: in all states."""
 
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[Global___JobClass.ValueType]:
+        """Lists only jobs of one of these classes. At most 16. Default: of all classes. A job that names no class is of
+        JOB_CLASS_STANDARD.
+        """
+
     def __init__(
         self,
         *,
@@ -1947,10 +2065,11 @@ class ListRequest(_message.Message):
         project_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        classes: _abc.Iterable[Global___JobClass.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id", "states", b"states", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id", "states", b"states", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2016,6 +2135,7 @@ class JobSummary(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for. Empty, as are request_id and project_id, if it is hashed in Temporal and cannot be
     decrypted.
@@ -2026,6 +2146,8 @@ class JobSummary(_message.Message):
     """The model that the job names."""
     project_id: _builtins.str
     """The job's label. May be empty."""
+    job_class: Global___JobClass.ValueType
+    """The job's class, JOB_CLASS_STANDARD if it names none."""
     @_builtins.property
     def status(self) -> Global___JobStatus:
         """The job's status, without progress and notifications."""
@@ -2043,10 +2165,11 @@ class JobSummary(_message.Message):
         model: _builtins.str = ...,
         project_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        job_class: Global___JobClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_class", b"job_class", "labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2106,6 +2229,8 @@ class ModelInfo(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name, for JobRequest.model."""
     context_tokens: _builtins.int
@@ -2119,7 +2244,15 @@ class ModelInfo(_message.Message):
     structured_output: _builtins.bool
     """Whether the model takes params.structured_output."""
     backlog: _builtins.int
-    """The approximate number of jobs that wait for this model."""
+    """The approximate number of jobs that wait for this model, of all classes."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelClass]:
+        """The classes of jobs, the most urgent one first, and how many jobs of each wait for this model."""
+
+    @_builtins.property
+    def price(self) -> Global___ModelPrice:
+        """What the model costs a job that is submitted now. Unset without a price."""
+
     def __init__(
         self,
         *,
@@ -2130,14 +2263,52 @@ class ModelInfo(_message.Message):
         available: _builtins.bool = ...,
         structured_output: _builtins.bool = ...,
         backlog: _builtins.int = ...,
+        classes: _abc.Iterable[Global___ModelClass] | None = ...,
+        price: Global___ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "structured_output", b"structured_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "classes", b"classes", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class ModelClass(_message.Message):
+    """A class of jobs, and its wait for a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
+    job_class: Global___JobClass.ValueType
+    """The class."""
+    backlog: _builtins.int
+    """The approximate number of jobs that wait in the queue of the class. Temporal does not tell the classes of a queue apart, so
+    JOB_CLASS_HIGH and JOB_CLASS_STANDARD have the same number, and so have JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED.
+    """
+    @_builtins.property
+    def estimated_wait(self) -> _duration_pb2.Duration:
+        """An estimate of the wait of a job that comes now: backlog, by the rate at which jobs have left the queue lately. Unset where
+        none can be made: while no job has left it lately.
+        """
+
+    def __init__(
+        self,
+        *,
+        job_class: Global___JobClass.ValueType = ...,
+        backlog: _builtins.int = ...,
+        estimated_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "estimated_wait", b"estimated_wait", "job_class", b"job_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelClass: _TypeAlias = ModelClass  # noqa: Y015
 
 @_typing.final
 class ListWorkersRequest(_message.Message):
@@ -2217,9 +2388,11 @@ class WorkerInfo(_message.Message):
     state: Global___WorkerState.ValueType
     """What it is doing."""
     seats: _builtins.int
-    """Maximum number of jobs that it runs at the same time."""
+    """Maximum number of jobs that it runs at the same time. It may have taken more: those that wait for a seat."""
     seats_in_use: _builtins.int
-    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun."""
+    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun. Jobs
+    that wait for a seat are not in it: paused ones, for example.
+    """
     running_sequences: _builtins.int
     """Number of generations in the engine's batch."""
     waiting_sequences: _builtins.int
@@ -2232,7 +2405,9 @@ class WorkerInfo(_message.Message):
     """Output tokens a second of all its jobs together, over about the last 10 s."""
     @_builtins.property
     def task_queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The task queues of Temporal from which it takes jobs."""
+        """The task queues of Temporal from which it takes jobs: that of its model and, with the suffix ".background", that of the
+        model's background jobs. Workers of versions before classes of jobs take none of the latter.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -2496,6 +2671,8 @@ class GetQuotaResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
     @_builtins.property
@@ -2506,16 +2683,26 @@ class GetQuotaResponse(_message.Message):
     def open_jobs(self) -> Global___OpenJobsQuota:
         """How many jobs of the tenant may be open."""
 
+    @_builtins.property
+    def files(self) -> Global___FilesQuota:
+        """How many files the tenant may have, and of what size. UNAVAILABLE when Temporal does not list the files in time."""
+
+    @_builtins.property
+    def output_tokens(self) -> Global___OutputTokensQuota:
+        """How many output tokens the tenant may use a day."""
+
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         requests: Global___RequestQuota | None = ...,
         open_jobs: Global___OpenJobsQuota | None = ...,
+        files: Global___FilesQuota | None = ...,
+        output_tokens: Global___OutputTokensQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2583,6 +2770,93 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class FilesQuota(_message.Message):
+    """How many files a tenant may have, and how many bytes in all, at all gateways together: see FileService. An upload beyond the
+    quota is RESOURCE_EXHAUSTED, and what it has committed stays. A size that the upload declares counts from its beginning. Gateways
+    learn of each other's files after a few seconds, so uploads at several gateways at once may exceed the quota by what they write
+    in that time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FILES_FIELD_NUMBER: _builtins.int
+    USED_FILES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    limit_files: _builtins.int
+    """The maximum number of files. Unset: not limited."""
+    used_files: _builtins.int
+    """The number of files, those among them whose upload has not ended."""
+    limit_bytes: _builtins.int
+    """The maximum of all sizes together, in bytes. Unset: not limited."""
+    used_bytes: _builtins.int
+    """All sizes together, in bytes."""
+    def __init__(
+        self,
+        *,
+        limit_files: _builtins.int | None = ...,
+        used_files: _builtins.int = ...,
+        limit_bytes: _builtins.int | None = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_limit_files", b"_limit_files", "limit_bytes", b"limit_bytes", "limit_files", b"limit_files"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_limit_files", b"_limit_files", "limit_bytes", b"limit_bytes", "limit_files", b"limit_files", "used_bytes", b"used_bytes", "used_files", b"used_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit_bytes: _TypeAlias = _typing.Literal["limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__limit_bytes: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__limit_files: _TypeAlias = _typing.Literal["limit_files"]  # noqa: Y015
+    _WhichOneofArgType__limit_files: _TypeAlias = _typing.Literal["_limit_files", b"_limit_files"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_bytes) -> _WhichOneofReturnType__limit_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_files) -> _WhichOneofReturnType__limit_files | None: ...
+
+Global___FilesQuota: _TypeAlias = FilesQuota  # noqa: Y015
+
+@_typing.final
+class OutputTokensQuota(_message.Message):
+    """How many output tokens the jobs of a tenant may use a day, at all gateways together. A day is a day of UTC. Submit reserves the
+    most that the job may generate: max_tokens, or Budget.output_tokens where that is less. The job gives back what it has not used when
+    its outcome is settled, and what it has used counts on that day. A Submit for which less than it reserves is left is
+    RESOURCE_EXHAUSTED and accepts nothing. A repeated Submit of a job that was accepted finds it, whatever the quota.
+
+    ResultMetadata.wasted_tokens do not count. A job that an operator terminates counts with all that it had reserved.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_PER_DAY_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    limit_per_day: _builtins.int
+    """The maximum number of output tokens a day."""
+    used: _builtins.int
+    """Number of output tokens of the jobs whose outcome was settled today."""
+    reserved: _builtins.int
+    """Number of output tokens that are reserved for open jobs. They are not in `used`."""
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When `used` is 0 again: the end of the day."""
+
+    def __init__(
+        self,
+        *,
+        limit_per_day: _builtins.int = ...,
+        used: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_time", b"reset_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_per_day", b"limit_per_day", "reserved", b"reserved", "reset_time", b"reset_time", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputTokensQuota: _TypeAlias = OutputTokensQuota  # noqa: Y015
 
 @_typing.final
 class DeleteJobRequest(_message.Message):

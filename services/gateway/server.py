@@ -31,6 +31,7 @@ from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
 from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
@@ -42,6 +43,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
@@ -84,6 +86,7 @@ async def serving_api(
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     file_reader = FileReader(client, page_tokens, encryption, knows_tenants=knows_tenants)
+    file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
     effects = Effects(client, settings.workflow_queue)
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
@@ -105,9 +108,10 @@ async def serving_api(
         streams,
         requests,
         open_jobs,
+        file_quotas,
         answers,
     )
-    files = FileServicer(effects, file_reader, store, answers, settings, encryption)
+    files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     batch_reader = BatchReader(client)
     batch_streams = BatchStreams(batch_reader, store, settings)
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
@@ -161,6 +165,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            set_queue_rates(client, settings),
             auth.keep_current(),
         ):
             yield

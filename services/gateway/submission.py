@@ -10,6 +10,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from encryption import Encryption
 from jobs import names, options
+from jobs.classes import class_of, label_of, queue_of
+from jobs.costs import reserved_tokens
 from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
 from jobs.search import Hash
@@ -19,6 +21,7 @@ from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
+from services.gateway.class_rates import ClassRates
 from services.gateway.effects import Effects
 from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
 from services.gateway.job_reader import JobReader
@@ -52,17 +55,19 @@ class JobSubmission:
         self._open_jobs = open_jobs
         self._settings = settings
         self._metrics = metrics
-        self._turns = Turns(settings.tenants)
+        self._turns = Turns(settings.tenants, classes=settings.classes)
+        self._rates = ClassRates(settings.classes, metrics)
         self._encryption = encryption
 
     async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
-        Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the tenant's
-        quota of open jobs, UNAVAILABLE when that cannot be told; RPCError when Temporal is unavailable;
-        KeysUnavailable, AuditUnavailable.
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the rate of the
+        job's class or the tenant's quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told;
+        RPCError when Temporal is unavailable; KeysUnavailable, AuditUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
+        job_class = class_of(job)
         now = Timestamp()
         now.GetCurrentTime()
         chosen = self._options(job)
@@ -72,7 +77,7 @@ class JobSubmission:
             job,
             chosen,
             tenant=caller.tenant,
-            priority=self._turns.priority(caller.tenant, job.user_id, hash_),
+            priority=self._turns.priority(caller.tenant, job.user_id, hash_, job_class),
             traceparent=traceparent,
             hash_=hash_,
             create_time=now,
@@ -82,22 +87,29 @@ class JobSubmission:
                 # The job may still run under the id of a version that did not shorten ids.
                 with suppress(JobNotFound):
                     return await self._found(caller, earlier, job, None)
-        reservation = None
+        if (too_often := self._rates.take(job_class)) is not None:
+            # The rate is of new jobs.
+            with suppress(JobNotFound):
+                return await self._found(caller, start.id, job, None, once=True)
+            raise too_often
+        last_check = None
         if chosen.ledger:
             # The slot of a job that is not started is free again after a minute.
             audit.require_available()
-            reservation = await self._open_jobs.reserve(caller.tenant, start.id)
-            if reservation is None:
+            tokens = reserved_tokens(job, chosen.default_max_tokens)
+            reservation = await self._open_jobs.reserve(caller.tenant, start.id, tokens)
+            if isinstance(reservation, str):
                 # The quota is of new jobs.
                 with suppress(JobNotFound):
                     return await self._found(caller, start.id, job, None, once=True)
-                raise self._open_jobs.refusal(caller.tenant)
+                raise self._open_jobs.refusal(caller.tenant, reservation)
+            last_check = reservation.require_valid
         try:
             handle = await self._effects.start(
                 names.JOB_WORKFLOW_TYPE,
                 job,
                 id_=start.id,
-                last_check=None if reservation is None else reservation.require_valid,
+                last_check=last_check,
                 execution_timeout=start.execution_timeout,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
@@ -110,7 +122,7 @@ class JobSubmission:
             forget_frames(error)
             return await self._found(caller, start.id, job, error, has_slot=bool(chosen.ledger))
         # The name is one of the catalogue: any other was refused.
-        self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
+        self._metrics.submitted.add(1, {"gen_ai.request.model": job.model, "llm.job.class": label_of(job_class)})
         run_id = handle.first_execution_run_id or ""
         status = llm_pb2.JobStatus(
             workflow_id=start.id,
@@ -118,6 +130,7 @@ class JobSubmission:
             state=llm_pb2.JOB_STATE_QUEUED,
             trace_id=trace_id(traceparent),
             create_time=now,
+            job_class=job_class,
         )
         _log.info("job accepted", extra={"workflow_id": start.id, "run_id": run_id, "model": job.model})
         return llm_pb2.SubmitResponse(workflow_id=start.id, run_id=run_id, status=status)
@@ -181,13 +194,13 @@ class JobSubmission:
 
     def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
         settings, span = self._settings, options.duration
-        model = self._models.get(job.model)
+        model, job_class = self._models.get(job.model), class_of(job)
         return internal_pb2.JobOptions(
-            gpu_task_queue=model.queue if model else names.GPU_QUEUE,
+            gpu_task_queue=queue_of(model.queue if model else names.GPU_QUEUE, job_class),
             notify_task_queue=settings.notify_queue,
             timeouts=llm_pb2.JobTimeouts(
-                total=span(settings.total_timeout),
-                queue=span(settings.queue_timeout),
+                total=span(settings.total_timeout_of(job_class)),
+                queue=span(settings.queue_timeout_of(job_class)),
                 run=span(settings.run_timeout),
             ),
             heartbeat_timeout=span(settings.heartbeat_timeout),
@@ -207,6 +220,7 @@ class JobSubmission:
             notify_hold=span(settings.notify_hold),
             default_max_tokens=model.default_max_tokens if model else 0,
             notify_operator=settings.notify_operator,
+            price=model.price.message() if model and model.price else None,
         )
 
 

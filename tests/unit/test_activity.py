@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -39,11 +40,14 @@ async def engine() -> AsyncIterator[Engine]:
 class Worker:
     """The activity with its dependencies, and the metrics that it has recorded."""
 
-    def __init__(self, engine: Engine, feed: MemoryFeed, name: str = "w") -> None:
+    def __init__(
+        self, engine: Engine, feed: MemoryFeed, name: str = "w", settings: GpuWorkerSettings = SETTINGS
+    ) -> None:
         self._reader = InMemoryMetricReader()
         meter = MeterProvider([self._reader]).get_meter("test")
         loaded = asyncio.create_task(asyncio.sleep(0))
-        self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, name, meter, trace.NoOpTracer())
+        self._activity = RunLLMOnGPU(engine, loaded, feed, settings, name, meter, trace.NoOpTracer())
+        self.seats = self._activity.seats
 
     async def run(
         self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, workflow_id: str = "test", **earlier: Any
@@ -159,6 +163,7 @@ async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[int
     assert made[0].token_offset == made[0].offset == 0
     assert sum(len(record.token_ids) for record in made) == 60
     assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 1)
+    assert made[-1].wasted_tokens == result.metadata.wasted_tokens
 
 
 async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
@@ -186,6 +191,38 @@ async def test_an_attempt_after_one_that_made_nothing_takes_nothing_back(engine:
     worker = Worker(engine, feed)
     assert (await worker.run(JOB, attempt=2)).metadata.output_tokens == 60
     assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 0)
+
+
+async def test_tokens_of_attempts_that_started_over_are_wasted(engine: Engine) -> None:
+    """Each counts once: whoever restarts, and whether the feed, a heartbeat or both tell of them."""
+    job = new_job("[[vary]]", params={"max_tokens": 60})
+    feed = await refill(await broken_off(engine, job, 20))
+    # This attempt is killed before its first token, so that the 20 tokens are still the output.
+    started = internal_pb2.FeedRecord(writer="2", attempt_started=internal_pb2.AttemptStarted(attempt=2))
+    await feed.append(KEY, started)
+    left = await close_feed(await refill(await log_of(feed)), KEY)
+    assert left is not None
+    assert (left.metadata.output_tokens, left.metadata.wasted_tokens) == (20, 0)
+    feed = await refill([*await broken_off(engine, job, 20), started])
+    result = await Worker(engine, feed).run(job, attempt=3)
+    assert (result.metadata.output_tokens, result.metadata.wasted_tokens) == (60, 20)
+    # All of it starts over once more, after a hand-over that told of more tokens than the feed still holds.
+    earlier = llm_pb2.ResultMetadata(output_tokens=60, wasted_tokens=20)
+    queue_time = Duration(seconds=1)
+    for lost in (0, 30, 60):
+        records = await log_of(feed)
+        made = [record for record in records if record.tokens_made.wasted_tokens]
+        feed = await refill([record for record in records if record not in made[60 - lost :]])
+        result = await Worker(engine, feed).run(job, handovers=1, queue_time=queue_time, metadata=earlier)
+        assert (result.metadata.output_tokens, result.metadata.wasted_tokens) == (60, 80)
+        feed = await refill(records)
+
+
+async def test_tokens_that_the_feed_lost_before_an_attempt_continues_are_wasted(engine: Engine) -> None:
+    left = await broken_off(engine, JOB, 20)
+    known = {"queue_time": Duration(seconds=1), "metadata": llm_pb2.ResultMetadata(output_tokens=25)}
+    result = await Worker(engine, await refill(left)).run(JOB, handovers=1, **known)
+    assert (result.metadata.output_tokens, result.metadata.wasted_tokens) == (60, 5)
 
 
 async def test_a_log_with_a_gap_means_starting_over(engine: Engine) -> None:
@@ -289,6 +326,28 @@ async def test_a_failed_attempt_is_tried_again_by_the_table(fault: str, error: t
     await own.close()
 
 
+async def test_an_attempt_without_a_seat_hands_the_job_over_as_earlier_workflow_code_knows_it(engine: Engine) -> None:
+    """The error is that of a worker that stops. The end of the attempt tells the difference."""
+    settings = GpuWorkerSettings(engine="simulated", max_concurrent=1, pause_wait=timedelta(milliseconds=10))
+    feed = MemoryFeed()
+    worker = Worker(engine, feed, settings=settings)
+    background = new_job(params={"max_tokens": 2000}, job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    # It has the only seat until it is asked for it.
+    paused = asyncio.create_task(worker.run(background, feed_key="background"))
+    await worker.seats.until(lambda: bool(worker.seats.taken))
+    urgent = await worker.run(new_job(params={"max_tokens": 200}), feed_key="urgent")
+    assert urgent.metadata.output_tokens == 200
+    with pytest.raises(ApplicationError) as failed:
+        await paused
+    assert (failed.value.type, failed.value.non_retryable) == ("WORKER_SHUTDOWN", True)
+    (detail,) = failed.value.details
+    assert detail.attempts[-1].end == llm_pb2.ATTEMPT_END_PAUSED
+    assert (detail.attempts[-1].HasField("error"), detail.metadata.pauses) == (False, 1)
+    # Another worker goes on at the same token.
+    rest = await Worker(engine, feed, "other").run(background, handovers=1, feed_key="background")
+    assert rest.output == (await Worker(engine, MemoryFeed()).run(background)).output
+
+
 async def fails(
     worker: Worker, job: llm_pb2.JobRequest, attempt: int, reason: str = "OUT_OF_MEMORY"
 ) -> llm_pb2.JobResult:
@@ -350,6 +409,6 @@ async def test_the_feed_holds_the_partial_result_of_an_attempt(
     left = await close_feed(feed, KEY)
     assert left is not None
     assert left.metadata.output_tokens > 0
-    for field in ("queue_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
+    for field in ("queue_time", "engine_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
         reported.metadata.ClearField(field)
     assert left == reported

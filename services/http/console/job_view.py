@@ -7,7 +7,9 @@ from urllib.parse import quote
 
 from google.rpc import error_details_pb2, status_pb2
 
+from durable_llm._prices import amount
 from jobs.errors import BY_REASON
+from jobs.stages import waits_for_seat
 from llm_pb import llm_pb2
 from services.http.console.formats import between, duration, number, words_of
 from services.http.settings import HttpSettings
@@ -87,8 +89,10 @@ class JobView:
         running = llm_pb2.JobAttempt(
             attempt=status.attempt, worker=status.progress.worker, start_time=status.start_time
         )
-        waits = status.state == llm_pb2.JOB_STATE_QUEUED
-        return [Attempt(running, "Ended" if waits else "", None)]
+        end = ""
+        if status.state == llm_pb2.JOB_STATE_QUEUED:
+            end = "Paused" if waits_for_seat(status.progress) else "Ended"
+        return [Attempt(running, end, None)]
 
     @property
     def facts(self) -> Sequence[tuple[str, str, str]]:
@@ -98,6 +102,8 @@ class JobView:
         facts = [("tokens", "Tokens", number(tokens)), ("rate", "Tokens/s", self._rate(tokens))]
         if metadata.prompt_tokens:
             facts.append(("prompt", "Prompt tokens", number(metadata.prompt_tokens)))
+        if metadata.HasField("cost_micros"):
+            facts.append(("cost", "Cost", amount(metadata.cost_micros)))
         first = between(status.create_time, status.first_token_time) if status.HasField("first_token_time") else "–"
         facts.append(("first", "Time to first token", first))
         facts.append(("waited", "Waited", self._waited()))
