@@ -150,6 +150,13 @@ def too_many_failures(batch: batch_pb2.BatchRequest, counts: usage_pb2.WorkCount
     return judged >= MIN_JUDGED and 0 < batch.max_failure_rate < counts.failed / judged
 
 
+def describe(status: batch_pb2.BatchStatus, batch: batch_pb2.BatchRequest) -> None:
+    """Write into the status what it repeats of the batch."""
+    status.user_id, status.request_id, status.project_id = batch.user_id, batch.request_id, batch.project_id
+    status.labels.update(batch.labels)
+    status.input.CopyFrom(batch.input)
+
+
 def stop_failed(reason: str, message: str) -> Stop:
     """Return the stop of a batch that cannot be done."""
     return Stop(batch_pb2.BATCH_STATE_FAILED, batch_error(code_pb2.FAILED_PRECONDITION, reason, message))

@@ -100,13 +100,15 @@ class BatchSubmission:
                 await self._open_jobs.release(caller.tenant, id_)
             return found
         _log.info("batch accepted", extra={"workflow_id": id_})
-        return batch_pb2.BatchStatus(
+        status = batch_pb2.BatchStatus(
             batch_id=id_,
             state=batch_pb2.BATCH_STATE_VALIDATING,
             create_time=now,
             expire_time=chosen.expire_time,
             trace_id=trace_id(traceparent),
         )
+        batches.describe(status, batch)
+        return status
 
     async def cancel(self, caller: Caller, request: batch_pb2.CancelBatchRequest) -> batch_pb2.BatchStatus:
         """Cancel a batch and return its status; an ended one does not change. Raises ApiError NOT_FOUND, RPCError."""
