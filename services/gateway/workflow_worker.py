@@ -18,6 +18,7 @@ from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
+from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.files.reader import FileReader
@@ -101,7 +102,9 @@ async def running_workflows(
     async with AsyncExitStack() as stack:
         if store is not None:
             reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
-            await stack.enter_async_context(beside(Sweeper(store, reader, settings).keep_sweeping()))
+            batches = BatchSweeper(client, store, settings)
+            files = Sweeper(store, reader, settings)
+            await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, encryption, store))
         yield
 

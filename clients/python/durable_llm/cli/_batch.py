@@ -133,8 +133,8 @@ def get(connection: Connection, *, batch_id: str, as_json: bool) -> None:
 
 
 @batch.command()
-@click.option("--user", "user_id", type=NAME, default="", help="Only batches of this user.")
-@click.option("--project", "project_id", type=NAME, default="", help="Only batches with this label.")
+@click.option("--user", "user_id", type=NAME, help="Only batches of this user.")
+@click.option("--project", "project_id", type=NAME, help="Only batches with this label.")
 @click.option(
     "--state",
     multiple=True,
