@@ -47,6 +47,15 @@ QUERY_GET_RECORD: Final = "GetRecord"
 WRONG_OFFSET: Final = "WRONG_OFFSET"
 FILE_NOT_WRITABLE: Final = "FILE_NOT_WRITABLE"
 
+# A batch, and what it does: see workflows.llm_batch.
+BATCH_WORKFLOW_TYPE: Final = "LLMBatchWorkflow"
+ACTIVITY_PLAN_BATCH: Final = "PlanBatch"
+ACTIVITY_RUN_BATCH_CHUNK: Final = "RunBatchChunk"
+ACTIVITY_COLLECT_CHUNKS: Final = "CollectChunks"
+ACTIVITY_WRITE_MANIFEST: Final = "WriteManifest"
+ACTIVITY_MERGE_BATCH: Final = "MergeBatch"
+ACTIVITY_CLEAN_BATCH: Final = "CleanBatch"
+
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
 # Notifies the targets of a running job of its progress, if the job asks for it.
@@ -117,6 +126,10 @@ MEMO_RESULT_BYTES: Final = "result_bytes"
 # upload says of it, which distinguishes a repeated upload from another file under the same key.
 MEMO_FILE: Final = "file"
 MEMO_FILE_DIGEST: Final = "description_sha256"
+
+# Memo of a batch's workflow at its end: the BatchProgress, by which its results are read, as JSON. Its status is under
+# MEMO_STATUS.
+MEMO_RECORD: Final = "record"
 
 # Changes of workflow code, for workflow.patched: a workflow that began before a change continues without it.
 # A workflow that was started by hand has search attributes from its start on, and must keep all current rules.

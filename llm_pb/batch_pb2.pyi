@@ -99,7 +99,7 @@ Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
 @_typing.final
 class BatchRequest(_message.Message):
-    """What a batch does. It is also the input of the workflow LLMBatchWorkflow."""
+    """What a batch does."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -556,7 +556,7 @@ class StreamBatchResultsResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """The cursor with which to continue after this message: opaque, at most 256 characters of A-Z a-z 0-9 . _ -."""
+    """The cursor with which to continue after this message: opaque, at most 4096 characters of A-Z a-z 0-9 . _ -."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItem]:
         """Items that have ended: at most 100, and about 1 MiB together."""

@@ -1383,7 +1383,11 @@ Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015
 
 @_typing.final
 class PlanRequest(_message.Message):
-    """Input of the activity PlanBatch, which reads and checks the lines of a batch's input."""
+    """In the messages of batches below, a FileRef that is said to be an object has the name of an object of the store as its file_id,
+    and size_bytes as its size. So have plan and input of a chunk, segments and manifests.
+
+    Input of the activity PlanBatch, which reads and checks the lines of a batch's input.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1391,6 +1395,7 @@ class PlanRequest(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     tenant: _builtins.str
@@ -1403,6 +1408,10 @@ class PlanRequest(_message.Message):
     def limits(self) -> Global___BatchLimits:
         """The maxima that the gateway's settings had when the batch was accepted."""
 
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """BatchOptions.scopes."""
+
     def __init__(
         self,
         *,
@@ -1410,10 +1419,11 @@ class PlanRequest(_message.Message):
         batch: _batch_pb2.BatchRequest | None = ...,
         tenant: _builtins.str = ...,
         limits: Global___BatchLimits | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "limits", b"limits", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "limits", b"limits", "scopes", b"scopes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1460,11 +1470,13 @@ class BatchPlan(_message.Message):
     BAD_LINES_FIELD_NUMBER: _builtins.int
     BAD_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    BAD_ITEMS_FIELD_NUMBER: _builtins.int
     bad_count: _builtins.int
     """Number of bad lines. Above 0 no item runs."""
     @_builtins.property
     def plan(self) -> _file_pb2.FileRef:
-        """A record of 16 bytes for each item, little-endian, after a header of 16 bytes: its line (4 bytes), the offset of the line in
+        """An object. A record of 16 bytes for each item, little-endian, after a header of 16 bytes: its line (4 bytes), the offset of the line in
         the input (8), the length of the line without its end (4). Items are grouped by model, then sorted by priority, then by the
         prefixes of their prompts, so that items with a common prefix run near one another.
         """
@@ -1481,6 +1493,14 @@ class BatchPlan(_message.Message):
     def error(self) -> _status_pb2.Status:
         """INVALID_INPUT, as in BatchStatus.error. Unset when the input is good."""
 
+    @_builtins.property
+    def input(self) -> _file_pb2.FileRef:
+        """The batch's own copy of the input: an object, whatever becomes of the file. Unset when the input is bad."""
+
+    @_builtins.property
+    def bad_items(self) -> _file_pb2.FileRef:
+        """The bad lines as a segment of BatchItem: an object. Unset when there are none."""
+
     def __init__(
         self,
         *,
@@ -1489,10 +1509,12 @@ class BatchPlan(_message.Message):
         bad_lines: _file_pb2.FileRef | None = ...,
         bad_count: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        input: _file_pb2.FileRef | None = ...,
+        bad_items: _file_pb2.FileRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "error", b"error", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bad_items", b"bad_items", "bad_lines", b"bad_lines", "error", b"error", "input", b"input", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_count", b"bad_count", "bad_lines", b"bad_lines", "error", b"error", "groups", b"groups", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_count", b"bad_count", "bad_items", b"bad_items", "bad_lines", b"bad_lines", "error", b"error", "groups", b"groups", "input", b"input", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1507,22 +1529,30 @@ class PlanGroup(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     first: _builtins.int
     """Place of the first item in the plan, from 0."""
     count: _builtins.int
     """Number of items."""
+    queue: _builtins.str
+    """Task queue of the model, as JobOptions.gpu_task_queue."""
+    default_max_tokens: _builtins.int
+    """The model's default of SamplingParams.max_tokens."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         first: _builtins.int = ...,
         count: _builtins.int = ...,
+        queue: _builtins.str = ...,
+        default_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1547,6 +1577,7 @@ class ChunkRequest(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     chunk: _builtins.int
@@ -1559,6 +1590,8 @@ class ChunkRequest(_message.Message):
     """The tenant. Empty without tenants."""
     max_concurrent: _builtins.int
     """Maximum number of items of the chunk that run at the same time. 0: what the worker has free."""
+    default_max_tokens: _builtins.int
+    """The model's default of SamplingParams.max_tokens, as RunRequest.default_max_tokens."""
     @_builtins.property
     def plan(self) -> _file_pb2.FileRef:
         """The plan: see BatchPlan."""
@@ -1603,10 +1636,11 @@ class ChunkRequest(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         grant: _llm_pb2.Budget | None = ...,
         max_concurrent: _builtins.int = ...,
+        default_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1667,10 +1701,12 @@ class MergeRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
-    SEGMENTS_FIELD_NUMBER: _builtins.int
+    MANIFESTS_FIELD_NUMBER: _builtins.int
     OTHERWISE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     tenant: _builtins.str
@@ -1688,12 +1724,20 @@ class MergeRequest(_message.Message):
         """The batch without input."""
 
     @_builtins.property
-    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
-        """The segments of all chunks. Each item is in one of them at most."""
+    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+        """The manifests of all chunks. Each item is in one segment at most."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why these items did not begin."""
+
+    @_builtins.property
+    def limits(self) -> Global___BatchLimits:
+        """As PlanRequest.limits."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch was accepted."""
 
     def __init__(
         self,
@@ -1702,14 +1746,16 @@ class MergeRequest(_message.Message):
         input: _file_pb2.FileRef | None = ...,
         batch: _batch_pb2.BatchRequest | None = ...,
         tenant: _builtins.str = ...,
-        segments: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        manifests: _abc.Iterable[_file_pb2.FileRef] | None = ...,
         otherwise: _llm_pb2.JobState.ValueType = ...,
         error: _status_pb2.Status | None = ...,
         items: _builtins.int = ...,
+        limits: Global___BatchLimits | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "error", b"error", "input", b"input", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "error", b"error", "input", b"input", "items", b"items", "otherwise", b"otherwise", "segments", b"segments", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "create_time", b"create_time", "error", b"error", "input", b"input", "items", b"items", "limits", b"limits", "manifests", b"manifests", "otherwise", b"otherwise", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1724,6 +1770,7 @@ class MergeResult(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def output(self) -> _file_pb2.FileRef:
         """As BatchStatus.output."""
@@ -1736,20 +1783,455 @@ class MergeResult(_message.Message):
     def counts(self) -> _usage_pb2.WorkCounts:
         """The numbers of the batch's items, as output and errors hold them."""
 
+    @_builtins.property
+    def rest(self) -> _file_pb2.FileRef:
+        """The items that no segment of a chunk holds, as a segment: an object. Unset when there are none."""
+
     def __init__(
         self,
         *,
         output: _file_pb2.FileRef | None = ...,
         errors: _file_pb2.FileRef | None = ...,
         counts: _usage_pb2.WorkCounts | None = ...,
+        rest: _file_pb2.FileRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output", "rest", b"rest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output", "rest", b"rest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergeResult: _TypeAlias = MergeResult  # noqa: Y015
+
+@_typing.final
+class CollectRequest(_message.Message):
+    """Input of the activity CollectChunks, which reads what the heartbeats of a batch's chunks hold: Temporal drops that of an
+    activity that waits for its next attempt while it is cancelled.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectRequest: _TypeAlias = CollectRequest  # noqa: Y015
+
+@_typing.final
+class ChunkManifest(_message.Message):
+    """Result of CollectChunks, and the file that WriteManifest writes: chunks with their segments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedChunk]:
+        """The chunks. Those of a manifest have ended."""
+
+    def __init__(
+        self,
+        *,
+        chunks: _abc.Iterable[Global___EndedChunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkManifest: _TypeAlias = ChunkManifest  # noqa: Y015
+
+@_typing.final
+class EndedChunk(_message.Message):
+    """A chunk with what it has done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.int
+    """Its number, from 0."""
+    @_builtins.property
+    def result(self) -> Global___ChunkResult:
+        """What it has done. counts and usage are unset in manifests and BatchProgress, which hold their sums."""
+
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.int = ...,
+        result: Global___ChunkResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedChunk: _TypeAlias = EndedChunk  # noqa: Y015
+
+@_typing.final
+class ManifestRequest(_message.Message):
+    """Input of the activity WriteManifest, which keeps the history of a batch of a million lines small."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    @_builtins.property
+    def manifest(self) -> Global___ChunkManifest:
+        """The chunks, which have ended."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        manifest: Global___ChunkManifest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "manifest", b"manifest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ManifestRequest: _TypeAlias = ManifestRequest  # noqa: Y015
+
+@_typing.final
+class CleanRequest(_message.Message):
+    """Input of the activity CleanBatch, which removes the objects of a batch that nobody needs after its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    ledger: _builtins.str
+    """The ledger that counts the batch, whose slot is released. Empty: none does."""
+    @_builtins.property
+    def progress(self) -> Global___BatchProgress:
+        """What stays."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        progress: Global___BatchProgress | None = ...,
+        ledger: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CleanRequest: _TypeAlias = CleanRequest  # noqa: Y015
+
+@_typing.final
+class BatchRun(_message.Message):
+    """Input of the workflow LLMBatchWorkflow, and what each of its runs passes to the next one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchRequest:
+        """The batch."""
+
+    @_builtins.property
+    def options(self) -> Global___BatchOptions:
+        """What the gateway has chosen for it."""
+
+    @_builtins.property
+    def progress(self) -> Global___BatchProgress:
+        """What was done so far. Unset in the first run."""
+
+    def __init__(
+        self,
+        *,
+        batch: _batch_pb2.BatchRequest | None = ...,
+        options: Global___BatchOptions | None = ...,
+        progress: Global___BatchProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "options", b"options", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "options", b"options", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRun: _TypeAlias = BatchRun  # noqa: Y015
+
+@_typing.final
+class BatchOptions(_message.Message):
+    """What a gateway has chosen for a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CHUNK_ITEMS_FIELD_NUMBER: _builtins.int
+    MAX_CHUNKS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    chunk_items: _builtins.int
+    """Maximum number of items of a chunk. Default 128."""
+    max_chunks: _builtins.int
+    """Maximum number of chunks that run or wait for a worker at the same time. Default 50."""
+    ledger: _builtins.str
+    """Workflow id of the LLMLedgerWorkflow that counts the batch as an open job. Empty: none does."""
+    @_builtins.property
+    def limits(self) -> Global___BatchLimits:
+        """Maxima of its input."""
+
+    @_builtins.property
+    def heartbeat_timeout(self) -> _duration_pb2.Duration:
+        """Maximum time between two heartbeats of a chunk. Default 30 s."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch was accepted."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When its window is over."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scopes of who created the batch. Its lines need those that jobs need."""
+
+    def __init__(
+        self,
+        *,
+        limits: Global___BatchLimits | None = ...,
+        chunk_items: _builtins.int = ...,
+        max_chunks: _builtins.int = ...,
+        heartbeat_timeout: _duration_pb2.Duration | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ledger: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchOptions: _TypeAlias = BatchOptions  # noqa: Y015
+
+@_typing.final
+class BatchProgress(_message.Message):
+    """What a batch has done so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    ENDED_CHUNKS_FIELD_NUMBER: _builtins.int
+    MANIFESTS_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    ended_chunks: _builtins.int
+    """Number of chunks that had ended when this run of the workflow began: those with lower numbers."""
+    @_builtins.property
+    def plan(self) -> Global___BatchPlan:
+        """The order of its items. Unset before they are planned."""
+
+    @_builtins.property
+    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+        """Manifests of ended chunks: objects, each a ChunkManifest."""
+
+    @_builtins.property
+    def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedChunk]:
+        """Ended chunks that are in no manifest yet."""
+
+    @_builtins.property
+    def counts(self) -> _usage_pb2.WorkCounts:
+        """The numbers of the items of ended chunks. total is that of all items."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the items of ended chunks have used."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first item began, about."""
+
+    @_builtins.property
+    def rest(self) -> _file_pb2.FileRef:
+        """The items that no segment of a chunk holds, as a segment: bad lines, or items that never began. Set at the end."""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___BatchPlan | None = ...,
+        ended_chunks: _builtins.int = ...,
+        manifests: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        recent: _abc.Iterable[Global___EndedChunk] | None = ...,
+        counts: _usage_pb2.WorkCounts | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        rest: _file_pb2.FileRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "plan", b"plan", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchProgress: _TypeAlias = BatchProgress  # noqa: Y015
+
+@_typing.final
+class BatchRecord(_message.Message):
+    """What LLMBatchWorkflow answers to the query GetRecord. Its memo holds the same at its end, under "status" and "record"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> _batch_pb2.BatchStatus:
+        """The status. counts and usage are those of ended chunks."""
+
+    @_builtins.property
+    def progress(self) -> Global___BatchProgress:
+        """What was done so far, with its plan."""
+
+    @_builtins.property
+    def options(self) -> Global___BatchOptions:
+        """The options, by which chunks are numbered."""
+
+    def __init__(
+        self,
+        *,
+        status: _batch_pb2.BatchStatus | None = ...,
+        progress: Global___BatchProgress | None = ...,
+        options: Global___BatchOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRecord: _TypeAlias = BatchRecord  # noqa: Y015
+
+@_typing.final
+class ResultsCursor(_message.Message):
+    """The content of the cursor of StreamBatchResults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    low: _builtins.int
+    """All items of chunks with lower numbers were delivered."""
+    rest: _builtins.int
+    """Number of items delivered of BatchProgress.rest."""
+    @_builtins.property
+    def bits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The items delivered of the chunks from low on, each as ChunkResult.done."""
+
+    def __init__(
+        self,
+        *,
+        low: _builtins.int = ...,
+        bits: _abc.Iterable[_builtins.bytes] | None = ...,
+        rest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "low", b"low", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultsCursor: _TypeAlias = ResultsCursor  # noqa: Y015
+
+@_typing.final
+class PlanTask(_message.Message):
+    """What the process that plans batches gets: the request, and where the content of the file is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    ERRORS_PREFIX_FIELD_NUMBER: _builtins.int
+    errors_prefix: _builtins.str
+    """Prefix of the object for error lines, if there are bad lines."""
+    @_builtins.property
+    def request(self) -> Global___PlanRequest:
+        """The request."""
+
+    @_builtins.property
+    def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSegment]:
+        """The objects of the file, in its order."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___PlanRequest | None = ...,
+        content: _abc.Iterable[Global___FileSegment] | None = ...,
+        errors_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "errors_prefix", b"errors_prefix", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanTask: _TypeAlias = PlanTask  # noqa: Y015
+
+@_typing.final
+class MergeTask(_message.Message):
+    """What the process that merges results gets: the request, and where output and errors go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    OUTPUT_PREFIX_FIELD_NUMBER: _builtins.int
+    ERRORS_PREFIX_FIELD_NUMBER: _builtins.int
+    output_prefix: _builtins.str
+    """Prefix of the object for the output."""
+    errors_prefix: _builtins.str
+    """Prefix of the object for the errors."""
+    @_builtins.property
+    def request(self) -> Global___MergeRequest:
+        """The request."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___MergeRequest | None = ...,
+        output_prefix: _builtins.str = ...,
+        errors_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors_prefix", b"errors_prefix", "output_prefix", b"output_prefix", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeTask: _TypeAlias = MergeTask  # noqa: Y015
 
 @_typing.final
 class FileRecord(_message.Message):

@@ -65,6 +65,18 @@ def deletion_not_found(deletion_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("DELETION_NOT_FOUND")))
 
 
+def batch_not_found(batch_id: str) -> ApiError:
+    """NOT_FOUND for a batch."""
+    message = f"there is no batch {batch_id}, or it is past its retention"
+    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("BATCH_NOT_FOUND")))
+
+
+def batch_key_reused(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the idempotency key belongs to another batch."""
+    message = f"request_id {request_id!r} of user {user_id!r} was used for a different batch; choose another request_id"
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
+
+
 def job_deleted(user_id: str, request_id: str) -> ApiError:
     """ALREADY_EXISTS: the job under the idempotency key was deleted."""
     message = (

@@ -1,6 +1,6 @@
 """The edge of the API: parses and checks requests, and turns every error into a status with details.
 
-One interceptor wraps the methods of LlmService and FileService, so that a handler gets only valid requests and raises
+One interceptor wraps the methods of the services, so that a handler gets only valid requests and raises
 only ApiError or Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
 """
 
@@ -17,10 +17,11 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from temporalio.service import RPCError
 
+from batches import rules as batch_rules
 from encryption import KeysUnavailable
 from jobs import file_rules, rules
 from jobs.field_rules import Violation, too_large
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime import audit
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__)
 SERVICES: Final = (
     llm_pb2.DESCRIPTOR.services_by_name["LlmService"],
     file_pb2.DESCRIPTOR.services_by_name["FileService"],
+    batch_pb2.DESCRIPTOR.services_by_name["BatchService"],
 )
 """The services of the API. No two methods of them have one name."""
 _METHODS: Final = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
@@ -74,12 +76,19 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "GetFile": file_rules.check_file_id,
     "ListFiles": file_rules.check_list_files,
     "DeleteFile": file_rules.check_file_id,
+    "CreateBatch": batch_rules.check_create,
+    "GetBatch": batch_rules.check_batch_id,
+    "StreamBatch": batch_rules.check_batch_id,
+    "StreamBatchResults": batch_rules.check_stream_results,
+    "CancelBatch": batch_rules.check_cancel_batch,
+    "ListBatches": batch_rules.check_list_batches,
 }
-"""The rules of llm.proto and file.proto for the request of each method."""
+"""The rules of llm.proto, file.proto and batch.proto for the request of each method."""
 
 _LARGE_ANSWERS: Final = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver"), 128 * 1024),
-    "ListFiles": 128 * 1024,
+    **dict.fromkeys(("ListFiles", "ListBatches"), 128 * 1024),
+    **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch"), 32 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
 }
 """Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus and

@@ -1,4 +1,4 @@
-"""The page tokens of List and ListFiles: Temporal's own, authenticated with a key that gateways share.
+"""The page tokens of List, ListFiles and ListBatches: Temporal's own, authenticated with a key that gateways share.
 
 Temporal answers UNKNOWN to a token that it cannot read, and returns wrong pages for a token of other filters. It trusts
 a token, so a forged one reaches its visibility store. A message authentication code over the tenant, the filters and
@@ -12,12 +12,12 @@ import hmac
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from pydantic import SecretStr
 
 from jobs.field_rules import Violation
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2
 from runtime.grpc_auth import current_caller
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _KEY_BYTES: Final = 32
 REFUSED: Final = Violation("page_token", "must be the next_page_token of the page before, with the same filters")
 
 
-Listing = llm_pb2.ListRequest | file_pb2.ListFilesRequest
+Listing = llm_pb2.ListRequest | file_pb2.ListFilesRequest | batch_pb2.ListBatchesRequest
 
 
 class PageTokens:
@@ -72,10 +72,11 @@ class PageTokens:
         filters = type(request)()
         filters.CopyFrom(request)  # type: ignore[arg-type]  # it is of the same type
         filters.ClearField("page_size")
-        if isinstance(filters, llm_pb2.ListRequest):
-            # The same states in another order are the same filter.
-            filters.states[:] = sorted(set(filters.states))
-        else:
+        # The same states in another order are the same filter.
+        if not isinstance(filters, file_pb2.ListFilesRequest):
+            states: Any = filters.states
+            states[:] = sorted(set(states))
+        if not isinstance(filters, llm_pb2.ListRequest):
             # No token of one method is one of another.
             token = filters.DESCRIPTOR.name.encode() + token
         filters.ClearField("page_token")

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import file_pb2_grpc, llm_pb2_grpc
+from llm_pb import batch_pb2_grpc, file_pb2_grpc, llm_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -21,6 +21,11 @@ from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
+from services.gateway.batches.listing import BatchListing
+from services.gateway.batches.reader import BatchReader
+from services.gateway.batches.results import BatchStreams
+from services.gateway.batches.servicer import BatchServicer
+from services.gateway.batches.submission import BatchSubmission
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
@@ -103,6 +108,11 @@ async def serving_api(
         answers,
     )
     files = FileServicer(effects, file_reader, store, answers, settings, encryption)
+    batch_reader = BatchReader(client)
+    batch_streams = BatchStreams(batch_reader, store, settings)
+    batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
+    batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
+    batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
     server = GrpcServer(
         SERVICES[0].full_name,
         settings.host,
@@ -115,6 +125,8 @@ async def serving_api(
                     "Submit": JobBounds(models, settings).check,
                     "List": page_tokens.check,
                     "ListFiles": page_tokens.check,
+                    "CreateBatch": batch_submission.check,
+                    "ListBatches": page_tokens.check,
                 },
                 {"Submit": service.submit_refused},
                 answers,
@@ -132,6 +144,7 @@ async def serving_api(
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
     file_pb2_grpc.add_FileServiceServicer_to_server(files, server.server)
+    batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, server.server)
 
     try:
         await server.start()
@@ -154,6 +167,7 @@ async def serving_api(
     finally:
         await server.drain()
         streams.close()
+        batch_streams.close()
         await server.stop(settings.shutdown_grace)
         if audit is not None:
             await audit.close()

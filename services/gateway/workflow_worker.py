@@ -16,6 +16,8 @@ from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.batches.activities import BatchActivities
+from services.gateway.batches.outputs import BatchFiles
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.files.reader import FileReader
@@ -28,6 +30,7 @@ from services.gateway.page_token import PageTokens
 from services.gateway.settings import GatewaySettings
 from services.gateway.unreadable_jobs import ending_unreadable
 from store.store import Store
+from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
@@ -112,6 +115,9 @@ def workflow_worker(
 ) -> Worker:
     """Return the worker for the queue of workflows."""
     files = FileRemoval(store, SlotReleases(client))
+    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
+    outputs = BatchFiles(client, file_reader, settings, encryption)
+    batches = BatchActivities(client, store, file_reader, outputs, SlotReleases(client))
     local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     reader = JobReader(client, Models(settings.models), deliveries, feed)
@@ -128,11 +134,14 @@ def workflow_worker(
             LLMBulkDeletionWorkflow,
             LLMJobTombstone,
             LLMFileWorkflow,
+            LLMBatchWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
             files.remove_file,
+            *(batches.plan_batch, batches.collect_chunks, batches.write_manifest, batches.merge_batch),
+            batches.clean_batch,
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

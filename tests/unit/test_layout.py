@@ -140,6 +140,8 @@ NOT_OF_CALLS = {
     "deletion_steps.py",
     # The lease of a job that is watched.
     "watch_lease.py",
+    # The files of a batch that was recorded.
+    "outputs.py",
 }
 """Modules of the gateway that may start and signal workflows."""
 
