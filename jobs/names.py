@@ -92,6 +92,7 @@ MEMO_OPTIONS: Final = "options"
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
+MEMO_MAX_OUTPUT_BYTES: Final = "max_output_bytes"
 # Digest of the job's bytes, the only one that older gateways write and compare.
 MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.

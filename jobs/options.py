@@ -105,18 +105,21 @@ def _override(message: Message, chosen: Message) -> None:
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     """Return the options as the part of a workflow's memo that `read_memo` reads.
 
-    `notify_operator` and `ledger` have keys of their own, because version 0.1.0 refuses options with a field that it
-    does not know.
+    `notify_operator`, `ledger` and `max_output_bytes` have keys of their own, because version 0.1.0 refuses options
+    with a field that it does not know.
     """
     options = internal_pb2.JobOptions()
     options.CopyFrom(chosen)
     options.ClearField("notify_operator")
     options.ClearField("ledger")
+    options.ClearField("max_output_bytes")
     memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
     if chosen.HasField("notify_operator"):
         memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
     if chosen.ledger:
         memo[names.MEMO_LEDGER] = chosen.ledger
+    if chosen.max_output_bytes:
+        memo[names.MEMO_MAX_OUTPUT_BYTES] = chosen.max_output_bytes
     return memo
 
 
@@ -130,6 +133,8 @@ def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | Non
         options.notify_operator = notify
     if options is not None and isinstance(ledger := value(names.MEMO_LEDGER, None), str):
         options.ledger = ledger
+    if options is not None and isinstance(most := value(names.MEMO_MAX_OUTPUT_BYTES, None), int) and most > 0:
+        options.max_output_bytes = most
     return options
 
 

@@ -37,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.inputs import one_input
     from jobs.memo import time_from_memo
     from jobs.outcome import TOTAL_SPENT, add_attempt, add_result, classify_failure, final_state, total_spent
+    from jobs.outcome import output_bytes as bytes_of
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
     from workflows.outcome_metrics import record_outcome
@@ -174,6 +175,7 @@ class LLMJobWorkflow:
         request = internal_pb2.RunRequest(
             job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
         )
+        request.max_output_bytes = self._options.max_output_bytes
         while request.handovers < _MAX_HANDOVERS:
             await self._run_activity(request)
             if self._error is None or not errors.RULES[type(self._error)].handed_over:
@@ -184,7 +186,7 @@ class LLMJobWorkflow:
                 earlier = self._result.metadata
                 request.earlier_attempts = max(0, earlier.attempts - 1)
                 request.queue_time.CopyFrom(earlier.queue_time)
-                request.output_bytes = len(self._result.output.encode())
+                request.output_bytes = bytes_of(self._result)
                 request.rewinds = earlier.rewinds
                 request.lowest_rewind_offset = earlier.lowest_rewind_offset
                 del request.attempts[:]
@@ -239,6 +241,7 @@ class LLMJobWorkflow:
         """Return the job's output in the live feed; None if no attempt began, or the feed is unavailable."""
         recovering = workflow.start_local_activity(
             activities.recover_output,
+            args=("", self._options.max_output_bytes),
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )
