@@ -45,6 +45,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("temporal_cost", False, PLAIN),
     ("growth", False, PLAIN),
     ("fairness", False, PLAIN),
+    ("seats", False, PLAIN),
     ("cancel_latency", False, PLAIN),
     ("tracing_cost", False, PLAIN),
     ("quota_cost", False, PLAIN),

@@ -36,6 +36,10 @@ class GeneratedOutput:
     first_token: datetime | None = None
     """When the first of the tokens was generated."""
     prompt_tokens: int = 0
+    wasted_tokens: int = 0
+    """As in ResultMetadata."""
+    dropped_tokens: int = 0
+    """Number of tokens that are lost or were dropped. They are wasted once the next token is generated."""
     worker: str = ""
     """The worker of the last attempt."""
     whole: bool = True
@@ -91,6 +95,10 @@ class GeneratedOutput:
         if made.token_offset == 0:
             # An attempt that starts over closes every gap before it.
             self.whole = True
+        if made.token_ids:
+            # Until now they may be found again: by another attempt, in a feed that was unavailable.
+            self.wasted_tokens, self.dropped_tokens = self.wasted_tokens + self.dropped_tokens, 0
+        self.wasted_tokens = max(self.wasted_tokens, made.wasted_tokens)
         self.token_ids += made.token_ids
         self.text += made.text.encode()
         if logprobs:
@@ -102,6 +110,7 @@ class GeneratedOutput:
 
     def clear(self) -> None:
         """Drop the tokens and their text, because an attempt starts over. Watchers still hold the transcript."""
+        self.dropped_tokens += len(self.token_ids)
         self.token_ids, self.text, self.logprobs = [], bytearray(), []
         self.first_token, self.prompt_tokens = None, 0
         self.whole = True
@@ -116,6 +125,7 @@ class GeneratedOutput:
             start_time=self.last_attempt.start_time,
             rewinds=self.transcript.rewinds,
             lowest_rewind_offset=self.transcript.lowest_rewind,
+            wasted_tokens=self.wasted_tokens,
         )
         if self.first_token is not None:
             metadata.first_token_time.FromDatetime(self.first_token)

@@ -35,19 +35,22 @@ class FeedWriter:
         self._key = key
         self._takeover = internal_pb2.FeedRecord(writer=self.name, attempt_started=started)
         self._reported_bytes = 0
+        self._reported_tokens = 0
         self._reported_attempts: Sequence[llm_pb2.JobAttempt] = ()
         self._recoveries = feed.recoveries
         self._repeat_at = 0.0
         self.output.add(self._takeover)
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
-        """Restore the output's size, rewinds and attempts, as an earlier attempt reported them.
+        """Restore the output's size, rewinds, wasted tokens and attempts, as an earlier attempt reported them.
 
         Call it before take_over.
         """
         self._reported_bytes = heartbeat.progress.output_bytes
         self._reported_attempts = heartbeat.attempts
         earlier = heartbeat.metadata
+        self._reported_tokens = earlier.output_tokens
+        self.output.wasted_tokens = earlier.wasted_tokens
         self.output.transcript.add_rewinds(earlier.rewinds, earlier.lowest_rewind_offset)
 
     async def begin(self) -> None:
@@ -68,6 +71,8 @@ class FeedWriter:
         if not (earlier.attempt and output.whole) or self._reported_bytes > len(transcript.data):
             # Watchers may hold output that is lost here and will be replaced.
             transcript.add_rewinds(transcript.rewinds + 1, len(transcript.data))
+        output.wasted_tokens = max(output.wasted_tokens, self.output.wasted_tokens)
+        output.dropped_tokens = max(self._reported_tokens - len(output.token_ids), 0)
         output.add(self._takeover)
         *known, this = output.attempts
         output.attempts = merged(self._reported_attempts, known)
@@ -111,7 +116,7 @@ class FeedWriter:
             if token_ids and not output.token_ids:
                 self._describe_first(record.tokens_made)
             output.add(record)
-            self._describe_rewinds(record.tokens_made)
+            self._describe_replaced(record.tokens_made)
             await self.write(record)
 
     async def write(self, record: internal_pb2.FeedRecord) -> None:
@@ -136,7 +141,7 @@ class FeedWriter:
                 return False
             if number == 0:
                 self._describe_first(made)
-                self._describe_rewinds(made)
+                self._describe_replaced(made)
             stored = await self._feed.sync(self._key, internal_pb2.FeedRecord(writer=self.name, tokens_made=made))
         return stored
 
@@ -160,7 +165,8 @@ class FeedWriter:
         if self.output.first_token is not None:
             made.made_at.FromDatetime(self.output.first_token.astimezone(UTC))
 
-    def _describe_rewinds(self, made: internal_pb2.TokensMade) -> None:
+    def _describe_replaced(self, made: internal_pb2.TokensMade) -> None:
+        made.wasted_tokens = self.output.wasted_tokens
         made.rewinds = self.output.transcript.rewinds
         made.lowest_rewind_offset = self.output.transcript.lowest_rewind
 

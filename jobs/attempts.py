@@ -46,6 +46,12 @@ def close(attempt: llm_pb2.JobAttempt, error: errors.JobError | None) -> None:
         attempt.error.CopyFrom(_short_status(error))
 
 
+def pause(attempt: llm_pb2.JobAttempt) -> None:
+    """Write into an attempt that ends now that its worker has no seat for the job."""
+    attempt.end_time.GetCurrentTime()
+    attempt.end = llm_pb2.ATTEMPT_END_PAUSED
+
+
 def lose(attempt: llm_pb2.JobAttempt) -> None:
     """Write into an attempt that has not reported its end, and that another one follows, that its worker was lost."""
     if not has_ended(attempt):

@@ -24,7 +24,7 @@ def _normal_form(job: llm_pb2.JobRequest) -> llm_pb2.JobRequest:
         chosen.ClearField("events")
     if chosen.progress_interval.ToTimedelta() == options.DEFAULT_PROGRESS_INTERVAL:
         chosen.ClearField("progress_interval")
-    for field in ("params", "timeouts", "notify_options"):
+    for field in ("params", "timeouts", "notify_options", "budget"):
         # ByteSize includes the fields of newer versions.
         if getattr(normal, field).ByteSize() == 0:
             normal.ClearField(field)

@@ -6,7 +6,8 @@
     │   ├── UnknownModel          this worker does not serve the model
     │   ├── PromptTooLong         prompt and one token do not fit the context
     │   ├── UnsupportedParams     the engine cannot do what params ask for
-    │   └── ResultTooLarge        the output does not fit a Temporal payload
+    │   ├── ResultTooLarge        the output does not fit a Temporal payload
+    │   └── BudgetSpent           the job has used all that its budget allows
     ├── EngineError           the engine failed in this attempt and continues to run
     │   ├── EngineFailed          on this job
     │   └── OutOfMemory           the device had no memory for this job
@@ -82,6 +83,12 @@ class ResultTooLarge(JobRejected):
     """The result does not fit a Temporal payload (2 MiB); Temporal would retry it for ever."""
 
     reason = "RESULT_TOO_LARGE"
+
+
+class BudgetSpent(JobRejected):
+    """The job has used all that its budget allows, or its prompt alone would."""
+
+    reason = "BUDGET_SPENT"
 
 
 class EngineError(JobError):
@@ -198,6 +205,7 @@ RULES: Final[dict[type[JobError], Rule]] = {
     PromptTooLong: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
     UnsupportedParams: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
     ResultTooLarge: Rule(code_pb2.OUT_OF_RANGE, retryable=False),
+    BudgetSpent: Rule(code_pb2.RESOURCE_EXHAUSTED, retryable=False),
     EngineFailed: Rule(code_pb2.UNAVAILABLE, retryable=True),
     OutOfMemory: Rule(code_pb2.RESOURCE_EXHAUSTED, retryable=True),
     # The death of an engine shows no fault of the job, so the retry need not wait.

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from jobs.hosts import is_host
 from jobs.ids import ID_PATTERN
+from llm_pb import llm_pb2
 
 MAX_URL_BYTES: Final = 2048
 MIN_TIMEOUT_MS: Final = 1
@@ -110,6 +111,15 @@ def check_duration(field: str, value: Duration) -> Iterator[Violation]:
     too_short = value.seconds == 0 and value.nanos < MIN_TIMEOUT_MS * 1_000_000
     if value.seconds < 0 or not 0 <= value.nanos <= 999_999_999 or too_short:
         yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
+
+
+def check_budget(field: str, budget: llm_pb2.Budget) -> Iterator[Violation]:
+    """Check the limits of a budget."""
+    for name in ("output_tokens", "prompt_tokens", "cost_micros"):
+        if (value := getattr(budget, name)) < 0:
+            yield Violation(f"{field}.{name}", f"must be 0 (no limit) or more, not {value}")
+    if budget.HasField("engine_time"):
+        yield from check_duration(f"{field}.engine_time", budget.engine_time)
 
 
 def check_bounded_duration(field: str, value: Duration, least: int, most: int) -> Iterator[Violation]:

@@ -43,10 +43,17 @@ def from_details(details: Sequence[Any]) -> internal_pb2.RunHeartbeat:
 
 def before_handover(request: internal_pb2.RunRequest) -> internal_pb2.RunHeartbeat:
     """Return the equivalent of the last heartbeat before a hand-over, which Temporal drops with the activity."""
-    return internal_pb2.RunHeartbeat(
+    heartbeat = internal_pb2.RunHeartbeat(
         attempts=request.attempts,
         progress=llm_pb2.JobProgress(output_bytes=request.output_bytes),
-        metadata=llm_pb2.ResultMetadata(
-            queue_time=request.queue_time, rewinds=request.rewinds, lowest_rewind_offset=request.lowest_rewind_offset
-        ),
+        metadata=request.metadata,
     )
+    # Workflow workers of earlier versions send these alone.
+    heartbeat.metadata.MergeFrom(
+        llm_pb2.ResultMetadata(
+            queue_time=request.queue_time if request.HasField("queue_time") else None,
+            rewinds=request.rewinds,
+            lowest_rewind_offset=request.lowest_rewind_offset,
+        )
+    )
+    return heartbeat

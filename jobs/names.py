@@ -25,8 +25,12 @@ UPDATE_RESERVE: Final = "Reserve"
 SIGNAL_RELEASE: Final = "Release"
 QUERY_GET_LEDGER: Final = "GetLedger"
 QUERY_COUNT_SLOTS: Final = "CountSlots"
-# Type of the error with which Reserve is refused when no job of it can get a slot.
+QUERY_GET_USAGE: Final = "GetUsage"
+# Types of the error with which Reserve is refused when no job of it can get a slot: too many are in use; open jobs have
+# reserved too many output tokens; too many were used today.
 QUOTA_REACHED: Final = "QUOTA_REACHED"
+TOKENS_RESERVED: Final = "TOKENS_RESERVED"
+TOKENS_USED: Final = "TOKENS_USED"
 # Deletes a job, and many.
 DELETION_WORKFLOW_TYPE: Final = "LLMDeletionWorkflow"
 BULK_DELETION_WORKFLOW_TYPE: Final = "LLMBulkDeletionWorkflow"
@@ -93,6 +97,8 @@ MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
 MEMO_MAX_OUTPUT_BYTES: Final = "max_output_bytes"
+# JobOptions.price, likewise. Only jobs of a model with a price have it.
+MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.
 MEMO_DIGEST: Final = "request_sha256"
 # Digest of what the job asks for: see jobs.equality.

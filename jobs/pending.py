@@ -8,6 +8,7 @@ from temporalio.converter import DataConverter
 
 from jobs import errors, names
 from jobs.heartbeat import from_details
+from jobs.stages import waits_for_seat
 from llm_pb import llm_pb2
 
 
@@ -18,7 +19,7 @@ def pending_run(description: WorkflowExecutionDescription) -> PendingActivityInf
 
 
 async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter: DataConverter) -> None:
-    """Write the attempt into the status: QUEUED while it waits, or RUNNING with its progress.
+    """Write the attempt into the status: QUEUED while it waits for a worker or a seat, or RUNNING with its progress.
 
     The status may already describe attempts before a hand-over, after which Temporal counts from 1 again. The first
     attempt after a hand-over keeps the number of the last one before it.
@@ -38,9 +39,15 @@ async def add_run(status: llm_pb2.JobStatus, run: PendingActivityInfo, converter
             late = failure.timeout_failure_info.timeout_type == TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
             kind = errors.RunTimeout if late else errors.WorkerLost
         status.error.CopyFrom(errors.to_status(kind(message)))
+    if not waiting:
+        # That of a paused job before a worker took it again.
+        status.ClearField("progress")
     if not waiting and run.heartbeat_details.payloads:
         heartbeat = from_details(await converter.decode(run.heartbeat_details.payloads))
         status.progress.CopyFrom(heartbeat.progress)
+        # Temporal shows the heartbeat of the last attempt until this one has sent its own.
+        if waits_for_seat(heartbeat.progress) and heartbeat.metadata.start_time == status.start_time:
+            status.state = llm_pb2.JOB_STATE_QUEUED
         if heartbeat.HasField("metadata"):
             # Temporal counts from 1 again after a hand-over.
             status.attempt = heartbeat.metadata.attempts

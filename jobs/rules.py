@@ -14,6 +14,7 @@ from jobs.events import takes_progress, wants
 from jobs.field_rules import (
     Violation,
     check_bounded_duration,
+    check_budget,
     check_duration,
     check_enum,
     check_id,
@@ -187,6 +188,7 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
         yield from check_bounded_duration(
             f"{path}cancel_if_unwatched", job.cancel_if_unwatched, MIN_UNWATCHED_SECONDS, MAX_UNWATCHED_SECONDS
         )
+    yield from check_budget(f"{path}budget", job.budget)
 
 
 def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[Violation]:

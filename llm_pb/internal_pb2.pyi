@@ -72,6 +72,7 @@ class JobOptions(_message.Message):
     NOTIFY_HOLD_FIELD_NUMBER: _builtins.int
     NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
@@ -115,6 +116,10 @@ class JobOptions(_message.Message):
         Default 10 s.
         """
 
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price at Submit. Unset without one."""
+
     def __init__(
         self,
         *,
@@ -129,11 +134,12 @@ class JobOptions(_message.Message):
         notify_hold: _duration_pb2.Duration | None = ...,
         notify_operator: _builtins.bool | None = ...,
         ledger: _builtins.str = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
         max_output_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -202,11 +208,16 @@ class RunRequest(_message.Message):
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     FEED_KEY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    UNSEATED_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
-    """Number of hand-overs of the job by workers that had to stop. Above 0 the attempt continues the output from the feed."""
+    """Number of hand-overs of the job, by workers that had to stop or had no seat for it. Above 0 the attempt continues the output
+    from the feed.
+    """
     earlier_attempts: _builtins.int
     """Number of attempts before this activity's first one."""
     output_bytes: _builtins.int
@@ -221,6 +232,8 @@ class RunRequest(_message.Message):
     """Key of the job's records in the live feed: any text that no other job uses. The activities RecoverOutput and ForgetFeed
     take the same key. Empty: the run id of the workflow, which is where StreamStatus and GetStatus look for a job's records.
     """
+    unseated: _builtins.int
+    """How many of the hand-overs were by workers that had no seat for the job."""
     max_output_bytes: _builtins.int
     """As in JobOptions. Workers write a file only where it is set, because gateways of earlier versions know none. RecoverOutput
     takes the same number.
@@ -241,6 +254,14 @@ class RunRequest(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.JobAttempt]:
         """The attempts before the last hand-over, as in JobResult."""
 
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price. Set only for a job with a budget of costs, which must not run without it."""
+
+    @_builtins.property
+    def metadata(self) -> _llm_pb2.ResultMetadata:
+        """As in JobResult, as of the last hand-over. Unset before the first one, and from workflow workers of earlier versions."""
+
     def __init__(
         self,
         *,
@@ -255,11 +276,14 @@ class RunRequest(_message.Message):
         lowest_rewind_offset: _builtins.int = ...,
         feed_key: _builtins.str = ...,
         attempts: _abc.Iterable[_llm_pb2.JobAttempt] | None = ...,
+        unseated: _builtins.int = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
+        metadata: _llm_pb2.ResultMetadata | None = ...,
         max_output_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "queue_time", b"queue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_output_bytes", b"max_output_bytes", "output_bytes", b"output_bytes", "queue_time", b"queue_time", "rewinds", b"rewinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -644,6 +668,7 @@ class TokensMade(_message.Message):
     REWINDS_FIELD_NUMBER: _builtins.int
     LOWEST_REWIND_OFFSET_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the text begins in the output, in UTF-8 bytes. An output that is longer is cut there first."""
     text: _builtins.str
@@ -658,6 +683,8 @@ class TokensMade(_message.Message):
     """As in ResultMetadata, these tokens included, for readers that do not know all earlier records. 0 for most jobs."""
     lowest_rewind_offset: _builtins.int
     """As in ResultMetadata."""
+    wasted_tokens: _builtins.int
+    """As in ResultMetadata, as of these tokens. 0 for most jobs."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the tokens, with which another attempt can continue."""
@@ -682,10 +709,11 @@ class TokensMade(_message.Message):
         rewinds: _builtins.int = ...,
         lowest_rewind_offset: _builtins.int = ...,
         logprobs: _abc.Iterable[_llm_pb2.TokenLogprobs] | None = ...,
+        wasted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["made_at", b"made_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "lowest_rewind_offset", b"lowest_rewind_offset", "made_at", b"made_at", "offset", b"offset", "prompt_tokens", b"prompt_tokens", "rewinds", b"rewinds", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -778,8 +806,14 @@ class LedgerState(_message.Message):
     MAX_UPDATES_FIELD_NUMBER: _builtins.int
     START_TIMEOUT_FIELD_NUMBER: _builtins.int
     CHECK_INTERVAL_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
     max_updates: _builtins.int
     """Number of updates after which the workflow continues in a new run. Default 1000: Temporal refuses the 2001st of a run."""
+    day: _builtins.int
+    """The day of used_tokens: the number of UTC days since 1970-01-01."""
+    used_tokens: _builtins.int
+    """Number of output tokens of the jobs whose slots were released on that day."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerSlot]:
         """The slots in use."""
@@ -801,14 +835,50 @@ class LedgerState(_message.Message):
         max_updates: _builtins.int = ...,
         start_timeout: _duration_pb2.Duration | None = ...,
         check_interval: _duration_pb2.Duration | None = ...,
+        day: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "start_timeout", b"start_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_interval", b"check_interval", "day", b"day", "max_updates", b"max_updates", "slots", b"slots", "start_timeout", b"start_timeout", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LedgerState: _TypeAlias = LedgerState  # noqa: Y015
+
+@_typing.final
+class LedgerUsage(_message.Message):
+    """Answer to the query GetUsage of LLMLedgerWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOTS_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    USED_TOKENS_FIELD_NUMBER: _builtins.int
+    slots: _builtins.int
+    """Number of slots in use."""
+    reserved_tokens: _builtins.int
+    """Number of output tokens that are reserved for the jobs of these slots."""
+    day: _builtins.int
+    """As in LedgerState."""
+    used_tokens: _builtins.int
+    """As in LedgerState."""
+    def __init__(
+        self,
+        *,
+        slots: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
+        day: _builtins.int = ...,
+        used_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "reserved_tokens", b"reserved_tokens", "slots", b"slots", "used_tokens", b"used_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerUsage: _TypeAlias = LedgerUsage  # noqa: Y015
 
 @_typing.final
 class LedgerSlot(_message.Message):
@@ -818,8 +888,11 @@ class LedgerSlot(_message.Message):
 
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Workflow id of the job."""
+    output_tokens: _builtins.int
+    """Number of output tokens that are reserved for the job: the maximum that it may generate."""
     @_builtins.property
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
         """When the slot was last reserved: a repeated Submit reserves the slot of its job again."""
@@ -829,10 +902,11 @@ class LedgerSlot(_message.Message):
         *,
         workflow_id: _builtins.str = ...,
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
+        output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "reserve_time", b"reserve_time", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -846,23 +920,35 @@ class ReserveRequest(_message.Message):
 
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_LIMIT_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """Maximum number of slots in use, as the gateway's settings have it now. Slots beyond it are kept."""
+    output_tokens_limit: _builtins.int
+    """Maximum number of output tokens a day, as the gateway's settings have it now. Unset: not limited."""
     @_builtins.property
     def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs. A job that holds a slot keeps it."""
+
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of output tokens to reserve for each of workflow_ids, in their order. Empty: none."""
 
     def __init__(
         self,
         *,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
         limit: _builtins.int = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        output_tokens_limit: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "output_tokens_limit", b"output_tokens_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit", "limit", b"limit", "output_tokens", b"output_tokens", "output_tokens_limit", b"output_tokens_limit", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__output_tokens_limit: _TypeAlias = _typing.Literal["output_tokens_limit"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens_limit: _TypeAlias = _typing.Literal["_output_tokens_limit", b"_output_tokens_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens_limit) -> _WhichOneofReturnType__output_tokens_limit | None: ...
 
 Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
 
@@ -873,18 +959,30 @@ class ReserveResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REFUSED_FIELD_NUMBER: _builtins.int
+    REFUSED_BY_RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    REFUSED_BY_USED_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs that got no slot."""
+
+    @_builtins.property
+    def refused_by_reserved_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those among them that got none because open jobs have reserved too many output tokens."""
+
+    @_builtins.property
+    def refused_by_used_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those among them that got none because too many output tokens were used today."""
 
     def __init__(
         self,
         *,
         refused: _abc.Iterable[_builtins.str] | None = ...,
+        refused_by_reserved_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        refused_by_used_tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "refused_by_reserved_tokens", b"refused_by_reserved_tokens", "refused_by_used_tokens", b"refused_by_used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -897,18 +995,26 @@ class ReleaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workflow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of jobs whose outcome is settled. Those without a slot are ignored."""
+
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of output tokens that each of workflow_ids has used, in their order. Without it, from gateways of earlier versions, a job
+        has used what is reserved for it.
+        """
 
     def __init__(
         self,
         *,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -945,10 +1051,15 @@ class FindEndedJobsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENDED_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflow ids of the jobs that are closed."""
+
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of output tokens of each of `ended`, in their order. -1 where it is not known."""
 
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -958,11 +1069,12 @@ class FindEndedJobsResponse(_message.Message):
         self,
         *,
         ended: _abc.Iterable[_builtins.str] | None = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missing", b"missing", "output_tokens", b"output_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,7 +88,17 @@ class _JobClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobClass.Val
     """Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
 
 class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
-    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class."""
+    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class.
+
+    A worker has as many seats as its engine generates for at once. A job of JOB_CLASS_HIGH or JOB_CLASS_STANDARD that finds them
+    taken gets that of a background job: the youngest one stops between two tokens, JOB_CLASS_SCHEDULED before
+    JOB_CLASS_BACKGROUND. It keeps its output, waits as JOB_STATE_QUEUED with the stage "paused", and goes on at the same token, there or at another
+    worker. No byte of its output comes twice, no attempt is used up and the queue timeout does not begin again. Its output is that of
+    a run without pauses wherever the engine continues a generation exactly: always with "torch" and "simulated"; with "vllm" unless the job has a
+    seed, structured output, or penalties that count output tokens. Such a job starts over, as after a hand-over.
+
+    By default one seat of a worker with several is never taken from background jobs, so they go on under any load.
+    """
 
 JOB_CLASS_UNSPECIFIED: JobClass.ValueType  # 0
 """The default: as JOB_CLASS_STANDARD."""
@@ -213,9 +223,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never sent."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """The job is accepted, and no worker has it at the moment. Also between two attempts."""
+    """The job is accepted, and no worker has it at the moment. Also between two attempts, and while the job waits for a seat of the
+    worker that has it: progress.stage is "queued" then, or "paused".
+    """
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """A worker has the job."""
+    """A worker has the job, and a seat for it."""
     JOB_STATE_NOTIFYING: _JobState.ValueType  # 3
     """The model's part has ended and is durable. The outcome is being delivered."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
@@ -235,9 +247,11 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""The job is accepted, and no worker has it at the moment. Also between two attempts."""
+"""The job is accepted, and no worker has it at the moment. Also between two attempts, and while the job waits for a seat of the
+worker that has it: progress.stage is "queued" then, or "paused".
+"""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""A worker has the job."""
+"""A worker has the job, and a seat for it."""
 JOB_STATE_NOTIFYING: JobState.ValueType  # 3
 """The model's part has ended and is durable. The outcome is being delivered."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
@@ -336,6 +350,8 @@ class _AttemptEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptEnd
     """A limit of JobTimeouts was exceeded."""
     ATTEMPT_END_WORKER_LOST: _AttemptEnd.ValueType  # 6
     """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+    ATTEMPT_END_PAUSED: _AttemptEnd.ValueType  # 7
+    """The job waited for a seat at the worker for too long, and went back to the queue. Usually a more urgent job had its seat."""
 
 class AttemptEnd(_AttemptEnd, metaclass=_AttemptEndEnumTypeWrapper):
     """Why an attempt ended."""
@@ -354,6 +370,8 @@ ATTEMPT_END_TIMED_OUT: AttemptEnd.ValueType  # 5
 """A limit of JobTimeouts was exceeded."""
 ATTEMPT_END_WORKER_LOST: AttemptEnd.ValueType  # 6
 """The worker was not heard of any more: it was killed or suspended, it hung, or it was disconnected from Temporal."""
+ATTEMPT_END_PAUSED: AttemptEnd.ValueType  # 7
+"""The job waited for a seat at the worker for too long, and went back to the queue. Usually a more urgent job had its seat."""
 Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
 
 class _WorkerState:
@@ -565,7 +583,9 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def budget(self) -> Global___Budget:
-        """What the job may use. Default: no limit but those of params and timeouts."""
+        """What the job may use. A job that its budget ends is JOB_STATE_FAILED with the reason BUDGET_SPENT, and keeps its output.
+        Default: no limit but those of params and timeouts.
+        """
 
     def __init__(
         self,
@@ -597,7 +617,9 @@ Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """What a job or a batch may use. 0 and unset: no limit."""
+    """What a job or a batch may use, over all attempts and hand-overs. Nothing counts twice: ResultMetadata.wasted_tokens and a
+    prompt that is read again do not count. 0 and unset: no limit. A limit is 0 or more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -606,14 +628,24 @@ class Budget(_message.Message):
     ENGINE_TIME_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
     output_tokens: _builtins.int
-    """Output tokens."""
+    """Maximum number of output tokens, exact to the token. A job that has generated them ends with BUDGET_SPENT, unless its answer
+    ends there by itself, or params.max_tokens or the context allows no more: then it succeeds.
+    """
     prompt_tokens: _builtins.int
-    """Prompt tokens that no cache had."""
+    """Maximum number of tokens of the prompt. Tokens that a cache has count, too, because nobody knows them before the engine runs.
+    A prompt that has more is INVALID_ARGUMENT where the gateway has the tokenizer and counts them. Otherwise, as for messages,
+    to which the model's chat template adds tokens, the job ends with BUDGET_SPENT before the engine runs.
+    """
     cost_micros: _builtins.int
-    """Millionths of the operator's currency, by its price list."""
+    """Maximum of ResultMetadata.cost_micros. It bounds the output tokens as output_tokens does, exact to the token: by what the prompt
+    leaves of it. A prompt that leaves less than one output token costs is refused as one beyond prompt_tokens. INVALID_ARGUMENT for
+    a model without a price.
+    """
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time of seats in engines."""
+        """Maximum of ResultMetadata.engine_time, at least 1 ms. It is checked whenever the engine has generated a token, so that the job
+        may take a step of the engine longer.
+        """
 
     def __init__(
         self,
@@ -630,6 +662,36 @@ class Budget(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class ModelPrice(_message.Message):
+    """What a model costs, by the operator's price list. The price of a job is the one at its Submit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    PROMPT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    OUTPUT_MICROS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """The currency, for people: "EUR". The same for all models."""
+    prompt_micros_per_million: _builtins.int
+    """The price of a million prompt tokens, in millionths of the currency."""
+    output_micros_per_million: _builtins.int
+    """The price of a million output tokens, in millionths of the currency."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        prompt_micros_per_million: _builtins.int = ...,
+        output_micros_per_million: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "output_micros_per_million", b"output_micros_per_million", "prompt_micros_per_million", b"prompt_micros_per_million"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPrice: _TypeAlias = ModelPrice  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -1006,12 +1068,16 @@ class JobTimeouts(_message.Message):
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT."""
+        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT. A job that has had a seat and is
+        paused may wait until timeouts.total.
+        """
 
     @_builtins.property
     def run(self) -> _duration_pb2.Duration:
         """Maximum duration of one attempt. Default 2 h. A longer attempt is ended, and another one follows while attempts are
-        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts.
+        left. Temporal's timers may be a second late: an attempt that has succeeded until then counts. A wait for a seat is not
+        counted against the job: an attempt that has waited and reaches this limit goes back to the queue, and goes on from there
+        with the whole time, without using up an attempt.
         """
 
     def __init__(
@@ -1060,7 +1126,7 @@ class JobStatus(_message.Message):
     """Where the job is in its life."""
     attempt: _builtins.int
     """The number of the attempt that runs or ran last, from 1. 0 before the first. An attempt that continues after a hand-over
-    keeps its number.
+    or a pause keeps its number.
     """
     cancel_requested: _builtins.bool
     """Whether a cancel was requested."""
@@ -1146,7 +1212,9 @@ class JobProgress(_message.Message):
     the job ended without a complete answer.
     """
     stage: _builtins.str
-    """One of "queued", "loading" (of the model), "prefill" (of the prompt), "decode" (of the output), "done"."""
+    """One of "loading" (of the model), "queued" (at a worker whose seats are taken), "prefill" (of the prompt), "decode" (of the
+    output), "paused" (a more urgent job has the seat; the job keeps its output and goes on at the same token), "done".
+    """
     message: _builtins.str
     """A line of text for people. May be empty."""
     output_tokens: _builtins.int
@@ -1154,7 +1222,7 @@ class JobProgress(_message.Message):
     output_bytes: _builtins.int
     """Size of the output so far, in UTF-8 bytes."""
     worker: _builtins.str
-    """The worker that runs the attempt."""
+    """The worker that runs the attempt. Empty while a paused job waits in the queue."""
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When this was reported."""
@@ -1274,7 +1342,7 @@ class JobResult(_message.Message):
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
         """The attempts, oldest first: the first 5 and the last 15. ResultMetadata.attempts counts those that used up one, which those
-        before a hand-over do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
+        before a hand-over or a pause do not. An attempt that a hand-over or a later heartbeat has reported is durable in Temporal; the others
         are known from the live feed, and missing if that was lost or unavailable. Empty for a job that no worker has taken, and
         from workers of earlier versions.
         """
@@ -1323,7 +1391,7 @@ class JobAttempt(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
-    """The number of the attempt, from 1. An attempt that continues after a hand-over has the number of the one before it."""
+    """The number of the attempt, from 1. An attempt that continues after a hand-over or a pause has the number of the one before it."""
     worker: _builtins.str
     """The worker that ran it."""
     end: Global___AttemptEnd.ValueType
@@ -1340,8 +1408,8 @@ class JobAttempt(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED and ATTEMPT_END_CANCELLED, and
-        where it is not known.
+        """The error that ended it, its message cut to 256 characters. Unset after ATTEMPT_END_FINISHED, ATTEMPT_END_CANCELLED and
+        ATTEMPT_END_PAUSED, and where it is not known.
         """
 
     def __init__(
@@ -1407,11 +1475,19 @@ class ResultMetadata(_message.Message):
     every attempt. 0 when rewinds is 0.
     """
     cost_micros: _builtins.int
-    """What the job costs by the operator's price list, in millionths of its currency. Unset where no price is known."""
+    """What prompt_tokens and output_tokens cost by the price of the model at Submit, in millionths of ModelPrice.currency, rounded up
+    once. A partial result costs what it has. Set once the outcome is settled. Unset for a model without a price, and for a
+    workflow that was started by hand.
+    """
     wasted_tokens: _builtins.int
-    """Output tokens that were generated and are no part of the output, because an attempt started over."""
+    """Number of output tokens that were generated and are no part of the output, because an attempt started over or continued
+    before their end. They cost nothing. Not counted are tokens of which neither the live feed nor a heartbeat told, and those
+    that a worker generates after Temporal has given its attempt up.
+    """
     pauses: _builtins.int
-    """Number of times that the job gave its seat to a more urgent one."""
+    """Number of times that the job gave up its seat before its end, and went on later: to a more urgent job, or because its waits
+    had used up timeouts.run. Pauses are no attempts, and those of an attempt that was lost count up to its last heartbeat.
+    """
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1438,7 +1514,10 @@ class ResultMetadata(_message.Message):
 
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Time for which the job had a seat in an engine, over all attempts."""
+        """Time for which engines generated for the job, the reading of its prompt included, over all attempts and workers. Waits, for a
+        worker, for the loading of the model or for a seat, are not in it. What an attempt that was lost with its worker used after
+        its last heartbeat is not known. Unset from workers of earlier versions, and where no attempt could report it.
+        """
 
     def __init__(
         self,
@@ -2129,6 +2208,7 @@ class ModelInfo(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name, for JobRequest.model."""
     context_tokens: _builtins.int
@@ -2143,6 +2223,10 @@ class ModelInfo(_message.Message):
     """Whether the model takes params.structured_output."""
     backlog: _builtins.int
     """The approximate number of jobs that wait for this model."""
+    @_builtins.property
+    def price(self) -> Global___ModelPrice:
+        """What the model costs a job that is submitted now. Unset without a price."""
+
     def __init__(
         self,
         *,
@@ -2153,10 +2237,11 @@ class ModelInfo(_message.Message):
         available: _builtins.bool = ...,
         structured_output: _builtins.bool = ...,
         backlog: _builtins.int = ...,
+        price: Global___ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "structured_output", b"structured_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2240,9 +2325,11 @@ class WorkerInfo(_message.Message):
     state: Global___WorkerState.ValueType
     """What it is doing."""
     seats: _builtins.int
-    """Maximum number of jobs that it runs at the same time."""
+    """Maximum number of jobs that it runs at the same time. It may have taken more: those that wait for a seat."""
     seats_in_use: _builtins.int
-    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun."""
+    """Number of jobs that it runs. It includes jobs that wait for the model to load, and those that the engine has not begun. Jobs
+    that wait for a seat are not in it: paused ones, for example.
+    """
     running_sequences: _builtins.int
     """Number of generations in the engine's batch."""
     waiting_sequences: _builtins.int
@@ -2255,7 +2342,9 @@ class WorkerInfo(_message.Message):
     """Output tokens a second of all its jobs together, over about the last 10 s."""
     @_builtins.property
     def task_queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The task queues of Temporal from which it takes jobs."""
+        """The task queues of Temporal from which it takes jobs: that of its model and, with the suffix ".background", that of the
+        model's background jobs. Workers of versions before classes of jobs take none of the latter.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -2519,6 +2608,7 @@ class GetQuotaResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
     @_builtins.property
@@ -2529,16 +2619,21 @@ class GetQuotaResponse(_message.Message):
     def open_jobs(self) -> Global___OpenJobsQuota:
         """How many jobs of the tenant may be open."""
 
+    @_builtins.property
+    def output_tokens(self) -> Global___OutputTokensQuota:
+        """How many output tokens the tenant may use a day."""
+
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         requests: Global___RequestQuota | None = ...,
         open_jobs: Global___OpenJobsQuota | None = ...,
+        output_tokens: Global___OutputTokensQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2606,6 +2701,48 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class OutputTokensQuota(_message.Message):
+    """How many output tokens the jobs of a tenant may use a day, at all gateways together. A day is a day of UTC. Submit reserves the
+    most that the job may generate: max_tokens, or Budget.output_tokens where that is less. The job gives back what it has not used when
+    its outcome is settled, and what it has used counts on that day. A Submit for which less than it reserves is left is
+    RESOURCE_EXHAUSTED and accepts nothing. A repeated Submit of a job that was accepted finds it, whatever the quota.
+
+    ResultMetadata.wasted_tokens do not count. A job that an operator terminates counts with all that it had reserved.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_PER_DAY_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    limit_per_day: _builtins.int
+    """The maximum number of output tokens a day."""
+    used: _builtins.int
+    """Number of output tokens of the jobs whose outcome was settled today."""
+    reserved: _builtins.int
+    """Number of output tokens that are reserved for open jobs. They are not in `used`."""
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When `used` is 0 again: the end of the day."""
+
+    def __init__(
+        self,
+        *,
+        limit_per_day: _builtins.int = ...,
+        used: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_time", b"reset_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_per_day", b"limit_per_day", "reserved", b"reserved", "reset_time", b"reset_time", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputTokensQuota: _TypeAlias = OutputTokensQuota  # noqa: Y015
 
 @_typing.final
 class DeleteJobRequest(_message.Message):

@@ -40,8 +40,10 @@ async def recover_output(feed_key: str = "", max_output_bytes: int = 0) -> llm_p
 
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-async def forget_feed(feed_key: str = "", ledger: str = "") -> None:
+async def forget_feed(feed_key: str = "", ledger: str = "", output_tokens: int = 0) -> None:
     """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger.
+
+    `output_tokens` is what the job has used.
 
     `feed_key` is that of the RunRequest.
     """

@@ -32,12 +32,12 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import attempts, errors, ids, names, options, rules
+    from jobs import attempts, costs, errors, ids, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
+    from jobs.handover import add_handover, add_reported_times, is_pause, paused_progress, queue_timeout
     from jobs.inputs import one_input
     from jobs.memo import time_from_memo
     from jobs.outcome import TOTAL_SPENT, add_attempt, add_result, classify_failure, final_state, total_spent
-    from jobs.outcome import output_bytes as bytes_of
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
     from workflows.outcome_metrics import record_outcome
@@ -49,7 +49,7 @@ from workflows.outcome import attributes, publish, raise_failure
 from workflows.watch_lease import WatchLease
 
 _MAX_HANDOVERS: Final = 100
-"""Maximum number of hand-overs. A job that needs more is probably the cause of them."""
+"""Maximum number of hand-overs by workers that had to stop. A job that needs more is probably the cause of them."""
 
 
 @workflow.defn(name=names.JOB_WORKFLOW_TYPE)
@@ -104,7 +104,7 @@ class LLMJobWorkflow:
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
         # A job without a slot passes no arguments, so that its history is as it ever was.
-        slot = ("", self._options.ledger) if self._options.ledger else ()
+        slot = ("", self._options.ledger, costs.used_tokens(self._result)) if self._options.ledger else ()
         forgetting = workflow.start_local_activity(
             activities.forget_feed,
             args=slot,
@@ -132,7 +132,8 @@ class LLMJobWorkflow:
 
     @workflow.query(name=names.QUERY_GET_STATUS)
     def get_status(self) -> llm_pb2.GetStatusResponse:
-        """Return the status as the workflow knows it: without progress, and QUEUED until the outcome is settled.
+        """Return the status as the workflow knows it: QUEUED until the outcome is settled, and without progress unless
+        the job is paused.
 
         Attempt, error and times are those of the last attempt before a hand-over. The gateway adds what Temporal knows
         of a pending activity.
@@ -169,28 +170,23 @@ class LLMJobWorkflow:
     async def _run_model(self) -> "llm_pb2.JobState.ValueType":
         """Run the model until the job ends; return the final state. Result and error are left in their fields.
 
-        A worker that has to stop hands the job over, and it continues elsewhere without using up an attempt.
+        A worker that has to stop, or has no seat for the job, hands it over, and it continues elsewhere without using
+        up an attempt.
         """
         self._progress_activity = start_progress(self._job, self._status, self._options, self._time_to_run())
-        request = internal_pb2.RunRequest(
-            job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
-        )
-        request.max_output_bytes = self._options.max_output_bytes
-        while request.handovers < _MAX_HANDOVERS:
+        request = options.run_request(self._job, self._status.create_time, self._options)
+        costs.set_price(request, self._options)
+        while request.handovers - request.unseated < _MAX_HANDOVERS:
             await self._run_activity(request)
             if self._error is None or not errors.RULES[type(self._error)].handed_over:
                 break
-            request.handovers += 1
+            add_handover(request, self._result)
             self._note_attempt()
-            if self._result is not None:
-                earlier = self._result.metadata
-                request.earlier_attempts = max(0, earlier.attempts - 1)
-                request.queue_time.CopyFrom(earlier.queue_time)
-                request.output_bytes = bytes_of(self._result)
-                request.rewinds = earlier.rewinds
-                request.lowest_rewind_offset = earlier.lowest_rewind_offset
-                del request.attempts[:]
-                request.attempts.extend(self._result.attempts)
+            self._status.ClearField("progress")
+            if self._result is not None and is_pause(self._result):
+                # A pause is no error.
+                self._status.ClearField("error")
+                self._status.progress.CopyFrom(paused_progress(request, self._result))
         return final_state(self._error)
 
     async def _run_activity(self, request: internal_pb2.RunRequest) -> None:
@@ -202,7 +198,7 @@ class LLMJobWorkflow:
             activities.run_llm_on_gpu,
             request,
             task_queue=self._options.gpu_task_queue,
-            schedule_to_start_timeout=timeouts.queue.ToTimedelta(),
+            schedule_to_start_timeout=queue_timeout(request, timeouts.queue.ToTimedelta(), workflow.now()),
             start_to_close_timeout=timeouts.run.ToTimedelta(),
             schedule_to_close_timeout=within,
             heartbeat_timeout=self._options.heartbeat_timeout.ToTimedelta(),
@@ -227,7 +223,7 @@ class LLMJobWorkflow:
             self._error, partial = classify_failure(failure.cause)
             if total_spent(self._error, timeouts, within) and workflow.patched(names.PATCH_TOTAL_TIMEOUT):
                 self._error = errors.TotalTimeout(TOTAL_SPENT)
-            self._result = partial or await self._recover_output() or self._result
+            self._result = partial or await self._recover_output(request, failure.cause) or self._result
             if self._result is not None:
                 attempts.settle(self._result, request.attempts, self._error, self._ended_at)
             if self._cancellation.error is not None:
@@ -237,7 +233,9 @@ class LLMJobWorkflow:
             if self._result.finish_reason == llm_pb2.FINISH_REASON_CANCELLED:
                 self._error = self._cancellation.error or errors.Cancelled("cancelled on request")
 
-    async def _recover_output(self) -> llm_pb2.JobResult | None:
+    async def _recover_output(
+        self, request: internal_pb2.RunRequest, cause: BaseException | None
+    ) -> llm_pb2.JobResult | None:
         """Return the job's output in the live feed; None if no attempt began, or the feed is unavailable."""
         recovering = workflow.start_local_activity(
             activities.recover_output,
@@ -250,6 +248,7 @@ class LLMJobWorkflow:
             return None
         result = recovering.result()
         result.metadata.model = self._job.model
+        add_reported_times(result, request, cause)
         return result if result.metadata.attempts else None
 
     def _note_attempt(self) -> None:
@@ -272,7 +271,8 @@ class LLMJobWorkflow:
                 # The result may be of an attempt that failed before the cancel came.
                 result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED
             add_result(status, result, final)
-        record_outcome(self._job, final, self._error, self._cancellation.noted_at)
+            costs.add_cost(result.metadata, self._options)
+        record_outcome(self._job, final, self._error, self._cancellation.noted_at, result)
 
     async def _notify(self, final: "llm_pb2.JobState.ValueType") -> None:
         """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of its

@@ -1,7 +1,10 @@
-"""LLMLedgerWorkflow: the open jobs of one tenant that has a quota for them. Each holds a slot.
+"""LLMLedgerWorkflow: the open jobs of one tenant that has a quota for them or for output tokens. Each holds a slot.
 
     gateway ──update Reserve──▶ a slot, or none ──▶ gateway starts the job
     job ──its outcome is settled: ForgetFeed──signal Release──▶ the slot is free
+
+A slot holds the output tokens that the job may generate. What the job has used counts on the UTC day on which the slot
+is released; the rest is free again.
 
 A slot is bound to the job's workflow id, so that a job never holds two. Only the end of its job frees a slot: nobody
 who has reserved one can know that no other gateway is about to start the same job. A slot whose job cannot release it
@@ -16,7 +19,7 @@ because the update's validator refuses it.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -37,7 +40,17 @@ _IDLE_CHECK_INTERVAL: Final = timedelta(minutes=10)
 """Time between two checks that no Reserve asks for."""
 _MAX_CHECKED: Final = 100
 """Maximum number of jobs that a check asks about. It runs within a workflow task, for which Reserve has to wait."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INPUT: Final = "Reserve takes one ReserveRequest"
+
+
+class Slot(NamedTuple):
+    """The slot of a job."""
+
+    reserved_at: datetime
+    """When it was last reserved."""
+    output_tokens: int
+    """Number of output tokens that are reserved for the job."""
 
 
 @workflow.defn(name=names.LEDGER_WORKFLOW_TYPE)
@@ -57,8 +70,12 @@ class LLMLedgerWorkflow:
                 if state.HasField(name):
                     getattr(self._settings, name).CopyFrom(getattr(state, name))
             self._settings.max_updates = state.max_updates or _MAX_UPDATES
-        self._slots = {slot.workflow_id: slot.reserve_time.ToDatetime(UTC) for slot in (state.slots if state else ())}
-        """When the slot of each job was last reserved. The job that was checked longest ago comes first."""
+        self._slots = {
+            slot.workflow_id: Slot(slot.reserve_time.ToDatetime(UTC), slot.output_tokens)
+            for slot in (state.slots if state else ())
+        }
+        """The slot of each job. The job that was checked longest ago comes first."""
+        self._day, self._used_tokens = (state.day, state.used_tokens) if state else (0, 0)
         self._updates = 0
         self._next_check = workflow.now()
 
@@ -82,15 +99,19 @@ class LLMLedgerWorkflow:
         if request is None:
             raise ApplicationError(_NO_INPUT)
         self._updates += 1
-        if self._refuses_some(request) and self._check_is_due():
+        if self._refusals(request) and self._check_is_due():
             await self._check()
-        response = internal_pb2.ReserveResponse()
-        for id_ in request.workflow_ids:
-            if id_ in self._slots or len(self._slots) < request.limit:
-                self._slots[id_] = workflow.now()
-            else:
-                response.refused.append(id_)
-        return response
+        refusals = self._refusals(request)
+        for id_, tokens in _asked(request):
+            if id_ not in refusals:
+                # A repeated Submit reserves the tokens that the job has already.
+                tokens = self._slots[id_].output_tokens if id_ in self._slots else tokens
+                self._slots[id_] = Slot(workflow.now(), tokens)
+        return internal_pb2.ReserveResponse(
+            refused=refusals,
+            refused_by_reserved_tokens=[id_ for id_, why in refusals.items() if why == names.TOKENS_RESERVED],
+            refused_by_used_tokens=[id_ for id_, why in refusals.items() if why == names.TOKENS_USED],
+        )
 
     @reserve.validator
     @one_input
@@ -98,16 +119,20 @@ class LLMLedgerWorkflow:
         """Refuse a Reserve that would change nothing, which spares the history its events."""
         if request is None:
             raise ApplicationError(_NO_INPUT)
-        some_have_slots = any(id_ in self._slots for id_ in request.workflow_ids)
-        if not some_have_slots and len(self._slots) >= request.limit and not self._check_is_due():
-            raise ApplicationError("no slot is free", type=names.QUOTA_REACHED)
+        refusals = self._refusals(request)
+        if len(refusals) == len({*request.workflow_ids}) and not self._check_is_due():
+            reasons = {*refusals.values()}
+            if len(reasons) == 1:
+                raise ApplicationError("no slot is free", type=reasons.pop())
 
     @workflow.signal(name=names.SIGNAL_RELEASE)
     @one_input
     def release(self, request: internal_pb2.ReleaseRequest | None = None) -> None:
-        """Free the slots of jobs."""
-        for id_ in request.workflow_ids if request else ():
-            self._slots.pop(id_, None)
+        """Free the slots of jobs, and count what they have used."""
+        if request is not None:
+            known = len(request.output_tokens) == len(request.workflow_ids)
+            for index, id_ in enumerate(request.workflow_ids):
+                self._free(id_, request.output_tokens[index] if known else None)
 
     @workflow.query(name=names.QUERY_GET_LEDGER)
     def get_ledger(self) -> internal_pb2.LedgerState:
@@ -119,9 +144,44 @@ class LLMLedgerWorkflow:
         """Return the number of slots in use, without their ids."""
         return len(self._slots)
 
-    def _refuses_some(self, request: internal_pb2.ReserveRequest) -> bool:
-        new = {id_ for id_ in request.workflow_ids if id_ not in self._slots}
-        return len(self._slots) + len(new) > request.limit
+    @workflow.query(name=names.QUERY_GET_USAGE)
+    def get_usage(self) -> internal_pb2.LedgerUsage:
+        """Return the slots and tokens in use, as numbers."""
+        return internal_pb2.LedgerUsage(
+            slots=len(self._slots),
+            reserved_tokens=self._reserved_tokens(),
+            day=self._day,
+            used_tokens=self._used_tokens,
+        )
+
+    def _refusals(self, request: internal_pb2.ReserveRequest) -> dict[str, str]:
+        """Return the jobs that cannot get a slot now, and for each the type of error that says why. Changes nothing."""
+        refusals: dict[str, str] = {}
+        given, reserved = {*self._slots}, self._reserved_tokens()
+        used = self._used_tokens if self._day == _today() else 0
+        for id_, tokens in _asked(request):
+            if id_ in given:
+                continue
+            if len(given) >= request.limit:
+                refusals[id_] = names.QUOTA_REACHED
+            elif request.HasField("output_tokens_limit") and used + reserved + tokens > request.output_tokens_limit:
+                tomorrow = used + tokens > request.output_tokens_limit
+                refusals[id_] = names.TOKENS_USED if tomorrow else names.TOKENS_RESERVED
+            else:
+                given.add(id_)
+                reserved += tokens
+        return refusals
+
+    def _reserved_tokens(self) -> int:
+        return sum(slot.output_tokens for slot in self._slots.values())
+
+    def _free(self, id_: str, used_tokens: int | None) -> None:
+        """Free the slot of a job that has used so many output tokens; None: it has used all that are reserved."""
+        if (slot := self._slots.pop(id_, None)) is None:
+            return
+        if self._day != (today := _today()):
+            self._day, self._used_tokens = today, 0
+        self._used_tokens += slot.output_tokens if used_tokens is None else used_tokens
 
     def _check_is_due(self) -> bool:
         return bool(self._slots) and workflow.now() >= self._next_check
@@ -142,13 +202,15 @@ class LLMLedgerWorkflow:
             # The next check asks again.
             return
         no_start_since = now - self._settings.start_timeout.ToTimedelta()
-        ended = {*found.ended, *(id_ for id_ in found.missing if self._reserved(id_, now) <= no_start_since)}
+        for index, id_ in enumerate(found.ended):
+            used = found.output_tokens[index] if index < len(found.output_tokens) else -1
+            self._free(id_, None if used < 0 else used)
+        for id_ in found.missing:
+            if id_ in self._slots and self._slots[id_].reserved_at <= no_start_since:
+                self._free(id_, 0)
         for id_ in checked:
-            if (reserved := self._slots.pop(id_, None)) is not None and id_ not in ended:
-                self._slots[id_] = reserved
-
-    def _reserved(self, id_: str, otherwise: datetime) -> datetime:
-        return self._slots.get(id_, otherwise)
+            if (slot := self._slots.pop(id_, None)) is not None:
+                self._slots[id_] = slot
 
     def _too_long(self) -> bool:
         """Return whether to continue in a new run."""
@@ -157,6 +219,19 @@ class LLMLedgerWorkflow:
     def _state(self) -> internal_pb2.LedgerState:
         state = internal_pb2.LedgerState()
         state.CopyFrom(self._settings)
-        for id_, reserved in self._slots.items():
-            state.slots.add(workflow_id=id_).reserve_time.FromDatetime(reserved)
+        state.day, state.used_tokens = self._day, self._used_tokens
+        for id_, slot in self._slots.items():
+            kept = state.slots.add(workflow_id=id_, output_tokens=slot.output_tokens)
+            kept.reserve_time.FromDatetime(slot.reserved_at)
         return state
+
+
+def _asked(request: internal_pb2.ReserveRequest) -> list[tuple[str, int]]:
+    """Return the jobs of a request, each with the output tokens to reserve."""
+    tokens = [*request.output_tokens] or [0] * len(request.workflow_ids)
+    return list(zip(request.workflow_ids, tokens, strict=False))
+
+
+def _today() -> int:
+    """Return the number of UTC days since 1970-01-01."""
+    return (workflow.now() - _EPOCH).days

@@ -14,6 +14,7 @@ from temporalio import workflow
 
 from jobs import names
 from jobs.errors import JobError
+from jobs.ids import tenant_of
 from llm_pb import llm_pb2
 
 _UNCHECKED_MODEL: Final = "_OTHER"
@@ -26,8 +27,9 @@ def record_outcome(
     final: "llm_pb2.JobState.ValueType",
     error: JobError | None,
     cancelled_at: datetime | None,
+    result: llm_pb2.JobResult | None,
 ) -> None:
-    """Record the workflow's outcome: a final state, with the error if there is one, and when a cancel was noted."""
+    """Record the workflow's outcome: a final state; the error, when a cancel was noted, the result, if there is one."""
     meter, info, now = workflow.metric_meter(), workflow.info(), workflow.now()
     model = {"gen_ai.request.model": job.model if names.MEMO_OPTIONS in workflow.memo() else _UNCHECKED_MODEL}
     labels = {**model, "llm.job.state": llm_pb2.JobState.Name(final).removeprefix("JOB_STATE_").lower()}
@@ -42,3 +44,7 @@ def record_outcome(
         meter.create_histogram_timedelta(
             "llm.job.cancel.duration", "Time from Cancel to the settled outcome of the jobs that it ended.", "s"
         ).record(now - cancelled_at, model)
+    if result is not None and result.metadata.HasField("cost_micros"):
+        meter.create_counter(
+            "llm.job.cost.micros", "Cost of the jobs whose outcome is settled, in millionths of the currency."
+        ).add(result.metadata.cost_micros, {**model, "llm.tenant": tenant_of(info.workflow_id)})

@@ -46,6 +46,7 @@ from services.gateway.job_record import (
     CLOSED_STATES,
     FINAL_STATES,
     FIRST_RUN_EVENTS,
+    add_memo_cost,
     bare_status,
     base_status,
     expected_result_bytes,
@@ -213,13 +214,13 @@ class JobReader:
         if earlier.state != llm_pb2.JOB_STATE_QUEUED:
             return
         status.attempt = earlier.attempt
-        for field in ("error", "start_time", "first_token_time"):
+        for field in ("error", "start_time", "first_token_time", "progress"):
             if earlier.HasField(field):
                 getattr(status, field).CopyFrom(getattr(earlier, field))
 
     async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
         await add_run(status, run, self._client.data_converter)
-        if status.state == llm_pb2.JOB_STATE_QUEUED:
+        if status.state == llm_pb2.JOB_STATE_QUEUED and not status.progress.worker:
             info = await self._models.queue_info(self._client, run.activity_options.task_queue.name)
             if info is not None:
                 status.queue.CopyFrom(info)
@@ -300,6 +301,7 @@ class JobReader:
         result = await left_output(self._feed.of_tenant(tenant_of(description.id)), description.run_id)
         if result is None:
             return
+        await add_memo_cost(result.metadata, description)
         result.metadata.model = description.typed_search_attributes.get(names.MODEL) or ""
         if description.status == WorkflowExecutionStatus.TERMINATED:
             result.finish_reason = llm_pb2.FINISH_REASON_CANCELLED

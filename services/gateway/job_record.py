@@ -9,8 +9,9 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, W
 
 from encryption import KeysUnavailable, is_hash
 from jobs import ids, names
+from jobs.costs import add_cost
 from jobs.memo import from_memo, time_from_memo
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError
 from services.gateway.job_traces import traceparent_of
 
@@ -92,6 +93,14 @@ async def labels_of(execution: WorkflowExecution) -> dict[str, str]:
     with suppress(PayloadError, KeysUnavailable):
         return _texts(await execution.memo_value(names.MEMO_LABELS, None))
     return {}
+
+
+async def add_memo_cost(metadata: llm_pb2.ResultMetadata, execution: WorkflowExecution) -> None:
+    """Write what a job costs that Temporal ended before its workflow could, if its model had a price."""
+    with suppress(ValueError):
+        price = from_memo(await execution.memo_value(names.MEMO_PRICE, None), llm_pb2.ModelPrice)
+        if price is not None:
+            add_cost(metadata, internal_pb2.JobOptions(price=price))
 
 
 def _texts(value: object) -> dict[str, str]:

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from temporalio import activity
 from temporalio.client import (
     Client,
+    WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryRejectedError,
@@ -23,14 +24,18 @@ from temporalio.common import QueryRejectCondition, WorkflowIDConflictPolicy, Wo
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from encryption import KeysUnavailable
 from jobs import names
 from llm_pb import internal_pb2
+from payload_converter import PayloadError
 from runtime.group_commit import GroupCommit
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.job_record import final_status
 from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _MAX_GROUP: Final = 500
 """Maximum number of jobs in an update or signal: 120 KB of ids."""
 MAX_WAITING: Final = 1000
@@ -39,6 +44,7 @@ _MAX_RELEASES: Final = 100_000
 """Maximum number of releases that wait for one ledger. Beyond it the ledger's checks have to find the ended jobs."""
 _RETRY: Final = timedelta(milliseconds=50)
 _RELEASE_TIMEOUT: Final = timedelta(seconds=5)
+_REFUSALS: Final = (names.QUOTA_REACHED, names.TOKENS_RESERVED, names.TOKENS_USED)
 _DESCRIBES: Final = 10
 """Maximum number of jobs that are described concurrently."""
 
@@ -46,25 +52,28 @@ _DESCRIBES: Final = 10
 class Ledger:
     """The ledger of one tenant, as one gateway reserves its slots."""
 
-    def __init__(self, client: Client, workflow_queue: str, id_: str, limit: int) -> None:
-        """`limit` is the maximum number of slots in use."""
+    def __init__(
+        self, client: Client, workflow_queue: str, id_: str, limit: int, tokens_per_day: int | None = None
+    ) -> None:
+        """`limit` is the maximum number of slots in use, `tokens_per_day` that of output tokens."""
         self._client = client
         self._workflow_queue = workflow_queue
         self.id: Final = id_
         self.limit: Final = limit
+        self.tokens_per_day: Final = tokens_per_day
         self._shared = SharedCalls()
-        self._groups: GroupCommit[str, bool] = GroupCommit(
+        self._groups: GroupCommit[tuple[str, int], str] = GroupCommit(
             self._reserve_group, max_group=_MAX_GROUP, max_waiting=MAX_WAITING
         )
 
-    async def reserve(self, job_id: str) -> bool:
-        """Reserve a slot for the job; return whether it has one now.
+    async def reserve(self, job_id: str, output_tokens: int = 0) -> str:
+        """Reserve a slot for the job; return why it has none now, a type of error of Reserve. Empty: it has one.
 
         Raises TooManyWaitingError; CommitError when the ledger does not answer, and TimeoutError when others have kept
         it from answering in time. The job may have a slot then.
         """
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
-            return await self._groups.add(job_id)
+            return await self._groups.add((job_id, output_tokens))
 
     async def used(self) -> int:
         """Return the number of slots in use. Concurrent calls share the answer.
@@ -72,28 +81,38 @@ class Ledger:
         Raises RPCError when Temporal or the workflow worker is unavailable, and WorkflowQueryFailedError for a ledger
         whose keys were deleted: it is terminated, and has no slots at the next call.
         """
-        return await self._shared.fresh(self.id, self._used)
+        return await self._shared.fresh(self.id, lambda: self._query(names.QUERY_COUNT_SLOTS, 0))
 
-    async def _used(self) -> int:
+    async def usage(self) -> internal_pb2.LedgerUsage:
+        """Return the slots and output tokens in use. Like used()."""
+        nothing = internal_pb2.LedgerUsage()
+        return await self._shared.fresh((self.id, "usage"), lambda: self._query(names.QUERY_GET_USAGE, nothing))
+
+    async def _query(self, name: str, nothing: T) -> T:
+        """Return the ledger's answer, or `nothing` without a ledger."""
         try:
-            used: int = await self._handle().query(
-                names.QUERY_COUNT_SLOTS,
-                result_type=int,
+            answer: T = await self._handle().query(
+                name,
+                result_type=type(nothing),
                 reject_condition=QueryRejectCondition.NOT_OPEN,
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowQueryRejectedError:
             # It was terminated. The next one begins without slots.
-            return 0
+            return nothing
         except RPCError as error:
             # No job has needed a slot yet.
             if error.status == RPCStatusCode.NOT_FOUND:
-                return 0
+                return nothing
             raise
-        return used
+        return answer
 
-    async def _reserve_group(self, job_ids: Sequence[str]) -> Sequence[bool]:
-        request = internal_pb2.ReserveRequest(workflow_ids=job_ids, limit=self.limit)
+    async def _reserve_group(self, jobs: Sequence[tuple[str, int]]) -> Sequence[str]:
+        request = internal_pb2.ReserveRequest(
+            workflow_ids=[id_ for id_, _ in jobs], limit=self.limit, output_tokens_limit=self.tokens_per_day
+        )
+        if self.tokens_per_day is not None:
+            request.output_tokens.extend(tokens for _, tokens in jobs)
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
             while True:
                 try:
@@ -104,8 +123,8 @@ class Ledger:
                         rpc_timeout=RPC_TIMEOUT,
                     )
                 except WorkflowUpdateFailedError as error:
-                    if isinstance(error.cause, ApplicationError) and error.cause.type == names.QUOTA_REACHED:
-                        return [False] * len(job_ids)
+                    if isinstance(error.cause, ApplicationError) and error.cause.type in _REFUSALS:
+                        return [error.cause.type] * len(jobs)
                     # The ledger was continued or terminated while it had the update.
                     _log.info("%s did not take a Reserve: %r", self.id, error.cause)
                 except RPCError as error:
@@ -115,8 +134,10 @@ class Ledger:
                     # Another update, of another gateway, was in the way; or Temporal does not answer.
                     _log.info("%s did not take a Reserve: %s %s", self.id, error.status.name, error)
                 else:
-                    refused = {*response.refused}
-                    return [id_ not in refused for id_ in job_ids]
+                    refused = dict.fromkeys(response.refused, names.QUOTA_REACHED)
+                    refused |= dict.fromkeys(response.refused_by_reserved_tokens, names.TOKENS_RESERVED)
+                    refused |= dict.fromkeys(response.refused_by_used_tokens, names.TOKENS_USED)
+                    return [refused.get(id_, "") for id_, _ in jobs]
                 await asyncio.sleep(_RETRY.total_seconds())
 
     async def _start(self) -> None:
@@ -139,25 +160,30 @@ class SlotReleases:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._groups: dict[str, GroupCommit[str, None]] = {}
+        self._groups: dict[str, GroupCommit[tuple[str, int], None]] = {}
         """By ledger: as many as there are tenants with a quota."""
 
-    async def release(self, ledger: str, job_id: str) -> None:
-        """Release the slot of a job whose outcome is settled. A failure is logged: a check of the ledger finds it."""
+    async def release(self, ledger: str, job_id: str, output_tokens: int) -> None:
+        """Release the slot of a job whose outcome is settled, and which has used so many output tokens of it.
+
+        A failure is logged: a check of the ledger finds it.
+        """
         if ledger not in self._groups:
             commit = partial(self._release_group, ledger)
             self._groups[ledger] = GroupCommit(commit, max_group=_MAX_GROUP, max_waiting=_MAX_RELEASES)
         try:
             async with asyncio.timeout(_RELEASE_TIMEOUT.total_seconds()):
-                await self._groups[ledger].add(job_id)
+                await self._groups[ledger].add((job_id, output_tokens))
         except Exception as error:  # noqa: BLE001  # no job must fail for it
             _log.warning("the slot of %s was not released, %s finds it later: %r", job_id, ledger, error)
 
-    async def _release_group(self, ledger: str, job_ids: Sequence[str]) -> Sequence[None]:
-        request = internal_pb2.ReleaseRequest(workflow_ids=job_ids)
+    async def _release_group(self, ledger: str, jobs: Sequence[tuple[str, int]]) -> Sequence[None]:
+        request = internal_pb2.ReleaseRequest(
+            workflow_ids=[id_ for id_, _ in jobs], output_tokens=[tokens for _, tokens in jobs]
+        )
         handle = self._client.get_workflow_handle(ledger)
         await handle.signal(names.SIGNAL_RELEASE, request, rpc_timeout=_RELEASE_TIMEOUT)
-        return [None] * len(job_ids)
+        return [None] * len(jobs)
 
 
 class LedgerActivities:
@@ -168,26 +194,38 @@ class LedgerActivities:
 
     @activity.defn(name=names.ACTIVITY_FIND_ENDED_JOBS)
     async def find_ended_jobs(self, request: internal_pb2.FindEndedJobsRequest) -> internal_pb2.FindEndedJobsResponse:
-        """Return which of the jobs are closed, and which are unknown."""
+        """Return which of the jobs are closed, with what they have used, and which are unknown."""
         found, describing = internal_pb2.FindEndedJobsResponse(), asyncio.Semaphore(_DESCRIBES)
 
         async def find(id_: str) -> None:
             async with describing:
-                status = await self._status(id_)
-            if status == WorkflowExecutionStatus.RUNNING:
-                return
-            (found.ended if status else found.missing).append(id_)
+                description = await self._describe(id_)
+                used = -1 if description is None else await _used_tokens(description)
+            if description is None:
+                found.missing.append(id_)
+            elif description.status != WorkflowExecutionStatus.RUNNING:
+                found.ended.append(id_)
+                found.output_tokens.append(used)
 
         results = await asyncio.gather(*map(find, request.workflow_ids), return_exceptions=True)
         if errors := [result for result in results if result is not None]:
             _log.warning("%d jobs could not be described, such as: %r", len(errors), errors[0])
         return found
 
-    async def _status(self, id_: str) -> WorkflowExecutionStatus | None:
-        """Return the status of a job; None if Temporal has said twice that there is none. Raises RPCError."""
+    async def _describe(self, id_: str) -> WorkflowExecutionDescription | None:
+        """Return the description of a job; None if Temporal has said twice that there is none. Raises RPCError."""
         try:
-            return (await describe_twice(self._client.get_workflow_handle(id_))).status
+            return await describe_twice(self._client.get_workflow_handle(id_))
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
             return None
+
+
+async def _used_tokens(description: WorkflowExecutionDescription) -> int:
+    """Return the output tokens of a closed job; -1 where its record does not tell them."""
+    try:
+        status = await final_status(description)
+    except (PayloadError, KeysUnavailable):
+        status = None
+    return -1 if status is None else status.progress.output_tokens

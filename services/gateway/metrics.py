@@ -42,7 +42,7 @@ class GatewayMetrics:
             description="Calls that a quota of their tenant refused, by the name of the quota.",
         )
         # The metrics exist before the first watcher or refusal comes.
-        for quota in ("requests_per_second", "max_open_jobs"):
+        for quota in ("requests_per_second", "max_open_jobs", "max_output_tokens_per_day"):
             self.quota_refusals.add(0, {"llm.quota": quota})
         self.watchers.add(0)
         self.watches.add(0)

@@ -77,8 +77,10 @@ class Models:
         form = job.params.WhichOneof("structured_output")
         if form is not None and not model.structured_output:
             violations.append(Violation(f"job.params.{form}", f"is not supported by the model {model.name}"))
+        if job.budget.cost_micros and model.price is None:
+            violations.append(Violation("job.budget.cost_micros", f"the model {model.name} has no price"))
         if not violations and (prompts := self._prompts.get(model.name)) is not None:
-            violations += await prompts.check(job)
+            violations += await prompts.check(job, None if model.price is None else model.price.message())
         return violations
 
     async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
@@ -93,6 +95,7 @@ class Models:
                 structured_output=model.structured_output,
                 available=state.available,
                 backlog=state.backlog,
+                price=None if model.price is None else model.price.message(),
             )
             for model, state in zip(self._models.values(), states, strict=True)
         ]

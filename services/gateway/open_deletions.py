@@ -35,7 +35,8 @@ class OpenDeletions:
         if tenant not in self._ledgers:
             ledger_id = deletions_ledger_workflow_id(tenant)
             self._ledgers[tenant] = Ledger(self._client, self._settings.workflow_queue, ledger_id, most)
-        if (reservation := await reserve_slot(self._ledgers[tenant], deletion_id)) is None:
+        reservation = await reserve_slot(self._ledgers[tenant], deletion_id)
+        if isinstance(reservation, str):
             message = f"{most} deletions by DeleteJobs are under way; call again when one has ended"
             raise exhausted(message, _WAIT)
         return reservation

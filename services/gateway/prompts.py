@@ -1,4 +1,5 @@
-"""Checks prompts by their model's tokenizer: whether they fit, and whether a chat message holds a special token.
+"""Checks prompts by their model's tokenizer: whether they fit the context and the job's budget, and whether a chat
+message holds a special token.
 
 Threads check one prompt after another, so that all other calls are served meanwhile. A prompt that would wait for long
 is refused.
@@ -11,6 +12,7 @@ from typing import Final, TypeVar
 
 from tokenizers import Tokenizer
 
+from jobs.costs import spent_by_prompt
 from jobs.field_rules import Violation, too_large
 from jobs.tokenizer import WHY_NOT_SPECIAL, SpecialTokens, longest_token
 from llm_pb import llm_pb2
@@ -76,29 +78,42 @@ class Prompts:
         self._context_tokens = context_tokens
         self._lanes = lanes
 
-    async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
-        """Return the violations of the job's prompt. Raises ApiError RESOURCE_EXHAUSTED when too much waits."""
+    async def check(self, job: llm_pb2.JobRequest, price: llm_pb2.ModelPrice | None = None) -> list[Violation]:
+        """Return the violations of the job's prompt. Raises ApiError RESOURCE_EXHAUSTED when too much waits.
+
+        `price` is the model's. A prompt in messages is counted without the tokens of the chat template.
+        """
         field = "job.prompt" if job.prompt else "job.messages"
         texts = [job.prompt] if job.prompt else [message.content for message in job.messages]
         size = sum(len(text.encode()) for text in texts)
         if self._longest is not None and size >= self._context_tokens * self._longest:
             return [Violation(field, too_large(size, self._context_tokens * self._longest - 1))]
         # A token stands for at least one byte, so most prompts fit without a count.
-        uncounted = size < self._context_tokens
+        uncounted = size < self._context_tokens and spent_by_prompt(job.budget, price, size) is None
         if uncounted and not job.messages:
             return []
-        return await self._lanes.of(size).run(size, lambda: self._check(field, texts, uncounted=uncounted))
+        return await self._lanes.of(size).run(size, lambda: self._check(job, price, field, texts, uncounted=uncounted))
 
-    def _check(self, field: str, texts: Sequence[str], *, uncounted: bool) -> list[Violation]:
+    def _check(
+        self,
+        job: llm_pb2.JobRequest,
+        price: llm_pb2.ModelPrice | None,
+        field: str,
+        texts: Sequence[str],
+        *,
+        uncounted: bool,
+    ) -> list[Violation]:
         if field == "job.messages" and (violations := list(self._special_tokens(texts))):
             return violations
         if uncounted:
             return []
         # One by one: a batch of several would take all cores. Only the methods for batches let other threads run.
         tokens = sum(len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]) for text in texts)
-        if tokens < self._context_tokens:
-            return []
-        return [Violation(field, f"is {tokens} tokens; at most {self._context_tokens - 1} leave room for an answer")]
+        if tokens >= self._context_tokens:
+            most = self._context_tokens - 1
+            return [Violation(field, f"is {tokens} tokens; at most {most} leave room for an answer")]
+        spent = spent_by_prompt(job.budget, price, tokens)
+        return [] if spent is None else [Violation(f"job.budget.{spent[0]}", spent[1])]
 
     def _special_tokens(self, contents: Sequence[str]) -> Iterator[Violation]:
         for index, content in enumerate(contents):

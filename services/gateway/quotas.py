@@ -1,16 +1,17 @@
-"""The quotas of tenants: calls a second, for each gateway by a token bucket, and open jobs, for all by a ledger.
+"""The quotas of tenants: calls a second, for each gateway by a token bucket; open jobs and tokens, for all by a ledger.
 
 A tenant without a quota has no bucket and no ledger, so its calls and jobs cost what they cost without tenants.
 """
 
 import asyncio
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 from math import ceil
 from typing import Final
 
 from temporalio.client import Client, WorkflowQueryFailedError
 
+from jobs import names
 from jobs.ids import ledger_workflow_id
 from llm_pb import llm_pb2
 from runtime.auth import Caller
@@ -19,8 +20,10 @@ from runtime.token_bucket import TokenBucket
 from services.gateway.errors import exhausted, quota_exceeded, temporal_unavailable
 from services.gateway.ledgers import Ledger, SlotReleases
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.tenants import TenantSettings
+from services.gateway.tenants import MAX_OPEN_JOBS, TenantSettings
 
+_TOKENS: Final = "max_output_tokens_per_day"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNCOUNTED: Final = "what the tenant has open cannot be counted now; call again"
 _START_WITHIN: Final = timedelta(seconds=30)
 """Maximum time from the request of a slot to the start of its job. The start itself takes at most 20 s, and the ledger
@@ -57,17 +60,24 @@ class RequestQuotas:
 
 
 class OpenJobQuotas:
-    """How many jobs of the tenants may be open."""
+    """How many jobs of the tenants may be open, and how many output tokens they may use a day."""
 
     def __init__(
         self, client: Client, workflow_queue: str, tenants: Mapping[str, TenantSettings], metrics: GatewayMetrics
     ) -> None:
         self._metrics = metrics
         self._releases = SlotReleases(client)
+        self._tenants = tenants
         self._ledgers = {
-            name: Ledger(client, workflow_queue, ledger_workflow_id(name), tenant.max_open_jobs)
+            name: Ledger(
+                client,
+                workflow_queue,
+                ledger_workflow_id(name),
+                MAX_OPEN_JOBS if tenant.max_open_jobs is None else tenant.max_open_jobs,
+                tenant.max_output_tokens_per_day,
+            )
             for name, tenant in tenants.items()
-            if tenant.max_open_jobs is not None
+            if tenant.max_open_jobs is not None or tenant.max_output_tokens_per_day is not None
         }
 
     def ledger(self, tenant: str) -> str:
@@ -75,45 +85,80 @@ class OpenJobQuotas:
         ledger = self._ledgers.get(tenant)
         return "" if ledger is None else ledger.id
 
-    async def reserve(self, tenant: str, job_id: str) -> "Reservation | None":
-        """Reserve a slot for a job that is about to be started; return None when no slot is free.
+    async def reserve(self, tenant: str, job_id: str, output_tokens: int) -> "Reservation | str":
+        """Reserve a slot and tokens for a job that is about to be started; return why not, for refusal().
 
         The same job needs one slot, however often it is reserved. Raises ApiError UNAVAILABLE when the ledger does not
         answer in time, RESOURCE_EXHAUSTED when too many Submits wait for it.
         """
-        return await reserve_slot(self._ledgers[tenant], job_id)
+        return await reserve_slot(self._ledgers[tenant], job_id, output_tokens)
 
-    def refusal(self, tenant: str) -> Exception:
+    def refusal(self, tenant: str, why: str) -> Exception:
         """Return the ApiError for a job without a slot, and count it."""
+        if why != names.QUOTA_REACHED:
+            return self._tokens_refusal(tenant, why)
         self._metrics.quota_refusals.add(1, {"llm.quota": "max_open_jobs"})
         limit = self._ledgers[tenant].limit
         description = f"tenant {tenant} may have {limit} open jobs; submit the job again when one has ended"
         return quota_exceeded(tenant, "max_open_jobs", description, _OPEN_JOBS_WAIT)
 
+    def _tokens_refusal(self, tenant: str, why: str) -> Exception:
+        self._metrics.quota_refusals.add(1, {"llm.quota": _TOKENS})
+        description = f"tenant {tenant} may use {self._ledgers[tenant].tokens_per_day} output tokens a day of UTC; "
+        if why == names.TOKENS_RESERVED:
+            description += "its open jobs may need the rest; submit the job again when one has ended"
+            return quota_exceeded(tenant, _TOKENS, description, _OPEN_JOBS_WAIT)
+        now = datetime.now(UTC)
+        description += "submit the job again tomorrow, or ask for fewer tokens"
+        return quota_exceeded(tenant, _TOKENS, description, _midnight_after(now) - now)
+
     async def release(self, tenant: str, job_id: str) -> None:
         """Release the slot of a job that was reserved although the job had ended."""
-        await self._releases.release(self._ledgers[tenant].id, job_id)
+        await self._releases.release(self._ledgers[tenant].id, job_id, 0)
 
     async def of(self, tenant: str) -> llm_pb2.OpenJobsQuota | None:
         """Return the quota of a tenant, None without one. Raises RPCError, ApiError UNAVAILABLE."""
-        if (ledger := self._ledgers.get(tenant)) is None:
+        if (ledger := self._ledgers.get(tenant)) is None or self._tenants[tenant].max_open_jobs is None:
             return None
         try:
             return llm_pb2.OpenJobsQuota(limit=ledger.limit, used=await ledger.used())
         except WorkflowQueryFailedError as error:
             raise temporal_unavailable(_UNCOUNTED) from error
 
+    async def tokens_of(self, tenant: str) -> llm_pb2.OutputTokensQuota | None:
+        """Return the quota of output tokens of a tenant, None without one. Raises RPCError, ApiError UNAVAILABLE."""
+        if (ledger := self._ledgers.get(tenant)) is None or ledger.tokens_per_day is None:
+            return None
+        try:
+            usage = await ledger.usage()
+        except WorkflowQueryFailedError as error:
+            raise temporal_unavailable(_UNCOUNTED) from error
+        now = datetime.now(UTC)
+        used = usage.used_tokens if usage.day == (now - _EPOCH).days else 0
+        quota = llm_pb2.OutputTokensQuota(
+            limit_per_day=ledger.tokens_per_day, used=used, reserved=usage.reserved_tokens
+        )
+        quota.reset_time.FromDatetime(_midnight_after(now))
+        return quota
 
-async def reserve_slot(ledger: Ledger, id_: str) -> "Reservation | None":
-    """Reserve a slot of the ledger; return None when none is free. Raises ApiError like OpenJobQuotas.reserve()."""
+
+def _midnight_after(now: datetime) -> datetime:
+    return datetime.combine(now.date() + timedelta(days=1), time(), UTC)
+
+
+async def reserve_slot(ledger: Ledger, id_: str, output_tokens: int = 0) -> "Reservation | str":
+    """Reserve a slot of the ledger; return the type of error of Reserve that says why none is free.
+
+    Raises ApiError like OpenJobQuotas.reserve().
+    """
     began = asyncio.get_running_loop().time()
     try:
-        reserved = await ledger.reserve(id_)
+        refused = await ledger.reserve(id_, output_tokens)
     except TooManyWaitingError:
         raise exhausted("too many calls of the tenant wait at this gateway; call again") from None
     except (CommitError, TimeoutError) as error:
         raise temporal_unavailable(_UNCOUNTED) from error
-    return Reservation(began) if reserved else None
+    return refused or Reservation(began)
 
 
 class Reservation:

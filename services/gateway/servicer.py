@@ -134,7 +134,10 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         """See llm.proto."""
         tenant = current_caller().tenant
         return llm_pb2.GetQuotaResponse(
-            tenant=tenant, requests=self._requests.of(tenant), open_jobs=await self._open_jobs.of(tenant)
+            tenant=tenant,
+            requests=self._requests.of(tenant),
+            open_jobs=await self._open_jobs.of(tenant),
+            output_tokens=await self._open_jobs.tokens_of(tenant),
         )
 
     async def DeleteJob(self, request: llm_pb2.DeleteJobRequest, context: _Context) -> llm_pb2.DeleteJobResponse:

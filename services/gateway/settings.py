@@ -33,6 +33,7 @@ from runtime.grpc_server import PING_INTERVAL
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from services.gateway.audit_settings import AuditSettings
+from services.gateway.prices import Price
 from services.gateway.tenants import TenantSettings
 
 
@@ -62,6 +63,8 @@ class Model(BaseModel):
     special_tokens_in_messages: bool = False
     """Whether a chat message may hold special tokens of the tokenizer. The worker decides by its own setting,
     GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES."""
+    price: Price | None = None
+    """What the model costs: see Price. None: its jobs have no cost, and no budget of costs."""
 
 
 EMBEDDED_MODEL = Model(
@@ -93,7 +96,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
-    request_burst, for each gateway, and max_open_jobs, for all gateways together, at most 5000."""
+    request_burst, for each gateway, and max_open_jobs, at most 5000, and max_output_tokens_per_day, for all gateways
+    together."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
@@ -101,7 +105,9 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models that jobs may name, as JSON. Each has name, context_tokens, max_output_tokens and default_max_tokens,
-    and may have queue, tokenizer (a path), structured_output and special_tokens_in_messages."""
+    and may have queue, tokenizer (a path), structured_output, special_tokens_in_messages, and price: an object of
+    currency ("EUR", the same for all models), prompt_per_million and output_per_million ("0.15"), the prices of a
+    million tokens. A changed price is for the jobs submitted from then on."""
     workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
@@ -237,13 +243,15 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     @field_validator("models")
     @classmethod
     def _consistent(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
-        """Return the models. Raises ValueError for two of one name, and for a default above its maximum."""
+        """Return the models. Raises ValueError for two of one name, a default above its maximum, two currencies."""
         for name, number in Counter(model.name for model in models).items():
             if number > 1:
                 raise ValueError(f"several models have the name {name!r}")
         for model in models:
             if model.default_max_tokens > model.max_output_tokens:
                 raise ValueError(f"default_max_tokens of {model.name!r} is above its max_output_tokens")
+        if len({model.price.currency for model in models if model.price is not None}) > 1:
+            raise ValueError("the prices of all models must have one currency")
         return models
 
     @property

@@ -6,6 +6,9 @@ Temporal's answer may be older than what the feed has reported meanwhile. The fe
 Temporal's answer: a reader starts with an answer and then reads the log from its start. So neither counts as the newer
 one. The status that a watcher sees never goes back to a lower attempt, to older progress of the same worker, or from
 NOTIFYING or a final state to a running job.
+
+While a worker has the job, the state follows the stage of its progress: QUEUED while the job waits for a seat. The
+worker of the progress tells that from a job that waits in the queue.
 """
 
 from typing import Final
@@ -13,6 +16,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobs.errors import rule_of
+from jobs.stages import waits_for_seat
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
 
@@ -39,6 +43,10 @@ def with_answer(
             merged.ClearField("queue")
         if known.HasField("progress") and not _is_news(known, answer.attempt, answer.progress):
             merged.progress.CopyFrom(known.progress)
+            at_worker = answer.state == llm_pb2.JOB_STATE_RUNNING or _waits_at_worker(answer)
+            if at_worker and known.progress.worker and answer.progress.worker in ("", known.progress.worker):
+                # The heartbeat of the answer, if there is one yet, is older than what the feed has reported.
+                _follow_stage(merged)
         if known.attempt >= answer.attempt:
             merged.attempt = known.attempt
             if known.HasField("start_time"):
@@ -76,6 +84,11 @@ def with_record(
     elif event == "progress" and _is_news(known, attempt, record.progress):
         merged.CopyFrom(known)
         merged.progress.CopyFrom(record.progress)
+        if known.state == llm_pb2.JOB_STATE_RUNNING or _waits_at_worker(known):
+            _follow_stage(merged)
+        elif not live and waits_for_seat(record.progress):
+            # By Temporal's answer no worker has the job any more.
+            merged.progress.worker = ""
     else:
         return known
     return known if merged == known else merged
@@ -90,10 +103,24 @@ def _is_news(known: llm_pb2.JobStatus, attempt: int, progress: llm_pb2.JobProgre
     return progress.updated_at.ToNanoseconds() >= known.progress.updated_at.ToNanoseconds()
 
 
+def _follow_stage(status: llm_pb2.JobStatus) -> None:
+    """Set the state of a job that a worker has."""
+    waits = waits_for_seat(status.progress)
+    status.state = llm_pb2.JOB_STATE_QUEUED if waits else llm_pb2.JOB_STATE_RUNNING
+    if not waits:
+        status.ClearField("queue")
+
+
+def _waits_at_worker(status: llm_pb2.JobStatus) -> bool:
+    progress = status.progress
+    return status.state == llm_pb2.JOB_STATE_QUEUED and waits_for_seat(progress) and progress.worker != ""
+
+
 def _has_ended(known: llm_pb2.JobStatus, attempt: int, start_time: Timestamp) -> bool:
     """Return whether the attempt has ended and the job now waits for a worker."""
     if known.state != llm_pb2.JOB_STATE_QUEUED or attempt != known.attempt:
         return False
     rule = rule_of(known.error)
+    handed_over = rule.handed_over if rule is not None else waits_for_seat(known.progress)
     # The attempt after a hand-over has the same number as the one before it.
-    return rule is None or not rule.handed_over or start_time == known.start_time
+    return not handed_over or start_time == known.start_time

@@ -10,6 +10,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from encryption import Encryption
 from jobs import names, options
+from jobs.costs import reserved_tokens
 from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
 from jobs.search import Hash
@@ -63,8 +64,8 @@ class JobSubmission:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the tenant's
-        quota of open jobs, UNAVAILABLE when that cannot be told; RPCError when Temporal is unavailable;
-        KeysUnavailable, AuditUnavailable.
+        quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told; RPCError when Temporal is
+        unavailable; KeysUnavailable, AuditUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
         now = Timestamp()
@@ -86,22 +87,24 @@ class JobSubmission:
                 # The job may still run under the id of a version that did not shorten ids.
                 with suppress(JobNotFound):
                     return await self._found(caller, earlier, job, None)
-        reservation = None
+        last_check = None
         if chosen.ledger:
             # The slot of a job that is not started is free again after a minute.
             audit.require_available()
-            reservation = await self._open_jobs.reserve(caller.tenant, start.id)
-            if reservation is None:
+            tokens = reserved_tokens(job, chosen.default_max_tokens)
+            reservation = await self._open_jobs.reserve(caller.tenant, start.id, tokens)
+            if isinstance(reservation, str):
                 # The quota is of new jobs.
                 with suppress(JobNotFound):
                     return await self._found(caller, start.id, job, None, once=True)
-                raise self._open_jobs.refusal(caller.tenant)
+                raise self._open_jobs.refusal(caller.tenant, reservation)
+            last_check = reservation.require_valid
         try:
             handle = await self._effects.start(
                 names.JOB_WORKFLOW_TYPE,
                 job,
                 id_=start.id,
-                last_check=None if reservation is None else reservation.require_valid,
+                last_check=last_check,
                 execution_timeout=start.execution_timeout,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
@@ -211,6 +214,7 @@ class JobSubmission:
             notify_hold=span(settings.notify_hold),
             default_max_tokens=model.default_max_tokens if model else 0,
             notify_operator=settings.notify_operator,
+            price=model.price.message() if model and model.price else None,
             max_output_bytes=settings.max_output_bytes if self._has_store else 0,
         )
 

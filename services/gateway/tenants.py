@@ -21,6 +21,9 @@ class TenantSettings(BaseModel):
     """The calls that each gateway serves the tenant at once. None: those of a second, at least one."""
     max_open_jobs: int | None = Field(None, ge=0, le=MAX_OPEN_JOBS)
     """The maximum number of the tenant's jobs whose outcome is not settled, at all gateways. None: not limited."""
+    max_output_tokens_per_day: int | None = Field(None, ge=0, le=2**53)
+    """The maximum number of output tokens that the tenant's jobs use on a day of UTC, at all gateways. None: not
+    limited. With it at most MAX_OPEN_JOBS jobs are open."""
 
     @model_validator(mode="after")
     def _burst_has_a_rate(self) -> Self:

@@ -6,7 +6,6 @@ import socket
 from typing import Final
 
 from opentelemetry import trace
-from temporalio.worker import Worker
 
 from encryption import EncryptionSettings, open_encryption
 from encryption.settings import KEY_PATIENCE
@@ -18,6 +17,7 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import EngineConfig, create_engine
+from services.gpu_worker.polling import polling
 from services.gpu_worker.reporting import reporting
 from services.gpu_worker.settings import GpuWorkerSettings, wrong_engine_options
 from store.encrypted import open_store
@@ -52,17 +52,8 @@ async def main() -> None:
             client = await temporal.connect(metrics.temporal, readiness, encryption)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry, store)
-            worker = Worker(
-                client,
-                task_queue=settings.task_queue,
-                activities=[activity.__call__],
-                identity=name,
-                max_concurrent_activities=settings.max_concurrent,
-                # A cancel reaches a running activity with the answer to a heartbeat, by default 22 s late.
-                max_heartbeat_throttle_interval=settings.heartbeat_interval,
-                graceful_shutdown_timeout=settings.shutdown_grace,
-            )
-            async with reporting(reports, activity, engine, loading, settings, name) as reporter, worker:
+            polls = polling(client, activity, settings, name)
+            async with reporting(reports, activity, engine, loading, settings, name) as reporter, polls:
                 with readiness.serving(), reporter.serving():
                     await activity.wait_until_engine_fails()
         finally:

@@ -3,6 +3,9 @@
 A cancel of the activity has one of three causes. If the user asked for it, the partial output is the result. If the
 worker stops, the workflow hands the job over to another worker. If Temporal gave the attempt up, its result is ignored.
 
+An attempt that has to wait for a seat goes on here as soon as there is one: see services.gpu_worker.seats. After too
+long a wait it is handed over as well, for any worker to continue.
+
 A hung engine must look dead. An attempt without progress for too long sends no more heartbeats. If no other attempt has
 progressed meanwhile, it is the engine that hangs, and its worker must end.
 """
@@ -26,7 +29,6 @@ from jobs.errors import (
     RULES,
     Cancelled,
     EngineDead,
-    EngineFailed,
     JobError,
     RunTimeout,
     UnknownModel,
@@ -37,6 +39,7 @@ from jobs.errors import (
 from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.ids import tenant_of
 from jobs.rules import require_valid
+from jobs.stages import DONE, LOADING, PREFILL
 from llm_pb import file_pb2, internal_pb2, llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import Attempt
@@ -44,9 +47,10 @@ from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.output_files import PARTIAL_PATIENCE, OutputFiles
 from services.gpu_worker.report_throttle import ReportThrottle
+from services.gpu_worker.seat_waits import NoSeat, SeatWaits
+from services.gpu_worker.seats import Seat, Seats
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
-from services.gpu_worker.watchdog import DONE, LOADING, PREFILL
 from store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -69,7 +73,8 @@ class RunLLMOnGPU:
         store: Store | None = None,
     ) -> None:
         """`loaded` is the task that starts the engine; jobs taken before it is done wait for it."""
-        self.metrics = WorkerMetrics(meter, engine, settings.model, settings.max_concurrent)
+        self.seats = Seats(settings.max_concurrent, settings.background_seats)
+        self.metrics = WorkerMetrics(meter, engine, settings.model, self.seats)
         self._tracer = tracer
         self._engine = engine
         self._loaded = loaded
@@ -80,11 +85,6 @@ class RunLLMOnGPU:
         self._throttle = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
-
-    @property
-    def attempts(self) -> int:
-        """The number of attempts that run."""
-        return self._throttle.attempts
 
     async def wait_until_engine_fails(self) -> NoReturn:
         """Wait until the engine cannot load, dies or hangs, and raise EngineDead then."""
@@ -123,15 +123,17 @@ class RunLLMOnGPU:
         attempt.max_output_bytes = self._files.limit(request.max_output_bytes)
         # The heartbeats go on while the output is written.
         async with self._beating(attempt):
-            return await self._run(attempt, first=info.attempt == 1 and request.handovers == 0)
+            return await self._run(attempt, request)
 
-    async def _run(self, attempt: Attempt, *, first: bool) -> llm_pb2.JobResult:
+    async def _run(self, attempt: Attempt, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
         info = activity.info()
         job_id = info.workflow_id or ""
         file: file_pb2.FileRef | None = None
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
-            reason = await self._generate(attempt, first=first)
+            with self.seats.attempt(request) as seat:
+                waits = SeatWaits(attempt, seat, request, self._settings.pause_wait)
+                reason = await self._generate(attempt, waits, first=info.attempt == 1 and request.handovers == 0)
             file = await self._files.save(attempt, job_id)
             attempt.close(None)
         except asyncio.CancelledError:
@@ -151,6 +153,10 @@ class RunLLMOnGPU:
                 spans.describe_giving_up()
                 attempt.close(_why_given_up(info))
                 raise
+        except NoSeat as why:
+            attempt.pause()
+            # The workflow tells it from a worker that stops by the attempt's end.
+            raise await self._partial(WorkerShutdown(str(why)), attempt) from why
         except JobError as error:
             raise await self._failure(error, attempt) from error
         finally:
@@ -159,7 +165,7 @@ class RunLLMOnGPU:
             await attempt.end(reason)
         return attempt.result(self._engine, reason, file)
 
-    async def _generate(self, attempt: Attempt, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
+    async def _generate(self, attempt: Attempt, waits: SeatWaits, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
         job = attempt.job
         # This comes before anything that can fail, because a failure carries the output of earlier attempts.
         continues = await attempt.start(first=first)
@@ -176,37 +182,49 @@ class RunLLMOnGPU:
         except EngineDead as error:
             # The worker's engine is dead, but the job has not been tried.
             raise WorkerShutdown(f"the worker cannot load its model: {error}") from error
-        await attempt.enter(PREFILL)
-        if continues:
+        if attempt.rewinds:
+            self.metrics.rewound()
+        while True:
+            await waits.take_seat()
+            await attempt.enter(PREFILL)
             try:
-                reason = await self._run_engine(attempt)
+                reason = await self._run_engine(attempt, waits.seat)
             except CannotContinue as why:
                 _log.info("the output so far cannot be continued: %s", why)
                 attempt.start_over()
-            else:
+                self.metrics.rewound()
+                continues = False
+                continue
+            if continues:
                 self.metrics.continued()
+                continues = False
+            if reason is not None:
                 return reason
-        if attempt.rewinds:
-            self.metrics.rewound()
-        return await self._run_engine(attempt)
+            self.metrics.paused()
+            waits.pause()
 
-    async def _run_engine(self, attempt: Attempt) -> "llm_pb2.FinishReason.ValueType":
+    async def _run_engine(self, attempt: Attempt, seat: Seat) -> "llm_pb2.FinishReason.ValueType | None":
+        """Generate; return the finish reason, or None if the seat is to be freed before the end."""
         engine, capture = self._engine, self._settings.capture_content
         tenant = tenant_of(activity.info().workflow_id or "")
+        attempt.require_budget()
         with (
+            attempt.times.generating(),
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
             self.metrics.generation(attempt.job) as record,
+            attempt.times.generating(),
         ):
             async with aclosing(engine.generate(attempt.generation(tenant))) as outputs:
-                async for output in outputs:
+                while (output := await seat.next(outputs)) is not None:
                     span.add(output)
                     record(output)
                     self._moved_at = time.monotonic()
                     await attempt.add(output)
+                    attempt.require_budget(engine.context_tokens, output.finish_reason)
                     if output.finish_reason is not None:
                         await attempt.enter(DONE)
                         return output.finish_reason
-            raise EngineFailed("the engine ended the output without a finish reason")
+        return None
 
     @asynccontextmanager
     async def _beating(self, attempt: Attempt) -> AsyncIterator[None]:
@@ -245,6 +263,10 @@ class RunLLMOnGPU:
         """Close the attempt; return the error for Temporal, with the attempt's partial result."""
         spans.describe_error(error)
         attempt.close(error)
+        return await self._partial(error, attempt)
+
+    async def _partial(self, error: JobError, attempt: Attempt) -> ApplicationError:
+        """Return the error for Temporal, with the partial result of an attempt that is closed."""
         try:
             file = await self._files.save(attempt, activity.info().workflow_id or "", PARTIAL_PATIENCE)
         except TimeoutError:

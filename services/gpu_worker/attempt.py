@@ -10,17 +10,19 @@ from datetime import UTC, datetime
 from feed.feed import Feed
 from feed.output import GeneratedOutput
 from feed.writer import FeedWriter
-from jobs.attempts import close, has_ended
+from jobs.attempts import close, has_ended, pause
 from jobs.errors import EngineFailed, JobError, ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES
+from jobs.stages import DECODE, DONE, LOADING
 from llm_pb import file_pb2, internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.attempt_times import AttemptTimes
+from services.gpu_worker.budget import require_more_than, require_time
 from services.gpu_worker.engines.engine import Engine, Generation, Output
 from services.gpu_worker.report_throttle import ReportThrottle, ReportTimer
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
-from services.gpu_worker.watchdog import DECODE, DONE, LOADING, Watchdog
+from services.gpu_worker.watchdog import Watchdog
 
 
 class Attempt:
@@ -45,6 +47,7 @@ class Attempt:
             self.job.params.max_tokens = request.default_max_tokens or settings.default_max_tokens
         self.number = number
         self.times = AttemptTimes(request, started)
+        self._price = request.price if request.HasField("price") else None
         self.watchdog = Watchdog(settings)
         self.rewinds = False
         """Whether it generates again what an earlier attempt has generated, or may have generated."""
@@ -64,7 +67,7 @@ class Attempt:
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
         """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
         metadata = self._writer.output.metadata()
-        metadata.queue_time.CopyFrom(self.times.queue_time)
+        self.times.describe(metadata, None)
         heartbeat = internal_pb2.RunHeartbeat(progress=self.progress(), metadata=metadata)
         if len(attempts := self._writer.output.attempts) > 1:
             # The metadata describe a first attempt.
@@ -73,7 +76,7 @@ class Attempt:
 
     def restore(self, heartbeat: internal_pb2.RunHeartbeat) -> None:
         """Restore the state and the progress that an earlier attempt reported."""
-        self.times.queue_time = heartbeat.metadata.queue_time
+        self.times.restore(heartbeat.metadata)
         self._writer.restore(heartbeat)
 
     async def start(self, *, first: bool) -> bool:
@@ -103,12 +106,14 @@ class Attempt:
         """Return the request to the engine: the tenant's job, or the rest of it, as a part of the current span."""
         output = self._writer.output
         return Generation(
-            request_id=self._writer.name,
+            # An engine may still be ending the generation before a pause.
+            request_id=f"{self._writer.name}-{self.times.pauses}",
             job=self.job,
             resume_token_ids=tuple(output.token_ids),
             resume_text=output.text.decode(),
             trace_headers=current_headers(),
             tenant=tenant,
+            price=self._price,
         )
 
     def start_over(self) -> None:
@@ -146,9 +151,20 @@ class Attempt:
         if self._progress_timer.expired:
             await self._publish_progress()
 
+    def require_budget(self, context_tokens: int = 0, reason: "llm_pb2.FinishReason.ValueType | None" = None) -> None:
+        """Raise BudgetSpent if the job's budget lets it generate no more, or has ended its output for that reason."""
+        if reason is None:
+            require_time(self.job.budget, self.times.engine_time)
+        elif reason == llm_pb2.FINISH_REASON_LENGTH:
+            require_more_than(self.job, self._price, self._writer.output.prompt_tokens, context_tokens)
+
     def close(self, error: JobError | None) -> None:
         """Note why the attempt ends: for an error, or for None because it has finished its answer."""
         close(self._writer.output.attempts[-1], error)
+
+    def pause(self) -> None:
+        """Note that the attempt ends because the worker has no seat for the job."""
+        pause(self._writer.output.attempts[-1])
 
     async def end(self, reason: "llm_pb2.FinishReason.ValueType") -> None:
         """Write into the feed that the attempt is over."""
@@ -173,7 +189,7 @@ class Attempt:
         return report
 
     def result(
-        self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType", file: file_pb2.FileRef | None
+        self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType", file: file_pb2.FileRef | None = None
     ) -> llm_pb2.JobResult:
         """Return the job's result as far as this attempt generated it. `file` holds its output, if it is large."""
         output = self._writer.output

@@ -6,6 +6,7 @@ additions. Everything else is recorded once for each generation, or read from th
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,8 +18,12 @@ from jobs.errors import error_type
 from llm_pb import llm_pb2
 from runtime.metrics import LONG_SECONDS
 from services.gpu_worker.engines.engine import Engine, Output
+from services.gpu_worker.seats import Seats
 from services.gpu_worker.spans import operation_name
 
+_CLASSES: Final = {
+    number: name.removeprefix("JOB_CLASS_").lower() for name, number in llm_pb2.JobClass.items() if number
+}
 _TOKENS: Final = tuple(4**power for power in range(11))
 _FIRST_TOKEN_SECONDS: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -33,11 +38,10 @@ _TOKEN_SECONDS: Final = (
 class WorkerMetrics:
     """The instruments of one worker."""
 
-    def __init__(self, meter: Meter, engine: Engine, model: str, capacity: int) -> None:
-        """`capacity` is the maximum number of jobs that the engine runs concurrently."""
+    def __init__(self, meter: Meter, engine: Engine, model: str, seats: Seats) -> None:
         self._engine = engine
+        self._seats = seats
         self._model = {"gen_ai.request.model": model}
-        self._capacity = capacity
         self._tokens_read = 0
         self._tokens_made = 0
         self._continuations = meter.create_counter(
@@ -86,7 +90,20 @@ class WorkerMetrics:
             "1",
             "Share of the engine's KV cache that is in use.",
         )
-        for counter in (self._continuations, self._rewinds):
+        self._pauses = meter.create_counter(
+            "llm.job.pauses", "{pause}", "Seats that jobs gave up before their end, to go on later."
+        )
+        freed = _seconds(
+            meter,
+            "llm.engine.seat.release.duration",
+            "Time in which a job gave its seat up, from when it was asked to.",
+            _FIRST_TOKEN_SECONDS,
+        )
+        seats.on_freed = lambda seconds: freed.record(seconds, self._model)
+        meter.create_observable_gauge(
+            "llm.engine.seats", [self._observe_seats], "{seat}", "Seats in use, by the class of the job."
+        )
+        for counter in (self._continuations, self._rewinds, self._pauses):
             counter.add(0, self._model)
 
     @property
@@ -105,6 +122,10 @@ class WorkerMetrics:
     def rewound(self) -> None:
         """Record that an attempt starts over."""
         self._rewinds.add(1, self._model)
+
+    def paused(self) -> None:
+        """Record that a job has given up its seat before its end."""
+        self._pauses.add(1, self._model)
 
     @contextmanager
     def generation(self, job: llm_pb2.JobRequest) -> Iterator[Callable[[Output], None]]:
@@ -155,7 +176,12 @@ class WorkerMetrics:
             yield Observation(requests, {**self._model, "llm.engine.request.state": state})
 
     def _observe_capacity(self, _: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(self._capacity, self._model)
+        yield Observation(self._seats.total, self._model)
+
+    def _observe_seats(self, _: CallbackOptions) -> Iterable[Observation]:
+        classes = Counter(seat.job_class for seat in self._seats.taken)
+        for job_class, name in _CLASSES.items():
+            yield Observation(classes[job_class], {**self._model, "llm.job.class": name})
 
     def _observe_kv_cache(self, _: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._engine.load().kv_cache_usage, self._model)

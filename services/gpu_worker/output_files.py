@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Final
 
 from encryption import KeysUnavailable
+from jobs.stages import DONE
 from llm_pb import file_pb2
 from services.gpu_worker.attempt import Attempt
-from services.gpu_worker.watchdog import DONE
 from store.outputs import write_output
 from store.store import Store, StoreUnavailable
 

@@ -15,7 +15,8 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime.health import own_version
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.metrics import WorkerMetrics
-from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.seats import Seats
+from services.gpu_worker.settings import GpuWorkerSettings, queues_of
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 1.0
@@ -28,11 +29,7 @@ class Attempts(Protocol):
     """What runs the worker's jobs."""
 
     metrics: WorkerMetrics
-
-    @property
-    def attempts(self) -> int:
-        """The number of attempts that run."""
-        ...
+    seats: Seats
 
 
 class Rate:
@@ -79,7 +76,7 @@ class Reporter:
             version=own_version(),
             model=settings.model,
             engine=settings.engine,
-            task_queues=[settings.task_queue],
+            task_queues=queues_of(settings),
             seats=settings.max_concurrent,
         )
         self._about.start_time.GetCurrentTime()
@@ -98,7 +95,7 @@ class Reporter:
         info, load = llm_pb2.WorkerInfo(), self._engine.load()
         info.CopyFrom(self._about)
         info.state = llm_pb2.WORKER_STATE_LOADING
-        info.seats_in_use = self._attempts.attempts
+        info.seats_in_use = self._attempts.seats.in_use
         info.running_sequences, info.waiting_sequences = load.running, load.waiting
         info.tokens_per_second = self._rate.per_second(self._attempts.metrics.tokens_made)
         if self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None:

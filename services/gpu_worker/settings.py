@@ -8,7 +8,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
 from jobs import names
+from jobs.classes import BACKGROUND_QUEUE_SUFFIX, queue_of
 from jobs.limits import MAX_TEMPORAL_ID
+from llm_pb import llm_pb2
 from models import DOCSTRINGS
 from runtime.metrics_settings import MetricsSettings
 
@@ -46,10 +48,17 @@ class GpuWorkerSettings(MetricsSettings):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """The engine's own options, as JSON. For vllm they are the fields of its AsyncEngineArgs, structured_floor and
     structured_slowdown."""
-    task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID)
-    """The task queue from which the worker takes jobs."""
+    task_queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=MAX_TEMPORAL_ID - len(BACKGROUND_QUEUE_SUFFIX))
+    """The task queue from which the worker takes jobs. Background jobs come from a queue of this name and
+    ".background"."""
     max_concurrent: int = Field(16, gt=0)
     """Maximum number of concurrent jobs, which is the size of the engine's batch."""
+    background_seats: int = Field(1, ge=0)
+    """Number of the concurrent jobs that are never stopped for more urgent ones: background jobs keep so many places in
+    the batch, as long as there are any. One place is left for the others, so a worker with a single one keeps none."""
+    pause_wait: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
+    """Maximum wait of a paused job for a place at this worker. Then it goes back to the queue, for any worker. A job
+    that went back before waits longer, by as much each time, up to 5 min."""
     default_max_tokens: int = Field(256, gt=0)
     """max_tokens of a job that was started without the gateway and sets none."""
     special_tokens_in_messages: bool = False
@@ -86,3 +95,8 @@ class GpuWorkerSettings(MetricsSettings):
         if (model := info.data.get("model")) == DOCSTRINGS.name:
             return str(DOCSTRINGS)
         raise ValueError(f"the model {model!r} is not bundled: set the path to its folder or its name at the hub")
+
+
+def queues_of(settings: GpuWorkerSettings) -> tuple[str, str]:
+    """Return the task queues of the worker: its model's, and that of the model's background jobs."""
+    return settings.task_queue, queue_of(settings.task_queue, llm_pb2.JOB_CLASS_BACKGROUND)

@@ -27,6 +27,8 @@ HANDOVERS: Final = "llm.job.handovers"
 CONTINUED_TOKENS: Final = "llm.job.continued_tokens"
 FINISH_REASON: Final = "llm.job.finish_reason"
 WORKER: Final = "llm.job.worker"
+PAUSED: Final = "llm.job.paused"
+RESUMED: Final = "llm.job.resumed"
 
 _PARAMS: Final = {
     "temperature": gen_ai.GEN_AI_REQUEST_TEMPERATURE,
@@ -60,6 +62,16 @@ def describe_end(reason: "llm_pb2.FinishReason.ValueType") -> None:
 def describe_error(error: JobError) -> None:
     """Set the attempt's error on the current span."""
     trace.get_current_span().set_attribute(ERROR_TYPE, error.reason)
+
+
+def describe_pause() -> None:
+    """Mark on the current span that the attempt has freed its seat, and waits for another."""
+    trace.get_current_span().add_event(PAUSED)
+
+
+def describe_resumption() -> None:
+    """Mark on the current span that the attempt has a seat again."""
+    trace.get_current_span().add_event(RESUMED)
 
 
 def describe_giving_up() -> None:

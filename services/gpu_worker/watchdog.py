@@ -1,14 +1,9 @@
 """The stages of an attempt, and the maximum time without progress in each of them."""
 
 import time
-from typing import Final
 
+from jobs.stages import DECODE, LOADING, PREFILL
 from services.gpu_worker.settings import GpuWorkerSettings
-
-LOADING: Final = "loading"
-PREFILL: Final = "prefill"
-DECODE: Final = "decode"
-DONE: Final = "done"
 
 
 class Watchdog:
@@ -16,10 +11,10 @@ class Watchdog:
 
     def __init__(self, settings: GpuWorkerSettings) -> None:
         self.stage = LOADING
-        """LOADING, PREFILL, DECODE or DONE."""
+        """A stage of jobs.stages."""
         self.moved_at = time.monotonic()
         """When the attempt last made progress, by the monotonic clock."""
-        # A load has no limit here, because it is the worker's and not the attempt's.
+        # A load has no limit here, because it is the worker's and not the attempt's. Nor has a wait for a seat.
         self._limits = {PREFILL: settings.prefill_timeout, DECODE: settings.decode_timeout}
 
     def move(self, stage: str | None = None) -> None:

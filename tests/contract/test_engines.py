@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import EngineDead, InvalidJob, PromptTooLong, UnsupportedParams
+from jobs.errors import BudgetSpent, EngineDead, InvalidJob, PromptTooLong, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import IDLE, Engine, EngineConfig, Generation, Output, create_engine
 from tests.support.paths import ROOT
@@ -216,6 +216,44 @@ async def test_the_end_of_the_context_ends_the_output(engine: Engine) -> None:
     made = await outputs(engine, prompt("word " * (150 * (CONTEXT - 10) // size), max_tokens=900, min_tokens=900))
     assert made[-1].finish_reason == LENGTH
     assert made[0].prompt_tokens + len(ids_of(made)) == CONTEXT == engine.context_tokens
+
+
+PRICE = llm_pb2.ModelPrice(prompt_micros_per_million=300_000, output_micros_per_million=700_000)
+
+
+@pytest.mark.parametrize("kind", ["output_tokens", "cost_micros"])
+async def test_a_budget_bounds_the_output_to_the_token(engine: Engine, kind: str) -> None:
+    """The tokens of earlier attempts count, and one that has used all of it generates nothing more."""
+    job = prompt(min_tokens=40)
+    size = (await outputs(engine, job))[0].prompt_tokens
+    # A millionth less than what 8 tokens cost, rounded up.
+    cost = -(-(size * 300_000 + 8 * 700_000) // 1_000_000) - 1
+    job.budget.CopyFrom(
+        llm_pb2.Budget(output_tokens=7) if kind == "output_tokens" else llm_pb2.Budget(cost_micros=cost)
+    )
+    made = [output async for output in engine.generate(Generation("whole", job, price=PRICE))]
+    most = 7 if kind == "output_tokens" else (cost * 1_000_000 - size * 300_000) // 700_000
+    assert 0 < len(ids_of(made)) == most < 8
+    assert made[-1].finish_reason == LENGTH
+    for cut in (3, len(made)):
+        before = made[:cut]
+        rest = Generation(f"rest-{cut}", job, ids_of(before), text_of(before), price=PRICE)
+        after = [output async for output in engine.generate(rest)]
+        assert (ids_of(before) + ids_of(after), text_of(before) + text_of(after)) == (ids_of(made), text_of(made))
+        assert after[-1].finish_reason == LENGTH
+
+
+async def test_a_prompt_that_spends_its_budget_is_not_read(engine: Engine) -> None:
+    job = prompt()
+    size = (await outputs(engine, job))[0].prompt_tokens
+    # The prompt alone costs no more than this, but a token more does.
+    cost = size * 300_000 // 1_000_000
+    for budget in (llm_pb2.Budget(prompt_tokens=size - 1), llm_pb2.Budget(cost_micros=cost)):
+        job.budget.CopyFrom(budget)
+        with pytest.raises(BudgetSpent, match=f"{size}"):
+            await anext(engine.generate(Generation("spent", job, price=PRICE)))
+    with pytest.raises(InvalidJob, match="has no price"):
+        await outputs(engine, job)
 
 
 async def test_a_conversation_is_answered(engine: Engine) -> None:

@@ -21,6 +21,7 @@ SCRIPTS = {
     "temporal_cost": ("suite", "peer_workflow_streams", "peer_bare_workflow"),
     "growth": ("suite",),
     "fairness": ("suite", "peer_fairness_off", "limit_alone"),
+    "seats": ("suite", "limit_alone", "peer_one_class"),
     "cancel_latency": ("decode", "peer_bare_temporal", "floor_health_check"),
     "tracing_cost": ("suite_exported", "suite_not_exported", "peer_off"),
     "quota_cost": ("suite_quota", "suite_no_quota", "suite_quota_full"),

@@ -331,7 +331,8 @@ async def test_refusals_are_counted_by_quota(stack: Stack, gateway: TenantGatewa
     assert await is_refused(gateway.of("none"))
     found = await scrape(stack, gateway.process.name)
     samples = [sample for sample in found.samples if sample.name == "llm_gateway_quota_refusals_total"]
-    assert {sample.labels["llm_quota"] for sample in samples} <= {"max_open_jobs", "requests_per_second"}
+    quotas = {"max_open_jobs", "max_output_tokens_per_day", "requests_per_second"}
+    assert {sample.labels["llm_quota"] for sample in samples} <= quotas
     assert all("none" not in sample.labels.values() for sample in samples)
     assert sum(sample.value for sample in samples) >= 1
 

@@ -47,6 +47,17 @@ async def test_a_real_model_answers(real: LlmServiceStub, engine: str) -> None:
     assert again.output == seen.output
 
 
+async def test_a_budget_ends_a_job_at_the_token(real: LlmServiceStub) -> None:
+    """Its output is what max_tokens of as many gives, and it is not tried again."""
+    whole = await run_job(real, new_job("Return the ", params={**GREEDY, "max_tokens": 20}))
+    seen = await run_job(real, new_job("Return the ", params=GREEDY, budget={"output_tokens": 20}))
+    assert seen.states[-1] == "FAILED"
+    assert unpack(seen.final.status.error)["ErrorInfo"].reason == "BUDGET_SPENT"
+    assert_not_tried_again(seen)
+    assert seen.final.result.metadata.output_tokens == 20
+    assert seen.output == whole.output == seen.final.result.output.encode()
+
+
 async def test_jobs_share_the_batch(real: LlmServiceStub) -> None:
     """Every concurrent job gets its own answer, which is the same as without the others."""
     prompts = [f"Return the {word}" for word in ("number", "list", "name", "value", "file", "string", "object", "time")]

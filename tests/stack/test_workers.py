@@ -25,6 +25,7 @@ WORKER = {
     "GPU_WORKER_MAX_CONCURRENT": "4",
     "GPU_WORKER_SHUTDOWN_GRACE": "PT2M",
 }
+QUEUES = ["llm-gpu-activities", "llm-gpu-activities.background"]
 REPORTS = "llm.feed.workers.reports"
 
 
@@ -78,7 +79,7 @@ async def test_workers_come_and_go(installation: Stack, client: LlmServiceStub) 
     idle = {info.worker: info for info in await workers_of(client)}
     for info in idle.values():
         assert (info.model, info.engine, info.gpu.name) == ("docstrings", "simulated", "simulated")
-        assert (info.seats, info.seats_in_use, [*info.task_queues]) == (4, 0, ["llm-gpu-activities"])
+        assert (info.seats, info.seats_in_use, [*info.task_queues]) == (4, 0, QUEUES)
         assert info.version
         assert info.start_time.ToNanoseconds() <= info.report_time.ToNanoseconds()
 

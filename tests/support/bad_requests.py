@@ -41,6 +41,7 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.notify_options": "a message: its fields have the rules, and empty means the defaults",
     "Submit job.notify_options.include_output": "true and false are both valid",
     "Submit job.timeouts": "a message: its fields have the rules, and empty means the defaults",
+    "Submit job.budget": "a message: its fields have the rules, and empty means no limit",
 }
 """Fields that have no bad value, with the reason."""
 
@@ -219,6 +220,17 @@ def _submit_rows() -> Iterator[Row]:
         for what, duration in _BAD_DURATIONS.items():
             timeouts = llm_pb2.JobTimeouts(**{field: duration})
             yield _row(f"timeouts.{field} {what}", submit(timeouts=timeouts), f"job.timeouts.{field}")
+    for field in ("output_tokens", "prompt_tokens", "cost_micros"):
+        yield _row(f"budget.{field} negative", submit(budget={field: -1}), f"job.budget.{field}")
+    for what in ("zero", "negative", "negative by nanos", "with too many nanos"):
+        budget = llm_pb2.Budget(engine_time=_BAD_DURATIONS[what])
+        yield _row(f"budget.engine_time {what}", submit(budget=budget), "job.budget.engine_time")
+    yield _row(
+        "a budget of costs for a model without a price", submit(budget={"cost_micros": 1}), "job.budget.cost_micros"
+    )
+    yield _row(
+        "a prompt over its budget", submit(prompt="x " * 99, budget={"prompt_tokens": 9}), "job.budget.prompt_tokens"
+    )
     yield _row(
         "unknown model and bad parameters and a bad target at once",
         submit(

@@ -159,6 +159,7 @@ async def starts_over(engine: Engine, job: llm_pb2.JobRequest, records: list[int
     assert made[0].token_offset == made[0].offset == 0
     assert sum(len(record.token_ids) for record in made) == 60
     assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 1)
+    assert made[-1].wasted_tokens == result.metadata.wasted_tokens
 
 
 async def test_a_lost_log_means_starting_over(engine: Engine) -> None:
@@ -186,6 +187,38 @@ async def test_an_attempt_after_one_that_made_nothing_takes_nothing_back(engine:
     worker = Worker(engine, feed)
     assert (await worker.run(JOB, attempt=2)).metadata.output_tokens == 60
     assert (worker.counted("llm.job.continuations"), worker.counted("llm.job.rewinds")) == (0, 0)
+
+
+async def test_tokens_of_attempts_that_started_over_are_wasted(engine: Engine) -> None:
+    """Each counts once: whoever restarts, and whether the feed, a heartbeat or both tell of them."""
+    job = new_job("[[vary]]", params={"max_tokens": 60})
+    feed = await refill(await broken_off(engine, job, 20))
+    # This attempt is killed before its first token, so that the 20 tokens are still the output.
+    started = internal_pb2.FeedRecord(writer="2", attempt_started=internal_pb2.AttemptStarted(attempt=2))
+    await feed.append(KEY, started)
+    left = await recovered_output(await refill(await log_of(feed)), KEY, None, "")
+    assert left is not None
+    assert (left.metadata.output_tokens, left.metadata.wasted_tokens) == (20, 0)
+    feed = await refill([*await broken_off(engine, job, 20), started])
+    result = await Worker(engine, feed).run(job, attempt=3)
+    assert (result.metadata.output_tokens, result.metadata.wasted_tokens) == (60, 20)
+    # All of it starts over once more, after a hand-over that told of more tokens than the feed still holds.
+    earlier = llm_pb2.ResultMetadata(output_tokens=60, wasted_tokens=20)
+    queue_time = Duration(seconds=1)
+    for lost in (0, 30, 60):
+        records = await log_of(feed)
+        made = [record for record in records if record.tokens_made.wasted_tokens]
+        feed = await refill([record for record in records if record not in made[60 - lost :]])
+        result = await Worker(engine, feed).run(job, handovers=1, queue_time=queue_time, metadata=earlier)
+        assert (result.metadata.output_tokens, result.metadata.wasted_tokens) == (60, 80)
+        feed = await refill(records)
+
+
+async def test_tokens_that_the_feed_lost_before_an_attempt_continues_are_wasted(engine: Engine) -> None:
+    left = await broken_off(engine, JOB, 20)
+    known = {"queue_time": Duration(seconds=1), "metadata": llm_pb2.ResultMetadata(output_tokens=25)}
+    result = await Worker(engine, await refill(left)).run(JOB, handovers=1, **known)
+    assert (result.metadata.output_tokens, result.metadata.wasted_tokens) == (60, 5)
 
 
 async def test_a_log_with_a_gap_means_starting_over(engine: Engine) -> None:
@@ -350,6 +383,6 @@ async def test_the_feed_holds_the_partial_result_of_an_attempt(
     left = await recovered_output(feed, KEY, None, "")
     assert left is not None
     assert left.metadata.output_tokens > 0
-    for field in ("queue_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
+    for field in ("queue_time", "engine_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
         reported.metadata.ClearField(field)
     assert left == reported

@@ -39,7 +39,7 @@ def test_the_docstring_draws_the_whole_tree() -> None:
 @pytest.mark.parametrize(
     ("branch", "codes", "retryable"),
     [
-        (errors.JobRejected, {"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"}, {False}),
+        (errors.JobRejected, {"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"}, {False}),
         (errors.EngineError, {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}, {True}),
         (errors.WorkerGone, {"UNAVAILABLE"}, {True}),
         (errors.TimedOut, {"DEADLINE_EXCEEDED"}, {True, False}),

@@ -113,7 +113,7 @@ def test_a_value_that_cannot_work_is_refused_with_the_form(
         (GatewaySettings, "GATEWAY_WORKFLOW_QUEUE", 255),
         (GatewaySettings, "GATEWAY_NOTIFY_QUEUE", 246),
         (NotifierSettings, "NOTIFIER_TASK_QUEUE", 246),
-        (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 255),
+        (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 244),
     ],
 )
 def test_a_queues_name_fits_temporals_tables(
@@ -190,16 +190,23 @@ def test_a_duration_of_zero_is_refused_or_explained(
             settings()
 
 
+PRICE = {"currency": "EUR", "prompt_per_million": "0.15", "output_per_million": 0.6}
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ([{}, {"queue": "another"}], "several models have the name 'm'"),
         ([{"default_max_tokens": 11}], "default_max_tokens of 'm' is above its max_output_tokens"),
         ([{"name": ""}], "name"),
+        ([{"price": PRICE}, {"name": "n", "price": {**PRICE, "currency": "USD"}}], "must have one currency"),
+        ([{"price": {**PRICE, "output_per_million": "-1"}}], "greater than or equal to 0"),
+        ([{"price": {**PRICE, "output_per_million": "0.0000001"}}], "decimal places"),
+        ([{"price": {"currency": "EUR"}}], "prompt_per_million"),
     ],
 )
 def test_models_that_contradict_themselves_are_refused(
-    changes: list[dict[str, str | int]], problem: str, monkeypatch: pytest.MonkeyPatch
+    changes: list[dict[str, object]], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = {"name": "m", "context_tokens": 20, "max_output_tokens": 10, "default_max_tokens": 5}
     monkeypatch.setenv("GATEWAY_MODELS", json.dumps([model]))

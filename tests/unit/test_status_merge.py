@@ -22,7 +22,11 @@ Step = llm_pb2.JobStatus | tuple[internal_pb2.FeedRecord, int]
 times = st.integers(0, 9).map(lambda seconds: Timestamp(seconds=seconds))
 attempts = st.integers(1, 3)
 reports = st.builds(
-    llm_pb2.JobProgress, worker=st.sampled_from("ab"), updated_at=times, output_tokens=st.integers(0, 9)
+    llm_pb2.JobProgress,
+    worker=st.sampled_from(["a", "b", ""]),
+    stage=st.sampled_from(["decode", "paused"]),
+    updated_at=times,
+    output_tokens=st.integers(0, 9),
 )
 answers = st.builds(
     llm_pb2.JobStatus,
@@ -51,6 +55,19 @@ def started(attempt: int, time: Timestamp) -> internal_pb2.FeedRecord:
 
 def report(tokens: int, worker: str = "a") -> llm_pb2.JobProgress:
     return llm_pb2.JobProgress(worker=worker, updated_at=Timestamp(seconds=tokens), output_tokens=tokens)
+
+
+def paused(tokens: int, worker: str = "a") -> llm_pb2.JobProgress:
+    """Return the report of a job that waits for a seat: at the worker, or in the queue if it names none."""
+    progress = report(tokens, worker)
+    progress.stage = "paused"
+    return progress
+
+
+def at_worker(progress: llm_pb2.JobProgress) -> llm_pb2.JobStatus:
+    """Return the status of a job that has reported this to Temporal and to the feed."""
+    state = QUEUED if progress.stage == "paused" else RUNNING
+    return status(state, start_time=Timestamp(seconds=1), progress=progress)
 
 
 def status(state: "llm_pb2.JobState.ValueType", attempt: int = 1, **fields: object) -> llm_pb2.JobStatus:
@@ -119,15 +136,54 @@ def test_a_merge_changes_nothing_that_it_is_given(
     assert after(merged, step, started_meanwhile=started_meanwhile) is merged
 
 
-@given(st.lists(st.integers(1, 20), min_size=1).map(sorted), st.data())
-def test_a_heartbeat_that_comes_late_is_as_if_it_had_come_in_time(tokens: list[int], data: st.DataObject) -> None:
-    """An attempt reports to Temporal and to the feed. The last status is the same wherever Temporal's answer comes."""
+@given(st.lists(st.integers(1, 20), min_size=1).map(sorted), st.sets(st.integers(1, 20)), st.data())
+def test_a_heartbeat_that_comes_late_is_as_if_it_had_come_in_time(
+    tokens: list[int], pauses: set[int], data: st.DataObject
+) -> None:
+    """An attempt reports to Temporal and to the feed. The last status is the same wherever Temporal's answer comes.
+
+    So is its state, which shows whether the job is paused.
+    """
     start = Timestamp(seconds=1)
-    fed: list[Step] = [(started(1, start), 1), *((internal_pb2.FeedRecord(progress=report(n)), 1) for n in tokens)]
-    beat = status(RUNNING, start_time=start, progress=report(data.draw(st.sampled_from(tokens), "heartbeat")))
+    told = [paused(n) if n in pauses else report(n) for n in tokens]
+    fed: list[Step] = [(started(1, start), 1), *((internal_pb2.FeedRecord(progress=each), 1) for each in told)]
+    beat = at_worker(data.draw(st.sampled_from(told), "heartbeat"))
     place = data.draw(st.integers(0, len(fed)), "place")
     (*_, last) = seen(status(QUEUED, 0), [*fed[:place], beat, *fed[place:]])
-    assert last == status(RUNNING, start_time=start, progress=report(tokens[-1]))
+    assert last == at_worker(told[-1])
+
+
+def test_a_job_whose_first_heartbeat_is_under_way_is_paused() -> None:
+    """Temporal says only that a worker has the job."""
+    known = at_worker(paused(3))
+    assert with_answer(known, status(RUNNING, start_time=Timestamp(seconds=1))) is known
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["at the worker", "in the queue"])
+def test_the_log_of_a_paused_job_does_not_contradict_temporal(*, waits: bool) -> None:
+    """A watcher that comes late reads of an earlier pause, and of its end. Temporal's answer is newer."""
+    log = [report(1), paused(2), report(3), paused(4)]
+    answer = at_worker(paused(5)) if waits else status(QUEUED, progress=paused(5, ""), start_time=Timestamp(seconds=1))
+    known = with_answer(llm_pb2.JobStatus(), answer)
+    for progress in log:
+        known = with_record(known, internal_pb2.FeedRecord(progress=progress), 1, live=False)
+        assert known.state == QUEUED
+    assert (known.progress.worker == "a") == waits
+    assert with_record(known, started(1, Timestamp(seconds=9)), 1, live=False).state == RUNNING
+
+
+def test_the_log_of_a_lost_attempt_that_had_paused_does_not_run_again() -> None:
+    error = errors.to_status(errors.WorkerLost("why"))
+    known = status(QUEUED, 1, start_time=Timestamp(seconds=1), error=error)
+    for progress in (report(1), paused(2), report(3)):
+        known = with_record(known, internal_pb2.FeedRecord(progress=progress), 1, live=False)
+        assert known.state == QUEUED
+
+
+def test_a_paused_job_that_another_worker_has_runs() -> None:
+    """That worker has sent no heartbeat yet, and the feed is unavailable."""
+    known = status(QUEUED, progress=paused(5, ""))
+    assert with_answer(known, status(RUNNING)).state == RUNNING
 
 
 def test_an_attempt_that_started_while_temporal_was_asked_runs() -> None:

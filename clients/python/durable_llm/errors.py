@@ -29,6 +29,7 @@
         ├── PromptTooLong         ├── WorkerShutdown   ├── TotalTimeout
         ├── UnsupportedParams     ├── WorkerLost       ├── Cancelled
         ├── ResultTooLarge        ├── EngineFailed     └── Terminated
+        ├── BudgetSpent
 
 A reason that this version does not know is raised as ApiError or JobError, with that `reason`.
 
@@ -42,16 +43,25 @@ from typing import Any, Final
 import grpc
 
 from durable_llm._details import Violation as Violation
-from durable_llm._details import reason_of
-from durable_llm._enums import name_of
-from llm_pb import llm_pb2
-
-
-class DurableLLMError(Exception):
-    """The base of all errors of this package."""
-
-    reason = ""
-    """The reason that the service gives, google.rpc.ErrorInfo.reason. Empty when it gives none."""
+from durable_llm._error import DurableLLMError as DurableLLMError
+from durable_llm._job_errors import JOB_ERRORS as JOB_ERRORS
+from durable_llm._job_errors import BudgetSpent as BudgetSpent
+from durable_llm._job_errors import Cancelled as Cancelled
+from durable_llm._job_errors import EngineDead as EngineDead
+from durable_llm._job_errors import EngineFailed as EngineFailed
+from durable_llm._job_errors import InvalidJob as InvalidJob
+from durable_llm._job_errors import JobError as JobError
+from durable_llm._job_errors import OutOfMemory as OutOfMemory
+from durable_llm._job_errors import PromptTooLong as PromptTooLong
+from durable_llm._job_errors import QueueTimeout as QueueTimeout
+from durable_llm._job_errors import ResultTooLarge as ResultTooLarge
+from durable_llm._job_errors import RunTimeout as RunTimeout
+from durable_llm._job_errors import Terminated as Terminated
+from durable_llm._job_errors import TotalTimeout as TotalTimeout
+from durable_llm._job_errors import UnknownModel as UnknownModel
+from durable_llm._job_errors import UnsupportedParams as UnsupportedParams
+from durable_llm._job_errors import WorkerLost as WorkerLost
+from durable_llm._job_errors import WorkerShutdown as WorkerShutdown
 
 
 class ApiError(DurableLLMError):
@@ -206,114 +216,7 @@ class GatewayShutdown(Unavailable):
     reason = "GATEWAY_SHUTDOWN"
 
 
-class JobError(DurableLLMError):
-    """A job ended without success."""
-
-    def __init__(self, status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
-        super().__init__(status.error.message or name_of(llm_pb2.JobState, status.state))
-        self.status = status
-        """The job's final status."""
-        self.result = result
-        """What the job produced until its end. The output may be empty."""
-        self.reason = reason_of(status.error) or self.reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.status, self.result), vars(self)
-
-
-class InvalidJob(JobError):
-    """The job breaks a rule of llm.proto."""
-
-    reason = "INVALID_JOB"
-
-
-class UnknownModel(JobError):
-    """The worker that took the job does not serve its model."""
-
-    reason = "UNKNOWN_MODEL"
-
-
-class PromptTooLong(JobError):
-    """The prompt leaves no room for a token in the model's context."""
-
-    reason = "PROMPT_TOO_LONG"
-
-
-class UnsupportedParams(JobError):
-    """The engine does not support the sampling parameters."""
-
-    reason = "UNSUPPORTED_PARAMS"
-
-
-class ResultTooLarge(JobError):
-    """The output exceeds the maximum size of a result."""
-
-    reason = "RESULT_TOO_LARGE"
-
-
-class EngineFailed(JobError):
-    """The engine failed on this job in every attempt."""
-
-    reason = "ENGINE_FAILED"
-
-
-class OutOfMemory(JobError):
-    """The device ran out of memory for this job in every attempt."""
-
-    reason = "OUT_OF_MEMORY"
-
-
-class EngineDead(JobError):
-    """The engine died or hung in every attempt."""
-
-    reason = "ENGINE_DEAD"
-
-
-class WorkerShutdown(JobError):
-    """Every worker that ran the job was stopped."""
-
-    reason = "WORKER_SHUTDOWN"
-
-
-class WorkerLost(JobError):
-    """The workers that ran the job stopped sending heartbeats."""
-
-    reason = "WORKER_LOST"
-
-
-class QueueTimeout(JobError):
-    """No worker took the job within its queue timeout."""
-
-    reason = "QUEUE_TIMEOUT"
-
-
-class RunTimeout(JobError):
-    """Every attempt exceeded the job's run timeout."""
-
-    reason = "RUN_TIMEOUT"
-
-
-class TotalTimeout(JobError):
-    """The job exceeded its total timeout."""
-
-    reason = "TOTAL_TIMEOUT"
-
-
-class Cancelled(JobError):
-    """A client or an operator cancelled the job."""
-
-    reason = "CANCELLED"
-
-
-class Terminated(JobError):
-    """An operator terminated the job's workflow."""
-
-    reason = "TERMINATED"
-
-
 API_ERRORS: Final[Mapping[str, type[ApiError]]] = {
     kind.reason: kind for kind in (*ApiError.__subclasses__(), *Unavailable.__subclasses__()) if kind.reason
 }
 """The class for each reason for which a call fails."""
-JOB_ERRORS: Final[Mapping[str, type[JobError]]] = {kind.reason: kind for kind in JobError.__subclasses__()}
-"""The class for each reason for which a job ends without success."""

@@ -49,7 +49,7 @@ class FileRemoval:
                 raise StoreUnavailable("STORE_URL is not set, and a file is to be removed from the store")
             await _remove_all(self._store, request.prefix)
         if request.ledger and (id_ := activity.info().workflow_id):
-            await self._releases.release(request.ledger, id_)
+            await self._releases.release(request.ledger, id_, 0)
 
 
 class Sweeper:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
+from jobs.costs import output_allowance
 from jobs.ids import owner
 from llm_pb import llm_pb2
 
@@ -58,6 +59,16 @@ class Generation:
     """The W3C context that an engine's own spans belong to."""
     tenant: str = ""
     """The job's tenant. Empty for a job without one."""
+    price: llm_pb2.ModelPrice | None = None
+    """The model's price. Set for a job with a budget of costs."""
+
+    def room(self, prompt_tokens: int, context_tokens: int) -> int:
+        """Return the maximum number of tokens of prompt and output together: the context's, or fewer by the budget.
+
+        Raises BudgetSpent if the prompt leaves room for no output token, InvalidJob for a budget that needs a price.
+        """
+        allowed = output_allowance(self.job.budget, self.price, prompt_tokens)
+        return context_tokens if allowed is None else min(context_tokens, prompt_tokens + allowed)
 
     @property
     def owner(self) -> str:
@@ -121,8 +132,11 @@ class Engine(Protocol):
         Closing the generator, or cancelling the task that iterates it, frees the generation's slot in the batch within
         one step, in prefill too.
 
-        Raises CannotContinue if resume_token_ids cannot be continued, PromptTooLong if the prompt leaves no room for a
-        token, UnsupportedParams for parameters that the engine cannot honour, OutOfMemory, EngineFailed, EngineDead.
+        The output ends with FINISH_REASON_LENGTH where the job's budget bounds its tokens: see Generation.room.
+
+        Raises CannotContinue if resume_token_ids cannot be continued, PromptTooLong or BudgetSpent if the prompt leaves
+        no room for a token, UnsupportedParams for parameters that the engine cannot honour, OutOfMemory, EngineFailed,
+        EngineDead.
         """
         ...
 

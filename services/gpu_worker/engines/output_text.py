@@ -125,15 +125,16 @@ class OutputWriter:
         prompt_ids: Sequence[int],
         params: llm_pb2.SamplingParams,
         end_ids: Collection[int],
-        context_tokens: int,
+        room: int,
     ) -> None:
+        """`room` is the maximum number of tokens of prompt and output together: see Generation.room."""
         self._characters = Detokenizer(decode, prompt_ids)
         self._stops = StopTexts(params.stop)
         self._prompt_tokens = len(prompt_ids)
         self._min_tokens = params.min_tokens
         self._end_ids = end_ids
-        self.limit = min(params.max_tokens, context_tokens - len(prompt_ids))
-        """Maximum number of output tokens: max_tokens, or fewer if the context has less room."""
+        self.limit = min(params.max_tokens, room - len(prompt_ids))
+        """Maximum number of output tokens: max_tokens, or fewer if there is less room."""
         self.count = 0
         """Number of output tokens so far."""
         self._text_bytes = 0

@@ -139,7 +139,8 @@ class SimulatedEngine:
         made = list(itertools.islice(tokens, len(generation.resume_token_ids)))
         if tuple(made) != generation.resume_token_ids:
             raise CannotContinue("the tokens generated so far are not those of this prompt and seed")
-        writer = OutputWriter(decode, prompt_ids, job.params, {END}, self.context_tokens)
+        room = generation.room(len(prompt_ids), self.context_tokens)
+        writer = OutputWriter(decode, prompt_ids, job.params, {END}, room)
         ended = writer.resume(made, generation.resume_text)
         if ended is not None:
             yield ended

@@ -153,7 +153,8 @@ class TorchEngine:
         if job.params.WhichOneof("structured_output"):
             raise UnsupportedParams("params.structured_output: the torch engine does not support it; use a vllm worker")
         prompt = self._prompts.ids(job)
-        writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, loaded.context_tokens)
+        room = generation.room(len(prompt), loaded.context_tokens)
+        writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, room)
         resumed = generation.resume_token_ids
         if any(token_id >= loaded.model.config.get_text_config().vocab_size for token_id in resumed):
             raise CannotContinue("the tokens generated so far are not this model's")

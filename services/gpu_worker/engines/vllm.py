@@ -231,7 +231,8 @@ class VllmEngine:
         job, resumed = generation.job, generation.resume_token_ids
         decode = partial(llm.get_tokenizer().decode, skip_special_tokens=True)
         prompt = self._prompts.ids(job)
-        writer = OutputWriter(decode, prompt, job.params, self._end_ids, self.context_tokens)
+        room = generation.room(len(prompt), self.context_tokens)
+        writer = OutputWriter(decode, prompt, job.params, self._end_ids, room)
         if resumed:
             self._check_continues(job.params)
         return prompt, writer, writer.resume(resumed, generation.resume_text)

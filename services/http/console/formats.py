@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from markupsafe import Markup, escape
 
 from durable_llm._enums import name_of
+from durable_llm._prices import amount
 from llm_pb import llm_pb2
 
 
@@ -94,6 +95,7 @@ def worker_state(value: int) -> str:
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
+    "amount": amount,
     "as_path": as_path,
     "between": between,
     "clock": clock,

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from google.rpc import error_details_pb2, status_pb2
 
+from durable_llm._prices import amount
 from jobs.errors import BY_REASON
 from llm_pb import llm_pb2
 from services.http.console.formats import between, duration, number, words_of
@@ -98,6 +99,8 @@ class JobView:
         facts = [("tokens", "Tokens", number(tokens)), ("rate", "Tokens/s", self._rate(tokens))]
         if metadata.prompt_tokens:
             facts.append(("prompt", "Prompt tokens", number(metadata.prompt_tokens)))
+        if metadata.HasField("cost_micros"):
+            facts.append(("cost", "Cost", amount(metadata.cost_micros)))
         first = between(status.create_time, status.first_token_time) if status.HasField("first_token_time") else "–"
         facts.append(("first", "Time to first token", first))
         facts.append(("waited", "Waited", self._waited()))

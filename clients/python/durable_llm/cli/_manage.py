@@ -80,7 +80,9 @@ def get(connection: Connection, *, workflow_id: str, as_json: bool) -> None:
     if as_json:
         write_json(found)
         return
-    status = found.status
+    from durable_llm._prices import amount
+
+    status, metadata = found.status, found.result.metadata
     lines = {
         "id": status.workflow_id,
         "state": state_name(status.state) + (", cancel requested" if status.cancel_requested else ""),
@@ -91,8 +93,9 @@ def get(connection: Connection, *, workflow_id: str, as_json: bool) -> None:
         "created": _time(status, "create_time"),
         "started": _time(status, "start_time"),
         "ended": _time(status, "end_time"),
-        "model": found.result.metadata.model,
-        "tokens": str(found.result.metadata.output_tokens or ""),
+        "model": metadata.model,
+        "tokens": str(metadata.output_tokens or ""),
+        "cost": amount(metadata.cost_micros) if metadata.HasField("cost_micros") else "",
         "trace": status.trace_id,
     }
     for name, text in lines.items():

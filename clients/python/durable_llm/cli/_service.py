@@ -20,6 +20,8 @@ def models(connection: Connection, *, as_json: bool) -> None:
         for model in found:
             write_json(model)
         return
+    from durable_llm._prices import price_text
+
     rows = [
         (
             model.name,
@@ -28,10 +30,11 @@ def models(connection: Connection, *, as_json: bool) -> None:
             str(model.max_output_tokens),
             "yes" if model.structured_output else "no",
             str(model.backlog),
+            price_text(model.price) if model.HasField("price") else "",
         )
         for model in found
     ]
-    write_table(("MODEL", "STATE", "CONTEXT", "MAX OUTPUT", "STRUCTURED", "BACKLOG"), rows)
+    write_table(("MODEL", "STATE", "CONTEXT", "MAX OUTPUT", "STRUCTURED", "BACKLOG", "PRICE"), rows)
 
 
 @click.command()
@@ -85,3 +88,6 @@ def quota(connection: Connection, *, as_json: bool) -> None:
         )
     if found.HasField("open_jobs"):
         write_line(f"open jobs  {found.open_jobs.used} of {found.open_jobs.limit}")
+    if found.HasField("output_tokens"):
+        tokens = found.output_tokens
+        write_line(f"tokens     {tokens.used} used, {tokens.reserved} reserved of {tokens.limit_per_day} a day of UTC")

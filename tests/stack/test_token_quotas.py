@@ -1,0 +1,198 @@
+"""The quota of output tokens a day: exact at all gateways together, whichever process dies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from jobs.ids import ledger_workflow_id
+from llm_pb import llm_pb2
+from tests.support.jobs import details_of, new_job, run_job, watch
+from tests.support.ledgers import start_ledger
+from tests.support.quotas import PATIENCE, Installation, TenantGateway, closed, end, queued_job, race, submit
+
+LIMIT = 100
+MUCH = 1000
+TENANTS = ("leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
+SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
+TODAY = (datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC)).days
+
+
+@pytest.fixture(scope="module")
+def installation(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    limits = {**dict.fromkeys(TENANTS, LIMIT), "killed": MUCH}
+    tenants = {name: {"max_output_tokens_per_day": limit} for name, limit in limits.items()}
+    return Installation(stack, tmp_path_factory.mktemp("token-quotas"), tenants)
+
+
+@pytest.fixture(scope="module")
+async def gateways(installation: Installation) -> AsyncIterator[list[TenantGateway]]:
+    async with installation.gateways(2) as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(gateways: list[TenantGateway]) -> TenantGateway:
+    return gateways[0]
+
+
+def waiting(tokens: int, **changes: Any) -> llm_pb2.JobRequest:
+    """Return a job that stays open and reserves so many tokens."""
+    return queued_job(params={"max_tokens": tokens}, **changes)
+
+
+async def quota_of(stub: Any) -> llm_pb2.OutputTokensQuota:
+    answer: llm_pb2.GetQuotaResponse = await stub.GetQuota(llm_pb2.GetQuotaRequest())
+    assert not answer.HasField("open_jobs")
+    return answer.output_tokens
+
+
+async def usage(stub: Any) -> tuple[int, int]:
+    """Return the tokens that are used and reserved."""
+    quota = await quota_of(stub)
+    return quota.used, quota.reserved
+
+
+async def accepted(stub: Any, job: llm_pb2.JobRequest) -> str:
+    answer = await submit(stub, job)
+    assert isinstance(answer, llm_pb2.SubmitResponse), answer
+    return answer.workflow_id
+
+
+async def wait_asked_for(stub: Any, job: llm_pb2.JobRequest) -> timedelta:
+    """Submit a job beyond the quota; return the wait that the answer asks for."""
+    answer = await submit(stub, job)
+    assert isinstance(answer, grpc.aio.AioRpcError)
+    assert answer.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    details = details_of(answer)
+    assert details["ErrorInfo"].reason == "QUOTA_EXCEEDED"
+    assert details["ErrorInfo"].metadata["quota"] == "max_output_tokens_per_day"
+    assert "100 output tokens a day" in details["QuotaFailure"].violations[0].description
+    wait: timedelta = details["RetryInfo"].retry_delay.ToTimedelta()
+    return wait
+
+
+async def test_open_jobs_reserve_what_they_may_generate(temporal: Client, gateway: TenantGateway) -> None:
+    """A budget counts where it is less than max_tokens, the model's default where the job names none (64)."""
+    stub = gateway.of("leases")
+    quota = await quota_of(stub)
+    assert (quota.limit_per_day, quota.used, quota.reserved) == (LIMIT, 0, 0)
+    assert timedelta(0) < quota.reset_time.ToDatetime(UTC) - datetime.now(UTC) <= timedelta(days=1)
+    ids = [await accepted(stub, waiting(8000, budget={"output_tokens": 30})), await accepted(stub, queued_job())]
+    assert await usage(stub) == (0, 94)
+    assert await wait_asked_for(stub, waiting(7)) < timedelta(minutes=1)
+    ids.append(await accepted(stub, waiting(6)))
+    await end(temporal, stub, ids)
+    assert await usage(stub) == (0, 0)
+
+
+async def test_a_job_gives_back_what_it_has_not_used(temporal: Client, gateway: TenantGateway) -> None:
+    """What it has used is gone until the day ends, so a job that needs more is told to come back then."""
+    stub = gateway.of("used")
+    assert await wait_asked_for(stub, waiting(101)) > timedelta(minutes=1)
+    fault = new_job("[[fault:failed@5]]", params={"max_tokens": 90})
+    seen = await run_job(stub, fault)
+    assert seen.final.result.metadata.output_tokens == 5
+    assert await usage(stub) == (5, 0)
+    await run_job(stub, new_job(params={"max_tokens": 25}))
+    assert await usage(stub) == (30, 0)
+    wait = await wait_asked_for(stub, waiting(71))
+    midnight = (await quota_of(stub)).reset_time.ToDatetime(UTC)
+    assert abs(datetime.now(UTC) + wait - midnight) < timedelta(minutes=1)
+    await end(temporal, stub, [await accepted(stub, waiting(70))])
+
+
+async def test_racing_submits_never_reserve_too_much(temporal: Client, gateways: list[TenantGateway]) -> None:
+    stubs = [gateway.of("racing") for gateway in gateways]
+    ids = await race(stubs, [waiting(10) for _ in range(40)])
+    assert len(ids) == 10
+    assert await usage(stubs[1]) == (0, 100)
+    await end(temporal, stubs[0], ids)
+
+
+async def test_a_repeated_submit_reserves_once(temporal: Client, gateways: list[TenantGateway]) -> None:
+    """And it finds its job when no tokens are left, while it runs and afterwards."""
+    one, other = (gateway.of("repeated") for gateway in gateways)
+    job = waiting(60)
+    ids = {await accepted(stub, job) for stub in (one, other, one)}
+    assert len(ids) == 1
+    assert await usage(one) == (0, 60)
+    await end(temporal, one, ids)
+    more = await accepted(one, waiting(100))
+    assert await accepted(other, job) in ids
+    assert await usage(one) == (0, 100)
+    await end(temporal, one, [more])
+
+
+async def test_a_ledger_that_continues_keeps_the_count(temporal: Client, gateway: TenantGateway) -> None:
+    await start_ledger(temporal, "continued", max_updates=2)
+    handle = temporal.get_workflow_handle(ledger_workflow_id("continued"))
+    runs, stub = {(await handle.describe()).run_id}, gateway.of("continued")
+    open_job = await accepted(stub, waiting(10))
+    for used in (4, 8, 12, 16):
+        await run_job(stub, new_job(params={"max_tokens": 4}))
+        assert await usage(stub) == (used, 10)
+        runs.add((await handle.describe()).run_id)
+    assert len(runs) > 1
+    await end(temporal, stub, [open_job])
+
+
+async def test_a_new_day_begins_with_nothing_used(temporal: Client, gateway: TenantGateway) -> None:
+    """What is still reserved counts."""
+    stub = gateway.of("yesterday")
+    id_ = "llmjob--yesterday-nobody-knows"
+    slot = {"workflow_id": id_, "output_tokens": 40, "reserve_time": {"seconds": 4_000_000_000}}
+    await start_ledger(temporal, "yesterday", day=TODAY - 1, used_tokens=95, slots=[slot])
+    assert await usage(stub) == (0, 40)
+    await wait_asked_for(stub, waiting(61))
+    await end(temporal, stub, [await accepted(stub, waiting(60))])
+
+
+async def test_a_job_whose_release_was_lost_is_counted_exactly(temporal: Client, gateway: TenantGateway) -> None:
+    """The check reads what the closed job has used."""
+    stub = gateway.of("lost")
+    id_ = (await run_job(stub, new_job(params={"max_tokens": 7}))).final.status.workflow_id
+    await closed(temporal, id_)
+    await temporal.get_workflow_handle(ledger_workflow_id("lost")).terminate()
+    slot = {"workflow_id": id_, "output_tokens": 90, "reserve_time": {"seconds": 4_000_000_000}}
+    await start_ledger(temporal, "lost", slots=[slot], **SOON)
+    job = await accepted(stub, waiting(93))
+    assert await usage(stub) == (7, 93)
+    await end(temporal, stub, [job])
+
+
+async def test_a_killed_gateway_loses_no_token(
+    installation: Installation, temporal: Client, gateway: TenantGateway
+) -> None:
+    """It ran the workflows of some of the jobs that it had accepted."""
+    await start_ledger(temporal, "killed", **SOON)
+    jobs = [new_job(params={"max_tokens": 20 + number}) for number in range(10)]
+    async with installation.gateway() as dying:
+        ids = [await accepted(dying.of("killed"), job) for job in jobs]
+        await dying.process.kill()
+    stub, used = gateway.of("killed"), 0
+    for id_ in ids:
+        used += (await watch(stub, id_)).final.result.metadata.output_tokens
+    assert used == 245
+    async with asyncio.timeout(PATIENCE):
+        while await usage(stub) != (used, 0):
+            # What is refused makes the ledger check its slots.
+            assert isinstance(await submit(stub, waiting(MUCH + 1)), grpc.aio.AioRpcError)
+            await asyncio.sleep(0.1)
+
+
+async def test_a_terminated_job_counts_with_all_that_it_reserved(temporal: Client, gateway: TenantGateway) -> None:
+    await start_ledger(temporal, "terminated", **SOON)
+    stub = gateway.of("terminated")
+    await temporal.get_workflow_handle(await accepted(stub, waiting(60))).terminate()
+    async with asyncio.timeout(PATIENCE):
+        while isinstance(answer := await submit(stub, waiting(41)), grpc.aio.AioRpcError):
+            if (await usage(stub)) == (60, 0):
+                break
+            await asyncio.sleep(0.1)
+    assert isinstance(answer, grpc.aio.AioRpcError)
