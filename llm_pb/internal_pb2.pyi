@@ -73,6 +73,7 @@ class JobOptions(_message.Message):
     NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
@@ -85,6 +86,10 @@ class JobOptions(_message.Message):
     """
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that holds a slot for the job, which ForgetFeed releases. Empty: no slot is held."""
+    max_output_bytes: _builtins.int
+    """Maximum size of output and logprobs together, in bytes, where a large output may become a file. 0: it may not, and the output
+    has to fit a message.
+    """
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
         """Time limits, all of them set. Defaults: see JobTimeouts."""
@@ -130,10 +135,11 @@ class JobOptions(_message.Message):
         notify_operator: _builtins.bool | None = ...,
         ledger: _builtins.str = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -205,6 +211,7 @@ class RunRequest(_message.Message):
     UNSEATED_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -227,6 +234,10 @@ class RunRequest(_message.Message):
     """
     unseated: _builtins.int
     """How many of the hand-overs were by workers that had no seat for the job."""
+    max_output_bytes: _builtins.int
+    """As in JobOptions. Workers write a file only where it is set, because gateways of earlier versions know none. RecoverOutput
+    takes the same number.
+    """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -268,10 +279,11 @@ class RunRequest(_message.Message):
         unseated: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
         metadata: _llm_pb2.ResultMetadata | None = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,7 +347,7 @@ class NotifyRequest(_message.Message):
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
-    """Whether result lacks output and logprobs. GetStatus returns them."""
+    """Whether result lacks output and logprobs. GetStatus returns them, or the output is the file result.output_file."""
     user_id: _builtins.str
     """The user whom the job is for."""
     request_id: _builtins.str

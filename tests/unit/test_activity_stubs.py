@@ -9,6 +9,7 @@ import pytest
 from temporalio import activity
 
 from services.gateway.deletion_steps import DeletionSteps
+from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -29,6 +30,7 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.keep_job_id: DeletionSteps.keep_job_id,
     activities.remove_job: DeletionSteps.remove_job,
     activities.find_jobs: DeletionSteps.find_jobs,
+    activities.remove_file: FileRemoval.remove_file,
 }
 
 
