@@ -566,6 +566,7 @@ class FeedRecord(_message.Message):
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
+    ITEM_RECORDS_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -594,6 +595,10 @@ class FeedRecord(_message.Message):
     def encrypted(self) -> Global___EncryptedRecord:
         """A whole record, encrypted. Where the feed is encrypted, it replaces each other kind."""
 
+    @_builtins.property
+    def item_records(self) -> Global___ItemRecords:
+        """What several items of a batch's chunk have generated."""
+
     def __init__(
         self,
         *,
@@ -604,16 +609,69 @@ class FeedRecord(_message.Message):
         attempt_ended: Global___AttemptEnded | None = ...,
         job_ending: Global___JobEnding | None = ...,
         encrypted: Global___EncryptedRecord | None = ...,
+        item_records: Global___ItemRecords | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FeedRecord: _TypeAlias = FeedRecord  # noqa: Y015
+
+@_typing.final
+class ItemRecords(_message.Message):
+    """Records of items of a batch's chunk, which share one log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemRecord]:
+        """The records, in their order."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___ItemRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRecords: _TypeAlias = ItemRecords  # noqa: Y015
+
+@_typing.final
+class ItemRecord(_message.Message):
+    """A record of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    item: _builtins.int
+    """Place of the item in the chunk, from 0."""
+    @_builtins.property
+    def record(self) -> Global___FeedRecord:
+        """The record, as a job's own log would hold it."""
+
+    def __init__(
+        self,
+        *,
+        item: _builtins.int = ...,
+        record: Global___FeedRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRecord: _TypeAlias = ItemRecord  # noqa: Y015
 
 @_typing.final
 class AttemptStarted(_message.Message):
@@ -1590,6 +1648,7 @@ class ChunkRequest(_message.Message):
     GRANT_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     chunk: _builtins.int
@@ -1632,6 +1691,10 @@ class ChunkRequest(_message.Message):
     def grant(self) -> _llm_pb2.Budget:
         """What the chunk may use, granted from the batch's budget. Unset: no limit."""
 
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price, as JobOptions.price. Unset without one."""
+
     def __init__(
         self,
         *,
@@ -1649,10 +1712,11 @@ class ChunkRequest(_message.Message):
         grant: _llm_pb2.Budget | None = ...,
         max_concurrent: _builtins.int = ...,
         default_max_tokens: _builtins.int = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1670,8 +1734,13 @@ class ChunkResult(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     done: _builtins.bytes
     """A bit for each item of the chunk that has ended, in the plan's order: item n is bit n % 8, from the lowest, of byte n / 8."""
+    attempts: _builtins.int
+    """Number of attempts at the chunk, in all its activities. An attempt's number grows from one activity to the next, so that its
+    log is the one that counts.
+    """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
         """The segments that hold the results of all items in done: files of BatchItem, each after its size as a varint, ordered by
@@ -1694,10 +1763,11 @@ class ChunkResult(_message.Message):
         done: _builtins.bytes = ...,
         counts: _usage_pb2.WorkCounts | None = ...,
         usage: _usage_pb2.Usage | None = ...,
+        attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,7 @@ from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch.activity import RunBatchChunk
 from services.gpu_worker.engines.engine import EngineConfig, create_engine
 from services.gpu_worker.polling import polling
 from services.gpu_worker.reporting import reporting
@@ -52,7 +53,8 @@ async def main() -> None:
             client = await temporal.connect(metrics.temporal, readiness, encryption)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry, store)
-            polls = polling(client, activity, settings, name)
+            chunks = RunBatchChunk(activity, engine, feed, store, settings, name, telemetry[0])
+            polls = polling(client, activity, chunks, settings, name)
             async with reporting(reports, activity, engine, loading, settings, name) as reporter, polls:
                 with readiness.serving(), reporter.serving():
                     await activity.wait_until_engine_fails()

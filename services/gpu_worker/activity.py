@@ -47,7 +47,7 @@ from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.output_files import PARTIAL_PATIENCE, OutputFiles
 from services.gpu_worker.report_throttle import ReportThrottle
-from services.gpu_worker.seat_waits import NoSeat, SeatWaits
+from services.gpu_worker.seat_waits import NoSeat, SeatWaits, Waits
 from services.gpu_worker.seats import Seat, Seats
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
@@ -133,7 +133,10 @@ class RunLLMOnGPU:
         try:
             with self.seats.attempt(request) as seat:
                 waits = SeatWaits(attempt, seat, request, self._settings.pause_wait)
-                reason = await self._generate(attempt, waits, first=info.attempt == 1 and request.handovers == 0)
+                first = info.attempt == 1 and request.handovers == 0
+                if first:
+                    self.metrics.started(attempt.times.queue_time.ToTimedelta())
+                reason = await self.generate(attempt, waits, first=first)
             file = await self._files.save(attempt, job_id)
             attempt.close(None)
         except asyncio.CancelledError:
@@ -165,7 +168,11 @@ class RunLLMOnGPU:
             await attempt.end(reason)
         return attempt.result(self._engine, reason, file)
 
-    async def _generate(self, attempt: Attempt, waits: SeatWaits, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
+    async def generate(self, attempt: Attempt, waits: Waits, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
+        """Run an attempt in the engine to its finish reason. `first`: there is no earlier output to continue.
+
+        Raises JobError, and what `waits` raises. An attempt of a batch's item runs here, too.
+        """
         job = attempt.job
         # This comes before anything that can fail, because a failure carries the output of earlier attempts.
         continues = await attempt.start(first=first)
@@ -173,8 +180,6 @@ class RunLLMOnGPU:
         require_valid(job, strict=False)
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
-        if first:
-            self.metrics.started(attempt.times.queue_time.ToTimedelta())
         if not self._loaded.done():
             await attempt.enter(LOADING)
         try:
@@ -248,8 +253,7 @@ class RunLLMOnGPU:
                 activity.heartbeat(*to_details(attempt.heartbeat()))
                 await pause()
             _log.error("no progress in %s for too long: no more heartbeats", attempt.watchdog.stage)
-            if self._moved_at <= attempt.watchdog.moved_at:
-                self._hung.set()
+            self.blame_engine(attempt)
 
         beating = asyncio.create_task(beat())
         try:
@@ -258,6 +262,12 @@ class RunLLMOnGPU:
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
+
+    def blame_engine(self, attempt: Attempt) -> bool:
+        """End the worker if no attempt has progressed since the last progress of one that hangs; return whether."""
+        if self._moved_at <= attempt.watchdog.moved_at:
+            self._hung.set()
+        return self._hung.is_set()
 
     async def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
         """Close the attempt; return the error for Temporal, with the attempt's partial result."""

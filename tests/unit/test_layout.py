@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "runtime": {"encryption", "payload_converter"},
     "store": {"encryption", "jobs", "llm_pb"},
     "services": {"batches", "encryption", "feed", "jobs", "models", "openai_api", "runtime", "llm_pb"},
-    "services/gpu_worker": {"encryption", "feed", "jobs", "models", "runtime", "llm_pb", "store"},
+    "services/gpu_worker": {"batches", "encryption", "feed", "jobs", "models", "runtime", "llm_pb", "store"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
     "services/http": {"durable_llm", "jobs", "llm_pb", "openai_api", "runtime"},
     "services/gateway": {
