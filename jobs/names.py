@@ -108,6 +108,7 @@ MEMO_OPTIONS: Final = "options"
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
+MEMO_MAX_OUTPUT_BYTES: Final = "max_output_bytes"
 # JobOptions.price, likewise. Only jobs of a model with a price have it.
 MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.

@@ -73,6 +73,7 @@ class JobOptions(_message.Message):
     NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
@@ -85,6 +86,10 @@ class JobOptions(_message.Message):
     """
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that holds a slot for the job, which ForgetFeed releases. Empty: no slot is held."""
+    max_output_bytes: _builtins.int
+    """Maximum size of output and logprobs together, in bytes, where a large output may become a file. 0: it may not, and the output
+    has to fit a message.
+    """
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
         """Time limits, all of them set. Defaults: see JobTimeouts."""
@@ -130,10 +135,11 @@ class JobOptions(_message.Message):
         notify_operator: _builtins.bool | None = ...,
         ledger: _builtins.str = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -205,6 +211,7 @@ class RunRequest(_message.Message):
     UNSEATED_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -227,6 +234,10 @@ class RunRequest(_message.Message):
     """
     unseated: _builtins.int
     """How many of the hand-overs were by workers that had no seat for the job."""
+    max_output_bytes: _builtins.int
+    """As in JobOptions. Workers write a file only where it is set, because gateways of earlier versions know none. RecoverOutput
+    takes the same number.
+    """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -268,10 +279,11 @@ class RunRequest(_message.Message):
         unseated: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
         metadata: _llm_pb2.ResultMetadata | None = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,7 +347,7 @@ class NotifyRequest(_message.Message):
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
-    """Whether result lacks output and logprobs. GetStatus returns them."""
+    """Whether result lacks output and logprobs. GetStatus returns them, or the output is the file result.output_file."""
     user_id: _builtins.str
     """The user whom the job is for."""
     request_id: _builtins.str
@@ -554,6 +566,7 @@ class FeedRecord(_message.Message):
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
+    ITEM_RECORDS_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -582,6 +595,10 @@ class FeedRecord(_message.Message):
     def encrypted(self) -> Global___EncryptedRecord:
         """A whole record, encrypted. Where the feed is encrypted, it replaces each other kind."""
 
+    @_builtins.property
+    def item_records(self) -> Global___ItemRecords:
+        """What several items of a batch's chunk have generated."""
+
     def __init__(
         self,
         *,
@@ -592,16 +609,69 @@ class FeedRecord(_message.Message):
         attempt_ended: Global___AttemptEnded | None = ...,
         job_ending: Global___JobEnding | None = ...,
         encrypted: Global___EncryptedRecord | None = ...,
+        item_records: Global___ItemRecords | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FeedRecord: _TypeAlias = FeedRecord  # noqa: Y015
+
+@_typing.final
+class ItemRecords(_message.Message):
+    """Records of items of a batch's chunk, which share one log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemRecord]:
+        """The records, in their order."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___ItemRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRecords: _TypeAlias = ItemRecords  # noqa: Y015
+
+@_typing.final
+class ItemRecord(_message.Message):
+    """A record of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    item: _builtins.int
+    """Place of the item in the chunk, from 0."""
+    @_builtins.property
+    def record(self) -> Global___FeedRecord:
+        """The record, as a job's own log would hold it."""
+
+    def __init__(
+        self,
+        *,
+        item: _builtins.int = ...,
+        record: Global___FeedRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRecord: _TypeAlias = ItemRecord  # noqa: Y015
 
 @_typing.final
 class AttemptStarted(_message.Message):
@@ -1629,7 +1699,7 @@ class ChunkRequest(_message.Message):
 
     @_builtins.property
     def price(self) -> _llm_pb2.ModelPrice:
-        """The model's price. Unset without one."""
+        """The model's price, as JobOptions.price. Unset without one."""
 
     def __init__(
         self,
@@ -1670,8 +1740,13 @@ class ChunkResult(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     done: _builtins.bytes
     """A bit for each item of the chunk that has ended, in the plan's order: item n is bit n % 8, from the lowest, of byte n / 8."""
+    attempts: _builtins.int
+    """Number of attempts at the chunk, in all its activities. An attempt's number grows from one activity to the next, so that its
+    log is the one that counts.
+    """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
         """The segments that hold the results of all items in done: files of BatchItem, each after its size as a varint, ordered by
@@ -1694,10 +1769,11 @@ class ChunkResult(_message.Message):
         done: _builtins.bytes = ...,
         counts: _usage_pb2.WorkCounts | None = ...,
         usage: _usage_pb2.Usage | None = ...,
+        attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

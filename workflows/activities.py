@@ -31,10 +31,10 @@ async def request_cancel() -> None:
 
 
 @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-async def recover_output(feed_key: str = "") -> llm_pb2.JobResult:
+async def recover_output(feed_key: str = "", max_output_bytes: int = 0) -> llm_pb2.JobResult:
     """Read the job's output back from its live feed, and close the feed to attempts that still write.
 
-    `feed_key` is that of the RunRequest.
+    `feed_key` and `max_output_bytes` are those of the RunRequest.
     """
     raise NotImplementedError
 

@@ -124,6 +124,12 @@ def file_not_ready(file_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("FILE_NOT_READY")))
 
 
+def file_of_job(file_id: str) -> ApiError:
+    """FAILED_PRECONDITION: the file belongs to a job."""
+    message = f"{file_id} is the output of a job; delete the job"
+    return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("FILE_OF_JOB")))
+
+
 def files_disabled() -> ApiError:
     """FAILED_PRECONDITION: the operator has set no store."""
     message = "there are no files here: the operator has not set STORE_URL"

@@ -31,6 +31,7 @@ from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
+from services.gateway.files.outputs import JobOutputs
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
@@ -81,14 +82,16 @@ async def serving_api(
     await reports.receive_reports(workers.take)
     audit = open_audit(settings, metrics.audit_lost)
     inputs = JobInputs(client)
-    streams = Streams(reader, feed, settings, metrics)
+    streams = Streams(reader, feed, settings, metrics, store)
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
-    file_reader = FileReader(client, page_tokens, encryption, knows_tenants=knows_tenants)
+    outputs = JobOutputs(store, reader) if store is not None else None
+    file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
     file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
     effects = Effects(client, settings.workflow_queue)
-    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption)
+    has_store = store is not None
+    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     deliveries = DeliveryService(client, effects, reader, delivery_reader, settings)
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)

@@ -222,6 +222,9 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     its connection."""
     poll: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
     """Interval at which the gateway asks Temporal about a watched job whose feed is silent."""
+    max_output_bytes: int = Field(limits.DEFAULT_MAX_OUTPUT_BYTES, ge=limits.MAX_INLINE_BYTES, le=1 << 30)
+    """Maximum size of a job's output and logprobs, in bytes. A result of more than 1 MiB becomes a file, where gateways
+    and GPU workers have a store. Without one a result has at most 1.9 MiB."""
     file_max_bytes: int = Field(512 * 1024 * 1024, ge=1024 * 1024, le=1 << 40)
     """Maximum size of a file, in bytes."""
     file_ttl: timedelta = Field(timedelta(days=30), ge=timedelta(seconds=1), le=timedelta(days=3650))

@@ -21,11 +21,12 @@ from services.gateway.batches.outputs import BatchFiles
 from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_reader import JobReader
 from services.gateway.ledgers import LedgerActivities, SlotReleases
-from services.gateway.left_output import close_feed
+from services.gateway.left_output import recovered_output
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
 from services.gateway.settings import GatewaySettings
@@ -47,9 +48,10 @@ local."""
 class LocalActivities:
     """The local activities of a job's workflow: see workflows.llm_job."""
 
-    def __init__(self, client: Client, feed: Feed) -> None:
+    def __init__(self, client: Client, feed: Feed, store: Store | None) -> None:
         self._client = client
         self._feed = feed
+        self._store = store
         self._releases = SlotReleases(client)
 
     @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
@@ -61,12 +63,13 @@ class LocalActivities:
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
 
     @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-    async def recover_output(self, feed_key: str = "") -> llm_pb2.JobResult:
+    async def recover_output(self, feed_key: str = "", max_output_bytes: int = 0) -> llm_pb2.JobResult:
         """Close the job's feed and return the output that it holds. What an attempt writes later does not count.
 
-        `feed_key` is that of the RunRequest.
+        `feed_key` and `max_output_bytes` are those of the RunRequest: without the latter the output is no file.
         """
-        result = await close_feed(self._feed_of_tenant(), _key_of(feed_key))
+        store, job_id = self._store if max_output_bytes else None, activity.info().workflow_id or ""
+        result = await recovered_output(self._feed_of_tenant(), _key_of(feed_key), store, job_id)
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
@@ -102,8 +105,9 @@ async def running_workflows(
     async with AsyncExitStack() as stack:
         if store is not None:
             reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
+            jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
+            files = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
             batches = BatchSweeper(client, store, settings)
-            files = Sweeper(store, reader, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, encryption, store))
         yield
@@ -121,10 +125,10 @@ def workflow_worker(
     file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
     outputs = BatchFiles(client, file_reader, settings, encryption)
     batches = BatchActivities(client, store, file_reader, outputs, SlotReleases(client))
-    local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
+    local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     reader = JobReader(client, Models(settings.models), deliveries, feed)
-    steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption)
+    steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,

@@ -281,3 +281,18 @@ async def replay(history: WorkflowHistory) -> None:
     """Run the workflow's code on a history, in the sandbox, which refuses code that is not deterministic."""
     replayer = Replayer(workflows=[LLMBatchWorkflow], workflow_runner=SANDBOX, data_converter=data_converter)
     await replayer.replay_workflow(history)
+
+
+async def test_a_gpu_worker_runs_a_batch(stubs: Stubs) -> None:
+    created = await create(stubs, lines_of(200, model="docstrings"), max_failure_rate=0.5)
+    reading = asyncio.create_task(stubs.results(created.batch_id))
+    status = await stubs.end(created.batch_id)
+    assert status.state == batch_pb2.BATCH_STATE_SUCCEEDED, status
+    assert (status.counts.total, status.counts.succeeded) == (200, 200)
+    output = await stubs.read(status.output)
+    assert len(output) == 200
+    assert output[0]["result"]["output"]
+    items = by_index(await reading)
+    assert sorted(items) == list(range(200))
+    used = sum(item.result.metadata.output_tokens for item in items.values())
+    assert status.usage.output_tokens == used > 0
