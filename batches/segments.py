@@ -6,11 +6,14 @@ A segment holds items as serialized BatchItem, each after its size as a varint, 
 import heapq
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from google.protobuf import proto
+from google.protobuf.message import DecodeError
 
 from llm_pb import batch_pb2
+
+_MAX_VARINT_BYTES: Final = 5
 
 
 class DamagedSegment(ValueError):
@@ -37,6 +40,46 @@ def read_segment(file: IO[bytes]) -> Iterator[batch_pb2.BatchItem]:
         if item is None:
             return
         yield item
+
+
+class SegmentParser:
+    """Reads the items of a segment as its bytes come. It keeps one item, and a piece, in memory."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[batch_pb2.BatchItem]:
+        """Yield the items that end in the next bytes. Raises DamagedSegment."""
+        self._rest += data
+        start = 0
+        while (place := _frame(self._rest, start)) is not None:
+            begin, end = place
+            if end > len(self._rest):
+                break
+            try:
+                yield batch_pb2.BatchItem.FromString(bytes(self._rest[begin:end]))
+            except DecodeError as error:
+                raise DamagedSegment(f"a segment cannot be read: {error}") from error
+            start = end
+        del self._rest[:start]
+
+    def close(self) -> None:
+        """Raises DamagedSegment for a segment that was cut."""
+        if self._rest:
+            raise DamagedSegment("a segment was cut")
+
+
+def _frame(data: bytearray, start: int) -> tuple[int, int] | None:
+    """Return where a message begins and ends whose size stands at a place; None if the size was cut."""
+    size = 0
+    for index in range(_MAX_VARINT_BYTES):
+        if start + index >= len(data):
+            return None
+        byte = data[start + index]
+        size |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return start + index + 1, start + index + 1 + size
+    raise DamagedSegment("a segment has a size that is none")
 
 
 def merge(segments: Iterable[Iterable[batch_pb2.BatchItem]]) -> Iterator[batch_pb2.BatchItem]:

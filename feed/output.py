@@ -14,8 +14,8 @@ from typing import Final
 from feed.feed import Feed, Fence
 from feed.transcript import Transcript
 from jobs import attempts
-from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
-from llm_pb import internal_pb2, llm_pb2
+from jobs.limits import MAX_INLINE_BYTES, MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
+from llm_pb import file_pb2, internal_pb2, llm_pb2
 
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS: Final = 10
@@ -131,12 +131,28 @@ class GeneratedOutput:
             metadata.first_token_time.FromDatetime(self.first_token)
         return metadata
 
-    def result(self, reason: "llm_pb2.FinishReason.ValueType" = llm_pb2.FINISH_REASON_ERROR) -> llm_pb2.JobResult:
-        """Return the output as a job's result: by default the partial result of a job that has failed."""
-        output = self.text[:MAX_OUTPUT_BYTES].decode(errors="ignore")
+    @property
+    def is_large(self) -> bool:
+        """Whether the output has to be a file, where it may be one."""
+        return len(self.text) + sum(place.ByteSize() for place in self.logprobs) > MAX_INLINE_BYTES
+
+    def result(
+        self,
+        reason: "llm_pb2.FinishReason.ValueType" = llm_pb2.FINISH_REASON_ERROR,
+        file: file_pb2.FileRef | None = None,
+    ) -> llm_pb2.JobResult:
+        """Return the output as a job's result: by default the partial result of a job that has failed.
+
+        `file` holds the whole output. Without one an output that is too large for a message is cut.
+        """
+        output = self.text[: None if file else MAX_OUTPUT_BYTES].decode(errors="ignore")
         self.transcript.settle(output, self.logprobs)
         result = llm_pb2.JobResult(
-            output=output, finish_reason=reason, metadata=self.metadata(), attempts=self.attempts
+            output="" if file else output,
+            finish_reason=reason,
+            metadata=self.metadata(),
+            attempts=self.attempts,
+            output_file=file,
         )
         if len(self.logprobs) == len(self.token_ids):
             result.logprobs.extend(self.logprobs)

@@ -1,6 +1,7 @@
 """The events of a job that its receivers are notified of, and the state of their deliveries."""
 
 from jobs import limits
+from jobs.outcome import without_output
 from llm_pb import internal_pb2, llm_pb2
 
 
@@ -37,14 +38,9 @@ def outcome_event(
     event = base_event(job, llm_pb2.NOTIFY_EVENT_FINISHED, outcome)
     if result is not None:
         whole = job.notify_options.include_output and result.ByteSize() <= limits.MAX_NOTIFY_RESULT_BYTES
-        event.output_omitted = not whole and bool(result.output or result.logprobs)
-        event.result.CopyFrom(
-            result
-            if whole
-            else llm_pb2.JobResult(
-                finish_reason=result.finish_reason, metadata=result.metadata, attempts=result.attempts
-            )
-        )
+        is_file = result.HasField("output_file")
+        event.output_omitted = is_file or (not whole and bool(result.output or result.logprobs))
+        event.result.CopyFrom(result if whole and not is_file else without_output(result))
     return event
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from jobs.heartbeat import before_handover, from_details
+from jobs.outcome import output_bytes
 from jobs.stages import PAUSED
 from llm_pb import internal_pb2, llm_pb2
 
@@ -29,7 +30,7 @@ def add_handover(request: internal_pb2.RunRequest, result: llm_pb2.JobResult | N
     earlier = result.metadata
     request.earlier_attempts = max(0, earlier.attempts - 1)
     request.queue_time.CopyFrom(earlier.queue_time)
-    request.output_bytes = len(result.output.encode())
+    request.output_bytes = output_bytes(result)
     request.rewinds = earlier.rewinds
     request.lowest_rewind_offset = earlier.lowest_rewind_offset
     request.metadata.CopyFrom(earlier)
@@ -77,5 +78,5 @@ def paused_progress(request: internal_pb2.RunRequest, result: llm_pb2.JobResult)
         stage=PAUSED,
         updated_at=result.attempts[-1].end_time,
         output_tokens=tokens,
-        output_bytes=len(result.output.encode()),
+        output_bytes=output_bytes(result),
     )

@@ -31,7 +31,10 @@ _SCHEDULE: Final = "llmschedule"
 _FILE: Final = "llmfile"
 _FILE_ID_PREFIX: Final = "file-"
 
-FILE_ID_PATTERN: Final = re.compile(rf"{_FILE_ID_PREFIX}[0-9a-f]{{64}}")
+OUTPUT_ID_PREFIX: Final = "output-"
+"""The beginning of the id of a file that is the output of a job, and of no other file's."""
+
+FILE_ID_PATTERN: Final = re.compile(rf"(?:{_FILE_ID_PREFIX}|{OUTPUT_ID_PREFIX})[0-9a-f]{{64}}")
 """The form of a file's id."""
 
 _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0-9](?:[A-Za-z0-9]|--){{0,31}})-(?!-)")

@@ -16,6 +16,12 @@ MAX_RESULT_BYTES: Final = MAX_PAYLOAD_BYTES - _OVERHEAD
 MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 32 * 1024
 """Maximum size of output and logprobs, which share a result with its metadata and its attempts."""
 
+MAX_INLINE_BYTES: Final = 1024 * 1024
+"""Maximum size of output and logprobs that a result holds where the output may be a file instead."""
+
+DEFAULT_MAX_OUTPUT_BYTES: Final = 50_000_000
+"""Maximum size of output and logprobs where the output may be a file."""
+
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Maximum size of a JobResult that NotifyUI receives whole. All deliveries of a job are scheduled in one message."""
 

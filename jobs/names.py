@@ -53,6 +53,14 @@ SCHEDULED_WORKFLOW_TYPE: Final = "LLMScheduledWorkflow"
 SIGNAL_JOB_SETTLED: Final = "JobSettled"
 # Type of the error with which the run of a schedule ends that pauses then.
 RUN_FAILED: Final = "RUN_FAILED"
+# A batch, and what it does: see workflows.llm_batch.
+BATCH_WORKFLOW_TYPE: Final = "LLMBatchWorkflow"
+ACTIVITY_PLAN_BATCH: Final = "PlanBatch"
+ACTIVITY_RUN_BATCH_CHUNK: Final = "RunBatchChunk"
+ACTIVITY_COLLECT_CHUNKS: Final = "CollectChunks"
+ACTIVITY_WRITE_MANIFEST: Final = "WriteManifest"
+ACTIVITY_MERGE_BATCH: Final = "MergeBatch"
+ACTIVITY_CLEAN_BATCH: Final = "CleanBatch"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
@@ -111,6 +119,7 @@ MEMO_OPTIONS: Final = "options"
 MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
+MEMO_MAX_OUTPUT_BYTES: Final = "max_output_bytes"
 # JobOptions.price, likewise. Only jobs of a model with a price have it.
 MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.
@@ -137,6 +146,9 @@ MEMO_FILE_DIGEST: Final = "description_sha256"
 
 # Memo of an LLMScheduledWorkflow: its ScheduleRun.
 MEMO_RUN: Final = "run"
+# Memo of a batch's workflow at its end: the BatchProgress, by which its results are read, as JSON. Its status is under
+# MEMO_STATUS.
+MEMO_RECORD: Final = "record"
 
 # Changes of workflow code, for workflow.patched: a workflow that began before a change continues without it.
 # A workflow that was started by hand has search attributes from its start on, and must keep all current rules.

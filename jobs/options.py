@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
@@ -120,14 +121,15 @@ def _override(message: Message, chosen: Message) -> None:
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     """Return the options as the part of a workflow's memo that `read_memo` reads.
 
-    `notify_operator`, `ledger` and `price` have keys of their own, because version 0.1.0 refuses options with a field
-    that it does not know.
+    `notify_operator`, `ledger`, `price` and `max_output_bytes` have keys of their own, because version 0.1.0 refuses
+    options with a field that it does not know.
     """
     options = internal_pb2.JobOptions()
     options.CopyFrom(chosen)
     options.ClearField("notify_operator")
     options.ClearField("ledger")
     options.ClearField("price")
+    options.ClearField("max_output_bytes")
     memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
     if chosen.HasField("notify_operator"):
         memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
@@ -135,6 +137,8 @@ def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
         memo[names.MEMO_LEDGER] = chosen.ledger
     if chosen.HasField("price"):
         memo[names.MEMO_PRICE] = to_memo(chosen.price)
+    if chosen.max_output_bytes:
+        memo[names.MEMO_MAX_OUTPUT_BYTES] = chosen.max_output_bytes
     return memo
 
 
@@ -150,7 +154,21 @@ def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | Non
         options.ledger = ledger
     if options is not None and (price := from_memo(value(names.MEMO_PRICE, None), llm_pb2.ModelPrice)) is not None:
         options.price.CopyFrom(price)
+    if options is not None and isinstance(most := value(names.MEMO_MAX_OUTPUT_BYTES, None), int) and most > 0:
+        options.max_output_bytes = most
     return options
+
+
+def run_request(
+    job: llm_pb2.JobRequest, create_time: Timestamp, options: internal_pb2.JobOptions
+) -> internal_pb2.RunRequest:
+    """Return the input of a job's first RunLLMOnGPU."""
+    return internal_pb2.RunRequest(
+        job=job,
+        create_time=create_time,
+        default_max_tokens=options.default_max_tokens,
+        max_output_bytes=options.max_output_bytes,
+    )
 
 
 def retry_policy(options: internal_pb2.RetryOptions) -> RetryPolicy:

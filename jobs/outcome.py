@@ -54,6 +54,21 @@ def total_spent(error: errors.JobError, timeouts: llm_pb2.JobTimeouts, within: t
     return limit is not None and limit.ToTimedelta() >= within
 
 
+def output_bytes(result: llm_pb2.JobResult) -> int:
+    """Return the size of the result's output, in UTF-8 bytes, wherever it is."""
+    return result.output_file.size_bytes if result.HasField("output_file") else len(result.output.encode())
+
+
+def without_output(result: llm_pb2.JobResult) -> llm_pb2.JobResult:
+    """Return the result without output and logprobs. A file that holds the output stays."""
+    return llm_pb2.JobResult(
+        finish_reason=result.finish_reason,
+        metadata=result.metadata,
+        attempts=result.attempts,
+        output_file=result.output_file if result.HasField("output_file") else None,
+    )
+
+
 def add_attempt(status: llm_pb2.JobStatus, result: llm_pb2.JobResult) -> None:
     """Write the number and times of the attempt that returned the result into the status."""
     status.attempt = result.metadata.attempts
@@ -70,7 +85,7 @@ def add_result(status: llm_pb2.JobStatus, result: llm_pb2.JobResult, final: "llm
             percent=100 if final == llm_pb2.JOB_STATE_SUCCEEDED else 0,
             stage="done",
             output_tokens=result.metadata.output_tokens,
-            output_bytes=len(result.output.encode()),
+            output_bytes=output_bytes(result),
             worker=result.metadata.worker,
             updated_at=status.end_time,
         )

@@ -37,6 +37,12 @@ class Digest:
         """Append to the output."""
         self._hash.update(data)
 
+    def copy(self) -> "Digest":
+        """Return the digest of the same output, which grows apart."""
+        copy = Digest()
+        copy._hash = self._hash.copy()
+        return copy
+
     def hex(self) -> str:
         """Return the digest as a token holds it."""
         return self._hash.hexdigest()

@@ -3,8 +3,9 @@
 isort:skip_file
 Files: what is too large for a message, and what a message names by reference.
 
-A file is uploaded once and never changes. Its record is a workflow of Temporal's, LLMFileWorkflow. Its content is in the
-operator's store, a folder or a bucket. Callers, tenants and errors are as llm.proto says, with these besides:
+A file is uploaded once and never changes. Its record is a workflow of Temporal's, LLMFileWorkflow. The large output of a job
+is a file, too, whose record is the job: see JobResult.output_file in llm.proto. The content of files is in the operator's
+store, a folder or a bucket. Callers, tenants and errors are as llm.proto says, with these besides:
 
 | code                | when                                                    | details                                  |
 |---------------------|---------------------------------------------------------|------------------------------------------|
@@ -16,6 +17,7 @@ operator's store, a folder or a bucket. Callers, tenants and errors are as llm.p
 |                     |                                                         | has committed_bytes                      |
 | FAILED_PRECONDITION | DownloadFile of a file whose upload has not ended       | ErrorInfo FILE_NOT_READY                 |
 | FAILED_PRECONDITION | the operator has set no store                           | ErrorInfo FILES_DISABLED                 |
+| FAILED_PRECONDITION | DeleteFile of the output of a job                       | ErrorInfo FILE_OF_JOB                    |
 | UNAVAILABLE         | the store is away; nothing is lost                      | ErrorInfo STORE_UNAVAILABLE, RetryInfo   |
 | DATA_LOSS           | the content is gone, or can never be decrypted again    | ErrorInfo CONTENT_UNREADABLE             |
 
@@ -75,8 +77,8 @@ class FileRef(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     file_id: _builtins.str
-    """The file's id: "file-" and 64 hexadecimal digits. It is never a path, and says nothing to a caller. The ids of two tenants
-    are never equal.
+    """The file's id: "file-" and 64 hexadecimal digits, or "output-" and 64 of the output of a job. It is never a path, and says
+    nothing to a caller. The ids of two tenants are never equal.
     """
     sha256: _builtins.bytes
     """SHA-256 of the content: 32 bytes. Empty in a file whose upload has not ended and has declared none."""

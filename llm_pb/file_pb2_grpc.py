@@ -101,7 +101,7 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListFiles(self, request, context):
-        """Lists files, the newest first. New files and changes appear after about a second.
+        """Lists files, the newest first. New files and changes appear after about a second. Outputs of jobs are not listed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,8 +3,9 @@
 isort:skip_file
 Files: what is too large for a message, and what a message names by reference.
 
-A file is uploaded once and never changes. Its record is a workflow of Temporal's, LLMFileWorkflow. Its content is in the
-operator's store, a folder or a bucket. Callers, tenants and errors are as llm.proto says, with these besides:
+A file is uploaded once and never changes. Its record is a workflow of Temporal's, LLMFileWorkflow. The large output of a job
+is a file, too, whose record is the job: see JobResult.output_file in llm.proto. The content of files is in the operator's
+store, a folder or a bucket. Callers, tenants and errors are as llm.proto says, with these besides:
 
 | code                | when                                                    | details                                  |
 |---------------------|---------------------------------------------------------|------------------------------------------|
@@ -16,6 +17,7 @@ operator's store, a folder or a bucket. Callers, tenants and errors are as llm.p
 |                     |                                                         | has committed_bytes                      |
 | FAILED_PRECONDITION | DownloadFile of a file whose upload has not ended       | ErrorInfo FILE_NOT_READY                 |
 | FAILED_PRECONDITION | the operator has set no store                           | ErrorInfo FILES_DISABLED                 |
+| FAILED_PRECONDITION | DeleteFile of the output of a job                       | ErrorInfo FILE_OF_JOB                    |
 | UNAVAILABLE         | the store is away; nothing is lost                      | ErrorInfo STORE_UNAVAILABLE, RetryInfo   |
 | DATA_LOSS           | the content is gone, or can never be decrypted again    | ErrorInfo CONTENT_UNREADABLE             |
 
@@ -58,7 +60,7 @@ class FileServiceStub:
     GetFile: _aio.UnaryUnaryMultiCallable[_file_pb2.GetFileRequest, _file_pb2.GetFileResponse]
     """Returns a file without its content, also one whose upload has not ended."""
     ListFiles: _aio.UnaryUnaryMultiCallable[_file_pb2.ListFilesRequest, _file_pb2.ListFilesResponse]
-    """Lists files, the newest first. New files and changes appear after about a second."""
+    """Lists files, the newest first. New files and changes appear after about a second. Outputs of jobs are not listed."""
     DeleteFile: _aio.UnaryUnaryMultiCallable[_file_pb2.DeleteFileRequest, _file_pb2.DeleteFileResponse]
     """Deletes a file: it is NOT_FOUND once this returns OK. Its content is removed from the store soon after, or as soon as the
     store is there again. Afterwards its key may be used for a new file. A job that names the file by a FileRef does not keep it.
@@ -112,7 +114,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _file_pb2.ListFilesRequest,
         context: _aio.ServicerContext[_file_pb2.ListFilesRequest, _abc.Awaitable[_file_pb2.ListFilesResponse]],
     ) -> _abc.Awaitable[_file_pb2.ListFilesResponse]:
-        """Lists files, the newest first. New files and changes appear after about a second."""
+        """Lists files, the newest first. New files and changes appear after about a second. Outputs of jobs are not listed."""
 
     @_abc_1.abstractmethod
     def DeleteFile(

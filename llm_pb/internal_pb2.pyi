@@ -74,6 +74,7 @@ class JobOptions(_message.Message):
     NOTIFY_OPERATOR_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
@@ -86,6 +87,10 @@ class JobOptions(_message.Message):
     """
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that holds a slot for the job, which ForgetFeed releases. Empty: no slot is held."""
+    max_output_bytes: _builtins.int
+    """Maximum size of output and logprobs together, in bytes, where a large output may become a file. 0: it may not, and the output
+    has to fit a message.
+    """
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
         """Time limits, all of them set. Defaults: see JobTimeouts."""
@@ -131,10 +136,11 @@ class JobOptions(_message.Message):
         notify_operator: _builtins.bool | None = ...,
         ledger: _builtins.str = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -206,6 +212,7 @@ class RunRequest(_message.Message):
     UNSEATED_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -228,6 +235,10 @@ class RunRequest(_message.Message):
     """
     unseated: _builtins.int
     """How many of the hand-overs were by workers that had no seat for the job."""
+    max_output_bytes: _builtins.int
+    """As in JobOptions. Workers write a file only where it is set, because gateways of earlier versions know none. RecoverOutput
+    takes the same number.
+    """
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -269,10 +280,11 @@ class RunRequest(_message.Message):
         unseated: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
         metadata: _llm_pb2.ResultMetadata | None = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,7 +348,7 @@ class NotifyRequest(_message.Message):
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
-    """Whether result lacks output and logprobs. GetStatus returns them."""
+    """Whether result lacks output and logprobs. GetStatus returns them, or the output is the file result.output_file."""
     user_id: _builtins.str
     """The user whom the job is for."""
     request_id: _builtins.str
@@ -555,6 +567,7 @@ class FeedRecord(_message.Message):
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
+    ITEM_RECORDS_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -583,6 +596,10 @@ class FeedRecord(_message.Message):
     def encrypted(self) -> Global___EncryptedRecord:
         """A whole record, encrypted. Where the feed is encrypted, it replaces each other kind."""
 
+    @_builtins.property
+    def item_records(self) -> Global___ItemRecords:
+        """What several items of a batch's chunk have generated."""
+
     def __init__(
         self,
         *,
@@ -593,16 +610,69 @@ class FeedRecord(_message.Message):
         attempt_ended: Global___AttemptEnded | None = ...,
         job_ending: Global___JobEnding | None = ...,
         encrypted: Global___EncryptedRecord | None = ...,
+        item_records: Global___ItemRecords | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FeedRecord: _TypeAlias = FeedRecord  # noqa: Y015
+
+@_typing.final
+class ItemRecords(_message.Message):
+    """Records of items of a batch's chunk, which share one log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemRecord]:
+        """The records, in their order."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___ItemRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRecords: _TypeAlias = ItemRecords  # noqa: Y015
+
+@_typing.final
+class ItemRecord(_message.Message):
+    """A record of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    item: _builtins.int
+    """Place of the item in the chunk, from 0."""
+    @_builtins.property
+    def record(self) -> Global___FeedRecord:
+        """The record, as a job's own log would hold it."""
+
+    def __init__(
+        self,
+        *,
+        item: _builtins.int = ...,
+        record: Global___FeedRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRecord: _TypeAlias = ItemRecord  # noqa: Y015
 
 @_typing.final
 class AttemptStarted(_message.Message):
@@ -1384,7 +1454,11 @@ Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015
 
 @_typing.final
 class PlanRequest(_message.Message):
-    """Input of the activity PlanBatch, which reads and checks the lines of a batch's input."""
+    """In the messages of batches below, a FileRef that is said to be an object has the name of an object of the store as its file_id,
+    and size_bytes as its size. So have plan and input of a chunk, segments and manifests.
+
+    Input of the activity PlanBatch, which reads and checks the lines of a batch's input.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1392,6 +1466,7 @@ class PlanRequest(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     tenant: _builtins.str
@@ -1404,6 +1479,10 @@ class PlanRequest(_message.Message):
     def limits(self) -> Global___BatchLimits:
         """The maxima that the gateway's settings had when the batch was accepted."""
 
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """BatchOptions.scopes."""
+
     def __init__(
         self,
         *,
@@ -1411,10 +1490,11 @@ class PlanRequest(_message.Message):
         batch: _batch_pb2.BatchRequest | None = ...,
         tenant: _builtins.str = ...,
         limits: Global___BatchLimits | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "limits", b"limits", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "limits", b"limits", "scopes", b"scopes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1461,11 +1541,13 @@ class BatchPlan(_message.Message):
     BAD_LINES_FIELD_NUMBER: _builtins.int
     BAD_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    BAD_ITEMS_FIELD_NUMBER: _builtins.int
     bad_count: _builtins.int
     """Number of bad lines. Above 0 no item runs."""
     @_builtins.property
     def plan(self) -> _file_pb2.FileRef:
-        """A record of 16 bytes for each item, little-endian, after a header of 16 bytes: its line (4 bytes), the offset of the line in
+        """An object. A record of 16 bytes for each item, little-endian, after a header of 16 bytes: its line (4 bytes), the offset of the line in
         the input (8), the length of the line without its end (4). Items are grouped by model, then sorted by priority, then by the
         prefixes of their prompts, so that items with a common prefix run near one another.
         """
@@ -1482,6 +1564,14 @@ class BatchPlan(_message.Message):
     def error(self) -> _status_pb2.Status:
         """INVALID_INPUT, as in BatchStatus.error. Unset when the input is good."""
 
+    @_builtins.property
+    def input(self) -> _file_pb2.FileRef:
+        """The batch's own copy of the input: an object, whatever becomes of the file. Unset when the input is bad."""
+
+    @_builtins.property
+    def bad_items(self) -> _file_pb2.FileRef:
+        """The bad lines as a segment of BatchItem: an object. Unset when there are none."""
+
     def __init__(
         self,
         *,
@@ -1490,10 +1580,12 @@ class BatchPlan(_message.Message):
         bad_lines: _file_pb2.FileRef | None = ...,
         bad_count: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        input: _file_pb2.FileRef | None = ...,
+        bad_items: _file_pb2.FileRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "error", b"error", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bad_items", b"bad_items", "bad_lines", b"bad_lines", "error", b"error", "input", b"input", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_count", b"bad_count", "bad_lines", b"bad_lines", "error", b"error", "groups", b"groups", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_count", b"bad_count", "bad_items", b"bad_items", "bad_lines", b"bad_lines", "error", b"error", "groups", b"groups", "input", b"input", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1508,22 +1600,36 @@ class PlanGroup(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     first: _builtins.int
     """Place of the first item in the plan, from 0."""
     count: _builtins.int
     """Number of items."""
+    queue: _builtins.str
+    """Task queue of the model, as JobOptions.gpu_task_queue."""
+    default_max_tokens: _builtins.int
+    """The model's default of SamplingParams.max_tokens."""
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price when the batch was planned. Unset without one."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         first: _builtins.int = ...,
         count: _builtins.int = ...,
+        queue: _builtins.str = ...,
+        default_max_tokens: _builtins.int = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "price", b"price", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1548,6 +1654,8 @@ class ChunkRequest(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     chunk: _builtins.int
@@ -1560,6 +1668,8 @@ class ChunkRequest(_message.Message):
     """The tenant. Empty without tenants."""
     max_concurrent: _builtins.int
     """Maximum number of items of the chunk that run at the same time. 0: what the worker has free."""
+    default_max_tokens: _builtins.int
+    """The model's default of SamplingParams.max_tokens, as RunRequest.default_max_tokens."""
     @_builtins.property
     def plan(self) -> _file_pb2.FileRef:
         """The plan: see BatchPlan."""
@@ -1588,6 +1698,10 @@ class ChunkRequest(_message.Message):
     def grant(self) -> _llm_pb2.Budget:
         """What the chunk may use, granted from the batch's budget. Unset: no limit."""
 
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price, as JobOptions.price. Unset without one."""
+
     def __init__(
         self,
         *,
@@ -1604,10 +1718,12 @@ class ChunkRequest(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         grant: _llm_pb2.Budget | None = ...,
         max_concurrent: _builtins.int = ...,
+        default_max_tokens: _builtins.int = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1625,8 +1741,13 @@ class ChunkResult(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     done: _builtins.bytes
     """A bit for each item of the chunk that has ended, in the plan's order: item n is bit n % 8, from the lowest, of byte n / 8."""
+    attempts: _builtins.int
+    """Number of attempts at the chunk, in all its activities. An attempt's number grows from one activity to the next, so that its
+    log is the one that counts.
+    """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
         """The segments that hold the results of all items in done: files of BatchItem, each after its size as a varint, ordered by
@@ -1649,10 +1770,11 @@ class ChunkResult(_message.Message):
         done: _builtins.bytes = ...,
         counts: _usage_pb2.WorkCounts | None = ...,
         usage: _usage_pb2.Usage | None = ...,
+        attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1668,10 +1790,12 @@ class MergeRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
-    SEGMENTS_FIELD_NUMBER: _builtins.int
+    MANIFESTS_FIELD_NUMBER: _builtins.int
     OTHERWISE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     tenant: _builtins.str
@@ -1689,12 +1813,20 @@ class MergeRequest(_message.Message):
         """The batch without input."""
 
     @_builtins.property
-    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
-        """The segments of all chunks. Each item is in one of them at most."""
+    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+        """The manifests of all chunks. Each item is in one segment at most."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why these items did not begin."""
+
+    @_builtins.property
+    def limits(self) -> Global___BatchLimits:
+        """As PlanRequest.limits."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch was accepted."""
 
     def __init__(
         self,
@@ -1703,14 +1835,16 @@ class MergeRequest(_message.Message):
         input: _file_pb2.FileRef | None = ...,
         batch: _batch_pb2.BatchRequest | None = ...,
         tenant: _builtins.str = ...,
-        segments: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        manifests: _abc.Iterable[_file_pb2.FileRef] | None = ...,
         otherwise: _llm_pb2.JobState.ValueType = ...,
         error: _status_pb2.Status | None = ...,
         items: _builtins.int = ...,
+        limits: Global___BatchLimits | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "error", b"error", "input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "error", b"error", "input", b"input", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "error", b"error", "input", b"input", "items", b"items", "otherwise", b"otherwise", "segments", b"segments", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "create_time", b"create_time", "error", b"error", "input", b"input", "items", b"items", "limits", b"limits", "manifests", b"manifests", "otherwise", b"otherwise", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1725,6 +1859,7 @@ class MergeResult(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def output(self) -> _file_pb2.FileRef:
         """As BatchStatus.output."""
@@ -1737,20 +1872,455 @@ class MergeResult(_message.Message):
     def counts(self) -> _usage_pb2.WorkCounts:
         """The numbers of the batch's items, as output and errors hold them."""
 
+    @_builtins.property
+    def rest(self) -> _file_pb2.FileRef:
+        """The items that no segment of a chunk holds, as a segment: an object. Unset when there are none."""
+
     def __init__(
         self,
         *,
         output: _file_pb2.FileRef | None = ...,
         errors: _file_pb2.FileRef | None = ...,
         counts: _usage_pb2.WorkCounts | None = ...,
+        rest: _file_pb2.FileRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output", "rest", b"rest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output", "rest", b"rest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergeResult: _TypeAlias = MergeResult  # noqa: Y015
+
+@_typing.final
+class CollectRequest(_message.Message):
+    """Input of the activity CollectChunks, which reads what the heartbeats of a batch's chunks hold: Temporal drops that of an
+    activity that waits for its next attempt while it is cancelled.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectRequest: _TypeAlias = CollectRequest  # noqa: Y015
+
+@_typing.final
+class ChunkManifest(_message.Message):
+    """Result of CollectChunks, and the file that WriteManifest writes: chunks with their segments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedChunk]:
+        """The chunks. Those of a manifest have ended."""
+
+    def __init__(
+        self,
+        *,
+        chunks: _abc.Iterable[Global___EndedChunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkManifest: _TypeAlias = ChunkManifest  # noqa: Y015
+
+@_typing.final
+class EndedChunk(_message.Message):
+    """A chunk with what it has done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.int
+    """Its number, from 0."""
+    @_builtins.property
+    def result(self) -> Global___ChunkResult:
+        """What it has done. counts and usage are unset in manifests and BatchProgress, which hold their sums."""
+
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.int = ...,
+        result: Global___ChunkResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedChunk: _TypeAlias = EndedChunk  # noqa: Y015
+
+@_typing.final
+class ManifestRequest(_message.Message):
+    """Input of the activity WriteManifest, which keeps the history of a batch of a million lines small."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    @_builtins.property
+    def manifest(self) -> Global___ChunkManifest:
+        """The chunks, which have ended."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        manifest: Global___ChunkManifest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "manifest", b"manifest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ManifestRequest: _TypeAlias = ManifestRequest  # noqa: Y015
+
+@_typing.final
+class CleanRequest(_message.Message):
+    """Input of the activity CleanBatch, which removes the objects of a batch that nobody needs after its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch's id."""
+    ledger: _builtins.str
+    """The ledger that counts the batch, whose slot is released. Empty: none does."""
+    @_builtins.property
+    def progress(self) -> Global___BatchProgress:
+        """What stays."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        progress: Global___BatchProgress | None = ...,
+        ledger: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CleanRequest: _TypeAlias = CleanRequest  # noqa: Y015
+
+@_typing.final
+class BatchRun(_message.Message):
+    """Input of the workflow LLMBatchWorkflow, and what each of its runs passes to the next one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchRequest:
+        """The batch."""
+
+    @_builtins.property
+    def options(self) -> Global___BatchOptions:
+        """What the gateway has chosen for it."""
+
+    @_builtins.property
+    def progress(self) -> Global___BatchProgress:
+        """What was done so far. Unset in the first run."""
+
+    def __init__(
+        self,
+        *,
+        batch: _batch_pb2.BatchRequest | None = ...,
+        options: Global___BatchOptions | None = ...,
+        progress: Global___BatchProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "options", b"options", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "options", b"options", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRun: _TypeAlias = BatchRun  # noqa: Y015
+
+@_typing.final
+class BatchOptions(_message.Message):
+    """What a gateway has chosen for a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CHUNK_ITEMS_FIELD_NUMBER: _builtins.int
+    MAX_CHUNKS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    chunk_items: _builtins.int
+    """Maximum number of items of a chunk. Default 128."""
+    max_chunks: _builtins.int
+    """Maximum number of chunks that run or wait for a worker at the same time. Default 50."""
+    ledger: _builtins.str
+    """Workflow id of the LLMLedgerWorkflow that counts the batch as an open job. Empty: none does."""
+    @_builtins.property
+    def limits(self) -> Global___BatchLimits:
+        """Maxima of its input."""
+
+    @_builtins.property
+    def heartbeat_timeout(self) -> _duration_pb2.Duration:
+        """Maximum time between two heartbeats of a chunk. Default 30 s."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch was accepted."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When its window is over."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scopes of who created the batch. Its lines need those that jobs need."""
+
+    def __init__(
+        self,
+        *,
+        limits: Global___BatchLimits | None = ...,
+        chunk_items: _builtins.int = ...,
+        max_chunks: _builtins.int = ...,
+        heartbeat_timeout: _duration_pb2.Duration | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ledger: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchOptions: _TypeAlias = BatchOptions  # noqa: Y015
+
+@_typing.final
+class BatchProgress(_message.Message):
+    """What a batch has done so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    ENDED_CHUNKS_FIELD_NUMBER: _builtins.int
+    MANIFESTS_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    ended_chunks: _builtins.int
+    """Number of chunks that had ended when this run of the workflow began: those with lower numbers."""
+    @_builtins.property
+    def plan(self) -> Global___BatchPlan:
+        """The order of its items. Unset before they are planned."""
+
+    @_builtins.property
+    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+        """Manifests of ended chunks: objects, each a ChunkManifest."""
+
+    @_builtins.property
+    def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedChunk]:
+        """Ended chunks that are in no manifest yet."""
+
+    @_builtins.property
+    def counts(self) -> _usage_pb2.WorkCounts:
+        """The numbers of the items of ended chunks. total is that of all items."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the items of ended chunks have used."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first item began, about."""
+
+    @_builtins.property
+    def rest(self) -> _file_pb2.FileRef:
+        """The items that no segment of a chunk holds, as a segment: bad lines, or items that never began. Set at the end."""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___BatchPlan | None = ...,
+        ended_chunks: _builtins.int = ...,
+        manifests: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        recent: _abc.Iterable[Global___EndedChunk] | None = ...,
+        counts: _usage_pb2.WorkCounts | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        rest: _file_pb2.FileRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "plan", b"plan", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchProgress: _TypeAlias = BatchProgress  # noqa: Y015
+
+@_typing.final
+class BatchRecord(_message.Message):
+    """What LLMBatchWorkflow answers to the query GetRecord. Its memo holds the same at its end, under "status" and "record"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> _batch_pb2.BatchStatus:
+        """The status. counts and usage are those of ended chunks."""
+
+    @_builtins.property
+    def progress(self) -> Global___BatchProgress:
+        """What was done so far, with its plan."""
+
+    @_builtins.property
+    def options(self) -> Global___BatchOptions:
+        """The options, by which chunks are numbered."""
+
+    def __init__(
+        self,
+        *,
+        status: _batch_pb2.BatchStatus | None = ...,
+        progress: Global___BatchProgress | None = ...,
+        options: Global___BatchOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRecord: _TypeAlias = BatchRecord  # noqa: Y015
+
+@_typing.final
+class ResultsCursor(_message.Message):
+    """The content of the cursor of StreamBatchResults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    low: _builtins.int
+    """All items of chunks with lower numbers were delivered."""
+    rest: _builtins.int
+    """Number of items delivered of BatchProgress.rest."""
+    @_builtins.property
+    def bits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The items delivered of the chunks from low on, each as ChunkResult.done."""
+
+    def __init__(
+        self,
+        *,
+        low: _builtins.int = ...,
+        bits: _abc.Iterable[_builtins.bytes] | None = ...,
+        rest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "low", b"low", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultsCursor: _TypeAlias = ResultsCursor  # noqa: Y015
+
+@_typing.final
+class PlanTask(_message.Message):
+    """What the process that plans batches gets: the request, and where the content of the file is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    ERRORS_PREFIX_FIELD_NUMBER: _builtins.int
+    errors_prefix: _builtins.str
+    """Prefix of the object for error lines, if there are bad lines."""
+    @_builtins.property
+    def request(self) -> Global___PlanRequest:
+        """The request."""
+
+    @_builtins.property
+    def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSegment]:
+        """The objects of the file, in its order."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___PlanRequest | None = ...,
+        content: _abc.Iterable[Global___FileSegment] | None = ...,
+        errors_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "errors_prefix", b"errors_prefix", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanTask: _TypeAlias = PlanTask  # noqa: Y015
+
+@_typing.final
+class MergeTask(_message.Message):
+    """What the process that merges results gets: the request, and where output and errors go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    OUTPUT_PREFIX_FIELD_NUMBER: _builtins.int
+    ERRORS_PREFIX_FIELD_NUMBER: _builtins.int
+    output_prefix: _builtins.str
+    """Prefix of the object for the output."""
+    errors_prefix: _builtins.str
+    """Prefix of the object for the errors."""
+    @_builtins.property
+    def request(self) -> Global___MergeRequest:
+        """The request."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___MergeRequest | None = ...,
+        output_prefix: _builtins.str = ...,
+        errors_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors_prefix", b"errors_prefix", "output_prefix", b"output_prefix", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeTask: _TypeAlias = MergeTask  # noqa: Y015
 
 @_typing.final
 class FileRecord(_message.Message):

@@ -463,6 +463,8 @@ class _JobPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPart.Value
     """The workflow that continues the job's deliveries."""
     JOB_PART_WORKFLOW: _JobPart.ValueType  # 3
     """The job's workflow: prompt, status and result."""
+    JOB_PART_OUTPUT: _JobPart.ValueType  # 4
+    """The output, where it is a file. Not listed where the gateway has no store. A prompt_file is no part of the job and stays."""
 
 class JobPart(_JobPart, metaclass=_JobPartEnumTypeWrapper):
     """A part of a job that a deletion removes."""
@@ -475,6 +477,8 @@ JOB_PART_DELIVERIES: JobPart.ValueType  # 2
 """The workflow that continues the job's deliveries."""
 JOB_PART_WORKFLOW: JobPart.ValueType  # 3
 """The job's workflow: prompt, status and result."""
+JOB_PART_OUTPUT: JobPart.ValueType  # 4
+"""The output, where it is a file. Not listed where the gateway has no store. A prompt_file is no part of the job and stays."""
 Global___JobPart: _TypeAlias = JobPart  # noqa: Y015
 
 @_typing.final
@@ -533,7 +537,7 @@ class JobRequest(_message.Message):
     prompt: _builtins.str
     """The text to continue. The model reads it as it stands, so the text of a special token of the model's tokenizer
     ("<|end|>", for example) is that token. Remove such tokens from text that others wrote, or send it in messages, which
-    refuses them. Exactly one of prompt and messages must be set.
+    refuses them. Exactly one of prompt, messages and prompt_file must be set.
     """
     project_id: _builtins.str
     """A label to group and list jobs by. Optional. It has the form of user_id."""
@@ -550,8 +554,8 @@ class JobRequest(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """A conversation, rendered by the model's own chat template. Exactly one of prompt and messages must be set. At most
-        1024 messages.
+        """A conversation, rendered by the model's own chat template. Exactly one of prompt, messages and prompt_file must be
+        set. At most 1024 messages.
         """
 
     @_builtins.property
@@ -587,8 +591,15 @@ class JobRequest(_message.Message):
 
     @_builtins.property
     def prompt_file(self) -> _file_pb2.FileRef:
-        """The prompt, as a file of the caller's tenant that was uploaded before. Exactly one of prompt, messages and prompt_file must
-        be set.
+        """The text to continue, as a file: for prompts of more than 1 MiB. The worker reads it as it reads prompt. Exactly one of
+        prompt, messages and prompt_file must be set. file_id is required. sha256 and size_bytes may be set, and the file must then be
+        so; media_type is ignored.
+
+        Submit is INVALID_ARGUMENT for a file that is not there, that the credential may not see, whose upload has not ended, that is
+        empty or larger than the model's context can hold, or whose first 64 KiB are no UTF-8. The file must stay until the job
+        has read it, which each attempt does: a job whose file was deleted or has expired meanwhile fails with PROMPT_FILE_MISSING, and
+        one whose file is no UTF-8 further on with INVALID_JOB. An output_file of a job is no prompt_file: upload it first. Workers of
+        earlier versions end such a job with INVALID_JOB.
         """
 
     @_builtins.property
@@ -1035,7 +1046,9 @@ class NotifyOptions(_message.Message):
     PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     INCLUDE_OUTPUT_FIELD_NUMBER: _builtins.int
     include_output: _builtins.bool
-    """Whether the outcome carries the output and logprobs as well, if the result has at most 256 KiB. Default: no."""
+    """Whether the outcome carries the output and logprobs as well, if the result has at most 256 KiB. Default: no. An output that is
+    a file is never in it, but its output_file is, in any case.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[Global___NotifyEvent.ValueType]:
         """The events to deliver, each named at most once. Default: NOTIFY_EVENT_FINISHED alone."""
@@ -1347,7 +1360,7 @@ class JobResult(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     OUTPUT_FILE_FIELD_NUMBER: _builtins.int
     output: _builtins.str
-    """The generated text. It is partial unless the job succeeded."""
+    """The generated text. It is partial unless the job succeeded. Empty if output_file is set."""
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended."""
     @_builtins.property
@@ -1368,7 +1381,16 @@ class JobResult(_message.Message):
 
     @_builtins.property
     def output_file(self) -> _file_pb2.FileRef:
-        """The output, where it is larger than a message holds. output is empty then."""
+        """The generated text as a file, in UTF-8, where the result would be larger than 1 MiB. output is empty then. The deltas of
+        StreamStatus bring the text nevertheless, as it is generated and later, so a client that watches needs no file.
+
+        The file belongs to the job. DownloadFile and GetFile know its file_id as long as the job is there; ListFiles does not list it,
+        and DeleteFile is FAILED_PRECONDITION: DeleteJob deletes it. Whoever may see the job may see the file.
+
+        Unset where the operator has set no store for the workers: a larger output then fails with RESULT_TOO_LARGE. It also fails
+        where output and logprobs exceed the operator's maximum, 50 MB by default. A partial output that cannot be written as a file,
+        because the store is away, is cut to 1 MiB.
+        """
 
     def __init__(
         self,
@@ -1882,8 +1904,9 @@ class StreamStatusResponse(_message.Message):
     """
     output_omitted: _builtins.bool
     """Whether result lacks output and logprobs. The deltas have brought the output from where the stream began, and GetStatus
-    returns both. They are left out of a result of more than 256 KiB, and of a smaller one, down to 4 KiB, while unread
-    messages use up the gateway's memory for streams. Set in the last message only.
+    returns both, except for an output that is a file: see JobResult.output_file. They are left out of a result of more than
+    256 KiB, and of a smaller one, down to 4 KiB, while unread messages use up the gateway's memory for streams. Set in the last
+    message only.
     """
     rewinds: _builtins.int
     """Number of rewinds of the job, as in ResultMetadata, up to this message. Two deltas with the same number are of one output,

@@ -3,7 +3,7 @@
 from temporalio import activity
 
 from jobs import names
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import file_pb2, internal_pb2, llm_pb2
 
 
 @activity.defn(name=names.ACTIVITY_RUN)
@@ -31,10 +31,10 @@ async def request_cancel() -> None:
 
 
 @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-async def recover_output(feed_key: str = "") -> llm_pb2.JobResult:
+async def recover_output(feed_key: str = "", max_output_bytes: int = 0) -> llm_pb2.JobResult:
     """Read the job's output back from its live feed, and close the feed to attempts that still write.
 
-    `feed_key` is that of the RunRequest.
+    `feed_key` and `max_output_bytes` are those of the RunRequest.
     """
     raise NotImplementedError
 
@@ -102,4 +102,40 @@ async def start_scheduled_job(request: internal_pb2.StartScheduledJobRequest) ->
 @activity.defn(name=names.ACTIVITY_CHECK_SCHEDULED_JOB)
 async def check_scheduled_job(request: internal_pb2.CheckScheduledJobRequest) -> internal_pb2.ScheduledJob:
     """Say how the job of a schedule stands, and cancel it if the request says so."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_PLAN_BATCH)
+async def plan_batch(request: internal_pb2.PlanRequest) -> internal_pb2.BatchPlan:
+    """Read and check the lines of a batch. Raises INPUT_GONE for a file that is gone."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_RUN_BATCH_CHUNK)
+async def run_batch_chunk(request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
+    """Run some items of a batch. See services.gpu_worker."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_COLLECT_CHUNKS)
+async def collect_chunks(request: internal_pb2.CollectRequest) -> internal_pb2.ChunkManifest:
+    """Read what the last heartbeats of the batch's chunks hold. It and those below are in services.gateway.batches."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_WRITE_MANIFEST)
+async def write_manifest(request: internal_pb2.ManifestRequest) -> file_pb2.FileRef:
+    """Write a manifest of ended chunks to the store."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_MERGE_BATCH)
+async def merge_batch(request: internal_pb2.MergeRequest) -> internal_pb2.MergeResult:
+    """Write the output and the errors of a batch."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_CLEAN_BATCH)
+async def clean_batch(request: internal_pb2.CleanRequest) -> None:
+    """Remove what nobody needs after the end of a batch, and release its slot in the ledger."""
     raise NotImplementedError

@@ -164,9 +164,7 @@ class LLMJobWorkflow:
         up an attempt.
         """
         self._progress_activity = start_progress(self._job, self._status, self._options, self._time_to_run())
-        request = internal_pb2.RunRequest(
-            job=self._job, create_time=self._status.create_time, default_max_tokens=self._options.default_max_tokens
-        )
+        request = options.run_request(self._job, self._status.create_time, self._options)
         costs.set_price(request, self._options)
         while request.handovers - request.unseated < _MAX_HANDOVERS:
             await self._run_activity(request)
@@ -231,6 +229,7 @@ class LLMJobWorkflow:
         """Return the job's output in the live feed; None if no attempt began, or the feed is unavailable."""
         recovering = workflow.start_local_activity(
             activities.recover_output,
+            args=("", self._options.max_output_bytes),
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )

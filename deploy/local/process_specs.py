@@ -192,6 +192,7 @@ def _gpu_worker(wiring: Wiring) -> ProcessSpec:
             "GPU_WORKER_METRICS_HOST": HOST,
             "GPU_WORKER_METRICS_PORT": str(wiring.ports.gpu_worker_metrics),
         },
+        defaults={"STORE_URL": (wiring.state_dir / STORE).as_uri()},
         probe=is_ready(f"{HOST}:{wiring.ports.gpu_worker_metrics}", wiring.ca),
     )
 

@@ -6,8 +6,8 @@ from typing import Final
 from google.protobuf.message import Message
 from opentelemetry.metrics import Counter
 
-from jobs.ids import FILE_ID_PATTERN, ID_PATTERN, WORKFLOW_ID_PATTERN, workflow_id
-from llm_pb import llm_pb2, schedule_pb2
+from jobs.ids import FILE_ID_PATTERN, ID_PATTERN, WORKFLOW_ID_PATTERN, batch_workflow_id, workflow_id
+from llm_pb import batch_pb2, llm_pb2, schedule_pb2
 from runtime import audit
 from runtime.audit import AuditLog, AuditStore
 from runtime.audit_file import AuditFile
@@ -20,6 +20,7 @@ WRITES: Final = frozenset(
         *("Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"),
         *("CreateSchedule", "UpdateSchedule", "PauseSchedule", "UnpauseSchedule"),
         *("TriggerSchedule", "BackfillSchedule", "DeleteSchedule"),
+        *("CreateBatch", "CancelBatch"),
     }
 )
 """Methods that are recorded before they have an effect: their implementations call audit.allow()."""
@@ -46,15 +47,19 @@ def describe_request(request: Message) -> None:
     """Add the ids of a request, which may break every rule, to the record of its call."""
     if not audit.recording():
         return
-    about = request
+    about: Message = request
     if isinstance(request, llm_pb2.SubmitRequest):
         about = request.job
     elif isinstance(request, schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest):
         about = request.schedule
+    elif isinstance(request, batch_pb2.CreateBatchRequest):
+        about = request.batch
     user_id = _id(about, "user_id")
-    job = getattr(request, "workflow_id", "")
+    job = getattr(request, "workflow_id", "") or getattr(request, "batch_id", "")
     if isinstance(request, llm_pb2.SubmitRequest) and user_id and (request_id := _id(about, "request_id")):
         job = workflow_id(user_id, request_id, current_caller().tenant)
+    elif isinstance(request, batch_pb2.CreateBatchRequest) and user_id and (request_id := _id(about, "request_id")):
+        job = batch_workflow_id(user_id, request_id, current_caller().tenant)
     deletion, schedule = getattr(request, "deletion_id", ""), getattr(request, "schedule_id", "")
     file = getattr(request, "file_id", "")
     audit.describe(

@@ -34,6 +34,13 @@ class Cursor:
         return self._digest is not None and self.offset < len(self._transcript.data)
 
     @property
+    def place(self) -> ResumeToken:
+        """The place, with an empty digest where the reader's output is not known to be the job's and it claims none."""
+        if self._digest is not None:
+            return ResumeToken(self.offset, self._digest.hex())
+        return self._claimed or ResumeToken(self.offset, "")
+
+    @property
     def token(self) -> str:
         """The resume token of the place. Until the place is found it is the reader's own token, empty without one."""
         if self._digest is None:
@@ -63,7 +70,7 @@ class Cursor:
         end = character_start(data, min(start + most, len(data)))
         logprobs: Sequence[llm_pb2.TokenLogprobs] = ()
         if self._transcript.logprobs:
-            logprobs, end = self._logprobs_between(start, end, most)
+            logprobs, end = logprobs_between(self._transcript.logprobs, start, end, most)
         self.offset = end
         if start == end and not rewind:
             return None
@@ -73,24 +80,7 @@ class Cursor:
 
     def rest(self) -> Sequence[llm_pb2.TokenLogprobs]:
         """Return the log probabilities of the tokens after all text. Call it after take() has returned all of it."""
-        places = self._transcript.logprobs
-        return places[bisect_left(places, self.offset, key=offset_of) :]
-
-    def _logprobs_between(self, start: int, end: int, most: int) -> tuple[Sequence[llm_pb2.TokenLogprobs], int]:
-        """Return the log probabilities of the tokens from `start` on, and where they end: at `end` if they all fit.
-
-        Tokens without text of their own are at the same offset as the next one that has text, and stay with it.
-        """
-        places = self._transcript.logprobs
-        first = last = bisect_left(places, start, key=offset_of)
-        size = 0
-        while last < len(places) and places[last].offset < end:
-            size += places[last].ByteSize()
-            if size > most and places[last].offset > start:
-                end = places[last].offset
-                break
-            last += 1
-        return places[first : bisect_left(places, end, first, last, key=offset_of)], end
+        return logprobs_after(self._transcript.logprobs, self.offset)
 
     def _agreed(self) -> int:
         """Return the number of bytes at which the reader's output and the job's agree."""
@@ -102,3 +92,26 @@ class Cursor:
             # The two differ since a recorded rewind, or since one that was not recorded.
             return min(transcript.lowest_rewind, size) if rewound else 0
         return min(self.offset, transcript.lowest_rewind if rewound else size, size)
+
+
+def logprobs_after(places: Sequence[llm_pb2.TokenLogprobs], offset: int) -> Sequence[llm_pb2.TokenLogprobs]:
+    """Return the log probabilities of the tokens from an offset on."""
+    return places[bisect_left(places, offset, key=offset_of) :]
+
+
+def logprobs_between(
+    places: Sequence[llm_pb2.TokenLogprobs], start: int, end: int, most: int
+) -> tuple[Sequence[llm_pb2.TokenLogprobs], int]:
+    """Return the log probabilities of the tokens from `start` on, and where they end: at `end` if they all fit.
+
+    Tokens without text of their own are at the same offset as the next one that has text, and stay with it.
+    """
+    first = last = bisect_left(places, start, key=offset_of)
+    size = 0
+    while last < len(places) and places[last].offset < end:
+        size += places[last].ByteSize()
+        if size > most and places[last].offset > start:
+            end = places[last].offset
+            break
+        last += 1
+    return places[first : bisect_left(places, end, first, last, key=offset_of)], end

@@ -26,6 +26,7 @@ from services.gateway.job_reader import JobReader
 from services.gateway.listing import visibility_query
 from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
+from store.store import Store
 
 _log = logging.getLogger(__name__)
 _REASON: Final = "the job is being deleted"
@@ -46,6 +47,7 @@ class DeletionSteps:
         deliveries: DeliveryReader,
         settings: GatewaySettings,
         encryption: Encryption | None,
+        store: Store | None,
     ) -> None:
         self._client = client
         self._reader = reader
@@ -53,7 +55,7 @@ class DeletionSteps:
         self._workflow_queue = settings.workflow_queue
         self._runs = Runs(client)
         self._encryption = encryption
-        self._parts = parts_of(self._runs, feed)
+        self._parts = parts_of(self._runs, feed, store)
 
     @activity.defn(name=names.ACTIVITY_STOP_JOB)
     async def stop_job(self, request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:

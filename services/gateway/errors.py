@@ -84,6 +84,18 @@ def schedule_key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
+def batch_not_found(batch_id: str) -> ApiError:
+    """NOT_FOUND for a batch."""
+    message = f"there is no batch {batch_id}, or it is past its retention"
+    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("BATCH_NOT_FOUND")))
+
+
+def batch_key_reused(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the idempotency key belongs to another batch."""
+    message = f"request_id {request_id!r} of user {user_id!r} was used for a different batch; choose another request_id"
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
+
+
 def job_deleted(user_id: str, request_id: str) -> ApiError:
     """ALREADY_EXISTS: the job under the idempotency key was deleted."""
     message = (
@@ -129,6 +141,12 @@ def file_not_ready(file_id: str) -> ApiError:
     """FAILED_PRECONDITION: the upload of the file has not ended."""
     message = f"the upload of {file_id} has not ended; read it when it is ready"
     return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("FILE_NOT_READY")))
+
+
+def file_of_job(file_id: str) -> ApiError:
+    """FAILED_PRECONDITION: the file belongs to a job."""
+    message = f"{file_id} is the output of a job; delete the job"
+    return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("FILE_OF_JOB")))
 
 
 def files_disabled() -> ApiError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 import time
@@ -23,7 +24,9 @@ from services.gateway.job_traces import link_call
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 from services.gateway.status_merge import with_answer, with_record
+from services.gateway.stored_output import StoredOutput
 from services.gateway.watch_lease import renew_lease
+from store.store import Store
 
 _log = logging.getLogger(__name__)
 _MAX_BACKOFF_FACTOR: Final = 5
@@ -43,10 +46,12 @@ class JobFollower:
         feed_lag: Histogram,
         on_change: Callable[[], None],
         earlier: "JobFollower | None" = None,
+        store: Store | None = None,
     ) -> None:
         """`on_change` is called after each change of what is known, and when the following ends.
 
-        `earlier`: a follower of the same job that is over, and whose output some watcher still reads.
+        `earlier`: a follower of the same job that is over, and whose output some watcher still reads. `store` holds
+        outputs that are files.
         """
         self.user_id = ""
         """The job's user. Empty until the job is known."""
@@ -56,6 +61,9 @@ class JobFollower:
         """The result, once it is settled."""
         self.transcript = Transcript()
         """The output so far."""
+        self.stored: StoredOutput | None = None
+        """The output, where it is a file and the transcript is not known to be the same."""
+        self._store = store
         self._workflow_id = workflow_id
         self._reader = reader
         self._feed = feed
@@ -85,7 +93,7 @@ class JobFollower:
     @property
     def complete(self) -> bool:
         """Whether the transcript holds all output of the job until now."""
-        return self._caught_up or self.result is not None
+        return self._caught_up or (self.result is not None and self.stored is None)
 
     async def known(self) -> None:
         """Wait until the job's status is known. Raises ApiError NOT_FOUND, RPCError when Temporal is unavailable."""
@@ -184,7 +192,7 @@ class JobFollower:
         self.user_id = await user_of(description)
         response = await self._reader.status_of(description, ending)
         if response.HasField("result"):
-            self._keep(response.result)
+            await self._keep(response.result)
             self._on_change()
         self._earlier = None
         known = self.status
@@ -198,8 +206,11 @@ class JobFollower:
         self._caught_up = True
         self._on_change()
 
-    def _keep(self, result: llm_pb2.JobResult) -> None:
+    async def _keep(self, result: llm_pb2.JobResult) -> None:
         """Store the result. Followers of the same job share it, so that it is in memory once."""
+        if result.HasField("output_file"):
+            await self._keep_large(result)
+            return
         earlier = self._earlier
         if earlier is not None and earlier.result == result:
             self.result, self.transcript = earlier.result, earlier.transcript
@@ -207,6 +218,18 @@ class JobFollower:
             self.result = result
             self.transcript.settle(result.output, result.logprobs)
             self.transcript.add_rewinds(result.metadata.rewinds, result.metadata.lowest_rewind_offset)
+
+    async def _keep_large(self, result: llm_pb2.JobResult) -> None:
+        """Store a result whose output is a file. Nothing is read where the transcript is the output already."""
+        file, metadata = result.output_file, result.metadata
+        if self.result is None or self.result.output_file != file:
+            data = bytes(self.transcript.data) if len(self.transcript.data) == file.size_bytes else b""
+            if data and (await asyncio.to_thread(hashlib.sha256, data)).digest() == file.sha256:
+                self.transcript.settle(data.decode(), result.logprobs)
+            else:
+                self.stored = StoredOutput(self._store, self._workflow_id, result)
+        self.result = result
+        self.transcript.add_rewinds(metadata.rewinds, metadata.lowest_rewind_offset)
 
     def _note_feed_end(self, reading: asyncio.Task[None]) -> None:
         if not reading.cancelled() and (error := reading.exception()) is not None:

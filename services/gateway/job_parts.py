@@ -10,7 +10,9 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import delivery_workflow_id, unshortened_delivery_workflow_id
 from llm_pb import internal_pb2, llm_pb2
+from services.gateway.files.outputs import OutputPart
 from services.gateway.runs import Runs
+from store.store import Store
 
 
 class JobPart(Protocol):
@@ -61,10 +63,11 @@ class Workflows:
         return gone
 
 
-def parts_of(runs: Runs, feed: Feed) -> tuple[JobPart, ...]:
+def parts_of(runs: Runs, feed: Feed, store: Store | None) -> tuple[JobPart, ...]:
     """Return all that belongs to a job. Its workflow comes last, because it says what else there is."""
     return (
         FeedRecords(feed),
+        *([] if store is None else [OutputPart(store)]),
         Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, names.DELIVERY_WORKFLOW_TYPE, delivery_ids),
         Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, names.JOB_WORKFLOW_TYPE, lambda id_: [id_]),
     )

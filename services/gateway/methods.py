@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from batches import rules as batch_rules
 from jobs import file_rules, rules, schedule_rules
 from jobs.field_rules import Violation
-from llm_pb import file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 
 SERVICES: Final = {
     service.full_name: service
-    for file in (llm_pb2.DESCRIPTOR, file_pb2.DESCRIPTOR, schedule_pb2.DESCRIPTOR)
+    for file in (llm_pb2.DESCRIPTOR, file_pb2.DESCRIPTOR, schedule_pb2.DESCRIPTOR, batch_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
 }
 """The gateway's own services by their full names. No two of their methods have the same name."""
@@ -44,11 +45,18 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "TriggerSchedule": schedule_rules.check_trigger,
     "BackfillSchedule": schedule_rules.check_backfill,
     "DeleteSchedule": schedule_rules.check_schedule_id,
+    "CreateBatch": batch_rules.check_create,
+    "GetBatch": batch_rules.check_batch_id,
+    "StreamBatch": batch_rules.check_batch_id,
+    "StreamBatchResults": batch_rules.check_stream_results,
+    "CancelBatch": batch_rules.check_cancel_batch,
+    "ListBatches": batch_rules.check_list_batches,
 }
 """The rules of the protos for the request of each method."""
 
 LARGE_ANSWERS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles"), 128 * 1024),
+    **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles", "ListBatches"), 128 * 1024),
+    **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch"), 32 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
     # Ten runs, each with an error of at most 4 KiB or so.
     **dict.fromkeys(("CreateSchedule", "UpdateSchedule", "ListSchedules"), 64 * 1024),

@@ -1,4 +1,4 @@
-"""The page tokens of List and ListFiles: Temporal's own, authenticated with a key that gateways share.
+"""The page tokens of List, ListFiles and ListBatches: Temporal's own, authenticated with a key that gateways share.
 
 Temporal answers UNKNOWN to a token that it cannot read, and returns wrong pages for a token of other filters. It trusts
 a token, so a forged one reaches its visibility store. A message authentication code over the tenant, the filters and
@@ -18,11 +18,13 @@ from typing import Final, TypeAlias
 from pydantic import SecretStr
 
 from jobs.field_rules import Violation
-from llm_pb import file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
 from runtime.grpc_auth import current_caller
 
 _log = logging.getLogger(__name__)
-PageRequest: TypeAlias = llm_pb2.ListRequest | file_pb2.ListFilesRequest | schedule_pb2.ListSchedulesRequest
+PageRequest: TypeAlias = (
+    llm_pb2.ListRequest | file_pb2.ListFilesRequest | schedule_pb2.ListSchedulesRequest | batch_pb2.ListBatchesRequest
+)
 """Requests with filters, page_size and page_token."""
 _MAC_BYTES: Final = 16
 _KEY_BYTES: Final = 32

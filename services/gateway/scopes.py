@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
 from jobs.schedules import as_submitted
-from llm_pb import file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
 from runtime.scopes import (
     CANCEL,
@@ -129,6 +129,22 @@ def check_list_files(caller: Caller, request: file_pb2.ListFilesRequest) -> None
     _require_user(caller, request.user_id)
 
 
+def check_create_batch(caller: Caller, request: batch_pb2.CreateBatchRequest) -> None:
+    """Raise Refusal for a batch that is not the caller's to create. Its lines are checked when they are read."""
+    batch = request.batch
+    needed = {READ_FILES: True, NOTIFY: bool(batch.notify), PRIORITY: batch.job_class == llm_pb2.JOB_CLASS_HIGH}
+    if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
+        raise scope_missing(*missing)
+    _require_user(caller, batch.user_id)
+
+
+def check_list_batches(caller: Caller, request: batch_pb2.ListBatchesRequest) -> None:
+    """Raise Refusal for batches of others; a caller who is bound to a user, and names none, means that user."""
+    if caller.user_id and not request.user_id:
+        request.user_id = caller.user_id
+    _require_user(caller, request.user_id)
+
+
 CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "Submit": check_submit,
     "List": check_list,
@@ -138,6 +154,8 @@ CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "CreateSchedule": check_schedule,
     "UpdateSchedule": check_schedule,
     "ListSchedules": check_list,
+    "CreateBatch": check_create_batch,
+    "ListBatches": check_list_batches,
 }
 """What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
 

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import file_pb2_grpc, llm_pb2_grpc, schedule_pb2_grpc
+from llm_pb import batch_pb2_grpc, file_pb2_grpc, llm_pb2_grpc, schedule_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -21,11 +21,17 @@ from runtime.grpc_telemetry import RpcTelemetryInterceptor
 from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
+from services.gateway.batches.listing import BatchListing
+from services.gateway.batches.reader import BatchReader
+from services.gateway.batches.results import BatchStreams
+from services.gateway.batches.servicer import BatchServicer
+from services.gateway.batches.submission import BatchSubmission
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
+from services.gateway.files.outputs import JobOutputs
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
@@ -82,14 +88,16 @@ async def serving_api(
     await reports.receive_reports(workers.take)
     audit = open_audit(settings, metrics.audit_lost)
     inputs = JobInputs(client)
-    streams = Streams(reader, feed, settings, metrics)
+    streams = Streams(reader, feed, settings, metrics, store)
     page_tokens = PageTokens(settings.page_token_key)
     requests = RequestQuotas(settings.tenants, metrics)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
-    file_reader = FileReader(client, page_tokens, encryption, knows_tenants=knows_tenants)
+    outputs = JobOutputs(store, reader) if store is not None else None
+    file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
     file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
     effects = Effects(client, settings.workflow_queue)
-    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption)
+    has_store = store is not None
+    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     deliveries = DeliveryService(client, effects, reader, delivery_reader, settings)
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
@@ -117,6 +125,11 @@ async def serving_api(
     schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
     bounds = JobBounds(models, settings)
     of_schedules = ScheduleBounds(bounds, settings)
+    batch_reader = BatchReader(client)
+    batch_streams = BatchStreams(batch_reader, store, settings)
+    batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
+    batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
+    batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
     server = GrpcServer(
         [*SERVICES],
         settings.host,
@@ -133,6 +146,8 @@ async def serving_api(
                     "CreateSchedule": of_schedules.check,
                     "UpdateSchedule": of_schedules.check,
                     "BackfillSchedule": of_schedules.check_backfill,
+                    "CreateBatch": batch_submission.check,
+                    "ListBatches": page_tokens.check,
                 },
                 {"Submit": service.submit_refused},
                 answers,
@@ -152,6 +167,7 @@ async def serving_api(
     schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(
         ScheduleServicer(schedules, schedule_listing), server.server
     )
+    batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, server.server)
 
     try:
         await server.start()
@@ -175,6 +191,7 @@ async def serving_api(
     finally:
         await server.drain()
         streams.close()
+        batch_streams.close()
         await server.stop(settings.shutdown_grace)
         if audit is not None:
             await audit.close()

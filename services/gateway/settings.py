@@ -200,6 +200,9 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     its connection."""
     poll: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
     """Interval at which the gateway asks Temporal about a watched job whose feed is silent."""
+    max_output_bytes: int = Field(limits.DEFAULT_MAX_OUTPUT_BYTES, ge=limits.MAX_INLINE_BYTES, le=1 << 30)
+    """Maximum size of a job's output and logprobs, in bytes. A result of more than 1 MiB becomes a file, where gateways
+    and GPU workers have a store. Without one a result has at most 1.9 MiB."""
     file_max_bytes: int = Field(512 * 1024 * 1024, ge=1024 * 1024, le=1 << 40)
     """Maximum size of a file, in bytes."""
     file_ttl: timedelta = Field(timedelta(days=30), ge=timedelta(seconds=1), le=timedelta(days=3650))
@@ -217,6 +220,16 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     file_sweep_age: timedelta = Field(timedelta(hours=1), ge=timedelta(seconds=1))
     """Minimum age of an object that is removed because no file has it. An object that was written more than half of it
     ago does not become a part of a file any more."""
+    batch_max_lines: int = Field(50_000, gt=0, le=10_000_000)
+    """Maximum number of lines of a batch."""
+    batch_max_bytes: int = Field(200_000_000, ge=1024, le=1 << 40)
+    """Maximum size of the input of a batch, in bytes."""
+    batch_max_window: timedelta = Field(timedelta(days=7), ge=timedelta(minutes=1), le=timedelta(days=365))
+    """Maximum value of BatchRequest.window."""
+    batch_chunk_items: int = Field(128, ge=1, le=128)
+    """Maximum number of items that a GPU worker takes from a batch at once."""
+    batch_max_chunks: int = Field(50, ge=1, le=100)
+    """Maximum number of such parts of one batch that run or wait for a worker at the same time."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
     """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is two requests to
     Temporal's visibility for each model, at most two a second. PT0S: never."""

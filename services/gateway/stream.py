@@ -16,12 +16,22 @@ from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
+from store.store import Store
 
 
 class Streams:
     """The StreamStatus calls that this gateway serves."""
 
-    def __init__(self, reader: JobReader, feed: Feed, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        reader: JobReader,
+        feed: Feed,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        store: Store | None = None,
+    ) -> None:
+        """`store` holds outputs that are files."""
+        self._store = store
         self._metrics = metrics
         self._reader = reader
         self._feed = feed
@@ -79,7 +89,9 @@ class Streams:
     async def _joined(self, caller: Caller, workflow_id: str) -> AsyncIterator[Watch]:
         watch = self._watches.get(workflow_id)
         if watch is None or watch.over:
-            watch = Watch(workflow_id, self._reader, self._feed, self._settings, self._metrics.feed_lag, watch)
+            watch = Watch(
+                workflow_id, self._reader, self._feed, self._settings, self._metrics.feed_lag, watch, self._store
+            )
             self._watches[workflow_id] = watch
             self._metrics.watches.add(1)
         watch.watchers += 1

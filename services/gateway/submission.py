@@ -48,7 +48,10 @@ class JobSubmission:
         settings: GatewaySettings,
         metrics: GatewayMetrics,
         encryption: Encryption | None = None,
+        *,
+        has_store: bool = False,
     ) -> None:
+        """`has_store`: whether a large output may become a file."""
         self._effects = effects
         self._models = models
         self._reader = reader
@@ -58,6 +61,7 @@ class JobSubmission:
         self._turns = Turns(settings.tenants, classes=settings.classes)
         self._rates = ClassRates(settings.classes, metrics)
         self._encryption = encryption
+        self._has_store = has_store
 
     async def submit(
         self, caller: Caller, request: llm_pb2.SubmitRequest, *, waiter: str = "", notify_operator: bool = True
@@ -231,6 +235,7 @@ class JobSubmission:
             default_max_tokens=model.default_max_tokens if model else 0,
             notify_operator=settings.notify_operator,
             price=model.price.message() if model and model.price else None,
+            max_output_bytes=settings.max_output_bytes if self._has_store else 0,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from opentelemetry.metrics import Histogram
 
 from feed.feed import Feed
+from jobs.outcome import without_output
 from jobs.resume_token import ResumeToken
 from llm_pb import llm_pb2
 from services.gateway.cursor import Cursor
@@ -19,6 +20,8 @@ from services.gateway.job_follower import JobFollower
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.settings import GatewaySettings
+from services.gateway.stored_output import StoredCursor
+from store.store import Store
 
 _PULSES: Final = 4
 """Number of wake-ups per keepalive interval, at which watchers check whether a keepalive is due."""
@@ -35,15 +38,21 @@ class Watch:
         settings: GatewaySettings,
         feed_lag: Histogram,
         earlier: "Watch | None" = None,
+        store: Store | None = None,
     ) -> None:
-        """`earlier`: a Watch of the same job that is over, and that some watcher still reads."""
+        """`earlier`: a Watch of the same job that is over, and that some watcher still reads.
+
+        `store` holds outputs that are files.
+        """
         self.watchers = 0
         """Number of clients that watch. The owner of the Watch counts them."""
         self._pulse = settings.keepalive.total_seconds() / _PULSES
         self._changed = asyncio.Event()
         self._stopped: ApiError | None = None
         earlier_job = earlier._job if earlier is not None else None
-        self._job: JobFollower = JobFollower(workflow_id, reader, feed, settings, feed_lag, self._wake, earlier_job)
+        self._job: JobFollower = JobFollower(
+            workflow_id, reader, feed, settings, feed_lag, self._wake, earlier_job, store
+        )
         self._wake_in_time()
 
     @property
@@ -80,11 +89,11 @@ class Watch:
         """Yield the messages that llm.proto promises a watcher, from a place in the output to the durable outcome.
 
         The place is `token` where the watcher has one, else `offset`. `room()` returns the maximum bytes of output in
-        the next message. Raises the error with which the watch was stopped.
+        the next message. Raises the error with which the watch was stopped, and as StoredOutput.read.
         """
         job = self._job
         shown: llm_pb2.JobStatus | None = None
-        cursor = Cursor(job.transcript, token.offset, token.digest) if token else Cursor(job.transcript, offset)
+        cursor: Cursor | StoredCursor = Cursor(job.transcript, *(token or (offset,)))
         now = asyncio.get_running_loop().time
         last_sent = now()
         while True:
@@ -95,7 +104,12 @@ class Watch:
             if not final:
                 job.raise_failure()
             message = llm_pb2.StreamStatusResponse()
-            delta = cursor.take(complete=job.complete, final=final, most=room())
+            if job.stored is not None and isinstance(cursor, Cursor):
+                cursor = StoredCursor(job.stored, cursor)
+            if isinstance(cursor, Cursor):
+                delta = cursor.take(complete=job.complete, final=final, most=room())
+            else:
+                delta = await cursor.take(room())
             if delta is not None:
                 message.delta.CopyFrom(delta)
             elif final:
@@ -109,12 +123,9 @@ class Watch:
                     last.delta.offset = cursor.offset
                     last.delta.logprobs.extend(logprobs)
                 if (result := job.result) is not None:
-                    last.output_omitted = last.delta.ByteSize() + result.ByteSize() > room()
-                    if last.output_omitted:
-                        result = llm_pb2.JobResult(
-                            finish_reason=result.finish_reason, metadata=result.metadata, attempts=result.attempts
-                        )
-                    last.result.CopyFrom(result)
+                    too_large = last.delta.ByteSize() + result.ByteSize() > room()
+                    last.output_omitted = too_large or result.HasField("output_file")
+                    last.result.CopyFrom(without_output(result) if last.output_omitted else result)
                 yield last
                 return
             if shown is not job.status and (shown is None or not final):

@@ -16,16 +16,20 @@ from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.batches.activities import BatchActivities
+from services.gateway.batches.outputs import BatchFiles
+from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.effects import Effects
+from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_reader import JobReader
 from services.gateway.ledgers import LedgerActivities, SlotReleases
-from services.gateway.left_output import close_feed
+from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
@@ -36,6 +40,7 @@ from services.gateway.submission import JobSubmission
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
 from store.store import Store
+from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
@@ -52,9 +57,10 @@ activities are local."""
 class LocalActivities:
     """The local activities of a job's workflow: see workflows.llm_job."""
 
-    def __init__(self, client: Client, feed: Feed) -> None:
+    def __init__(self, client: Client, feed: Feed, store: Store | None) -> None:
         self._client = client
         self._feed = feed
+        self._store = store
         self._releases = SlotReleases(client)
 
     @activity.defn(name=names.ACTIVITY_REQUEST_CANCEL)
@@ -66,12 +72,13 @@ class LocalActivities:
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
 
     @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-    async def recover_output(self, feed_key: str = "") -> llm_pb2.JobResult:
+    async def recover_output(self, feed_key: str = "", max_output_bytes: int = 0) -> llm_pb2.JobResult:
         """Close the job's feed and return the output that it holds. What an attempt writes later does not count.
 
-        `feed_key` is that of the RunRequest.
+        `feed_key` and `max_output_bytes` are those of the RunRequest: without the latter the output is no file.
         """
-        result = await close_feed(self._feed_of_tenant(), _key_of(feed_key))
+        store, job_id = self._store if max_output_bytes else None, activity.info().workflow_id or ""
+        result = await recovered_output(self._feed_of_tenant(), _key_of(feed_key), store, job_id)
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
@@ -115,7 +122,10 @@ async def running_workflows(
     async with AsyncExitStack() as stack:
         if store is not None:
             reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
-            await stack.enter_async_context(beside(Sweeper(store, reader, settings).keep_sweeping()))
+            jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
+            files = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
+            batches = BatchSweeper(client, store, settings)
+            await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
         yield
 
@@ -130,7 +140,10 @@ def workflow_worker(
 ) -> Worker:
     """Return the worker for the queue of workflows."""
     files = FileRemoval(store)
-    local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
+    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
+    outputs = BatchFiles(client, file_reader, settings, encryption)
+    batches = BatchActivities(client, store, file_reader, outputs, SlotReleases(client))
+    local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     models = Models(settings.models)
     reader = JobReader(client, models, deliveries, feed)
@@ -142,7 +155,7 @@ def workflow_worker(
         JobCancellation(effects, reader),
         reader,
     )
-    steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption)
+    steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
         task_queue=settings.workflow_queue,
@@ -156,12 +169,15 @@ def workflow_worker(
             LLMJobTombstone,
             LLMScheduledWorkflow,
             LLMFileWorkflow,
+            LLMBatchWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
             files.remove_file,
             *(scheduled.start, scheduled.check),
+            *(batches.plan_batch, batches.collect_chunks, batches.write_manifest, batches.merge_batch),
+            batches.clean_batch,
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

@@ -16,10 +16,13 @@ from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch.activity import RunBatchChunk
 from services.gpu_worker.engines.engine import EngineConfig, create_engine
 from services.gpu_worker.polling import polling
 from services.gpu_worker.reporting import reporting
 from services.gpu_worker.settings import GpuWorkerSettings, wrong_engine_options
+from store.encrypted import open_store
+from store.settings import StoreSettings
 
 SERVICE: Final = "gpu-worker"
 
@@ -41,6 +44,7 @@ async def main() -> None:
         except ValueError as error:
             raise wrong_engine_options(error) from error
         feed, reports = open_feed(FeedSettings(), SERVICE, encryption)
+        store = open_store(StoreSettings(), encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
         loading = asyncio.create_task(engine.start())
         readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
@@ -48,8 +52,9 @@ async def main() -> None:
         try:
             client = await temporal.connect(metrics.temporal, readiness, encryption)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
-            activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry)
-            polls = polling(client, activity, settings, name)
+            activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry, store)
+            chunks = RunBatchChunk(activity, engine, feed, store, settings, name, telemetry[0])
+            polls = polling(client, activity, chunks, settings, name)
             async with reporting(reports, activity, engine, loading, settings, name) as reporter, polls:
                 with readiness.serving(), reporter.serving():
                     await activity.wait_until_engine_fails()
@@ -60,4 +65,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(SERVICE, main, (GpuWorkerSettings, FeedSettings, EncryptionSettings, temporal.TemporalSettings))
+    process.run(
+        SERVICE, main, (GpuWorkerSettings, FeedSettings, EncryptionSettings, StoreSettings, temporal.TemporalSettings)
+    )

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn
 
@@ -26,6 +26,7 @@ from temporalio.exceptions import ApplicationError
 from feed.feed import Feed
 from jobs import names
 from jobs.errors import (
+    RULES,
     Cancelled,
     EngineDead,
     JobError,
@@ -39,16 +40,18 @@ from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.ids import tenant_of
 from jobs.rules import require_valid
 from jobs.stages import DONE, LOADING, PREFILL
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import file_pb2, internal_pb2, llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
+from services.gpu_worker.output_files import PARTIAL_PATIENCE, OutputFiles
 from services.gpu_worker.report_throttle import ReportThrottle
-from services.gpu_worker.seat_waits import NoSeat, SeatWaits
+from services.gpu_worker.seat_waits import NoSeat, SeatWaits, Waits
 from services.gpu_worker.seats import Seat, Seats
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import generation_span
+from store.store import Store
 
 _log = logging.getLogger(__name__)
 _NO_TIMEOUT: Final = timedelta(hours=1)
@@ -67,6 +70,7 @@ class RunLLMOnGPU:
         worker: str,
         meter: Meter,
         tracer: Tracer,
+        store: Store | None = None,
     ) -> None:
         """`loaded` is the task that starts the engine; jobs taken before it is done wait for it."""
         self.seats = Seats(settings.max_concurrent, settings.background_seats)
@@ -77,6 +81,7 @@ class RunLLMOnGPU:
         self._feed = feed
         self._settings = settings
         self._worker = worker
+        self._files = OutputFiles(store)
         self._throttle = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
@@ -115,23 +120,38 @@ class RunLLMOnGPU:
             attempt.restore(heartbeat)
         elif request.HasField("queue_time"):
             attempt.restore(before_handover(request))
+        attempt.max_output_bytes = self._files.limit(request.max_output_bytes)
+        # The heartbeats go on while the output is written.
+        async with self._beating(attempt):
+            return await self._run(attempt, request)
+
+    async def _run(self, attempt: Attempt, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
+        info = activity.info()
+        job_id = info.workflow_id or ""
+        file: file_pb2.FileRef | None = None
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
-            async with self._beating(attempt):
-                with self.seats.attempt(request) as seat:
-                    waits = SeatWaits(attempt, seat, request, self._settings.pause_wait)
-                    reason = await self._generate(attempt, waits, first=info.attempt == 1 and request.handovers == 0)
+            with self.seats.attempt(request) as seat:
+                waits = SeatWaits(attempt, seat, request, self._settings.pause_wait)
+                first = info.attempt == 1 and request.handovers == 0
+                if first:
+                    self.metrics.started(attempt.times.queue_time.ToTimedelta())
+                reason = await self.generate(attempt, waits, first=first)
+            file = await self._files.save(attempt, job_id)
             attempt.close(None)
         except asyncio.CancelledError:
             details = activity.cancellation_details()
             if details is not None and details.cancel_requested:
                 reason = llm_pb2.FINISH_REASON_CANCELLED
                 attempt.close(Cancelled("cancelled on request"))
+                # Without the file the output is cut.
+                with suppress(TimeoutError):
+                    file = await self._files.save(attempt, job_id, PARTIAL_PATIENCE)
             elif details is not None and details.worker_shutdown:
                 # The attempt counts for a job that the engine hung on, because the job may be what makes engines hang.
                 hung = self._hung.is_set() and attempt.watchdog.hangs
                 why = EngineDead("the engine hangs") if hung else WorkerShutdown("the worker was asked to stop")
-                raise self._failure(why, attempt) from None
+                raise await self._failure(why, attempt) from None
             else:
                 spans.describe_giving_up()
                 attempt.close(_why_given_up(info))
@@ -139,18 +159,20 @@ class RunLLMOnGPU:
         except NoSeat as why:
             attempt.pause()
             # The workflow tells it from a worker that stops by the attempt's end.
-            raise to_attempt_error(
-                WorkerShutdown(str(why)), attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR)
-            ) from why
+            raise await self._partial(WorkerShutdown(str(why)), attempt) from why
         except JobError as error:
-            raise self._failure(error, attempt) from error
+            raise await self._failure(error, attempt) from error
         finally:
             spans.describe_end(reason)
-            _log.info("attempt ended", extra={"attempt": number, **attempt.figures(reason)})
+            _log.info("attempt ended", extra={"attempt": attempt.number, **attempt.figures(reason)})
             await attempt.end(reason)
-        return attempt.result(self._engine, reason)
+        return attempt.result(self._engine, reason, file)
 
-    async def _generate(self, attempt: Attempt, waits: SeatWaits, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
+    async def generate(self, attempt: Attempt, waits: Waits, *, first: bool) -> "llm_pb2.FinishReason.ValueType":
+        """Run an attempt in the engine to its finish reason. `first`: there is no earlier output to continue.
+
+        Raises JobError, and what `waits` raises. An attempt of a batch's item runs here, too.
+        """
         job = attempt.job
         # This comes before anything that can fail, because a failure carries the output of earlier attempts.
         continues = await attempt.start(first=first)
@@ -158,8 +180,6 @@ class RunLLMOnGPU:
         require_valid(job, strict=False)
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
-        if first:
-            self.metrics.started(attempt.times.queue_time.ToTimedelta())
         if not self._loaded.done():
             await attempt.enter(LOADING)
         try:
@@ -232,8 +252,7 @@ class RunLLMOnGPU:
                 activity.heartbeat(*to_details(attempt.heartbeat()))
                 await pause()
             _log.error("no progress in %s for too long: no more heartbeats", attempt.watchdog.stage)
-            if self._moved_at <= attempt.watchdog.moved_at:
-                self._hung.set()
+            self.blame_engine(attempt)
 
         beating = asyncio.create_task(beat())
         try:
@@ -243,11 +262,29 @@ class RunLLMOnGPU:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
 
-    def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
+    def blame_engine(self, attempt: Attempt) -> bool:
+        """End the worker if no attempt has progressed since the last progress of one that hangs; return whether."""
+        if self._moved_at <= attempt.watchdog.moved_at:
+            self._hung.set()
+        return self._hung.is_set()
+
+    async def _failure(self, error: JobError, attempt: Attempt) -> ApplicationError:
         """Close the attempt; return the error for Temporal, with the attempt's partial result."""
         spans.describe_error(error)
         attempt.close(error)
-        return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR))
+        return await self._partial(error, attempt)
+
+    async def _partial(self, error: JobError, attempt: Attempt) -> ApplicationError:
+        """Return the error for Temporal, with the partial result of an attempt that is closed."""
+        try:
+            file = await self._files.save(attempt, activity.info().workflow_id or "", PARTIAL_PATIENCE)
+        except TimeoutError:
+            if not RULES[type(error)].handed_over:
+                # The workflow reads the whole output back from the feed.
+                return to_attempt_error(error)
+            # The feed stays open for the next attempt, which has the whole output from there.
+            file = None
+        return to_attempt_error(error, attempt.result(self._engine, llm_pb2.FINISH_REASON_ERROR, file))
 
 
 def _why_given_up(info: activity.Info) -> JobError:

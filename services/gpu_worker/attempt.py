@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from feed.feed import Feed
+from feed.output import GeneratedOutput
 from feed.writer import FeedWriter
 from jobs.attempts import close, has_ended, pause
 from jobs.errors import EngineFailed, JobError, ResultTooLarge
-from jobs.limits import MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
+from jobs.limits import MAX_OUTPUT_BYTES
 from jobs.stages import DECODE, DONE, LOADING
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import file_pb2, internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.attempt_times import AttemptTimes
 from services.gpu_worker.budget import require_more_than, require_time
@@ -44,6 +45,7 @@ class Attempt:
         self.job.CopyFrom(request.job)
         if not self.job.params.HasField("max_tokens"):
             self.job.params.max_tokens = request.default_max_tokens or settings.default_max_tokens
+        self.number = number
         self.times = AttemptTimes(request, started)
         self._price = request.price if request.HasField("price") else None
         self.watchdog = Watchdog(settings)
@@ -54,6 +56,13 @@ class Attempt:
         self._writer = FeedWriter(feed, key, event)
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
         self._logprobs_bytes = 0
+        self.max_output_bytes = 0
+        """Maximum size of output and logprobs, where the output may be a file; 0 where it may not."""
+
+    @property
+    def output(self) -> GeneratedOutput:
+        """The output so far. Read-only."""
+        return self._writer.output
 
     def heartbeat(self) -> internal_pb2.RunHeartbeat:
         """Return the attempt's progress, for readers of Temporal, and the state that the next attempt restores."""
@@ -126,13 +135,16 @@ class Attempt:
     async def add(self, output: Output) -> None:
         """Add what the engine generated, and publish it.
 
-        Raises ResultTooLarge if it does not fit the job's result, which then lacks it.
+        Raises ResultTooLarge if it exceeds what the job's result may hold, which then lacks it.
         """
         now, so_far = datetime.now(UTC), self._writer.output
         self.watchdog.move(DECODE if output.token_ids else None)
         logprobs_bytes = self._logprobs_bytes + _size(output.logprobs)
-        if len(so_far.text) + len(output.text.encode()) + logprobs_bytes > MAX_OUTPUT_BYTES:
-            raise ResultTooLarge(f"the output exceeds {MAX_RESULT_BYTES} bytes; ask for fewer tokens or logprobs")
+        size, most = len(so_far.text) + len(output.text.encode()) + logprobs_bytes, self.max_output_bytes
+        # Logprobs are in the result itself, wherever the text is.
+        if size > (most or MAX_OUTPUT_BYTES) or logprobs_bytes > MAX_OUTPUT_BYTES:
+            limit = most if size > most > 0 else MAX_OUTPUT_BYTES
+            raise ResultTooLarge(f"output and logprobs exceed {limit} bytes; ask for fewer tokens or logprobs")
         self._logprobs_bytes = logprobs_bytes
         if output.token_ids:
             self.times.last_token = now
@@ -181,10 +193,12 @@ class Attempt:
         report.updated_at.GetCurrentTime()
         return report
 
-    def result(self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType") -> llm_pb2.JobResult:
-        """Return the job's result as far as this attempt generated it."""
+    def result(
+        self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType", file: file_pb2.FileRef | None = None
+    ) -> llm_pb2.JobResult:
+        """Return the job's result as far as this attempt generated it. `file` holds its output, if it is large."""
         output = self._writer.output
-        result = output.result(reason)
+        result = output.result(reason, file)
         result.metadata.engine = engine.name
         result.metadata.model = self.job.model
         if self.watchdog.stage != LOADING:

@@ -25,6 +25,7 @@ from temporalio.worker import (
 )
 
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch.activity import RunBatchChunk
 from services.gpu_worker.seats import Seats
 from services.gpu_worker.settings import GpuWorkerSettings, queues_of
 
@@ -34,7 +35,9 @@ meanwhile has to wait for one at the worker, and there is at most one such job f
 
 
 @asynccontextmanager
-async def polling(client: Client, activity: RunLLMOnGPU, settings: GpuWorkerSettings, name: str) -> AsyncIterator[None]:
+async def polling(
+    client: Client, activity: RunLLMOnGPU, chunks: RunBatchChunk, settings: GpuWorkerSettings, name: str
+) -> AsyncIterator[None]:
     """Poll both queues while the context is open. As it closes, running jobs finish or are handed over."""
     queue, background_queue = queues_of(settings)
 
@@ -43,7 +46,7 @@ async def polling(client: Client, activity: RunLLMOnGPU, settings: GpuWorkerSett
         return Worker(
             client,
             task_queue=queue,
-            activities=[activity.__call__],
+            activities=[activity.__call__, chunks.__call__],
             identity=name,
             tuner=WorkerTuner.create_composite(
                 workflow_supplier=few,

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 from temporalio import activity
 
@@ -22,6 +22,20 @@ _RESERVE: Final = timedelta(seconds=2)
 
 class NoSeat(Exception):
     """The attempt gives up its wait for a seat, and the job is handed over."""
+
+
+class Waits(Protocol):
+    """What an attempt does for its seat."""
+
+    seat: Seat
+
+    async def take_seat(self) -> None:
+        """Take a seat, unless the attempt has one."""
+        ...
+
+    def pause(self) -> None:
+        """Free the seat, for the attempt to take another one later."""
+        ...
 
 
 class SeatWaits:

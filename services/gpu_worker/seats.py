@@ -46,7 +46,7 @@ class Seat:
         self._seats.settle()
         return self.taken
 
-    async def wait(self, patience: float) -> None:
+    async def wait(self, patience: float | None) -> None:
         """Wait for the seat that was asked for, for up to `patience` seconds. Raises TimeoutError after that."""
         try:
             async with asyncio.timeout(patience):
@@ -104,6 +104,15 @@ class Seat:
             self._interrupt = None
 
 
+class Demand:
+    """The seats that a chunk of a batch wants: its activity takes one slot, and its items many seats."""
+
+    def __init__(self, *, background: bool) -> None:
+        self.background: Final = background
+        self.items = 1
+        """Number of items that run or are to run at the same time."""
+
+
 class Seats:
     """The seats of one worker, and the attempts that have or want one."""
 
@@ -114,6 +123,7 @@ class Seats:
         self.on_freed: Callable[[float], object] = lambda _: None
         """Called with the seconds after which an attempt has freed the seat that it was asked for."""
         self._attempts: set[Seat] = set()
+        self._demands: set[Demand] = set()
         self._changed = asyncio.Event()
 
     @contextmanager
@@ -128,6 +138,17 @@ class Seats:
             self._attempts.remove(seat)
             seat.free()
 
+    @contextmanager
+    def chunk(self, *, background: bool) -> Iterator[Demand]:
+        """Count the items of a chunk while the context is open, so that the worker takes no more than it has seats."""
+        demand = Demand(background=background)
+        self._demands.add(demand)
+        try:
+            yield demand
+        finally:
+            self._demands.remove(demand)
+            self.note_change()
+
     @property
     def in_use(self) -> int:
         """Number of attempts that do not wait for a seat. Those that wait for the model to load are among them."""
@@ -139,11 +160,12 @@ class Seats:
         return [seat for seat in self._attempts if seat.taken]
 
     def slots(self, *, background: bool) -> int:
-        """Return how many attempts of a kind the worker is to have, so that none comes to wait for a seat."""
+        """Return how many activities of a kind the worker is to have, so that none comes to wait for a seat."""
         others = sum(seat.background != background for seat in self._attempts)
+        items = sum(max(demand.items - 1, 0) for demand in self._demands if demand.background == background)
         if background:
-            return max(self.total - others, self._background)
-        return self.total - min(others, self._background)
+            return max(self.total - others, self._background) - items
+        return self.total - min(others, self._background) - items
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. It is checked after each change of the attempts, and by note_change."""

@@ -18,7 +18,7 @@ from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from jobs.errors import JobError, error_type
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.engines.chat import ROLE_NAMES
 from services.gpu_worker.engines.engine import CannotContinue, Output
 
@@ -29,6 +29,8 @@ FINISH_REASON: Final = "llm.job.finish_reason"
 WORKER: Final = "llm.job.worker"
 PAUSED: Final = "llm.job.paused"
 RESUMED: Final = "llm.job.resumed"
+CHUNK: Final = "llm.batch.chunk"
+CHUNK_ITEMS: Final = "llm.batch.chunk.items"
 
 _PARAMS: Final = {
     "temperature": gen_ai.GEN_AI_REQUEST_TEMPERATURE,
@@ -52,6 +54,12 @@ def operation_name(job: llm_pb2.JobRequest) -> str:
 def describe_attempt(number: int, handovers: int, worker: str) -> None:
     """Set the attributes of the attempt on the current span."""
     trace.get_current_span().set_attributes({ATTEMPT: number, HANDOVERS: handovers, WORKER: worker})
+
+
+def describe_chunk(request: internal_pb2.ChunkRequest, number: int, worker: str) -> None:
+    """Set the attributes of an attempt at a chunk of a batch on the current span."""
+    attributes: dict[str, Any] = {CHUNK: request.chunk, CHUNK_ITEMS: request.count, ATTEMPT: number, WORKER: worker}
+    trace.get_current_span().set_attributes(attributes)
 
 
 def describe_end(reason: "llm_pb2.FinishReason.ValueType") -> None:

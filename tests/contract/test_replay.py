@@ -25,6 +25,7 @@ from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
+from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
@@ -48,6 +49,7 @@ WORKFLOWS = (
     LLMBulkDeletionWorkflow,
     LLMJobTombstone,
     LLMFileWorkflow,
+    LLMBatchWorkflow,
     LLMScheduledWorkflow,
 )
 """Workflows that the gateway runs."""

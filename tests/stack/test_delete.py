@@ -43,7 +43,12 @@ from tests.support.receivers import Receiver
 from tests.support.temporal_proxy import temporal_proxy
 
 pytestmark = pytest.mark.timeout(900)
-ALL_PARTS = {llm_pb2.JOB_PART_FEED, llm_pb2.JOB_PART_DELIVERIES, llm_pb2.JOB_PART_WORKFLOW}
+ALL_PARTS = {
+    llm_pb2.JOB_PART_FEED,
+    llm_pb2.JOB_PART_DELIVERIES,
+    llm_pb2.JOB_PART_OUTPUT,
+    llm_pb2.JOB_PART_WORKFLOW,
+}
 OPERATORS = {"logs", "traces", "backups"}
 
 
@@ -283,7 +288,7 @@ async def test_a_wrong_not_found_of_temporals_frees_no_id(stack: Stack, stub: Ll
         client = await Client.connect(address, data_converter=data_converter)
         deliveries, feed = DeliveryReader(client), MemoryFeed()
         reader = JobReader(client, Models([]), deliveries, feed)
-        steps = DeletionSteps(client, feed, reader, deliveries, GatewaySettings(), None)
+        steps = DeletionSteps(client, feed, reader, deliveries, GatewaySettings(), None, None)
         for step in (steps.inspect_job, steps.keep_job_id):
             proxy.unknown["DescribeWorkflowExecution"] = 2
             # Tried again, as any error of a step.

@@ -15,7 +15,7 @@ from feed.feed import FeedSettings
 from feed.nats import NatsFeed
 from jobs import names
 from llm_pb import internal_pb2
-from services.gateway.left_output import close_feed
+from services.gateway.left_output import recovered_output
 from services.gateway.workflow_worker import LocalActivities
 from tests.support.jobs import new_job
 from workflows import activities
@@ -66,7 +66,7 @@ async def test_a_workflow_chooses_the_keys_of_its_generations(temporal: Client, 
     """Records of two keys do not mix. Reading back and removing use the same key."""
     id_, queue = uuid.uuid4().hex, uuid.uuid4().hex
     keys = [f"{id_}/write", f"{id_}/v1.2 > *"]
-    local = LocalActivities(temporal, feed)
+    local = LocalActivities(temporal, feed, None)
     async with Worker(
         temporal,
         task_queue=queue,
@@ -80,5 +80,5 @@ async def test_a_workflow_chooses_the_keys_of_its_generations(temporal: Client, 
         first, second, *recovered = await handle.result()
     assert first != second
     assert recovered == [first, second]
-    left = [await close_feed(feed, key) for key in (*keys, handle.first_execution_run_id or "")]
+    left = [await recovered_output(feed, key, None, "") for key in (*keys, handle.first_execution_run_id or "")]
     assert [result and result.output for result in left] == ["", second, ""]

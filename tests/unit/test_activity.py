@@ -19,7 +19,7 @@ from jobs.errors import RULES, EngineDead, EngineFailed, JobError
 from jobs.ids import workflow_id
 from jobs.rules import check_job
 from llm_pb import internal_pb2, llm_pb2
-from services.gateway.left_output import close_feed
+from services.gateway.left_output import recovered_output
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -200,7 +200,7 @@ async def test_tokens_of_attempts_that_started_over_are_wasted(engine: Engine) -
     # This attempt is killed before its first token, so that the 20 tokens are still the output.
     started = internal_pb2.FeedRecord(writer="2", attempt_started=internal_pb2.AttemptStarted(attempt=2))
     await feed.append(KEY, started)
-    left = await close_feed(await refill(await log_of(feed)), KEY)
+    left = await recovered_output(await refill(await log_of(feed)), KEY, None, "")
     assert left is not None
     assert (left.metadata.output_tokens, left.metadata.wasted_tokens) == (20, 0)
     feed = await refill([*await broken_off(engine, job, 20), started])
@@ -406,7 +406,7 @@ async def test_the_feed_holds_the_partial_result_of_an_attempt(
     """An attempt that cannot report loses only timings, engine, GPU and model, which the feed does not hold."""
     feed = MemoryFeed()
     reported = await partial_result(engine, feed)
-    left = await close_feed(feed, KEY)
+    left = await recovered_output(feed, KEY, None, "")
     assert left is not None
     assert left.metadata.output_tokens > 0
     for field in ("queue_time", "engine_time", "time_to_first_token", "latency", "engine", "gpu", "model"):

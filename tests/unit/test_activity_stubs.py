@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from temporalio import activity
 
+from services.gateway.batches.activities import BatchActivities
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch.activity import RunBatchChunk
 from services.notifier.activity import NotifyUI
 from services.notifier.progress import NotifyProgress
 from workflows import activities
@@ -34,6 +36,12 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.remove_file: FileRemoval.remove_file,
     activities.start_scheduled_job: ScheduledJobs.start,
     activities.check_scheduled_job: ScheduledJobs.check,
+    activities.run_batch_chunk: RunBatchChunk.__call__,
+    activities.plan_batch: BatchActivities.plan_batch,
+    activities.collect_chunks: BatchActivities.collect_chunks,
+    activities.write_manifest: BatchActivities.write_manifest,
+    activities.merge_batch: BatchActivities.merge_batch,
+    activities.clean_batch: BatchActivities.clean_batch,
 }
 
 

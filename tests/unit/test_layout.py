@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "workflows": {"jobs", "llm_pb"},
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},
-    "store": {"encryption"},
+    "store": {"encryption", "jobs", "llm_pb"},
     "services": {"batches", "encryption", "feed", "jobs", "models", "openai_api", "runtime", "llm_pb"},
+    "services/gpu_worker": {"batches", "encryption", "feed", "jobs", "models", "runtime", "llm_pb", "store"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
     "services/http": {"durable_llm", "jobs", "llm_pb", "openai_api", "runtime"},
     "services/gateway": {
@@ -142,6 +143,8 @@ NOT_OF_CALLS = {
     "waiters.py",
     # The lease of a job that is watched.
     "watch_lease.py",
+    # The files of a batch that was recorded.
+    "outputs.py",
 }
 """Modules of the gateway that may start and signal workflows."""
 

@@ -22,6 +22,7 @@ from durable_llm._client import (
     read_job,
 )
 from durable_llm._job import AsyncJob, Piece
+from durable_llm._sync_batches import Batches
 from durable_llm._sync_files import Files
 from durable_llm._sync_schedules import Schedules
 from durable_llm.retry import RetryPolicy
@@ -115,6 +116,11 @@ class Client:
         for outcome in outcomes:
             job = Job(self._loop, outcome.job) if outcome.job is not None else None
             yield Outcome(outcome.index, job, outcome.result, outcome.error)
+
+    @property
+    def batches(self) -> Batches:
+        """See AsyncClient.batches."""
+        return Batches(self._loop, self._client.batches)
 
     @property
     def files(self) -> Files:

@@ -10,16 +10,22 @@ from llm_pb import file_pb2
 T = TypeVar("T")
 
 
-class _Runner(Protocol):
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+class Runner(Protocol):
+    """Runs coroutines where there is no event loop."""
 
-    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]: ...
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what the coroutine returns."""
+        ...
+
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """Yield what the generator yields."""
+        ...
 
 
 class Files:
     """AsyncFiles for code without asyncio."""
 
-    def __init__(self, loop: _Runner, files: AsyncFiles) -> None:
+    def __init__(self, loop: Runner, files: AsyncFiles) -> None:
         self._loop = loop
         self._files = files
 

@@ -17,13 +17,14 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
-from jobs.ids import file_workflow_id, tenant_of
+from jobs.ids import OUTPUT_ID_PREFIX, file_workflow_id, tenant_of
 from jobs.memo import from_memo
 from llm_pb import file_pb2, internal_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.errors import file_not_found, invalid, temporal_unavailable
+from services.gateway.files.outputs import JobOutputs
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.runs import Runs
 
@@ -36,9 +37,19 @@ class FileReader:
     """Reads files. A file of another tenant is not there: its workflow would have another id."""
 
     def __init__(
-        self, client: Client, page_tokens: PageTokens, encryption: Encryption | None, *, knows_tenants: bool
+        self,
+        client: Client,
+        page_tokens: PageTokens,
+        encryption: Encryption | None,
+        outputs: JobOutputs | None = None,
+        *,
+        knows_tenants: bool,
     ) -> None:
-        """`knows_tenants`: whether the namespace has the search attribute TenantId."""
+        """`outputs` knows the files that are outputs of jobs: without them there are none.
+
+        `knows_tenants`: whether the namespace has the search attribute TenantId.
+        """
+        self._outputs = outputs
         self._client = client
         self._runs = Runs(client)
         self._page_tokens = page_tokens
@@ -54,6 +65,8 @@ class FileReader:
 
     async def get(self, caller: Caller, file_id: str) -> file_pb2.File:
         """Return a file. Raises ApiError NOT_FOUND for one that the caller may not see, RPCError, PayloadError."""
+        if file_id.startswith(OUTPUT_ID_PREFIX):
+            return (await self._output(caller, file_id)).file
         found = await self.find(file_workflow_id(file_id, caller.tenant))
         file = await file_of(found) if found is not None else None
         if file is None or not caller.may_see(file.user_id):
@@ -62,11 +75,18 @@ class FileReader:
 
     async def record(self, caller: Caller, file_id: str) -> internal_pb2.FileRecord:
         """Return the record of a file, with its objects. Raises like get(), and UNAVAILABLE without an answer."""
+        if file_id.startswith(OUTPUT_ID_PREFIX):
+            return await self._output(caller, file_id)
         await self.get(caller, file_id)
         record = await self.record_of(file_workflow_id(file_id, caller.tenant))
         if not record.file.ref.file_id:
             raise file_not_found(file_id)
         return record
+
+    async def _output(self, caller: Caller, file_id: str) -> internal_pb2.FileRecord:
+        if self._outputs is None:
+            raise file_not_found(file_id)
+        return await self._outputs.record(caller, file_id)
 
     async def record_of(self, workflow_id: str) -> internal_pb2.FileRecord:
         """Return the record of an open workflow; an empty one when the file is gone. Raises ApiError, RPCError."""

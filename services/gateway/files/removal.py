@@ -20,6 +20,7 @@ from jobs.ids import FILE_ID_PATTERN, file_workflow_id
 from llm_pb import internal_pb2
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError
+from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoreUnavailable
@@ -51,7 +52,9 @@ class FileRemoval:
 class Sweeper:
     """Looks for objects that no file has."""
 
-    def __init__(self, store: Store, reader: FileReader, settings: GatewaySettings) -> None:
+    def __init__(self, store: Store, reader: FileReader, outputs: OutputSweeper, settings: GatewaySettings) -> None:
+        """`outputs` looks for those that no job has."""
+        self._outputs = outputs
         self._store = store
         self._reader = reader
         self._settings = settings
@@ -63,7 +66,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(self._settings.file_sweep_interval.total_seconds())
             try:
-                removed = await self.sweep()
+                removed = await self.sweep() + await self._outputs.sweep()
                 _log.info("the sweep of the store has removed %d objects", removed)
             except (StoreUnavailable, RPCError, ApiError, KeysUnavailable, PayloadError) as error:
                 # The next one begins anew.

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import grpc
 
 from encryption import Encryption
-from jobs.ids import file_workflow_id
+from jobs.ids import OUTPUT_ID_PREFIX, file_workflow_id
 from llm_pb import file_pb2, file_pb2_grpc
 from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
 from services.gateway.effects import Effects
-from services.gateway.errors import files_disabled
+from services.gateway.errors import file_of_job, files_disabled
 from services.gateway.files.download import Downloads
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
@@ -71,6 +71,8 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
         """See file.proto."""
         caller, records = current_caller(), self._stored().records
         await self._reader.get(caller, request.file_id)
+        if request.file_id.startswith(OUTPUT_ID_PREFIX):
+            raise file_of_job(request.file_id)
         await records.remove(file_workflow_id(request.file_id, caller.tenant), request.file_id)
         return file_pb2.DeleteFileResponse()
 

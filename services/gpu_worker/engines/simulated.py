@@ -16,10 +16,13 @@ in one process.
 
 `[[vary]]` in the prompt makes each attempt generate another text, like a model without a seed. The output of an earlier
 attempt then cannot be continued.
+
+`[[wide]]` in the prompt makes each token 4 KiB of text: for outputs of many megabytes.
 """
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import itertools
 import random
@@ -61,6 +64,11 @@ EARLY_SECONDS: Final = 0.002
 
 FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang)@(?P<at>\d+)(?P<once>:once)?")
 VARY: Final = "[[vary]]"
+WIDE: Final = "[[wide]]"
+FIRST_WIDE: Final = 1 << 20
+WIDE_TOKENS: Final = 1 << 16
+WIDE_BYTES: Final = 4096
+"""Minimum size of a wide token's text."""
 FAULT_IN_PROMPT: Final = re.compile(rf"\[\[fault:({FAULT.pattern})\]\]")
 
 
@@ -230,8 +238,12 @@ def answer(prompt: str, params: llm_pb2.SamplingParams, length: int | None) -> I
     if kind == "choice":
         options = params.choice.options
         return iter([*(FIRST_BYTE + byte for byte in options[int(rng.random() * len(options))].encode()), END])
-    words = (WORD_IDS[int(rng.random() * len(WORD_IDS))] for _ in itertools.count())
-    tokens = itertools.chain.from_iterable(words)
+    tokens: Iterator[int]
+    if WIDE in prompt:
+        tokens = (FIRST_WIDE + int(rng.random() * WIDE_TOKENS) for _ in itertools.count())
+    else:
+        words = (WORD_IDS[int(rng.random() * len(WORD_IDS))] for _ in itertools.count())
+        tokens = itertools.chain.from_iterable(words)
     if length is None:
         return tokens
     return itertools.chain(itertools.islice(tokens, max(length, params.min_tokens)), [END])
@@ -239,11 +251,23 @@ def answer(prompt: str, params: llm_pb2.SamplingParams, length: int | None) -> I
 
 def decode(ids: Sequence[int]) -> str:
     """Return the text of tokens."""
-    return b"".join(
-        PIECES[token - FIRST_PIECE] if token >= FIRST_PIECE else bytes((token - FIRST_BYTE,))
-        for token in ids
-        if token != END
-    ).decode(errors="replace")
+    return b"".join(piece(token) for token in ids if token != END).decode(errors="replace")
+
+
+def piece(token: int) -> bytes:
+    """Return the bytes of a token."""
+    if token >= FIRST_WIDE:
+        return wide_piece(token)
+    return PIECES[token - FIRST_PIECE] if token >= FIRST_PIECE else bytes((token - FIRST_BYTE,))
+
+
+@functools.lru_cache(maxsize=64)
+def wide_piece(token: int) -> bytes:
+    """Return the bytes of a wide token, whole words."""
+    rng, text = random.Random(token), bytearray()  # noqa: S311  no secret depends on it
+    while len(text) < WIDE_BYTES:
+        text += b"".join(WORDS[int(rng.random() * len(WORDS))])
+    return bytes(text)
 
 
 def logprobs_of(token: int, params: llm_pb2.SamplingParams) -> list[llm_pb2.TokenLogprobs]:

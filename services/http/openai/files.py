@@ -65,7 +65,7 @@ class Files:
         calls = self._front.gateway.of(request)
         try:
             await form.read_fields()
-            return answered(file_object(await _upload(calls, form, _request_id(request))))
+            return answered(file_object(await _upload(calls, form, request_id_of(request))))
         except InvalidRequest as error:
             await form.drain()
             violations = Failure(HTTPStatus.BAD_REQUEST, str(error), error.reason, error.violations)
@@ -79,7 +79,7 @@ class Files:
         query = {name: values[0] for name, values in query_of(request, ("after", "limit", "order", "purpose")).items()}
         if query.get("order", "desc") != "desc":
             raise unsupported("order", "files are listed with the newest first")
-        limit = _limit(query.get("limit", str(_DEFAULT_LIMIT)))
+        limit = limit_of(query.get("limit", str(_DEFAULT_LIMIT)), _MAX_LIMIT)
         after = query.get("after", "")
         page: list[dict[str, Any]] = []
         found, more, scanned = not after, False, 0
@@ -187,8 +187,8 @@ def _expire_time(fields: dict[str, str]) -> datetime | None:
     return datetime.now(UTC) + timedelta(seconds=int(seconds))
 
 
-def _request_id(request: Request) -> str:
-    """Return the key by which a repeat finds the file; empty without one."""
+def request_id_of(request: Request) -> str:
+    """Return the key by which a repeat finds what the first request made; empty without one."""
     key = request.headers.get("idempotency-key", "")
     if not key or ID_PATTERN.fullmatch(key):
         return key
@@ -202,9 +202,10 @@ def _id(request: Request) -> str:
     return id_
 
 
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= _MAX_LIMIT):
-        raise invalid("limit", f"must be 1 to {_MAX_LIMIT}")
+def limit_of(text: str, most: int) -> int:
+    """Return the parameter `limit` of a list. Raises InvalidBody."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
+        raise invalid("limit", f"must be 1 to {most}")
     return int(text)
 
 

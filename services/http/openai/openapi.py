@@ -86,17 +86,25 @@ PARAMETERS: Final[Mapping[str, Mapping[str, _Schema]]] = {
     "/v1/completions": _SHARED
     | _OF_COMPLETIONS
     | {"prompt": _TEXTS, "logprobs": _INTEGER, "echo": _FLAG, "best_of": _INTEGER, "suffix": _TEXT},
+    "/v1/batches": {
+        "input_file_id": _TEXT,
+        "endpoint": {"type": "string", "enum": ["/v1/chat/completions", "/v1/responses", "/v1/completions"]},
+        "completion_window": {"type": "string", "pattern": "^[1-9][0-9]*[mhd]$"},
+        "metadata": {"type": "object", "additionalProperties": _TEXT},
+    },
 }
 """The parameters of the bodies that are taken, some with one value alone: docs/openai.md says which."""
 _REQUIRED: Final = {
     "/v1/responses": ["model", "input"],
     "/v1/chat/completions": ["model", "messages"],
     "/v1/completions": ["model", "prompt"],
+    "/v1/batches": ["input_file_id", "endpoint", "completion_window"],
 }
 _QUERIES: Final[Mapping[str, Mapping[str, _Schema]]] = {
     "/v1/responses/{id}": {"stream": _FLAG, "starting_after": _INTEGER, "include": _LIST, "include_obfuscation": _FLAG},
     "/v1/responses/{id}/input_items": {"after": _TEXT, "limit": _INTEGER, "order": _TEXT, "include": _LIST},
     "/v1/files": {"after": _TEXT, "limit": _INTEGER, "order": _TEXT, "purpose": _TEXT},
+    "/v1/batches": {"after": _TEXT, "limit": _INTEGER},
 }
 _SUMMARIES: Final = {
     ("/v1/responses", "POST"): ("createResponse", "Creates a response, in the background or not, streamed or not."),
@@ -111,6 +119,10 @@ _SUMMARIES: Final = {
     ("/v1/files/{id}", "GET"): ("getFile", "Returns a file without its content."),
     ("/v1/files/{id}", "DELETE"): ("deleteFile", "Deletes a file."),
     ("/v1/files/{id}/content", "GET"): ("getFileContent", "Returns the content of a file."),
+    ("/v1/batches", "POST"): ("createBatch", "Creates a batch of the lines of a file."),
+    ("/v1/batches", "GET"): ("listBatches", "Lists batches, open ones first."),
+    ("/v1/batches/{id}", "GET"): ("getBatch", "Returns a batch."),
+    ("/v1/batches/{id}/cancel", "POST"): ("cancelBatch", "Cancels a batch."),
     ("/v1/models", "GET"): ("listOpenAiModels", "Lists the models."),
     ("/v1/models/{id}", "GET"): ("getOpenAiModel", "Returns a model."),
 }

@@ -11,6 +11,7 @@ from services.http.bodies import query_of
 from services.http.failures import Failure
 from services.http.front import Front
 from services.http.openai.answers import answered, failing, refuse
+from services.http.openai.batches import Batches
 from services.http.openai.chat import Completions
 from services.http.openai.files import Files
 from services.http.openai.responses import Responses
@@ -41,6 +42,7 @@ def package(front: Front) -> Package:
         *Responses(front).resources,
         *Completions(front).resources,
         *Files(front).resources,
+        *Batches(front).resources,
         Resource("/v1/models", {"GET": models}),
         Resource("/v1/models/{id:id}", {"GET": model}),
     )

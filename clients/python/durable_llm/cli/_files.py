@@ -92,7 +92,7 @@ def get(connection: Connection, *, file_id: str, path: str) -> None:
 
 
 @files.command()
-@click.option("--user", "user_id", type=NAME, default="", help="Only files of this user.")
+@click.option("--user", "user_id", type=NAME, help="Only files of this user.")
 @click.option("--purpose", default="", help="Only files with this purpose.")
 @click.option(
     "-n", "--limit", type=click.IntRange(min=0, max=1_000_000_000), default=20, show_default=True, help="0: all."
@@ -100,7 +100,7 @@ def get(connection: Connection, *, file_id: str, path: str) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Print the ids alone.")
 @json_option
 @connection_options
-def ls(connection: Connection, *, user_id: str, purpose: str, limit: int, quiet: bool, as_json: bool) -> None:
+def ls(connection: Connection, *, user_id: str | None, purpose: str, limit: int, quiet: bool, as_json: bool) -> None:
     """List files, the newest first."""
     with (
         connection.connect() as client,

@@ -1,0 +1,198 @@
+"""The log of a chunk in the live feed: what its items have generated, for the attempt that goes on.
+
+One log for all items costs one record for all their tokens of a tenth of a second, and the next attempt reads it once.
+It has the fence of a job's: an attempt that Temporal has given up writes in vain.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import Final
+
+from feed.feed import Feed, Fence, RecordHandler, ignore
+from llm_pb import internal_pb2
+
+_log = logging.getLogger(__name__)
+_TAKEOVER_PAUSES: Final = (0, 1, 2)
+"""Seconds before each try to take the log over."""
+_SILENCE_SECONDS: Final = 10
+"""Maximum wait for the next record of a log that holds more."""
+_MAX_RECORD_BYTES: Final = 512 * 1024
+"""Size beyond which a record of the log is not made larger. A broker accepts a megabyte."""
+_MAX_UNNEEDED_BYTES: Final = 4 * 1024 * 1024
+"""Size of what a log holds of ended items from which on it is written anew."""
+
+
+class ChunkLog:
+    """One attempt's log of a chunk."""
+
+    def __init__(self, feed: Feed, key: str, attempt: int, worker: str) -> None:
+        """`attempt` is the number of the attempt, higher than that of each earlier one."""
+        self.name: Final = uuid.uuid4().hex
+        self._feed = feed
+        self._key = key
+        started = internal_pb2.AttemptStarted(attempt=attempt, worker=worker)
+        started.start_time.GetCurrentTime()
+        self._takeover = internal_pb2.FeedRecord(writer=self.name, attempt_started=started)
+        self._begun = False
+        self._recoveries = feed.recoveries
+        self._renewals = 0
+        self._pending: list[internal_pb2.ItemRecord] = []
+        self._earlier: dict[int, list[internal_pb2.FeedRecord]] = {}
+        self._needed_bytes = 0
+        self._bytes = 0
+        self._flushing = asyncio.Lock()
+
+    @property
+    def recoveries(self) -> int:
+        """Changes whenever items have to write their outputs again."""
+        return self._feed.recoveries + self._renewals
+
+    async def take_over(self, wanted: Collection[int]) -> None:
+        """Take the log over from earlier attempts, with what it holds of the items that are wanted.
+
+        Nothing is known of them if the feed is away.
+        """
+        for pause in _TAKEOVER_PAUSES:
+            await asyncio.sleep(pause)
+            if await self._feed.sync(self._key, self._takeover):
+                self._begun = True
+                self._earlier = await self._read(wanted)
+                return
+
+    def item(self, place: int) -> "ItemLog":
+        """Return the log of an item, with what earlier attempts have written. Call it once for each item."""
+        return ItemLog(self, place, self._earlier.pop(place, []))
+
+    def add(self, place: int, record: internal_pb2.FeedRecord) -> int:
+        """Add a record of an item, to be written with the next flush, and return its size in bytes."""
+        self._pending.append(internal_pb2.ItemRecord(item=place, record=record))
+        size = record.ByteSize()
+        self._needed_bytes += size
+        return size
+
+    def forget(self, size: int) -> None:
+        """Note that so many bytes of the log are of no use, because their item is durable."""
+        self._needed_bytes -= size
+
+    async def flush(self) -> None:
+        """Write what was added. Never raises."""
+        async with self._flushing:
+            if self._pending:
+                await self._flush()
+
+    async def _flush(self) -> None:
+        if self._feed.recoveries != self._recoveries:
+            # The record of the takeover may be among those that were lost. The items repeat theirs.
+            self._recoveries, self._begun = self._feed.recoveries, False
+        elif self._bytes > _MAX_UNNEEDED_BYTES + 2 * self._needed_bytes and await self._feed.remove(self._key):
+            self._renewals, self._begun, self._bytes = self._renewals + 1, False, 0
+        if not self._begun:
+            self._begun = True
+            await self._feed.append(self._key, self._takeover)
+        pending, self._pending = self._pending, []
+        group, size = internal_pb2.ItemRecords(), 0
+        for record in pending:
+            more = record.ByteSize()
+            if size and size + more > _MAX_RECORD_BYTES:
+                await self._write(group, size)
+                group, size = internal_pb2.ItemRecords(), 0
+            group.records.append(record)
+            size += more
+        await self._write(group, size)
+
+    async def remove(self) -> None:
+        """Remove the log, because all that it holds is durable or of no use."""
+        self._pending.clear()
+        if self._begun:
+            await self._feed.remove(self._key)
+
+    async def _write(self, records: internal_pb2.ItemRecords, size: int) -> None:
+        self._bytes += size
+        await self._feed.append(self._key, internal_pb2.FeedRecord(writer=self.name, item_records=records))
+
+    async def _read(self, wanted: Collection[int]) -> dict[int, list[internal_pb2.FeedRecord]]:
+        """Return what each of the items has written before this attempt's takeover, which is stored."""
+        fence, found = Fence(), defaultdict(list)
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS) as silence:
+
+                def on_record(record: internal_pb2.FeedRecord) -> bool:
+                    silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_SECONDS)
+                    if record.writer == self.name:
+                        return True
+                    if fence.admits(record):
+                        for part in record.item_records.records:
+                            if part.item in wanted:
+                                found[part.item].append(part.record)
+                    return False
+
+                await self._feed.read(self._key, on_record)
+        except TimeoutError:
+            _log.warning("the log of %s could not be read", self._key)
+            return {}
+        return dict(found)
+
+
+class ItemLog:
+    """A Feed that holds one item's records, in memory and in the log of its chunk.
+
+    The log's takeover is that of all items, so an item waits for nothing: what its earlier attempts have written is
+    here.
+    """
+
+    def __init__(self, log: ChunkLog, place: int, earlier: list[internal_pb2.FeedRecord]) -> None:
+        self._log = log
+        self._place = place
+        self._records = earlier
+        self._bytes = 0
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no attempt at the item has written anything."""
+        return not self._records
+
+    @property
+    def recoveries(self) -> int:
+        """See Feed."""
+        return self._log.recoveries
+
+    @property
+    def available(self) -> bool:
+        """See Feed."""
+        return True
+
+    def of_tenant(self, tenant: str) -> "ItemLog":
+        """See Feed."""
+        return self
+
+    async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
+        """See Feed."""
+        self._records.append(record)
+        self._bytes += self._log.add(self._place, record)
+
+    async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
+        """See Feed. The record is stored with the next flush of the chunk's log."""
+        await self.append(key, record)
+        return True
+
+    async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
+        """See Feed. Ends after the last record."""
+        for record in [*self._records]:
+            if on_record(record):
+                break
+
+    def forget(self) -> None:
+        """Note that the item is durable. What it has written is removed with the log."""
+        self._records.clear()
+        self._log.forget(self._bytes)
+        self._bytes = 0
+
+    async def remove(self, key: str) -> bool:
+        """Do nothing: the log of all items is removed at once."""
+        return False
+
+    async def close(self) -> None:
+        """See Feed."""

@@ -1,0 +1,106 @@
+"""One attempt at an item of a batch: an attempt at a job whose output is published in larger pieces, for no watcher."""
+
+import time
+from typing import Any, Final
+
+from jobs.errors import Cancelled, JobError, WorkerLost
+from jobs.stages import PAUSED
+from llm_pb import llm_pb2
+from services.gpu_worker.attempt import Attempt
+from services.gpu_worker.engines.engine import Engine, Output
+from services.gpu_worker.seats import Seat
+
+LOG_SECONDS: Final = 0.1
+"""Time after which tokens are published. So much of an output is generated again after a kill, twice that at most."""
+_MAX_LOST: Final = 10
+"""Number of lost workers after which an item fails: it may be what kills them."""
+
+
+class ItemAttempt(Attempt):
+    """See Attempt. The text and the tokens of a tenth of a second become one record."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[llm_pb2.TokenLogprobs] = []
+        self._prompt_tokens = 0
+        self._published_at = 0.0
+
+    async def start(self, *, first: bool) -> bool:
+        """See Attempt. Raises WorkerLost for an item that too many workers were lost with."""
+        continues = await super().start(first=first)
+        lost = sum(attempt.end == llm_pb2.ATTEMPT_END_WORKER_LOST for attempt in self.output.attempts)
+        if lost >= _MAX_LOST:
+            raise WorkerLost(f"{lost} workers that ran the item were lost")
+        return continues
+
+    async def add(self, output: Output) -> None:
+        """See Attempt."""
+        if self.output.first_token is None or output.finish_reason is not None:
+            await self.publish()
+            await super().add(output)
+            self._published_at = time.monotonic()
+            return
+        self.watchdog.move()
+        self._texts.append(output.text)
+        self._token_ids += output.token_ids
+        self._logprobs += output.logprobs
+        self._prompt_tokens = output.prompt_tokens
+        if time.monotonic() - self._published_at >= LOG_SECONDS:
+            await self.publish()
+
+    async def publish(self) -> None:
+        """Publish what was added. Raises ResultTooLarge."""
+        if not self._texts:
+            return
+        self._published_at = time.monotonic()
+        output = Output("".join(self._texts), tuple(self._token_ids), self._prompt_tokens, None, tuple(self._logprobs))
+        self._clear()
+        await super().add(output)
+
+    @property
+    def failures(self) -> int:
+        """Number of attempts that have failed, this one included."""
+        failed = (llm_pb2.ATTEMPT_END_FAILED, llm_pb2.ATTEMPT_END_TIMED_OUT)
+        return sum(attempt.end in failed for attempt in self.output.attempts)
+
+    def item_result(
+        self, engine: Engine, error: JobError | None, reason: "llm_pb2.FinishReason.ValueType | None"
+    ) -> llm_pb2.JobResult:
+        """Return the result of the item. Its attempts are numbered by the item, not by its chunk."""
+        if reason is None:
+            cancelled = isinstance(error, Cancelled)
+            reason = llm_pb2.FINISH_REASON_CANCELLED if cancelled else llm_pb2.FINISH_REASON_ERROR
+        result = self.result(engine, reason)
+        for number, attempt in enumerate(result.attempts, 1):
+            attempt.attempt = number
+        result.metadata.attempts = len(result.attempts)
+        return result
+
+    def _clear(self) -> None:
+        self._texts, self._token_ids, self._logprobs = [], [], []
+
+    async def _publish_progress(self) -> None:
+        """Do nothing: the batch's progress is that of its items."""
+
+
+class ItemWaits:
+    """The waits of an item for its seat. They have no end of their own: see ChunkRun."""
+
+    def __init__(self, attempt: ItemAttempt, seat: Seat) -> None:
+        self.seat = seat
+        self._attempt = attempt
+
+    async def take_seat(self) -> None:
+        """See Waits."""
+        await self._attempt.publish()
+        if self.seat.taken or self.seat.ask():
+            return
+        await self._attempt.enter(PAUSED)
+        await self.seat.wait(None)
+
+    def pause(self) -> None:
+        """See Waits."""
+        self._attempt.times.pauses += 1
+        self.seat.free()

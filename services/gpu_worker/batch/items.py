@@ -1,0 +1,193 @@
+"""Runs one item of a chunk, from its line to its BatchItem, whatever happens to it."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from google.rpc import status_pb2
+
+from batches.lines import Line, LineReader
+from batches.results import bad_item
+from jobs.costs import cost_micros
+from jobs.errors import (
+    RULES,
+    EngineFailed,
+    JobError,
+    RunTimeout,
+    WorkerGone,
+    WorkerLost,
+    WorkerShutdown,
+    to_status,
+)
+from jobs.field_rules import Violation
+from jobs.options import DEFAULT_RUN_TIMEOUT
+from jobs.outcome import final_state
+from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch.chunk_log import ItemLog
+from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
+from services.gpu_worker.batch.lines import PlacedLine
+from services.gpu_worker.batch.stops import Stop
+from services.gpu_worker.engines.engine import Engine
+from services.gpu_worker.report_throttle import ReportThrottle
+from services.gpu_worker.seats import Seat
+from services.gpu_worker.settings import GpuWorkerSettings
+
+_log = logging.getLogger(__name__)
+_MAX_FAILURES: Final = 3
+_RETRY_SECONDS: Final = 2.0
+"""Wait before the second attempt at an item, twice as long before the third."""
+
+
+@dataclass(eq=False)
+class RunningItem:
+    """An item that runs."""
+
+    place: int
+    seat: Seat
+    log: ItemLog
+    attempt: ItemAttempt | None = None
+    task: "asyncio.Task[None] | None" = None
+    hung: bool = False
+    """Whether its attempt was ended because it made no progress."""
+    suspected: bool = False
+
+
+class ItemRunner:
+    """Runs the items of one chunk."""
+
+    def __init__(
+        self,
+        request: internal_pb2.ChunkRequest,
+        number: int,
+        jobs: RunLLMOnGPU,
+        engine: Engine,
+        settings: GpuWorkerSettings,
+        worker: str,
+    ) -> None:
+        """`number` is that of the attempt at the chunk."""
+        self._request = request
+        self._number = number
+        self._jobs = jobs
+        self._engine = engine
+        self._settings = settings
+        self._worker = worker
+        self._reader = LineReader(request.batch)
+        self._throttle = ReportThrottle()
+        self.stop: Stop | None = None
+        """Set before the tasks of items are cancelled."""
+
+    async def run(self, item: RunningItem, line: PlacedLine) -> batch_pb2.BatchItem:
+        """Return the item once it has ended by itself, or by a stop with a status.
+
+        Raises CancelledError for any other stop, WorkerGone when the engine is dead. The log then has what was made.
+        """
+        parsed = self._reader.read(line.raw)
+        if parsed.job is not None and parsed.watch:
+            parsed = parsed.with_problem(Violation("watch", "is not supported in a chunk"))
+        if parsed.job is None:
+            ended = bad_item(parsed)
+            ended.end_time.GetCurrentTime()
+            return ended
+        request = internal_pb2.RunRequest(
+            job=parsed.job,
+            create_time=self._request.create_time,
+            default_max_tokens=self._request.default_max_tokens,
+            price=self._request.price if self._request.HasField("price") else None,
+        )
+        limit = parsed.job.timeouts.run.ToTimedelta() or DEFAULT_RUN_TIMEOUT
+        while True:
+            attempt = item.attempt = ItemAttempt(
+                request,
+                self._number,
+                datetime.now(UTC),
+                str(line.place),
+                self._worker,
+                item.log,
+                self._settings,
+                self._throttle,
+            )
+            reason, error = await self._run_attempt(item, attempt, limit.total_seconds())
+            stop = self.stop
+            if stop is not None and (error is stop.error or isinstance(error, WorkerGone)):
+                return self._stopped(parsed, attempt, stop)
+            given_up = isinstance(error, WorkerLost) or attempt.failures >= _MAX_FAILURES
+            if isinstance(error, WorkerGone) and not given_up:
+                raise error
+            if error is None or given_up or not RULES[type(error)].retryable:
+                return self._ended(parsed, attempt, reason, error, None if error is None else to_status(error))
+            item.seat.free()
+            try:
+                await asyncio.sleep(_RETRY_SECONDS * 2 ** (attempt.failures - 1))
+            except asyncio.CancelledError:
+                if self.stop is None:
+                    raise
+                return self._stopped(parsed, attempt, self.stop)
+
+    def _stopped(self, line: Line, attempt: ItemAttempt, stop: Stop) -> batch_pb2.BatchItem:
+        """Return an item that ends with what it has generated. Raises CancelledError if the next attempt goes on."""
+        if stop.status is None:
+            raise asyncio.CancelledError
+        return self._ended(line, attempt, None, stop.error, stop.status)
+
+    async def _run_attempt(
+        self, item: RunningItem, attempt: ItemAttempt, seconds: float
+    ) -> "tuple[llm_pb2.FinishReason.ValueType | None, JobError | None]":
+        """Run one attempt; return its finish reason or its error. What it made is published."""
+        error: JobError
+        try:
+            async with asyncio.timeout(seconds):
+                reason = await self._jobs.generate(attempt, ItemWaits(attempt, item.seat), first=item.log.is_new)
+            attempt.close(None)
+        except asyncio.CancelledError:
+            if item.hung and self.stop is None:
+                item.hung = False
+                if item.task is not None:
+                    item.task.uncancel()
+                error = EngineFailed("the engine has generated nothing for the item for too long")
+            elif self.stop is None:
+                error = WorkerShutdown("the chunk has ended")
+                await self._close(attempt, error)
+                raise
+            else:
+                error = self.stop.error
+        except TimeoutError:
+            error = RunTimeout("no attempt finished in time; raise timeouts.run or ask for less")
+        except JobError as failure:
+            error = failure
+        except Exception as failure:  # noqa: BLE001  # the other items go on
+            _log.exception("an item of the batch failed", extra={"place": item.place})
+            error = EngineFailed(f"the worker failed on the item: {type(failure).__name__}")
+        else:
+            return reason, None
+        await self._close(attempt, error)
+        return None, error
+
+    async def _close(self, attempt: ItemAttempt, error: JobError) -> None:
+        """Publish what a failed attempt made, and how it ended."""
+        try:
+            await attempt.publish()
+        except JobError:
+            _log.debug("the last piece of the output is too large")
+        attempt.close(error)
+        await attempt.end(llm_pb2.FINISH_REASON_ERROR)
+
+    def _ended(
+        self,
+        line: Line,
+        attempt: ItemAttempt,
+        reason: "llm_pb2.FinishReason.ValueType | None",
+        error: JobError | None,
+        status: status_pb2.Status | None,
+    ) -> batch_pb2.BatchItem:
+        result = attempt.item_result(self._engine, error, reason)
+        metadata = result.metadata
+        if self._request.HasField("price"):
+            metadata.cost_micros = cost_micros(self._request.price, metadata.prompt_tokens, metadata.output_tokens)
+        ended = batch_pb2.BatchItem(
+            index=line.index, custom_id=line.custom_id, state=final_state(error), result=result, error=status
+        )
+        ended.end_time.GetCurrentTime()
+        return ended

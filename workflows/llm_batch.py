@@ -1,0 +1,288 @@
+"""LLMBatchWorkflow: one batch from its acceptance to its end.
+
+    check the lines (PlanBatch) ──▶ run them in chunks (RunBatchChunk) ──▶ write output and errors (MergeBatch)
+
+It closes as a job does: SUCCEEDED is Completed, CANCELLED is Canceled, FAILED and EXPIRED are Failed with the reason as
+the type. Its memo then holds the BatchStatus and the BatchProgress, by which results are read.
+
+A run of the workflow begins no more chunks once Temporal suggests to continue in a new one. The new one begins when all
+of them have ended.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from datetime import UTC, timedelta
+from typing import Any, Final, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import batches, errors, ids, names
+    from jobs.inputs import one_input
+    from jobs.memo import to_memo
+    from llm_pb import batch_pb2, internal_pb2, llm_pb2
+
+from workflows import activities
+from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
+from workflows.cancellation import Cancellation
+
+_T = TypeVar("_T")
+_MAX_RECENT: Final = 256
+"""Number of ended chunks from which on a manifest is written: what a run passes to the next one stays small."""
+_LONG_STEP: Final = timedelta(hours=6)
+"""Maximum duration of an attempt to plan or merge. One whose process was killed is tried again much earlier."""
+_STEP_HEARTBEAT: Final = timedelta(minutes=1)
+
+
+@workflow.defn(name=names.BATCH_WORKFLOW_TYPE)
+class LLMBatchWorkflow:
+    """Runs one batch."""
+
+    @workflow.init
+    @one_input
+    def __init__(self, run: internal_pb2.BatchRun | None = None) -> None:
+        info = workflow.info()
+        self._run = internal_pb2.BatchRun()
+        if run is not None:
+            self._run.CopyFrom(run)
+        self._id = info.workflow_id
+        self._tenant = ids.tenant_of(info.workflow_id)
+        self._progress = self._run.progress
+        options = self._run.options
+        if not options.HasField("create_time"):
+            options.create_time.FromDatetime(info.workflow_start_time)
+        if not options.HasField("expire_time"):
+            options.expire_time.FromDatetime(options.create_time.ToDatetime(UTC) + batches.DEFAULT_WINDOW)
+        planned = self._progress.HasField("plan")
+        self._status = batch_pb2.BatchStatus(
+            batch_id=info.workflow_id,
+            state=batch_pb2.BATCH_STATE_RUNNING if planned else batch_pb2.BATCH_STATE_VALIDATING,
+            create_time=options.create_time,
+            expire_time=options.expire_time,
+            trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
+        )
+        batches.describe(self._status, self._run.batch)
+        self._cancellation = Cancellation()
+        self._stop: batches.Stop | None = None
+        self._window: asyncio.Task[None] | None = None
+
+    @workflow.run
+    @one_input
+    async def run(self, run: internal_pb2.BatchRun | None = None) -> None:
+        """Run the batch to its end. Closes as the module's docstring says."""
+        left = self._run.options.expire_time.ToDatetime(UTC) - workflow.now()
+        self._window = asyncio.create_task(_over(left))
+        if not self._progress.HasField("plan"):
+            await self._plan()
+        if self._progress.HasField("plan") and not self._progress.plan.HasField("error"):
+            self._status.state = batch_pb2.BATCH_STATE_RUNNING
+            await self._run_chunks()
+            await self._merge()
+        await self._close()
+
+    @workflow.signal(name=names.SIGNAL_CANCEL)
+    @one_input
+    def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
+        """Ask the batch to stop. This changes nothing once its items have ended."""
+        self._cancellation.note(request.reason if request else "")
+
+    @workflow.query(name=names.QUERY_GET_RECORD)
+    def get_record(self) -> internal_pb2.BatchRecord:
+        """Return what is known here: counts and usage are those of ended chunks."""
+        return internal_pb2.BatchRecord(status=self._now(), progress=self._progress, options=self._run.options)
+
+    def _now(self) -> batch_pb2.BatchStatus:
+        status = batch_pb2.BatchStatus()
+        status.CopyFrom(self._status)
+        status.counts.CopyFrom(self._progress.counts)
+        status.usage.CopyFrom(self._progress.usage)
+        status.bad_lines = self._progress.plan.bad_count
+        status.cancel_requested = self._cancellation.error is not None
+        if self._progress.HasField("start_time"):
+            status.start_time.CopyFrom(self._progress.start_time)
+        return status
+
+    def _is_over(self) -> bool:
+        """Return whether the batch has to stop, and note why. The first reason counts."""
+        if self._stop is None:
+            if self._cancellation.error is not None:
+                self._stop = batches.stop_cancelled(errors.message_of(self._cancellation.error))
+            elif self._window is not None and self._window.done():
+                self._stop = batches.stop_expired()
+        return self._stop is not None
+
+    async def _plan(self) -> None:
+        """Plan the batch, unless it has to stop meanwhile."""
+        planning = workflow.start_activity(
+            activities.plan_batch,
+            internal_pb2.PlanRequest(
+                batch_id=self._id,
+                batch=self._run.batch,
+                tenant=self._tenant,
+                limits=self._run.options.limits,
+                scopes=self._run.options.scopes,
+            ),
+            start_to_close_timeout=_LONG_STEP,
+            heartbeat_timeout=_STEP_HEARTBEAT,
+            retry_policy=STEP_RETRIES,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+        await self._cancellation.wait(lambda: planning.done() or self._is_over())
+        planning.cancel()
+        await self._cancellation.wait(planning.done)
+        try:
+            plan = planning.result()
+        except asyncio.CancelledError:
+            return
+        except ActivityError as error:
+            if self._stop is None:
+                cause = error.cause if isinstance(error.cause, ApplicationError) else None
+                reason = (cause.type if cause else None) or "PLAN_FAILED"
+                self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
+            return
+        self._progress.plan.CopyFrom(plan)
+        self._progress.counts.total = sum(group.count for group in plan.groups)
+        if plan.HasField("error"):
+            self._stop = batches.Stop(batch_pb2.BATCH_STATE_FAILED, plan.error)
+            if plan.HasField("bad_lines"):
+                self._status.errors.CopyFrom(plan.bad_lines)
+            if plan.HasField("bad_items"):
+                self._progress.rest.CopyFrom(plan.bad_items)
+
+    async def _run_chunks(self) -> None:
+        """Run the chunks until all have ended or the batch has to stop. May continue as a new run."""
+        chunks, full = Chunks(self._run, self._id, self._tenant), False
+        while not self._is_over():
+            full = full or workflow.info().is_continue_as_new_suggested()
+            if not full:
+                chunks.begin()
+                if not self._progress.HasField("start_time"):
+                    self._progress.start_time.FromDatetime(workflow.now())
+            if chunks.idle:
+                if chunks.all_begun:
+                    break
+                self._progress.ended_chunks = chunks.next_number
+                workflow.continue_as_new(self._run)
+            await self._cancellation.wait(lambda: chunks.has_news() or self._is_over())
+            self._note(chunks.take())
+            self._stop = self._stop or chunks.failure or self._spent()
+            if len(self._progress.recent) >= _MAX_RECENT:
+                await self._write_manifest()
+        self._status.state = batch_pb2.BATCH_STATE_FINALIZING
+        self._note(await self._finish(chunks.stop()))
+        await self._write_manifest()
+
+    def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
+        """Add ended chunks to the sums and to the list."""
+        progress = self._progress
+        for chunk in ended:
+            result = chunk.result
+            if not result.done.strip(b"\0"):
+                continue
+            first = not batches.ended(progress.counts)
+            batches.add_counts(progress.counts, result.counts)
+            batches.add_usage(progress.usage, result.usage, first=first)
+            result.ClearField("counts")
+            result.ClearField("usage")
+            progress.recent.append(chunk)
+
+    def _spent(self) -> batches.Stop | None:
+        """Return why the batch must not go on for what it has used, or for what has failed."""
+        batch, progress = self._run.batch, self._progress
+        if field := batches.spent(batch, progress.usage):
+            return batches.stop_failed(batches.BUDGET_SPENT, f"budget.{field} of the batch is spent")
+        if batches.too_many_failures(batch, progress.counts):
+            counts = progress.counts
+            message = f"{counts.failed} of {batches.ended(counts)} items have failed"
+            return batches.stop_failed(batches.TOO_MANY_FAILURES, message)
+        return None
+
+    async def _write_manifest(self) -> None:
+        progress = self._progress
+        if not progress.recent:
+            return
+        request = internal_pb2.ManifestRequest(batch_id=self._id)
+        request.manifest.chunks.extend(progress.recent)
+        writing = workflow.execute_activity(
+            activities.write_manifest, request, start_to_close_timeout=STEP_TIMEOUT, retry_policy=STEP_RETRIES
+        )
+        manifest = await self._finish(writing)
+        # No await between the two: whoever asks must see each chunk once.
+        progress.manifests.append(manifest)
+        del progress.recent[: len(request.manifest.chunks)]
+
+    async def _merge(self) -> None:
+        progress, options = self._progress, self._run.options
+        request = internal_pb2.MergeRequest(
+            batch_id=self._id,
+            input=progress.plan.input,
+            batch=self._run.batch,
+            tenant=self._tenant,
+            manifests=progress.manifests,
+            items=progress.counts.total,
+            limits=options.limits,
+            create_time=options.create_time,
+        )
+        if self._stop is not None:
+            request.otherwise = self._stop.items
+            request.error.CopyFrom(self._stop.error)
+        merging = workflow.execute_activity(
+            activities.merge_batch,
+            request,
+            start_to_close_timeout=_LONG_STEP,
+            heartbeat_timeout=_STEP_HEARTBEAT,
+            retry_policy=STEP_RETRIES,
+        )
+        try:
+            merged = await self._finish(merging)
+        except ActivityError as error:
+            cause = error.cause if isinstance(error.cause, ApplicationError) else None
+            reason = (cause.type if cause else None) or "MERGE_FAILED"
+            self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
+            return
+        if merged.HasField("output"):
+            self._status.output.CopyFrom(merged.output)
+        if merged.HasField("errors"):
+            self._status.errors.CopyFrom(merged.errors)
+        if merged.HasField("rest"):
+            progress.rest.CopyFrom(merged.rest)
+        progress.counts.CopyFrom(merged.counts)
+
+    async def _close(self) -> None:
+        """Publish the outcome, and close with it."""
+        cleaning = workflow.execute_activity(
+            activities.clean_batch,
+            internal_pb2.CleanRequest(batch_id=self._id, progress=self._progress, ledger=self._run.options.ledger),
+            start_to_close_timeout=STEP_TIMEOUT,
+            retry_policy=STEP_RETRIES,
+        )
+        await self._finish(cleaning)
+        stop, status = self._stop, self._status
+        status.state = stop.state if stop is not None else batch_pb2.BATCH_STATE_SUCCEEDED
+        status.end_time.FromDatetime(workflow.now())
+        if stop is not None:
+            status.error.CopyFrom(stop.error)
+        state = batch_pb2.BatchState.Name(status.state)
+        if status.state == batch_pb2.BATCH_STATE_CANCELLED:
+            await self._cancellation.request()
+        workflow.upsert_search_attributes([names.JOB_STATE.value_set(state)])
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._now()), names.MEMO_RECORD: to_memo(self._progress)})
+        workflow.logger.info("batch ended", extra={"state": state})
+        if stop is None:
+            return
+        if status.state == batch_pb2.BATCH_STATE_CANCELLED:
+            raise CancelledError(stop.error.message)
+        raise ApplicationError(stop.error.message, type=errors.reason_of(stop.error), non_retryable=True)
+
+    async def _finish(self, step: Coroutine[Any, Any, _T]) -> _T:
+        """Return what a step returns. A cancel meanwhile is noted, and does not reach the step."""
+        task = asyncio.ensure_future(step)
+        await self._cancellation.wait(task.done)
+        return task.result()
+
+
+async def _over(left: timedelta) -> None:
+    """Return when the window is over."""
+    if left > timedelta(0):
+        await workflow.sleep(left)
