@@ -48,10 +48,8 @@ class Chunk(NamedTuple):
     first: int
     """Place of the first item in the plan."""
     items: int
-    queue: str
-    """Task queue of the model."""
-    model: str
-    default_max_tokens: int
+    group: internal_pb2.PlanGroup
+    """The items of its model."""
 
 
 class Stop(NamedTuple):
@@ -88,7 +86,7 @@ def chunks_of(plan: internal_pb2.BatchPlan, options: internal_pb2.BatchOptions) 
     for group in plan.groups:
         for first in range(group.first, group.first + group.count, size):
             count = min(size, group.first + group.count - first)
-            chunks.append(Chunk(len(chunks), first, count, group.queue, group.model, group.default_max_tokens))
+            chunks.append(Chunk(len(chunks), first, count, group))
     return chunks
 
 
@@ -150,6 +148,13 @@ def too_many_failures(batch: batch_pb2.BatchRequest, counts: usage_pb2.WorkCount
     """Return whether a larger share of the ended items has failed than the batch allows."""
     judged = ended(counts)
     return judged >= MIN_JUDGED and 0 < batch.max_failure_rate < counts.failed / judged
+
+
+def describe(status: batch_pb2.BatchStatus, batch: batch_pb2.BatchRequest) -> None:
+    """Write into the status what it repeats of the batch."""
+    status.user_id, status.request_id, status.project_id = batch.user_id, batch.request_id, batch.project_id
+    status.labels.update(batch.labels)
+    status.input.CopyFrom(batch.input)
 
 
 def stop_failed(reason: str, message: str) -> Stop:

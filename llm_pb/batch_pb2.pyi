@@ -12,7 +12,8 @@ as a line. A line has one of two forms, which may be mixed:
   1 to 512 characters without control characters.
 
 Either form takes a further member "watch": true at the top. The item then is a job of LlmService, whose id BatchItem names: it
-can be watched, cancelled and listed, and has events of its own. It costs the service more than other items.
+can be watched, cancelled and listed, and has events of its own. It costs the service more than other items. This version
+refuses such a line.
 
 custom_ids are unique within a batch. All items are jobs of the batch's user and class: user_id, and job_class where a line
 has it, are those of the batch. The parameters `user` and `safety_identifier` of OpenAI's form are taken, and change
@@ -214,6 +215,26 @@ class BatchStatus(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BATCH_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
@@ -231,6 +252,11 @@ class BatchStatus(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id: "llmbatch-<user>-<request>", in the form of JobStatus.workflow_id."""
     state: Global___BatchState.ValueType
@@ -243,6 +269,12 @@ class BatchStatus(_message.Message):
     """Output tokens a second of all items together, over about the last minute. 0 unless the state is BATCH_STATE_RUNNING."""
     trace_id: _builtins.str
     """The W3C trace id of the batch's trace, as JobStatus.trace_id. Traces of items link to it."""
+    user_id: _builtins.str
+    """The batch's user. Empty where the batch cannot be read."""
+    request_id: _builtins.str
+    """The batch's request_id."""
+    project_id: _builtins.str
+    """The batch's project_id."""
     @_builtins.property
     def counts(self) -> _usage_pb2.WorkCounts:
         """The numbers of its items. total is 0 until the lines are checked."""
@@ -296,6 +328,14 @@ class BatchStatus(_message.Message):
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyStatus]:
         """The delivery of the outcome, one for each target. Set in a final state."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The batch's labels."""
+
+    @_builtins.property
+    def input(self) -> _file_pb2.FileRef:
+        """The batch's input, as CreateBatch named it."""
+
     def __init__(
         self,
         *,
@@ -316,10 +356,15 @@ class BatchStatus(_message.Message):
         tokens_per_second: _builtins.float = ...,
         notifications: _abc.Iterable[_llm_pb2.NotifyStatus] | None = ...,
         trace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        input: _file_pb2.FileRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "errors", b"errors", "estimated_end_time", b"estimated_end_time", "expire_time", b"expire_time", "output", b"output", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "errors", b"errors", "estimated_end_time", b"estimated_end_time", "expire_time", b"expire_time", "input", b"input", "output", b"output", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "errors", b"errors", "estimated_end_time", b"estimated_end_time", "expire_time", b"expire_time", "notifications", b"notifications", "output", b"output", "start_time", b"start_time", "state", b"state", "tokens_per_second", b"tokens_per_second", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "errors", b"errors", "estimated_end_time", b"estimated_end_time", "expire_time", b"expire_time", "input", b"input", "labels", b"labels", "notifications", b"notifications", "output", b"output", "project_id", b"project_id", "request_id", b"request_id", "start_time", b"start_time", "state", b"state", "tokens_per_second", b"tokens_per_second", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,8 @@ as a line. A line has one of two forms, which may be mixed:
   1 to 512 characters without control characters.
 
 Either form takes a further member "watch": true at the top. The item then is a job of LlmService, whose id BatchItem names: it
-can be watched, cancelled and listed, and has events of its own. It costs the service more than other items.
+can be watched, cancelled and listed, and has events of its own. It costs the service more than other items. This version
+refuses such a line.
 
 custom_ids are unique within a batch. All items are jobs of the batch's user and class: user_id, and job_class where a line
 has it, are those of the batch. The parameters `user` and `safety_identifier` of OpenAI's form are taken, and change

@@ -1601,6 +1601,7 @@ class PlanGroup(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     first: _builtins.int
@@ -1611,6 +1612,10 @@ class PlanGroup(_message.Message):
     """Task queue of the model, as JobOptions.gpu_task_queue."""
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens."""
+    @_builtins.property
+    def price(self) -> _llm_pb2.ModelPrice:
+        """The model's price when the batch was planned. Unset without one."""
+
     def __init__(
         self,
         *,
@@ -1619,10 +1624,11 @@ class PlanGroup(_message.Message):
         count: _builtins.int = ...,
         queue: _builtins.str = ...,
         default_max_tokens: _builtins.int = ...,
+        price: _llm_pb2.ModelPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "price", b"price", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1693,7 +1699,7 @@ class ChunkRequest(_message.Message):
 
     @_builtins.property
     def price(self) -> _llm_pb2.ModelPrice:
-        """The model's price, as JobOptions.price. Unset without one."""
+        """The model's price. Unset without one."""
 
     def __init__(
         self,

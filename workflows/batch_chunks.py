@@ -149,20 +149,21 @@ class Chunks:
             create_time=run.options.create_time,
             expire_time=run.options.expire_time,
             max_concurrent=batches.concurrent_items(run.options, run.batch),
-            default_max_tokens=chunk.default_max_tokens,
+            default_max_tokens=chunk.group.default_max_tokens,
+            price=chunk.group.price if chunk.group.HasField("price") else None,
         )
         left = run.options.expire_time.ToDatetime(UTC) - workflow.now()
         limit = run.options.heartbeat_timeout.ToTimedelta() or _HEARTBEAT_TIMEOUT
         running.handle = workflow.start_activity(
             activities.run_batch_chunk,
             request,
-            task_queue=queue_of(chunk.queue, run.batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND),
+            task_queue=queue_of(chunk.group.queue, run.batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND),
             activity_id=f"{batches.CHUNK_ID_PREFIX}{chunk.number}-{running.starts}",
             schedule_to_close_timeout=max(left, timedelta(0)) + _GRACE,
             heartbeat_timeout=limit,
             retry_policy=STEP_RETRIES,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=chunk.model,
+            summary=chunk.group.model,
             priority=workflow.info().priority,
         )
         running.starts += 1

@@ -62,6 +62,7 @@ class LLMBatchWorkflow:
             expire_time=options.expire_time,
             trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
         )
+        batches.describe(self._status, self._run.batch)
         self._cancellation = Cancellation()
         self._stop: batches.Stop | None = None
         self._window: asyncio.Task[None] | None = None

@@ -12,7 +12,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from pydantic import SecretStr
 
@@ -72,10 +72,10 @@ class PageTokens:
         filters = type(request)()
         filters.CopyFrom(request)  # type: ignore[arg-type]  # it is of the same type
         filters.ClearField("page_size")
-        # The same states in another order are the same filter.
-        if not isinstance(filters, file_pb2.ListFilesRequest):
-            states: Any = filters.states
-            states[:] = sorted(set(states))
+        # The same states or classes in another order are the same filter.
+        for name in ("states", "classes"):
+            values = getattr(filters, name, [])
+            values[:] = sorted(set(values))
         if not isinstance(filters, llm_pb2.ListRequest):
             # No token of one method is one of another.
             token = filters.DESCRIPTOR.name.encode() + token

@@ -32,6 +32,7 @@ from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
 from services.gateway.files.outputs import JobOutputs
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
 from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
@@ -43,6 +44,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
@@ -86,6 +88,7 @@ async def serving_api(
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     outputs = JobOutputs(store, reader) if store is not None else None
     file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
+    file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
     effects = Effects(client, settings.workflow_queue)
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
@@ -108,9 +111,10 @@ async def serving_api(
         streams,
         requests,
         open_jobs,
+        file_quotas,
         answers,
     )
-    files = FileServicer(effects, file_reader, store, answers, settings, encryption)
+    files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     batch_reader = BatchReader(client)
     batch_streams = BatchStreams(batch_reader, store, settings)
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
@@ -164,6 +168,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            set_queue_rates(client, settings),
             auth.keep_current(),
         ):
             yield

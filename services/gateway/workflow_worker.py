@@ -18,6 +18,7 @@ from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
+from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.files.outputs import OutputSweeper
@@ -105,8 +106,9 @@ async def running_workflows(
         if store is not None:
             reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
             jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
-            sweeper = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
-            await stack.enter_async_context(beside(sweeper.keep_sweeping()))
+            files = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
+            batches = BatchSweeper(client, store, settings)
+            await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, encryption, store))
         yield
 

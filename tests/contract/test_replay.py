@@ -25,6 +25,7 @@ from llm_pb import llm_pb2
 from payload_converter import data_converter
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
+from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
@@ -47,6 +48,7 @@ WORKFLOWS = (
     LLMBulkDeletionWorkflow,
     LLMJobTombstone,
     LLMFileWorkflow,
+    LLMBatchWorkflow,
 )
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))

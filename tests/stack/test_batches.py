@@ -8,16 +8,20 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
+from temporalio.worker import Replayer
 
 from deploy.local.stack import Stack
 from jobs.ids import batch_workflow_id
 from llm_pb import batch_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
+from payload_converter import data_converter
+from tests.contract.test_replay import SANDBOX
 from tests.support.batches import Stubs, by_index, create, custom_id_of, lines_of, new_batch, running, to_jsonl
 from tests.support.files import PATIENCE, delete, until
 from tests.support.jobs import details_of, unpack
+from workflows.llm_batch import LLMBatchWorkflow
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +125,7 @@ async def test_a_cancelled_batch_keeps_what_has_ended(stubs: Stubs, temporal: Cl
     items = by_index(await stubs.results(created.batch_id))
     assert len(items) == 100
     assert (await stubs.cancel(created.batch_id)) == status
+    await replay(await temporal.get_workflow_handle(created.batch_id).fetch_history())
 
 
 async def has_state(stubs: Stubs, batch_id: str, state: "batch_pb2.BatchState.ValueType") -> bool:
@@ -267,5 +272,12 @@ async def test_a_batch_of_two_thousand_lines_has_a_small_history(stubs: Stubs, t
         status = await stubs.end(created.batch_id)
         assert sorted(by_index(await reading)) == list(range(2000))
     assert status.counts.succeeded == 2000
-    description = await temporal.get_workflow_handle(created.batch_id).describe()
-    assert description.history_length < 50 * 6 + 100
+    handle = temporal.get_workflow_handle(created.batch_id)
+    assert (await handle.describe()).history_length < 50 * 6 + 100
+    await replay(await handle.fetch_history())
+
+
+async def replay(history: WorkflowHistory) -> None:
+    """Run the workflow's code on a history, in the sandbox, which refuses code that is not deterministic."""
+    replayer = Replayer(workflows=[LLMBatchWorkflow], workflow_runner=SANDBOX, data_converter=data_converter)
+    await replayer.replay_workflow(history)

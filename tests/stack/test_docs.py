@@ -138,6 +138,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.key_reused("a", "b"),
         errors.job_deleted("a", "b"),
         errors.deletion_not_found("a"),
+        errors.batch_not_found("a"),
         errors.audit_unavailable(),
         errors.exhausted("a"),
         errors.quota_exceeded("a", "b", "c", timedelta(seconds=1)),

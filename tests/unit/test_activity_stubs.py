@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 from temporalio import activity
 
+from services.gateway.batches.activities import BatchActivities
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
+from services.gpu_worker.batch.activity import RunBatchChunk
 from services.notifier.activity import NotifyUI
 from services.notifier.progress import NotifyProgress
 from workflows import activities
 
 IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.run_llm_on_gpu: RunLLMOnGPU.__call__,
+    activities.run_batch_chunk: RunBatchChunk.__call__,
     activities.notify_ui: NotifyUI.__call__,
     activities.notify_progress: NotifyProgress.__call__,
     activities.request_cancel: LocalActivities.request_cancel,
@@ -31,6 +34,11 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.remove_job: DeletionSteps.remove_job,
     activities.find_jobs: DeletionSteps.find_jobs,
     activities.remove_file: FileRemoval.remove_file,
+    activities.plan_batch: BatchActivities.plan_batch,
+    activities.collect_chunks: BatchActivities.collect_chunks,
+    activities.write_manifest: BatchActivities.write_manifest,
+    activities.merge_batch: BatchActivities.merge_batch,
+    activities.clean_batch: BatchActivities.clean_batch,
 }
 
 

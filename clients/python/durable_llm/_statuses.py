@@ -8,7 +8,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from durable_llm._details import reason_of
+from durable_llm.batch_errors import BATCH_ERRORS
 from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation
+from durable_llm.file_errors import FILE_ERRORS
 from llm_pb import llm_pb2
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -29,7 +31,8 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
         detail.Unpack(info)
     reason = reason_of(status)
     otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
-    return API_ERRORS.get(reason, otherwise)(
+    kind = API_ERRORS.get(reason) or FILE_ERRORS.get(reason) or BATCH_ERRORS.get(reason, otherwise)
+    return kind(
         message,
         code,
         reason,

@@ -112,7 +112,7 @@ class BatchActivities:
             for first in range(0, len(unneeded), _REMOVED_AT_ONCE):
                 await store.delete(unneeded[first : first + _REMOVED_AT_ONCE])
         if request.ledger:
-            await self._releases.release(request.ledger, request.batch_id)
+            await self._releases.release(request.ledger, request.batch_id, progress.usage.output_tokens)
 
     def _require_store(self) -> Store:
         if self._store is None:

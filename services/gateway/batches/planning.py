@@ -72,6 +72,8 @@ async def plan(task: internal_pb2.PlanTask, store: Store, settings: GatewaySetti
             # Every line was checked, so the model is there.
             if (model := models.get(group.model)) is not None:
                 group.queue, group.default_max_tokens = model.queue, model.default_max_tokens
+                if model.price is not None:
+                    group.price.CopyFrom(model.price.message())
         await asyncio.to_thread(lambda: [ordered.write(piece) for piece in writer.pieces()])
         found.plan.CopyFrom(await put(store, folder, ordered))
         found.input.CopyFrom(await put(store, folder, lines))

@@ -52,7 +52,7 @@ class BatchSubmission:
         self._files = files
         self._open_jobs = open_jobs
         self._settings = settings
-        self._turns = Turns(settings.tenants)
+        self._turns = Turns(settings.tenants, classes=settings.classes)
         self._encryption = encryption
 
     async def create(self, caller: Caller, request: batch_pb2.CreateBatchRequest) -> batch_pb2.BatchStatus:
@@ -67,27 +67,30 @@ class BatchSubmission:
         if (found := await self._found(caller, id_, batch)) is not None:
             return found
         await self._check_input(caller, batch)
+        job_class = batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND
         now = Timestamp()
         now.GetCurrentTime()
         chosen = self._options(caller, batch, now)
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
-        reservation = None
+        last_check = None
         if chosen.ledger:
             audit.require_available()
-            reservation = await self._open_jobs.reserve(caller.tenant, id_)
-            if reservation is None:
-                raise self._open_jobs.refusal(caller.tenant)
+            # What a batch without a budget will use is not known. It counts when the batch ends.
+            reservation = await self._open_jobs.reserve(caller.tenant, id_, batch.budget.output_tokens)
+            if isinstance(reservation, str):
+                raise self._open_jobs.refusal(caller.tenant, reservation)
+            last_check = reservation.require_valid
         try:
             await self._effects.start(
                 names.BATCH_WORKFLOW_TYPE,
                 internal_pb2.BatchRun(batch=batch, options=chosen),
                 id_=id_,
-                last_check=None if reservation is None else reservation.require_valid,
+                last_check=last_check,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=_memo(batch, chosen, traceparent, hash_),
                 search_attributes=TypedSearchAttributes(attributes_of(_about(batch), caller.tenant, hash_)),
-                priority=self._turns.priority(caller.tenant, batch.user_id, hash_),
+                priority=self._turns.priority(caller.tenant, batch.user_id, hash_, job_class),
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
@@ -97,13 +100,15 @@ class BatchSubmission:
                 await self._open_jobs.release(caller.tenant, id_)
             return found
         _log.info("batch accepted", extra={"workflow_id": id_})
-        return batch_pb2.BatchStatus(
+        status = batch_pb2.BatchStatus(
             batch_id=id_,
             state=batch_pb2.BATCH_STATE_VALIDATING,
             create_time=now,
             expire_time=chosen.expire_time,
             trace_id=trace_id(traceparent),
         )
+        batches.describe(status, batch)
+        return status
 
     async def cancel(self, caller: Caller, request: batch_pb2.CancelBatchRequest) -> batch_pb2.BatchStatus:
         """Cancel a batch and return its status; an ended one does not change. Raises ApiError NOT_FOUND, RPCError."""

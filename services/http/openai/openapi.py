@@ -6,7 +6,7 @@ Answers are described loosely: OpenAI's own description and clients have their t
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from openai_api.asked import PRIORITY_OF_TIER
+from openai_api.asked import CLASS_OF_TIER
 from services.http.resources import Resource
 
 _Schema = dict[str, Any]
@@ -26,7 +26,7 @@ _SHARED: Final = {
     "prompt_cache_key": _TEXT,
     "prompt_cache_retention": {"type": "string", "enum": ["in_memory", "24h"]},
     "metadata": {"type": "object", "additionalProperties": _TEXT},
-    "service_tier": {"type": "string", "enum": ["auto", "default", *PRIORITY_OF_TIER]},
+    "service_tier": {"type": "string", "enum": ["auto", "default", *CLASS_OF_TIER]},
     "durable_llm": {
         "type": "object",
         "description": "What OpenAI's API does not have.",
@@ -86,16 +86,25 @@ PARAMETERS: Final[Mapping[str, Mapping[str, _Schema]]] = {
     "/v1/completions": _SHARED
     | _OF_COMPLETIONS
     | {"prompt": _TEXTS, "logprobs": _INTEGER, "echo": _FLAG, "best_of": _INTEGER, "suffix": _TEXT},
+    "/v1/batches": {
+        "input_file_id": _TEXT,
+        "endpoint": {"type": "string", "enum": ["/v1/chat/completions", "/v1/responses", "/v1/completions"]},
+        "completion_window": {"type": "string", "pattern": "^[1-9][0-9]*[mhd]$"},
+        "metadata": {"type": "object", "additionalProperties": _TEXT},
+    },
 }
 """The parameters of the bodies that are taken, some with one value alone: docs/openai.md says which."""
 _REQUIRED: Final = {
     "/v1/responses": ["model", "input"],
     "/v1/chat/completions": ["model", "messages"],
     "/v1/completions": ["model", "prompt"],
+    "/v1/batches": ["input_file_id", "endpoint", "completion_window"],
 }
 _QUERIES: Final[Mapping[str, Mapping[str, _Schema]]] = {
     "/v1/responses/{id}": {"stream": _FLAG, "starting_after": _INTEGER, "include": _LIST, "include_obfuscation": _FLAG},
     "/v1/responses/{id}/input_items": {"after": _TEXT, "limit": _INTEGER, "order": _TEXT, "include": _LIST},
+    "/v1/files": {"after": _TEXT, "limit": _INTEGER, "order": _TEXT, "purpose": _TEXT},
+    "/v1/batches": {"after": _TEXT, "limit": _INTEGER},
 }
 _SUMMARIES: Final = {
     ("/v1/responses", "POST"): ("createResponse", "Creates a response, in the background or not, streamed or not."),
@@ -105,9 +114,33 @@ _SUMMARIES: Final = {
     ("/v1/responses/{id}/input_items", "GET"): ("listInputItems", "Lists the input of a response."),
     ("/v1/chat/completions", "POST"): ("createChatCompletion", "Creates a chat completion, streamed or not."),
     ("/v1/completions", "POST"): ("createCompletion", "Creates a completion, streamed or not."),
+    ("/v1/files", "POST"): ("createFile", "Uploads a file."),
+    ("/v1/files", "GET"): ("listFiles", "Lists files, the newest first."),
+    ("/v1/files/{id}", "GET"): ("getFile", "Returns a file without its content."),
+    ("/v1/files/{id}", "DELETE"): ("deleteFile", "Deletes a file."),
+    ("/v1/files/{id}/content", "GET"): ("getFileContent", "Returns the content of a file."),
+    ("/v1/batches", "POST"): ("createBatch", "Creates a batch of the lines of a file."),
+    ("/v1/batches", "GET"): ("listBatches", "Lists batches, open ones first."),
+    ("/v1/batches/{id}", "GET"): ("getBatch", "Returns a batch."),
+    ("/v1/batches/{id}/cancel", "POST"): ("cancelBatch", "Cancels a batch."),
     ("/v1/models", "GET"): ("listOpenAiModels", "Lists the models."),
     ("/v1/models/{id}", "GET"): ("getOpenAiModel", "Returns a model."),
 }
+_FORMS: Final[Mapping[str, _Schema]] = {
+    "/v1/files": {
+        "type": "object",
+        "required": ["purpose", "file"],
+        "properties": {
+            "purpose": _TEXT,
+            "user": _TEXT,
+            "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+            "expires_after[seconds]": _INTEGER,
+            "file": {"type": "string", "contentMediaType": "application/octet-stream", "description": "The last part."},
+        },
+        "additionalProperties": False,
+    }
+}
+"""The forms that are taken."""
 _STREAMED: Final = {"/v1/responses", "/v1/chat/completions", "/v1/completions"}
 _ERROR: Final[_Schema] = {
     "type": "object",
@@ -138,6 +171,8 @@ def describe(resources: Sequence[Resource]) -> dict[str, Any]:
 def _operation(path: str, method: str) -> dict[str, Any]:
     name, summary = _SUMMARIES[path, method]
     answer: dict[str, Any] = {"application/json": {"schema": _OBJECT}}
+    if path.endswith("/content"):
+        answer = {"application/octet-stream": {}}
     if path in _STREAMED or (path, method) == ("/v1/responses/{id}", "GET"):
         answer["text/event-stream"] = {"schema": _TEXT}
     error = {
@@ -161,6 +196,9 @@ def _operation(path: str, method: str) -> dict[str, Any]:
             "additionalProperties": False,
         }
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if method == "POST" and path in _FORMS:
+        parameters.append({"name": "Idempotency-Key", "in": "header", "schema": _TEXT})
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORMS[path]}}}
     if parameters:
         described["parameters"] = parameters
     return described

@@ -11,7 +11,9 @@ from services.http.bodies import query_of
 from services.http.failures import Failure
 from services.http.front import Front
 from services.http.openai.answers import answered, failing, refuse
+from services.http.openai.batches import Batches
 from services.http.openai.chat import Completions
+from services.http.openai.files import Files
 from services.http.openai.responses import Responses
 from services.http.resources import Package, Resource
 
@@ -39,6 +41,8 @@ def package(front: Front) -> Package:
     found = (
         *Responses(front).resources,
         *Completions(front).resources,
+        *Files(front).resources,
+        *Batches(front).resources,
         Resource("/v1/models", {"GET": models}),
         Resource("/v1/models/{id:id}", {"GET": model}),
     )

@@ -126,6 +126,15 @@ OPTIONS = {
     "job.user_id": "--user",
     "job.project_id": "--project",
     "job.timeouts.total": "--timeout",
+    "batch.user_id": "--user",
+    "batch.project_id": "--project",
+    "batch.window": "--window",
+    "batch.max_concurrent": "--max-concurrent",
+    "batch.max_failure_rate": "--max-failure-rate",
+    "file.user_id": "--user",
+    "file.purpose": "--purpose",
+    "file.ref.media_type": "--media-type",
+    "file.expire_time": "--expires",
 }
 """Options whose names are not those of their fields."""
 _OF_PARAMS = ("job.params.", "job.")
