@@ -13,7 +13,7 @@ from services.gpu_worker.batch import chunk_log
 from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.segment_writer import MAX_SEGMENTS, SegmentWriter
-from services.gpu_worker.seats import Seats
+from services.gpu_worker.seats import Demand, Seats
 from store.objects import ObjectStore, open_objects
 from store.settings import StoreSettings
 from store.store import StoredObject
@@ -147,8 +147,9 @@ async def test_a_log_of_ended_items_is_written_anew(monkeypatch: pytest.MonkeyPa
 async def test_a_worker_takes_no_more_chunks_than_it_has_seats_for() -> None:
     seats = Seats(16, 1)
     assert seats.slots(background=True) == 16
-    with seats.chunk(background=True) as demand:
-        demand.items = 16
+    demand = Demand(background=True)
+    demand.items = 16
+    with seats.chunk(demand):
         # The chunk itself is one of them.
         assert seats.slots(background=True) == 1
         # Interactive jobs come nevertheless.
