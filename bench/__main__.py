@@ -46,6 +46,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("growth", False, PLAIN),
     ("fairness", False, PLAIN),
     ("seats", False, PLAIN),
+    ("batch", False, PLAIN),
     ("cancel_latency", False, PLAIN),
     ("tracing_cost", False, PLAIN),
     ("quota_cost", False, PLAIN),

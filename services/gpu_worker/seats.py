@@ -139,12 +139,11 @@ class Seats:
             seat.free()
 
     @contextmanager
-    def chunk(self, *, background: bool) -> Iterator[Demand]:
+    def chunk(self, demand: Demand) -> Iterator[None]:
         """Count the items of a chunk while the context is open, so that the worker takes no more than it has seats."""
-        demand = Demand(background=background)
         self._demands.add(demand)
         try:
-            yield demand
+            yield
         finally:
             self._demands.remove(demand)
             self.note_change()

@@ -256,15 +256,15 @@ async def test_the_page_lists_every_metric(after_all: Scrape) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     served = {family.name + ("_total" if family.type == "counter" else ""): family for family in after_all.ours}
-    kinds = {name: kind for name, (kind, _) in listed.items() if name not in OF_PAUSES}
+    kinds = {name: kind for name, (kind, _) in listed.items() if name not in UNUSED}
     assert kinds == {name: one.type for name, one in served.items()}
     for name, family in served.items():
         labels = {label for sample in family.samples for label in sample.labels} - {"le"} - TEMPORALS_LABELS
         assert labels <= listed[name][1], name
 
 
-OF_PAUSES = {"llm_engine_seat_release_duration_seconds"}
-"""Metrics that are served once a job has paused: see test_seats."""
+UNUSED = {"llm_engine_seat_release_duration_seconds", "llm_batch_flush_duration_seconds"}
+"""Metrics that are served once a job has paused or a batch has run: see test_seats and test_batch_chunks."""
 TEMPORALS_LABELS = {"namespace", "task_queue", "workflow_type"}
 """Labels that Temporal adds to the metrics of a workflow."""
 

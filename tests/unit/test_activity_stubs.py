@@ -22,6 +22,7 @@ from workflows import activities
 
 IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.run_llm_on_gpu: RunLLMOnGPU.__call__,
+    activities.run_batch_chunk: RunBatchChunk.__call__,
     activities.notify_ui: NotifyUI.__call__,
     activities.notify_progress: NotifyProgress.__call__,
     activities.request_cancel: LocalActivities.request_cancel,

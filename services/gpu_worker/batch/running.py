@@ -71,6 +71,7 @@ class ChunkRun:
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
         self._pause_seconds = settings.pause_wait.total_seconds()
+        self._heartbeat_seconds = settings.heartbeat_interval.total_seconds()
         self._running: set[RunningItem] = set()
         self._asking: Seat | None = None
         self._seated_at = time.monotonic()
@@ -79,6 +80,7 @@ class ChunkRun:
         self._flushed = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._left = 0
+        self._demand = Demand(background=is_background(self._job_class))
         self._working: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -94,12 +96,11 @@ class ChunkRun:
         """
         todo = self.chunk.todo()
         self._left = len(todo)
-        with self._jobs.seats.chunk(background=is_background(self._job_class)) as demand, self._beside(demand):
+        self._demand.items = min(self._left, self._most)
+        with self._jobs.seats.chunk(self._demand), self._beside():
             if not first:
                 await self._log.take_over(set(todo))
-            demand.items = min(self._left, self._most)
-            self._jobs.seats.note_change()
-            working = self._working = asyncio.create_task(self._work(todo, demand))
+            working = self._working = asyncio.create_task(self._work(todo))
             try:
                 left = self._request.expire_time.ToDatetime(UTC) - datetime.now(UTC)
                 limited = self._request.HasField("expire_time")
@@ -139,7 +140,7 @@ class ChunkRun:
         """Return what Temporal is to know now."""
         return self.chunk.result(len(self._running))
 
-    async def _work(self, todo: list[int], demand: Demand) -> None:
+    async def _work(self, todo: list[int]) -> None:
         async with asyncio.TaskGroup() as group:
             beginning = group.create_task(self._begin(group, todo))
             draining = asyncio.create_task(activity.wait_for_worker_shutdown())
@@ -147,8 +148,6 @@ class ChunkRun:
             draining.add_done_callback(lambda done: done.cancelled() or beginning.cancel())
             try:
                 await asyncio.wait({beginning})
-                if not beginning.cancelled():
-                    demand.items = len(self._running)
             finally:
                 draining.cancel()
         if self._left and self.stop is None and not self._is_spent:
@@ -192,9 +191,11 @@ class ChunkRun:
 
     def _end_item(self, item: RunningItem, seat: ExitStack, _: object) -> None:
         # A task that is cancelled before its first step runs no code of its own.
-        seat.close()
         self._running.remove(item)
         self._room.release()
+        # Another chunk may come for the seats that this one does not need any more.
+        self._demand.items = min(self._left, self._most)
+        seat.close()
 
     def _seat_request(self, line: PlacedLine) -> internal_pb2.RunRequest:
         """Return what orders an item among those who want a seat: one that has paused goes before one that begins."""
@@ -244,25 +245,23 @@ class ChunkRun:
             await self._log.flush()
 
     @contextmanager
-    def _beside(self, demand: Demand) -> Iterator[None]:
+    def _beside(self) -> Iterator[None]:
         """Write the log, flush and send heartbeats while the context is open."""
-        tasks = [asyncio.create_task(keep(demand)) for keep in (self._keep_logging, self._keep_flushing, self._beat)]
+        tasks = [asyncio.create_task(keep()) for keep in (self._keep_logging, self._keep_flushing, self._beat)]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _keep_logging(self, _: Demand) -> None:
+    async def _keep_logging(self) -> None:
         while True:
             await asyncio.sleep(LOG_SECONDS)
             await self._log.flush()
 
-    async def _keep_flushing(self, demand: Demand) -> None:
+    async def _keep_flushing(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
-            demand.items = min(self._left, self._most)
-            self._jobs.seats.note_change()
             try:
                 await self.flush()
             except Exception as error:  # noqa: BLE001  # it ends the attempt
@@ -271,11 +270,11 @@ class ChunkRun:
                     self._working.cancel()
                 return
 
-    async def _beat(self, _: Demand) -> None:
+    async def _beat(self) -> None:
         interval = activity.info().heartbeat_timeout or timedelta(seconds=30)
         while True:
             activity.heartbeat(self.result())
-            await asyncio.sleep(min(1.0, interval.total_seconds() / 3))
+            await asyncio.sleep(min(self._heartbeat_seconds, interval.total_seconds() / 3))
             self._end_hung_items()
             self._hand_over_without_seats()
 

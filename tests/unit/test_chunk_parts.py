@@ -1,0 +1,159 @@
+"""The parts of RunBatchChunk on their own: its segments, its log, its seats."""
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from batches.segments import read_segment
+from feed.memory import MemoryFeed
+from jobs.batches import done_count
+from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2
+from services.gpu_worker.batch import chunk_log
+from services.gpu_worker.batch.chunk import Chunk
+from services.gpu_worker.batch.chunk_log import ChunkLog
+from services.gpu_worker.batch.segment_writer import MAX_SEGMENTS, SegmentWriter
+from services.gpu_worker.seats import Demand, Seats
+from store.objects import ObjectStore, open_objects
+from store.settings import StoreSettings
+from store.store import StoredObject
+
+REQUEST = internal_pb2.ChunkRequest(batch_id="llmbatch-u-r", count=128)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_objects(StoreSettings(url=(tmp_path / "store").as_uri()))
+
+
+def item(index: int, size: int = 10) -> batch_pb2.BatchItem:
+    return batch_pb2.BatchItem(
+        index=index, state=llm_pb2.JOB_STATE_SUCCEEDED, result=llm_pb2.JobResult(output="x" * size)
+    )
+
+
+async def indexes(store: ObjectStore, refs: list[file_pb2.FileRef]) -> list[int]:
+    found: list[int] = []
+    for ref in refs:
+        data = b"".join([piece async for piece in store.read(StoredObject(ref.file_id, ref.size_bytes))])
+        of_one = [read.index for read in read_segment(BytesIO(data))]
+        assert of_one == sorted(of_one)
+        found += of_one
+    return found
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_a_chunk_has_few_segments_and_each_item_once(store: ObjectStore, size: int) -> None:
+    """Whatever is written when. The segments of an earlier attempt are among them."""
+    writer, written = SegmentWriter(store, REQUEST, []), list[int]()
+    for number in range(64):
+        if number == 40:
+            writer = SegmentWriter(store, REQUEST, writer.refs)
+        # In the order in which they end.
+        some = [item(index, size) for index in (127 - number, number)]
+        before = [*writer.refs]
+        refs = await writer.with_items(some)
+        # Readers of the last heartbeat still find what it named.
+        assert sorted(await indexes(store, before)) == sorted(written)
+        writer.keep(refs)
+        written += [one.index for one in some]
+        assert len(refs) <= MAX_SEGMENTS
+    assert sorted(await indexes(store, refs)) == list(range(128))
+
+
+async def test_a_chunk_counts_each_item_once() -> None:
+    chunk = Chunk(REQUEST, internal_pb2.ChunkResult(), 1)
+    ref = file_pb2.FileRef(file_id="one", size_bytes=1)
+    priced = item(5)
+    priced.result.metadata.cost_micros = 7
+    priced.result.metadata.output_tokens = 3
+    chunk.add([(5, priced), (127, priced)], [ref])
+    known = chunk.result(running=4)
+    assert (done_count(known), known.usage.output_tokens, known.usage.cost_micros) == (2, 6, 14)
+    assert (known.counts.total, known.counts.succeeded, known.counts.running) == (128, 2, 4)
+    again = Chunk(REQUEST, known, 2)
+    assert again.todo() == [place for place in range(128) if place not in (5, 127)]
+    again.add([(place, item(place)) for place in again.todo()], [ref])
+    assert again.is_done
+    # The cost of the others is not known.
+    assert not again.usage.HasField("cost_micros")
+
+
+def record(text: str) -> internal_pb2.FeedRecord:
+    return internal_pb2.FeedRecord(writer="item", tokens_made=internal_pb2.TokensMade(text=text))
+
+
+async def texts(log: ChunkLog, *places: int) -> dict[int, str]:
+    """Take a log over and return what it holds of the items."""
+    await log.take_over(set(places))
+    found: dict[int, str] = {}
+    for place in places:
+        parts: list[str] = []
+        await log.item(place).read("", lambda one, parts=parts: parts.append(one.tokens_made.text))  # type: ignore[misc]
+        found[place] = "".join(parts)
+    return found
+
+
+async def test_the_next_attempt_reads_the_log_and_the_last_one_writes_in_vain() -> None:
+    feed = MemoryFeed()
+    first = ChunkLog(feed, "batch/0", 1, "w")
+    one, other = first.item(3), first.item(4)
+    for text in ("a", "b"):
+        await one.append("", record(text))
+        await other.append("", record(text.upper()))
+        await first.flush()
+    second = ChunkLog(feed, "batch/0", 2, "w")
+    assert await texts(second, 3, 9) == {3: "ab", 9: ""}
+    await one.append("", record("late"))
+    await first.flush()
+    await second.item(9).append("", record("c"))
+    await second.flush()
+    assert await texts(ChunkLog(feed, "batch/0", 3, "w"), 3, 4, 9) == {3: "ab", 4: "AB", 9: "c"}
+    # An attempt that was given up before it began.
+    await first.flush()
+    await second.remove()
+    assert await texts(ChunkLog(feed, "batch/0", 4, "w"), 3) == {3: ""}
+
+
+async def test_a_log_of_ended_items_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not grow with the chunk. The items that run write theirs again."""
+    monkeypatch.setattr(chunk_log, "_MAX_UNNEEDED_BYTES", 10_000)
+    feed = MemoryFeed()
+    log = ChunkLog(feed, "batch/0", 1, "w")
+    running, recoveries = log.item(0), log.recoveries
+    await running.append("", record("kept"))
+    for place in range(1, 40):
+        ended = log.item(place)
+        await ended.append("", record("x" * 1000))
+        await log.flush()
+        ended.forget()
+        if log.recoveries != recoveries:
+            recoveries = log.recoveries
+            await running.append("", record("kept"))
+    await log.flush()
+    size = 0
+
+    def count(one: internal_pb2.FeedRecord) -> bool:
+        nonlocal size
+        size += one.ByteSize()
+        return one.writer == "end"
+
+    await feed.append("batch/0", internal_pb2.FeedRecord(writer="end"))
+    await feed.read("batch/0", count)
+    assert size < 15_000
+    assert (await texts(ChunkLog(feed, "batch/0", 2, "w"), 0))[0].startswith("kept")
+
+
+async def test_a_worker_takes_no_more_chunks_than_it_has_seats_for() -> None:
+    seats = Seats(16, 1)
+    assert seats.slots(background=True) == 16
+    demand = Demand(background=True)
+    demand.items = 16
+    with seats.chunk(demand):
+        # The chunk itself is one of them.
+        assert seats.slots(background=True) == 1
+        # Interactive jobs come nevertheless.
+        assert seats.slots(background=False) == 16
+        demand.items = 6
+        assert seats.slots(background=True) == 11
+    assert seats.slots(background=True) == 16
