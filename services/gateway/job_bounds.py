@@ -2,19 +2,22 @@
 
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
+from runtime.grpc_auth import current_caller
 from services.gateway.models import Models
+from services.gateway.prompt_files import PromptFiles
 from services.gateway.settings import GatewaySettings
 
 
 class JobBounds:
     """Checks jobs against the operator's settings."""
 
-    def __init__(self, models: Models, settings: GatewaySettings) -> None:
+    def __init__(self, models: Models, settings: GatewaySettings, prompt_files: PromptFiles) -> None:
+        self._prompt_files = prompt_files
         self._models = models
         self._settings = settings
 
     async def check(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
-        """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
+        """Return the violations of the operator's settings. Raises ApiError like Models.check and PromptFiles.check."""
         job, settings = request.job, self._settings
         if job.ByteSize() > settings.max_job_bytes:
             # The other checks would take too long.
@@ -32,4 +35,6 @@ class JobBounds:
             asked = getattr(job.timeouts, name)
             if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
+        if not violations and job.HasField("prompt_file"):
+            violations = await self._prompt_files.check(current_caller(), job)
         return violations

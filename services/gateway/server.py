@@ -38,6 +38,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
@@ -81,6 +82,7 @@ async def serving_api(
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     outputs = JobOutputs(store, reader) if store is not None else None
     file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
+    bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     effects = Effects(client, settings.workflow_queue)
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
@@ -115,7 +117,7 @@ async def serving_api(
             RequestInterceptor(
                 requests.take,
                 {
-                    "Submit": JobBounds(models, settings).check,
+                    "Submit": bounds.check,
                     "List": page_tokens.check,
                     "ListFiles": page_tokens.check,
                 },
