@@ -1,5 +1,6 @@
 """`make settings`: writes docs/settings.md from the settings classes."""
 
+import json
 from pathlib import Path
 from typing import Final
 
@@ -63,11 +64,13 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    text = TypeAdapter(type(value)).dump_python(value, mode="json")
+    text = TypeAdapter(type(value)).dump_python(value, mode="json", exclude_none=True)
     if text is None or text in ("", []):
         return ""
     if isinstance(text, list) and text and isinstance(text[0], dict):
         return f"the model `{text[0]['name']}`"
+    if isinstance(text, dict):
+        text = json.dumps(text)
     if isinstance(text, list):
         text = ",".join(map(str, text))
     return f"`{text}`"

@@ -1,11 +1,20 @@
 """The classes of jobs: who waits for whom at the GPU."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from llm_pb import llm_pb2
 
 BACKGROUND_QUEUE_SUFFIX: Final = ".background"
 """Appended to a model's task queue: the queue of its background jobs."""
+
+NAMES: Final[Mapping["llm_pb2.JobClass.ValueType", str]] = {
+    llm_pb2.JOB_CLASS_HIGH: "HIGH",
+    llm_pb2.JOB_CLASS_STANDARD: "STANDARD",
+    llm_pb2.JOB_CLASS_BACKGROUND: "BACKGROUND",
+    llm_pb2.JOB_CLASS_SCHEDULED: "SCHEDULED",
+}
+"""The classes, the most urgent one first, by the names that settings, fairness keys and messages have for them."""
 
 _BACKGROUND: Final = frozenset({llm_pb2.JOB_CLASS_BACKGROUND, llm_pb2.JOB_CLASS_SCHEDULED})
 
@@ -23,3 +32,8 @@ def is_background(job_class: "llm_pb2.JobClass.ValueType") -> bool:
 def queue_of(queue: str, job_class: "llm_pb2.JobClass.ValueType") -> str:
     """Return the task queue for jobs of a class, given the task queue of their model."""
     return queue + BACKGROUND_QUEUE_SUFFIX if is_background(job_class) else queue
+
+
+def label_of(job_class: "llm_pb2.JobClass.ValueType") -> str:
+    """Return the value of a metric's label for the class: "high", for example."""
+    return NAMES.get(job_class, "other").lower()

@@ -19,6 +19,8 @@ def _normal_form(job: llm_pb2.JobRequest) -> llm_pb2.JobRequest:
     normal.CopyFrom(job)
     if normal.priority == options.DEFAULT_PRIORITY:
         normal.ClearField("priority")
+    if normal.job_class == llm_pb2.JOB_CLASS_STANDARD:
+        normal.ClearField("job_class")
     chosen = normal.notify_options
     if [*chosen.events] == [llm_pb2.NOTIFY_EVENT_FINISHED]:
         chosen.ClearField("events")

@@ -84,7 +84,10 @@ LATENCY_MS: Final = SearchAttributeKey.for_int("LatencyMs")
 JOB_STATE: Final = SearchAttributeKey.for_keyword("JobState")
 # Only jobs of a tenant have it, so that an installation without tenants does without it.
 TENANT_ID: Final = SearchAttributeKey.for_keyword("TenantId")
-SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID)
+# The JobClass by name. Only jobs of another class than JOB_CLASS_STANDARD have it, so that an installation without such
+# jobs does without it.
+JOB_CLASS: Final = SearchAttributeKey.for_keyword("JobClass")
+SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID, JOB_CLASS)
 
 # Memo of a job's workflow. At its start it holds the JobOptions that the gateway chose, two digests of the JobRequest,
 # which distinguish a repeated Submit from another job under the same key, and the W3C traceparent of the Submit. As it

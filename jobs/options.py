@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.common import Priority, RetryPolicy
 
 from jobs import names
+from jobs.classes import class_of, is_background, queue_of
 from jobs.memo import from_memo, to_memo
 from llm_pb import internal_pb2, llm_pb2
 
@@ -31,6 +32,9 @@ DEFAULT_PROGRESS_INTERVAL: Final = timedelta(seconds=10)
 DEFAULT_QUEUE_TIMEOUT: Final = timedelta(minutes=5)
 DEFAULT_RUN_TIMEOUT: Final = timedelta(hours=2)
 DEFAULT_TOTAL_TIMEOUT: Final = timedelta(hours=8)
+# Of work that has to wait for a quiet hour.
+DEFAULT_BACKGROUND_QUEUE_TIMEOUT: Final = timedelta(hours=12)
+DEFAULT_BACKGROUND_TOTAL_TIMEOUT: Final = timedelta(hours=24)
 DEFAULT_HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
 DEFAULT_RETRY_INTERVAL: Final = timedelta(seconds=10)
 DEFAULT_RETRY_BACKOFF: Final = 2.0
@@ -75,19 +79,30 @@ DEFAULTS: Final = internal_pb2.JobOptions(
 def complete(chosen: internal_pb2.JobOptions | None, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
     """Return the gateway's options, or the defaults without a gateway, with the job's own timeouts applied."""
     options = internal_pb2.JobOptions()
-    options.CopyFrom(DEFAULTS if chosen is None else chosen)
+    options.CopyFrom(_defaults(job) if chosen is None else chosen)
     _override(options.timeouts, job.timeouts)
     return options
 
 
-def with_defaults(chosen: internal_pb2.JobOptions) -> internal_pb2.JobOptions:
+def with_defaults(chosen: internal_pb2.JobOptions, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
     """Return the options with the default of each field that is unset, also inside its messages.
 
     For the start of a job only: a stored job keeps the options that it has, so that its replays stay the same.
     """
+    options = _defaults(job)
+    _override(options, chosen)
+    return options
+
+
+def _defaults(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+    """Return the defaults for a job of its class."""
     options = internal_pb2.JobOptions()
     options.CopyFrom(DEFAULTS)
-    _override(options, chosen)
+    job_class = class_of(job)
+    options.gpu_task_queue = queue_of(options.gpu_task_queue, job_class)
+    if is_background(job_class):
+        options.timeouts.queue.CopyFrom(duration(DEFAULT_BACKGROUND_QUEUE_TIMEOUT))
+        options.timeouts.total.CopyFrom(duration(DEFAULT_BACKGROUND_TOTAL_TIMEOUT))
     return options
 
 

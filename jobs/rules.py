@@ -145,6 +145,10 @@ def check_list(request: llm_pb2.ListRequest) -> list[Violation]:
         violations.append(Violation("states", f"must hold at most {MAX_STATES} states, not {len(request.states)}"))
     for index, state in enumerate(request.states[:MAX_STATES]):
         violations += check_enum(f"states[{index}]", state, llm_pb2.JobState)
+    if len(request.classes) > MAX_STATES:
+        violations.append(Violation("classes", f"must hold at most {MAX_STATES} classes, not {len(request.classes)}"))
+    for index, job_class in enumerate(request.classes[:MAX_STATES]):
+        violations += check_enum(f"classes[{index}]", job_class, llm_pb2.JobClass)
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
         violations.append(Violation("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for the default"))
     return violations
@@ -177,6 +181,8 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
     yield from _params(job.params, f"{path}params.", strict)
     if not 0 <= job.priority <= 5:
         yield Violation(f"{path}priority", "must be 1 (first) to 5 (last), or 0 for the default")
+    if job.job_class:
+        yield from check_enum(f"{path}job_class", job.job_class, llm_pb2.JobClass)
     if len(job.notify) > MAX_NOTIFY:
         yield Violation(f"{path}notify", f"must hold at most {MAX_NOTIFY} targets, not {len(job.notify)}")
     for index, target in enumerate(job.notify[:MAX_NOTIFY]):

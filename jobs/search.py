@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 from jobs import names
+from jobs.classes import class_of
 from llm_pb import llm_pb2
 
 Hash = Callable[[str, str], str]
@@ -34,8 +35,10 @@ def hashed_values(job: llm_pb2.JobRequest) -> dict[str, str]:
 
 
 def _values(job: llm_pb2.JobRequest, tenant: str = "") -> Sequence[tuple[SearchAttributeKey[str], str]]:
+    job_class = class_of(job)
     values = (
         (names.TENANT_ID, tenant),
+        (names.JOB_CLASS, "" if job_class == llm_pb2.JOB_CLASS_STANDARD else llm_pb2.JobClass.Name(job_class)),
         (names.USER_ID, job.user_id),
         (names.REQUEST_ID, job.request_id),
         (names.MODEL, job.model),

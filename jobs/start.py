@@ -18,7 +18,7 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.common import Priority, TypedSearchAttributes
 
-from jobs import names, options
+from jobs import classes, names, options
 from jobs.equality import same_job_digest
 from jobs.ids import job_digest, owner, tenant_of, workflow_id
 from jobs.options import memo_of
@@ -63,14 +63,14 @@ def job_start(
     `id_` is the workflow's id, by default that of the job's tenant, user and request. It tells the job's tenant, so the
     child of a tenant's workflow, whose id begins with its parent's, belongs to the tenant. `priority` is the
     workflow's: a parent passes on its own (workflow.info().priority), which has the weight of its tenant. None, or one
-    without a fairness key: fair turns of all users. `traceparent` is the W3C trace context of the caller, empty without
-    a trace. `hash_` is that of the tenant: it hashes search attributes and the fairness key. Without it they stay in
-    clear. `create_time` is when the job was accepted, by default when its workflow starts.
+    without a fairness key: fair turns of all users and classes. `traceparent` is the W3C trace context of the caller,
+    empty without a trace. `hash_` is that of the tenant: it hashes search attributes and the fairness key. Without it
+    they stay in clear. `create_time` is when the job was accepted, by default when its workflow starts.
     """
     if id_ is None:
         id_ = workflow_id(job.user_id, job.request_id, tenant)
     tenant = tenant_of(id_)
-    whole = options.with_defaults(chosen)
+    whole = options.with_defaults(chosen, job)
     memo = {**memo_of(whole), **digests(job)}
     if create_time is not None:
         memo[names.MEMO_CREATE_TIME] = create_time.ToJsonString()
@@ -83,11 +83,12 @@ def job_start(
     total = options.complete(whole, job).timeouts.total.ToTimedelta()
     if (lease := watch_lease(job, total)) is not None:
         memo[names.MEMO_CANCEL_IF_UNWATCHED] = lease.total_seconds()
+    turns = fair_turns(fair_owner(job.user_id, tenant, hash_, classes.class_of(job)))
     return JobStart(
         id=id_,
         memo=memo,
         search_attributes=TypedSearchAttributes(attributes_of(job, tenant, hash_)),
-        priority=priority if priority and priority.fairness_key else fair_turns(fair_owner(job.user_id, tenant, hash_)),
+        priority=priority if priority and priority.fairness_key else turns,
         execution_timeout=execution_timeout(total),
     )
 
@@ -97,17 +98,29 @@ def digests(job: llm_pb2.JobRequest) -> dict[str, str]:
     return {names.MEMO_DIGEST: job_digest(job), names.MEMO_SAME_JOB_DIGEST: same_job_digest(job)}
 
 
-def fair_owner(user_id: str, tenant: str, hash_: Hash | None) -> str:
-    """Return the name by which the jobs of a user take turns, with the user hashed if the search attributes are."""
-    return owner(hash_(_FAIRNESS_KEY, user_id) if hash_ is not None else user_id, tenant)
+def fair_owner(
+    user_id: str,
+    tenant: str,
+    hash_: Hash | None,
+    job_class: "llm_pb2.JobClass.ValueType" = llm_pb2.JOB_CLASS_STANDARD,
+) -> str:
+    """Return the name by which the jobs of a user take turns, with the user hashed if the search attributes are.
+
+    It is `<tenant>/<class>/<user>`. Without a tenant the first part is empty. JOB_CLASS_STANDARD has the name that jobs
+    had before there were classes: `<tenant>/<user>`, or the user.
+    """
+    user = hash_(_FAIRNESS_KEY, user_id) if hash_ is not None else user_id
+    if job_class == llm_pb2.JOB_CLASS_STANDARD:
+        return owner(user, tenant)
+    return f"{tenant}/{classes.NAMES[job_class]}/{user}"
 
 
 def fair_turns(key: str, weight: float | None = None) -> Priority:
     """Return the priority of a workflow whose jobs take turns with those of other keys. A weight of None is 1.
 
-    A key that is too long for Temporal is shortened to its tenant, if it has one, and a hash.
+    A key that is too long for Temporal is shortened to its tenant and class, if it has them, and a hash.
     """
     if len(key) > _MAX_FAIRNESS_KEY:
-        tenant, slash, user = key.rpartition("/")
-        key = f"{tenant}{slash}{hashlib.sha256(user.encode()).hexdigest()}"[:_MAX_FAIRNESS_KEY]
+        before, slash, user = key.rpartition("/")
+        key = f"{before}{slash}{hashlib.sha256(user.encode()).hexdigest()}"[:_MAX_FAIRNESS_KEY]
     return Priority(fairness_key=key, fairness_weight=weight)

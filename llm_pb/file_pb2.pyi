@@ -190,7 +190,7 @@ class UploadFileRequest(_message.Message):
     """
     @_builtins.property
     def file(self) -> Global___File:
-        """What the file is. Only in the first message, and required there. A repeat must send the same."""
+        """What the file is. Only in the first message, and required there. A repeat must send the same; its expire_time does not count."""
 
     def __init__(
         self,

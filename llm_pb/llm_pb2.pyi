@@ -19,6 +19,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
 | PERMISSION_DENIED   | the credential lacks a scope, or is for another user   | ErrorInfo MISSING_SCOPE, USER_NOT_ALLOWED |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
+| RESOURCE_EXHAUSTED  | the rate of the job's class is reached at this gateway | ErrorInfo LIMIT_REACHED with job_class,   |
+|                     |                                                        | RetryInfo with the wait                   |
 | RESOURCE_EXHAUSTED  | a quota of the caller's tenant is reached              | ErrorInfo QUOTA_EXCEEDED, QuotaFailure,   |
 |                     |                                                        | RetryInfo with the wait                   |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
@@ -36,8 +38,9 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured, jobs:priority and files:read, for jobs
-that name targets, structured output, a priority of 1 or 2 or a prompt_file. A credential may be bound to one user_id: for it the jobs of other
+GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
+jobs:priority and files:read, for jobs that name targets, structured output, a priority of 1 or 2 or JOB_CLASS_HIGH, or a
+prompt_file. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
@@ -77,18 +80,27 @@ class _JobClass:
 class _JobClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobClass.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_CLASS_UNSPECIFIED: _JobClass.ValueType  # 0
-    """The default: as JOB_CLASS_STANDARD."""
+    """The default: as JOB_CLASS_STANDARD. Never sent in an answer."""
     JOB_CLASS_HIGH: _JobClass.ValueType  # 1
-    """Somebody waits for each token."""
+    """Somebody waits for each token. Twice as many turns as JOB_CLASS_STANDARD, by default. Needs the scope jobs:priority."""
     JOB_CLASS_STANDARD: _JobClass.ValueType  # 2
     """The usual."""
     JOB_CLASS_BACKGROUND: _JobClass.ValueType  # 3
-    """Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token."""
+    """Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token. By default it
+    may wait 12 h for a worker, and 24 h in all.
+    """
     JOB_CLASS_SCHEDULED: _JobClass.ValueType  # 4
-    """Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
+    """As JOB_CLASS_BACKGROUND, with a weight, a rate and limits of its own: for what a schedule starts. Anybody who may submit
+    jobs may name it, so a scheduler of the caller's may, too.
+    """
 
 class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
-    """How urgent a job is. The operator sets weight, seats, rate and queue timeout of each class.
+    """How urgent a job is. The operator sets weight, rate and default time limits of each class.
+
+    A model has two queues. Jobs of JOB_CLASS_HIGH and JOB_CLASS_STANDARD wait in one, those of JOB_CLASS_BACKGROUND and
+    JOB_CLASS_SCHEDULED in the other, which workers of earlier versions do not know: such a job waits for a worker of this
+    version. Within a queue the two classes take turns by their weights, in each class the tenants by theirs, and the users of
+    a tenant alike. So neither class starves the other, however many jobs it has.
 
     A worker has as many seats as its engine generates for at once. A job of JOB_CLASS_HIGH or JOB_CLASS_STANDARD that finds them
     taken gets that of a background job: the youngest one stops between two tokens, JOB_CLASS_SCHEDULED before
@@ -101,15 +113,19 @@ class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
     """
 
 JOB_CLASS_UNSPECIFIED: JobClass.ValueType  # 0
-"""The default: as JOB_CLASS_STANDARD."""
+"""The default: as JOB_CLASS_STANDARD. Never sent in an answer."""
 JOB_CLASS_HIGH: JobClass.ValueType  # 1
-"""Somebody waits for each token."""
+"""Somebody waits for each token. Twice as many turns as JOB_CLASS_STANDARD, by default. Needs the scope jobs:priority."""
 JOB_CLASS_STANDARD: JobClass.ValueType  # 2
 """The usual."""
 JOB_CLASS_BACKGROUND: JobClass.ValueType  # 3
-"""Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token."""
+"""Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token. By default it
+may wait 12 h for a worker, and 24 h in all.
+"""
 JOB_CLASS_SCHEDULED: JobClass.ValueType  # 4
-"""Started by a schedule. As JOB_CLASS_BACKGROUND, with limits of its own."""
+"""As JOB_CLASS_BACKGROUND, with a weight, a rate and limits of its own: for what a schedule starts. Anybody who may submit
+jobs may name it, so a scheduler of the caller's may, too.
+"""
 Global___JobClass: _TypeAlias = JobClass  # noqa: Y015
 
 class _Role:
@@ -512,7 +528,8 @@ class JobRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
-    share its turns. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or digit.
+    share its turns in each class. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or
+    digit.
     """
     request_id: _builtins.str
     """The caller's own id of the request, unique for each user: the idempotency key. Required. It has the form of user_id."""
@@ -527,10 +544,15 @@ class JobRequest(_message.Message):
     """A label to group and list jobs by. Optional. It has the form of user_id."""
     priority: _builtins.int
     """The turn at the GPU: 1 (first) to 5 (last). Default: 3, also for 0. Jobs of a higher priority go first, whoever their
-    user is. Users take fair turns within a priority. The operator bounds the priority: 3 is the highest by default.
+    user is. Users and classes take fair turns within a priority. The operator bounds the priority: 3 is the highest by
+    default, so that it orders a user's own jobs. It has no effect on jobs that wait in the other queue of the model: see
+    JobClass.
     """
     job_class: Global___JobClass.ValueType
-    """How urgent the job is. Default: JOB_CLASS_STANDARD."""
+    """How urgent the job is. Default: JOB_CLASS_STANDARD. JOB_CLASS_HIGH needs the scope jobs:priority. A Submit beyond the
+    operator's rate for the class is RESOURCE_EXHAUSTED; a repeated Submit of a job that was accepted finds it, whatever the
+    rate.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """A conversation, rendered by the model's own chat template. Exactly one of prompt, messages and prompt_file must be
@@ -1053,7 +1075,9 @@ Global___NotifyOptions: _TypeAlias = NotifyOptions  # noqa: Y015
 
 @_typing.final
 class JobTimeouts(_message.Message):
-    """A job's time limits. Each is at least 1 ms and within the operator's bounds. An unset limit is the operator's default."""
+    """A job's time limits. Each is at least 1 ms and within the operator's bounds. An unset limit is the operator's default for
+    the job's class.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1062,14 +1086,15 @@ class JobTimeouts(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """Maximum time from Submit to the end of the job. Default 8 h. A job that exceeds it is JOB_STATE_TIMED_OUT. With a total
-        of less than 50 s a job may take up to 5 s longer, to settle its outcome.
+        """Maximum time from Submit to the end of the job. Default 8 h, and 24 h for JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED. A
+        job that exceeds it is JOB_STATE_TIMED_OUT. With a total of less than 50 s a job may take up to 5 s longer, to settle its
+        outcome.
         """
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Maximum wait for a worker. Default 5 min. A job that exceeds it is JOB_STATE_TIMED_OUT. A job that has had a seat and is
-        paused may wait until timeouts.total.
+        """Maximum wait for a worker. Default 5 min, and 12 h for JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED. A job that exceeds it
+        is JOB_STATE_TIMED_OUT. A job that has had a seat and is paused may wait until timeouts.total.
         """
 
     @_builtins.property
@@ -1115,6 +1140,7 @@ class JobStatus(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """The job's id: "llmjob-<user>-<request>", hyphens of the user doubled. With a tenant it is
     "llmjob--<tenant>-<user>-<request>", hyphens of the tenant doubled, too. It has at most 245 characters: a longer one is
@@ -1134,6 +1160,8 @@ class JobStatus(_message.Message):
     """The W3C trace id of the trace that the whole job is in: 32 hexadecimal digits. Empty when the gateway creates no traces
     and the caller of Submit sent none, and for a workflow that was started by hand.
     """
+    job_class: Global___JobClass.ValueType
+    """The job's class, JOB_CLASS_STANDARD if it names none."""
     @_builtins.property
     def progress(self) -> Global___JobProgress:
         """The progress of the running attempt. Unset before the first report."""
@@ -1185,10 +1213,11 @@ class JobStatus(_message.Message):
         cancel_requested: _builtins.bool = ...,
         notifications: _abc.Iterable[Global___NotifyStatus] | None = ...,
         trace_id: _builtins.str = ...,
+        job_class: Global___JobClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "progress", b"progress", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "notifications", b"notifications", "progress", b"progress", "queue", b"queue", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "job_class", b"job_class", "notifications", b"notifications", "progress", b"progress", "queue", b"queue", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1255,10 +1284,14 @@ class QueueInfo(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
     backlog: _builtins.int
-    """The approximate number of jobs that wait for the same model, this one included."""
+    """The approximate number of jobs that wait in the same queue, this one included: for the same model, of the job's class and
+    of the class that shares the queue with it.
+    """
     @_builtins.property
     def estimated_wait(self) -> _duration_pb2.Duration:
-        """An estimate of the wait. Unset where none can be made."""
+        """An estimate of the wait of a job that comes now: backlog, by the rate at which jobs have left the queue lately. Unset where
+        none can be made.
+        """
 
     def __init__(
         self,
@@ -2021,6 +2054,7 @@ class ListRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Lists only jobs of this user. Default: of all users."""
     model: _builtins.str
@@ -2040,6 +2074,12 @@ class ListRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Lists only jobs in one of these states. At most 16. Default: in all states."""
 
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[Global___JobClass.ValueType]:
+        """Lists only jobs of one of these classes. At most 16. Default: of all classes. A job that names no class is of
+        JOB_CLASS_STANDARD.
+        """
+
     def __init__(
         self,
         *,
@@ -2049,10 +2089,11 @@ class ListRequest(_message.Message):
         project_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        classes: _abc.Iterable[Global___JobClass.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id", "states", b"states", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id", "states", b"states", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2118,6 +2159,7 @@ class JobSummary(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for. Empty, as are request_id and project_id, if it is hashed in Temporal and cannot be
     decrypted.
@@ -2128,6 +2170,8 @@ class JobSummary(_message.Message):
     """The model that the job names."""
     project_id: _builtins.str
     """The job's label. May be empty."""
+    job_class: Global___JobClass.ValueType
+    """The job's class, JOB_CLASS_STANDARD if it names none."""
     @_builtins.property
     def status(self) -> Global___JobStatus:
         """The job's status, without progress and notifications."""
@@ -2145,10 +2189,11 @@ class JobSummary(_message.Message):
         model: _builtins.str = ...,
         project_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        job_class: Global___JobClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_class", b"job_class", "labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2208,6 +2253,7 @@ class ModelInfo(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name, for JobRequest.model."""
@@ -2222,7 +2268,11 @@ class ModelInfo(_message.Message):
     structured_output: _builtins.bool
     """Whether the model takes params.structured_output."""
     backlog: _builtins.int
-    """The approximate number of jobs that wait for this model."""
+    """The approximate number of jobs that wait for this model, of all classes."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelClass]:
+        """The classes of jobs, the most urgent one first, and how many jobs of each wait for this model."""
+
     @_builtins.property
     def price(self) -> Global___ModelPrice:
         """What the model costs a job that is submitted now. Unset without a price."""
@@ -2237,15 +2287,52 @@ class ModelInfo(_message.Message):
         available: _builtins.bool = ...,
         structured_output: _builtins.bool = ...,
         backlog: _builtins.int = ...,
+        classes: _abc.Iterable[Global___ModelClass] | None = ...,
         price: Global___ModelPrice | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "classes", b"classes", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class ModelClass(_message.Message):
+    """A class of jobs, and its wait for a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_CLASS_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
+    job_class: Global___JobClass.ValueType
+    """The class."""
+    backlog: _builtins.int
+    """The approximate number of jobs that wait in the queue of the class. Temporal does not tell the classes of a queue apart, so
+    JOB_CLASS_HIGH and JOB_CLASS_STANDARD have the same number, and so have JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED.
+    """
+    @_builtins.property
+    def estimated_wait(self) -> _duration_pb2.Duration:
+        """An estimate of the wait of a job that comes now: backlog, by the rate at which jobs have left the queue lately. Unset where
+        none can be made: while no job has left it lately.
+        """
+
+    def __init__(
+        self,
+        *,
+        job_class: Global___JobClass.ValueType = ...,
+        backlog: _builtins.int = ...,
+        estimated_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "estimated_wait", b"estimated_wait", "job_class", b"job_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelClass: _TypeAlias = ModelClass  # noqa: Y015
 
 @_typing.final
 class ListWorkersRequest(_message.Message):
@@ -2608,6 +2695,7 @@ class GetQuotaResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
@@ -2620,6 +2708,10 @@ class GetQuotaResponse(_message.Message):
         """How many jobs of the tenant may be open."""
 
     @_builtins.property
+    def files(self) -> Global___FilesQuota:
+        """How many files the tenant may have, and of what size. UNAVAILABLE when Temporal does not list the files in time."""
+
+    @_builtins.property
     def output_tokens(self) -> Global___OutputTokensQuota:
         """How many output tokens the tenant may use a day."""
 
@@ -2629,11 +2721,12 @@ class GetQuotaResponse(_message.Message):
         tenant: _builtins.str = ...,
         requests: Global___RequestQuota | None = ...,
         open_jobs: Global___OpenJobsQuota | None = ...,
+        files: Global___FilesQuota | None = ...,
         output_tokens: Global___OutputTokensQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2701,6 +2794,51 @@ class OpenJobsQuota(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobsQuota: _TypeAlias = OpenJobsQuota  # noqa: Y015
+
+@_typing.final
+class FilesQuota(_message.Message):
+    """How many files a tenant may have, and how many bytes in all, at all gateways together: see FileService. An upload beyond the
+    quota is RESOURCE_EXHAUSTED, and what it has committed stays. A size that the upload declares counts from its beginning. Gateways
+    learn of each other's files after a few seconds, so uploads at several gateways at once may exceed the quota by what they write
+    in that time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FILES_FIELD_NUMBER: _builtins.int
+    USED_FILES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    limit_files: _builtins.int
+    """The maximum number of files. Unset: not limited."""
+    used_files: _builtins.int
+    """The number of files, those among them whose upload has not ended."""
+    limit_bytes: _builtins.int
+    """The maximum of all sizes together, in bytes. Unset: not limited."""
+    used_bytes: _builtins.int
+    """All sizes together, in bytes."""
+    def __init__(
+        self,
+        *,
+        limit_files: _builtins.int | None = ...,
+        used_files: _builtins.int = ...,
+        limit_bytes: _builtins.int | None = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_limit_files", b"_limit_files", "limit_bytes", b"limit_bytes", "limit_files", b"limit_files"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes", "_limit_files", b"_limit_files", "limit_bytes", b"limit_bytes", "limit_files", b"limit_files", "used_bytes", b"used_bytes", "used_files", b"used_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit_bytes: _TypeAlias = _typing.Literal["limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__limit_bytes: _TypeAlias = _typing.Literal["_limit_bytes", b"_limit_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__limit_files: _TypeAlias = _typing.Literal["limit_files"]  # noqa: Y015
+    _WhichOneofArgType__limit_files: _TypeAlias = _typing.Literal["_limit_files", b"_limit_files"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_bytes) -> _WhichOneofReturnType__limit_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_files) -> _WhichOneofReturnType__limit_files | None: ...
+
+Global___FilesQuota: _TypeAlias = FilesQuota  # noqa: Y015
 
 @_typing.final
 class OutputTokensQuota(_message.Message):

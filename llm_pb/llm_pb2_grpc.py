@@ -116,8 +116,8 @@ class LlmServiceServicer:
 
         The job is durable once this returns OK. A repeat with an equal job returns the ids of the first one, so a client that
         did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
-        priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-        timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
+        priority of 3, JOB_CLASS_STANDARD, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and
+        empty params, timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
         breaks a rule or a bound of the operator's that did not hold when it was accepted. A job that was deleted does not run
         again: see DeleteJob.
 

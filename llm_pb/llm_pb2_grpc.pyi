@@ -19,6 +19,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 |                     | (any more); where the operator asks for credentials    | _EXPIRED                                  |
 | PERMISSION_DENIED   | the credential lacks a scope, or is for another user   | ErrorInfo MISSING_SCOPE, USER_NOT_ALLOWED |
 | RESOURCE_EXHAUSTED  | a limit of the gateway is reached                      | ErrorInfo, RetryInfo with the wait        |
+| RESOURCE_EXHAUSTED  | the rate of the job's class is reached at this gateway | ErrorInfo LIMIT_REACHED with job_class,   |
+|                     |                                                        | RetryInfo with the wait                   |
 | RESOURCE_EXHAUSTED  | a quota of the caller's tenant is reached              | ErrorInfo QUOTA_EXCEEDED, QuotaFailure,   |
 |                     |                                                        | RetryInfo with the wait                   |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
@@ -36,8 +38,9 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured, jobs:priority and files:read, for jobs
-that name targets, structured output, a priority of 1 or 2 or a prompt_file. A credential may be bound to one user_id: for it the jobs of other
+GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
+jobs:priority and files:read, for jobs that name targets, structured output, a priority of 1 or 2 or JOB_CLASS_HIGH, or a
+prompt_file. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
@@ -68,8 +71,8 @@ class LlmServiceStub:
 
     The job is durable once this returns OK. A repeat with an equal job returns the ids of the first one, so a client that
     did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
-    priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-    timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
+    priority of 3, JOB_CLASS_STANDARD, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and
+    empty params, timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
     breaks a rule or a bound of the operator's that did not hold when it was accepted. A job that was deleted does not run
     again: see DeleteJob.
 
@@ -161,8 +164,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The job is durable once this returns OK. A repeat with an equal job returns the ids of the first one, so a client that
         did not receive the answer can safely call again. A repeat with a different job under the same key is ALREADY_EXISTS. A
-        priority of 3, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and empty params,
-        timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
+        priority of 3, JOB_CLASS_STANDARD, notify_options.events of NOTIFY_EVENT_FINISHED alone, a progress_interval of 10 s and
+        empty params, timeouts and notify_options count as unset. Any other difference is a different job. The first job is also found if it
         breaks a rule or a bound of the operator's that did not hold when it was accepted. A job that was deleted does not run
         again: see DeleteJob.
 

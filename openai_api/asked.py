@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
+from jobs.classes import is_background
 from jobs.field_rules import Violation
 from jobs.ids import ID_PATTERN
 from jobs.parsing import InvalidFields, parse
@@ -55,7 +56,7 @@ class Note:
 
 _MESSAGE: Final = re.compile(r"messages\[(\d+)\]")
 _FIELD: Final = re.compile(r"[a-z_]+")
-_SHARED_NAMES: Final = {"labels": "metadata", "priority": "service_tier"}
+_SHARED_NAMES: Final = {"labels": "metadata", "job_class": "service_tier"}
 """The parameters that fields are made from, where the names differ and all requests share them."""
 
 
@@ -92,10 +93,7 @@ class Asked:
         field = _FIELD.match(path)
         name = field[0] if field else path
         rest = path[len(name) :]
-        if name == "priority":
-            # The rule speaks of numbers.
-            description = f"may not be {tier_of(self.job.priority)!r} here"
-        elif name in ("job", ""):
+        if name in ("job", ""):
             # All of it is too large.
             name, description = "messages" if self.job.messages else "prompt", description.removeprefix("the request ")
         elif name == "choice":
@@ -126,19 +124,21 @@ def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
     match tier := parameters.text("service_tier"):
         case None | "auto" | "default":
             pass
-        case _ if tier in PRIORITY_OF_TIER:
-            job.priority = PRIORITY_OF_TIER[tier]
+        case _ if tier in CLASS_OF_TIER:
+            job.job_class = CLASS_OF_TIER[tier]
         case _:
             raise invalid("service_tier", "must be auto, default, flex or priority")
 
 
-PRIORITY_OF_TIER: Final = {"priority": 2, "flex": 5}
-"""The priority of a job by its service tier, where it is not the default."""
+CLASS_OF_TIER: Final = {"priority": llm_pb2.JOB_CLASS_HIGH, "flex": llm_pb2.JOB_CLASS_BACKGROUND}
+"""The class of a job by its service tier, where it is not the default."""
 
 
-def tier_of(priority: int) -> str:
-    """Return the service tier of a job."""
-    return next((tier for tier, of_tier in PRIORITY_OF_TIER.items() if of_tier == priority), "default")
+def tier_of(job: llm_pb2.JobRequest) -> str:
+    """Return the service tier of a job. No tier stands for JOB_CLASS_SCHEDULED, which is served like "flex"."""
+    if is_background(job.job_class):
+        return "flex"
+    return "priority" if job.job_class == llm_pb2.JOB_CLASS_HIGH else "default"
 
 
 def _take_notify(parameters: Parameters, job: llm_pb2.JobRequest) -> None:

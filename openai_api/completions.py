@@ -8,6 +8,7 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from jobs.response_ids import response_id
 from llm_pb import llm_pb2
+from openai_api.asked import tier_of
 from openai_api.logprobs import legacy_logprobs, logprobs_of
 from openai_api.outcome import Ending, completion_usage, finish_reason
 
@@ -30,7 +31,7 @@ class Completion(ABC):
             "id": response_id(status.workflow_id).replace("resp_", self.prefix, 1),
             "created": status.create_time.seconds,
             "model": job.model,
-            "service_tier": None,
+            "service_tier": tier_of(job),
             "system_fingerprint": None,
         }
         self._include_usage = include_usage

@@ -35,7 +35,7 @@ def response_object(
         "output": [message_item(status, result)] if has_item(word, result.output) else [],
         "parallel_tool_calls": True,
         "previous_response_id": None,
-        "service_tier": tier_of(job.priority),
+        "service_tier": tier_of(job),
         "temperature": params.temperature if params.HasField("temperature") else None,
         "text": {"format": _format(params, note)},
         "tool_choice": "auto",

@@ -32,11 +32,10 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import attempts, costs, errors, ids, names, options, rules
+    from jobs import attempts, costs, errors, names, options, rules
     from jobs.events import notification, outcome_event, targets_of, wants
     from jobs.handover import add_handover, add_reported_times, is_pause, paused_progress, queue_timeout
     from jobs.inputs import one_input
-    from jobs.memo import time_from_memo
     from jobs.outcome import TOTAL_SPENT, add_attempt, add_result, classify_failure, final_state, total_spent
     from jobs.times import TotalTime
     from llm_pb import internal_pb2, llm_pb2
@@ -46,6 +45,7 @@ from workflows import activities
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state, start_progress
 from workflows.outcome import attributes, publish, raise_failure
+from workflows.status import first_status
 from workflows.watch_lease import WatchLease
 
 _MAX_HANDOVERS: Final = 100
@@ -63,7 +63,6 @@ class LLMJobWorkflow:
 
         A workflow that was not started with exactly one input has an empty job, which breaks the rules.
         """
-        info = workflow.info()
         self._job = job if job is not None else llm_pb2.JobRequest()
         self._error: errors.JobError | None = None
         self._ended_at = workflow.now()
@@ -79,17 +78,7 @@ class LLMJobWorkflow:
         self._result: llm_pb2.JobResult | None = None
         self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
         self._progress_activity: workflow.ActivityHandle[internal_pb2.NotifyProgressResponse] | None = None
-        self._status = llm_pb2.JobStatus(
-            workflow_id=info.workflow_id,
-            run_id=info.run_id,
-            state=llm_pb2.JOB_STATE_QUEUED,
-            trace_id=ids.trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, "")),
-        )
-        accepted = time_from_memo(workflow.memo_value(names.MEMO_CREATE_TIME, None))
-        if accepted is not None:
-            self._status.create_time.CopyFrom(accepted)
-        else:
-            self._status.create_time.FromDatetime(info.workflow_start_time)
+        self._status = first_status(self._job)
 
     @workflow.run
     @one_input

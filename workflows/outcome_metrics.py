@@ -13,6 +13,7 @@ from typing import Final
 from temporalio import workflow
 
 from jobs import names
+from jobs.classes import class_of, label_of
 from jobs.errors import JobError
 from jobs.ids import tenant_of
 from llm_pb import llm_pb2
@@ -32,7 +33,11 @@ def record_outcome(
     """Record the workflow's outcome: a final state; the error, when a cancel was noted, the result, if there is one."""
     meter, info, now = workflow.metric_meter(), workflow.info(), workflow.now()
     model = {"gen_ai.request.model": job.model if names.MEMO_OPTIONS in workflow.memo() else _UNCHECKED_MODEL}
-    labels = {**model, "llm.job.state": llm_pb2.JobState.Name(final).removeprefix("JOB_STATE_").lower()}
+    labels = {
+        **model,
+        "llm.job.state": llm_pb2.JobState.Name(final).removeprefix("JOB_STATE_").lower(),
+        "llm.job.class": label_of(class_of(job)),
+    }
     if error is not None:
         labels["error.type"] = error.reason
     meter.create_histogram_timedelta(

@@ -1,6 +1,6 @@
 """The errors of the API: one exception, and a function for each case that creates it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -144,9 +144,10 @@ def key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
-def exhausted(message: str, wait: timedelta = _RETRY) -> ApiError:
-    """RESOURCE_EXHAUSTED with the time after which a retry may succeed."""
-    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, error_info("LIMIT_REACHED"), _retry_info(wait)))
+def exhausted(message: str, wait: timedelta = _RETRY, about: Mapping[str, str] | None = None) -> ApiError:
+    """RESOURCE_EXHAUSTED with the time after which a retry may succeed. `about` is the metadata of its ErrorInfo."""
+    info = error_info("LIMIT_REACHED", about)
+    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, info, _retry_info(wait)))
 
 
 def quota_exceeded(tenant: str, quota: str, description: str, wait: timedelta) -> ApiError:

@@ -83,6 +83,13 @@ async def search_attributes_of(execution: WorkflowExecution) -> dict[str, str]:
     return clear
 
 
+def job_class_of(execution: WorkflowExecution) -> "llm_pb2.JobClass.ValueType":
+    """Return the class of a job, JOB_CLASS_STANDARD if its search attributes name none that this version knows."""
+    name = execution.typed_search_attributes.get(names.JOB_CLASS) or ""
+    known = llm_pb2.JobClass.DESCRIPTOR.values_by_name.get(name)
+    return llm_pb2.JOB_CLASS_STANDARD if known is None else llm_pb2.JobClass.Value(name)
+
+
 async def _hashed_attributes(execution: WorkflowExecution) -> dict[str, str]:
     """Return the values of the search attributes that are hashed. Raises PayloadError, KeysUnavailable."""
     return _texts(await execution.memo_value(names.MEMO_SEARCH_ATTRIBUTES, None))
@@ -133,6 +140,7 @@ def bare_status(execution: WorkflowExecution) -> llm_pb2.JobStatus:
     if state == llm_pb2.JOB_STATE_FAILED and outcome == "JOB_STATE_TIMED_OUT":
         state = llm_pb2.JOB_STATE_TIMED_OUT
     status = llm_pb2.JobStatus(workflow_id=execution.id, run_id=execution.run_id, state=state)
+    status.job_class = job_class_of(execution)
     _set_times_of_temporal(status, execution)
     return status
 
@@ -142,11 +150,14 @@ async def final_status(execution: WorkflowExecution) -> llm_pb2.JobStatus | None
     if execution.status in (None, WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
         return None
     try:
-        return from_memo(await execution.memo_value(names.MEMO_STATUS, None), llm_pb2.JobStatus)
+        status = from_memo(await execution.memo_value(names.MEMO_STATUS, None), llm_pb2.JobStatus)
     except ValueError as error:
         # A workflow that was started by hand may hold anything.
         _log.info("the memo of %s has a status that %s", execution.id, error)
         return None
+    if status is not None:
+        status.job_class = job_class_of(execution)
+    return status
 
 
 async def set_times(status: llm_pb2.JobStatus, execution: WorkflowExecution) -> None:

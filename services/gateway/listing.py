@@ -16,7 +16,14 @@ from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
 from services.gateway.job_reader import JobReader
-from services.gateway.job_record import bare_status, base_status, final_status, labels_of, search_attributes_of
+from services.gateway.job_record import (
+    bare_status,
+    base_status,
+    final_status,
+    job_class_of,
+    labels_of,
+    search_attributes_of,
+)
 from services.gateway.page_token import REFUSED, PageTokens
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
@@ -117,6 +124,7 @@ class JobListing:
             model=attributes.get(names.MODEL.name, ""),
             project_id=attributes.get(names.PROJECT_ID.name, ""),
             labels=await labels_of(execution),
+            job_class=job_class_of(execution),
         )
 
     async def _hash_for(self, tenant: str, request: llm_pb2.ListRequest) -> Hash | None:
@@ -158,6 +166,15 @@ def visibility_query(tenant: str, request: llm_pb2.ListRequest, hash_: Hash | No
     if not tenant and knows_tenants:
         # Others would be dropped from the page.
         terms.append(f"{names.TENANT_ID.name} IS NULL")
+    if request.classes:
+        terms.append(f"({' OR '.join(sorted(map(_class_query, set(request.classes))))})")
     if request.states:
         terms.append(f"({' OR '.join(sorted({_STATE_QUERIES[state] for state in request.states}))})")
     return " AND ".join(terms)
+
+
+def _class_query(job_class: "llm_pb2.JobClass.ValueType") -> str:
+    name = names.JOB_CLASS.name
+    if job_class == llm_pb2.JOB_CLASS_STANDARD:
+        return f"{name} IS NULL"
+    return f"{name} = '{llm_pb2.JobClass.Name(job_class)}'"

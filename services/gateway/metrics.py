@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from opentelemetry.metrics import Meter, Observation
 
+from jobs.classes import NAMES, label_of
 from runtime.metrics import SHORT_SECONDS
 
 
@@ -41,7 +42,14 @@ class GatewayMetrics:
             unit="{call}",
             description="Calls that a quota of their tenant refused, by the name of the quota.",
         )
+        self.class_refusals = meter.create_counter(
+            "llm.gateway.class.refusals",
+            unit="{call}",
+            description="Submits beyond the rate of their job's class, by the class.",
+        )
         # The metrics exist before the first watcher or refusal comes.
+        for job_class in NAMES:
+            self.class_refusals.add(0, {"llm.job.class": label_of(job_class)})
         for quota in ("requests_per_second", "max_open_jobs", "max_output_tokens_per_day"):
             self.quota_refusals.add(0, {"llm.quota": quota})
         self.watchers.add(0)

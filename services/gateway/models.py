@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from jobs.classes import NAMES, is_background, queue_of
 from jobs.field_rules import MODEL_PATTERN, Violation
 from jobs.options import duration
 from llm_pb import llm_pb2
@@ -25,12 +27,17 @@ _CACHE_SECONDS: Final = 1.0
 
 
 class QueueState(NamedTuple):
-    """The state of a model's task queue in Temporal."""
+    """The state of one of a model's task queues in Temporal."""
 
     available: bool
     backlog: int
     dispatch_rate: float
     """Jobs that left the queue per second, lately."""
+
+    @property
+    def estimated_wait(self) -> Duration | None:
+        """An estimate of the wait of a job that comes now; None while no job leaves the queue."""
+        return duration(timedelta(seconds=self.backlog / self.dispatch_rate)) if self.dispatch_rate > 0 else None
 
 
 class Models:
@@ -92,21 +99,29 @@ class Models:
         return None if prompts is None else prompts.max_bytes
 
     async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
-        """Return every model with the state of its queue. Raises RPCError when Temporal is unavailable."""
-        states = await asyncio.gather(*(self.queue_state(client, model.queue) for model in self._models.values()))
-        return [
-            llm_pb2.ModelInfo(
-                name=model.name,
-                context_tokens=model.context_tokens,
-                max_output_tokens=model.max_output_tokens,
-                default_max_tokens=model.default_max_tokens,
-                structured_output=model.structured_output,
-                available=state.available,
-                backlog=state.backlog,
-                price=None if model.price is None else model.price.message(),
-            )
-            for model, state in zip(self._models.values(), states, strict=True)
-        ]
+        """Return every model with the state of its queues. Raises RPCError when Temporal is unavailable."""
+        return await asyncio.gather(*(self._info(client, model) for model in self._models.values()))
+
+    async def _info(self, client: Client, model: Model) -> llm_pb2.ModelInfo:
+        waiting, background = await asyncio.gather(
+            *(self.queue_state(client, queue) for queue in (model.queue, background_queue(model)))
+        )
+        of_classes = [(job_class, background if is_background(job_class) else waiting) for job_class in NAMES]
+        return llm_pb2.ModelInfo(
+            name=model.name,
+            context_tokens=model.context_tokens,
+            max_output_tokens=model.max_output_tokens,
+            default_max_tokens=model.default_max_tokens,
+            structured_output=model.structured_output,
+            # A worker of an earlier version polls this queue alone.
+            available=waiting.available,
+            backlog=waiting.backlog + background.backlog,
+            classes=[
+                llm_pb2.ModelClass(job_class=job_class, backlog=state.backlog, estimated_wait=state.estimated_wait)
+                for job_class, state in of_classes
+            ],
+            price=None if model.price is None else model.price.message(),
+        )
 
     async def queue_info(self, client: Client, queue: str) -> llm_pb2.QueueInfo | None:
         """Return what a waiting job shows of its queue; None when Temporal does not answer."""
@@ -114,10 +129,7 @@ class Models:
             state = await self.queue_state(client, queue)
         except RPCError:
             return None
-        info = llm_pb2.QueueInfo(backlog=state.backlog)
-        if state.dispatch_rate > 0:
-            info.estimated_wait.CopyFrom(duration(timedelta(seconds=state.backlog / state.dispatch_rate)))
-        return info
+        return llm_pb2.QueueInfo(backlog=state.backlog, estimated_wait=state.estimated_wait)
 
     async def queue_state(self, client: Client, queue: str) -> QueueState:
         """Return the queue's state, at most a second old. Raises RPCError when Temporal is unavailable."""
@@ -141,3 +153,8 @@ class Models:
         )
         self._states[queue] = (time.monotonic(), state)
         return state
+
+
+def background_queue(model: Model) -> str:
+    """Return the task queue of the model's background jobs."""
+    return queue_of(model.queue, llm_pb2.JOB_CLASS_BACKGROUND)

@@ -73,8 +73,9 @@ class PageTokens:
         filters.CopyFrom(request)  # type: ignore[arg-type]  # it is of the same type
         filters.ClearField("page_size")
         if isinstance(filters, llm_pb2.ListRequest):
-            # The same states in another order are the same filter.
+            # The same states or classes in another order are the same filter.
             filters.states[:] = sorted(set(filters.states))
+            filters.classes[:] = sorted(set(filters.classes))
         else:
             # No token of one method is one of another.
             token = filters.DESCRIPTOR.name.encode() + token

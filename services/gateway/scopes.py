@@ -49,6 +49,12 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.FileService/GetFile": READ_FILES,
     "/llm.v1.FileService/ListFiles": READ_FILES,
     "/llm.v1.FileService/DeleteFile": DELETE_FILES,
+    "/llm.v1.BatchService/CreateBatch": SUBMIT,
+    "/llm.v1.BatchService/GetBatch": READ,
+    "/llm.v1.BatchService/StreamBatch": READ,
+    "/llm.v1.BatchService/StreamBatchResults": READ,
+    "/llm.v1.BatchService/CancelBatch": CANCEL,
+    "/llm.v1.BatchService/ListBatches": READ,
 }
 """The scope of each method."""
 
@@ -71,7 +77,7 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
     needed = {
         NOTIFY: bool(job.notify),
         STRUCTURED: job.params.WhichOneof("structured_output") is not None,
-        PRIORITY: 1 <= job.priority < DEFAULT_PRIORITY,
+        PRIORITY: 1 <= job.priority < DEFAULT_PRIORITY or job.job_class == llm_pb2.JOB_CLASS_HIGH,
         READ_FILES: job.HasField("prompt_file"),
     }
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:

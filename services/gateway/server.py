@@ -27,6 +27,7 @@ from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.delivery_service import DeliveryService
 from services.gateway.effects import Effects
 from services.gateway.files.outputs import JobOutputs
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
 from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
@@ -39,6 +40,7 @@ from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
 from services.gateway.prompt_files import PromptFiles
+from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
@@ -82,6 +84,7 @@ async def serving_api(
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     outputs = JobOutputs(store, reader) if store is not None else None
     file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
+    file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     effects = Effects(client, settings.workflow_queue)
     has_store = store is not None
@@ -105,9 +108,10 @@ async def serving_api(
         streams,
         requests,
         open_jobs,
+        file_quotas,
         answers,
     )
-    files = FileServicer(effects, file_reader, store, answers, settings, encryption)
+    files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     server = GrpcServer(
         SERVICES[0].full_name,
         settings.host,
@@ -153,6 +157,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            set_queue_rates(client, settings),
             auth.keep_current(),
         ):
             yield

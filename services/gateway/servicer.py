@@ -15,6 +15,7 @@ from runtime.grpc_auth import current_caller
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_service import DeletionService
 from services.gateway.delivery_service import DeliveryService
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.job_inputs import JobInputs, expected_bytes
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import expected_result_bytes
@@ -49,10 +50,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         streams: Streams,
         requests: RequestQuotas,
         open_jobs: OpenJobQuotas,
+        files: FileQuotas,
         answers: Answers,
     ) -> None:
         self._requests = requests
         self._open_jobs = open_jobs
+        self._files = files
         self._answers = answers
         self._client = client
         self._submission = submission
@@ -137,6 +140,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             tenant=tenant,
             requests=self._requests.of(tenant),
             open_jobs=await self._open_jobs.of(tenant),
+            files=await self._files.of(tenant),
             output_tokens=await self._open_jobs.tokens_of(tenant),
         )
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_va
 from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
+from jobs.classes import BACKGROUND_QUEUE_SUFFIX
 from jobs.options import (
     DEFAULT_HEARTBEAT_TIMEOUT,
     DEFAULT_NOTIFY_ATTEMPTS,
@@ -27,12 +28,14 @@ from jobs.options import (
     DEFAULT_RUN_TIMEOUT,
     DEFAULT_TOTAL_TIMEOUT,
 )
+from llm_pb import llm_pb2
 from models import DOCSTRINGS
 from runtime.auth_settings import AuthSettings
 from runtime.grpc_server import PING_INTERVAL
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from services.gateway.audit_settings import AuditSettings
+from services.gateway.class_settings import Classes
 from services.gateway.prices import Price
 from services.gateway.tenants import TenantSettings
 
@@ -54,8 +57,9 @@ class Model(BaseModel):
     context_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(gt=0)
     default_max_tokens: int = Field(gt=0)
-    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
-    """Task queue of the workers of the model. Several models need a queue each."""
+    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID - len(BACKGROUND_QUEUE_SUFFIX))
+    """Task queue of the workers of the model. Several models need a queue each. Background jobs wait in the queue of
+    this name with `.background`."""
     tokenizer: FilePath | None = None
     """Path of the model's tokenizer.json. With it the gateway refuses a prompt that cannot fit and a message that holds
     a special token. Without it the worker refuses them."""
@@ -96,8 +100,14 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     tenants: dict[TenantName, TenantSettings] = Field(default_factory=dict)
     """Tenants with settings of their own, as JSON by name: weight, the tenant's share of the GPUs while others wait,
     0.1 to 100, 1 unless set. Its users share it. And its quotas, none unless set: requests_per_second and
-    request_burst, for each gateway, and max_open_jobs, at most 5000, and max_output_tokens_per_day, for all gateways
-    together."""
+    request_burst, for each gateway; max_open_jobs, at most 5000, max_output_tokens_per_day, max_files and
+    max_file_bytes, the size of all files together, for all gateways together."""
+    classes: Classes = Field(default_factory=Classes)
+    """Classes of jobs with settings of their own, as JSON by name: HIGH, STANDARD, BACKGROUND, SCHEDULED. What is left
+    out keeps its default. weight, the turns at the GPU relative to other classes of the same queue: 100, 50, 10, 5.
+    rate, the Submits a second that each gateway accepts: 100, null, 10, null; null is not limited. queue_timeout and
+    total_timeout, the defaults of JobTimeouts: null, which is GATEWAY_QUEUE_TIMEOUT and GATEWAY_TOTAL_TIMEOUT, for HIGH
+    and STANDARD; PT12H and P1D for BACKGROUND and SCHEDULED. One above its GATEWAY_MAX_... is lowered to that."""
     reflection: bool = False
     """Whether clients may ask for the contract by server reflection, as grpcurl and buf do without the proto file. It
     asks for no credential."""
@@ -233,8 +243,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Minimum age of an object that is removed because no file has it. An object that was written more than half of it
     ago does not become a part of a file any more."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
-    """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is one request to
-    Temporal's visibility for each model, at most one a second. PT0S: never."""
+    """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is two requests to
+    Temporal's visibility for each model, at most two a second. PT0S: never."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)
     """Maximum number of concurrent workflow tasks."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
@@ -254,6 +264,16 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
             raise ValueError("the prices of all models must have one currency")
         return models
 
+    def queue_timeout_of(self, job_class: "llm_pb2.JobClass.ValueType") -> timedelta:
+        """Return the default of JobTimeouts.queue for jobs of a class."""
+        own = self.classes.of(job_class).queue_timeout
+        return self.queue_timeout if own is None else min(own, self.max_queue_timeout)
+
+    def total_timeout_of(self, job_class: "llm_pb2.JobClass.ValueType") -> timedelta:
+        """Return the default of JobTimeouts.total for jobs of a class."""
+        own = self.classes.of(job_class).total_timeout
+        return self.total_timeout if own is None else min(own, self.max_total_timeout)
+
     @property
     def listens(self) -> bool:
         """See AuthSettings."""
@@ -261,9 +281,13 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
 
     @model_validator(mode="after")
     def _queues_differ(self) -> Self:
+        queues = {model.queue for model in self.models}
+        background = {f"{queue}{BACKGROUND_QUEUE_SUFFIX}" for queue in queues}
         # The gateway's worker would take activities that it does not have.
-        if self.workflow_queue in (self.notify_queue, *(model.queue for model in self.models)):
+        if self.workflow_queue in (self.notify_queue, *queues, *background):
             raise ValueError("GATEWAY_WORKFLOW_QUEUE must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues")
+        if mixed := sorted(queues & background):
+            raise ValueError(f"the queue {mixed[0]!r} of a model is that of another model's background jobs")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from encryption import Encryption
 from jobs import names, options
+from jobs.classes import class_of, label_of, queue_of
 from jobs.costs import reserved_tokens
 from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
@@ -20,6 +21,7 @@ from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
+from services.gateway.class_rates import ClassRates
 from services.gateway.effects import Effects
 from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
 from services.gateway.job_reader import JobReader
@@ -56,18 +58,20 @@ class JobSubmission:
         self._open_jobs = open_jobs
         self._settings = settings
         self._metrics = metrics
-        self._turns = Turns(settings.tenants)
+        self._turns = Turns(settings.tenants, classes=settings.classes)
+        self._rates = ClassRates(settings.classes, metrics)
         self._encryption = encryption
         self._has_store = has_store
 
     async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
-        Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the tenant's
-        quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told; RPCError when Temporal is
-        unavailable; KeysUnavailable, AuditUnavailable.
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the rate of the
+        job's class or the tenant's quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told;
+        RPCError when Temporal is unavailable; KeysUnavailable, AuditUnavailable.
         """
         job, traceparent = request.job, current_traceparent()
+        job_class = class_of(job)
         now = Timestamp()
         now.GetCurrentTime()
         chosen = self._options(job)
@@ -77,7 +81,7 @@ class JobSubmission:
             job,
             chosen,
             tenant=caller.tenant,
-            priority=self._turns.priority(caller.tenant, job.user_id, hash_),
+            priority=self._turns.priority(caller.tenant, job.user_id, hash_, job_class),
             traceparent=traceparent,
             hash_=hash_,
             create_time=now,
@@ -87,6 +91,11 @@ class JobSubmission:
                 # The job may still run under the id of a version that did not shorten ids.
                 with suppress(JobNotFound):
                     return await self._found(caller, earlier, job, None)
+        if (too_often := self._rates.take(job_class)) is not None:
+            # The rate is of new jobs.
+            with suppress(JobNotFound):
+                return await self._found(caller, start.id, job, None, once=True)
+            raise too_often
         last_check = None
         if chosen.ledger:
             # The slot of a job that is not started is free again after a minute.
@@ -117,7 +126,7 @@ class JobSubmission:
             forget_frames(error)
             return await self._found(caller, start.id, job, error, has_slot=bool(chosen.ledger))
         # The name is one of the catalogue: any other was refused.
-        self._metrics.submitted.add(1, {"gen_ai.request.model": job.model})
+        self._metrics.submitted.add(1, {"gen_ai.request.model": job.model, "llm.job.class": label_of(job_class)})
         run_id = handle.first_execution_run_id or ""
         status = llm_pb2.JobStatus(
             workflow_id=start.id,
@@ -125,6 +134,7 @@ class JobSubmission:
             state=llm_pb2.JOB_STATE_QUEUED,
             trace_id=trace_id(traceparent),
             create_time=now,
+            job_class=job_class,
         )
         _log.info("job accepted", extra={"workflow_id": start.id, "run_id": run_id, "model": job.model})
         return llm_pb2.SubmitResponse(workflow_id=start.id, run_id=run_id, status=status)
@@ -188,13 +198,13 @@ class JobSubmission:
 
     def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
         settings, span = self._settings, options.duration
-        model = self._models.get(job.model)
+        model, job_class = self._models.get(job.model), class_of(job)
         return internal_pb2.JobOptions(
-            gpu_task_queue=model.queue if model else names.GPU_QUEUE,
+            gpu_task_queue=queue_of(model.queue if model else names.GPU_QUEUE, job_class),
             notify_task_queue=settings.notify_queue,
             timeouts=llm_pb2.JobTimeouts(
-                total=span(settings.total_timeout),
-                queue=span(settings.queue_timeout),
+                total=span(settings.total_timeout_of(job_class)),
+                queue=span(settings.queue_timeout_of(job_class)),
                 run=span(settings.run_timeout),
             ),
             heartbeat_timeout=span(settings.heartbeat_timeout),

@@ -25,6 +25,11 @@ class TenantSettings(BaseModel):
     """The maximum number of output tokens that the tenant's jobs use on a day of UTC, at all gateways. None: not
     limited. With it at most MAX_OPEN_JOBS jobs are open."""
 
+    max_files: int | None = Field(None, ge=0)
+    """The maximum number of the tenant's files. None: not limited."""
+    max_file_bytes: int | None = Field(None, ge=0)
+    """The maximum size of all of the tenant's files together, in bytes. None: not limited."""
+
     @model_validator(mode="after")
     def _burst_has_a_rate(self) -> Self:
         if self.request_burst is not None and self.requests_per_second is None:

@@ -215,7 +215,6 @@ class RunLLMOnGPU:
         tenant = tenant_of(activity.info().workflow_id or "")
         attempt.require_budget()
         with (
-            attempt.times.generating(),
             generation_span(self._tracer, engine.name, attempt.job, capture) as span,
             self.metrics.generation(attempt.job) as record,
             attempt.times.generating(),

@@ -25,8 +25,8 @@ from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from starlette.requests import Request
 
-from durable_llm import ApiError, AsyncClient, RetryPolicy
-from llm_pb import llm_pb2
+from durable_llm import ApiError, AsyncClient, AsyncFiles, RetryPolicy
+from llm_pb import file_pb2, llm_pb2
 from runtime.auth_settings import is_loopback
 from runtime.health import CHECK_TIMEOUT
 from runtime.telemetry import current_headers
@@ -36,6 +36,7 @@ from services.http.settings import HttpSettings
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
+_FILE_SERVICE: Final = file_pb2.DESCRIPTOR.services_by_name["FileService"].full_name
 _OPTIONS: Final = (
     # The gateway is near: a proxy of the environment is for calls to the outside.
     ("grpc.enable_http_proxy", 0),
@@ -177,10 +178,16 @@ class Calls:
                     yield message
 
     @contextmanager
-    def _observed(self, method: str) -> Iterator[AsyncClient]:
+    def files(self, method: str) -> Iterator[AsyncFiles]:
+        """Yield the files of the caller, for a call of a method of FileService, in a span."""
+        with self._observed(method, _FILE_SERVICE) as client:
+            yield client.files
+
+    @contextmanager
+    def _observed(self, method: str, service: str = _SERVICE) -> Iterator[AsyncClient]:
         """Yield the client of a call, in a span. The span is not the current one, for a generator has no context."""
-        attributes = {RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value, RPC_METHOD: f"{_SERVICE}/{method}"}
-        span = self._tracer.start_span(f"{_SERVICE}/{method}", kind=SpanKind.CLIENT, attributes=attributes)
+        attributes = {RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value, RPC_METHOD: f"{service}/{method}"}
+        span = self._tracer.start_span(f"{service}/{method}", kind=SpanKind.CLIENT, attributes=attributes)
         with trace.use_span(span):
             headers = current_headers()
         try:

@@ -132,7 +132,8 @@ async def test_it_submits_all_that_a_job_may_ask_for(cli: Cli, stub: LlmServiceS
         "--model structured --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --max-tokens 12 --min-tokens 2"
         " --seed 5 --stop END --stop Q --presence-penalty 0.5 --frequency-penalty -0.5 --repetition-penalty 1.1"
         " --logprobs 2"
-        " --choice yes --choice no --user bob --project p1 --request-id all --priority 4 --timeout 1h30m"
+        " --choice yes --choice no --user bob --project p1 --request-id all --priority 4 --class background"
+        " --timeout 1h30m"
     )
     workflow_id = await cli.submit("Well?", *options.split(), "--notify", url)
     job = llm_pb2.JobRequest(
@@ -142,6 +143,7 @@ async def test_it_submits_all_that_a_job_may_ask_for(cli: Cli, stub: LlmServiceS
         model="structured",
         prompt="Well?",
         priority=4,
+        job_class=llm_pb2.JOB_CLASS_BACKGROUND,
         notify=webhook(url),
         timeouts={"total": {"seconds": 5400}},
         params={
@@ -162,6 +164,12 @@ async def test_it_submits_all_that_a_job_may_ask_for(cli: Cli, stub: LlmServiceS
     )
     response = await stub.Submit(llm_pb2.SubmitRequest(job=job))
     assert response.workflow_id == workflow_id == "llmjob-bob-all"
+    assert "class    BACKGROUND" in (await cli("get", workflow_id)).output
+    async with asyncio.timeout(60):
+        # Visibility learns of a job a moment later.
+        while (await cli("ls", "-q", "--user", "bob", "--class", "background")).output.split() != [workflow_id]:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+    assert (await cli("ls", "-q", "--user", "bob", "--class", "high", "--class", "standard")).output == ""
 
 
 async def test_a_schema_comes_from_a_file(cli: Cli, stub: LlmServiceStub, tmp_path: Path) -> None:

@@ -186,6 +186,16 @@ async def test_a_form_of_the_playground_that_is_sent_twice_makes_one_job(http: h
     assert text_in((await http.get(one.headers["location"])).text, "prompt") == "Say\nit"
 
 
+async def test_the_playground_submits_a_job_of_a_class(http: httpx.AsyncClient) -> None:
+    form = {"user_id": "console-class", "model": "docstrings", "max_tokens": "1", "text": "x"}
+    for job_class, words in (("JOB_CLASS_HIGH", "High"), ("", "Standard")):
+        place = (await post(http, "/console/playground", **form, job_class=job_class)).headers["location"]
+        assert f"<dt>Class</dt><dd>{words}</dd>" in (await http.get(place)).text
+        again = (await http.get(f"/console/playground?job={place.rpartition('/')[2]}")).text
+        assert f'<option value="{job_class}" selected>{words}</option>' in again
+    assert 'id="job_class-wrong"' in (await post(http, "/console/playground", **form, job_class="URGENT")).text
+
+
 async def test_the_playground_names_every_bad_field_and_keeps_the_rest(http: httpx.AsyncClient) -> None:
     form = {
         "user_id": "me",

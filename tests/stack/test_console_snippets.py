@@ -92,6 +92,7 @@ async def test_every_call_submits_the_job(
     rich: dict[str, Any] = {
         "params": SAMPLING,
         "priority": 5,
+        "job_class": "JOB_CLASS_HIGH",
         "labels": {"team": 'it\'s "red"'},
         "notify": notify,
         "project_id": "calls",
@@ -112,9 +113,9 @@ async def test_every_call_submits_the_job(
     (made,) = [made for id_, made in (await jobs_of(stub, job.user_id, 2)).items() if id_ != workflow_id]
     labels = {name: value for name, value in made.labels.items() if name != NOTE_LABEL}
     assert (made.prompt, list(made.messages), made.params) == (job.prompt, list(job.messages), job.params)
-    assert (labels, made.priority, list(made.notify)) == (dict(job.labels), job.priority, list(job.notify))
+    assert (labels, made.job_class, list(made.notify)) == (dict(job.labels), job.job_class, list(job.notify))
     if form != "bare":
-        for name in ("project_id", "timeouts", "notify_options"):
+        for name in ("project_id", "priority", "timeouts", "notify_options"):
             assert name in calls["OpenAI"], "the call names what it leaves out"
 
 

@@ -1,7 +1,6 @@
 """Files by FileService: uploaded, read from any offset, listed, deleted, and what is refused."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,8 @@ from llm_pb import file_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
     OpenUpload,
+    bad_fields,
+    content,
     delete,
     download,
     get,
@@ -22,6 +23,7 @@ from tests.support.files import (
     messages,
     new_file,
     objects,
+    refusal,
     sha256,
     until,
     until_committed,
@@ -38,24 +40,6 @@ MIB = 1024 * 1024
 async def files(stack: Stack) -> AsyncIterator[FileServiceStub]:
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         yield FileServiceStub(channel)
-
-
-def content(size: int) -> bytes:
-    return random.Random(size).randbytes(size)
-
-
-async def refusal(call: object) -> tuple[str, str]:
-    """Return the code and the reason with which a call fails."""
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call  # type: ignore[misc]
-    return error.value.code().name, details_of(error.value)["ErrorInfo"].reason
-
-
-async def bad_fields(call: object) -> set[str]:
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call  # type: ignore[misc]
-    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT, error.value
-    return {violation.field for violation in details_of(error.value)["BadRequest"].field_violations}
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 * MIB, 11 * MIB + 7])

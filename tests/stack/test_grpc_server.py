@@ -47,6 +47,7 @@ async def test_reflection_lists_the_services(stack: Stack) -> None:
     answer = await reflect(stack.address("gateway"), reflection_pb2.ServerReflectionRequest(list_services=""))
     assert {service.name for service in answer.list_services_response.service} == {
         "llm.v1.LlmService",
+        "llm.v1.FileService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -87,7 +88,7 @@ async def test_health_is_told_for_the_server_and_the_service(stack: Stack) -> No
     """grpc.health.v1 serves both names and no other."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
-        for service in ("", "llm.v1.LlmService"):
+        for service in ("", "llm.v1.LlmService", "llm.v1.FileService"):
             assert (await check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await check(health_pb2.HealthCheckRequest(service="other"))
@@ -98,7 +99,7 @@ async def test_health_lists_all_that_it_knows(stack: Stack) -> None:
     """The library itself would answer this method with a traceback."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
-    assert answer.statuses.keys() == {"", "llm.v1.LlmService"}
+    assert answer.statuses.keys() == {"", "llm.v1.LlmService", "llm.v1.FileService"}
     assert all(state.status == SERVING for state in answer.statuses.values())
 
 

@@ -111,6 +111,10 @@ async def test_jobs_are_listed_and_filtered(http: httpx.AsyncClient) -> None:
         assert [one["request_id"] for one in found] == [job.request_id]
     others = await http.get("/jobs", params={"user_id": job.user_id, "state": "JOB_STATE_FAILED"})
     assert others.json() == {"jobs": [], "next_page_token": ""}
+    for job_class, number in (("JOB_CLASS_STANDARD", 1), ("JOB_CLASS_HIGH", 0)):
+        query = [("user_id", job.user_id), ("class", job_class), ("class", "JOB_CLASS_SCHEDULED")]
+        found = (await http.get("/jobs", params=query)).json()["jobs"]
+        assert [one["job_class"] for one in found] == ["JOB_CLASS_STANDARD"] * number
 
 
 async def test_a_job_is_cancelled_with_a_reason(http: httpx.AsyncClient, stub: llm_pb2_grpc.LlmServiceStub) -> None:
@@ -243,6 +247,8 @@ async def test_what_is_not_there_says_so(http: httpx.AsyncClient) -> None:
         ("GET", "/jobs/x/cancel", 405),
         ("GET", "/jobs?page_size=many", 400),
         ("GET", "/jobs?state=busy", 400),
+        ("GET", "/jobs?class=busy", 400),
+        ("GET", "/jobs?class=JOB_CLASS_UNSPECIFIED", 400),
         ("GET", "/jobs?users=u", 400),
         ("GET", "/jobs?user_id=a&user_id=b", 400),
         ("GET", "/jobs?page_size=1000", 400),
@@ -255,6 +261,8 @@ async def test_what_is_not_there_says_so(http: httpx.AsyncClient) -> None:
     assert (await http.put("/jobs")).headers["allow"] == "GET, HEAD, POST"
     (error,) = (await http.get("/jobs?state=busy")).json()["errors"]
     assert error["field"] == "state[0]"
+    (error,) = (await http.get("/jobs?class=JOB_CLASS_UNSPECIFIED")).json()["errors"]
+    assert error["field"] == "class[0]"
 
 
 async def test_another_job_under_the_same_key_is_a_conflict(http: httpx.AsyncClient) -> None:

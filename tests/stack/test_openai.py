@@ -321,6 +321,19 @@ async def test_a_chat_completion_and_a_completion_answer_at_once(
     assert len("".join(pieces)) > 0
 
 
+async def test_a_service_tier_is_the_class_of_the_job(client: AsyncOpenAI, stub: llm_pb2_grpc.LlmServiceStub) -> None:
+    """The answer says which one the job got."""
+    chat = await client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Go on."}], max_tokens=2, service_tier="priority"
+    )
+    status = (await status_of(stub, workflow_id_of(chat.id.replace("chatcmpl-", "resp_")))).status
+    assert (chat.service_tier, status.job_class) == ("priority", llm_pb2.JOB_CLASS_HIGH)
+    response = await client.responses.create(model=MODEL, input="Go on.", background=True, service_tier="flex")
+    status = (await status_of(stub, workflow_id_of(response.id))).status
+    assert (response.service_tier, status.job_class) == ("flex", llm_pb2.JOB_CLASS_BACKGROUND)
+    assert (await client.responses.cancel(response.id)).service_tier == "flex"
+
+
 async def test_models_are_listed(client: AsyncOpenAI) -> None:
     names = [model.id async for model in client.models.list()]
     assert MODEL in names

@@ -234,13 +234,25 @@ async def test_a_pause_does_not_count_against_the_run_timeout(installation: Stac
         assert_whole(await watching, expected, ["PAUSED", "FINISHED"])
 
 
-@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 7}], ids=["greedy", "seeded"])
+OF_ENGINE = {"torch": '{"threads": 1}', "vllm": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "params"),
+    [
+        pytest.param("torch", {"temperature": 0.0}, id="torch-greedy"),
+        pytest.param("torch", {"temperature": 1.0, "seed": 7}, id="torch-seeded"),
+        pytest.param("vllm", {"temperature": 0.0}, id="vllm-greedy", marks=pytest.mark.vllm),
+        pytest.param("vllm", {"temperature": 1.0, "seed": 7}, id="vllm-seeded", marks=pytest.mark.vllm),
+    ],
+)
 async def test_the_output_of_a_real_model_is_that_of_a_run_without_pauses(
-    installation: Stack, client: LlmServiceStub, params: dict[str, float]
+    installation: Stack, client: LlmServiceStub, engine: str, params: dict[str, float]
 ) -> None:
-    pytest.importorskip("torch")
+    """A seeded job of vLLM starts over at a pause, and generates the same."""
+    pytest.importorskip(engine)
     length = {"max_tokens": 1200, "min_tokens": 1200, **params}
-    environment = {"GPU_WORKER_ENGINE": "torch", "GPU_WORKER_ENGINE_OPTIONS": '{"threads": 1}'}
+    environment = {"GPU_WORKER_ENGINE": engine, "GPU_WORKER_ENGINE_OPTIONS": OF_ENGINE[engine]}
     async with worker(installation, **environment):
         expected = (await run_job(client, new_job("Return the", params=length))).output
         id_ = await submit(client, new_job("Return the", params=length, job_class=BACKGROUND))

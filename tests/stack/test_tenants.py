@@ -329,8 +329,8 @@ async def test_the_notifier_knows_tenants(told: tuple[Tenants, Receiver]) -> Non
 
 
 async def test_an_installation_whose_namespace_has_no_room_for_tenants_goes_on(stack: Stack, tmp_path: Path) -> None:
-    """Temporal takes ten attributes of the kind. A tenant's call is refused in a way that may pass, and the log says
-    why."""
+    """Temporal takes ten attributes of the kind. A tenant's call, and a job of a class that is not the usual one, is
+    refused in a way that may pass, and the log says why."""
     await temporal_cli(stack, "operator", "namespace", "create", "--namespace", "full")
     others = [word for number in range(5) for word in ("--name", f"Own{number}", "--type", "Keyword")]
     async with asyncio.timeout(PATIENCE):
@@ -360,10 +360,13 @@ async def test_an_installation_whose_namespace_has_no_room_for_tenants_goes_on(s
                     break
         listed = await all_listed(full.nobody, 1)
         assert [item.status.workflow_id for item in listed] == [submitted.workflow_id]
-        for call in (full.acme.Submit(request), full.acme.List(llm_pb2.ListRequest())):
+        background = llm_pb2.SubmitRequest(job=new_job(model="idle", job_class=llm_pb2.JOB_CLASS_BACKGROUND))
+        calls = (full.acme.Submit(request), full.acme.List(llm_pb2.ListRequest()), full.nobody.Submit(background))
+        for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await call
             assert error.value.code() == grpc.StatusCode.UNAVAILABLE
     await gateway.terminate()
     assert "an operator has to register the search attributes" in gateway.log
     assert "TenantId" in gateway.log
+    assert "JobClass" in gateway.log

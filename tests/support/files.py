@@ -3,14 +3,17 @@
 import asyncio
 import hashlib
 import itertools
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import pytest
 
 from llm_pb import file_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
+from tests.support.jobs import details_of
 
 PATIENCE: Final = 120
 PIECE: Final = 1024 * 1024
@@ -149,3 +152,21 @@ async def until_committed(stub: Any, file_id: str, least: int) -> int:
 
 def sha256(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
+
+
+def content(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+async def refusal(call: object) -> tuple[str, str]:
+    """Return the code and the reason with which a call fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call  # type: ignore[misc]
+    return error.value.code().name, details_of(error.value)["ErrorInfo"].reason
+
+
+async def bad_fields(call: object) -> set[str]:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call  # type: ignore[misc]
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT, error.value
+    return {violation.field for violation in details_of(error.value)["BadRequest"].field_violations}

@@ -22,7 +22,7 @@ from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.deletions import delete, until_ended
-from tests.support.jobs import new_job, until_output, watch
+from tests.support.jobs import new_job, until_message, until_output, watch
 from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
@@ -47,6 +47,23 @@ async def handed_over(stack: Stack, stub: LlmServiceStub) -> str:
     await worker.start()
     await watch(stub, response.workflow_id)
     return response.workflow_id
+
+
+async def paused(stack: Stack, stub: LlmServiceStub) -> str:
+    """Run a background job that goes back to the queue for want of a seat, and return the job's id."""
+    await stack.processes["gpu-worker"].terminate()
+    worker = stack.add("gpu-worker", {"GPU_WORKER_MAX_CONCURRENT": "1", "GPU_WORKER_PAUSE_WAIT": "PT0.2S"})
+    await worker.start()
+    background = new_job(params={"max_tokens": 600}, job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=background))).workflow_id
+    await until_output(stub, id_)
+    urgent = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id
+    await until_message(stub, id_, lambda message: message.status.progress.stage == "paused")
+    # The worker names itself as long as it has the job.
+    await until_message(stub, id_, lambda message: message.HasField("status") and not message.status.progress.worker)
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=urgent))
+    await watch(stub, id_)
+    return id_
 
 
 async def delivered_later(stub: LlmServiceStub, temporal: Client, job_id: str) -> str:
@@ -113,6 +130,7 @@ async def main(version: str) -> None:
             await record(temporal, again, f"delivery-sent-again.{version}")
             for name, id_ in (await deletions(stub)).items():
                 await record(temporal, id_, f"{name}.{version}")
+            await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
 
 
 async def record(temporal: Client, id_: str, name: str) -> None:

@@ -1,6 +1,7 @@
 """Metrics that a process serves to Prometheus, parsed for tests."""
 
 import asyncio
+import json
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -62,7 +63,10 @@ async def measured_stack(folder: Path) -> AsyncIterator[Stack]:
     The job that uses up its total time is left out. Its last workflow task comes so close to Temporal's own timeout of
     the workflow that the task may be lost and then be counted twice: see workflows.outcome_metrics.
     """
-    async with Stack(stack_settings(folder), environment=FAST) as stack:
+    models = json.loads(FAST["gateway"]["GATEWAY_MODELS"])
+    models[0]["price"] = {"currency": "EUR", "prompt_per_million": 1, "output_per_million": 2}
+    environment = {**FAST, "gateway": {**FAST["gateway"], "GATEWAY_MODELS": json.dumps(models)}}
+    async with Stack(stack_settings(folder), environment=environment) as stack:
         temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
         chosen = [run for name, run in OUTCOMES.items() if name != "timed-out-in-all"]
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:

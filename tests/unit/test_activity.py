@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -39,11 +40,14 @@ async def engine() -> AsyncIterator[Engine]:
 class Worker:
     """The activity with its dependencies, and the metrics that it has recorded."""
 
-    def __init__(self, engine: Engine, feed: MemoryFeed, name: str = "w") -> None:
+    def __init__(
+        self, engine: Engine, feed: MemoryFeed, name: str = "w", settings: GpuWorkerSettings = SETTINGS
+    ) -> None:
         self._reader = InMemoryMetricReader()
         meter = MeterProvider([self._reader]).get_meter("test")
         loaded = asyncio.create_task(asyncio.sleep(0))
-        self._activity = RunLLMOnGPU(engine, loaded, feed, SETTINGS, name, meter, trace.NoOpTracer())
+        self._activity = RunLLMOnGPU(engine, loaded, feed, settings, name, meter, trace.NoOpTracer())
+        self.seats = self._activity.seats
 
     async def run(
         self, job: llm_pb2.JobRequest, attempt: int = 1, handovers: int = 0, workflow_id: str = "test", **earlier: Any
@@ -320,6 +324,28 @@ async def test_a_failed_attempt_is_tried_again_by_the_table(fault: str, error: t
     assert not failed.value.non_retryable
     assert failed.value.next_retry_delay == RULES[error].retry_delay
     await own.close()
+
+
+async def test_an_attempt_without_a_seat_hands_the_job_over_as_earlier_workflow_code_knows_it(engine: Engine) -> None:
+    """The error is that of a worker that stops. The end of the attempt tells the difference."""
+    settings = GpuWorkerSettings(engine="simulated", max_concurrent=1, pause_wait=timedelta(milliseconds=10))
+    feed = MemoryFeed()
+    worker = Worker(engine, feed, settings=settings)
+    background = new_job(params={"max_tokens": 2000}, job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    # It has the only seat until it is asked for it.
+    paused = asyncio.create_task(worker.run(background, feed_key="background"))
+    await worker.seats.until(lambda: bool(worker.seats.taken))
+    urgent = await worker.run(new_job(params={"max_tokens": 200}), feed_key="urgent")
+    assert urgent.metadata.output_tokens == 200
+    with pytest.raises(ApplicationError) as failed:
+        await paused
+    assert (failed.value.type, failed.value.non_retryable) == ("WORKER_SHUTDOWN", True)
+    (detail,) = failed.value.details
+    assert detail.attempts[-1].end == llm_pb2.ATTEMPT_END_PAUSED
+    assert (detail.attempts[-1].HasField("error"), detail.metadata.pauses) == (False, 1)
+    # Another worker goes on at the same token.
+    rest = await Worker(engine, feed, "other").run(background, handovers=1, feed_key="background")
+    assert rest.output == (await Worker(engine, MemoryFeed()).run(background)).output
 
 
 async def fails(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from jobs.options import DEFAULTS, duration, read_memo
+from jobs.names import MEMO_OPTIONS
+from jobs.options import DEFAULTS, complete, duration, read_memo
 from jobs.start import JobStart, job_start
 from jobs.times import execution_timeout
 from llm_pb import internal_pb2, llm_pb2
@@ -59,7 +60,31 @@ def test_a_chosen_time_replaces_the_default_as_a_whole() -> None:
     assert (options.heartbeat_timeout, options.notify_hold) == (half, zero)
 
 
+def test_the_options_of_a_background_job_have_the_defaults_of_its_class() -> None:
+    job = new_job(job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    start = job_start(job, internal_pb2.JobOptions(notify_operator=False))
+    options = options_of(start)
+    assert options.gpu_task_queue == "llm-gpu-activities.background"
+    assert options.timeouts.queue.ToTimedelta() == timedelta(hours=12)
+    assert start.execution_timeout == execution_timeout(timedelta(hours=24))
+    assert start.priority.fairness_key == f"/BACKGROUND/{job.user_id}"
+    assert complete(None, job).gpu_task_queue == options.gpu_task_queue, "a workflow that was started by hand"
+    assert complete(None, job).timeouts == options.timeouts
+    chosen = internal_pb2.JobOptions(gpu_task_queue="own", timeouts=llm_pb2.JobTimeouts(queue=MINUTE))
+    assert options_of(job_start(job, chosen)).gpu_task_queue == "own"
+    assert options_of(job_start(job, chosen)).timeouts.queue == MINUTE
+
+
 def test_a_jobs_own_timeout_bounds_its_workflow() -> None:
     job = new_job(timeouts=llm_pb2.JobTimeouts(total=MINUTE))
     start = job_start(job, internal_pb2.JobOptions(notify_operator=False))
     assert start.execution_timeout == execution_timeout(timedelta(minutes=1))
+
+
+def test_a_price_travels_beside_the_options() -> None:
+    """Version 0.1.0 refuses options with a field that it does not know."""
+    price = llm_pb2.ModelPrice(currency="EUR", prompt_micros_per_million=150_000, output_micros_per_million=1)
+    start = job_start(new_job(), internal_pb2.JobOptions(price=price))
+    assert options_of(start).price == price
+    assert "price" not in start.memo[MEMO_OPTIONS]
+    assert not options_of(job_start(new_job(), internal_pb2.JobOptions())).HasField("price")

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.field_rules import Violation
 from llm_pb import llm_pb2
-from openai_api.asked import Asked
+from openai_api.asked import Asked, tier_of
 from openai_api.chat_request import read_chat_request, read_completion_request
 from openai_api.errors import InvalidBody
 from openai_api.responses_request import read_responses_request
@@ -100,7 +100,7 @@ def test_a_chat_completion_asks_for_a_job() -> None:
     )
     assert asked.job == llm_pb2.JobRequest(
         model="m",
-        priority=2,
+        job_class=llm_pb2.JOB_CLASS_HIGH,
         messages=[
             llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="a\nb"),
             llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, content="c"),
@@ -204,7 +204,7 @@ def test_what_is_not_supported_is_refused(endpoint: str, parameters: dict[str, A
         ("responses", "job.messages[2].content", "input[1].content"),
         ("responses", 'job.labels["a"]', 'metadata["a"]'),
         ("chat", "job.messages[0].content", "messages[0].content"),
-        ("chat", "job.priority", "service_tier"),
+        ("chat", "job.job_class", "service_tier"),
         ("chat", "job", "messages"),
         ("responses", "job", "input"),
         ("responses", "", "input"),
@@ -259,11 +259,25 @@ def test_an_empty_request_names_what_is_empty(endpoint: str, parameter: str, val
     assert refused(endpoint, **{parameter: value}) == parameter
 
 
+@pytest.mark.parametrize(
+    ("tier", "job_class", "answered"),
+    [
+        (None, llm_pb2.JOB_CLASS_UNSPECIFIED, "default"),
+        ("auto", llm_pb2.JOB_CLASS_UNSPECIFIED, "default"),
+        ("default", llm_pb2.JOB_CLASS_UNSPECIFIED, "default"),
+        ("priority", llm_pb2.JOB_CLASS_HIGH, "priority"),
+        ("flex", llm_pb2.JOB_CLASS_BACKGROUND, "flex"),
+    ],
+)
+def test_a_service_tier_is_a_class(tier: str | None, job_class: int, answered: str) -> None:
+    job = read("responses", **({} if tier is None else {"service_tier": tier})).job
+    assert (job.job_class, job.priority) == (job_class, 0)
+    assert tier_of(job) == answered
+
+
 def test_the_rules_of_the_gateway_speak_of_the_clients_parameters() -> None:
-    """A number from 3 to 5 is no service tier, and a client that set max_output_tokens has set no max_tokens."""
-    asked = read("responses", service_tier="priority", min_tokens=5, max_output_tokens=2)
-    tier = asked.violation(Violation("job.priority", "must be 3 (first) to 5 (last) here, or 0 for the default"))
-    assert tier == Violation("service_tier", "may not be 'priority' here")
+    """A client that set max_output_tokens has set no max_tokens."""
+    asked = read("responses", min_tokens=5, max_output_tokens=2)
     least = asked.violation(Violation("job.params.min_tokens", "must be at most max_tokens"))
     assert least == Violation("min_tokens", "must be at most max_output_tokens")
 

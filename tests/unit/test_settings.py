@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings
 from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
 from feed.feed import FeedSettings
+from jobs.classes import NAMES
 from runtime.environment import rename_variables, setting_problems, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
@@ -60,6 +61,13 @@ def test_a_secret_that_is_refused_is_not_shown(
     ("settings", "name", "bad", "good", "form"),
     [
         (FeedSettings, "FEED_URL", ["", "zz", "http://x", "nats://"], ["nats://u:p@x:4222", "tls://x"], "nats://host"),
+        (
+            GatewaySettings,
+            "GATEWAY_CLASSES",
+            ['{"URGENT": {}}', '{"HIGH": {"seats": 1}}', '{"HIGH": {"weight": 0}}', '{"HIGH": {"rate": 0}}'],
+            ["{}", '{"HIGH": {}}', '{"STANDARD": {"rate": 50}, "SCHEDULED": {"queue_timeout": "PT6H"}}'],
+            "",
+        ),
         (FeedSettings, "FEED_STREAM", ["", "a b", "a.b", "a>"], ["A_b-1"], "the name of a stream"),
         (FeedSettings, "FEED_SUBJECT_PREFIX", ["", ">", "a..b", ".a", "a b"], ["a", "a.b"], "joined by single dots"),
         (NotifierSettings, "NOTIFIER_NATS_URL", ["zz", "", "http://x"], ["nats://x:4222"], "nats://host:port"),
@@ -203,6 +211,8 @@ PRICE = {"currency": "EUR", "prompt_per_million": "0.15", "output_per_million": 
         ([{"price": {**PRICE, "output_per_million": "-1"}}], "greater than or equal to 0"),
         ([{"price": {**PRICE, "output_per_million": "0.0000001"}}], "decimal places"),
         ([{"price": {"currency": "EUR"}}], "prompt_per_million"),
+        ([{"queue": "q"}, {"name": "n", "queue": "q.background"}], "that of another model's background jobs"),
+        ([{"queue": "q" * 245}], "at most 244 characters"),
     ],
 )
 def test_models_that_contradict_themselves_are_refused(
@@ -220,7 +230,22 @@ def test_models_that_contradict_themselves_are_refused(
 def test_the_queue_of_workflows_is_no_other_queue(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """The gateway takes activities from it, so it would take those of notifiers or workers."""
     model = {"name": "m", "queue": "same", "context_tokens": 8, "max_output_tokens": 4, "default_max_tokens": 4}
-    monkeypatch.setenv("GATEWAY_WORKFLOW_QUEUE", "same")
     monkeypatch.setenv(variable, json.dumps([model]) if variable == "GATEWAY_MODELS" else "same")
-    with pytest.raises(ValidationError, match="must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues"):
-        GatewaySettings()
+    for queue in ("same", "same.background") if variable == "GATEWAY_MODELS" else ("same",):
+        monkeypatch.setenv("GATEWAY_WORKFLOW_QUEUE", queue)
+        with pytest.raises(ValidationError, match="must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues"):
+            GatewaySettings()
+
+
+def test_what_the_settings_of_classes_leave_out_keeps_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No default of a class is above the operator's maximum. A null is a value."""
+    monkeypatch.setenv("GATEWAY_CLASSES", '{"HIGH": {"weight": 25}, "BACKGROUND": {"rate": null}}')
+    monkeypatch.setenv("GATEWAY_MAX_TOTAL_TIMEOUT", "PT10H")
+    monkeypatch.setenv("GATEWAY_QUEUE_TIMEOUT", "PT1M")
+    settings = GatewaySettings()
+    classes = settings.classes
+    assert [classes.of(one).weight for one in NAMES] == [25, 50, 10, 5]
+    assert [classes.turns(one) for one in NAMES] == [0.5, 1, 0.2, 0.1]
+    assert [classes.of(one).rate for one in NAMES] == [100, None, None, None]
+    assert [settings.queue_timeout_of(one) / timedelta(minutes=1) for one in NAMES] == [1, 1, 720, 720]
+    assert [settings.total_timeout_of(one) / timedelta(hours=1) for one in NAMES] == [8, 8, 10, 10]

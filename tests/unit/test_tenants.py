@@ -1,11 +1,13 @@
 """Fair turns of tenants and their users, and what a parent passes on to its children."""
 
+from functools import partial
+
 from temporalio.common import Priority
 
-from jobs import names
+from jobs import classes, names
 from jobs.ids import tenant_of
 from jobs.options import DEFAULTS, gpu_priority
-from jobs.start import fair_turns, job_start
+from jobs.start import fair_owner, fair_turns, job_start
 from llm_pb import llm_pb2
 from services.gateway.tenants import TenantSettings
 from services.gateway.turns import Turns
@@ -84,6 +86,32 @@ def test_a_long_key_keeps_its_tenant() -> None:
     assert [len(key) for key in keys] == [64, 64, 64]
     assert len({*keys}) == 3
     assert [key.startswith(f"{tenant}/") for key in keys] == [False, True, True]
+
+
+def test_a_long_key_keeps_its_class() -> None:
+    """Of a tenant of 32 characters, too, two users of a class have two keys."""
+    long, longer = "u" * 128, "u" * 127
+    owners = {
+        fair_owner(user, tenant, None, job_class)
+        for user in (long, longer)
+        for tenant in ("", "t" * 32)
+        for job_class in classes.NAMES
+    }
+    keys = {fair_turns(owner).fairness_key or "" for owner in owners}
+    assert len(keys) == len(owners) == 16
+    assert all(len(key) <= 64 for key in keys)
+    for name in ("HIGH", "BACKGROUND", "SCHEDULED"):
+        assert sum(key.startswith((f"/{name}/", f"{'t' * 32}/{name}/")) for key in keys) == 4
+
+
+def test_a_tenant_has_turns_of_its_own_in_each_class() -> None:
+    """Users who submit jobs of one class do not count among those who share the turns of another one."""
+    some = turns(Clock())
+    high = partial(some.priority, "acme", hash_=None, job_class=llm_pb2.JOB_CLASS_HIGH)
+    assert some.priority("acme", "a") == Priority(fairness_key="acme/a", fairness_weight=4)
+    assert high("a") == Priority(fairness_key="acme/HIGH/a", fairness_weight=8)
+    assert high("b") == Priority(fairness_key="acme/HIGH/b", fairness_weight=4)
+    assert some.priority("acme", "a").fairness_weight == 4
 
 
 def test_a_child_is_its_parents_tenants() -> None:

@@ -13,22 +13,28 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from durable_llm._client import AsyncClient, Outcome
+    from durable_llm._files import AsyncFiles
     from durable_llm._job import AsyncJob, Piece
     from durable_llm._retrying_stub import FINAL_STATES, is_last
     from durable_llm._sync import Client, Job
+    from durable_llm._sync_files import Files
     from durable_llm.errors import ApiError, DurableLLMError, JobError
     from durable_llm.output import Output
     from durable_llm.retry import RetryPolicy
+    from llm_pb.file_pb2 import File
     from llm_pb.llm_pb2 import ChatMessage, JobRequest, JobResult, JobStatus, SamplingParams
 
 __all__ = [
     "FINAL_STATES",
     "ApiError",
     "AsyncClient",
+    "AsyncFiles",
     "AsyncJob",
     "ChatMessage",
     "Client",
     "DurableLLMError",
+    "File",
+    "Files",
     "Job",
     "JobError",
     "JobRequest",
@@ -44,17 +50,20 @@ __all__ = [
 
 _NAMES: Final = {
     "durable_llm._client": ("AsyncClient", "Outcome"),
+    "durable_llm._files": ("AsyncFiles",),
     "durable_llm._job": ("AsyncJob", "Piece"),
     "durable_llm._retrying_stub": ("FINAL_STATES", "is_last"),
     "durable_llm._sync": ("Client", "Job"),
+    "durable_llm._sync_files": ("Files",),
     "durable_llm.errors": ("ApiError", "DurableLLMError", "JobError"),
     "durable_llm.output": ("Output",),
     "durable_llm.retry": ("RetryPolicy",),
+    "llm_pb.file_pb2": ("File",),
     "llm_pb.llm_pb2": ("ChatMessage", "JobRequest", "JobResult", "JobStatus", "SamplingParams"),
 }
 """The public names by the modules that define them."""
 _MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES: Final = ("errors", "output", "retry")
+_MODULES: Final = ("errors", "file_errors", "output", "retry")
 
 
 if not TYPE_CHECKING:

@@ -13,11 +13,14 @@ from typing import Any, Final, Generic, Self, TypeVar
 import grpc
 
 from durable_llm._address import require_ports
+from durable_llm._file_stub import RetryingFileStub
+from durable_llm._files import AsyncFiles
 from durable_llm._job import AsyncJob
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 J = TypeVar("J")
@@ -86,6 +89,7 @@ class AsyncClient:
         else:
             self.channel = grpc.aio.secure_channel(address, credentials, all_options)
         self._stub = RetryingStub(LlmServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
+        self._files = RetryingFileStub(FileServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,7 +110,13 @@ class AsyncClient:
         """
         client = copy.copy(self)
         client._stub = self._stub.with_metadata(tuple(metadata.items()))
+        client._files = self._files.with_metadata(tuple(metadata.items()))
         return client
+
+    @property
+    def files(self) -> AsyncFiles:
+        """The files of the caller's tenant."""
+        return AsyncFiles(self._files)
 
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of LlmService, by its name in llm.proto and with its messages.

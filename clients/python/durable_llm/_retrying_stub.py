@@ -1,4 +1,4 @@
-"""The stub of LlmService with retries: a call that fails for a reason that passes is repeated."""
+"""A stub with retries: a call that fails for a reason that passes is repeated."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 
@@ -14,7 +14,6 @@ from durable_llm._statuses import from_call
 from durable_llm.errors import ApiError, Unavailable
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
-from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -32,7 +31,7 @@ FINAL_STATES: Final = frozenset(
 _FIRST_LOOK: Final = timedelta(milliseconds=200)
 _LAST_LOOK: Final = timedelta(seconds=5)
 """Waits before a client asks how a deletion stands: the first and the longest one."""
-_RESET: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+RESET: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 """What gRPC makes of a stream that is reset without a status."""
 
 
@@ -40,9 +39,9 @@ class RetryingStub:
     """A stub that repeats failed calls. All calls of LlmService are safe to repeat."""
 
     def __init__(
-        self, stub: LlmServiceStub, metadata: Metadata, timeout: timedelta, idle_timeout: timedelta, retry: RetryPolicy
+        self, stub: Any, metadata: Metadata, timeout: timedelta, idle_timeout: timedelta, retry: RetryPolicy
     ) -> None:
-        """Send `metadata` with every call.
+        """`stub` is the generated one of a service. Send `metadata` with every call.
 
         `timeout` limits one try of a call that does not stream, `idle_timeout` the wait for a message of a stream.
         """
@@ -53,20 +52,20 @@ class RetryingStub:
         self._retry = retry
         self._answered = False
 
-    def with_metadata(self, metadata: Metadata) -> "RetryingStub":
+    def with_metadata(self, metadata: Metadata) -> Self:
         """Return a stub on the same channel that sends other metadata."""
-        return RetryingStub(self._stub, metadata, self._timeout, self._idle_timeout, self._retry)
+        return type(self)(self._stub, metadata, self._timeout, self._idle_timeout, self._retry)
 
     async def unary(self, method: str, request: Any) -> Any:
         """Return the response of a method. Raises ApiError."""
         call: Callable[..., Awaitable[Any]] = getattr(self._stub, method)
-        silence = _Silence()
+        silence = Silence()
         while True:
             try:
                 with silence.growing():
                     response = await call(request, timeout=self._timeout.total_seconds(), metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
-                await self._back_off(from_call(error), silence, f"calling {method} again")
+                await self.back_off(from_call(error), silence, f"calling {method} again")
             else:
                 self._answered = True
                 return response
@@ -88,7 +87,7 @@ class RetryingStub:
 
         Raises ApiError.
         """
-        silence = _Silence()
+        silence = Silence()
         place = _Place(resume_token, output_offset)
         status: llm_pb2.JobStatus | None = None
         ended = False
@@ -102,7 +101,7 @@ class RetryingStub:
                     self._answered = True
                     # The first message of a stream repeats the status that the last stream has brought.
                     if not first or message.HasField("delta") or message.status != status:
-                        silence = _Silence()
+                        silence = Silence()
                     if message.HasField("status"):
                         status = message.status
                     first = False
@@ -115,10 +114,10 @@ class RetryingStub:
                 call.cancel()
             if ended:
                 return
-            await self._back_off(broken, silence, f"going on at {place}")
+            await self.back_off(broken, silence, f"going on at {place}")
 
     async def _next(
-        self, messages: AsyncIterator[llm_pb2.StreamStatusResponse], silence: "_Silence"
+        self, messages: AsyncIterator[llm_pb2.StreamStatusResponse], silence: "Silence"
     ) -> llm_pb2.StreamStatusResponse:
         """Return a stream's next message. Raises ApiError when the stream breaks, falls silent or ends."""
         seconds = self._idle_timeout.total_seconds()
@@ -129,7 +128,7 @@ class RetryingStub:
         except grpc.aio.AioRpcError as error:
             failure = from_call(error)
             # A proxy resets the stream when its gateway dies. The gateway's own errors have a reason.
-            if failure.code in _RESET and not failure.reason:
+            if failure.code in RESET and not failure.reason:
                 raise Unavailable(str(failure), grpc.StatusCode.UNAVAILABLE) from error
             raise failure from error
         except TimeoutError:
@@ -137,7 +136,7 @@ class RetryingStub:
         except StopAsyncIteration:
             raise Unavailable("the stream ended before the job did", grpc.StatusCode.UNAVAILABLE) from None
 
-    async def _back_off(self, error: ApiError, silence: "_Silence", then: str) -> None:
+    async def back_off(self, error: ApiError, silence: "Silence", then: str) -> None:
         """Wait until the next try. Raises the error when the policy allows no further try."""
         silence.failures += 1
         wait = self._retry.backoff(error, silence.failures, silence.duration, answered=self._answered)
@@ -182,7 +181,7 @@ class _Place:
             self._resume_token, self._offset = "", message.next_offset
 
 
-class _Silence:
+class Silence:
     """The time since the service last brought something new. Pauses of the caller between two messages do not count."""
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from durable_llm._details import reason_of
 from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation
+from durable_llm.file_errors import FILE_ERRORS
 from llm_pb import llm_pb2
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -29,7 +30,7 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
         detail.Unpack(info)
     reason = reason_of(status)
     otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
-    return API_ERRORS.get(reason, otherwise)(
+    return (API_ERRORS.get(reason) or FILE_ERRORS.get(reason, otherwise))(
         message,
         code,
         reason,

@@ -22,6 +22,7 @@ from durable_llm._client import (
     read_job,
 )
 from durable_llm._job import AsyncJob, Piece
+from durable_llm._sync_files import Files
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 
@@ -113,6 +114,11 @@ class Client:
         for outcome in outcomes:
             job = Job(self._loop, outcome.job) if outcome.job is not None else None
             yield Outcome(outcome.index, job, outcome.result, outcome.error)
+
+    @property
+    def files(self) -> Files:
+        """See AsyncClient.files."""
+        return Files(self._loop, self._client.files)
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """See AsyncClient.models."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Final
 
@@ -132,6 +133,13 @@ class FileReader:
             if file is not None and request.user_id in ("", file.user_id) and request.purpose in ("", file.purpose):
                 response.files.append(file)
         return response
+
+    async def all_of(self, tenant: str) -> AsyncGenerator[file_pb2.File, None]:
+        """Yield the files of a tenant, as Temporal lists them. Raises ApiError UNAVAILABLE, RPCError."""
+        items = self._client.list_workflows(await self._query(tenant, ""), rpc_timeout=RPC_TIMEOUT)
+        async for item in items:
+            if tenant_of(item.id) == tenant and (file := await _readable(item)) is not None:
+                yield file
 
     async def _query(self, tenant: str, user_id: str) -> str:
         """Return the visibility query. Every value has passed a rule that forbids quotes."""

@@ -20,19 +20,21 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
 from jobs import names, options
-from jobs.ids import file_workflow_id
+from jobs.ids import file_workflow_id, tenant_of
 from jobs.memo import to_memo
 from jobs.search import about_user, user_value
 from llm_pb import file_pb2, internal_pb2
 from runtime.auth import Caller
 from services.gateway.effects import Effects
 from services.gateway.errors import (
+    ApiError,
     file_key_reused,
     file_not_found,
     store_unavailable,
     temporal_unavailable,
     upload_overtaken,
 )
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader, file_of
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoreUnavailable
@@ -51,12 +53,14 @@ class FileRecords:
         effects: Effects,
         reader: FileReader,
         store: Store,
+        quotas: FileQuotas,
         settings: GatewaySettings,
         encryption: Encryption | None,
     ) -> None:
         self._effects = effects
         self._reader = reader
         self._store = store
+        self._quotas = quotas
         self._settings = settings
         self._encryption = encryption
 
@@ -67,6 +71,7 @@ class FileRecords:
             return found
         now = datetime.now(UTC)
         declared = first.file
+        await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes)
         file = file_pb2.File(
             ref=declared.ref,
             user_id=declared.user_id,
@@ -127,7 +132,7 @@ class FileRecords:
             raise file_key_reused(first.file.user_id, first.request_id)
         return file
 
-    async def remove(self, workflow_id: str) -> None:
+    async def remove(self, workflow_id: str, id_: str) -> None:
         """Let a file be gone. Raises RPCError, AuditUnavailable."""
         try:
             await self._effects.update(workflow_id, names.UPDATE_DELETE_FILE)
@@ -137,6 +142,7 @@ class FileRecords:
         except WorkflowUpdateFailedError as error:
             # It has ended with the update.
             _log.info("%s did not take a delete: %r", workflow_id, error.cause)
+        self._quotas.give_back(tenant_of(workflow_id), id_)
 
     async def commit(
         self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float
@@ -144,8 +150,13 @@ class FileRecords:
         """Commit a segment, and return the file. A repeat of the update changes nothing.
 
         `began` is the loop's time when the segment's object was begun. Raises ApiError ABORTED when another upload was
-        faster, NOT_FOUND when the file is gone.
+        faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota.
         """
+        try:
+            await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
+        except ApiError:
+            await self._discard(commit)
+            raise
         now = asyncio.get_running_loop().time
         until = now() + _COMMIT_TIME.total_seconds()
         while True:
@@ -184,10 +195,10 @@ class FileRecords:
 
 
 def _digest(declared: file_pb2.File) -> str:
-    """Return a digest of what an upload says of its file."""
+    """Return a digest of what an upload says of its file, but for its time, which a repeat counts anew."""
     said = file_pb2.File()
     said.CopyFrom(declared)
-    for field in ("committed_bytes", "create_time", "state"):
+    for field in ("committed_bytes", "create_time", "expire_time", "state"):
         said.ClearField(field)
     said.ref.ClearField("file_id")
     return hashlib.sha256(said.SerializeToString(deterministic=True)).hexdigest()

@@ -13,6 +13,7 @@ from runtime.grpc_auth import current_caller
 from services.gateway.effects import Effects
 from services.gateway.errors import file_of_job, files_disabled
 from services.gateway.files.download import Downloads
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.records import FileRecords
 from services.gateway.files.upload import Uploads
@@ -30,6 +31,7 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
         effects: Effects,
         reader: FileReader,
         store: Store | None,
+        quotas: FileQuotas,
         answers: Answers,
         settings: GatewaySettings,
         encryption: Encryption | None,
@@ -39,7 +41,7 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
         self._answers = answers
         self._files: _Files | None = None
         if store is not None:
-            records = FileRecords(effects, reader, store, settings, encryption)
+            records = FileRecords(effects, reader, store, quotas, settings, encryption)
             uploads = Uploads(records, reader, store, settings)
             self._files = _Files(records, uploads, Downloads(reader, store, settings))
 
@@ -71,7 +73,7 @@ class FileServicer(file_pb2_grpc.FileServiceServicer):
         await self._reader.get(caller, request.file_id)
         if request.file_id.startswith(OUTPUT_ID_PREFIX):
             raise file_of_job(request.file_id)
-        await records.remove(file_workflow_id(request.file_id, caller.tenant))
+        await records.remove(file_workflow_id(request.file_id, caller.tenant), request.file_id)
         return file_pb2.DeleteFileResponse()
 
     def _stored(self) -> "_Files":

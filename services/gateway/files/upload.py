@@ -111,11 +111,11 @@ class Uploads:
             commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
             commit.segment.name, commit.segment.size = segment
             if incoming.last:
-                await self._finish(commit, workflow_id, declared, segments, sha256, store)
+                await self._finish(commit, workflow_id, id_, declared, segments, sha256, store)
             file = await self._records.commit(workflow_id, id_, commit, began)
         if incoming.last and file.state != file_pb2.FILE_STATE_READY:
             commit = internal_pb2.CommitSegmentRequest(offset=file.committed_bytes)
-            await self._finish(commit, workflow_id, declared, segments, sha256, store)
+            await self._finish(commit, workflow_id, id_, declared, segments, sha256, store)
             file = await self._records.commit(workflow_id, id_, commit, asyncio.get_running_loop().time())
         return file
 
@@ -131,6 +131,7 @@ class Uploads:
         self,
         commit: internal_pb2.CommitSegmentRequest,
         workflow_id: str,
+        id_: str,
         declared: file_pb2.File,
         segments: list[StoredObject],
         sha256: "hashlib._Hash | None",
@@ -139,7 +140,7 @@ class Uploads:
         """Let the commit be the last one. Raises ApiError, and removes the file, if it is not what was declared."""
         if sha256 is None:
             sha256 = hashlib.sha256()
-            with store_errors(workflow_id):
+            with store_errors(id_):
                 for segment in segments:
                     async with aclosing(store.read(segment)) as pieces:
                         async for piece in pieces:
@@ -153,6 +154,6 @@ class Uploads:
             rule = f"says {declared.ref.sha256.hex()}; the content has {sha256.hexdigest()}"
             violations.append(Violation("file.ref.sha256", rule))
         if violations:
-            await self._records.remove(workflow_id)
+            await self._records.remove(workflow_id, id_)
             raise invalid(violations)
         commit.last, commit.sha256 = True, sha256.digest()

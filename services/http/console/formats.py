@@ -94,12 +94,18 @@ def worker_state(value: int) -> str:
     return words_of(llm_pb2.WorkerState, value, "WORKER_STATE_")
 
 
+def job_class(value: int) -> str:
+    """Return the name of a JobClass in words."""
+    return words_of(llm_pb2.JobClass, value, "JOB_CLASS_")
+
+
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "amount": amount,
     "as_path": as_path,
     "between": between,
     "clock": clock,
     "duration": duration,
+    "job_class": job_class,
     "moment": moment,
     "number": number,
     "state": state,

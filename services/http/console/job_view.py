@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from durable_llm._prices import amount
 from jobs.errors import BY_REASON
+from jobs.stages import waits_for_seat
 from llm_pb import llm_pb2
 from services.http.console.formats import between, duration, number, words_of
 from services.http.settings import HttpSettings
@@ -88,8 +89,10 @@ class JobView:
         running = llm_pb2.JobAttempt(
             attempt=status.attempt, worker=status.progress.worker, start_time=status.start_time
         )
-        waits = status.state == llm_pb2.JOB_STATE_QUEUED
-        return [Attempt(running, "Ended" if waits else "", None)]
+        end = ""
+        if status.state == llm_pb2.JOB_STATE_QUEUED:
+            end = "Paused" if waits_for_seat(status.progress) else "Ended"
+        return [Attempt(running, end, None)]
 
     @property
     def facts(self) -> Sequence[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from llm_pb import llm_pb2
-from openai_api.asked import MAX_METADATA, NOTE_LABEL, tier_of
+from openai_api.asked import CLASS_OF_TIER, MAX_METADATA, NOTE_LABEL, tier_of
 from openai_api.responses_request import LOGPROBS
 
 _ROLES: Final = {llm_pb2.ROLE_SYSTEM: "system", llm_pb2.ROLE_USER: "user", llm_pb2.ROLE_ASSISTANT: "assistant"}
@@ -51,9 +51,11 @@ def openai_snippet(job: llm_pb2.JobRequest, base: str, *, credential: bool) -> s
         left_out.append("labels")
     elif labels:
         more["metadata"] = labels
-    if (tier := tier_of(job.priority)) != "default":
-        more["service_tier"] = tier
-    elif job.priority not in (0, 3):
+    if job.job_class in CLASS_OF_TIER.values():
+        more["service_tier"] = tier_of(job)
+    elif job.job_class == llm_pb2.JOB_CLASS_SCHEDULED:
+        left_out.append("job_class")
+    if job.priority not in (0, 3):
         left_out.append("priority")
     if job.notify:
         value = json_format.MessageToDict(job, preserving_proto_field_name=True)

@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from durable_llm import ApiError
 from durable_llm.errors import Violation
+from jobs.classes import NAMES
 from llm_pb import llm_pb2
 from services.http.bodies import query_of
 from services.http.console.caller import caller_of, check_token
@@ -27,7 +28,12 @@ from services.http.gateway import Calls
 from services.http.parsing import parse
 from services.http.signin.next_page import sign_in_path
 
-_TEXTS: Final = ("user_id", "model", "system", "text", "kind", "project_id", "stop")
+_TEXTS: Final = ("user_id", "model", "system", "text", "kind", "project_id", "job_class", "stop")
+_CLASSES: Final = {
+    "" if number == llm_pb2.JOB_CLASS_STANDARD else llm_pb2.JobClass.Name(number): name.capitalize()
+    for number, name in NAMES.items()
+}
+"""The classes in words, by the value of the form. A job of the usual one names none."""
 _MAX_LINES: Final = 100
 _FIRST: Final = {"user_id": "console", "kind": "prompt", "max_tokens": "200"}
 
@@ -97,6 +103,7 @@ class Playground:
             form={name: form.get(name, "") for name in (*NUMBERS, *_TEXTS)},
             nonce=form.get("nonce") or secrets.token_hex(6),
             models=models,
+            classes=_CLASSES,
             failure=failure,
             wrong=_by_field(failure),
             again=again,
@@ -111,6 +118,8 @@ class Playground:
 def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:
     """Return the job of a form. Raises Failure, 400."""
     value: dict[str, Any] = {name: form.get(name, "").strip() for name in ("user_id", "model", "project_id")}
+    if form.get("job_class"):
+        value["job_class"] = form["job_class"]
     value["params"] = {name: form[name].strip() for name in NUMBERS if form.get(name, "").strip()}
     if form.get("stop"):
         # A text of very many lines would be a message that takes seconds to build, to be refused then.

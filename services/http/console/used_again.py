@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from durable_llm._enums import name_of
+from jobs.classes import class_of
 from llm_pb import llm_pb2
 
 NUMBERS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 """The parameters that are numbers of the form."""
-_FIELDS: Final = ("user_id", "request_id", "model", "prompt", "messages", "params", "project_id")
+_FIELDS: Final = ("user_id", "request_id", "model", "prompt", "messages", "params", "project_id", "job_class")
 """The fields of a job that the form holds, or that each form has of its own."""
 
 
@@ -27,6 +29,8 @@ def use_again(job: llm_pb2.JobRequest) -> UsedAgain:
     """
     form = {"user_id": job.user_id, "model": job.model, "project_id": job.project_id, "text": job.prompt}
     form["kind"] = "chat" if job.messages else "prompt"
+    if class_of(job) != llm_pb2.JOB_CLASS_STANDARD:
+        form["job_class"] = name_of(llm_pb2.JobClass, job.job_class)
     held = 0
     if job.messages and job.messages[0].role == llm_pb2.ROLE_SYSTEM:
         form["system"] = job.messages[0].content

@@ -6,7 +6,7 @@ Answers are described loosely: OpenAI's own description and clients have their t
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from openai_api.asked import PRIORITY_OF_TIER
+from openai_api.asked import CLASS_OF_TIER
 from services.http.resources import Resource
 
 _Schema = dict[str, Any]
@@ -26,7 +26,7 @@ _SHARED: Final = {
     "prompt_cache_key": _TEXT,
     "prompt_cache_retention": {"type": "string", "enum": ["in_memory", "24h"]},
     "metadata": {"type": "object", "additionalProperties": _TEXT},
-    "service_tier": {"type": "string", "enum": ["auto", "default", *PRIORITY_OF_TIER]},
+    "service_tier": {"type": "string", "enum": ["auto", "default", *CLASS_OF_TIER]},
     "durable_llm": {
         "type": "object",
         "description": "What OpenAI's API does not have.",
@@ -96,6 +96,7 @@ _REQUIRED: Final = {
 _QUERIES: Final[Mapping[str, Mapping[str, _Schema]]] = {
     "/v1/responses/{id}": {"stream": _FLAG, "starting_after": _INTEGER, "include": _LIST, "include_obfuscation": _FLAG},
     "/v1/responses/{id}/input_items": {"after": _TEXT, "limit": _INTEGER, "order": _TEXT, "include": _LIST},
+    "/v1/files": {"after": _TEXT, "limit": _INTEGER, "order": _TEXT, "purpose": _TEXT},
 }
 _SUMMARIES: Final = {
     ("/v1/responses", "POST"): ("createResponse", "Creates a response, in the background or not, streamed or not."),
@@ -105,9 +106,29 @@ _SUMMARIES: Final = {
     ("/v1/responses/{id}/input_items", "GET"): ("listInputItems", "Lists the input of a response."),
     ("/v1/chat/completions", "POST"): ("createChatCompletion", "Creates a chat completion, streamed or not."),
     ("/v1/completions", "POST"): ("createCompletion", "Creates a completion, streamed or not."),
+    ("/v1/files", "POST"): ("createFile", "Uploads a file."),
+    ("/v1/files", "GET"): ("listFiles", "Lists files, the newest first."),
+    ("/v1/files/{id}", "GET"): ("getFile", "Returns a file without its content."),
+    ("/v1/files/{id}", "DELETE"): ("deleteFile", "Deletes a file."),
+    ("/v1/files/{id}/content", "GET"): ("getFileContent", "Returns the content of a file."),
     ("/v1/models", "GET"): ("listOpenAiModels", "Lists the models."),
     ("/v1/models/{id}", "GET"): ("getOpenAiModel", "Returns a model."),
 }
+_FORMS: Final[Mapping[str, _Schema]] = {
+    "/v1/files": {
+        "type": "object",
+        "required": ["purpose", "file"],
+        "properties": {
+            "purpose": _TEXT,
+            "user": _TEXT,
+            "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+            "expires_after[seconds]": _INTEGER,
+            "file": {"type": "string", "contentMediaType": "application/octet-stream", "description": "The last part."},
+        },
+        "additionalProperties": False,
+    }
+}
+"""The forms that are taken."""
 _STREAMED: Final = {"/v1/responses", "/v1/chat/completions", "/v1/completions"}
 _ERROR: Final[_Schema] = {
     "type": "object",
@@ -138,6 +159,8 @@ def describe(resources: Sequence[Resource]) -> dict[str, Any]:
 def _operation(path: str, method: str) -> dict[str, Any]:
     name, summary = _SUMMARIES[path, method]
     answer: dict[str, Any] = {"application/json": {"schema": _OBJECT}}
+    if path.endswith("/content"):
+        answer = {"application/octet-stream": {}}
     if path in _STREAMED or (path, method) == ("/v1/responses/{id}", "GET"):
         answer["text/event-stream"] = {"schema": _TEXT}
     error = {
@@ -161,6 +184,9 @@ def _operation(path: str, method: str) -> dict[str, Any]:
             "additionalProperties": False,
         }
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if method == "POST" and path in _FORMS:
+        parameters.append({"name": "Idempotency-Key", "in": "header", "schema": _TEXT})
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORMS[path]}}}
     if parameters:
         described["parameters"] = parameters
     return described

@@ -12,6 +12,7 @@ from services.http.failures import Failure
 from services.http.front import Front
 from services.http.openai.answers import answered, failing, refuse
 from services.http.openai.chat import Completions
+from services.http.openai.files import Files
 from services.http.openai.responses import Responses
 from services.http.resources import Package, Resource
 
@@ -39,6 +40,7 @@ def package(front: Front) -> Package:
     found = (
         *Responses(front).resources,
         *Completions(front).resources,
+        *Files(front).resources,
         Resource("/v1/models", {"GET": models}),
         Resource("/v1/models/{id:id}", {"GET": model}),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from google.protobuf.message import Message
@@ -21,8 +21,8 @@ from services.http.rest.messages import answer_with
 
 Query = Mapping[str, list[str]]
 
-STATES = "states"
-"""The field of ListRequest whose parameter has the name `state`, because it is repeated for each."""
+REPEATED: Final = {"state": "states", "class": "classes"}
+"""Fields of ListRequest by their parameters, which are repeated for each value."""
 
 
 class Jobs:
@@ -47,15 +47,16 @@ class Jobs:
 
     async def list(self, request: Request, query: Query) -> Response:
         """List jobs. The query holds the fields of ListRequest."""
-        value: dict[str, Any] = {name: values[0] for name, values in query.items() if name != "state"}
+        value: dict[str, Any] = {name: values[0] for name, values in query.items() if name not in REPEATED}
+        value |= {field: query.get(name, []) for name, field in REPEATED.items()}
         try:
-            message = parse({**value, STATES: query.get("state", [])}, llm_pb2.ListRequest())
+            message = parse(value, llm_pb2.ListRequest())
             return answer_with(await self._call(request, "List", message))
         except ApiError as error:
             failure = of_call(error)
         except Failure as wrong:
             failure = wrong
-        raise with_fields(failure, lambda field: field.replace(STATES, "state", 1))
+        raise with_fields(failure, _as_parameter)
 
     async def get(self, request: Request, _: Query) -> Response:
         """Return a job as it was accepted, with its status and its result."""
@@ -117,6 +118,13 @@ class Jobs:
         """Return the message, of the job in the path, with what the body adds."""
         value = await self._body(request, optional=True)
         return _of(request, parse(value, message, without=("workflow_id", "workflowId")))
+
+
+def _as_parameter(field: str) -> str:
+    """Return the path of a field of ListRequest as one of a parameter."""
+    for name, of_request in REPEATED.items():
+        field = field.replace(of_request, name, 1)
+    return field
 
 
 def _of(request: Request, message: Any) -> Any:

@@ -18,11 +18,16 @@ from services.http.rest.problems import answer
 from services.http.rest.stream import stream
 
 _STATES: Final = [value.name for value in llm_pb2.JobState.DESCRIPTOR.values if value.number]
+_CLASSES: Final = [value.name for value in llm_pb2.JobClass.DESCRIPTOR.values if value.number]
 _LIST: Final = {
     "user_id": Parameter("Lists only jobs of this user."),
     "state": Parameter(
         "Lists only jobs in this state. It may be there up to 16 times.",
         {"type": "array", "items": {"type": "string", "enum": _STATES}},
+    ),
+    "class": Parameter(
+        "Lists only jobs of this class. It may be there up to 16 times.",
+        {"type": "array", "items": {"type": "string", "enum": _CLASSES}},
     ),
     "model": Parameter("Lists only jobs for this model."),
     "project_id": Parameter("Lists only jobs with this label."),

@@ -5,6 +5,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
 _SCALARS: Final[dict[int, dict[str, Any]]] = {
+    FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
     FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
     FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
     # Requests may hold numbers as texts.
@@ -13,6 +14,7 @@ _SCALARS: Final[dict[int, dict[str, Any]]] = {
     # A text in answers, because JavaScript's numbers have 53 bits.
     FieldDescriptor.TYPE_INT64: {"type": ["string", "integer"], "format": "int64"},
     FieldDescriptor.TYPE_STRING: {"type": "string"},
+    FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
 }
 _WELL_KNOWN: Final[dict[str, dict[str, Any]]] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},

@@ -126,6 +126,10 @@ OPTIONS = {
     "job.user_id": "--user",
     "job.project_id": "--project",
     "job.timeouts.total": "--timeout",
+    "file.user_id": "--user",
+    "file.purpose": "--purpose",
+    "file.ref.media_type": "--media-type",
+    "file.expire_time": "--expires",
 }
 """Options whose names are not those of their fields."""
 _OF_PARAMS = ("job.params.", "job.")

@@ -3,6 +3,7 @@
 import getpass
 import json
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def job_for(
     if not model:
         raise click.UsageError("Name a model: --model NAME, or the profile's model. `durable-llm models` lists them.")
     values = {
-        "user_id": user or settings.get("user") or _login_name(),
+        "user_id": user_of(user, settings),
         "request_id": request_id or uuid.uuid4().hex,
         "project_id": project or settings.get("project", ""),
         "model": model,
@@ -48,9 +49,10 @@ def job_for(
         raise click.UsageError(str(error)) from error
 
 
-def _login_name() -> str:
+def user_of(user: str | None, settings: Mapping[str, str]) -> str:
+    """Return the user that is named, or that of the profile, or the login name. Raises a usage error."""
     try:
-        return getpass.getuser()
+        return user or settings.get("user") or getpass.getuser()
     except (KeyError, OSError):
         raise click.UsageError("Name a user: --user NAME. This machine has no name for yours.") from None
 

@@ -11,8 +11,8 @@ from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import Interrupted
 from durable_llm.cli._interrupts import interruptible
-from durable_llm.cli._options import NAME, connection_options, json_option
-from durable_llm.cli._progress import state_name
+from durable_llm.cli._options import NAME, ClassName, connection_options, json_option
+from durable_llm.cli._progress import class_name, state_name
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age
 
@@ -30,6 +30,7 @@ STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", 
     type=click.Choice(STATES, case_sensitive=False),
     help="Only jobs in this state. May be repeated.",
 )
+@click.option("--class", "classes", multiple=True, type=ClassName(), help="Only jobs of this class. May be repeated.")
 @click.option("-m", "--model", type=NAME, help="Only jobs for this model.")
 @click.option("--project", "project_id", type=NAME, help="Only jobs with this label.")
 @click.option(
@@ -44,13 +45,20 @@ STATES = ("queued", "running", "notifying", "succeeded", "failed", "cancelled", 
 @json_option
 @connection_options
 def ls(
-    connection: Connection, *, state: tuple[str, ...], limit: int, quiet: bool, as_json: bool, **filters: Any
+    connection: Connection,
+    *,
+    state: tuple[str, ...],
+    classes: tuple[str, ...],
+    limit: int,
+    quiet: bool,
+    as_json: bool,
+    **filters: Any,
 ) -> None:
     """List jobs: open jobs first, then those that ended last."""
     states = [f"JOB_STATE_{name.upper()}" for name in state]
     filters = {name: value or "" for name, value in filters.items()}
     with connection.connect() as client:
-        found = client.list(states=states, page_size=min(limit, 100) or 100, **filters)
+        found = client.list(states=states, classes=classes, page_size=min(limit, 100) or 100, **filters)
         jobs = itertools.islice(found, limit or None)
         if as_json or quiet:
             for job in jobs:
@@ -90,6 +98,7 @@ def get(connection: Connection, *, workflow_id: str, as_json: bool) -> None:
         "error": status.error.message,
         "worker": status.progress.worker,
         "progress": f"{status.progress.percent:.0f} %" if status.HasField("progress") else "",
+        "class": class_name(status.job_class) if status.job_class else "",
         "created": _time(status, "create_time"),
         "started": _time(status, "start_time"),
         "ended": _time(status, "end_time"),

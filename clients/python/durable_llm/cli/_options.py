@@ -58,6 +58,18 @@ class WholeNumber(click.ParamType[int]):
         return number
 
 
+class ClassName(click.Choice[str]):
+    """A class of jobs by its name, such as background. It becomes the name of the enum's value."""
+
+    def __init__(self) -> None:
+        """Offer the classes of this version."""
+        super().__init__(("high", "standard", "background", "scheduled"), case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name of the value. Fails with a usage error."""
+        return f"JOB_CLASS_{super().convert(value, param, ctx).upper()}"
+
+
 class Duration(click.ParamType[timedelta]):
     """A duration such as 90s, 5m or 1h30m."""
 

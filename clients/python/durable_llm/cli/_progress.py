@@ -78,6 +78,13 @@ def state_name(state: Any) -> str:
     return name_of(JobState, state, "JOB_STATE_")
 
 
+def class_name(job_class: Any) -> str:
+    """Return the short name of a JobClass."""
+    from llm_pb.llm_pb2 import JobClass
+
+    return name_of(JobClass, job_class, "JOB_CLASS_")
+
+
 def _describe(status: "JobStatus") -> str:
     name = state_name(status.state)
     return f"{name}, attempt {status.attempt}" if name == "RUNNING" and status.attempt else name
@@ -88,5 +95,6 @@ def _details(status: "JobStatus", state: str) -> str:
         return f"{state}, {status.queue.backlog} in the queue"
     progress = status.progress
     if progress.output_tokens:
+        state = f"{state}, {progress.stage}" if progress.stage == "paused" else state
         return f"{state}, {progress.output_tokens} tokens, {progress.percent:.0f} %"
     return f"{state}, {progress.stage}" if progress.stage else state

@@ -22,10 +22,12 @@ STDOUT: Final = 1
 
 def write(text: str) -> None:
     """Write text in UTF-8, whatever the locale: scripts get the bytes of the job. Raises ReaderGone."""
-    _write_bytes(memoryview(text.encode()))
+    write_bytes(memoryview(text.encode()))
 
 
-def _write_bytes(data: memoryview) -> None:
+def write_bytes(data: bytes | memoryview) -> None:
+    """Write bytes as they are. Raises ReaderGone."""
+    data = memoryview(data)
     while data:
         try:
             data = data[os.write(STDOUT, data) :]
@@ -42,7 +44,7 @@ class _Bytes(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Write bytes. Raises ReaderGone."""
-        _write_bytes(memoryview(data))
+        write_bytes(memoryview(data))
         return len(data)
 
 

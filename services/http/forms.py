@@ -1,0 +1,149 @@
+"""A form with one file (multipart/form-data), read as it comes: the file is never in memory as a whole."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from http import HTTPStatus
+from typing import Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from durable_llm.errors import Violation
+from services.http.failures import Failure, bad_request
+from services.http.settings import HttpSettings
+
+_FILE: Final = "file"
+_MAX_FIELDS_BYTES: Final = 64 * 1024
+"""Maximum size of all fields before the file, with their heads."""
+_DRAINED_BYTES: Final = 32 * 1024 * 1024
+_CLOSE: Final = {"Connection": "close"}
+
+
+class UploadForm:
+    """A form whose last part is a file."""
+
+    def __init__(self, request: Request, settings: HttpSettings) -> None:
+        """Raises Failure, 415, for a request that is no such form."""
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind != b"multipart/form-data" or b"boundary" not in options:
+            words = "the body must be a form with the file, with Content-Type: multipart/form-data"
+            raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, words, headers=_CLOSE)
+        self.fields: dict[str, str] = {}
+        """The fields before the file, by name."""
+        self.filename = ""
+        self.media_type = ""
+        self._seconds = settings.request_timeout.total_seconds()
+        self._body: AsyncIterator[bytes] = request.stream()
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._take_header_name,
+                "on_header_value": self._take_header_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_head,
+                "on_part_data": self._take_data,
+                "on_part_end": self._end_part,
+                "on_end": self._end,
+            },
+        )
+        self._name, self._value = b"", b""
+        self._headers: dict[bytes, bytes] = {}
+        self._field: str | None = None
+        self._data = bytearray()
+        self._fields_bytes = 0
+        self._in_file = False
+        self._file_ended = False
+        self._ended = False
+
+    async def read_fields(self) -> None:
+        """Read up to the file. Raises Failure: 400 for a form without one, 408 for one that does not come in time."""
+        while not self._in_file and not self._file_ended:
+            if self._ended or not await self._feed():
+                raise bad_request(Violation(_FILE, "is required, as the last part of the form"))
+
+    async def content(self) -> AsyncGenerator[bytes, None]:
+        """Yield the file. Raises Failure for a form that is cut off, or has a part after the file."""
+        while True:
+            if self._data:
+                data = bytes(self._data)
+                self._data.clear()
+                yield data
+            elif self._ended:
+                return
+            elif not await self._feed():
+                raise bad_request(message="the form is cut off")
+
+    async def drain(self) -> None:
+        """Read, and drop, what a client still sends that would not read an answer before: within bounds."""
+        left = _DRAINED_BYTES
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for piece in self._body:
+                    left -= len(piece)
+                    if left < 0:
+                        return
+        except (TimeoutError, ClientDisconnect):
+            return
+
+    async def _feed(self) -> bool:
+        """Parse the next piece of the body; return False after the last one."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                piece = await anext(self._body, None)
+        except TimeoutError:
+            words = f"the body has stalled for {self._seconds:g} s"
+            raise Failure(HTTPStatus.REQUEST_TIMEOUT, words, headers=_CLOSE) from None
+        except ClientDisconnect:
+            raise bad_request(message="the client has gone") from None
+        if piece is None:
+            return False
+        if not self._in_file:
+            self._fields_bytes += len(piece)
+        try:
+            self._parser.write(piece)
+        except FormParserError:
+            raise bad_request(message="the body is no multipart/form-data") from None
+        return True
+
+    def _begin_part(self) -> None:
+        if self._file_ended:
+            raise bad_request(message="the file must be the last part of the form")
+        self._headers = {}
+
+    def _take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name, self._value = b"", b""
+
+    def _end_head(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        self._in_file = name == _FILE
+        self._field = None if self._in_file else name
+        if self._in_file:
+            self.filename = options.get(b"filename", b"").decode(errors="replace")
+            self.media_type = self._headers.get(b"content-type", b"").decode(errors="replace")
+        elif name in self.fields:
+            raise bad_request(Violation(name, "is there more than once"))
+
+    def _take_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+        if not self._in_file and len(self._data) + sum(map(len, self.fields.values())) > _MAX_FIELDS_BYTES:
+            raise bad_request(message=f"the fields before the file have more than {_MAX_FIELDS_BYTES} bytes")
+
+    def _end_part(self) -> None:
+        if self._in_file:
+            self._in_file, self._file_ended = False, True
+        elif self._field is not None:
+            self.fields[self._field] = bytes(self._data).decode(errors="replace")
+            self._data.clear()
+
+    def _end(self) -> None:
+        self._ended = True

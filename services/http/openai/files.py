@@ -1,0 +1,215 @@
+"""The paths under `/v1/files`."""
+
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from durable_llm import ApiError
+from durable_llm.errors import InvalidRequest, UserNotAllowed
+from jobs.ids import FILE_ID_PATTERN, ID_PATTERN
+from llm_pb import file_pb2
+from openai_api.asked import DEFAULT_USER
+from openai_api.errors import InvalidBody, invalid, unsupported
+from services.http.bodies import query_of
+from services.http.failures import Failure, with_fields
+from services.http.forms import UploadForm
+from services.http.front import Front
+from services.http.gateway import Calls
+from services.http.openai.answers import answered
+from services.http.resources import Resource
+
+_FIELDS: Final = {
+    "file.purpose": "purpose",
+    "file.filename": "file",
+    "file.ref.media_type": "file",
+    "file.ref.size_bytes": "file",
+    "data": "file",
+    "file.expire_time": "expires_after",
+}
+"""Parameters whose names are not those of the gateway's fields."""
+_ANCHOR: Final = "expires_after[anchor]"
+_SECONDS: Final = "expires_after[seconds]"
+_USER: Final = "user"
+_KNOWN: Final = frozenset({"purpose", _ANCHOR, _SECONDS, _USER})
+_MAX_LIMIT: Final = 10_000
+_DEFAULT_LIMIT: Final = 100
+_MAX_SCANNED: Final = 20_000
+_PAGE_SIZE: Final = 100
+
+
+class Files:
+    """Answers the requests."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    @property
+    def resources(self) -> Sequence[Resource]:
+        """The paths."""
+        return (
+            Resource("/v1/files", {"POST": self.create, "GET": self.list}),
+            Resource("/v1/files/{id}/content", {"GET": self.content}),
+            Resource("/v1/files/{id}", {"GET": self.retrieve, "DELETE": self.delete}),
+        )
+
+    async def create(self, request: Request) -> Response:
+        """Upload a file, as it comes."""
+        query_of(request, ())
+        form = UploadForm(request, self._front.settings)
+        calls = self._front.gateway.of(request)
+        try:
+            await form.read_fields()
+            return answered(file_object(await _upload(calls, form, _request_id(request))))
+        except InvalidRequest as error:
+            await form.drain()
+            violations = Failure(HTTPStatus.BAD_REQUEST, str(error), error.reason, error.violations)
+            raise with_fields(violations, lambda field: _FIELDS.get(field, field)) from error
+        except (ApiError, Failure, InvalidBody):
+            await form.drain()
+            raise
+
+    async def list(self, request: Request) -> Response:
+        """List files, the newest first."""
+        query = {name: values[0] for name, values in query_of(request, ("after", "limit", "order", "purpose")).items()}
+        if query.get("order", "desc") != "desc":
+            raise unsupported("order", "files are listed with the newest first")
+        limit = _limit(query.get("limit", str(_DEFAULT_LIMIT)))
+        after = query.get("after", "")
+        page: list[dict[str, Any]] = []
+        found, more, scanned = not after, False, 0
+        with self._front.gateway.of(request).files("ListFiles") as files:
+            async with aclosing(files.list(purpose=query.get("purpose", ""), page_size=_PAGE_SIZE)) as listed:
+                async for file in listed:
+                    scanned += 1
+                    if found and len(page) == limit:
+                        more = True
+                        break
+                    if found:
+                        page.append(file_object(file))
+                    found = found or file.ref.file_id == after
+                    if scanned == _MAX_SCANNED:
+                        break
+        if not found:
+            raise invalid("after", "is no file of the list")
+        return answered(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+                "has_more": more,
+            }
+        )
+
+    async def retrieve(self, request: Request) -> Response:
+        """Return a file without its content."""
+        query_of(request, ())
+        with self._front.gateway.of(request).files("GetFile") as files:
+            return answered(file_object(await files.get(_id(request))))
+
+    async def content(self, request: Request) -> Response:
+        """Return the content of a file, as it comes."""
+        query_of(request, ())
+        calls, id_ = self._front.gateway.of(request), _id(request)
+        with calls.files("GetFile") as files:
+            file = await files.get(id_)
+        if file.state != file_pb2.FILE_STATE_READY:
+            raise Failure(HTTPStatus.CONFLICT, f"the upload of {id_} has not ended", "FILE_NOT_READY")
+        headers = {"Content-Length": str(file.ref.size_bytes), "Cache-Control": "no-store"}
+        # Whatever the uploader called it, a browser must not run it as a page of this server.
+        headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="application/octet-stream")
+        return StreamingResponse(_content(calls, id_), headers=headers, media_type="application/octet-stream")
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a file."""
+        query_of(request, ())
+        id_ = _id(request)
+        with self._front.gateway.of(request).files("DeleteFile") as files:
+            await files.delete(id_)
+        return answered({"id": id_, "object": "file", "deleted": True})
+
+
+def file_object(file: file_pb2.File) -> dict[str, Any]:
+    """Return a file as OpenAI has it."""
+    return {
+        "id": file.ref.file_id,
+        "object": "file",
+        "bytes": max(file.ref.size_bytes, file.committed_bytes),
+        "created_at": file.create_time.seconds,
+        "expires_at": file.expire_time.seconds if file.HasField("expire_time") else None,
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed" if file.state == file_pb2.FILE_STATE_READY else "uploaded",
+        "status_details": None,
+    }
+
+
+async def _upload(calls: Calls, form: UploadForm, request_id: str) -> file_pb2.File:
+    fields = form.fields
+    for name in fields.keys() - _KNOWN:
+        raise unsupported(name)
+    if not fields.get("purpose"):
+        raise invalid("purpose", "is required, before the file")
+    user_id = fields.get(_USER) or DEFAULT_USER
+    upload: dict[str, Any] = {
+        "request_id": request_id,
+        "filename": form.filename,
+        "purpose": fields["purpose"],
+        "media_type": form.media_type,
+        "expire_time": _expire_time(fields),
+    }
+    with calls.files("UploadFile") as files:
+        try:
+            return await files.upload(form.content(), user_id=user_id, **upload)
+        except UserNotAllowed as error:
+            # The credential is for one user, who is meant by a request that names none. No data was sent yet.
+            if fields.get(_USER) or not (bound := error.metadata.get("user_id")):
+                raise
+            return await files.upload(form.content(), user_id=bound, **upload)
+
+
+def _expire_time(fields: dict[str, str]) -> datetime | None:
+    if _SECONDS not in fields:
+        return None
+    if fields.get(_ANCHOR, "created_at") != "created_at":
+        raise invalid(_ANCHOR, "must be created_at")
+    seconds = fields[_SECONDS]
+    if not (seconds.isascii() and seconds.isdigit() and 60 <= int(seconds[:12]) <= 10**9):
+        raise invalid(_SECONDS, "must be a whole number of seconds, at least 60")
+    return datetime.now(UTC) + timedelta(seconds=int(seconds))
+
+
+def _request_id(request: Request) -> str:
+    """Return the key by which a repeat finds the file; empty without one."""
+    key = request.headers.get("idempotency-key", "")
+    if not key or ID_PATTERN.fullmatch(key):
+        return key
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _id(request: Request) -> str:
+    id_: str = request.path_params["id"]
+    if FILE_ID_PATTERN.fullmatch(id_) is None:
+        raise Failure(HTTPStatus.NOT_FOUND, f"there is no file {id_}", "FILE_NOT_FOUND")
+    return id_
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= _MAX_LIMIT):
+        raise invalid("limit", f"must be 1 to {_MAX_LIMIT}")
+    return int(text)
+
+
+async def _content(calls: Calls, id_: str) -> AsyncGenerator[bytes, None]:
+    with calls.files("DownloadFile") as files:
+        async with aclosing(files.content(id_)) as pieces:
+            async for piece in pieces:
+                yield piece

@@ -1,0 +1,180 @@
+"""Files of tenants: each has its own, its own limits, and a record of who did what."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from deploy.local.stack import Stack
+from llm_pb import file_pb2, llm_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime.scopes import SCOPES
+from tests.support.credentials import CallsAs, KeyFile
+from tests.support.files import bad_fields, delete, download, get, listed, new_file, refusal, until, upload
+
+MIB = 1024 * 1024
+TENANTS: dict[str, dict[str, Any]] = {
+    "acme": {},
+    "globex": {},
+    "few": {"max_files": 2},
+    "small": {"max_file_bytes": 3 * MIB},
+}
+
+
+SCOPED = (("files:write",), ("files:delete",), ("files:read",), ("files:*",), ("jobs:*",))
+
+
+class Callers:
+    """The stubs of callers with keys of their own, at one gateway."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make all keys: the gateway learns of a new one after a moment."""
+        self.file = KeyFile(folder / "keys.json")
+        self._keys = {(tenant, "", SCOPES): self.file.add(SCOPES, tenant=tenant) for tenant in TENANTS}
+        self._keys["acme", "alice", SCOPES] = self.file.add(SCOPES, tenant="acme", user_id="alice")
+        for scopes in map(frozenset, SCOPED):
+            self._keys["acme", "", scopes] = self.file.add(scopes, tenant="acme")
+        self.channel: grpc.aio.Channel
+
+    def of(self, tenant: str, user_id: str = "", scopes: Iterable[str] = SCOPES) -> Any:
+        stub: Any = FileServiceStub(self.channel)
+        return CallsAs(stub, self._keys[tenant, user_id, frozenset(scopes)])
+
+    async def quota(self, tenant: str) -> llm_pb2.FilesQuota:
+        stub = CallsAs(LlmServiceStub(self.channel), self._keys[tenant, "", SCOPES])
+        response: llm_pb2.GetQuotaResponse = await stub.GetQuota(llm_pb2.GetQuotaRequest())
+        return response.files
+
+
+@pytest.fixture(scope="module")
+def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("audit") / "audit.jsonl"
+
+
+@pytest.fixture(scope="module")
+async def callers(stack: Stack, audit_log: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Callers]:
+    callers = Callers(tmp_path_factory.mktemp("keys"))
+    process = stack.add(
+        "gateway",
+        {
+            "GATEWAY_API_KEYS_FILE": str(callers.file.path),
+            "GATEWAY_TENANTS": json.dumps(TENANTS),
+            "GATEWAY_FILE_MAX_BYTES": str(4 * MIB),
+            "GATEWAY_MAX_UPLOADS": "8",
+            "GATEWAY_AUDIT": str(audit_log),
+        },
+    )
+    await process.start()
+    await process.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(process.name)) as channel:
+        callers.channel = channel
+        yield callers
+    await process.terminate()
+
+
+async def test_another_tenants_file_is_not_there(callers: Callers) -> None:
+    acme, globex = callers.of("acme"), callers.of("globex")
+    key = new_file(file={"user_id": "same"})
+    mine = await upload(acme, key, b"of acme")
+    theirs = await upload(globex, key, b"of globex")
+    assert mine.ref.file_id != theirs.ref.file_id
+    missing = "file-" + "0" * 64
+    for call in (get, download, delete):
+        with pytest.raises(grpc.aio.AioRpcError) as foreign:
+            await call(globex, mine.ref.file_id)
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await call(globex, missing)
+        assert (foreign.value.code(), (foreign.value.details() or "").replace(mine.ref.file_id, missing)) == (
+            unknown.value.code(),
+            unknown.value.details(),
+        )
+
+    async def are_listed() -> bool:
+        return await listed(acme, user_id="same") == [mine] and await listed(globex, user_id="same") == [theirs]
+
+    await until(are_listed)
+    assert await download(acme, mine.ref.file_id) == b"of acme"
+
+
+async def test_a_caller_who_is_bound_to_a_user_sees_that_users_files_alone(callers: Callers) -> None:
+    all_users, alice = callers.of("acme"), callers.of("acme", "alice")
+    mine = await upload(alice, new_file(file={"user_id": "alice"}), b"1")
+    other = await upload(all_users, new_file(file={"user_id": "bob"}), b"2")
+    assert await refusal(upload(alice, new_file(file={"user_id": "bob"}), b"3")) == (
+        "PERMISSION_DENIED",
+        "USER_NOT_ALLOWED",
+    )
+    for call in (get, download, delete):
+        assert await refusal(call(alice, other.ref.file_id)) == ("NOT_FOUND", "FILE_NOT_FOUND")
+
+    async def is_listed() -> bool:
+        return await listed(alice) == [mine]
+
+    await until(is_listed)
+
+
+async def test_each_method_needs_its_scope(callers: Callers) -> None:
+    file = await upload(callers.of("acme"), new_file(), b"1")
+    id_ = file.ref.file_id
+    denied = ("PERMISSION_DENIED", "MISSING_SCOPE")
+    for scopes in (("files:write",), ("files:delete",), ("jobs:*",)):
+        stub = callers.of("acme", scopes=scopes)
+        for call in (get(stub, id_), download(stub, id_), listed(stub)):
+            assert await refusal(call) == denied
+    reader = callers.of("acme", scopes=("files:read",))
+    assert await refusal(upload(reader, new_file(), b"1")) == denied
+    assert await refusal(delete(reader, id_)) == denied
+    assert await download(reader, id_) == b"1"
+    await delete(callers.of("acme", scopes=("files:*",)), id_)
+
+
+async def test_a_file_may_not_be_larger_than_the_operator_says(callers: Callers) -> None:
+    acme = callers.of("acme")
+    declared = new_file(file={"ref": file_pb2.FileRef(size_bytes=5 * MIB)})
+    assert await bad_fields(upload(acme, declared, b"1")) == {"file.ref.size_bytes"}
+    assert await bad_fields(upload(acme, new_file(), bytes(5 * MIB))) == {"data"}
+
+
+async def test_a_tenant_may_have_so_many_files(callers: Callers) -> None:
+    few = callers.of("few")
+    first, key = await upload(few, new_file(), b"1"), new_file()
+    await upload(few, key, b"2")
+    beyond = ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+    assert await refusal(upload(few, new_file(), b"3")) == beyond
+    assert (await upload(few, key, b"2")).committed_bytes == 1, "a repeat finds its file"
+    quota = await callers.quota("few")
+    assert (quota.limit_files, quota.used_files, quota.used_bytes) == (2, 2, 2)
+    assert not quota.HasField("limit_bytes")
+    await delete(few, first.ref.file_id)
+    await upload(few, new_file(), b"3")
+
+
+async def test_the_files_of_a_tenant_may_have_so_many_bytes(callers: Callers) -> None:
+    small = callers.of("small")
+    await upload(small, new_file(), bytes(2 * MIB))
+    beyond = ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+    assert await refusal(upload(small, new_file(file={"ref": file_pb2.FileRef(size_bytes=2 * MIB)}), b"1")) == beyond
+    assert await refusal(upload(small, new_file(), bytes(2 * MIB))) == beyond
+    quota = await callers.quota("small")
+    assert (quota.limit_bytes, quota.used_bytes) == (3 * MIB, 2 * MIB)
+    assert not (await callers.quota("acme")).used_files, "a tenant without a quota has no count"
+
+
+async def test_uploads_and_deletions_are_recorded(callers: Callers, audit_log: Path) -> None:
+    acme = callers.of("acme")
+    file = await upload(acme, new_file(file={"user_id": "audited"}), b"xyzzy")
+    await delete(acme, file.ref.file_id)
+
+    written = await asyncio.to_thread(audit_log.read_text)
+    records = [json.loads(line) for line in written.splitlines() if file.ref.file_id in line]
+    assert {(record["method"], record["decision"], record["tenant"]) for record in records} == {
+        ("UploadFile", "allowed", "acme"),
+        ("DeleteFile", "allowed", "acme"),
+    }
+    assert "xyzzy" not in written
+    assert "notes.txt" not in written
