@@ -1390,7 +1390,7 @@ class JobResult(_message.Message):
 
         Unset where the operator has set no store for the workers: a larger output then fails with RESULT_TOO_LARGE. It also fails
         where output and logprobs exceed the operator's maximum, 50 MB by default. A partial output that cannot be written as a file,
-        because the store is away, is cut to 1 MiB.
+        because the store is away, is cut to what a message holds.
         """
 
     def __init__(

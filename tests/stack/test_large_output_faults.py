@@ -202,6 +202,23 @@ async def test_a_lost_attempts_large_output_is_read_back_from_the_feed(one: File
     await assert_is_file(one, seen)
 
 
+async def test_a_watcher_whose_feed_is_lost_gets_the_rest_from_the_store(one: Files) -> None:
+    job = large_job()
+    undisturbed = await run_job(one.stub, job)
+    id_ = await one.submit(same_again(job))
+    watching = asyncio.create_task(watch(one.stub, id_))
+    await when_output_reaches(one.stub, id_, 300_000)
+    nats = one.stack.processes["nats"]
+    await nats.kill()
+    seen = await watching
+    await nats.start()
+    await nats.wait_ready()
+    assert seen.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.final.status.error
+    assert seen.output == undisturbed.output
+    assert seen.rewinds == 0
+    await assert_is_file(one, seen)
+
+
 async def test_objects_that_no_result_names_are_swept(one: Files) -> None:
     seen = await run_job(one.stub, large_job(tokens=300))
     await assert_is_file(one, seen)
