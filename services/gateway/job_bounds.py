@@ -35,6 +35,6 @@ class JobBounds:
             asked = getattr(job.timeouts, name)
             if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
-        if not violations and job.HasField("prompt_file"):
+        if not violations:
             violations = await self._prompt_files.check(current_caller(), job)
         return violations

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Final
 
 from jobs.field_rules import Violation, too_large
+from jobs.file_rules import check_prompt_file
 from jobs.limits import MAX_PROMPT_FILE_BYTES
 from llm_pb import file_pb2, internal_pb2, llm_pb2
 from runtime.auth import Caller
@@ -29,11 +30,11 @@ class PromptFiles:
         self._models = models
 
     async def check(self, caller: Caller, job: llm_pb2.JobRequest) -> list[Violation]:
-        """Return what is wrong with the job's prompt_file for the caller. The job has passed the rules.
+        """Return what is wrong with the job's prompt_file for the caller, beyond the rules; nothing without one.
 
         Raises ApiError UNAVAILABLE while the store is away, RPCError, KeysUnavailable.
         """
-        if not job.HasField("prompt_file"):
+        if not job.HasField("prompt_file") or job.prompt or job.messages or [*check_prompt_file("", job.prompt_file)]:
             return []
         if self._store is None:
             return [Violation(_FIELD, "cannot be used here: the operator has set no store of files")]
