@@ -27,6 +27,7 @@ _BATCH: Final = "llmbatch"
 _LEDGER: Final = "llmledger"
 _DELETION: Final = "llmdelete"
 _BULK_DELETION: Final = "llmdeletes"
+_SCHEDULE: Final = "llmschedule"
 _FILE: Final = "llmfile"
 _FILE_ID_PREFIX: Final = "file-"
 
@@ -40,6 +41,10 @@ _TENANT_IN_ID: Final = re.compile(rf"(?:{_DELIVERY_PREFIX})*llm[a-z]*--([A-Za-z0
 
 MAX_JOB_ID: Final = MAX_TEMPORAL_ID - len(_DELIVERY_PREFIX)
 """Maximum length of a job's workflow id in characters: 245, so that the id of its LLMDeliveryWorkflow fits, too."""
+
+MAX_SCHEDULE_ID: Final = 230
+"""Maximum length of a schedule's id in characters. Temporal puts 23 before it for a workflow of its own, and appends a
+hyphen and 20 for the time to the id of each workflow that it starts."""
 
 MAX_PIPELINE_ID: Final = 128
 """Maximum length of a pipeline's workflow id in characters. Reserved: a step's job is `<pipeline id>/<path>`."""
@@ -61,6 +66,12 @@ def batch_workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
     """Return the id of the LLMBatchWorkflow of a batch: `llmbatch-…`, in the form of workflow_id()."""
     prefix = tenant_prefix(_BATCH, tenant) if tenant else f"{_BATCH}-"
     return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_JOB_ID)
+
+
+def schedule_id(user_id: str, request_id: str, tenant: str = "") -> str:
+    """Return `llmschedule-<user>-<request>`, in the form of workflow_id() but of at most MAX_SCHEDULE_ID characters."""
+    prefix = tenant_prefix(_SCHEDULE, tenant) if tenant else f"{_SCHEDULE}-"
+    return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_SCHEDULE_ID)
 
 
 def unshortened_workflow_id(user_id: str, request_id: str) -> str:

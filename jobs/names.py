@@ -47,6 +47,13 @@ QUERY_GET_RECORD: Final = "GetRecord"
 WRONG_OFFSET: Final = "WRONG_OFFSET"
 FILE_NOT_WRITABLE: Final = "FILE_NOT_WRITABLE"
 
+# Starts the job of a schedule whose time has come, and is open until the job has ended. Temporal's schedules start it.
+SCHEDULED_WORKFLOW_TYPE: Final = "LLMScheduledWorkflow"
+# A job tells the workflow that waits for it that its outcome is settled.
+SIGNAL_JOB_SETTLED: Final = "JobSettled"
+# Type of the error with which the run of a schedule ends that pauses then.
+RUN_FAILED: Final = "RUN_FAILED"
+
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
 # Notifies the targets of a running job of its progress, if the job asks for it.
@@ -67,6 +74,9 @@ ACTIVITY_REMOVE_JOB: Final = "RemoveJob"
 ACTIVITY_FIND_JOBS: Final = "FindJobs"
 # Removes the content of a file from the store.
 ACTIVITY_REMOVE_FILE: Final = "RemoveFile"
+# Checks and starts the job of a schedule, and says how it stands: see workflows.llm_scheduled.
+ACTIVITY_START_SCHEDULED_JOB: Final = "StartScheduledJob"
+ACTIVITY_CHECK_SCHEDULED_JOB: Final = "CheckScheduledJob"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
 GPU_QUEUE: Final = "llm-gpu-activities"
@@ -87,6 +97,8 @@ TENANT_ID: Final = SearchAttributeKey.for_keyword("TenantId")
 # The JobClass by name. Only jobs of another class than JOB_CLASS_STANDARD have it, so that an installation without such
 # jobs does without it.
 JOB_CLASS: Final = SearchAttributeKey.for_keyword("JobClass")
+# Temporal's own: the time of the schedule for which it has started a workflow, in whole seconds and without jitter.
+SCHEDULED_TIME: Final = SearchAttributeKey.for_datetime("TemporalScheduledStartTime")
 SEARCH_ATTRIBUTES: Final = (USER_ID, REQUEST_ID, MODEL, PROJECT_ID, LATENCY_MS, JOB_STATE, TENANT_ID, JOB_CLASS)
 
 # Memo of a job's workflow. At its start it holds the JobOptions that the gateway chose, two digests of the JobRequest,
@@ -115,12 +127,17 @@ MEMO_CREATE_TIME: Final = "create_time"
 MEMO_LABELS: Final = "labels"
 # Seconds after which a job that nobody watches is cancelled. Only jobs that ask for it have it.
 MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
+# Workflow id of the workflow that waits for the job, which ForgetFeed signals. Only jobs that one waits for have it.
+MEMO_WAITER: Final = "waiter"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 # Memo of a file's workflow: the File as it is now, as JSON, empty once the file is deleted; and the digest of what its
 # upload says of it, which distinguishes a repeated upload from another file under the same key.
 MEMO_FILE: Final = "file"
 MEMO_FILE_DIGEST: Final = "description_sha256"
+
+# Memo of an LLMScheduledWorkflow: its ScheduleRun.
+MEMO_RUN: Final = "run"
 
 # Changes of workflow code, for workflow.patched: a workflow that began before a change continues without it.
 # A workflow that was started by hand has search attributes from its start on, and must keep all current rules.

@@ -54,6 +54,7 @@ def job_start(
     traceparent: str = "",
     hash_: Hash | None = None,
     create_time: Timestamp | None = None,
+    waiter: str = "",
 ) -> JobStart:
     """Return the arguments to start the job with the options that were chosen for it.
 
@@ -65,7 +66,8 @@ def job_start(
     workflow's: a parent passes on its own (workflow.info().priority), which has the weight of its tenant. None, or one
     without a fairness key: fair turns of all users and classes. `traceparent` is the W3C trace context of the caller,
     empty without a trace. `hash_` is that of the tenant: it hashes search attributes and the fairness key. Without it
-    they stay in clear. `create_time` is when the job was accepted, by default when its workflow starts.
+    they stay in clear. `create_time` is when the job was accepted, by default when its workflow starts. `waiter` is the
+    id of a workflow that gets the signal JobSettled once the job's outcome is settled.
     """
     if id_ is None:
         id_ = workflow_id(job.user_id, job.request_id, tenant)
@@ -74,6 +76,8 @@ def job_start(
     memo = {**memo_of(whole), **digests(job)}
     if create_time is not None:
         memo[names.MEMO_CREATE_TIME] = create_time.ToJsonString()
+    if waiter:
+        memo[names.MEMO_WAITER] = waiter
     if traceparent:
         memo[names.MEMO_TRACEPARENT] = traceparent
     if job.labels:

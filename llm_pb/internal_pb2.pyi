@@ -17,6 +17,7 @@ from google.rpc import status_pb2 as _status_pb2
 from llm_pb import batch_pb2 as _batch_pb2
 from llm_pb import file_pb2 as _file_pb2
 from llm_pb import llm_pb2 as _llm_pb2
+from llm_pb import schedule_pb2 as _schedule_pb2
 from llm_pb import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -1776,11 +1777,11 @@ class FileRecord(_message.Message):
     UPLOAD_TTL_FIELD_NUMBER: _builtins.int
     READY_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
-    LEDGER_FIELD_NUMBER: _builtins.int
+    MAX_UPDATES_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """The folder in the store, with a `/`, of which everything is removed with the file."""
-    ledger: _builtins.str
-    """Workflow id of the LLMLedgerWorkflow that counts the file. Empty: none does."""
+    max_updates: _builtins.int
+    """Number of updates after which the workflow continues in a new run. Default 1000: Temporal refuses the 2001st of a run."""
     @_builtins.property
     def file(self) -> _file_pb2.File:
         """The file."""
@@ -1805,11 +1806,11 @@ class FileRecord(_message.Message):
         upload_ttl: _duration_pb2.Duration | None = ...,
         ready_expire_time: _timestamp_pb2.Timestamp | None = ...,
         prefix: _builtins.str = ...,
-        ledger: _builtins.str = ...,
+        max_updates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ready_expire_time", b"ready_expire_time", "upload_ttl", b"upload_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ledger", b"ledger", "prefix", b"prefix", "ready_expire_time", b"ready_expire_time", "segments", b"segments", "upload_ttl", b"upload_ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "max_updates", b"max_updates", "prefix", b"prefix", "ready_expire_time", b"ready_expire_time", "segments", b"segments", "upload_ttl", b"upload_ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1886,21 +1887,155 @@ class RemoveFileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREFIX_FIELD_NUMBER: _builtins.int
-    LEDGER_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """As in FileRecord."""
-    ledger: _builtins.str
-    """As in FileRecord. The slot of the file is released."""
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
-        ledger: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveFileRequest: _TypeAlias = RemoveFileRequest  # noqa: Y015
+
+@_typing.final
+class ScheduledAction(_message.Message):
+    """Input of LLMScheduledWorkflow, which a schedule of Temporal starts: the schedule whose time has come. It is also where the schedule
+    is stored.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    CREATED_SHA256_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    created_sha256: _builtins.bytes
+    """SHA-256 of the schedule as it was created, which distinguishes a repeated CreateSchedule from another schedule under the same
+    key. An update keeps it.
+    """
+    canary: _builtins.bool
+    """Whether it is the gateway's own canary of the job's model, whose outcomes are metrics."""
+    @_builtins.property
+    def schedule(self) -> _schedule_pb2.Schedule:
+        """The schedule, as it was created or last updated."""
+
+    def __init__(
+        self,
+        *,
+        schedule: _schedule_pb2.Schedule | None = ...,
+        created_sha256: _builtins.bytes = ...,
+        canary: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "created_sha256", b"created_sha256", "schedule", b"schedule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduledAction: _TypeAlias = ScheduledAction  # noqa: Y015
+
+@_typing.final
+class StartScheduledJobRequest(_message.Message):
+    """Input of the activity StartScheduledJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    NOMINAL_TIME_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    canary: _builtins.bool
+    """As in ScheduledAction."""
+    @_builtins.property
+    def schedule(self) -> _schedule_pb2.Schedule:
+        """The schedule whose time has come."""
+
+    @_builtins.property
+    def nominal_time(self) -> _timestamp_pb2.Timestamp:
+        """The time of the schedule, in whole seconds."""
+
+    def __init__(
+        self,
+        *,
+        schedule: _schedule_pb2.Schedule | None = ...,
+        nominal_time: _timestamp_pb2.Timestamp | None = ...,
+        canary: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nominal_time", b"nominal_time", "schedule", b"schedule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "nominal_time", b"nominal_time", "schedule", b"schedule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartScheduledJobRequest: _TypeAlias = StartScheduledJobRequest  # noqa: Y015
+
+@_typing.final
+class CheckScheduledJobRequest(_message.Message):
+    """Input of the activity CheckScheduledJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The job's workflow id."""
+    cancel_reason: _builtins.str
+    """Why the job is to be cancelled. Empty: it is not."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        cancel_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_reason", b"cancel_reason", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckScheduledJobRequest: _TypeAlias = CheckScheduledJobRequest  # noqa: Y015
+
+@_typing.final
+class ScheduledJob(_message.Message):
+    """Result of the activities StartScheduledJob and CheckScheduledJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The job's workflow id. Empty: the job was refused."""
+    state: _llm_pb2.JobState.ValueType
+    """The final state. Unset while the job is open, and for one that was refused or is gone."""
+    ended: _builtins.bool
+    """Whether nothing more happens to the job: it has ended, was refused, or is gone."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the job was refused, or its error once it has ended."""
+
+    @_builtins.property
+    def time_to_first_token(self) -> _duration_pb2.Duration:
+        """Time from the job's acceptance to its first token. Unset until the job has ended, and without a token."""
+
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        state: _llm_pb2.JobState.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
+        ended: _builtins.bool = ...,
+        time_to_first_token: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "error", b"error", "state", b"state", "time_to_first_token", b"time_to_first_token", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduledJob: _TypeAlias = ScheduledJob  # noqa: Y015

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2 as _error_details_pb2  # noqa: F401
 
 from llm_pb import internal_pb2 as _internal_pb2  # noqa: F401
 from llm_pb import llm_pb2 as _llm_pb2  # noqa: F401
+from llm_pb import schedule_pb2 as _schedule_pb2  # noqa: F401
 from payload_converter import _betterproto
 from payload_converter._errors import PayloadError
 

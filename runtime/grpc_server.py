@@ -118,7 +118,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        service: str,
+        services: Sequence[str],
         host: str,
         port: int,
         limits: Limits,
@@ -130,10 +130,10 @@ class GrpcServer:
         tls: ServerTls | None = None,
         mtls_port: int | None = None,
         *,
-        further_services: Sequence[str] = (),
         reflection: bool = False,
     ) -> None:
-        """`details` returns the details of a refusal, in the form of the service's own errors.
+        """`services` are the names of those whose health and description the server gives. `details` returns the
+        details of a refusal, in the form of the services' own errors.
 
         `telemetry` observes every call, also one that is refused before the `interceptors` see it. `auth` says who
         calls; None: nobody asks. `audit` records every call. `tls`: the files of the server's TLS. None: no TLS. With a
@@ -160,11 +160,11 @@ class GrpcServer:
             maximum_concurrent_rpcs=limits.max_calls + sum(_OWN_CALLS.values()) + MAX_QUEUED + places,
         )
         self._unread = [self._own_calls.unread, self._requests.unread, *([auth.unread] if auth is not None else ())]
-        self._services = (service, *further_services)
+        self._services = tuple(services)
         self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         if reflection:
-            add_reflection((*self._services, health.SERVICE_NAME), self.server)
+            add_reflection((*services, health.SERVICE_NAME), self.server)
         self._host = host
         self._port = port
         self._tls = tls

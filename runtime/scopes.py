@@ -19,6 +19,9 @@ turns than others."""
 READ_FILES: Final = "files:read"
 WRITE_FILES: Final = "files:write"
 DELETE_FILES: Final = "files:delete"
+READ_SCHEDULES: Final = "schedules:read"
+WRITE_SCHEDULES: Final = "schedules:write"
+"""To create, change, run and delete schedules, whose jobs then start without a credential."""
 READ_MODELS: Final = "models:read"
 READ_METRICS: Final = "admin:metrics"
 """To read the metrics of a service whose settings name a file of API keys for them."""
@@ -33,6 +36,7 @@ SCOPES: Final = frozenset(
     {
         *(SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, "jobs:*"),
         *(READ_FILES, WRITE_FILES, DELETE_FILES, "files:*"),
+        *(READ_SCHEDULES, WRITE_SCHEDULES, "schedules:*"),
         *(READ_MODELS, "models:*"),
         *(READ_METRICS, CODEC, WORKERS, ALL_TENANTS, "admin:*"),
     }

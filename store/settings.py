@@ -20,7 +20,7 @@ class StoreSettings(BaseSettings):
 
     url: str | None = None
     """Where files are stored: `file:///path`, a folder that all gateways and workers share, or `s3://bucket/prefix`.
-    Unset: there are no files."""
+    Unset or empty: there are no files."""
     endpoint: str | None = Field(None, pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")
     """URL of a server with the S3 API. Unset: AWS's own, in the region."""
     region: str = Field("us-east-1", min_length=1)
@@ -39,7 +39,7 @@ class StoreSettings(BaseSettings):
     @classmethod
     def _usable(cls, url: str | None) -> str | None:
         """Return the URL. Raises ValueError, without the URL in it, for one of another form."""
-        if url is None:
+        if not url:
             return None
         try:
             parts = urlsplit(url)

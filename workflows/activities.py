@@ -40,8 +40,9 @@ async def recover_output(feed_key: str = "", max_output_bytes: int = 0) -> llm_p
 
 
 @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-async def forget_feed(feed_key: str = "", ledger: str = "", output_tokens: int = 0) -> None:
-    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger.
+async def forget_feed(feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "") -> None:
+    """Notify the job's watchers that it is about to end, then remove its feed; release the job's slot in the ledger;
+    signal the workflow that waits for the job.
 
     `output_tokens` is what the job has used.
 
@@ -89,4 +90,16 @@ async def find_jobs(request: internal_pb2.FindJobsRequest) -> internal_pb2.FindJ
 @activity.defn(name=names.ACTIVITY_REMOVE_FILE)
 async def remove_file(request: internal_pb2.RemoveFileRequest) -> None:
     """Remove the content of a file from the store. See services.gateway.files."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_START_SCHEDULED_JOB)
+async def start_scheduled_job(request: internal_pb2.StartScheduledJobRequest) -> internal_pb2.ScheduledJob:
+    """Check and start the job of a schedule whose time has come. See services.gateway.scheduled_jobs."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_CHECK_SCHEDULED_JOB)
+async def check_scheduled_job(request: internal_pb2.CheckScheduledJobRequest) -> internal_pb2.ScheduledJob:
+    """Say how the job of a schedule stands, and cancel it if the request says so."""
     raise NotImplementedError

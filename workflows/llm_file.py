@@ -57,7 +57,8 @@ class LLMFileWorkflow:
         while not self._gone and (left := self._time_left()) != timedelta(0):
             if self._too_long():
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(self._record)
+                # A new run begins with the memo of the first one's start.
+                workflow.continue_as_new(self._record, memo={**workflow.memo(), names.MEMO_FILE: to_memo(self._file)})
             was_ready = self._is_ready()
             try:
                 # Each commit of an upload moves the time further. It is looked at again when it has come.
@@ -67,7 +68,7 @@ class LLMFileWorkflow:
         self._forget()
         await workflow.execute_activity(
             activities.remove_file,
-            internal_pb2.RemoveFileRequest(prefix=self._record.prefix, ledger=self._record.ledger),
+            internal_pb2.RemoveFileRequest(prefix=self._record.prefix),
             start_to_close_timeout=_REMOVE_TIMEOUT,
             retry_policy=_REMOVE_RETRIES,
         )
@@ -154,4 +155,7 @@ class LLMFileWorkflow:
 
     def _too_long(self) -> bool:
         """Return whether to continue in a new run."""
-        return self._updates >= _MAX_UPDATES or workflow.info().is_continue_as_new_suggested()
+        return (
+            self._updates >= (self._record.max_updates or _MAX_UPDATES)
+            or workflow.info().is_continue_as_new_suggested()
+        )

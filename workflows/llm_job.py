@@ -92,11 +92,12 @@ class LLMJobWorkflow:
         self._lease.start()
         final = await self._run_model() if valid else llm_pb2.JOB_STATE_FAILED
         self._settle_outcome(final)
-        # A job without a slot passes no arguments, so that its history is as it ever was.
+        # A job without a slot and a waiter passes no arguments, so that its history is as it ever was.
         slot = ("", self._options.ledger, costs.used_tokens(self._result)) if self._options.ledger else ()
+        waiter = workflow.memo_value(names.MEMO_WAITER, "")
         forgetting = workflow.start_local_activity(
             activities.forget_feed,
-            args=slot,
+            args=(*(slot or ("", "", 0)), waiter) if waiter else slot,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )

@@ -16,11 +16,13 @@ from jobs import names
 from jobs.classes import class_of, label_of
 from jobs.errors import JobError
 from jobs.ids import tenant_of
-from llm_pb import llm_pb2
+from llm_pb import internal_pb2, llm_pb2
 
 _UNCHECKED_MODEL: Final = "_OTHER"
 """Label of the model of a job that was started without the gateway. The model was not checked, so its name is no
 label."""
+_RUN_STATES: Final = ("succeeded", "failed", "timed_out", "cancelled", "refused")
+"""How the run of a schedule can end."""
 
 
 def record_outcome(
@@ -53,3 +55,28 @@ def record_outcome(
         meter.create_counter(
             "llm.job.cost.micros", "Cost of the jobs whose outcome is settled, in millionths of the currency."
         ).add(result.metadata.cost_micros, {**model, "llm.tenant": tenant_of(info.workflow_id)})
+
+
+def record_run(action: internal_pb2.ScheduledAction, job: internal_pb2.ScheduledJob) -> None:
+    """Record how the run of a schedule has ended, and what its job shows of the model if it is a canary."""
+    meter = workflow.metric_meter()
+    if job.workflow_id and not job.state:
+        # The job was deleted before its outcome was read.
+        return
+    state = "refused" if not job.workflow_id else llm_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+    if action.canary:
+        model = {"gen_ai.request.model": action.schedule.job.model}
+        runs = meter.create_counter(
+            "llm.canary.runs", "Runs of the canary of a model, by how its job ended; refused: there was none.", "{run}"
+        )
+        for other in _RUN_STATES:
+            # The series exists before the first failure, which an increase does not show otherwise.
+            runs.add(int(other == state), {**model, "llm.job.state": other})
+        if job.HasField("time_to_first_token"):
+            meter.create_histogram_timedelta(
+                "llm.canary.time_to_first_token", "Time from a canary's acceptance to its first token.", "s"
+            ).record(job.time_to_first_token.ToTimedelta(), model)
+    else:
+        meter.create_counter(
+            "llm.schedule.runs", "Runs of schedules, by how their jobs ended; refused: there was none.", "{run}"
+        ).add(1, {"llm.job.state": state})

@@ -12,6 +12,8 @@ from jobs.ids import tenant_of
 from runtime import process, temporal
 from runtime.health import Readiness
 from runtime.metrics import serving_metrics
+from services.gateway.canaries import keeping_canaries
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
 from services.gateway.workflow_worker import running_workflows
@@ -34,13 +36,25 @@ async def main() -> None:
         stack.push_async_callback(feed.close)
         readiness.want("feed", "is not connected: watchers see progress once a second", lambda: feed.available)
         store = open_store(StoreSettings(), encryption)
+        meter = metrics.meter(__package__)
+        counted = GatewayMetrics(meter)
+        knows_tenants = names.TENANT_ID.name in known
         if settings.role != Role.API:
-            await stack.enter_async_context(running_workflows(client, feed, settings, encryption, store))
+            await stack.enter_async_context(running_workflows(client, feed, settings, counted, encryption, store))
+            canaries = keeping_canaries(client, settings, encryption, knows_tenants=knows_tenants)
+            await stack.enter_async_context(canaries)
         if settings.role != Role.WORKFLOWS:
-            meter = metrics.meter(__package__)
-            knows_tenants = names.TENANT_ID.name in known
             serving_calls = serving_api(
-                client, feed, reports, settings, meter, readiness, encryption, store, knows_tenants=knows_tenants
+                client,
+                feed,
+                reports,
+                settings,
+                meter,
+                counted,
+                readiness,
+                encryption,
+                store,
+                knows_tenants=knows_tenants,
             )
             await stack.enter_async_context(serving_calls)
         logging.getLogger("services.gateway").info("ready")

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 from opentelemetry.metrics import Counter
 
 from jobs.ids import FILE_ID_PATTERN, ID_PATTERN, WORKFLOW_ID_PATTERN, workflow_id
-from llm_pb import llm_pb2
+from llm_pb import llm_pb2, schedule_pb2
 from runtime import audit
 from runtime.audit import AuditLog, AuditStore
 from runtime.audit_file import AuditFile
@@ -15,7 +15,13 @@ from runtime.audit_nats import AuditStream
 from runtime.grpc_auth import current_caller
 from services.gateway.settings import GatewaySettings
 
-WRITES: Final = frozenset({"Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"})
+WRITES: Final = frozenset(
+    {
+        *("Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"),
+        *("CreateSchedule", "UpdateSchedule", "PauseSchedule", "UnpauseSchedule"),
+        *("TriggerSchedule", "BackfillSchedule", "DeleteSchedule"),
+    }
+)
 """Methods that are recorded before they have an effect: their implementations call audit.allow()."""
 _ROLE: Final = "gateway"
 """The process's role in the configuration of the broker: see deploy/nats."""
@@ -40,18 +46,23 @@ def describe_request(request: Message) -> None:
     """Add the ids of a request, which may break every rule, to the record of its call."""
     if not audit.recording():
         return
-    about = request.job if isinstance(request, llm_pb2.SubmitRequest) else request
+    about = request
+    if isinstance(request, llm_pb2.SubmitRequest):
+        about = request.job
+    elif isinstance(request, schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest):
+        about = request.schedule
     user_id = _id(about, "user_id")
     job = getattr(request, "workflow_id", "")
     if isinstance(request, llm_pb2.SubmitRequest) and user_id and (request_id := _id(about, "request_id")):
         job = workflow_id(user_id, request_id, current_caller().tenant)
-    deletion = getattr(request, "deletion_id", "")
+    deletion, schedule = getattr(request, "deletion_id", ""), getattr(request, "schedule_id", "")
     file = getattr(request, "file_id", "")
     audit.describe(
         user_id=user_id,
         job=job if WORKFLOW_ID_PATTERN.fullmatch(job) else "",
         file=file if FILE_ID_PATTERN.fullmatch(file) else "",
         deletion=deletion if WORKFLOW_ID_PATTERN.fullmatch(deletion) else "",
+        schedule=schedule if WORKFLOW_ID_PATTERN.fullmatch(schedule) else "",
     )
 
 

@@ -1,16 +1,18 @@
 """What calls of the API change: each change is recorded in the audit log before it is made."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, Schedule, ScheduleHandle, WorkflowHandle
 
 from runtime import audit
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.schedule_client import client_for
 
 
 class Effects:
-    """Starts, signals and updates workflows. Nothing else in the services of the API does."""
+    """Starts, signals and updates workflows, creates and changes schedules. Nothing else in the services of the API
+    does."""
 
     def __init__(self, client: Client, workflow_queue: str) -> None:
         """`workflow_queue` is the task queue of the workflows that are started."""
@@ -55,3 +57,16 @@ class Effects:
         """Signal a workflow. Raises AuditUnavailable and RPCError: NOT_FOUND for a workflow that has ended, too."""
         await audit.allow()
         await self._client.get_workflow_handle(workflow_id).signal(name, argument, rpc_timeout=RPC_TIMEOUT)
+
+    async def create_schedule(self, id_: str, schedule: Schedule, **options: Any) -> None:
+        """Create a schedule. `options` are further arguments of Client.create_schedule.
+
+        Raises AuditUnavailable, KeysUnavailable, RPCError and ScheduleAlreadyRunningError.
+        """
+        await audit.allow()
+        await client_for(self._client, id_).create_schedule(id_, schedule, rpc_timeout=RPC_TIMEOUT, **options)
+
+    async def change_schedule(self, id_: str, change: Callable[[ScheduleHandle], Awaitable[None]]) -> None:
+        """Change a schedule by a method of its handle. Raises AuditUnavailable and what the method raises."""
+        await audit.allow()
+        await change(client_for(self._client, id_).get_schedule_handle(id_))

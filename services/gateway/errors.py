@@ -40,6 +40,10 @@ class JobDeleted(JobNotFound):
     """NOT_FOUND, in the same bytes: the job was deleted, and its id is kept."""
 
 
+class ScheduleNotFound(ApiError):
+    """NOT_FOUND: there is no such schedule."""
+
+
 def invalid(violations: Sequence[Violation]) -> ApiError:
     """INVALID_ARGUMENT that names every bad field. Of those that do not fit into the trailers it gives the number."""
     details = error_details_pb2.BadRequest()
@@ -67,6 +71,21 @@ def deletion_not_found(deletion_id: str) -> ApiError:
     """NOT_FOUND for a deletion."""
     message = f"there is no deletion {deletion_id}, or it is past its retention"
     return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("DELETION_NOT_FOUND")))
+
+
+def schedule_not_found(schedule_id: str) -> ScheduleNotFound:
+    """NOT_FOUND for a schedule."""
+    message = f"there is no schedule {schedule_id}"
+    return ScheduleNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("SCHEDULE_NOT_FOUND")))
+
+
+def schedule_key_reused(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the idempotency key belongs to another schedule."""
+    message = (
+        f"request_id {request_id!r} of user {user_id!r} was used for a different schedule; choose another request_id,"
+        " or call UpdateSchedule"
+    )
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
 def job_deleted(user_id: str, request_id: str) -> ApiError:

@@ -1,6 +1,6 @@
 """The edge of the API: parses and checks requests, and turns every error into a status with details.
 
-One interceptor wraps the methods of LlmService and FileService, so that a handler gets only valid requests and raises
+One interceptor wraps the methods of the gateway's own services, so that a handler gets only valid requests and raises
 only ApiError or Temporal's own RPCError. Other services on the server (health, reflection) pass through unchanged.
 """
 
@@ -18,9 +18,7 @@ from google.rpc import status_pb2
 from temporalio.service import RPCError
 
 from encryption import KeysUnavailable
-from jobs import file_rules, rules
 from jobs.field_rules import Violation, too_large
-from llm_pb import file_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime import audit
 from runtime.answers import SENDING_COPIES, Answers, NoRoomError, TooManyCallsError
@@ -42,48 +40,12 @@ from services.gateway.errors import (
     refused,
     unreadable,
 )
+from services.gateway.methods import LARGE_ANSWERS, LARGE_REQUESTS, SERVICES, VALIDATORS
 from services.gateway.parsing import parse
 from services.gateway.scopes import CHECKS
 
 _log = logging.getLogger(__name__)
-SERVICES: Final = (
-    llm_pb2.DESCRIPTOR.services_by_name["LlmService"],
-    file_pb2.DESCRIPTOR.services_by_name["FileService"],
-)
-"""The services of the API. No two methods of them have one name."""
-_METHODS: Final = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
-    "Submit": rules.check_submit,
-    "GetStatus": rules.check_workflow_id,
-    "GetJob": rules.check_workflow_id,
-    "StreamStatus": rules.check_stream,
-    "Cancel": rules.check_cancel,
-    "List": rules.check_list,
-    "ListModels": lambda _: (),
-    "ListWorkers": rules.check_list_workers,
-    "ListDeliveries": rules.check_workflow_id,
-    "Redeliver": rules.check_redeliver,
-    "GetQuota": lambda _: (),
-    "DeleteJob": rules.check_workflow_id,
-    "DeleteJobs": rules.check_delete_jobs,
-    "GetDeletion": rules.check_get_deletion,
-    "UploadFile": file_rules.check_upload,
-    "DownloadFile": file_rules.check_download,
-    "GetFile": file_rules.check_file_id,
-    "ListFiles": file_rules.check_list_files,
-    "DeleteFile": file_rules.check_file_id,
-}
-"""The rules of llm.proto and file.proto for the request of each method."""
-
-_LARGE_ANSWERS: Final = {
-    **dict.fromkeys(("List", "ListDeliveries", "Redeliver"), 128 * 1024),
-    "ListFiles": 128 * 1024,
-    **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
-}
-"""Maximum size, in bytes, of the answers of some methods. The servicer itself reserves the room of GetStatus and
-GetJob, whose answers may be larger. The answers of the other methods are small."""
 
 Count = Callable[[Caller], None]
 """Counts a call, before its request is parsed. Raises ApiError for one too many."""
@@ -132,10 +94,11 @@ class RequestInterceptor(Interceptor):
         self._max_job_bytes = max_job_bytes
 
     def wrap(self, handler: Handler, call: grpc.HandlerCallDetails) -> Handler:
-        """Wrap the handlers of the services of the API."""
-        if (method := _METHODS.get(call.method)) is None:
+        """Wrap the handlers of the gateway's own services."""
+        service, _, name = call.method.strip("/").rpartition("/")
+        if service not in SERVICES:
             return handler
-        name, kind = method.name, message_factory.GetMessageClass(method.input_type)
+        kind = message_factory.GetMessageClass(SERVICES[service].methods_by_name[name].input_type)
 
         async def admit(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Message, Message | None]:
             """Return the request and None, or a request that breaks the rules and the answer it gets nevertheless."""
@@ -163,7 +126,7 @@ class RequestInterceptor(Interceptor):
         if handler.request_streaming:
             streamed = _client_stream(handle, self._count, admit, self._answers)
             return with_behavior(handler, streamed, parses=False, serializes=False)
-        unary = _unary(handle, self._count, admit, self._answers, _LARGE_ANSWERS.get(name, 0), writes=name in WRITES)
+        unary = _unary(handle, self._count, admit, self._answers, LARGE_ANSWERS.get(name, 0), writes=name in WRITES)
         return with_behavior(handler, unary, parses=False, serializes=False)
 
     def _check_size(self, method: str, size: int) -> None:
@@ -171,9 +134,7 @@ class RequestInterceptor(Interceptor):
         if method == "Submit":
             if size > self._max_job_bytes + _JOB_OVERHEAD:
                 raise invalid([Violation("job", too_large(size, self._max_job_bytes))])
-            return
-        most = MAX_REQUEST_BYTES + (file_rules.MAX_DATA_BYTES if method == "UploadFile" else 0)
-        if size > most:
+        elif size > (most := LARGE_REQUESTS.get(method, MAX_REQUEST_BYTES)):
             raise invalid([Violation("", f"the request {too_large(size, most)}")])
 
 

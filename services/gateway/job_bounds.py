@@ -2,6 +2,7 @@
 
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
+from runtime.auth import Caller
 from runtime.grpc_auth import current_caller
 from services.gateway.models import Models
 from services.gateway.prompt_files import PromptFiles
@@ -16,8 +17,11 @@ class JobBounds:
         self._models = models
         self._settings = settings
 
-    async def check(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
-        """Return the violations of the operator's settings. Raises ApiError like Models.check and PromptFiles.check."""
+    async def check(self, request: llm_pb2.SubmitRequest, caller: Caller | None = None) -> list[Violation]:
+        """Return the violations of the operator's settings. Raises ApiError like Models.check and PromptFiles.check.
+
+        `caller` is who submits the job: by default who makes the call that is being handled.
+        """
         job, settings = request.job, self._settings
         if job.ByteSize() > settings.max_job_bytes:
             # The other checks would take too long.
@@ -36,5 +40,5 @@ class JobBounds:
             if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
         if not violations:
-            violations = await self._prompt_files.check(current_caller(), job)
+            violations = await self._prompt_files.check(caller or current_caller(), job)
         return violations

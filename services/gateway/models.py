@@ -19,8 +19,8 @@ from jobs.field_rules import MODEL_PATTERN, Violation
 from jobs.options import duration
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.model_settings import Model
 from services.gateway.prompts import Lanes, Prompts
-from services.gateway.settings import Model
 
 _POLLER_FRESH: Final = timedelta(minutes=1)
 _CACHE_SECONDS: Final = 1.0

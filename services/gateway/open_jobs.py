@@ -21,8 +21,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from jobs.classes import NAMES, is_background
 from llm_pb import llm_pb2
+from services.gateway.model_settings import Model
 from services.gateway.models import Models, background_queue
-from services.gateway.settings import Model
 
 _log = logging.getLogger(__name__)
 _MIN_PAUSE: Final = timedelta(seconds=1)

@@ -7,26 +7,26 @@ the token detects all of these before Temporal is asked.
 
 import base64
 import binascii
+import copy
 import hashlib
 import hmac
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from pydantic import SecretStr
 
 from jobs.field_rules import Violation
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import file_pb2, llm_pb2, schedule_pb2
 from runtime.grpc_auth import current_caller
 
 _log = logging.getLogger(__name__)
+PageRequest: TypeAlias = llm_pb2.ListRequest | file_pb2.ListFilesRequest | schedule_pb2.ListSchedulesRequest
+"""Requests with filters, page_size and page_token."""
 _MAC_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 REFUSED: Final = Violation("page_token", "must be the next_page_token of the page before, with the same filters")
-
-
-Listing = llm_pb2.ListRequest | file_pb2.ListFilesRequest
 
 
 class PageTokens:
@@ -40,11 +40,11 @@ class PageTokens:
             )
         self._key = secrets.token_bytes(_KEY_BYTES) if key is None else key.get_secret_value().encode()
 
-    def seal(self, tenant: str, request: Listing, token: bytes | None) -> str:
+    def seal(self, tenant: str, request: PageRequest, token: bytes | None) -> str:
         """Return the token of the page after that of the request; empty when there is none."""
         return base64.urlsafe_b64encode(self._mac(tenant, request, token) + token).decode() if token else ""
 
-    def unseal(self, tenant: str, request: Listing) -> bytes | None:
+    def unseal(self, tenant: str, request: PageRequest) -> bytes | None:
         """Return Temporal's token, None for the first page.
 
         Raises ValueError for a token that seal() did not make for the tenant and the request.
@@ -60,7 +60,7 @@ class PageTokens:
             raise ValueError("the page token was not created by this service, or belongs to other filters")
         return token
 
-    async def check(self, request: Listing) -> Sequence[Violation]:
+    async def check(self, request: PageRequest) -> Sequence[Violation]:
         """Return the violations of the page token of the call that is being handled."""
         try:
             self.unseal(current_caller().tenant, request)
@@ -68,20 +68,18 @@ class PageTokens:
             return [REFUSED]
         return []
 
-    def _mac(self, tenant: str, request: Listing, token: bytes) -> bytes:
-        filters = type(request)()
-        filters.CopyFrom(request)  # type: ignore[arg-type]  # it is of the same type
+    def _mac(self, tenant: str, request: PageRequest, token: bytes) -> bytes:
+        filters = copy.deepcopy(request)
         filters.ClearField("page_size")
         if isinstance(filters, llm_pb2.ListRequest):
             # The same states or classes in another order are the same filter.
             filters.states[:] = sorted(set(filters.states))
             filters.classes[:] = sorted(set(filters.classes))
-        else:
-            # No token of one method is one of another.
-            token = filters.DESCRIPTOR.name.encode() + token
         filters.ClearField("page_token")
+        # No token of one kind of list is valid for another. A message begins with a tag, which "l" is not.
+        kind = "" if isinstance(filters, llm_pb2.ListRequest) else filters.DESCRIPTOR.full_name
         # The hash has a fixed length, so the boundary between filters and token is unambiguous.
-        about = hashlib.sha256(filters.SerializeToString(deterministic=True)).digest()
+        about = hashlib.sha256(kind.encode() + filters.SerializeToString(deterministic=True)).digest()
         # Each tenant has a key of its own, so that no text of one can stand for another's.
         key = hmac.digest(self._key, tenant.encode(), hashlib.sha256) if tenant else self._key
         return hmac.digest(key, about + token, hashlib.sha256)[:_MAC_BYTES]

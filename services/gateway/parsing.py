@@ -19,7 +19,6 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.message import DecodeError, Message
 
 from jobs.field_rules import Violation, map_path
-from llm_pb import llm_pb2
 from services.gateway.errors import invalid
 from services.gateway.wire import count_fields
 
@@ -76,7 +75,7 @@ def _mend_texts(message: Message, path: str = "") -> Iterator[Violation]:
 @cache
 def _lenient(name: str) -> type[Message]:
     pool = descriptor_pool.DescriptorPool()
-    _add_with_bytes(pool, llm_pb2.DESCRIPTOR, set())
+    _add_with_bytes(pool, descriptor_pool.Default().FindMessageTypeByName(name).file, set())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 

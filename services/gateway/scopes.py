@@ -10,7 +10,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
-from llm_pb import file_pb2, llm_pb2
+from jobs.schedules import as_submitted
+from llm_pb import file_pb2, llm_pb2, schedule_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
 from runtime.scopes import (
     CANCEL,
@@ -21,12 +22,14 @@ from runtime.scopes import (
     READ,
     READ_FILES,
     READ_MODELS,
+    READ_SCHEDULES,
     REDELIVER,
     SCOPES,
     STRUCTURED,
     SUBMIT,
     WORKERS,
     WRITE_FILES,
+    WRITE_SCHEDULES,
 )
 
 OF_METHOD: Final[Mapping[str, str]] = {
@@ -55,6 +58,15 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.BatchService/StreamBatchResults": READ,
     "/llm.v1.BatchService/CancelBatch": CANCEL,
     "/llm.v1.BatchService/ListBatches": READ,
+    "/llm.v1.ScheduleService/CreateSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/GetSchedule": READ_SCHEDULES,
+    "/llm.v1.ScheduleService/ListSchedules": READ_SCHEDULES,
+    "/llm.v1.ScheduleService/UpdateSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/PauseSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/UnpauseSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/TriggerSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/BackfillSchedule": WRITE_SCHEDULES,
+    "/llm.v1.ScheduleService/DeleteSchedule": WRITE_SCHEDULES,
 }
 """The scope of each method."""
 
@@ -85,7 +97,14 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
     _require_user(caller, job.user_id)
 
 
-def check_list(caller: Caller, request: llm_pb2.ListRequest) -> None:
+def check_schedule(
+    caller: Caller, request: schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest
+) -> None:
+    """Raise Refusal for a schedule whose jobs are not the caller's to submit."""
+    check_submit(caller, as_submitted(request.schedule))
+
+
+def check_list(caller: Caller, request: llm_pb2.ListRequest | schedule_pb2.ListSchedulesRequest) -> None:
     """Raise Refusal for jobs of others; a caller who is bound to a user, and names none, means that user."""
     if caller.user_id and not request.user_id:
         request.user_id = caller.user_id
@@ -117,6 +136,9 @@ CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "DeleteJobs": check_delete_jobs,
     "UploadFile": check_upload,
     "ListFiles": check_list_files,
+    "CreateSchedule": check_schedule,
+    "UpdateSchedule": check_schedule,
+    "ListSchedules": check_list,
 }
 """What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
 

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import file_pb2_grpc, llm_pb2_grpc
+from llm_pb import file_pb2_grpc, llm_pb2_grpc, schedule_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -30,11 +30,12 @@ from services.gateway.files.outputs import JobOutputs
 from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.servicer import FileServicer
-from services.gateway.interceptor import SERVICES, RequestInterceptor, refusal
+from services.gateway.interceptor import RequestInterceptor, refusal
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_inputs import JobInputs
 from services.gateway.job_reader import JobReader
 from services.gateway.listing import JobListing
+from services.gateway.methods import SERVICES
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
@@ -42,6 +43,11 @@ from services.gateway.page_token import PageTokens
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
+from services.gateway.schedule_bounds import ScheduleBounds
+from services.gateway.schedule_listing import ScheduleListing
+from services.gateway.schedule_reader import ScheduleReader
+from services.gateway.schedule_service import ScheduleService
+from services.gateway.schedule_servicer import ScheduleServicer
 from services.gateway.scopes import require_all_methods
 from services.gateway.servicer import LlmServicer
 from services.gateway.settings import GatewaySettings
@@ -58,6 +64,7 @@ async def serving_api(
     reports: WorkerReports,
     settings: GatewaySettings,
     meter: Meter,
+    metrics: GatewayMetrics,
     readiness: Readiness,
     encryption: Encryption | None = None,
     store: Store | None = None,
@@ -68,12 +75,11 @@ async def serving_api(
 
     `knows_tenants`: whether the namespace has the search attribute TenantId.
     """
-    require_all_methods(SERVICES)
+    require_all_methods(SERVICES.values())
     auth = await auth_interceptor(settings)
     models = Models(settings.models)
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
-    metrics = GatewayMetrics(meter)
     workers = Workers(reports, metrics.ignored_reports)
     await reports.receive_reports(workers.take)
     audit = open_audit(settings, metrics.audit_lost)
@@ -112,8 +118,11 @@ async def serving_api(
         answers,
     )
     files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
+    schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)
+    schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
+    of_schedules = ScheduleBounds(bounds, settings)
     server = GrpcServer(
-        SERVICES[0].full_name,
+        [*SERVICES],
         settings.host,
         settings.port,
         _limits(settings),
@@ -124,6 +133,10 @@ async def serving_api(
                     "Submit": bounds.check,
                     "List": page_tokens.check,
                     "ListFiles": page_tokens.check,
+                    "ListSchedules": page_tokens.check,
+                    "CreateSchedule": of_schedules.check,
+                    "UpdateSchedule": of_schedules.check,
+                    "BackfillSchedule": of_schedules.check_backfill,
                 },
                 {"Submit": service.submit_refused},
                 answers,
@@ -136,11 +149,13 @@ async def serving_api(
         AuditInterceptor(audit) if audit is not None else None,
         settings.tls,
         settings.mtls_port,
-        further_services=[service.full_name for service in SERVICES[1:]],
         reflection=settings.reflection,
     )
     llm_pb2_grpc.add_LlmServiceServicer_to_server(service, server.server)
     file_pb2_grpc.add_FileServiceServicer_to_server(files, server.server)
+    schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(
+        ScheduleServicer(schedules, schedule_listing), server.server
+    )
 
     try:
         await server.start()

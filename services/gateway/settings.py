@@ -6,7 +6,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
@@ -29,14 +29,13 @@ from jobs.options import (
     DEFAULT_TOTAL_TIMEOUT,
 )
 from llm_pb import llm_pb2
-from models import DOCSTRINGS
 from runtime.auth_settings import AuthSettings
 from runtime.grpc_server import PING_INTERVAL
 from runtime.metrics_settings import MetricsSettings
 from runtime.tenants import TenantName
 from services.gateway.audit_settings import AuditSettings
 from services.gateway.class_settings import Classes
-from services.gateway.prices import Price
+from services.gateway.model_settings import EMBEDDED_MODEL, Canary, Model
 from services.gateway.tenants import TenantSettings
 
 
@@ -46,38 +45,6 @@ class Role(StrEnum):
     ALL = "all"
     API = "api"
     WORKFLOWS = "workflows"
-
-
-class Model(BaseModel):
-    """A model that jobs may name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1)
-    context_tokens: int = Field(gt=0)
-    max_output_tokens: int = Field(gt=0)
-    default_max_tokens: int = Field(gt=0)
-    queue: str = Field(names.GPU_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID - len(BACKGROUND_QUEUE_SUFFIX))
-    """Task queue of the workers of the model. Several models need a queue each. Background jobs wait in the queue of
-    this name with `.background`."""
-    tokenizer: FilePath | None = None
-    """Path of the model's tokenizer.json. With it the gateway refuses a prompt that cannot fit and a message that holds
-    a special token. Without it the worker refuses them."""
-    structured_output: bool = False
-    special_tokens_in_messages: bool = False
-    """Whether a chat message may hold special tokens of the tokenizer. The worker decides by its own setting,
-    GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES."""
-    price: Price | None = None
-    """What the model costs: see Price. None: its jobs have no cost, and no budget of costs."""
-
-
-EMBEDDED_MODEL = Model(
-    name="docstrings",
-    context_tokens=2048,
-    max_output_tokens=2048,
-    default_max_tokens=256,
-    tokenizer=DOCSTRINGS / "tokenizer.json",
-)
 
 
 class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
@@ -118,6 +85,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     and may have queue, tokenizer (a path), structured_output, special_tokens_in_messages, and price: an object of
     currency ("EUR", the same for all models), prompt_per_million and output_per_million ("0.15"), the prices of a
     million tokens. A changed price is for the jobs submitted from then on."""
+    canary: Canary | None = None
+    """Runs a job of 8 tokens for each model again and again, as JSON: interval, a duration of 5 s to 5 min, PT1M unless
+    set; and models, a list of names, all models unless set. The gateways keep a schedule for each: see
+    docs/schedules.md. Unset: there are none, and those of before are deleted."""
     workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
@@ -180,12 +151,19 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     delete_max_open: int = Field(10, ge=1, le=1000)
     """Maximum number of deletions by DeleteJobs that a tenant has open, at all gateways together. Further calls are
     RESOURCE_EXHAUSTED."""
+    max_schedules: int = Field(100, ge=0, le=10_000)
+    """Maximum number of schedules of a tenant, at all gateways together. A further CreateSchedule is
+    RESOURCE_EXHAUSTED. Schedules that are created within the same second or two may exceed it."""
+    schedule_min_interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=1))
+    """Minimum time between two times of an interval or a cron expression of a schedule."""
+    max_backfill: int = Field(100, ge=1, le=999)
+    """Maximum number of runs that one BackfillSchedule starts."""
     list_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
-    """Maximum duration of List. The call is UNAVAILABLE when Temporal does not list the jobs in half of it. Open jobs
-    that cannot be described in the rest are shown as JOB_STATE_RUNNING."""
+    """Maximum duration of List and ListSchedules. List is UNAVAILABLE when Temporal does not list the jobs in half of
+    it. Open jobs that cannot be described in the rest are shown as JOB_STATE_RUNNING."""
     page_token_key: SecretStr | None = Field(None, min_length=16)
-    """The key that signs the page tokens of List, the same at every gateway: at least 16 random characters. Unset: the
-    process generates a key, so its tokens are valid at this gateway only, until it ends."""
+    """The key that signs the page tokens of List and ListSchedules, the same at every gateway: at least 16 random
+    characters. Unset: the process generates a key, so its tokens are valid at this gateway only, until it ends."""
     max_calls: int = Field(6000, gt=0)
     """Maximum number of concurrent calls, streams among them. A call counts until its answer is read. Further calls get
     RESOURCE_EXHAUSTED."""
@@ -273,6 +251,13 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
         """Return the default of JobTimeouts.total for jobs of a class."""
         own = self.classes.of(job_class).total_timeout
         return self.total_timeout if own is None else min(own, self.max_total_timeout)
+
+    @model_validator(mode="after")
+    def _canaries_are_models(self) -> Self:
+        known = {model.name for model in self.models}
+        if self.canary is not None and (unknown := sorted({*(self.canary.models or ())} - known)):
+            raise ValueError(f"GATEWAY_CANARY names models that GATEWAY_MODELS does not have: {', '.join(unknown)}")
+        return self
 
     @property
     def listens(self) -> bool:

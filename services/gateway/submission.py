@@ -63,8 +63,13 @@ class JobSubmission:
         self._encryption = encryption
         self._has_store = has_store
 
-    async def submit(self, caller: Caller, request: llm_pb2.SubmitRequest) -> llm_pb2.SubmitResponse:
+    async def submit(
+        self, caller: Caller, request: llm_pb2.SubmitRequest, *, waiter: str = "", notify_operator: bool = True
+    ) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
+
+        `waiter` is as for job_start(). `notify_operator`: whether the operator's settings decide on their endpoint's
+        part; False: it hears nothing of the job.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the rate of the
         job's class or the tenant's quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told;
@@ -76,6 +81,8 @@ class JobSubmission:
         now.GetCurrentTime()
         chosen = self._options(job)
         chosen.ledger = self._open_jobs.ledger(caller.tenant)
+        if not notify_operator:
+            chosen.notify_operator = False
         hash_ = await self._hash_for(caller.tenant)
         start = job_start(
             job,
@@ -85,6 +92,7 @@ class JobSubmission:
             traceparent=traceparent,
             hash_=hash_,
             create_time=now,
+            waiter=waiter,
         )
         for earlier in _earlier_ids(caller, job):
             if earlier != start.id:

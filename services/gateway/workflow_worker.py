@@ -16,18 +16,27 @@ from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
+from services.gateway.effects import Effects
 from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
+from services.gateway.job_bounds import JobBounds
 from services.gateway.job_reader import JobReader
 from services.gateway.ledgers import LedgerActivities, SlotReleases
 from services.gateway.left_output import recovered_output
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.prompt_files import PromptFiles
+from services.gateway.quotas import OpenJobQuotas
+from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings
+from services.gateway.submission import JobSubmission
 from services.gateway.unreadable_jobs import ending_unreadable
+from services.gateway.waiters import signal_settled
 from store.store import Store
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
 from workflows.llm_delivery import LLMDeliveryWorkflow
@@ -35,10 +44,11 @@ from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
 from workflows.llm_redelivery import LLMRedeliveryWorkflow
+from workflows.llm_scheduled import LLMScheduledWorkflow
 
-_MAX_DELETION_STEPS: Final = 20
-"""Maximum number of steps of deletions, and removals of files, that run concurrently: the activities that are not
-local."""
+_MAX_ACTIVITIES: Final = 40
+"""Maximum number of steps of deletions, removals of files and starts of scheduled jobs that run concurrently. All other
+activities are local."""
 
 
 class LocalActivities:
@@ -69,16 +79,19 @@ class LocalActivities:
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
-    async def forget_feed(self, feed_key: str = "", ledger: str = "", output_tokens: int = 0) -> None:
+    async def forget_feed(self, feed_key: str = "", ledger: str = "", output_tokens: int = 0, waiter: str = "") -> None:
         """Notify the job's watchers at all gateways that it is about to end, then remove its feed.
 
         `feed_key` is that of the RunRequest. `ledger` is the ledger that holds a slot for the job, which is released;
         the job has used `output_tokens`. It is released here because a local activity of its own would cost each job
-        an event, and because a job whose outcome is settled uses no GPU any more.
+        an event, and because a job whose outcome is settled uses no GPU any more. `waiter` is the workflow that waits
+        for the job. It is signalled, and finds out by itself if it is not.
         """
         job_id = activity.info().workflow_id
         if ledger and job_id:
             await self._releases.release(ledger, job_id, output_tokens)
+        if waiter:
+            await signal_settled(self._client, waiter)
         key, feed = _key_of(feed_key), self._feed_of_tenant()
         await feed.sync(key, internal_pb2.FeedRecord(job_ending=internal_pb2.JobEnding()))
         await feed.remove(key)
@@ -95,7 +108,12 @@ def _key_of(feed_key: str) -> str:
 
 @asynccontextmanager
 async def running_workflows(
-    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    encryption: Encryption | None,
+    store: Store | None,
 ) -> AsyncIterator[None]:
     """Run workflows, and sweep the store, while the context is open."""
     async with AsyncExitStack() as stack:
@@ -104,7 +122,7 @@ async def running_workflows(
             jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
             sweeper = Sweeper(store, reader, OutputSweeper(store, jobs, settings), settings)
             await stack.enter_async_context(beside(sweeper.keep_sweeping()))
-        await stack.enter_async_context(workflow_worker(client, feed, settings, encryption, store))
+        await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
         yield
 
 
@@ -112,14 +130,25 @@ def workflow_worker(
     client: Client,
     feed: Feed,
     settings: GatewaySettings,
+    metrics: GatewayMetrics,
     encryption: Encryption | None = None,
     store: Store | None = None,
 ) -> Worker:
     """Return the worker for the queue of workflows."""
-    files = FileRemoval(store, SlotReleases(client))
+    files = FileRemoval(store)
     local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
     deliveries = DeliveryReader(client)
-    reader = JobReader(client, Models(settings.models), deliveries, feed)
+    models = Models(settings.models)
+    reader = JobReader(client, models, deliveries, feed)
+    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
+    effects = Effects(client, settings.workflow_queue)
+    open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
+    scheduled = ScheduledJobs(
+        JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=store is not None),
+        JobBounds(models, settings, PromptFiles(file_reader, store, models)),
+        JobCancellation(effects, reader),
+        reader,
+    )
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
@@ -132,17 +161,19 @@ def workflow_worker(
             LLMDeletionWorkflow,
             LLMBulkDeletionWorkflow,
             LLMJobTombstone,
+            LLMScheduledWorkflow,
             LLMFileWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
             files.remove_file,
+            *(scheduled.start, scheduled.check),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        max_concurrent_activities=_MAX_DELETION_STEPS,
+        max_concurrent_activities=_MAX_ACTIVITIES,
         max_concurrent_activity_task_polls=1,
         # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),

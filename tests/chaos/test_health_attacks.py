@@ -67,7 +67,7 @@ async def test_unread_answers_about_health_do_not_keep_others_out(stack: Stack) 
 
 async def test_a_watch_that_is_not_read_does_not_stop_health() -> None:
     """The health changes for all other clients, and the server can stop."""
-    server = GrpcServer("test", "127.0.0.1", port := free_port(), Limits(4 << 20))
+    server = GrpcServer(["test"], "127.0.0.1", port := free_port(), Limits(4 << 20))
     await server.start()
     healthy = asyncio.Event()
 

@@ -158,7 +158,7 @@ async def test_calls_without_a_request_do_not_keep_others_out(stack: Stack) -> N
 async def test_a_stream_of_requests_may_not_be_idle() -> None:
     """Reflection serves few streams at a time, so an idle stream ends to make room for others."""
     limits = Limits(4 << 20, request_idle=timedelta(seconds=0.5))
-    server = GrpcServer("test", "127.0.0.1", port := free_port(), limits, reflection=True)
+    server = GrpcServer(["test"], "127.0.0.1", port := free_port(), limits, reflection=True)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.stream_stream(REFLECTION)(never(), timeout=30)

@@ -30,6 +30,7 @@ from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+from workflows.llm_scheduled import LLMScheduledWorkflow
 
 with workflow.unsafe.imports_passed_through():
     # The sandbox loads this module, too, and the whole stack is no concern of its.
@@ -47,6 +48,7 @@ WORKFLOWS = (
     LLMBulkDeletionWorkflow,
     LLMJobTombstone,
     LLMFileWorkflow,
+    LLMScheduledWorkflow,
 )
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))

@@ -21,7 +21,7 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway import scopes
 from services.gateway.auditing import WRITES
-from tests.stack.test_authentication import NO_JOB, REQUESTS, SERVICE, call, reason_of
+from tests.stack.test_authentication import METHODS, NO_JOB, REQUESTS, call, reason_of
 from tests.support.credentials import KeyFile, bearer, id_of
 from tests.support.jobs import new_job
 from tests.support.readiness import ask
@@ -74,8 +74,12 @@ async def test_every_call_has_one_record(stack: Stack, tmp_path: Path, allowed: 
                 assert (record["decision"], record["code"], record["reason"]) == ("refused", *reason_of(error))
             if allowed:
                 assert record["key_id"] == id_of(right)
+                if "Schedule" in method:
+                    assert ("schedule" in record) == (method != "ListSchedules")
+                    assert "job" not in record
+                    continue
                 field = "deletion" if method == "GetDeletion" else "job"
-                has_id = "workflow_id" in SERVICE.methods_by_name[method].input_type.fields_by_name
+                has_id = "workflow_id" in METHODS[method].input_type.fields_by_name
                 assert (field in record) == (has_id or method in ("Submit", "GetDeletion"))
                 if has_id:
                     assert record["job"] == NO_JOB
@@ -141,7 +145,8 @@ async def test_a_full_disk_stops_writes_and_no_reads(stack: Stack, temporal: Cli
             error = await call(channel, method, (), data)
             # Of the other writes each finds first that there is no such job, or that the log is known to be full.
             refused = error is not None and reason_of(error) == UNAVAILABLE
-            assert refused if method in ("Submit", "DeleteJobs") else method in WRITES or not refused, method
+            reaches = method in ("Submit", "DeleteJobs", "CreateSchedule")
+            assert refused if reaches else method in WRITES or not refused, method
             assert error is None or refused or error.code() == grpc.StatusCode.NOT_FOUND, method
         ready = await ask(stack, gateway.name, "/readyz")
         assert (ready.status, set(ready.body["degraded"])) == (200, {"audit"})

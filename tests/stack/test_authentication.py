@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,23 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.errors import CredentialInvalid
 from jobs.ids import workflow_id
-from llm_pb import llm_pb2
+from llm_pb import llm_pb2, schedule_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from services.gateway import scopes
 from tests.support.attacks import stalled_clients
+from tests.support.bad_requests import PATHS, SERVICES
+from tests.support.bad_schedules import valid
 from tests.support.commands import run
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
 from tests.support.jobs import details_of, new_job, webhook
+from tests.support.schedules import new_schedule
 from tests.support.stacks import tool
 from tests.support.temporal_proxy import temporal_proxy
 
 SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
+METHODS = {method.name: method for service in SERVICES for method in service.methods}
 NO_JOB = "llmjob-nobody-1"
 REQUESTS: Mapping[str, Callable[[], Message]] = {
     "Submit": lambda: llm_pb2.SubmitRequest(job=new_job(model="idle")),
@@ -53,9 +59,12 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "DeleteJob": lambda: llm_pb2.DeleteJobRequest(workflow_id=NO_JOB),
     "DeleteJobs": lambda: llm_pb2.DeleteJobsRequest(user_id="nobody"),
     "GetDeletion": lambda: llm_pb2.GetDeletionRequest(deletion_id=f"llmdelete-{NO_JOB}"),
+    "CreateSchedule": lambda: schedule_pb2.CreateScheduleRequest(schedule=new_schedule(), paused=True),
+    **{name: partial(valid, name) for name in METHODS if "Schedule" in name and name != "CreateSchedule"},
 }
-"""A valid request of each method, about a job that does not exist."""
+"""A valid request of each method, about a job or a schedule that does not exist."""
 FINDS_NOTHING = {"GetStatus", "GetJob", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
+FINDS_NO_SCHEDULE = {name for name in METHODS if "Schedule" in name} - {"CreateSchedule", "ListSchedules"}
 OF_ANOTHER_TENANT: Mapping[str, str] = {
     "Submit": "is a job of its own",
     "GetStatus": "is not found",
@@ -71,8 +80,20 @@ OF_ANOTHER_TENANT: Mapping[str, str] = {
     "DeleteJob": "is not found",
     "DeleteJobs": "is not deleted",
     "GetDeletion": "has no deletion",
+    "CreateSchedule": "is a schedule of its own",
+    "ListSchedules": "is no listed schedule",
+    **dict.fromkeys(sorted(FINDS_NO_SCHEDULE), "is no schedule"),
 }
-"""What a job of another tenant is to each method."""
+"""What a job or schedule of another tenant is to each method."""
+
+
+def nothing_at(method: str) -> str | None:
+    """Return the reason for which a valid request about nothing fails; None if it does not."""
+    if method == "GetDeletion":
+        return "DELETION_NOT_FOUND"
+    return "JOB_NOT_FOUND" if method in FINDS_NOTHING else "SCHEDULE_NOT_FOUND" if method in FINDS_NO_SCHEDULE else None
+
+
 PATIENCE = 60
 ALL = sorted(scopes.SCOPES)
 RSA, EC = "rsa-1", "ec-1"
@@ -110,6 +131,10 @@ class Guarded:
     def stub(self) -> LlmServiceStub:
         return LlmServiceStub(self.channel)
 
+    @property
+    def schedules(self) -> ScheduleServiceStub:
+        return ScheduleServiceStub(self.channel)
+
     async def call(self, method: str, metadata: Metadata, data: bytes | None = None) -> grpc.aio.AioRpcError | None:
         """Call a method; return what it failed with, if it did."""
         return await call(self.channel, method, metadata, data)
@@ -132,9 +157,9 @@ async def call(
     channel: grpc.aio.Channel, method: str, metadata: Metadata, data: bytes | None = None
 ) -> grpc.aio.AioRpcError | None:
     request = REQUESTS[method]().SerializeToString() if data is None else data
-    path = f"/{SERVICE.full_name}/{method}"
+    path = f"/{PATHS[method]}"
     try:
-        if SERVICE.methods_by_name[method].server_streaming:
+        if METHODS[method].server_streaming:
             await channel.unary_stream(path)(request, metadata=metadata, timeout=PATIENCE).read()
         else:
             await channel.unary_unary(path)(request, metadata=metadata, timeout=PATIENCE)
@@ -249,8 +274,8 @@ REFUSED: Mapping[str, tuple[Callable[[Guarded], Metadata], tuple[str, str]]] = {
 
 def test_every_method_is_in_the_matrix() -> None:
     """A new one needs a request above, and a scope in services.gateway.scopes."""
-    assert set(REQUESTS) == set(SERVICE.methods_by_name)
-    assert set(OF_ANOTHER_TENANT) == set(SERVICE.methods_by_name)
+    assert set(REQUESTS) == set(METHODS)
+    assert set(OF_ANOTHER_TENANT) == set(METHODS)
 
 
 OPEN: Mapping[str, Message] = {
@@ -270,7 +295,7 @@ async def test_every_service_of_a_gateway_is_in_the_matrix(guarded: Guarded) -> 
     answer = await stub.ServerReflectionInfo(iter([LIST_SERVICES])).read()
     served = {service.name for service in answer.list_services_response.service}
     assert served | {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} == {
-        SERVICE.full_name,
+        *(service.full_name for service in SERVICES),
         *(method.partition("/")[0] for method in OPEN),
     }
 
@@ -311,7 +336,7 @@ async def test_who_is_unknown_gets_nowhere(guarded: Guarded, method: str, case: 
 @pytest.mark.parametrize("method", REQUESTS)
 @pytest.mark.parametrize("kind", ["key", "RSA token", "EC token"])
 async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, method: str, kind: str) -> None:
-    scope = scopes.OF_METHOD[f"/{SERVICE.full_name}/{method}"]
+    scope = scopes.OF_METHOD[f"/{PATHS[method]}"]
     kid = EC if kind == "EC token" else RSA
     if kind == "key":
         without, right = guarded.without_scope[scope], guarded.by_scope[scope]
@@ -323,7 +348,7 @@ async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, meth
     assert error is not None
     assert details_of(error)["ErrorInfo"].metadata["scope"] == scope
     error = await guarded.call(method, bearer(right))
-    nothing = "DELETION_NOT_FOUND" if method == "GetDeletion" else "JOB_NOT_FOUND" if method in FINDS_NOTHING else None
+    nothing = nothing_at(method)
     assert (None if error is None else reason_of(error)) == (nothing and ("NOT_FOUND", nothing))
 
 
@@ -501,6 +526,27 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
                 while not (await guarded.stub.List(request, metadata=theirs)).jobs:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             assert not (await guarded.stub.List(request, metadata=mine)).jobs
+        case "is a schedule of its own":
+            request_ = schedule_pb2.CreateScheduleRequest(schedule=new_schedule(), paused=True)
+            created = await guarded.schedules.CreateSchedule(request_, metadata=theirs)
+            own_one = await guarded.schedules.CreateSchedule(request_, metadata=mine)
+            assert own_one.status.schedule_id != created.status.schedule_id
+        case "is no schedule" | "is no listed schedule":
+            request_ = schedule_pb2.CreateScheduleRequest(schedule=new_schedule(), paused=True)
+            scheduled = (await guarded.schedules.CreateSchedule(request_, metadata=theirs)).status.schedule_id
+            if method == "ListSchedules":
+                listing = schedule_pb2.ListSchedulesRequest(user_id=request_.schedule.user_id)
+                async with asyncio.timeout(PATIENCE):
+                    while not (await guarded.schedules.ListSchedules(listing, metadata=theirs)).schedules:  # noqa: ASYNC110
+                        await asyncio.sleep(0.1)
+                assert not (await guarded.schedules.ListSchedules(listing, metadata=mine)).schedules
+            answers = []
+            for id_ in (scheduled, f"{scheduled[:-1]}x") if method != "ListSchedules" else ():
+                request = valid(method)
+                request.schedule_id = id_
+                answers.append(answer_of(await guarded.call(method, mine, request.SerializeToString()), id_))
+            assert len({*answers}) <= 1
+            assert all("SCHEDULE_NOT_FOUND" in answer for answer in answers)
         case "is not counted":
             quota = await guarded.stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=mine)
             assert quota == llm_pb2.GetQuotaResponse(tenant=other)

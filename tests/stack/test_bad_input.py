@@ -16,11 +16,12 @@ from jobs.rules import check_job
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.bad_requests import NO_BAD_VALUE, REQUESTS, Row, field_paths, not_utf8_rows, rows, send, submit
+from tests.support.bad_schedules import schedule_rows, valid
 from tests.support.jobs import details_of, new_job, webhook
 from tests.support.receivers import Receiver
 from tests.support.stacks import FAST, stack_settings
 
-ROWS = rows()
+ROWS = [*rows(), *schedule_rows()]
 NOT_UTF8 = list(not_utf8_rows())
 MAX_TRAILERS = 8 * 1024
 """Bytes of metadata that most gRPC clients accept by default."""
@@ -62,7 +63,7 @@ async def test_text_that_is_not_utf8_is_named(channel: grpc.aio.Channel, row: Ro
 
 
 def test_every_field_of_every_request_is_in_the_table() -> None:
-    """A new field of llm.proto needs a row, or an entry in NO_BAD_VALUE."""
+    """A new field of the protos needs a row, or an entry in NO_BAD_VALUE."""
     index = re.compile(r'\[(\d+|".*")\]')
     named = {f"{row.rpc} {index.sub('', field)}" for row in ROWS for field in row.fields}
     fields = {f"{rpc} {name}" for rpc, kind in REQUESTS.items() for name, _ in field_paths(kind.DESCRIPTOR)}
@@ -177,6 +178,7 @@ VALID = {
         user_id="nobody", states=[llm_pb2.JOB_STATE_QUEUED], model="m", project_id="p"
     ).SerializeToString(),
     "GetDeletion": llm_pb2.GetDeletionRequest(deletion_id="llmdelete-llmjob-u-r").SerializeToString(),
+    **{rpc: valid(rpc).SerializeToString() for rpc in REQUESTS if "Schedule" in rpc},
 }
 
 

@@ -12,14 +12,14 @@ from deploy.local.stack import Stack
 from services.gateway import scopes
 from tests.stack.test_authentication import (
     DENIED,
-    FINDS_NOTHING,
     INVALID,
     MISSING,
     REQUESTS,
-    SERVICE,
     call,
+    nothing_at,
     reason_of,
 )
+from tests.support.bad_requests import PATHS
 from tests.support.certificates import Authority, credentials
 from tests.support.jobs import details_of
 
@@ -68,14 +68,11 @@ async def channels(
 async def test_a_certificate_calls_what_its_rule_says(
     channels: Mapping[str, grpc.aio.Channel], method: str, caller: str
 ) -> None:
-    scope = scopes.OF_METHOD[f"/{SERVICE.full_name}/{method}"]
+    scope = scopes.OF_METHOD[f"/{PATHS[method]}"]
     name = caller if caller in channels else f"{caller}/{scope.replace(':', '/')}"
     if caller == "with":
         error = await call(channels[name], method, ())
-        missing = (
-            "DELETION_NOT_FOUND" if method == "GetDeletion" else "JOB_NOT_FOUND" if method in FINDS_NOTHING else ""
-        )
-        assert (reason_of(error)[1] if error is not None else "") == missing
+        assert (reason_of(error)[1] if error is not None else None) == nothing_at(method)
         return
     # Before a byte of the request is parsed.
     error = await call(channels[name], method, (), b"\xff\xff\xff")

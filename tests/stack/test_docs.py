@@ -138,6 +138,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.key_reused("a", "b"),
         errors.job_deleted("a", "b"),
         errors.deletion_not_found("a"),
+        errors.schedule_not_found("a"),
         errors.audit_unavailable(),
         errors.exhausted("a"),
         errors.quota_exceeded("a", "b", "c", timedelta(seconds=1)),
@@ -152,6 +153,14 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.refused(auth.authentication_unavailable()),
         errors.refused(user_not_allowed("a")),
         errors.feed_unavailable(),
+        errors.file_not_found("a"),
+        errors.file_key_reused("a", "b"),
+        errors.wrong_offset(1, 2),
+        errors.upload_overtaken(1),
+        errors.file_not_ready("a"),
+        errors.files_disabled(),
+        errors.store_unavailable(),
+        errors.content_unreadable("a"),
     ]
     assert set(rows) == {
         (unpack(error.status)["ErrorInfo"].reason, code_pb2.Code.Name(error.status.code)) for error in made

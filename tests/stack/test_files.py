@@ -7,10 +7,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from deploy.local.stack import Stack
-from jobs.ids import file_id
-from llm_pb import file_pb2
+from jobs import names
+from jobs.ids import file_id, file_workflow_id
+from jobs.memo import to_memo
+from llm_pb import file_pb2, internal_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
     OpenUpload,
@@ -203,6 +207,58 @@ async def test_an_upload_that_says_nothing_of_its_file_is_refused(files: FileSer
     with pytest.raises(grpc.aio.AioRpcError, match="without a request"):
         await empty.call
     assert [*messages(new_file(), b"")]
+
+
+async def test_the_record_of_a_file_goes_on_in_new_runs(files: FileServiceStub, temporal: Client) -> None:
+    """Temporal takes 2,000 updates of a run, and a slow upload commits every five seconds."""
+    file = file_pb2.File(user_id="long", state=file_pb2.FILE_STATE_UPLOADING)
+    file.ref.file_id = id_ = file_id("long", "runs", "")
+    file.expire_time.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
+    record = internal_pb2.FileRecord(file=file, max_updates=2)
+    handle = await temporal.start_workflow(
+        names.FILE_WORKFLOW_TYPE,
+        record,
+        id=file_workflow_id(id_, ""),
+        task_queue=names.WORKFLOW_QUEUE,
+        memo={names.MEMO_FILE: to_memo(file), names.MEMO_FILE_DIGEST: "digest"},
+        search_attributes=TypedSearchAttributes([SearchAttributePair(names.USER_ID, "long")]),
+    )
+    runs = set()
+    for number in range(7):
+        commit = internal_pb2.CommitSegmentRequest(offset=number)
+        commit.segment.name, commit.segment.size = f"segment-{number}", 1
+        for _ in range(2):
+            # The second time nothing happens: an answer may be lost.
+            while True:
+                try:
+                    await handle.execute_update(names.UPDATE_COMMIT_SEGMENT, commit)
+                    break
+                except WorkflowUpdateFailedError:
+                    await asyncio.sleep(0.05)
+        description = await handle.describe()
+        assert description.typed_search_attributes[names.USER_ID] == "long"
+        assert await description.memo_value(names.MEMO_FILE_DIGEST) == "digest"
+        runs.add(description.run_id)
+        assert (await get(files, id_)).committed_bytes == number + 1
+    assert len(runs) > 1
+    known = await handle.query(names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord)
+    assert [segment.name for segment in known.segments] == [f"segment-{number}" for number in range(7)]
+    await delete(files, id_)
+    await handle.result()
+
+
+async def test_without_a_store_there_are_no_files(stack: Stack) -> None:
+    process = stack.add("gateway", {"STORE_URL": ""})
+    await process.start()
+    await process.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(process.name)) as channel:
+        stub = FileServiceStub(channel)
+        disabled = ("FAILED_PRECONDITION", "FILES_DISABLED")
+        id_ = f"file-{'0' * 64}"
+        for call in (upload(stub, new_file(), b"1"), download(stub, id_), delete(stub, id_)):
+            assert await refusal(call) == disabled
+        assert await refusal(get(stub, id_)) == ("NOT_FOUND", "FILE_NOT_FOUND")
+    await process.terminate()
 
 
 async def test_a_file_expires_when_it_asks_for_it(stack: Stack, tmp_path: Path) -> None:

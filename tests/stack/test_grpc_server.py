@@ -48,6 +48,7 @@ async def test_reflection_lists_the_services(stack: Stack) -> None:
     assert {service.name for service in answer.list_services_response.service} == {
         "llm.v1.LlmService",
         "llm.v1.FileService",
+        "llm.v1.ScheduleService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -99,7 +100,8 @@ async def test_health_lists_all_that_it_knows(stack: Stack) -> None:
     """The library itself would answer this method with a traceback."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
-    assert answer.statuses.keys() == {"", "llm.v1.LlmService", "llm.v1.FileService"}
+    services = {"llm.v1.LlmService", "llm.v1.FileService", "llm.v1.ScheduleService"}
+    assert answer.statuses.keys() == {"", *services}
     assert all(state.status == SERVING for state in answer.statuses.values())
 
 
@@ -140,7 +142,7 @@ async def test_a_wave_of_calls_is_answered_to_the_last(stack: Stack) -> None:
 
 async def test_a_call_that_has_to_wait_for_long_is_answered() -> None:
     """By default gRPC returns CANCELLED after 30 s on a busy server, which clients do not retry."""
-    server = GrpcServer("test", "127.0.0.1", port := free_port(), Limits(4 << 20))
+    server = GrpcServer(["test"], "127.0.0.1", port := free_port(), Limits(4 << 20))
     await server.start()
 
     def check() -> int:

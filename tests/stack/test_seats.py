@@ -16,7 +16,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import Seen, new_job, run_job, until_message, until_output, watch
+from tests.support.jobs import Seen, new_job, run_job, unpack, until_message, until_output, watch
 from tests.support.scrapes import scrape
 from tests.support.stacks import FAST, stack_settings
 
@@ -223,15 +223,37 @@ async def test_background_jobs_keep_a_seat(installation: Stack, client: LlmServi
             await cancel(client, id_)
 
 
-async def test_a_pause_does_not_count_against_the_run_timeout(installation: Stack, client: LlmServiceStub) -> None:
+async def test_a_pause_does_not_count_against_the_time_of_the_job(installation: Stack, client: LlmServiceStub) -> None:
+    """Neither against its run timeout nor against its budget of engine time."""
     async with worker(installation):
         expected = await undisturbed(client)
-        id_ = await background_job(client, timeouts=llm_pb2.JobTimeouts(run=Duration(seconds=10)))
+        limits = llm_pb2.JobTimeouts(run=Duration(seconds=20))
+        budget = llm_pb2.Budget(engine_time=Duration(seconds=15))
+        id_ = await background_job(client, timeouts=limits, budget=budget)
         watching = asyncio.create_task(watch(client, id_))
         other = await interactive_job(client)
         await until_message(client, id_, in_queue)
         await cancel(client, other)
         assert_whole(await watching, expected, ["PAUSED", "FINISHED"])
+
+
+@pytest.mark.parametrize("wait", ["PT2M", "PT0.5S"], ids=["at-the-worker", "in-the-queue"])
+async def test_a_budget_is_exact_across_a_pause(installation: Stack, client: LlmServiceStub, wait: str) -> None:
+    async with worker(installation, wait=wait):
+        expected = await undisturbed(client)
+        id_ = await background_job(client, budget=llm_pb2.Budget(output_tokens=TOKENS - 20))
+        watching = asyncio.create_task(watch(client, id_))
+        other = await interactive_job(client)
+        await until_message(client, id_, in_queue if wait == "PT0.5S" else is_paused)
+        await cancel(client, other)
+        seen = await watching
+        result = seen.final.result
+        assert seen.states[-1] == "FAILED"
+        assert unpack(seen.final.status.error)["ErrorInfo"].reason == "BUDGET_SPENT"
+        assert (result.metadata.output_tokens, result.metadata.pauses) == (TOKENS - 20, 1)
+        assert (seen.rewinds, result.metadata.wasted_tokens) == (0, 0)
+        assert expected.startswith(seen.output)
+        assert result.output.encode() == seen.output
 
 
 OF_ENGINE = {"torch": '{"threads": 1}', "vllm": "{}"}

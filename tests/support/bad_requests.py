@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from jobs import limits
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import file_pb2, llm_pb2, schedule_pb2
 
 REQUESTS: Final[Mapping[str, type[Message]]] = {
     "Submit": llm_pb2.SubmitRequest,
@@ -30,8 +30,22 @@ REQUESTS: Final[Mapping[str, type[Message]]] = {
     "DeleteJob": llm_pb2.DeleteJobRequest,
     "DeleteJobs": llm_pb2.DeleteJobsRequest,
     "GetDeletion": llm_pb2.GetDeletionRequest,
+    "CreateSchedule": schedule_pb2.CreateScheduleRequest,
+    "GetSchedule": schedule_pb2.GetScheduleRequest,
+    "ListSchedules": schedule_pb2.ListSchedulesRequest,
+    "UpdateSchedule": schedule_pb2.UpdateScheduleRequest,
+    "PauseSchedule": schedule_pb2.PauseScheduleRequest,
+    "UnpauseSchedule": schedule_pb2.UnpauseScheduleRequest,
+    "TriggerSchedule": schedule_pb2.TriggerScheduleRequest,
+    "BackfillSchedule": schedule_pb2.BackfillScheduleRequest,
+    "DeleteSchedule": schedule_pb2.DeleteScheduleRequest,
 }
-"""The request type of each method."""
+"""The request type of each method. No two services have a method of the same name."""
+SERVICES: Final = tuple(
+    service for file in (llm_pb2.DESCRIPTOR, schedule_pb2.DESCRIPTOR) for service in file.services_by_name.values()
+)
+PATHS: Final = {method.name: f"{service.full_name}/{method.name}" for service in SERVICES for method in service.methods}
+"""The full name of each method."""
 
 NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.params": "a message: its fields have the rules, and empty means the defaults",
@@ -42,6 +56,9 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.notify_options.include_output": "true and false are both valid",
     "Submit job.timeouts": "a message: its fields have the rules, and empty means the defaults",
     "Submit job.budget": "a message: its fields have the rules, and empty means no limit",
+    "CreateSchedule paused": "true and false are both valid",
+    "CreateSchedule schedule.pause_on_failure": "true and false are both valid",
+    "UpdateSchedule schedule.pause_on_failure": "true and false are both valid",
 }
 """Fields that have no bad value, with the reason."""
 
@@ -85,7 +102,7 @@ def rows() -> list[Row]:
 
 _INF: Final = float("inf")
 _NAN: Final = float("nan")
-_BAD_IDS: Final = {
+BAD_IDS: Final = {
     "too long": "a" * 129,
     "a slash": "a/b",
     "a backslash": "a\\b",
@@ -99,6 +116,12 @@ _BAD_IDS: Final = {
     "a letter that is not ASCII": "é",
     "a right-to-left mark": "a\u200f",
     "a hyphen first": "-a",
+}
+# These are valid in the id of a workflow: that of a pipeline's step has slashes.
+_LEGAL: Final = ("too long", "a hyphen first", "a slash", "a path")
+BAD_WORKFLOW_IDS: Final = {what: value for what, value in BAD_IDS.items() if what not in _LEGAL} | {
+    "missing": "",
+    "too long": "a" * 401,
 }
 _BAD_PARAMS: Final[Mapping[str, tuple[Any, ...]]] = {
     "temperature": (-0.1, 2.1, _NAN, _INF, -_INF),
@@ -160,7 +183,7 @@ def _submit_rows() -> Iterator[Row]:
     for field in ("user_id", "request_id", "project_id"):
         if field != "project_id":
             yield _row(f"{field} missing", submit(**{field: ""}), f"job.{field}")
-        for what, value in _BAD_IDS.items():
+        for what, value in BAD_IDS.items():
             yield _row(f"{field} with {what}", submit(**{field: value}), f"job.{field}")
     for value in ("", "unknown", "../x", "a\x00", "a" * 256):
         yield _row(f"model {value[:12]!r}", submit(model=value), "job.model")
@@ -340,12 +363,7 @@ def _structured_rows() -> Iterator[Row]:
 
 
 def _workflow_id_rows() -> Iterator[Row]:
-    # These are valid here: the id of a pipeline's step has slashes.
-    legal = ("too long", "a hyphen first", "a slash", "a path")
-    bad = {what: value for what, value in _BAD_IDS.items() if what not in legal} | {
-        "missing": "",
-        "too long": "a" * 401,
-    }
+    bad = BAD_WORKFLOW_IDS
     for rpc in ("GetStatus", "GetJob", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"):
         for what, value in bad.items():
             data = REQUESTS[rpc](workflow_id=value).SerializeToString()
@@ -379,7 +397,7 @@ def _filter_rows(rpc: str, **others: Any) -> Iterator[Row]:
         return _row(what, REQUESTS[rpc](**{**others, **values}).SerializeToString(), *fields, rpc=rpc)
 
     for field in ("user_id", "project_id"):
-        for what, value in _BAD_IDS.items():
+        for what, value in BAD_IDS.items():
             yield row(f"{field} with {what}", field, **{field: value})
     for value in _BAD_MODELS:
         yield row(f"model {value[:12]!r}", "model", model=value)
@@ -448,7 +466,7 @@ def not_utf8_rows() -> Iterator[Row]:
 
 async def send(channel: grpc.aio.Channel, rpc: str, data: bytes) -> grpc.aio.AioRpcError | None:
     """Send bytes as the request of a method. Return the error of the call, or None if there is an answer."""
-    method = f"/llm.v1.LlmService/{rpc}"
+    method = f"/{PATHS[rpc]}"
     try:
         if rpc == "StreamStatus":
             stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method)

@@ -304,7 +304,7 @@ async def _read(stream: Any) -> bool:
 
 
 def _is_answer(call: Call, code: grpc.StatusCode | str, *, asked: bool) -> bool:
-    of_service = call.method.startswith(SERVICE) and "Nothing" not in call.method
+    of_service = call.method.startswith("llm.v1.") and "Nothing" not in call.method
     if asked and of_service and isinstance(code, Code) and code != Code.CANCELLED:
         return code in ANSWERS_TO.get(call.credential, ANSWERS_TO[""])
     if code in ANSWERS or (code == OVERTAKEN and REFLECTION in call.method):

@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from jobs.ids import deletion_workflow_id, workflow_id
-from llm_pb import llm_pb2
-from tests.support.bad_requests import REQUESTS
+from jobs.ids import deletion_workflow_id, schedule_id, workflow_id
+from llm_pb import llm_pb2, schedule_pb2
+from tests.support.bad_requests import PATHS, REQUESTS
 
 SERVICE: Final = "llm.v1.LlmService"
 REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
@@ -33,6 +33,15 @@ WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/DeleteJob": 2,
     f"{SERVICE}/DeleteJobs": 1,
     f"{SERVICE}/GetDeletion": 2,
+    PATHS["CreateSchedule"]: 2,
+    PATHS["GetSchedule"]: 2,
+    PATHS["ListSchedules"]: 2,
+    PATHS["UpdateSchedule"]: 1,
+    PATHS["PauseSchedule"]: 1,
+    PATHS["UnpauseSchedule"]: 1,
+    PATHS["TriggerSchedule"]: 1,
+    PATHS["BackfillSchedule"]: 1,
+    PATHS["DeleteSchedule"]: 2,
     "grpc.health.v1.Health/Check": 5,
     "grpc.health.v1.Health/Watch": 3,
     "grpc.health.v1.Health/List": 2,
@@ -43,7 +52,7 @@ WEIGHTS: Final[Mapping[str, int]] = {
 }
 """Relative frequency of each method. Two of the methods do not exist."""
 KINDS: Final[Mapping[str, type[Message]]] = {
-    **{f"{SERVICE}/{name}": kind for name, kind in REQUESTS.items()},
+    **{PATHS[name]: kind for name, kind in REQUESTS.items()},
     "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest,
     "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest,
     "grpc.health.v1.Health/List": health_pb2.HealthListRequest,
@@ -132,6 +141,10 @@ class Calls:
         if kind is reflection_pb2.ServerReflectionRequest:
             return reflection_pb2.ServerReflectionRequest(file_containing_symbol=rng.choice(TEXTS))
         message = kind()
+        if "schedule_id" in kind.DESCRIPTOR.fields_by_name:
+            message.schedule_id = schedule_id(user, request)  # type: ignore[attr-defined]
+        if isinstance(message, schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest):
+            message.schedule.CopyFrom(schedule(number, user, request))
         if "workflow_id" in kind.DESCRIPTOR.fields_by_name:
             message.workflow_id = workflow_id(user, request)  # type: ignore[attr-defined]
         return message
@@ -149,6 +162,13 @@ def job(number: int, user: str, request: str) -> llm_pb2.JobRequest:
     if number % 3:
         return llm_pb2.JobRequest(prompt=f"Prompt {number}.", **values)
     return llm_pb2.JobRequest(messages=[{"role": llm_pb2.ROLE_USER, "content": "Hi."}], **values)  # type: ignore[list-item]
+
+
+def schedule(number: int, user: str, request: str) -> schedule_pb2.Schedule:
+    """Return a schedule that starts nothing for months."""
+    made = schedule_pb2.Schedule(user_id=user, request_id=request, job=job(number, "", ""))
+    made.times.cron.append("0 0 1 1 *")
+    return made
 
 
 def random_message(rng: random.Random, kind: Any, depth: int = 0) -> Message:

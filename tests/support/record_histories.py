@@ -17,15 +17,20 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs import names
-from jobs.ids import delivery_workflow_id, ledger_workflow_id
+from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id
 from llm_pb import internal_pb2, llm_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import data_converter
 from tests.support.deletions import delete, until_ended
+from tests.support.files import delete as delete_file
+from tests.support.files import new_file, upload
 from tests.support.jobs import new_job, until_message, until_output, watch
 from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
+from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
@@ -102,6 +107,36 @@ async def deletions(stub: LlmServiceStub) -> dict[str, str]:
     return {**ids, "tombstone": tombstone}
 
 
+async def scheduled(schedules: ScheduleServiceStub, stub: LlmServiceStub, temporal: Client) -> dict[str, str]:
+    """Run two jobs of a schedule, and cancel the second run; return the ids of the workflows by name."""
+    id_ = await create(schedules, new_schedule(), paused=True)
+    await trigger(schedules, id_)
+    first = ended(await until(schedules, id_, ended))[0]
+    long = await create(schedules, new_schedule(params={"max_tokens": 8000}), paused=True)
+    await trigger(schedules, long)
+    second = (
+        await until(schedules, long, lambda status: status.recent_runs and status.recent_runs[0].workflow_id)
+    ).recent_runs[0]
+    await until_output(stub, second.workflow_id)
+    run = f"{long}-{second.nominal_time.ToJsonString()}"
+    await temporal.get_workflow_handle(run).cancel()
+    await temporal.get_workflow_handle(run).result()
+    return {
+        "schedule": f"{id_}-{first.nominal_time.ToJsonString()}",
+        "schedule-cancelled": run,
+        "succeeded-of-a-schedule": first.workflow_id,
+    }
+
+
+async def uploaded(files: FileServiceStub) -> str:
+    """Upload a file in two calls and delete it; return the id of its workflow."""
+    key = new_file()
+    await upload(files, key, b"one", last=False)
+    file = await upload(files, key, b"one and two", 3)
+    await delete_file(files, file.ref.file_id)
+    return file_workflow_id(file.ref.file_id, "")
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -126,9 +161,13 @@ async def main(version: str) -> None:
             for outcome, id_ in ids.items():
                 await record(temporal, id_, f"{outcome}.{version}")
             await record(temporal, await counted(temporal), f"ledger.{version}")
+            id_ = await uploaded(FileServiceStub(channel))
+            await temporal.get_workflow_handle(id_).result()
+            await record(temporal, id_, f"file.{version}")
             again = await delivered_later(stub, temporal, failed)
             await record(temporal, again, f"delivery-sent-again.{version}")
-            for name, id_ in (await deletions(stub)).items():
+            further = {**await deletions(stub), **await scheduled(ScheduleServiceStub(channel), stub, temporal)}
+            for name, id_ in further.items():
                 await record(temporal, id_, f"{name}.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
 

@@ -11,6 +11,7 @@ from temporalio import activity
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
+from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.notifier.activity import NotifyUI
@@ -31,6 +32,8 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.remove_job: DeletionSteps.remove_job,
     activities.find_jobs: DeletionSteps.find_jobs,
     activities.remove_file: FileRemoval.remove_file,
+    activities.start_scheduled_job: ScheduledJobs.start,
+    activities.check_scheduled_job: ScheduledJobs.check,
 }
 
 

@@ -114,7 +114,7 @@ async def called() -> AsyncIterator[Called]:
     provider.add_span_processor(SimpleSpanProcessor(spans))
     servicer = Servicer()
     calls = RpcTelemetryInterceptor(provider.get_tracer("test"), MeterProvider().get_meter("test"))
-    server = GrpcServer(SERVICE, "127.0.0.1", 0, Limits(4 << 20), telemetry=calls)
+    server = GrpcServer([SERVICE], "127.0.0.1", 0, Limits(4 << 20), telemetry=calls)
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(servicer.unary),
         "Stream": grpc.unary_stream_rpc_method_handler(servicer.stream),

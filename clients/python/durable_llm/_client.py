@@ -17,11 +17,13 @@ from durable_llm._file_stub import RetryingFileStub
 from durable_llm._files import AsyncFiles
 from durable_llm._job import AsyncJob
 from durable_llm._retrying_stub import Metadata, RetryingStub
+from durable_llm._schedules import AsyncSchedules
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 
 J = TypeVar("J")
 ChannelOptions = Sequence[tuple[str, Any]]
@@ -117,6 +119,11 @@ class AsyncClient:
     def files(self) -> AsyncFiles:
         """The files of the caller's tenant."""
         return AsyncFiles(self._files)
+
+    @property
+    def schedules(self) -> AsyncSchedules:
+        """The calls about schedules."""
+        return AsyncSchedules(self._stub.of(ScheduleServiceStub(self.channel)))
 
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of LlmService, by its name in llm.proto and with its messages.

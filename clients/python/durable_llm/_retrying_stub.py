@@ -56,6 +56,10 @@ class RetryingStub:
         """Return a stub on the same channel that sends other metadata."""
         return type(self)(self._stub, metadata, self._timeout, self._idle_timeout, self._retry)
 
+    def of(self, stub: Any) -> "RetryingStub":
+        """Return one of another service, with a stub on the same channel. Its calls have one response each."""
+        return RetryingStub(stub, self._metadata, self._timeout, self._idle_timeout, self._retry)
+
     async def unary(self, method: str, request: Any) -> Any:
         """Return the response of a method. Raises ApiError."""
         call: Callable[..., Awaitable[Any]] = getattr(self._stub, method)

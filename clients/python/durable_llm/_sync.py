@@ -23,6 +23,7 @@ from durable_llm._client import (
 )
 from durable_llm._job import AsyncJob, Piece
 from durable_llm._sync_files import Files
+from durable_llm._sync_schedules import Schedules
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 
@@ -119,6 +120,11 @@ class Client:
     def files(self) -> Files:
         """See AsyncClient.files."""
         return Files(self._loop, self._client.files)
+
+    @property
+    def schedules(self) -> Schedules:
+        """See AsyncClient.schedules."""
+        return Schedules(self._loop, self._client.schedules)
 
     def models(self) -> Sequence[llm_pb2.ModelInfo]:
         """See AsyncClient.models."""

@@ -22,7 +22,6 @@ from payload_converter import PayloadError
 from services.gateway.errors import ApiError
 from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.reader import FileReader
-from services.gateway.ledgers import SlotReleases
 from services.gateway.settings import GatewaySettings
 from store.store import Store, StoreUnavailable
 
@@ -37,19 +36,17 @@ _PAUSE_SECONDS: Final = 0.05
 class FileRemoval:
     """The activity of a file's workflow."""
 
-    def __init__(self, store: Store | None, releases: SlotReleases) -> None:
+    def __init__(self, store: Store | None) -> None:
         self._store = store
-        self._releases = releases
 
     @activity.defn(name=names.ACTIVITY_REMOVE_FILE)
     async def remove_file(self, request: internal_pb2.RemoveFileRequest) -> None:
         """Remove everything under the file's prefix. Raises StoreUnavailable, and is then tried again."""
-        if request.prefix:
+        # A record that was started by hand may have none, and all files have this one.
+        if request.prefix.startswith(_FOLDER) and request.prefix != _FOLDER:
             if self._store is None:
                 raise StoreUnavailable("STORE_URL is not set, and a file is to be removed from the store")
             await _remove_all(self._store, request.prefix)
-        if request.ledger and (id_ := activity.info().workflow_id):
-            await self._releases.release(request.ledger, id_, 0)
 
 
 class Sweeper:

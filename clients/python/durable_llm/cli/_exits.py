@@ -133,9 +133,12 @@ OPTIONS = {
 }
 """Options whose names are not those of their fields."""
 _OF_PARAMS = ("job.params.", "job.")
+_OF_SCHEDULE = "schedule."
 
 
 def _violation(field: str, description: str) -> str:
+    # A field of a schedule's job has the option of a job's.
+    field = field.removeprefix(_OF_SCHEDULE) if field.startswith(f"{_OF_SCHEDULE}job.") else field
     option = next((option for place, option in OPTIONS.items() if field.startswith(place)), "")
     prefix = next((prefix for prefix in _OF_PARAMS if field.startswith(prefix)), "")
     if not option and prefix:

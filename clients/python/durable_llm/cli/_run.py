@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from durable_llm.cli import _chat, _config, _files, _manage, _run_jobs, _service
+from durable_llm.cli import _chat, _config, _files, _manage, _run_jobs, _schedules, _service
 from durable_llm.cli._exits import CommandError, Exit, Interrupted, ReaderGone
 from durable_llm.cli._options import take_text
 from durable_llm.cli._stdout import StandardOutput, hold_descriptors, write_line
@@ -21,6 +21,7 @@ _COMMANDS = (
     _manage.delete,
     _manage.deliveries,
     _manage.redeliver,
+    _schedules.schedules,
     _service.models,
     _service.workers,
     _service.quota,

@@ -1,5 +1,7 @@
 """Commands about the service: models, workers, quota."""
 
+from typing import Any
+
 import click
 
 from durable_llm._enums import name_of
@@ -91,3 +93,11 @@ def quota(connection: Connection, *, as_json: bool) -> None:
     if found.HasField("output_tokens"):
         tokens = found.output_tokens
         write_line(f"tokens     {tokens.used} used, {tokens.reserved} reserved of {tokens.limit_per_day} a day of UTC")
+    if found.HasField("files"):
+        files = found.files
+        write_line(f"files      {files.used_files}{_of(files, 'limit_files')}")
+        write_line(f"bytes      {files.used_bytes}{_of(files, 'limit_bytes')}")
+
+
+def _of(quota: Any, limit: str) -> str:
+    return f" of {getattr(quota, limit)}" if quota.HasField(limit) else ""
