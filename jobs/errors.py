@@ -5,8 +5,9 @@
     │   ├── InvalidJob            the job breaks a rule of llm.proto
     │   ├── UnknownModel          this worker does not serve the model
     │   ├── PromptTooLong         prompt and one token do not fit the context
+    │   ├── PromptFileMissing     the file of the prompt is gone
     │   ├── UnsupportedParams     the engine cannot do what params ask for
-    │   ├── ResultTooLarge        the output does not fit a Temporal payload
+    │   ├── ResultTooLarge        the output exceeds what a result may hold
     │   └── BudgetSpent           the job has used all that its budget allows
     ├── EngineError           the engine failed in this attempt and continues to run
     │   ├── EngineFailed          on this job
@@ -73,6 +74,12 @@ class PromptTooLong(JobRejected):
     reason = "PROMPT_TOO_LONG"
 
 
+class PromptFileMissing(JobRejected):
+    """The file of the prompt was deleted or has expired, or is another one by now."""
+
+    reason = "PROMPT_FILE_MISSING"
+
+
 class UnsupportedParams(JobRejected):
     """The engine does not support the sampling parameters, or would delay all other jobs with them."""
 
@@ -80,7 +87,7 @@ class UnsupportedParams(JobRejected):
 
 
 class ResultTooLarge(JobRejected):
-    """The result does not fit a Temporal payload (2 MiB); Temporal would retry it for ever."""
+    """Output and logprobs exceed the operator's maximum, or without a store what fits a Temporal payload (2 MiB)."""
 
     reason = "RESULT_TOO_LARGE"
 
@@ -203,6 +210,7 @@ RULES: Final[dict[type[JobError], Rule]] = {
     InvalidJob: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
     UnknownModel: Rule(code_pb2.NOT_FOUND, retryable=False),
     PromptTooLong: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
+    PromptFileMissing: Rule(code_pb2.NOT_FOUND, retryable=False),
     UnsupportedParams: Rule(code_pb2.INVALID_ARGUMENT, retryable=False),
     ResultTooLarge: Rule(code_pb2.OUT_OF_RANGE, retryable=False),
     BudgetSpent: Rule(code_pb2.RESOURCE_EXHAUSTED, retryable=False),

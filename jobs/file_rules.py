@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from jobs.field_rules import Violation, check_id, check_line
-from jobs.ids import FILE_ID_PATTERN
+from jobs.ids import FILE_ID_PATTERN, OUTPUT_ID_PREFIX
 from llm_pb import file_pb2
 
 MAX_DATA_BYTES: Final = 1024 * 1024
@@ -74,15 +74,28 @@ def check_list_files(request: file_pb2.ListFilesRequest) -> list[Violation]:
     return violations
 
 
+def check_prompt_file(field: str, ref: file_pb2.FileRef) -> Iterator[Violation]:
+    """Yield the violations of the prompt_file of a job."""
+    if ref.file_id.startswith(OUTPUT_ID_PREFIX):
+        yield Violation(f"{field}.file_id", "is the output of a job; upload it as a file first")
+    elif FILE_ID_PATTERN.fullmatch(ref.file_id) is None:
+        yield Violation(f"{field}.file_id", "must be the file_id that UploadFile returned")
+    yield from _ref(field, ref)
+
+
+def _ref(field: str, ref: file_pb2.FileRef) -> Iterator[Violation]:
+    if len(ref.sha256) not in (0, _SHA256_BYTES):
+        yield Violation(f"{field}.sha256", f"must be {_SHA256_BYTES} bytes, or empty")
+    if ref.size_bytes < 0:
+        yield Violation(f"{field}.size_bytes", "must be 0 or more")
+
+
 def _file(file: file_pb2.File, path: str) -> Iterator[Violation]:
     yield from check_id(f"{path}user_id", file.user_id, required=True)
     yield from check_line(f"{path}filename", file.filename, MAX_FILENAME_BYTES, required=False)
     yield from check_line(f"{path}ref.media_type", file.ref.media_type, MAX_MEDIA_TYPE_BYTES, required=False)
     yield from _purpose(f"{path}purpose", file.purpose)
-    if len(file.ref.sha256) not in (0, _SHA256_BYTES):
-        yield Violation(f"{path}ref.sha256", f"must be {_SHA256_BYTES} bytes, or empty")
-    if file.ref.size_bytes < 0:
-        yield Violation(f"{path}ref.size_bytes", "must be 0 or more")
+    yield from _ref(f"{path}ref", file.ref)
     if file.HasField("expire_time"):
         try:
             file.expire_time.ToDatetime()

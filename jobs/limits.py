@@ -22,6 +22,9 @@ MAX_INLINE_BYTES: Final = 1024 * 1024
 DEFAULT_MAX_OUTPUT_BYTES: Final = 50_000_000
 """Maximum size of output and logprobs where the output may be a file."""
 
+MAX_PROMPT_FILE_BYTES: Final = 64 * 1024 * 1024
+"""Maximum size of a prompt that is a file, where the context does not bound it. A worker reads it as a whole."""
+
 MAX_NOTIFY_RESULT_BYTES: Final = 256 * 1024
 """Maximum size of a JobResult that NotifyUI receives whole. All deliveries of a job are scheduled in one message."""
 

@@ -25,6 +25,7 @@ from jobs.field_rules import (
     check_texts,
     check_url,
 )
+from jobs.file_rules import check_prompt_file
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.regex_cost import check_regex
 from jobs.regex_parts import TooCostly
@@ -163,10 +164,14 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
     yield from check_id(f"{path}request_id", job.request_id, required=True)
     yield from check_id(f"{path}project_id", job.project_id, required=False)
     yield from check_model(f"{path}model", job.model, required=True, strict=strict)
-    if job.prompt and job.messages:
-        yield Violation(f"{path}messages", "exactly one of prompt and messages must be set; remove one")
-    elif not job.prompt and not job.messages:
-        yield Violation(f"{path}prompt", "exactly one of prompt and messages must be set, and not empty")
+    prompts = [name for name in ("prompt", "messages", "prompt_file") if _is_set(job, name)]
+    if len(prompts) > 1:
+        rule = "exactly one of prompt, messages and prompt_file must be set; remove one"
+        yield Violation(f"{path}{prompts[-1]}", rule)
+    elif not prompts:
+        yield Violation(f"{path}prompt", "exactly one of prompt, messages and prompt_file must be set, and not empty")
+    if job.HasField("prompt_file"):
+        yield from check_prompt_file(f"{path}prompt_file", job.prompt_file)
     if len(job.messages) > MAX_MESSAGES:
         yield Violation(f"{path}messages", f"must hold at most {MAX_MESSAGES} messages, not {len(job.messages)}")
     for index, message in enumerate(job.messages[:MAX_MESSAGES]):
@@ -195,6 +200,10 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
             f"{path}cancel_if_unwatched", job.cancel_if_unwatched, MIN_UNWATCHED_SECONDS, MAX_UNWATCHED_SECONDS
         )
     yield from check_budget(f"{path}budget", job.budget)
+
+
+def _is_set(job: llm_pb2.JobRequest, name: str) -> bool:
+    return job.HasField("prompt_file") if name == "prompt_file" else bool(getattr(job, name))
 
 
 def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[Violation]:

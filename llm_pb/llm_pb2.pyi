@@ -38,8 +38,9 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
-name targets, structured output, or a priority of 1 or 2 or JOB_CLASS_HIGH. A credential may be bound to one user_id: for it the jobs of other
+GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
+jobs:priority and files:read, for jobs that name targets, structured output, a priority of 1 or 2 or JOB_CLASS_HIGH, or a
+prompt_file. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 
@@ -1240,7 +1241,7 @@ class JobProgress(_message.Message):
     the job ended without a complete answer.
     """
     stage: _builtins.str
-    """One of "loading" (of the model), "queued" (at a worker whose seats are taken), "prefill" (of the prompt), "decode" (of the
+    """One of "loading" (of the model, or of a prompt_file), "queued" (at a worker whose seats are taken), "prefill" (of the prompt), "decode" (of the
     output), "paused" (a more urgent job has the seat; the job keeps its output and goes on at the same token), "done".
     """
     message: _builtins.str
@@ -1389,7 +1390,7 @@ class JobResult(_message.Message):
 
         Unset where the operator has set no store for the workers: a larger output then fails with RESULT_TOO_LARGE. It also fails
         where output and logprobs exceed the operator's maximum, 50 MB by default. A partial output that cannot be written as a file,
-        because the store is away, is cut to 1 MiB.
+        because the store is away, is cut to what a message holds.
         """
 
     def __init__(

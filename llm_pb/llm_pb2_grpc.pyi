@@ -38,8 +38,9 @@ All ErrorInfo carry the domain "llm.v1".
 Callers. Where the operator asks for credentials, each call has one: `authorization: Bearer <API key or JWT>` in its
 metadata, or else a client certificate. A credential has scopes: jobs:submit (Submit), jobs:read (GetStatus, GetJob,
 StreamStatus, List, ListDeliveries, GetQuota), jobs:cancel (Cancel), jobs:redeliver (Redeliver), jobs:delete (DeleteJob, DeleteJobs,
-GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured and jobs:priority, for jobs that
-name targets, structured output, or a priority of 1 or 2 or JOB_CLASS_HIGH. A credential may be bound to one user_id: for it the jobs of other
+GetDeletion), models:read (ListModels), admin:workers (ListWorkers). Submit also asks for jobs:notify, jobs:structured,
+jobs:priority and files:read, for jobs that name targets, structured output, a priority of 1 or 2 or JOB_CLASS_HIGH, or a
+prompt_file. A credential may be bound to one user_id: for it the jobs of other
 users do not exist. A running call ends with
 UNAUTHENTICATED within a few seconds after its credential expires or is revoked.
 

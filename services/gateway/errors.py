@@ -32,6 +32,10 @@ class JobNotFound(ApiError):
     """NOT_FOUND: there is no such job."""
 
 
+class FileNotFound(ApiError):
+    """NOT_FOUND: there is no such file."""
+
+
 class JobDeleted(JobNotFound):
     """NOT_FOUND, in the same bytes: the job was deleted, and its id is kept."""
 
@@ -111,10 +115,10 @@ def job_not_ended(workflow_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.FAILED_PRECONDITION, message, error_info("JOB_NOT_ENDED")))
 
 
-def file_not_found(file_id: str) -> ApiError:
+def file_not_found(file_id: str) -> FileNotFound:
     """NOT_FOUND for a file."""
     message = f"there is no file {file_id}, or it has expired"
-    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("FILE_NOT_FOUND")))
+    return FileNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("FILE_NOT_FOUND")))
 
 
 def file_key_reused(user_id: str, request_id: str) -> ApiError:

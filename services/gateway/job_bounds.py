@@ -2,19 +2,27 @@
 
 from jobs.field_rules import Violation, too_large
 from llm_pb import llm_pb2
+from runtime.auth import Caller
+from runtime.grpc_auth import current_caller
 from services.gateway.models import Models
+from services.gateway.prompt_files import PromptFiles
 from services.gateway.settings import GatewaySettings
 
 
 class JobBounds:
     """Checks jobs against the operator's settings."""
 
-    def __init__(self, models: Models, settings: GatewaySettings) -> None:
+    def __init__(self, models: Models, settings: GatewaySettings, prompt_files: PromptFiles | None) -> None:
+        """`prompt_files` is None where no job has a prompt_file."""
+        self._prompt_files = prompt_files
         self._models = models
         self._settings = settings
 
-    async def check(self, request: llm_pb2.SubmitRequest) -> list[Violation]:
-        """Return the violations of the operator's settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
+    async def check(self, request: llm_pb2.SubmitRequest, caller: Caller | None = None) -> list[Violation]:
+        """Return the violations of the operator's settings. Raises ApiError like Models.check and PromptFiles.check.
+
+        `caller` is who submits the job: by default who makes the call that is being handled.
+        """
         job, settings = request.job, self._settings
         if job.ByteSize() > settings.max_job_bytes:
             # The other checks would take too long.
@@ -32,4 +40,6 @@ class JobBounds:
             asked = getattr(job.timeouts, name)
             if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
+        if not violations and self._prompt_files is not None:
+            violations = await self._prompt_files.check(caller or current_caller(), job)
         return violations

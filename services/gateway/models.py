@@ -86,9 +86,17 @@ class Models:
             violations.append(Violation(f"job.params.{form}", f"is not supported by the model {model.name}"))
         if job.budget.cost_micros and model.price is None:
             violations.append(Violation("job.budget.cost_micros", f"the model {model.name} has no price"))
+        if job.HasField("prompt_file"):
+            # See services.gateway.prompt_files.
+            return violations
         if not violations and (prompts := self._prompts.get(model.name)) is not None:
             violations += await prompts.check(job, None if model.price is None else model.price.message())
         return violations
+
+    def max_prompt_bytes(self, name: str) -> int | None:
+        """Return the maximum size of a prompt of a model, in bytes; None where it is not known."""
+        prompts = self._prompts.get(name)
+        return None if prompts is None else prompts.max_bytes
 
     async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
         """Return every model with the state of its queues. Raises RPCError when Temporal is unavailable."""

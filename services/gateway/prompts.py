@@ -78,6 +78,11 @@ class Prompts:
         self._context_tokens = context_tokens
         self._lanes = lanes
 
+    @property
+    def max_bytes(self) -> int | None:
+        """The maximum size of a prompt, in bytes, that may fit the context; None where a token may be of any length."""
+        return None if self._longest is None else self._context_tokens * self._longest - 1
+
     async def check(self, job: llm_pb2.JobRequest, price: llm_pb2.ModelPrice | None = None) -> list[Violation]:
         """Return the violations of the job's prompt. Raises ApiError RESOURCE_EXHAUSTED when too much waits.
 
@@ -86,8 +91,8 @@ class Prompts:
         field = "job.prompt" if job.prompt else "job.messages"
         texts = [job.prompt] if job.prompt else [message.content for message in job.messages]
         size = sum(len(text.encode()) for text in texts)
-        if self._longest is not None and size >= self._context_tokens * self._longest:
-            return [Violation(field, too_large(size, self._context_tokens * self._longest - 1))]
+        if self.max_bytes is not None and size > self.max_bytes:
+            return [Violation(field, too_large(size, self.max_bytes))]
         # A token stands for at least one byte, so most prompts fit without a count.
         uncounted = size < self._context_tokens and spent_by_prompt(job.budget, price, size) is None
         if uncounted and not job.messages:

@@ -65,7 +65,7 @@ class ScheduledJobs:
     async def _submit(self, run: str, request: llm_pb2.SubmitRequest, *, canary: bool) -> llm_pb2.SubmitResponse:
         """Do what the interceptor of the API does with a Submit. Raises ApiError, RPCError, KeysUnavailable."""
         caller = gateway_for(run)
-        violations = [*check_submit(request), *await self._bounds.check(request)]
+        violations = [*check_submit(request), *await self._bounds.check(request, caller)]
         if violations:
             # An earlier try may have started it.
             if (accepted := await self._submission.find_accepted(caller, request)) is not None:

@@ -90,6 +90,7 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
         NOTIFY: bool(job.notify),
         STRUCTURED: job.params.WhichOneof("structured_output") is not None,
         PRIORITY: 1 <= job.priority < DEFAULT_PRIORITY or job.job_class == llm_pb2.JOB_CLASS_HIGH,
+        READ_FILES: job.HasField("prompt_file"),
     }
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
         raise scope_missing(*missing)

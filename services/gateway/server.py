@@ -45,6 +45,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.prompt_files import PromptFiles
 from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.schedule_bounds import ScheduleBounds
@@ -95,6 +96,7 @@ async def serving_api(
     outputs = JobOutputs(store, reader) if store is not None else None
     file_reader = FileReader(client, page_tokens, encryption, outputs, knows_tenants=knows_tenants)
     file_quotas = FileQuotas(file_reader, settings.tenants, metrics)
+    bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     effects = Effects(client, settings.workflow_queue)
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
@@ -123,7 +125,6 @@ async def serving_api(
     files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
-    bounds = JobBounds(models, settings)
     of_schedules = ScheduleBounds(bounds, settings)
     batch_reader = BatchReader(client)
     batch_streams = BatchStreams(batch_reader, store, settings)

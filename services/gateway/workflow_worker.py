@@ -33,6 +33,7 @@ from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings
@@ -147,11 +148,12 @@ def workflow_worker(
     deliveries = DeliveryReader(client)
     models = Models(settings.models)
     reader = JobReader(client, models, deliveries, feed)
+    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
     effects = Effects(client, settings.workflow_queue)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     scheduled = ScheduledJobs(
-        JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption),
-        JobBounds(models, settings),
+        JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=store is not None),
+        JobBounds(models, settings, PromptFiles(file_reader, store, models)),
         JobCancellation(effects, reader),
         reader,
     )

@@ -46,6 +46,7 @@ from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
 from services.gpu_worker.metrics import WorkerMetrics
 from services.gpu_worker.output_files import PARTIAL_PATIENCE, OutputFiles
+from services.gpu_worker.prompt_files import PromptFiles
 from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.seat_waits import NoSeat, SeatWaits, Waits
 from services.gpu_worker.seats import Seat, Seats
@@ -82,6 +83,7 @@ class RunLLMOnGPU:
         self._settings = settings
         self._worker = worker
         self._files = OutputFiles(store)
+        self._prompts = PromptFiles(store)
         self._throttle = ReportThrottle()
         self._moved_at = 0.0
         self._hung = asyncio.Event()
@@ -187,6 +189,10 @@ class RunLLMOnGPU:
         except EngineDead as error:
             # The worker's engine is dead, but the job has not been tried.
             raise WorkerShutdown(f"the worker cannot load its model: {error}") from error
+        if job.HasField("prompt_file"):
+            await attempt.enter(LOADING)
+            job.prompt = await self._prompts.read(job.prompt_file, activity.info().workflow_id or "")
+            job.ClearField("prompt_file")
         if attempt.rewinds:
             self.metrics.rewound()
         while True:

@@ -55,6 +55,9 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     only pages of the front itself."""
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """Maximum size of a request's body, in bytes. JSON may need twice the bytes of the job in it."""
+    max_output_bytes: int = Field(8 * 1024 * 1024, ge=1024 * 1024)
+    """Maximum size of an output that is put into one answer or event of OpenAI's API, in bytes. A larger one can be
+    streamed, and downloaded from `/jobs/{id}/output`."""
     max_connections: int = Field(4000, ge=1)
     """Maximum number of concurrent connections. Requests of further ones get 503."""
     max_streams: int = Field(1500, ge=1, le=2000)

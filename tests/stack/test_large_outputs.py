@@ -89,6 +89,22 @@ async def test_a_watcher_of_another_text_is_rewound(seen: Seen, stub: LlmService
     assert wrong.rewinds == 1
 
 
+async def test_logprobs_come_with_the_text(stub: LlmServiceStub) -> None:
+    job = large_job(tokens=400)
+    job.params.logprobs = 2
+    live = await run_job(stub, job)
+    assert live.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED, live.final.status.error
+    id_ = live.final.status.workflow_id
+    result = (await status_of(stub, id_)).result
+    assert_is_file(result, live.output)
+    assert len(result.logprobs) == 400
+    late, chance = await watch(stub, id_), random.Random(3)
+    broken = await watch_in_pieces(stub, id_, chance, tokens=1)
+    for seen in (live, late, broken):
+        assert seen.output == live.output
+        assert seen.logprobs == list(result.logprobs)
+
+
 async def test_the_file_belongs_to_the_job(seen: Seen, stub: LlmServiceStub, files: FileServiceStub) -> None:
     ref = seen.final.result.output_file
     file = await get(files, ref.file_id)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from feed.memory import MemoryFeed
-from jobs.errors import RULES, EngineDead, EngineFailed, JobError
+from jobs.errors import RULES, EngineDead, EngineFailed, JobError, partial_result
 from jobs.ids import workflow_id
 from jobs.rules import check_job
 from llm_pb import internal_pb2, llm_pb2
@@ -23,6 +24,9 @@ from services.gateway.left_output import recovered_output
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
+from store.objects import open_objects
+from store.settings import StoreSettings
+from store.store import Store
 from tests.support.jobs import new_job
 
 KEY = ActivityEnvironment.default_info().workflow_run_id or ""
@@ -41,12 +45,17 @@ class Worker:
     """The activity with its dependencies, and the metrics that it has recorded."""
 
     def __init__(
-        self, engine: Engine, feed: MemoryFeed, name: str = "w", settings: GpuWorkerSettings = SETTINGS
+        self,
+        engine: Engine,
+        feed: MemoryFeed,
+        name: str = "w",
+        settings: GpuWorkerSettings = SETTINGS,
+        store: Store | None = None,
     ) -> None:
         self._reader = InMemoryMetricReader()
         meter = MeterProvider([self._reader]).get_meter("test")
         loaded = asyncio.create_task(asyncio.sleep(0))
-        self._activity = RunLLMOnGPU(engine, loaded, feed, settings, name, meter, trace.NoOpTracer())
+        self._activity = RunLLMOnGPU(engine, loaded, feed, settings, name, meter, trace.NoOpTracer(), store)
         self.seats = self._activity.seats
 
     async def run(
@@ -391,7 +400,7 @@ async def of_one_whose_result_gets_too_large(engine: Engine, feed: MemoryFeed) -
 
 
 @pytest.mark.parametrize(
-    "partial_result",
+    "attempted",
     [
         of_a_first_attempt,
         of_one_that_continues,
@@ -401,14 +410,49 @@ async def of_one_whose_result_gets_too_large(engine: Engine, feed: MemoryFeed) -
     ],
 )
 async def test_the_feed_holds_the_partial_result_of_an_attempt(
-    engine: Engine, partial_result: Callable[[Engine, MemoryFeed], Awaitable[llm_pb2.JobResult]]
+    engine: Engine, attempted: Callable[[Engine, MemoryFeed], Awaitable[llm_pb2.JobResult]]
 ) -> None:
     """An attempt that cannot report loses only timings, engine, GPU and model, which the feed does not hold."""
     feed = MemoryFeed()
-    reported = await partial_result(engine, feed)
+    reported = await attempted(engine, feed)
     left = await recovered_output(feed, KEY, None, "")
     assert left is not None
     assert left.metadata.output_tokens > 0
     for field in ("queue_time", "engine_time", "time_to_first_token", "latency", "engine", "gpu", "model"):
         reported.metadata.ClearField(field)
     assert left == reported
+
+
+WIDE = llm_pb2.SamplingParams(max_tokens=700)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_objects(StoreSettings(url=(tmp_path / "store").as_uri()))
+
+
+async def test_a_large_output_is_a_file_only_where_gateway_and_worker_can(engine: Engine, store: Store) -> None:
+    """A gateway of an earlier version sets no maximum, and does not read files."""
+    job = new_job("[[wide]]", params=WIDE)
+    with pytest.raises(ApplicationError) as error:
+        await Worker(engine, MemoryFeed(), store=store).run(job)
+    assert error.value.type == "RESULT_TOO_LARGE"
+    with pytest.raises(ApplicationError) as error:
+        await Worker(engine, MemoryFeed()).run(job, max_output_bytes=50_000_000)
+    assert error.value.type == "RESULT_TOO_LARGE"
+    result = await Worker(engine, MemoryFeed(), store=store).run(job, max_output_bytes=50_000_000)
+    assert not result.output
+    assert result.output_file.size_bytes > 2_000_000
+
+
+async def test_output_and_logprobs_have_a_maximum(engine: Engine, store: Store) -> None:
+    worker = Worker(engine, MemoryFeed(), store=store)
+    with pytest.raises(ApplicationError) as error:
+        await worker.run(new_job("[[wide]]", params=WIDE), max_output_bytes=2_000_000)
+    assert error.value.type == "RESULT_TOO_LARGE"
+    partial = partial_result(error.value)
+    assert partial is not None
+    assert 1_900_000 < partial.output_file.size_bytes <= 2_000_000
+    small = await worker.run(new_job(params={"max_tokens": 20}), max_output_bytes=2_000_000)
+    assert small.output
+    assert not small.HasField("output_file")

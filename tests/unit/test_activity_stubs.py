@@ -37,7 +37,6 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.remove_file: FileRemoval.remove_file,
     activities.start_scheduled_job: ScheduledJobs.start,
     activities.check_scheduled_job: ScheduledJobs.check,
-    activities.run_batch_chunk: RunBatchChunk.__call__,
     activities.plan_batch: BatchActivities.plan_batch,
     activities.collect_chunks: BatchActivities.collect_chunks,
     activities.write_manifest: BatchActivities.write_manifest,

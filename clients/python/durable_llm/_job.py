@@ -1,14 +1,17 @@
 """A job of the service, for asyncio."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 
+from durable_llm._error import DurableLLMError
 from durable_llm._retrying_stub import RetryingStub, is_last
 from durable_llm._statuses import from_outcome
-from llm_pb import llm_pb2
+from durable_llm.output import Output
+from llm_pb import file_pb2, llm_pb2
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,21 @@ class AsyncJob:
     async def result(self, timeout: timedelta | None = None) -> llm_pb2.JobResult:  # noqa: ASYNC109  # as asyncio's
         """Wait for the job's end and return its result.
 
+        The output is whole, also where it is a file: it is then read, and compared with the file's hash. It is in
+        memory as a whole; `stream` yields it in pieces. The same holds for the partial output in a JobError.
+
         Raises ApiError, JobError for a job that did not succeed, and TimeoutError for a job that has not ended within
         `timeout`. That job continues. By default the wait has no limit.
         """
         async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
-            if self._outcome is None:
+            if self._outcome is None or _lacks_output(self._outcome.result):
+                output = Output()
                 async with aclosing(self.watch()) as messages:
-                    async for _ in messages:
-                        pass
+                    async for message in messages:
+                        if message.HasField("delta"):
+                            output.add(message.delta)
+                if self._outcome is not None and _lacks_output(self._outcome.result):
+                    self._outcome.result.output = _checked(output, self._outcome.result.output_file)
         return self._succeeded()
 
     def _succeeded(self) -> llm_pb2.JobResult:
@@ -131,3 +141,16 @@ class AsyncJob:
         if error is not None:
             raise error
         return self._outcome.result
+
+
+def _lacks_output(result: llm_pb2.JobResult) -> bool:
+    """Return whether the output of a result is a file that has not been read."""
+    return bool(result.output_file.size_bytes) and not result.output
+
+
+def _checked(output: Output, file: file_pb2.FileRef) -> str:
+    """Return the text of an output that is a file. Raises DurableLLMError if it is not that of the file."""
+    text = output.text
+    if hashlib.sha256(text.encode()).digest() != file.sha256:
+        raise DurableLLMError(f"what was received is not the content of {file.file_id}; call again")
+    return text

@@ -42,6 +42,12 @@ class PromptTooLong(JobError):
     reason = "PROMPT_TOO_LONG"
 
 
+class PromptFileMissing(JobError):
+    """The file of the prompt was deleted or has expired before the job had read it."""
+
+    reason = "PROMPT_FILE_MISSING"
+
+
 class UnsupportedParams(JobError):
     """The engine does not support the sampling parameters."""
 

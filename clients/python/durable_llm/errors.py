@@ -29,7 +29,7 @@
         ├── PromptTooLong         ├── WorkerShutdown   ├── TotalTimeout
         ├── UnsupportedParams     ├── WorkerLost       ├── Cancelled
         ├── ResultTooLarge        ├── EngineFailed     └── Terminated
-        ├── BudgetSpent
+        ├── BudgetSpent          └── PromptFileMissing
 
 A reason that this version does not know is raised as ApiError or JobError, with that `reason`.
 
@@ -52,6 +52,7 @@ from durable_llm._job_errors import EngineFailed as EngineFailed
 from durable_llm._job_errors import InvalidJob as InvalidJob
 from durable_llm._job_errors import JobError as JobError
 from durable_llm._job_errors import OutOfMemory as OutOfMemory
+from durable_llm._job_errors import PromptFileMissing as PromptFileMissing
 from durable_llm._job_errors import PromptTooLong as PromptTooLong
 from durable_llm._job_errors import QueueTimeout as QueueTimeout
 from durable_llm._job_errors import ResultTooLarge as ResultTooLarge

@@ -1,7 +1,12 @@
 """The output of a job, assembled from its pieces."""
 
-from durable_llm._job import Piece
+from typing import TYPE_CHECKING
+
 from llm_pb import llm_pb2
+
+if TYPE_CHECKING:
+    # That module imports this one.
+    from durable_llm._job import Piece
 
 
 class Output:
@@ -14,7 +19,7 @@ class Output:
         """Return the size in bytes: the offset at which the next piece begins."""
         return len(self._data)
 
-    def add(self, piece: Piece | llm_pb2.OutputDelta) -> None:
+    def add(self, piece: "Piece | llm_pb2.OutputDelta") -> None:
         """Add a piece of `stream`, or the delta of a message of `watch`.
 
         Raises ValueError for a piece that leaves a gap: it does not belong to this output.

@@ -30,13 +30,16 @@ class _OperatorsRules:
     """What this gateway refuses of a job, and what the batch's creator may not ask for."""
 
     def __init__(self, settings: GatewaySettings, models: Models, task: internal_pb2.PlanTask) -> None:
-        self._bounds = JobBounds(models, settings)
+        self._bounds = JobBounds(models, settings, None)
         self._creator = Caller(task.request.tenant, "", frozenset(task.request.scopes))
         # The checks of the gateway wait for threads that count tokens.
         self._loop = asyncio.new_event_loop()
 
     def check(self, job: llm_pb2.JobRequest) -> Iterator[Violation]:
         """Yield the violations of a job."""
+        if job.HasField("prompt_file"):
+            yield Violation("prompt_file", "is not for the line of a batch; write the text into prompt or messages")
+            return
         request = llm_pb2.SubmitRequest(job=job)
         for field, description in self._loop.run_until_complete(self._bounds.check(request)):
             yield Violation(field.removeprefix(_OF_JOB), description)

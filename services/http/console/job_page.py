@@ -1,7 +1,9 @@
 """The page of a job, and what people do to the job there."""
 
 import asyncio
+from contextlib import suppress
 from http import HTTPStatus
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -13,14 +15,18 @@ from services.http.bodies import query_of
 from services.http.console.caller import caller_of
 from services.http.console.formats import as_path, words_of
 from services.http.console.forms import read_form
-from services.http.console.job_view import JobView, problem_of
+from services.http.console.job_view import FINAL, JobView, problem_of
 from services.http.console.optional import ask
 from services.http.console.pages import Pages
 from services.http.console.snippets import base_of, snippets
 from services.http.failures import of_call
 from services.http.front import Front
 from services.http.gateway import Calls
+from services.http.large_outputs import beginning, download
 from services.http.rest.stream import PARAMETER, stream_to
+
+_SHOWN_BYTES: Final = 64 * 1024
+"""How much of an output that is a file the page shows, in characters."""
 
 
 class JobPage:
@@ -37,6 +43,10 @@ class JobPage:
     async def events(self, request: Request) -> Response:
         """Answer with the stream of a job, for an EventSource."""
         return await stream_to(self._calls(request), self._front, request, query_of(request, (PARAMETER,)))
+
+    async def output(self, request: Request) -> Response:
+        """Answer with the output of a job as a text."""
+        return await download(self._calls(request), self._front, request)
 
     async def cancel(self, request: Request) -> Response:
         """Request that a job stops."""
@@ -97,6 +107,10 @@ class JobPage:
         )
         deliveries = listed.answer.deliveries if listed.answer is not None else ()
         settings = self._front.settings
+        if found.result.HasField("output_file") and found.status.state in FINAL:
+            # The rest of the page is worth showing without it.
+            with suppress(ApiError):
+                found.result.output = (await beginning(calls, workflow_id, _SHOWN_BYTES))[:_SHOWN_BYTES]
         job = JobView(found, settings)
         return self._pages.render(
             request,

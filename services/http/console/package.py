@@ -35,6 +35,7 @@ def package(front: Front) -> Package:
         Resource("/console", {"GET": home}),
         Resource("/console/", {"GET": JobList(front, pages).show}),
         Resource("/console/jobs/{id:id}/events", {"GET": job.events}),
+        Resource("/console/jobs/{id:id}/output", {"GET": job.output}),
         Resource("/console/jobs/{id:id}/cancel", {"POST": job.cancel}),
         Resource("/console/jobs/{id:id}/redeliver", {"POST": job.redeliver}),
         Resource("/console/jobs/{id:id}/delete", {"GET": job.confirm, "POST": job.delete}),

@@ -184,9 +184,7 @@ def ended_events(job: llm_pb2.JobRequest, ending: Ending, place: Place) -> Itera
     metadata = result.metadata
     output = result.output.encode()
     events = ResponseEvents(job, status, place, metadata.rewinds)
-    # The output up to the lowest rewind is the same in each epoch.
-    replaced = place.epoch < metadata.rewinds and place.offset > metadata.lowest_rewind_offset
-    if replaced or place.epoch > metadata.rewinds:
+    if is_replaced(metadata, place):
         yield events.rewound()
         return
     yield from events.begin()
@@ -194,6 +192,13 @@ def ended_events(job: llm_pb2.JobRequest, ending: Ending, place: Place) -> Itera
     whole.logprobs.extend(token for token in result.logprobs if token.offset < len(output))
     yield from events.text(whole, metadata.rewinds)
     yield from events.end(ending)
+
+
+def is_replaced(metadata: llm_pb2.ResultMetadata, place: Place) -> bool:
+    """Return whether the output that a reader holds is not that of the job, which has ended."""
+    # The output up to the lowest rewind is the same in each epoch.
+    replaced = place.epoch < metadata.rewinds and place.offset > metadata.lowest_rewind_offset
+    return replaced or place.epoch > metadata.rewinds
 
 
 def _size_before(number: int) -> int:

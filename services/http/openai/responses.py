@@ -26,7 +26,7 @@ from services.http.openai.input_items import input_items, page_of
 from services.http.openai.repeats import Tries
 from services.http.openai.response_events import Place
 from services.http.openai.submission import find, require_may_delete, submit
-from services.http.openai.watching import cleanups, ending_for, ending_of, no_answer, response_stream
+from services.http.openai.watching import cleanups, ending_for, ending_of, no_answer, response_stream, whole
 from services.http.resources import Resource
 
 _INCLUDE: Final = ("include", "include[]")
@@ -40,6 +40,7 @@ class Responses:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._most = front.settings.max_output_bytes
 
     @property
     def resources(self) -> Sequence[Resource]:
@@ -73,7 +74,7 @@ class Responses:
                 now = Ending(accepted.status, llm_pb2.JobResult())
                 if accepted.status.state in FINAL_STATES:
                     job, now = await find(calls, id_)
-                events = response_stream(calls, job, now, Place())
+                events = response_stream(calls, job, now, Place(), self._most)
                 return EventStream(events, self._front, on_disconnect=gone, after=after, retry=False)
             ending = await ending_for(request, self._front, calls, id_)
         if ending is None:
@@ -96,10 +97,10 @@ class Responses:
         calls = self._front.gateway.of(request)
         job, now = await find(calls, _workflow_id(request))
         if not streams:
-            return answered(response_object(job, *now))
+            return answered(response_object(job, *await whole(calls, now, self._most)))
         if request.method == "HEAD":
             return Response(media_type=EventStream.media_type)
-        return EventStream(response_stream(calls, job, now, place), self._front, retry=False)
+        return EventStream(response_stream(calls, job, now, place, self._most), self._front, retry=False)
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a response that is made in the background, and answer with what it is then."""
@@ -113,8 +114,8 @@ class Responses:
             await calls.call("Cancel", llm_pb2.CancelRequest(workflow_id=id_, reason="cancelled by its caller"))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_SECONDS):
-                    now = await ending_of(calls, id_)
-        return answered(response_object(job, *now))
+                    now = await ending_of(calls, id_, self._most)
+        return answered(response_object(job, *await whole(calls, now, self._most)))
 
     async def delete(self, request: Request) -> Response:
         """Delete a response."""

@@ -16,11 +16,12 @@ from openai_api.completions import Completion
 from openai_api.errors import error_object
 from openai_api.outcome import FINAL_STATES, Ending, failed_completion
 from services.http.events import event
-from services.http.failures import of_call, unavailable
+from services.http.failures import Failure, of_call, unavailable
 from services.http.front import Front
 from services.http.gateway import Calls
+from services.http.large_outputs import with_text
 from services.http.openai.repeats import Tries
-from services.http.openai.response_events import Event, Place, ResponseEvents, Rewound, ended_events
+from services.http.openai.response_events import Event, Place, ResponseEvents, Rewound, ended_events, is_replaced
 from services.http.openai.submission import Accepted, find
 
 _log = logging.getLogger(__name__)
@@ -31,23 +32,31 @@ _DONE = "[DONE]"
 _NOT_STARTED = (llm_pb2.JOB_STATE_UNSPECIFIED, llm_pb2.JOB_STATE_QUEUED)
 
 
-async def ending_of(calls: Calls, workflow_id: str) -> Ending:
-    """Wait for the end of a job, and return it. Raises ApiError."""
+async def ending_of(calls: Calls, workflow_id: str, most: int) -> Ending:
+    """Wait for the end of a job, and return it with its output.
+
+    Raises ApiError; Failure for an output of more than `most` bytes.
+    """
     last = Ending(llm_pb2.JobStatus(), llm_pb2.JobResult())
     omitted = False
     async with aclosing(calls.watch(workflow_id)) as messages:
         async for message in messages:
             last, omitted = _later(last, message), message.output_omitted
-    return (await find(calls, workflow_id))[1] if omitted else last
+    return await whole(calls, (await find(calls, workflow_id))[1] if omitted else last, most)
+
+
+async def whole(calls: Calls, ending: Ending, most: int) -> Ending:
+    """Return how a job stands, with the output of one that has ended. Raises as ending_of."""
+    return Ending(ending.status, await with_text(calls, ending.status.workflow_id, ending.result, most))
 
 
 async def ending_for(request: Request, front: Front, calls: Calls, workflow_id: str) -> Ending | None:
     """Wait for the end of a job as long as the client does. Return None once the client has gone.
 
-    Raises ApiError; Failure, 503, when the front shuts down or has no place for the request.
+    Raises ApiError; Failure, 503, when the front shuts down or has no place for the request, and as ending_of.
     """
     with front.stream():
-        ending = asyncio.create_task(ending_of(calls, workflow_id))
+        ending = asyncio.create_task(ending_of(calls, workflow_id, front.settings.max_output_bytes))
         leaving = asyncio.create_task(_disconnected(request))
         draining = asyncio.create_task(front.draining.wait())
         tasks = (ending, leaving, draining)
@@ -65,27 +74,36 @@ async def ending_for(request: Request, front: Front, calls: Calls, workflow_id: 
 
 
 async def response_stream(
-    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place
+    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place, most: int
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a response that follow a place, to its end. `now` is how the job stands."""
-    async with aclosing(_response_events(calls, job, now, place)) as events:
+    """Yield the events of a response that follow a place, to its end. `now` is how the job stands.
+
+    The stream of an output of more than `most` bytes ends with an error: the last events would hold all of it.
+    """
+    async with aclosing(_response_events(calls, job, now, place, most)) as events:
         async for item in events:
             yield event(item, name=item["type"])
 
 
 async def _response_events(
-    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place
+    calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place, most: int
 ) -> AsyncGenerator[Event, None]:
-    if now.status.state in FINAL_STATES:
+    size = now.result.output_file.size_bytes
+    if now.status.state in FINAL_STATES and not size:
         for item in ended_events(job, now, place):
             yield item
         return
-    events = ResponseEvents(job, now.status, place)
+    metadata = now.result.metadata
+    events = ResponseEvents(job, now.status, place, metadata.rewinds)
     last, omitted = now, False
     try:
+        if size and is_replaced(metadata, place):
+            raise Rewound
         for item in events.begin():
             yield item
-        async with aclosing(calls.watch(now.status.workflow_id, output_offset=place.offset)) as messages:
+        # The closing events count as bytes.
+        offset = min(place.offset, size) if size else place.offset
+        async with aclosing(calls.watch(now.status.workflow_id, output_offset=offset)) as messages:
             async for message in messages:
                 last, omitted = _later(last, message), message.output_omitted
                 if last.status.state not in _NOT_STARTED:
@@ -96,10 +114,13 @@ async def _response_events(
                         yield item
         if omitted:
             _, last = await find(calls, now.status.workflow_id)
+        last = await whole(calls, last, most)
         for item in events.end(last):
             yield item
     except Rewound:
         yield events.rewound()
+    except Failure as too_large:
+        yield events.error(too_large.reason.lower(), too_large.message)
     except ApiError as error:
         failure = of_call(error)
         yield events.broken(failure.reason.lower() or "server_error", failure.message)

@@ -15,6 +15,7 @@ from llm_pb import llm_pb2
 from services.http.bodies import read_object
 from services.http.failures import Failure, bad_request, of_call, with_fields
 from services.http.front import Front
+from services.http.large_outputs import download
 from services.http.parsing import parse
 from services.http.rest.messages import answer_with
 
@@ -64,6 +65,10 @@ class Jobs:
     async def status(self, request: Request, _: Query) -> Response:
         """Return the status of a job, and its result."""
         return answer_with(await self._call(request, "GetStatus", _of(request, llm_pb2.GetStatusRequest())))
+
+    async def output(self, request: Request, _: Query) -> Response:
+        """Return the output of a job as a text."""
+        return await download(self._front.gateway.of(request), self._front, request)
 
     async def cancel(self, request: Request, _: Query) -> Response:
         """Request that a job stops."""

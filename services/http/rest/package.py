@@ -84,6 +84,14 @@ def _paths(front: Front, jobs: Jobs) -> Paths:
                 query=_STREAM,
             )
         },
+        "/jobs/{id:id}/output": {
+            "GET": Operation(
+                "GetOutput",
+                "Returns the text of a job that has ended, of any size.",
+                jobs.output,
+                media_type="text/plain",
+            )
+        },
         "/jobs/{id:id}/cancel": {
             "POST": Operation(
                 "Cancel",

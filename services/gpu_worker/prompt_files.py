@@ -1,0 +1,86 @@
+"""Reads the prompts that are files: the record of the file from Temporal, its content from the store.
+
+A file is looked up in the tenant of the job, whatever id the job names, so no job reads another tenant's.
+"""
+
+import asyncio
+import hashlib
+import logging
+from contextlib import aclosing
+from typing import Final
+
+from temporalio import activity
+from temporalio.client import WorkflowQueryFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from encryption import KeysUnavailable, Unreadable
+from jobs import names
+from jobs.errors import EngineFailed, InvalidJob, PromptFileMissing, PromptTooLong
+from jobs.ids import file_workflow_id, tenant_of
+from jobs.limits import MAX_PROMPT_FILE_BYTES
+from llm_pb import file_pb2, internal_pb2
+from runtime.temporal import RPC_TIMEOUT
+from store.store import ObjectMissing, Store, StoredObject, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS: Final = 2
+
+
+class PromptFiles:
+    """The files that this worker reads."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+
+    async def read(self, ref: file_pb2.FileRef, job_id: str) -> str:
+        """Return the text of a file that a job names. Waits for a store or a Temporal that is away.
+
+        Raises PromptFileMissing, InvalidJob for a content that is no text, PromptTooLong for one that no model takes,
+        EngineFailed where this worker has no store.
+        """
+        if self._store is None:
+            raise EngineFailed("the prompt is a file, and this worker has no store (STORE_URL)")
+        while True:
+            try:
+                return await self._read(self._store, ref, file_workflow_id(ref.file_id, tenant_of(job_id)))
+            except (StoreUnavailable, KeysUnavailable, WorkflowQueryFailedError, RPCError) as error:
+                _log.warning("the file of the prompt cannot be read yet: %s", error)
+            except (ObjectMissing, Unreadable) as error:
+                # A file that is being deleted still has its record.
+                raise PromptFileMissing(f"the content of {ref.file_id} is gone: {error}") from error
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _read(self, store: Store, ref: file_pb2.FileRef, record_id: str) -> str:
+        record = await _record(record_id)
+        found = record.file
+        if found.state != file_pb2.FILE_STATE_READY:
+            raise PromptFileMissing(f"there is no file {ref.file_id} any more: it was deleted, or has expired")
+        if found.ref.size_bytes > MAX_PROMPT_FILE_BYTES:
+            raise PromptTooLong(f"the file has {found.ref.size_bytes} bytes; at most {MAX_PROMPT_FILE_BYTES}")
+        content = bytearray()
+        for segment in record.segments:
+            async with aclosing(store.read(StoredObject(segment.name, segment.size))) as pieces:
+                async for piece in pieces:
+                    content += piece
+        sha256 = hashlib.sha256(content).digest()
+        if sha256 != found.ref.sha256 or ref.sha256 not in (b"", sha256):
+            # It was deleted, and another one was uploaded under its key.
+            raise PromptFileMissing(f"the content of {ref.file_id} is another one than the job names")
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidJob(f"prompt_file is no UTF-8 at byte {error.start}") from error
+
+
+async def _record(record_id: str) -> internal_pb2.FileRecord:
+    """Return the record of a file; an empty one if there is none. Raises RPCError, WorkflowQueryFailedError."""
+    handle = activity.client().get_workflow_handle(record_id)
+    try:
+        record: internal_pb2.FileRecord = await handle.query(
+            names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord, rpc_timeout=RPC_TIMEOUT
+        )
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return internal_pb2.FileRecord()
+        raise
+    return record
