@@ -140,7 +140,7 @@ class SlotReleases:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._groups: dict[str, GroupCommit[str, None]] = {}
-        """By ledger: as many as there are tenants with a quota."""
+        """One for each ledger, so as many as there are tenants with a quota."""
 
     async def release(self, ledger: str, job_id: str) -> None:
         """Release the slot of a job whose outcome is settled. A failure is logged: a check of the ledger finds it."""
