@@ -68,7 +68,7 @@ class EncryptedFeed:
         """See Feed. Skips a record that can never be decrypted again, which its reader detects as a gap."""
         reading = _Reading(self._encryption, key, on_record)
         while True:
-            await self._feed.read(key, reading.take, lambda: None if reading.missing else caught_up())
+            await self._feed.read(key, reading.on_record, lambda: None if reading.missing else caught_up())
             if reading.missing is None:
                 return
             await reading.fetch_key()
@@ -117,7 +117,7 @@ class _Reading:
         self._taken = 0
         self._unreadable: set[KeyId] = set()
 
-    def take(self, record: internal_pb2.FeedRecord) -> bool | None:
+    def on_record(self, record: internal_pb2.FeedRecord) -> bool | None:
         """Deliver a record that no earlier reading has delivered; return True once the reader needs no more."""
         self._seen += 1
         if self._seen <= self._taken:

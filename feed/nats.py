@@ -38,7 +38,7 @@ _PING_SECONDS: Final = 5
 
 
 class NatsFeed:
-    """A Feed on a JetStream stream, which it creates when there is none, and the WorkerReports beside it."""
+    """A Feed on a JetStream stream, which it creates when there is none, and the WorkerReports on its connection."""
 
     def __init__(self, settings: FeedSettings, role: str = "") -> None:
         """`role` names the inbox of the process. Raises OSError or ValueError where TLS or the NKey cannot be used."""

@@ -1,4 +1,4 @@
-"""The reports of GPU workers about themselves, which travel beside the live feed, through the same connection.
+"""The reports of GPU workers about themselves, which travel through the connection of the live feed.
 
 They are never encrypted: a WorkerReport holds nothing of any job.
 """

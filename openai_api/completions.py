@@ -84,7 +84,7 @@ class Completion(ABC):
 
     @abstractmethod
     def _nothing(self) -> dict[str, Any]:
-        """Return what the last chunk holds beside the reason of the end."""
+        """Return what the last chunk holds as well as the reason of the end."""
 
     @abstractmethod
     def _logprobs(self, tokens: Logprobs) -> dict[str, Any]:

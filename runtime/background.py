@@ -1,4 +1,4 @@
-"""Tasks that run beside what a process does."""
+"""Tasks that run concurrently with the main work of a process."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine

@@ -30,7 +30,7 @@ CODEC: Final = "admin:codec"
 WORKERS: Final = "admin:workers"
 """To list the GPU workers, which are the installation's, whatever the credential's tenant is."""
 ALL_TENANTS: Final = "admin:tenants"
-"""With another scope of admin: to use it for all tenants."""
+"""To use another scope of admin for all tenants."""
 
 SCOPES: Final = frozenset(
     {

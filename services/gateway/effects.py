@@ -1,4 +1,4 @@
-"""What calls of the API change: each change is recorded in the audit log before it is made."""
+"""The changes that calls of the API make. Each is recorded in the audit log first."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

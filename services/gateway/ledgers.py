@@ -161,7 +161,7 @@ class SlotReleases:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._groups: dict[str, GroupCommit[tuple[str, int], None]] = {}
-        """By ledger: as many as there are tenants with a quota."""
+        """One for each ledger, so as many as there are tenants with a quota."""
 
     async def release(self, ledger: str, job_id: str, output_tokens: int) -> None:
         """Release the slot of a job whose outcome is settled, and which has used so many output tokens of it.

@@ -1,4 +1,4 @@
-"""What a caller may do: the scope of each method, and what a request needs beside it.
+"""What a caller may do: the scope of each method, and the scopes that a request needs as well.
 
 A method that has no row here is refused, and the gateway does not start with one.
 """

@@ -37,6 +37,7 @@ from tests.support.commands import run
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
 from tests.support.jobs import details_of, new_job, webhook
 from tests.support.schedules import new_schedule
+from tests.support.scrapes import Scrape, scrape_until
 from tests.support.stacks import tool
 from tests.support.temporal_proxy import temporal_proxy
 
@@ -331,6 +332,22 @@ async def test_who_is_unknown_gets_nowhere(guarded: Guarded, method: str, case: 
     assert error is not None
     challenge = dict(error.trailing_metadata() or ())["www-authenticate"]
     assert challenge == ("Bearer" if expected == MISSING else 'Bearer error="invalid_token"')
+
+
+async def test_a_refused_call_is_measured(stack: Stack, tmp_path: Path) -> None:
+    """By its method and code, like a call that is served."""
+    made = Guarded(tmp_path)
+    async with running(stack, {"GATEWAY_API_KEYS_FILE": str(made.file.path)}) as (channel, gateway):
+        for metadata in ((), bearer(made.without_scope["jobs:submit"])):
+            assert await call(channel, "Submit", metadata) is not None
+
+        def counted(found: Scrape) -> dict[str, float]:
+            labels = ("rpc_method", "rpc_response_status_code")
+            calls = found.by("rpc_server_call_duration_seconds_count", *labels)
+            return {code: calls.get((f"{SERVICE.full_name}/Submit", code), 0) for code in (MISSING[0], DENIED[0])}
+
+        once = {MISSING[0]: 1, DENIED[0]: 1}
+        assert counted(await scrape_until(stack, lambda found: counted(found) == once, gateway.name)) == once
 
 
 @pytest.mark.parametrize("method", REQUESTS)

@@ -42,7 +42,8 @@ async def node_example(name: str) -> tuple[str, str]:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None:
         missing("node")
-    if not (NODE / "node_modules").exists():
+    # What npm writes last: an interrupted installation has none.
+    if not (NODE / "node_modules" / ".package-lock.json").exists():
         if npm is None:
             missing("npm")
         installed = await run(npm, "ci", "--prefix", str(NODE), "--ignore-scripts", "--no-audit", "--no-fund")

@@ -72,7 +72,7 @@ class Generation:
 
     @property
     def owner(self) -> str:
-        """For whose jobs alone an engine may use what it caches of the prompt: see jobs.ids.owner."""
+        """The owner of what an engine caches of the prompt, for the owner's jobs alone. See jobs.ids.owner."""
         return owner(self.job.user_id, self.tenant)
 
 

@@ -1,4 +1,4 @@
-"""Whom a request of the console speaks for."""
+"""The caller of a request of the console: the credential, and what templates show of the session."""
 
 from collections.abc import Mapping
 from typing import Any

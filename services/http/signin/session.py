@@ -25,7 +25,7 @@ _COOKIE: Final = "llm_session"
 _SECRET_COOKIE: Final = "llm_csrf"  # noqa: S105  # a name
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _USES: Final = 10
-"""How often the use of a session is noted within the idle time, at most."""
+"""Maximum number of times within the idle time that the use of a session is noted."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Session:
     credential: str = field(default="", repr=False)
     """A credential of the gateway."""
     user: str = ""
-    """Whose it is, to be shown."""
+    """The name of the credential's owner, for display."""
     subject: str = ""
-    """Who it is to the OpenID provider. Empty: the person has signed in with a key or a token."""
+    """The owner's subject at the OpenID provider. Empty: the person has signed in with a key or a token."""
     refresh_token: str = field(default="", repr=False)
-    """With which the OpenID provider renews the credential. Empty: it cannot be renewed."""
+    """The token by which the OpenID provider renews the credential. Empty: it cannot be renewed."""
     renew_at: float = 0
     """When to renew the credential, in seconds since 1970."""
 
