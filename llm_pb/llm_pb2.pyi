@@ -2283,11 +2283,16 @@ class ModelClass(_message.Message):
     JOB_CLASS_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     job_class: Global___JobClass.ValueType
     """The class."""
     backlog: _builtins.int
     """The approximate number of jobs that wait in the queue of the class. Temporal does not tell the classes of a queue apart, so
     JOB_CLASS_HIGH and JOB_CLASS_STANDARD have the same number, and so have JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED.
+    """
+    weight: _builtins.float
+    """The turns of the class while the other class of its queue waits, too, relative to the weight of that one: of 100 and 50, two
+    of three. 0 from gateways of earlier versions.
     """
     @_builtins.property
     def estimated_wait(self) -> _duration_pb2.Duration:
@@ -2301,10 +2306,11 @@ class ModelClass(_message.Message):
         job_class: Global___JobClass.ValueType = ...,
         backlog: _builtins.int = ...,
         estimated_wait: _duration_pb2.Duration | None = ...,
+        weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "estimated_wait", b"estimated_wait", "job_class", b"job_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "estimated_wait", b"estimated_wait", "job_class", b"job_class", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2673,8 +2679,13 @@ class GetQuotaResponse(_message.Message):
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
+    weight: _builtins.float
+    """The tenant's share of the GPUs while others wait, relative to the shares of other tenants, which are not told. 1 unless the
+    operator has set another one. Unset for the installation itself, and from gateways of earlier versions.
+    """
     @_builtins.property
     def requests(self) -> Global___RequestQuota:
         """How often the tenant may call."""
@@ -2699,12 +2710,15 @@ class GetQuotaResponse(_message.Message):
         open_jobs: Global___OpenJobsQuota | None = ...,
         files: Global___FilesQuota | None = ...,
         output_tokens: Global___OutputTokensQuota | None = ...,
+        weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___GetQuotaResponse: _TypeAlias = GetQuotaResponse  # noqa: Y015
 

@@ -68,7 +68,7 @@ async def serving_api(
     """
     require_all_methods(SERVICES)
     auth = await auth_interceptor(settings)
-    models = Models(settings.models)
+    models = Models(settings.models, settings.classes)
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
     metrics = GatewayMetrics(meter)
@@ -105,6 +105,7 @@ async def serving_api(
         open_jobs,
         file_quotas,
         answers,
+        settings.tenants,
     )
     files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     server = GrpcServer(
