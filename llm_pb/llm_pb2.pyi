@@ -1739,6 +1739,7 @@ class GetStatusResponse(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> Global___JobStatus:
         """The job's status."""
@@ -1749,15 +1750,23 @@ class GetStatusResponse(_message.Message):
         the job produced anything.
         """
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
+        """The attempts so far of a job without a result, oldest first, bounded as in JobResult. The present one has no end. The first
+        heartbeat of an attempt, after some seconds, reports those before it, so until then some may be missing. Empty from
+        JOB_STATE_NOTIFYING on, where the result has them, and from gateways of earlier versions.
+        """
+
     def __init__(
         self,
         *,
         status: Global___JobStatus | None = ...,
         result: Global___JobResult | None = ...,
+        attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1794,6 +1803,7 @@ class GetJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___JobRequest:
         """The job as it was accepted: what the caller did not set is unset. URLs of webhooks are returned as they were given, and
@@ -1808,16 +1818,21 @@ class GetJobResponse(_message.Message):
     def result(self) -> Global___JobResult:
         """What the job produced, as GetStatus returns it."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
+        """The attempts so far, as GetStatus returns them."""
+
     def __init__(
         self,
         *,
         job: Global___JobRequest | None = ...,
         status: Global___JobStatus | None = ...,
         result: Global___JobResult | None = ...,
+        attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

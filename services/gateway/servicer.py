@@ -96,7 +96,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         await self._answers.of(context).reserve(await expected_bytes(description))
         now = await self._reader.status_of(description)
         job = await self._inputs.get(description)
-        return llm_pb2.GetJobResponse(job=job, status=now.status, result=now.result if now.HasField("result") else None)
+        result = now.result if now.HasField("result") else None
+        return llm_pb2.GetJobResponse(job=job, status=now.status, result=result, attempts=now.attempts)
 
     def StreamStatus(
         self, request: llm_pb2.StreamStatusRequest, context: _Context
