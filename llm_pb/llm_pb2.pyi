@@ -2695,12 +2695,15 @@ class GetQuotaResponse(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
     weight: _builtins.float
     """The tenant's share of the GPUs while others wait, relative to the shares of other tenants, which are not told. 1 unless the
     operator has set another one. Unset for the installation itself, and from gateways of earlier versions.
     """
+    user_id: _builtins.str
+    """The user whom the caller's credential is bound to. Empty: the credential may act for any user of the tenant."""
     @_builtins.property
     def requests(self) -> Global___RequestQuota:
         """How often the tenant may call."""
@@ -2726,10 +2729,11 @@ class GetQuotaResponse(_message.Message):
         files: Global___FilesQuota | None = ...,
         output_tokens: Global___OutputTokensQuota | None = ...,
         weight: _builtins.float | None = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant", "user_id", b"user_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015

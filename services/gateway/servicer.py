@@ -140,8 +140,10 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def GetQuota(self, request: llm_pb2.GetQuotaRequest, context: _Context) -> llm_pb2.GetQuotaResponse:
         """See llm.proto."""
-        tenant = current_caller().tenant
+        caller = current_caller()
+        tenant = caller.tenant
         return llm_pb2.GetQuotaResponse(
+            user_id=caller.user_id,
             tenant=tenant,
             requests=self._requests.of(tenant),
             open_jobs=await self._open_jobs.of(tenant),

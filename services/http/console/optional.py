@@ -35,7 +35,11 @@ async def ask(calls: Calls, method: str, request: Message) -> Part:
 
 async def quota_of(calls: Calls) -> Part:
     """Return the quotas of a caller, and the weight. There is no answer for a caller without any."""
-    part = await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest())
+    return shown_quota(await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest()))
+
+
+def shown_quota(part: Part) -> Part:
+    """Return the answer of GetQuota if pages show any of it."""
     quota = part.answer
     if quota is None or any(map(quota.HasField, _SHOWN)):
         return part
