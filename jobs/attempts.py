@@ -46,6 +46,13 @@ def close(attempt: llm_pb2.JobAttempt, error: errors.JobError | None) -> None:
         attempt.error.CopyFrom(_short_status(error))
 
 
+def fail(attempt: llm_pb2.JobAttempt, error: errors.JobError) -> None:
+    """Write into an attempt that has not reported its end the error with which Temporal says that it ended."""
+    if not has_ended(attempt):
+        attempt.end = _end_of(error)
+        attempt.error.CopyFrom(_short_status(error))
+
+
 def pause(attempt: llm_pb2.JobAttempt) -> None:
     """Write into an attempt that ends now that its worker has no seat for the job."""
     attempt.end_time.GetCurrentTime()

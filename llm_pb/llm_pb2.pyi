@@ -1762,6 +1762,7 @@ class GetStatusResponse(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> Global___JobStatus:
         """The job's status."""
@@ -1772,15 +1773,23 @@ class GetStatusResponse(_message.Message):
         the job produced anything.
         """
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
+        """The attempts so far of a job without a result, oldest first, bounded as in JobResult. The present one has no end. The first
+        heartbeat of an attempt, after some seconds, reports those before it, so until then some may be missing. Empty from
+        JOB_STATE_NOTIFYING on, where the result has them, and from gateways of earlier versions.
+        """
+
     def __init__(
         self,
         *,
         status: Global___JobStatus | None = ...,
         result: Global___JobResult | None = ...,
+        attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1817,6 +1826,7 @@ class GetJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___JobRequest:
         """The job as it was accepted: what the caller did not set is unset. URLs of webhooks are returned as they were given, and
@@ -1831,16 +1841,21 @@ class GetJobResponse(_message.Message):
     def result(self) -> Global___JobResult:
         """What the job produced, as GetStatus returns it."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
+        """The attempts so far, as GetStatus returns them."""
+
     def __init__(
         self,
         *,
         job: Global___JobRequest | None = ...,
         status: Global___JobStatus | None = ...,
         result: Global___JobResult | None = ...,
+        attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "job", b"job", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2307,11 +2322,16 @@ class ModelClass(_message.Message):
     JOB_CLASS_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     job_class: Global___JobClass.ValueType
     """The class."""
     backlog: _builtins.int
     """The approximate number of jobs that wait in the queue of the class. Temporal does not tell the classes of a queue apart, so
     JOB_CLASS_HIGH and JOB_CLASS_STANDARD have the same number, and so have JOB_CLASS_BACKGROUND and JOB_CLASS_SCHEDULED.
+    """
+    weight: _builtins.float
+    """The turns of the class while the other class of its queue waits, too, relative to the weight of that one: of 100 and 50, two
+    of three. 0 from gateways of earlier versions.
     """
     @_builtins.property
     def estimated_wait(self) -> _duration_pb2.Duration:
@@ -2325,10 +2345,11 @@ class ModelClass(_message.Message):
         job_class: Global___JobClass.ValueType = ...,
         backlog: _builtins.int = ...,
         estimated_wait: _duration_pb2.Duration | None = ...,
+        weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_wait", b"estimated_wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "estimated_wait", b"estimated_wait", "job_class", b"job_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "estimated_wait", b"estimated_wait", "job_class", b"job_class", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2697,8 +2718,16 @@ class GetQuotaResponse(_message.Message):
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant of the caller's credential. Empty: the installation itself, which has no quotas."""
+    weight: _builtins.float
+    """The tenant's share of the GPUs while others wait, relative to the shares of other tenants, which are not told. 1 unless the
+    operator has set another one. Unset for the installation itself, and from gateways of earlier versions.
+    """
+    user_id: _builtins.str
+    """The user whom the caller's credential is bound to. Empty: the credential may act for any user of the tenant."""
     @_builtins.property
     def requests(self) -> Global___RequestQuota:
         """How often the tenant may call."""
@@ -2723,12 +2752,16 @@ class GetQuotaResponse(_message.Message):
         open_jobs: Global___OpenJobsQuota | None = ...,
         files: Global___FilesQuota | None = ...,
         output_tokens: Global___OutputTokensQuota | None = ...,
+        weight: _builtins.float | None = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "files", b"files", "open_jobs", b"open_jobs", "output_tokens", b"output_tokens", "requests", b"requests", "tenant", b"tenant", "user_id", b"user_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___GetQuotaResponse: _TypeAlias = GetQuotaResponse  # noqa: Y015
 

@@ -13,6 +13,7 @@ the live feed.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -174,11 +175,12 @@ class JobReader:
     async def _open(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
         status = await base_status(description)
         run = pending_run(description)
+        attempts: Sequence[llm_pb2.JobAttempt] = ()
         if run is not None:
             if description.history_length > FIRST_RUN_EVENTS:
                 # Temporal does not distinguish a first RunLLMOnGPU from one after a hand-over.
-                await self._add_earlier(status, description)
-            await self._add_run(status, run)
+                attempts = await self._add_earlier(status, description)
+            attempts = await self._add_run(status, run, attempts)
         elif description.history_length > _TASK_STARTED_EVENTS:
             response = await self._settled(description)
             if response is not None:
@@ -187,7 +189,7 @@ class JobReader:
             status.state = llm_pb2.JOB_STATE_RUNNING
         else:
             status.state = llm_pb2.JOB_STATE_QUEUED
-        return llm_pb2.GetStatusResponse(status=status)
+        return llm_pb2.GetStatusResponse(status=status, attempts=attempts)
 
     async def _settled(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse | None:
         """Return the workflow's own answer once its outcome is settled, None before."""
@@ -204,26 +206,33 @@ class JobReader:
         response.status.state = llm_pb2.JOB_STATE_NOTIFYING
         return response
 
-    async def _add_earlier(self, status: llm_pb2.JobStatus, description: WorkflowExecutionDescription) -> None:
-        """Add to the status what the workflow knows about attempts before a hand-over, if it answers soon."""
+    async def _add_earlier(
+        self, status: llm_pb2.JobStatus, description: WorkflowExecutionDescription
+    ) -> Sequence[llm_pb2.JobAttempt]:
+        """Add to the status what the workflow soon answers about attempts before a hand-over; return those."""
         try:
-            earlier = (await self._query(description, _EARLIER_TIMEOUT)).status
+            answer = await self._query(description, _EARLIER_TIMEOUT)
         except (WorkflowQueryFailedError, RPCError) as error:
             _log.info("%s does not report its earlier attempts: %s", description.id, error)
-            return
+            return ()
+        earlier = answer.status
         if earlier.state != llm_pb2.JOB_STATE_QUEUED:
-            return
+            return ()
         status.attempt = earlier.attempt
         for field in ("error", "start_time", "first_token_time", "progress"):
             if earlier.HasField(field):
                 getattr(status, field).CopyFrom(getattr(earlier, field))
+        return answer.result.attempts
 
-    async def _add_run(self, status: llm_pb2.JobStatus, run: PendingActivityInfo) -> None:
-        await add_run(status, run, self._client.data_converter)
+    async def _add_run(
+        self, status: llm_pb2.JobStatus, run: PendingActivityInfo, earlier: Sequence[llm_pb2.JobAttempt]
+    ) -> Sequence[llm_pb2.JobAttempt]:
+        attempts = await add_run(status, run, self._client.data_converter, earlier)
         if status.state == llm_pb2.JOB_STATE_QUEUED and not status.progress.worker:
             info = await self._models.queue_info(self._client, run.activity_options.task_queue.name)
             if info is not None:
                 status.queue.CopyFrom(info)
+        return attempts
 
     async def _ask_workflow(self, description: WorkflowExecutionDescription) -> llm_pb2.GetStatusResponse:
         """Return the workflow's own answer or, when it cannot answer, what its record holds.

@@ -19,11 +19,13 @@ from jobs.field_rules import MODEL_PATTERN, Violation
 from jobs.options import duration
 from llm_pb import llm_pb2
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.class_settings import Classes
 from services.gateway.model_settings import Model
 from services.gateway.prompts import Lanes, Prompts
 
 _POLLER_FRESH: Final = timedelta(minutes=1)
 _CACHE_SECONDS: Final = 1.0
+_DEFAULT_CLASSES: Final = Classes()
 
 
 class QueueState(NamedTuple):
@@ -43,9 +45,10 @@ class QueueState(NamedTuple):
 class Models:
     """The catalogue of models."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], classes: Classes = _DEFAULT_CLASSES) -> None:
         """Load the configured tokenizers. Raises the error of a missing or broken one."""
         self._models = {model.name: model for model in models}
+        self._classes = classes
         lanes = Lanes()
         self._prompts = {
             name: Prompts(
@@ -117,7 +120,12 @@ class Models:
             available=waiting.available,
             backlog=waiting.backlog + background.backlog,
             classes=[
-                llm_pb2.ModelClass(job_class=job_class, backlog=state.backlog, estimated_wait=state.estimated_wait)
+                llm_pb2.ModelClass(
+                    job_class=job_class,
+                    backlog=state.backlog,
+                    estimated_wait=state.estimated_wait,
+                    weight=self._classes.of(job_class).weight,
+                )
                 for job_class, state in of_classes
             ],
             price=None if model.price is None else model.price.message(),

@@ -82,7 +82,7 @@ async def serving_api(
     """
     require_all_methods(SERVICES.values())
     auth = await auth_interceptor(settings)
-    models = Models(settings.models)
+    models = Models(settings.models, settings.classes)
     delivery_reader = DeliveryReader(client)
     reader = JobReader(client, models, delivery_reader, feed)
     workers = Workers(reports, metrics.ignored_reports)
@@ -121,6 +121,7 @@ async def serving_api(
         open_jobs,
         file_quotas,
         answers,
+        settings.tenants,
     )
     files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)

@@ -3,7 +3,7 @@
 Requests arrive parsed and checked. Errors are raised as ApiError or RPCError: see services.gateway.interceptor.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import grpc
@@ -25,11 +25,13 @@ from services.gateway.models import Models
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
+from services.gateway.tenants import TenantSettings
 from services.gateway.workers import Workers
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 TRACE_ID_KEY: Final = "trace-id"
 """Key of the trailing metadata of Submit."""
+_DEFAULT_TENANT: Final = TenantSettings()
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
@@ -52,7 +54,9 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         open_jobs: OpenJobQuotas,
         files: FileQuotas,
         answers: Answers,
+        tenants: Mapping[str, TenantSettings],
     ) -> None:
+        self._tenants = tenants
         self._requests = requests
         self._open_jobs = open_jobs
         self._files = files
@@ -92,7 +96,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         await self._answers.of(context).reserve(await expected_bytes(description))
         now = await self._reader.status_of(description)
         job = await self._inputs.get(description)
-        return llm_pb2.GetJobResponse(job=job, status=now.status, result=now.result if now.HasField("result") else None)
+        result = now.result if now.HasField("result") else None
+        return llm_pb2.GetJobResponse(job=job, status=now.status, result=result, attempts=now.attempts)
 
     def StreamStatus(
         self, request: llm_pb2.StreamStatusRequest, context: _Context
@@ -135,13 +140,16 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def GetQuota(self, request: llm_pb2.GetQuotaRequest, context: _Context) -> llm_pb2.GetQuotaResponse:
         """See llm.proto."""
-        tenant = current_caller().tenant
+        caller = current_caller()
+        tenant = caller.tenant
         return llm_pb2.GetQuotaResponse(
+            user_id=caller.user_id,
             tenant=tenant,
             requests=self._requests.of(tenant),
             open_jobs=await self._open_jobs.of(tenant),
             files=await self._files.of(tenant),
             output_tokens=await self._open_jobs.tokens_of(tenant),
+            weight=self._tenants.get(tenant, _DEFAULT_TENANT).weight if tenant else None,
         )
 
     async def DeleteJob(self, request: llm_pb2.DeleteJobRequest, context: _Context) -> llm_pb2.DeleteJobResponse:

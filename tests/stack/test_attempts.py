@@ -1,5 +1,6 @@
 """JobResult lists the attempts of a job: which worker ran each, when, and why it ended."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -8,7 +9,7 @@ from temporalio.client import Client
 
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.jobs import new_job, run_job, unpack, until_output, watch
+from tests.support.jobs import PATIENCE_SECONDS, new_job, run_job, unpack, until_output, watch
 
 
 def ends_of(result: llm_pb2.JobResult) -> list[str]:
@@ -40,6 +41,28 @@ async def test_a_job_that_failed_lists_each_failure(stub: LlmServiceStub) -> Non
     result = seen.final.result
     assert ends_of(result) == ["FAILED"] * result.metadata.attempts
     assert reasons_of(result) == ["OUT_OF_MEMORY"] * result.metadata.attempts
+
+
+async def test_an_open_job_lists_the_attempts_so_far(stub: LlmServiceStub) -> None:
+    """The present one has no end. The result has the same ones."""
+    job = new_job("[[fault:failed@5:once]]", params={"max_tokens": 8000})
+    id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=job))).workflow_id
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            found = await stub.GetJob(llm_pb2.GetJobRequest(workflow_id=id_))
+            assert not found.HasField("result")
+            if len(found.attempts) == 2:
+                break
+            await asyncio.sleep(0.2)
+    first, second = found.attempts
+    assert (first.end, unpack(first.error)["ErrorInfo"].reason) == (llm_pb2.ATTEMPT_END_FAILED, "ENGINE_FAILED")
+    assert (second.end, second.HasField("end_time")) == (llm_pb2.ATTEMPT_END_UNSPECIFIED, False)
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+    result = (await watch(stub, id_)).final.result
+    assert result.attempts[0] == first
+    assert result.attempts[1].start_time == second.start_time
+    closed = await stub.GetJob(llm_pb2.GetJobRequest(workflow_id=id_))
+    assert (list(closed.attempts), closed.result.attempts) == ([], result.attempts)
 
 
 async def test_a_cancelled_attempt(stub: LlmServiceStub) -> None:

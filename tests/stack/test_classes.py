@@ -146,7 +146,8 @@ async def test_the_operators_limits_hold_in_every_class(stack: Stack, temporal: 
 async def test_models_and_waiting_jobs_show_the_queue_of_the_class(stack: Stack) -> None:
     """Temporal counts a queue, not a class. The backlog of a model counts all its jobs."""
     model = {"name": "shown", "context_tokens": 64, "max_output_tokens": 64, "default_max_tokens": 64, "queue": "shown"}
-    async with another_gateway(stack, GATEWAY_MODELS=[model]) as stub:
+    classes = {"HIGH": {"weight": 200}}
+    async with another_gateway(stack, GATEWAY_MODELS=[model], GATEWAY_CLASSES=classes) as stub:
         ids = [await submit(stub, new_job(model="shown", job_class=one)) for one in (BACKGROUND, SCHEDULED, STANDARD)]
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -154,11 +155,11 @@ async def test_models_and_waiting_jobs_show_the_queue_of_the_class(stack: Stack)
                 if info.backlog == len(ids):
                     break
                 await asyncio.sleep(0.2)
-        assert [(one.job_class, one.backlog) for one in info.classes] == [
-            (HIGH, 1),
-            (STANDARD, 1),
-            (BACKGROUND, 2),
-            (SCHEDULED, 2),
+        assert [(one.job_class, one.backlog, one.weight) for one in info.classes] == [
+            (HIGH, 1, 200),
+            (STANDARD, 1, 50),
+            (BACKGROUND, 2, 10),
+            (SCHEDULED, 2, 5),
         ]
         for id_, backlog in zip(ids, (2, 2, 1), strict=True):
             status = (await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))).status

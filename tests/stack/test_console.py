@@ -274,6 +274,15 @@ async def test_no_other_page_may_send_a_form(http: httpx.AsyncClient, origin: st
 async def test_models_show_their_queues(http: httpx.AsyncClient) -> None:
     page = await until(http, "/console/models", lambda page: "Available" in page)
     assert "No worker" in page, "nobody polls for the model `idle`"
+    cells = re.findall(
+        r'<td class="main">(High|Standard|Background|Scheduled)</td>\s*<td[^>]*>(.*?)</td>\s*<td[^>]*>(.*?)<', page
+    )
+    assert cells == [
+        ("High", "100", "67 %"),
+        ("Standard", "50", "33 %"),
+        ("Background", "10", "67 %"),
+        ("Scheduled", "5", "33 %"),
+    ]
 
 
 async def test_workers_show_how_full_they_are(http: httpx.AsyncClient, stub: llm_pb2_grpc.LlmServiceStub) -> None:

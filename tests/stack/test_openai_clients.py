@@ -1,6 +1,10 @@
 """Clients of OpenAI's API, each unmodified and in an environment of its own, against two front processes.
 
 `make test-clients` installs all of them. Otherwise those that are not installed are skipped, apart from OpenAI's own.
+
+Each creates responses in the background, streams them and breaks off at a random event. OpenAI's clients and LiteLLM
+resume and cancel them, too. The others have no call for that: OpenAI's Python client does it in their place, at another
+front.
 """
 
 import json
@@ -9,6 +13,7 @@ import shutil
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
+import openai
 import pytest
 
 from deploy.local.stack import Stack
@@ -37,7 +42,7 @@ FACTS: Final = {
     },
     "langchain": {"tokens": {"chat": [20, 20], "responses": [20, 20]}, "streamed": True},
     "llama-index": {"tokens": 20},
-    "litellm": {"tokens": 20},
+    "litellm": {"cancelled": "cancelled", "tokens": 20},
 }
 """What each client reports of what it received, apart from the texts."""
 
@@ -56,6 +61,28 @@ async def fronts(stack: Stack) -> AsyncIterator[Fronts]:
     await other.wait_ready()
     yield Fronts(*(f"http://{stack.address(name)}/v1" for name in ("http", other.name)))
     await other.terminate()
+
+
+async def resumed(client: openai.AsyncOpenAI, id_: str, text: str) -> str:
+    """Return the text of a response whose stream was left after `text`."""
+    # A delta's number is 4 and the size of the output up to its end.
+    stream = await client.responses.retrieve(id_, stream=True, starting_after=4 + len(text.encode()))
+    async for event in stream:
+        assert event.type != "error", event
+        if event.type == "response.output_text.delta":
+            text += event.delta
+    return text
+
+
+async def cancelled(client: openai.AsyncOpenAI, id_: str) -> str:
+    """Cancel a response that has begun; return its text."""
+    async with await client.responses.retrieve(id_, stream=True) as stream:
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                break
+    ended = await client.responses.cancel(id_)
+    assert ended.status == "cancelled"
+    return ended.output_text
 
 
 async def command_of(name: str) -> list[str]:
@@ -87,7 +114,14 @@ async def test_a_client_receives_the_jobs_output_byte_for_byte(
     told = json.loads(ended.output.strip().splitlines()[-1])
     assert {fact: told["facts"].get(fact) for fact in FACTS[name]} == FACTS[name]
     assert told["responses"]
-    for id_, text in told["responses"].items():
+    responses = dict(told["responses"])
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+    async with openai.AsyncOpenAI(base_url=fronts.other, api_key="none", http_client=http_client) as client:
+        for id_, text in told.get("broken_off", {}).items():
+            responses[id_] = await resumed(client, id_, text)
+        for id_ in told.get("open", ()):
+            responses[id_] = await cancelled(client, id_)
+    for id_, text in responses.items():
         assert PREFIX.match(id_), id_
         request = llm_pb2.GetStatusRequest(workflow_id=workflow_id_of(PREFIX.sub("resp_", id_, count=1)))
         assert text == (await stub.GetStatus(request)).result.output != "", id_

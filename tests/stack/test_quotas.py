@@ -53,7 +53,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     },
     "lowered": {"max_open_jobs": 3},
     "none": {"max_open_jobs": 0},
-    "with-hyphen": {"max_open_jobs": 2, "requests_per_second": 50, "request_burst": 70},
+    "with-hyphen": {"max_open_jobs": 2, "requests_per_second": 50, "request_burst": 70, "weight": 4},
 }
 
 
@@ -298,13 +298,13 @@ async def test_a_tenant_reads_its_quotas(temporal: Client, gateway: TenantGatewa
     stub = gateway.of("with-hyphen")
     submitted = await stub.Submit(llm_pb2.SubmitRequest(job=queued_job()))
     quota = await stub.GetQuota(llm_pb2.GetQuotaRequest())
-    assert quota.tenant == "with-hyphen"
+    assert (quota.tenant, quota.weight) == ("with-hyphen", 4)
     assert (quota.open_jobs.limit, quota.open_jobs.used) == (2, 1)
     assert (quota.requests.per_second, quota.requests.burst) == (50, 70)
     assert 0 <= quota.requests.available < 70
     await end(temporal, stub, [submitted.workflow_id])
     free = await gateway.of("free").GetQuota(llm_pb2.GetQuotaRequest())
-    assert free == llm_pb2.GetQuotaResponse(tenant="free")
+    assert free == llm_pb2.GetQuotaResponse(tenant="free", weight=1)
     assert await gateway.of("").GetQuota(llm_pb2.GetQuotaRequest()) == llm_pb2.GetQuotaResponse()
 
 

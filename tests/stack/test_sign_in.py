@@ -42,6 +42,7 @@ class Guarded:
         self.revocable = self.keys.add(SCOPES)
         self.streaming = self.keys.add(SCOPES)
         self.reads_jobs = self.keys.add(["jobs:read"], user_id="nobody-yet")
+        self.bound = self.keys.add(["jobs:read", "jobs:submit", "models:read"], user_id="alice")
         self.reads_models = self.keys.add(["models:read"])
         self.expired = self.keys.add(SCOPES, not_after=datetime.now(UTC) - timedelta(seconds=1))
         self.session_keys = folder / "session-keys"
@@ -186,6 +187,38 @@ async def test_a_key_with_any_scope_signs_in(guarded: Guarded, browser: Browser)
     page = await browser.get("/console/")
     assert page.status_code == 403
     assert "jobs:read" in page.text
+
+
+async def test_the_playground_is_for_a_key_that_may_only_submit(guarded: Guarded, browser: Browser) -> None:
+    """It says what it cannot show."""
+    await browser.sign_in(guarded.submits)
+    page = await browser.get("/console/playground")
+    assert page.status_code == 200
+    assert "may not list the models" in page.text
+    form = {"user_id": "submits-only", "model": "docstrings", "max_tokens": "1", "text": "x"}
+    answer = await browser.post("/console/playground", **form)
+    assert answer.status_code == 200
+    assert "<code>llmjob-submits--only-play" in answer.text
+    assert "may not read jobs" in answer.text
+
+
+async def test_the_playground_knows_the_user_of_a_key(guarded: Guarded, browser: Browser) -> None:
+    for key, user in ((guarded.bound, "alice"), (guarded.key, "console")):
+        await browser.sign_in(key)
+        assert f'name="user_id" type="text" value="{user}"' in (await browser.get("/console/playground")).text
+        browser.client.cookies.clear()
+
+
+async def test_a_form_has_each_of_its_fields_once(guarded: Guarded, browser: Browser) -> None:
+    await browser.sign_in(guarded.key)
+    await browser.get("/console/playground")
+    form = {"user_id": "me", "model": "docstrings", "max_tokens": "1", "text": "x", "priority": "1"}
+    answer = await browser.post("/console/playground", **form)
+    assert (answer.status_code, "priority" in answer.text) == (400, True)
+    own = {"Origin": browser.origin, "Content-Type": "application/x-www-form-urlencoded"}
+    body = f"csrf_token={browser.token}&text=a&text=b"
+    answer = await browser.client.post("/console/playground", content=body, headers=own)
+    assert (answer.status_code, "is there more than once" in answer.text) == (400, True)
 
 
 async def test_signing_out_is_a_form_and_forgets_the_key(guarded: Guarded, browser: Browser) -> None:

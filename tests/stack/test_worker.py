@@ -209,6 +209,8 @@ async def test_a_job_that_waits_after_a_handover_says_what_went_before(
     assert unpack(waiting.error)["ErrorInfo"].reason == "WORKER_SHUTDOWN"
     assert waiting.start_time.ToNanoseconds() >= before.start_time.ToNanoseconds()
     assert waiting.HasField("first_token_time")
+    found = (await client.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))).attempts
+    assert [llm_pb2.AttemptEnd.Name(one.end) for one in found] == ["ATTEMPT_END_FAILED", "ATTEMPT_END_HANDED_OVER"]
     second = stack_without_workers.add("gpu-worker", options(prefill_seconds=3600))
     await second.start()
     running = await until(client, id_, lambda status: status.state == llm_pb2.JOB_STATE_RUNNING)

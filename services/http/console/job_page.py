@@ -50,13 +50,13 @@ class JobPage:
 
     async def cancel(self, request: Request) -> Response:
         """Request that a job stops."""
-        form = await read_form(request, self._front.settings)
+        form = await read_form(request, self._front.settings, "reason")
         message = llm_pb2.CancelRequest(workflow_id=_id(request), reason=form.get("reason", "").strip())
         return await self._do(request, "Cancel", message)
 
     async def redeliver(self, request: Request) -> Response:
         """Send the outcome of a job again."""
-        form = await read_form(request, self._front.settings)
+        form = await read_form(request, self._front.settings, "delivery_id")
         ids = [form["delivery_id"]] if form.get("delivery_id") else []
         return await self._do(
             request, "Redeliver", llm_pb2.RedeliverRequest(workflow_id=_id(request), delivery_ids=ids)

@@ -57,6 +57,14 @@ def problem_of(error: status_pb2.Status) -> Problem:
     return Problem(error.message, info.reason, (kind.__doc__ or "") if kind is not None else "")
 
 
+def _step(attempt: llm_pb2.JobAttempt) -> Attempt:
+    return Attempt(
+        attempt,
+        words_of(llm_pb2.AttemptEnd, attempt.end, "ATTEMPT_END_").replace("Unspecified", "Unknown"),
+        problem_of(attempt.error) if attempt.HasField("error") else None,
+    )
+
+
 class JobView:
     """A job, for the template of its page."""
 
@@ -64,6 +72,7 @@ class JobView:
         self.request = answer.job
         self.status = answer.status
         self.result = answer.result
+        self._attempts = answer.attempts
         self.final = answer.status.state in FINAL
         self.settled = answer.status.state in _SETTLED
         """Whether the outcome is there, so that a cancel changes nothing."""
@@ -75,17 +84,16 @@ class JobView:
 
     @property
     def attempts(self) -> Sequence[Attempt]:
-        """The attempts, oldest first. While the job is open only the present one is known."""
+        """The attempts, oldest first. An attempt of an open job that no heartbeat has reported may be missing."""
         if self.result.attempts or self.settled or not self.status.attempt:
-            return [
-                Attempt(
-                    attempt,
-                    words_of(llm_pb2.AttemptEnd, attempt.end, "ATTEMPT_END_").replace("Unspecified", "Unknown"),
-                    problem_of(attempt.error) if attempt.HasField("error") else None,
-                )
-                for attempt in self.result.attempts
-            ]
+            return list(map(_step, self.result.attempts))
         status = self.status
+        if self._attempts:
+            steps = list(map(_step, self._attempts))
+            last = self._attempts[-1]
+            if last.end == llm_pb2.ATTEMPT_END_UNSPECIFIED:
+                steps[-1] = Attempt(last, "Paused" if waits_for_seat(status.progress) else "", None)
+            return steps
         running = llm_pb2.JobAttempt(
             attempt=status.attempt, worker=status.progress.worker, start_time=status.start_time
         )

@@ -12,6 +12,9 @@ from services.http.gateway import Calls
 
 _NOT_FOR_CALLER: Final = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
 
+_SHOWN: Final = ("requests", "open_jobs", "output_tokens", "weight")
+"""The fields of GetQuotaResponse that pages show."""
+
 
 class Part(NamedTuple):
     """The answer of a call, if it can be had."""
@@ -31,9 +34,13 @@ async def ask(calls: Calls, method: str, request: Message) -> Part:
 
 
 async def quota_of(calls: Calls) -> Part:
-    """Return the quotas of a caller. There is no answer for a caller without any."""
-    part = await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest())
+    """Return the quotas of a caller, and the weight. There is no answer for a caller without any."""
+    return shown_quota(await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest()))
+
+
+def shown_quota(part: Part) -> Part:
+    """Return the answer of GetQuota if pages show any of it."""
     quota = part.answer
-    if quota is None or quota.HasField("requests") or quota.HasField("open_jobs"):
+    if quota is None or any(map(quota.HasField, _SHOWN)):
         return part
     return Part(None)

@@ -1,6 +1,7 @@
 """The playground: a form that submits a job."""
 
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from services.http.bodies import query_of
 from services.http.console.caller import caller_of, check_token
 from services.http.console.formats import as_path
 from services.http.console.forms import read_fields
-from services.http.console.optional import Part, quota_of
+from services.http.console.optional import Part, ask, shown_quota
 from services.http.console.pages import Pages
 from services.http.console.used_again import NUMBERS, UsedAgain, use_again
 from services.http.failures import Failure, bad_request, of_call, with_fields
@@ -35,7 +36,8 @@ _CLASSES: Final = {
 }
 """The classes in words, by the value of the form. A job of the usual one names none."""
 _MAX_LINES: Final = 100
-_FIRST: Final = {"user_id": "console", "kind": "prompt", "max_tokens": "200"}
+_NONCE: Final = re.compile("[0-9a-f]{12}")
+_FIRST: Final = {"kind": "prompt", "max_tokens": "200"}
 
 
 class Playground:
@@ -47,7 +49,7 @@ class Playground:
 
     async def show(self, request: Request) -> Response:
         """Show the form: empty, or with the job that the query names."""
-        workflow_id = query_of(request, ("job", "model")).get("job", [""])[0]
+        workflow_id = query_of(request, ("job", "model", "form")).get("job", [""])[0]
         calls = self._front.gateway.in_name_of(caller_of(request))
         if not workflow_id:
             form = {**_FIRST, "model": request.query_params.get("model", "")}
@@ -61,7 +63,7 @@ class Playground:
 
         What is refused stands beside the form. So does that the session has ended: nobody loses a text to that.
         """
-        form = await read_fields(request, self._front.settings)
+        form = await read_fields(request, self._front.settings, "nonce", *NUMBERS, *_TEXTS)
         calls = self._front.gateway.in_name_of(caller_of(request))
         try:
             check_token(request, form)
@@ -76,7 +78,9 @@ class Playground:
         except ApiError as error:
             failure = with_fields(of_call(error), lambda field: field.removeprefix("job."))
         else:
-            return RedirectResponse(f"/console/jobs/{as_path(submitted.workflow_id)}", HTTPStatus.SEE_OTHER)
+            if await _may_read(calls, submitted.workflow_id):
+                return RedirectResponse(f"/console/jobs/{as_path(submitted.workflow_id)}", HTTPStatus.SEE_OTHER)
+            return await self._render(request, calls, {**form, "nonce": ""}, submitted=submitted.workflow_id)
         return await self._render(request, calls, form, failure)
 
     async def _render(
@@ -86,22 +90,33 @@ class Playground:
         form: Mapping[str, str],
         failure: Failure | None = None,
         again: UsedAgain | None = None,
+        submitted: str = "",
     ) -> Response:
+        nonce = request.query_params.get("form", "")
+        if not _NONCE.fullmatch(nonce):
+            nonce = ""
         models: Sequence[llm_pb2.ModelInfo] = ()
+        hidden = False
         try:
             models = (await calls.call("ListModels", llm_pb2.ListModelsRequest())).models
         except ApiError as error:
-            if failure is None:
+            hidden = error.code is grpc.StatusCode.PERMISSION_DENIED
+            if failure is None and not hidden:
                 raise
             if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 failure = of_call(error)
         signed_out = failure is not None and failure.status == HTTPStatus.UNAUTHORIZED
+        quota = Part(None) if signed_out else await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest())
+        if not form.get("user_id") and request.method == "GET":
+            form = {**form, "user_id": (quota.answer and quota.answer.user_id) or "console"}
         page = self._pages.render(
             request,
             "playground.html",
             HTTPStatus.OK if failure is None else failure.status,
             form={name: form.get(name, "") for name in (*NUMBERS, *_TEXTS)},
-            nonce=form.get("nonce") or secrets.token_hex(6),
+            nonce=form.get("nonce") or nonce or secrets.token_hex(6),
+            # An answer to a form is not what going back loads.
+            kept=request.method == "GET",
             models=models,
             classes=_CLASSES,
             failure=failure,
@@ -109,10 +124,21 @@ class Playground:
             again=again,
             signed_out=signed_out,
             sign_in=sign_in_path(request.url.path),
-            quota=Part(None) if signed_out else await quota_of(calls),
+            quota=shown_quota(quota),
+            models_hidden=hidden,
+            submitted=submitted,
         )
         page.headers.update(failure.headers if failure is not None else {})
         return page
+
+
+async def _may_read(calls: Calls, workflow_id: str) -> bool:
+    """Return whether the caller may see the page of a job. A key may be for submitting alone."""
+    try:
+        await calls.call("GetStatus", llm_pb2.GetStatusRequest(workflow_id=workflow_id))
+    except ApiError as error:
+        return error.code is not grpc.StatusCode.PERMISSION_DENIED
+    return True
 
 
 def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:

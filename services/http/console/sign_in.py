@@ -68,7 +68,7 @@ class SignIn:
 
     async def sign_in(self, request: Request) -> Response:
         """Sign in with the key in the form."""
-        form = await read_form(request, self._front.settings)
+        form = await read_form(request, self._front.settings, "key", "next")
         following, key = next_page.checked(form.get("next", "")), form.get("key", "").strip()
         async with self._attempts.attempt(request) as attempt:
             if not (key and key.isascii() and key.isprintable() and len(key) <= CREDENTIAL_BYTES):

@@ -54,6 +54,12 @@ for (const form of document.querySelectorAll("form[data-once]")) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   window.addEventListener("pageshow", () => form.querySelectorAll("button").forEach((button) => (button.disabled = false)));
+  // Going back loads the page again. It is the same form then, and not the next one.
+  if (form.dataset.once) {
+    const place = new URL(location.href);
+    place.searchParams.set("form", form.dataset.once);
+    history.replaceState(history.state, "", place);
+  }
 }
 
 for (const part of document.querySelectorAll("[data-refresh]")) refresh(part, enhance);
