@@ -119,12 +119,16 @@ class LLMFileWorkflow:
         return internal_pb2.FileRecord() if self._gone else self._record
 
     def _has(self, request: internal_pb2.CommitSegmentRequest) -> bool:
-        """Return whether the request was committed before, and its answer was lost."""
-        if self._gone or request.last != self._is_ready():
+        """Return whether the request was committed before, and its answer was lost.
+
+        Others may have committed more since. A segment's name is new, so it is enough to know it.
+        """
+        if self._gone:
             return False
         if request.HasField("segment"):
-            return bool(self._record.segments) and self._record.segments[-1].name == request.segment.name
-        return request.last and (request.offset, request.sha256) == (self._file.committed_bytes, self._file.ref.sha256)
+            return any(segment.name == request.segment.name for segment in self._record.segments)
+        committed = (self._is_ready(), self._file.committed_bytes, self._file.ref.sha256)
+        return (request.last, request.offset, request.sha256) == committed
 
     def _require_end(self, request: internal_pb2.CommitSegmentRequest) -> None:
         """Raise ApplicationError unless the file is being uploaded and ends where the request begins."""

@@ -147,7 +147,7 @@ class FileRecords:
     async def commit(
         self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float
     ) -> file_pb2.File:
-        """Commit a segment, and return the file. A repeat of the update changes nothing.
+        """Commit a segment, and return the file, which ends with it. A repeat of the update changes nothing.
 
         `began` is the loop's time when the segment's object was begun. Raises ApiError ABORTED when another upload was
         faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota.
@@ -155,38 +155,49 @@ class FileRecords:
         try:
             await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
         except ApiError:
-            await self._discard(commit)
+            await self._discard(workflow_id, commit)
             raise
         now = asyncio.get_running_loop().time
         until = now() + _COMMIT_TIME.total_seconds()
+        update_id = uuid.uuid4().hex
         while True:
             if now() - began > self._settings.file_sweep_age.total_seconds() / 2:
                 raise temporal_unavailable("this gateway was suspended while it handled the call; call again")
             try:
                 file: file_pb2.File = await self._effects.update(
-                    workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, result_type=file_pb2.File
+                    workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, update_id=update_id, result_type=file_pb2.File
                 )
             except WorkflowUpdateFailedError as error:
                 if isinstance(error.cause, ApplicationError):
-                    await self._discard(commit)
+                    await self._discard(workflow_id, commit)
                     raise await self._refusal(workflow_id, id_) from error
                 # The record was continued in a new run while it had the update.
                 _log.info("%s did not take a commit: %r", workflow_id, error.cause)
             except RPCError as error:
                 if error.status == RPCStatusCode.NOT_FOUND:
-                    await self._discard(commit)
+                    await self._discard(workflow_id, commit)
                     raise file_not_found(id_) from error
                 if now() > until:
                     raise
                 _log.info("%s did not take a commit: %s %s", workflow_id, error.status.name, error)
             else:
+                if file.committed_bytes != commit.offset + commit.segment.size:
+                    # Its answer was lost, and another upload has gone on before the repeat.
+                    raise upload_overtaken(file.committed_bytes)
                 return file
             await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _discard(self, commit: internal_pb2.CommitSegmentRequest) -> None:
-        """Remove an object that was not committed. The sweeper finds what stays."""
-        with suppress(StoreUnavailable):
-            await self._store.delete([commit.segment.name] if commit.segment.name else [])
+    async def _discard(self, workflow_id: str, commit: internal_pb2.CommitSegmentRequest) -> None:
+        """Remove the object of a refused commit, unless the record names it: then an earlier try has committed it.
+
+        The sweeper finds what stays.
+        """
+        if not commit.segment.name:
+            return
+        with suppress(StoreUnavailable, ApiError, RPCError):
+            record = await self._reader.record_of(workflow_id)
+            if all(segment.name != commit.segment.name for segment in record.segments):
+                await self._store.delete([commit.segment.name])
 
     async def _refusal(self, workflow_id: str, id_: str) -> Exception:
         description = await self._reader.find(workflow_id)
