@@ -14,6 +14,8 @@ from jobs.ids import file_id, file_workflow_id
 from llm_pb import file_pb2, internal_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
+    OpenUpload,
+    bad_fields,
     download,
     new_file,
     upload,
@@ -86,3 +88,20 @@ async def test_a_commit_whose_answer_was_lost_loses_no_data(
         assert first.committed_bytes == 3
         assert await download(files, first.ref.file_id) == b"abc123"
         await process.terminate()
+
+
+async def test_a_call_that_stalls_ends_like_one_whose_client_has_ended(stack: Stack) -> None:
+    process = stack.add("gateway", {"GATEWAY_UPLOAD_STALL_TIMEOUT": "PT1S", "GATEWAY_MAX_UPLOADS": "1"})
+    await process.start()
+    await process.wait_ready()
+    async with grpc.aio.insecure_channel(stack.address(process.name)) as channel:
+        stub = FileServiceStub(channel)
+        silent = OpenUpload(stub)
+        assert await bad_fields(silent.call) == {""}
+        key = new_file()
+        stalled = OpenUpload(stub)
+        stalled.send(**key, data=b"abc")
+        response: file_pb2.UploadFileResponse = await stalled.call
+        assert (response.file.state, response.file.committed_bytes) == (file_pb2.FILE_STATE_UPLOADING, 3)
+        assert (await upload(stub, key, b"abcdef", 3)).state == file_pb2.FILE_STATE_READY, "its place is free"
+    await process.terminate()
