@@ -27,6 +27,8 @@ from workflows import activities
 
 _MAX_UPDATES: Final = 1000
 """Updates of one run. Temporal accepts 2000."""
+_MAX_SEGMENTS: Final = 8192
+"""Segments of one file. The record, which names them all, must fit into one payload: Temporal accepts 2 MiB."""
 _UPLOAD_TTL: Final = timedelta(days=1)
 _REMOVE_TIMEOUT: Final = timedelta(minutes=5)
 _REMOVE_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1))
@@ -131,9 +133,12 @@ class LLMFileWorkflow:
         return (request.last, request.offset, request.sha256) == committed
 
     def _require_end(self, request: internal_pb2.CommitSegmentRequest) -> None:
-        """Raise ApplicationError unless the file is being uploaded and ends where the request begins."""
+        """Raise ApplicationError unless the file is being uploaded, ends where the request begins and has room left."""
         if self._gone or self._file.state != file_pb2.FILE_STATE_UPLOADING:
             raise ApplicationError("the file takes no more data", type=names.FILE_NOT_WRITABLE)
+        if request.HasField("segment") and len(self._record.segments) >= _MAX_SEGMENTS:
+            message = f"the file has {_MAX_SEGMENTS} segments, and takes no more"
+            raise ApplicationError(message, type=names.TOO_MANY_SEGMENTS)
         if request.offset != self._file.committed_bytes:
             message = f"the file has {self._file.committed_bytes} bytes, not {request.offset}"
             raise ApplicationError(message, type=names.WRONG_OFFSET)

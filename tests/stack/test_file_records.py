@@ -6,17 +6,20 @@ from typing import Any
 
 import grpc
 import pytest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import file_id, file_workflow_id
+from jobs.memo import to_memo
 from llm_pb import file_pb2, internal_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
     OpenUpload,
     bad_fields,
     download,
+    get,
     new_file,
     upload,
 )
@@ -88,6 +91,44 @@ async def test_a_commit_whose_answer_was_lost_loses_no_data(
         assert first.committed_bytes == 3
         assert await download(files, first.ref.file_id) == b"abc123"
         await process.terminate()
+
+
+async def test_a_file_has_a_maximum_of_segments(temporal: Client) -> None:
+    record = await start_record(temporal, MAX_SEGMENTS - 1)
+    await commit(record, MAX_SEGMENTS - 1, "the last one")
+    end = MAX_SEGMENTS + 2
+    with pytest.raises(WorkflowUpdateFailedError) as refused:
+        await commit(record, end, "one more")
+    assert isinstance(refused.value.cause, ApplicationError)
+    assert refused.value.cause.type == "TOO_MANY_SEGMENTS"
+    request = internal_pb2.CommitSegmentRequest(offset=end, last=True, sha256=b"x")
+    ready: file_pb2.File = await record.execute_update(names.UPDATE_COMMIT_SEGMENT, request, result_type=file_pb2.File)
+    assert ready.state == file_pb2.FILE_STATE_READY, "the end of a file is no segment"
+    await record.execute_update(names.UPDATE_DELETE_FILE)
+
+
+async def test_a_file_of_too_many_segments_is_refused(files: FileServiceStub, temporal: Client) -> None:
+    key = new_file()
+    begun = await upload(files, key, b"", last=False)
+    record = temporal.get_workflow_handle(file_workflow_id(begun.ref.file_id, ""))
+    for number in range(3):
+        await commit(record, number * 3, f"{number}")
+    full = await record.query(names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord)
+    await record.execute_update(names.UPDATE_DELETE_FILE)
+    await record.result()
+    for number in range(3, MAX_SEGMENTS):
+        full.segments.add(name=f"{number}")
+    digest = await (await record.describe()).memo_value(names.MEMO_FILE_DIGEST)
+    again = await temporal.start_workflow(
+        names.FILE_WORKFLOW_TYPE,
+        full,
+        id=record.id,
+        task_queue=names.WORKFLOW_QUEUE,
+        memo={names.MEMO_FILE: to_memo(full.file), names.MEMO_FILE_DIGEST: digest},
+    )
+    assert await bad_fields(upload(files, key, b"012345678 and more", 9, last=False)) == {"data"}
+    assert (await get(files, begun.ref.file_id)).committed_bytes == 9
+    await again.execute_update(names.UPDATE_DELETE_FILE)
 
 
 async def test_a_call_that_stalls_ends_like_one_whose_client_has_ended(stack: Stack) -> None:

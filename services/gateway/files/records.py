@@ -20,6 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
 from jobs import names, options
+from jobs.field_rules import Violation
 from jobs.ids import file_workflow_id, tenant_of
 from jobs.memo import to_memo
 from jobs.search import about_user, user_value
@@ -30,6 +31,7 @@ from services.gateway.errors import (
     ApiError,
     file_key_reused,
     file_not_found,
+    invalid,
     store_unavailable,
     temporal_unavailable,
     upload_overtaken,
@@ -42,6 +44,7 @@ from store.store import Store, StoreUnavailable
 _log = logging.getLogger(__name__)
 _MIN_TTL: Final = timedelta(minutes=1)
 _COMMIT_TIME: Final = timedelta(seconds=30)
+_TOO_MANY_SEGMENTS: Final = "came in too many small parts for one file; upload it anew, with more data in each call"
 _RETRY_SECONDS: Final = 0.2
 
 
@@ -150,7 +153,8 @@ class FileRecords:
         """Commit a segment, and return the file, which ends with it. A repeat of the update changes nothing.
 
         `began` is the loop's time when the segment's object was begun. Raises ApiError ABORTED when another upload was
-        faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota.
+        faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota, INVALID_ARGUMENT beyond the maximum
+        number of segments.
         """
         try:
             await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
@@ -170,6 +174,8 @@ class FileRecords:
             except WorkflowUpdateFailedError as error:
                 if isinstance(error.cause, ApplicationError):
                     await self._discard(workflow_id, commit)
+                    if error.cause.type == names.TOO_MANY_SEGMENTS:
+                        raise invalid([Violation("data", _TOO_MANY_SEGMENTS)]) from error
                     raise await self._refusal(workflow_id, id_) from error
                 # The record was continued in a new run while it had the update.
                 _log.info("%s did not take a commit: %r", workflow_id, error.cause)

@@ -95,7 +95,7 @@ class Uploads:
 
         async def hashed() -> AsyncGenerator[bytes, None]:
             nonlocal size
-            async with aclosing(incoming.segment()) as pieces:
+            async with aclosing(incoming.segment(len(segments))) as pieces:
                 async for piece in pieces:
                     size += len(piece)
                     self._check_size(declared, size)
