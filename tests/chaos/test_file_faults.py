@@ -158,7 +158,7 @@ async def test_the_sweeper_removes_old_objects_that_no_file_has_and_no_others(pl
         (some,) = {path.parent for path in named if file.ref.file_id in str(path)}
         unknown = place.store / "files" / "-" / f"file-{'0' * 64}" / ("0" * 32)
         unknown.mkdir(parents=True)
-        left = [some / ("0" * 32), unknown / f"{'0' * 32}.enc"]
+        left = [some / ("0" * 32), unknown / f"{'0' * 32}.enc", unknown / f"{'1' * 32}#1"]
         young = some / ("2" * 32)
         for path in (*left, young):
             path.write_bytes(b"bytes that no record names")

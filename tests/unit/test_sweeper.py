@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -32,6 +32,9 @@ class _Broken:
 
     async def delete(self, names: Iterable[str]) -> None:
         assert not [*names]
+
+    async def remove_drafts(self, prefix: str, before: datetime) -> None:
+        pass
 
     async def list(self, prefix: str) -> AsyncGenerator[ListedObject, None]:
         self.lists += 1

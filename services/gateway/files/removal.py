@@ -83,7 +83,11 @@ class Sweeper:
                 _log.exception("the sweep of the store has failed")
 
     async def sweep(self) -> int:
-        """Remove old objects that no file has; return how many. Raises the errors of the store and of the reader."""
+        """Remove old objects that no file has; return how many. What killed writers have left is removed, too.
+
+        Raises the errors of the store and of the reader.
+        """
+        await self._store.remove_drafts(_FOLDER, datetime.now(UTC) - self._settings.file_sweep_age)
         removed, known_prefix = 0, ""
         named: frozenset[str] = frozenset()
         unnamed: list[str] = []
