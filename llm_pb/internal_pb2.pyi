@@ -1765,11 +1765,8 @@ class FileRecord(_message.Message):
     UPLOAD_TTL_FIELD_NUMBER: _builtins.int
     READY_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
-    LEDGER_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """The folder in the store, with a `/`, of which everything is removed with the file."""
-    ledger: _builtins.str
-    """Workflow id of the LLMLedgerWorkflow that counts the file. Empty: none does."""
     @_builtins.property
     def file(self) -> _file_pb2.File:
         """The file."""
@@ -1794,11 +1791,10 @@ class FileRecord(_message.Message):
         upload_ttl: _duration_pb2.Duration | None = ...,
         ready_expire_time: _timestamp_pb2.Timestamp | None = ...,
         prefix: _builtins.str = ...,
-        ledger: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ready_expire_time", b"ready_expire_time", "upload_ttl", b"upload_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ledger", b"ledger", "prefix", b"prefix", "ready_expire_time", b"ready_expire_time", "segments", b"segments", "upload_ttl", b"upload_ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "prefix", b"prefix", "ready_expire_time", b"ready_expire_time", "segments", b"segments", "upload_ttl", b"upload_ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1875,20 +1871,16 @@ class RemoveFileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREFIX_FIELD_NUMBER: _builtins.int
-    LEDGER_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """As in FileRecord."""
-    ledger: _builtins.str
-    """As in FileRecord. The slot of the file is released."""
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
-        ledger: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

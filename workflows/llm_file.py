@@ -69,7 +69,7 @@ class LLMFileWorkflow:
         self._forget()
         await workflow.execute_activity(
             activities.remove_file,
-            internal_pb2.RemoveFileRequest(prefix=self._record.prefix, ledger=self._record.ledger),
+            internal_pb2.RemoveFileRequest(prefix=self._record.prefix),
             start_to_close_timeout=_REMOVE_TIMEOUT,
             retry_policy=_REMOVE_RETRIES,
         )

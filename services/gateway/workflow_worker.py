@@ -129,7 +129,7 @@ def workflow_worker(
     store: Store | None = None,
 ) -> Worker:
     """Return the worker for the queue of workflows."""
-    files = FileRemoval(store, SlotReleases(client))
+    files = FileRemoval(store)
     local, of_ledgers = LocalActivities(client, feed), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     models = Models(settings.models)

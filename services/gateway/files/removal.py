@@ -23,7 +23,6 @@ from llm_pb import internal_pb2
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError
 from services.gateway.files.reader import FileReader
-from services.gateway.ledgers import SlotReleases
 from services.gateway.settings import GatewaySettings
 from store.encrypted import ENDING
 from store.store import Store, StoreUnavailable
@@ -44,9 +43,8 @@ _PAUSE_SECONDS: Final = 0.05
 class FileRemoval:
     """The activity of a file's workflow."""
 
-    def __init__(self, store: Store | None, releases: SlotReleases) -> None:
+    def __init__(self, store: Store | None) -> None:
         self._store = store
-        self._releases = releases
 
     @activity.defn(name=names.ACTIVITY_REMOVE_FILE)
     async def remove_file(self, request: internal_pb2.RemoveFileRequest) -> None:
@@ -55,8 +53,6 @@ class FileRemoval:
             if self._store is None:
                 raise StoreUnavailable("STORE_URL is not set, and a file is to be removed from the store")
             await _remove_all(self._store, request.prefix)
-        if request.ledger and (id_ := activity.info().workflow_id):
-            await self._releases.release(request.ledger, id_, 0)
 
 
 class Sweeper:
