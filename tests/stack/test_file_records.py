@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -146,3 +147,16 @@ async def test_a_call_that_stalls_ends_like_one_whose_client_has_ended(stack: St
         assert (response.file.state, response.file.committed_bytes) == (file_pb2.FILE_STATE_UPLOADING, 3)
         assert (await upload(stub, key, b"abcdef", 3)).state == file_pb2.FILE_STATE_READY, "its place is free"
     await process.terminate()
+
+
+async def test_a_repeat_may_come_after_the_time_that_the_upload_asked_for(files: FileServiceStub) -> None:
+    key = new_file()
+    soon = datetime.now(UTC) + timedelta(seconds=5)
+    key["file"].expire_time.FromDatetime(soon)
+    file = await upload(files, key, b"abc")
+    assert file.expire_time.ToDatetime(UTC) - soon > timedelta(seconds=30), "raised to a minute"
+    key["file"].expire_time.FromDatetime(datetime.now(UTC) - timedelta(seconds=1))
+    assert await upload(files, key, b"abc") == file
+    another = new_file()
+    another["file"].expire_time.FromDatetime(datetime.now(UTC) - timedelta(seconds=1))
+    assert await bad_fields(upload(files, another, b"abc")) == {"file.expire_time"}

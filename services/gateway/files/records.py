@@ -68,12 +68,18 @@ class FileRecords:
         self._encryption = encryption
 
     async def begin(self, caller: Caller, first: file_pb2.UploadFileRequest, id_: str) -> file_pb2.File:
-        """Return the file under the key of an upload, which is new or has the same description."""
+        """Return the file under the key of an upload, which is new or has the same description.
+
+        Raises ApiError INVALID_ARGUMENT for a new one whose time has come, and what its callees raise.
+        """
         workflow_id = file_workflow_id(id_, caller.tenant)
         if (found := await self._found(workflow_id, first)) is not None:
             return found
         now = datetime.now(UTC)
         declared = first.file
+        # Only here: a repeat may come later.
+        if declared.HasField("expire_time") and declared.expire_time.ToDatetime(UTC) <= now:
+            raise invalid([Violation("file.expire_time", "must be in the future")])
         await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes)
         file = file_pb2.File(
             ref=declared.ref,
