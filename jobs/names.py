@@ -46,6 +46,7 @@ QUERY_GET_RECORD: Final = "GetRecord"
 # Types of the errors with which the updates of a file are refused.
 WRONG_OFFSET: Final = "WRONG_OFFSET"
 FILE_NOT_WRITABLE: Final = "FILE_NOT_WRITABLE"
+TOO_MANY_SEGMENTS: Final = "TOO_MANY_SEGMENTS"
 
 # Starts the job of a schedule whose time has come, and is open until the job has ended. Temporal's schedules start it.
 SCHEDULED_WORKFLOW_TYPE: Final = "LLMScheduledWorkflow"

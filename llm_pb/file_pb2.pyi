@@ -136,8 +136,8 @@ class File(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is removed. In an upload: at least a minute from now and at most the operator's time (30 days by default); later times
-        are cut to that. Unset in an upload: the operator's time. In a file whose upload has not ended: when that is given up, a day
+        """When it is removed. In the first upload under a key: a time in the future, which is raised to a minute from now and cut to the
+        operator's time (30 days by default). Ignored in a repeat. Unset in an upload: the operator's time. In a file whose upload has not ended: when that is given up, a day
         after the last commit by default.
         """
 

@@ -47,8 +47,9 @@ class FileServiceStub:
 
     What was committed stays when the call breaks off, for a day by default. GetFile returns it as committed_bytes. Another call
     with the same key, whose first offset is that number, goes on there. Data are committed every few MiB or seconds, whatever
-    comes first, so a break costs no more than that. A call that ends without a message with `last` commits what it has sent and
-    returns the file, which is not ready.
+    comes first, so a break costs no more than that; of a file of many GiB or hours, every up to 256 MiB or a minute. A file has at
+    most 8192 such parts: data beyond them are INVALID_ARGUMENT with the field data. A call that ends without a message with
+    `last`, or sends none for two minutes by default, commits what it has sent and returns the file, which is not ready.
 
     The answer to the message with `last` is the file, ready and durable. A content that has another size or SHA-256 than the
     first message says is INVALID_ARGUMENT with the field, file.ref.size_bytes or file.ref.sha256, and the file is removed.
@@ -83,8 +84,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
 
         What was committed stays when the call breaks off, for a day by default. GetFile returns it as committed_bytes. Another call
         with the same key, whose first offset is that number, goes on there. Data are committed every few MiB or seconds, whatever
-        comes first, so a break costs no more than that. A call that ends without a message with `last` commits what it has sent and
-        returns the file, which is not ready.
+        comes first, so a break costs no more than that; of a file of many GiB or hours, every up to 256 MiB or a minute. A file has at
+        most 8192 such parts: data beyond them are INVALID_ARGUMENT with the field data. A call that ends without a message with
+        `last`, or sends none for two minutes by default, commits what it has sent and returns the file, which is not ready.
 
         The answer to the message with `last` is the file, ready and durable. A content that has another size or SHA-256 than the
         first message says is INVALID_ARGUMENT with the field, file.ref.size_bytes or file.ref.sha256, and the file is removed.

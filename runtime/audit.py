@@ -160,7 +160,7 @@ class _Entry:
         self._fields: dict[str, str] = {"method": method, "peer": peer}
 
     def describe(self, fields: Mapping[str, str]) -> None:
-        self._fields.update(fields)
+        self._fields.update({name: value for name, value in fields.items() if value})
 
     def require_available(self) -> None:
         if not self.decided:
@@ -207,7 +207,10 @@ def recording() -> bool:
 
 
 def describe(**fields: str) -> None:
-    """Add fields to the record of the call that is being handled: ids, no content. Empty ones are left out."""
+    """Add fields to the record of the call that is being handled: ids, no content.
+
+    An empty one changes nothing: the later messages of a stream do not repeat what its first one says.
+    """
     if (entry := _entry.get()) is not None:
         entry.describe(fields)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
+from datetime import datetime
 from typing import Final
 
 from encryption import Encryption, KeysUnavailable
@@ -111,6 +112,10 @@ class EncryptedStore:
         async with aclosing(self._store.list(prefix)) as objects:
             async for item in objects:
                 yield item
+
+    async def remove_drafts(self, prefix: str, before: datetime) -> None:
+        """See Store."""
+        await self._store.remove_drafts(prefix, before)
 
     def _keys_of(self, name: str) -> Encryption:
         if self._encryption is None:

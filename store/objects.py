@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,8 @@ _READ_ATTEMPTS: Final = 3
 _RETRY_SECONDS: Final = 0.2
 _DELETED_AT_ONCE: Final = 1000
 _LISTED_AT_ONCE: Final = 1000
+_DRAFT: Final = re.compile(r".+#[0-9]+")
+"""The name of a file that the library writes until the object is whole. An object's name has no `#`."""
 _NO_BUCKET: Final = "NoSuchBucket"
 
 _T = TypeVar("_T")
@@ -176,6 +179,14 @@ class ObjectStore:
             for item in found:
                 yield ListedObject(item["path"], item["last_modified"])
 
+    async def remove_drafts(self, prefix: str, before: datetime) -> None:
+        """See Store."""
+        if self._folder is not None:
+            await self._require_folder()
+            with _errors():
+                # It may take long where there are many objects, so it has no timeout.
+                await asyncio.to_thread(_remove_drafts, self._folder / prefix, before.timestamp())
+
     async def _answer(self, asked: Awaitable[_T]) -> _T:
         """Return what the store answers. Raises StoreUnavailable, ObjectMissing."""
         with _errors():
@@ -210,6 +221,16 @@ def _errors() -> Iterator[None]:
 def _line(error: Exception) -> str:
     """Return the first line of a message, without the body of an answer: that may name the access key."""
     return next(iter(str(error).splitlines()), type(error).__name__).partition(": <")[0]
+
+
+def _remove_drafts(folder: Path, before: float) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in filter(_DRAFT.fullmatch, files):
+            path = Path(parent, name)
+            # A writer may have ended, or have been told to give up, meanwhile.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
 
 def _sync(folder: Path, name: str) -> None:

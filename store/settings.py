@@ -20,7 +20,8 @@ class StoreSettings(BaseSettings):
 
     url: str | None = None
     """Where files are stored: `file:///path`, a folder that all gateways and workers share, or `s3://bucket/prefix`.
-    Unset or empty: there are no files."""
+    Unset or empty: there are no files. A bucket needs a lifecycle rule that removes incomplete multipart
+    uploads."""
     endpoint: str | None = Field(None, pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")
     """URL of a server with the S3 API. Unset: AWS's own, in the region."""
     region: str = Field("us-east-1", min_length=1)

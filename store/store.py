@@ -79,6 +79,14 @@ class Store(Protocol):
         """Yield the objects under a prefix of folders, each with a `/`. The order is the store's."""
         ...
 
+    async def remove_drafts(self, prefix: str, before: datetime) -> None:
+        """Remove what writers that were killed have left under a prefix, if nobody has written to it since `before`.
+
+        list() does not yield it. Of a bucket it is the parts of uploads that were not completed: only a rule of the
+        bucket's lifecycle removes these.
+        """
+        ...
+
 
 def random_name(prefix: str, ending: str = "") -> str:
     """Return a name for new_name(). Raises ValueError for a prefix that is no folders."""

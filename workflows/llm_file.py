@@ -27,6 +27,8 @@ from workflows import activities
 
 _MAX_UPDATES: Final = 1000
 """Updates of one run. Temporal accepts 2000."""
+_MAX_SEGMENTS: Final = 8192
+"""Segments of one file. The record, which names them all, must fit into one payload: Temporal accepts 2 MiB."""
 _UPLOAD_TTL: Final = timedelta(days=1)
 _REMOVE_TIMEOUT: Final = timedelta(minutes=5)
 _REMOVE_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1))
@@ -120,17 +122,24 @@ class LLMFileWorkflow:
         return internal_pb2.FileRecord() if self._gone else self._record
 
     def _has(self, request: internal_pb2.CommitSegmentRequest) -> bool:
-        """Return whether the request was committed before, and its answer was lost."""
-        if self._gone or request.last != self._is_ready():
+        """Return whether the request was committed before, and its answer was lost.
+
+        Others may have committed more since. A segment's name is new, so it is enough to know it.
+        """
+        if self._gone:
             return False
         if request.HasField("segment"):
-            return bool(self._record.segments) and self._record.segments[-1].name == request.segment.name
-        return request.last and (request.offset, request.sha256) == (self._file.committed_bytes, self._file.ref.sha256)
+            return any(segment.name == request.segment.name for segment in self._record.segments)
+        committed = (self._is_ready(), self._file.committed_bytes, self._file.ref.sha256)
+        return (request.last, request.offset, request.sha256) == committed
 
     def _require_end(self, request: internal_pb2.CommitSegmentRequest) -> None:
-        """Raise ApplicationError unless the file is being uploaded and ends where the request begins."""
+        """Raise ApplicationError unless the file is being uploaded, ends where the request begins and has room left."""
         if self._gone or self._file.state != file_pb2.FILE_STATE_UPLOADING:
             raise ApplicationError("the file takes no more data", type=names.FILE_NOT_WRITABLE)
+        if request.HasField("segment") and len(self._record.segments) >= _MAX_SEGMENTS:
+            message = f"the file has {_MAX_SEGMENTS} segments, and takes no more"
+            raise ApplicationError(message, type=names.TOO_MANY_SEGMENTS)
         if request.offset != self._file.committed_bytes:
             message = f"the file has {self._file.committed_bytes} bytes, not {request.offset}"
             raise ApplicationError(message, type=names.WRONG_OFFSET)

@@ -11,10 +11,17 @@ _DRAIN_TIME: Final = timedelta(seconds=2)
 
 
 class ClientMessages:
-    """An iterator of messages. A cancel of its reader loses none."""
+    """An iterator of messages. A cancel of its reader loses none.
 
-    def __init__(self, messages: AsyncIterator[bytes]) -> None:
+    It ends when the client ends, and when a message has not come in time: a client that stalls must not hold for ever
+    what its call holds.
+    """
+
+    def __init__(self, messages: AsyncIterator[bytes], timeout: timedelta) -> None:
+        """`timeout` is the maximum wait for each message."""
         self._messages = messages
+        self._timeout = timeout
+        self._stalled = False
         self._coming: asyncio.Future[bytes | None] | None = None
 
     def __aiter__(self) -> "ClientMessages":
@@ -22,9 +29,15 @@ class ClientMessages:
 
     async def __anext__(self) -> bytes:
         """Return the next message. Raises what the messages raise."""
+        if self._stalled:
+            raise StopAsyncIteration
         if self._coming is None:
             self._coming = asyncio.ensure_future(anext(self._messages, None))
-        message = await asyncio.shield(self._coming)
+        await asyncio.wait({self._coming}, timeout=self._timeout.total_seconds())
+        if not self._coming.done():
+            self._stalled = True
+            raise StopAsyncIteration
+        message = self._coming.result()
         if message is None:
             # The future stays, so that every later call ends, too.
             raise StopAsyncIteration

@@ -1,9 +1,17 @@
 """The changes that calls of the API make. Each is recorded in the audit log first."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from temporalio.client import Client, Schedule, ScheduleHandle, WorkflowHandle
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleHandle,
+    WorkflowHandle,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.service import RPCError, RPCStatusCode
 
 from runtime import audit
 from runtime.temporal import RPC_TIMEOUT
@@ -44,14 +52,32 @@ class Effects:
             **options,
         )
 
-    async def update(self, workflow_id: str, name: str, *arguments: Any, result_type: type | None = None) -> Any:
+    async def update(
+        self,
+        workflow_id: str,
+        name: str,
+        *arguments: Any,
+        update_id: str | None = None,
+        result_type: type | None = None,
+    ) -> Any:
         """Update a workflow and return the update's result.
 
-        Raises AuditUnavailable; RPCError: NOT_FOUND for a workflow that has ended, too; WorkflowUpdateFailedError.
+        A repeat with the same `update_id` gets the result of the first one, as long as the run is the same. Raises
+        AuditUnavailable; RPCError: NOT_FOUND for a workflow that has ended, too, DEADLINE_EXCEEDED for one that does
+        not answer in time; WorkflowUpdateFailedError.
         """
         await audit.allow()
         handle = self._client.get_workflow_handle(workflow_id)
-        return await handle.execute_update(name, args=arguments, result_type=result_type, rpc_timeout=RPC_TIMEOUT)
+        try:
+            return await handle.execute_update(
+                name, args=arguments, id=update_id, result_type=result_type, rpc_timeout=RPC_TIMEOUT
+            )
+        except WorkflowUpdateRPCTimeoutOrCancelledError as error:
+            # The client takes the cancel of its caller for an error of the call, too.
+            if not isinstance(error.__cause__, RPCError):
+                raise asyncio.CancelledError from error
+            message = "Temporal has not answered an update in time"
+            raise RPCError(message, RPCStatusCode.DEADLINE_EXCEEDED, b"") from error
 
     async def signal(self, workflow_id: str, name: str, argument: Any) -> None:
         """Signal a workflow. Raises AuditUnavailable and RPCError: NOT_FOUND for a workflow that has ended, too."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any, Final
 
 import grpc
@@ -86,7 +87,10 @@ class RequestInterceptor(Interceptor):
         refused: Mapping[str, Refused],
         answers: Answers,
         max_job_bytes: int,
+        message_timeout: timedelta,
     ) -> None:
+        """`message_timeout` is the maximum wait for the next message of a client that streams."""
+        self._message_timeout = message_timeout
         self._count = count
         self._bounds = bounds
         self._refused = refused
@@ -124,7 +128,7 @@ class RequestInterceptor(Interceptor):
         if handler.response_streaming:
             return with_behavior(handler, _stream(handle, self._count, admit, self._answers), parses=False)
         if handler.request_streaming:
-            streamed = _client_stream(handle, self._count, admit, self._answers)
+            streamed = _client_stream(handle, self._count, admit, self._answers, self._message_timeout)
             return with_behavior(handler, streamed, parses=False, serializes=False)
         unary = _unary(handle, self._count, admit, self._answers, LARGE_ANSWERS.get(name, 0), writes=name in WRITES)
         return with_behavior(handler, unary, parses=False, serializes=False)
@@ -172,11 +176,11 @@ def _unary(handle: Any, count: Count, admit: Admit, answers: Answers, large: int
     return call
 
 
-def _client_stream(handle: Any, count: Count, admit: Admit, answers: Answers) -> Any:
+def _client_stream(handle: Any, count: Count, admit: Admit, answers: Answers, timeout: timedelta) -> Any:
     """Wrap a method whose client streams. The method bounds the memory of the requests, and what it does is a write."""
 
     async def call(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        coming = ClientMessages(requests)
+        coming = ClientMessages(requests, timeout)
 
         async def admitted() -> AsyncGenerator[Message, None]:
             async for data in coming:

@@ -154,6 +154,7 @@ async def serving_api(
                 {"Submit": service.submit_refused},
                 answers,
                 settings.max_job_bytes,
+                settings.upload_stall_timeout,
             )
         ],
         refusal,

@@ -14,8 +14,10 @@ from services.http.failures import Failure, bad_request
 from services.http.settings import HttpSettings
 
 _FILE: Final = "file"
+_MAX_FIELDS: Final = 20
+"""Maximum number of fields before the file."""
 _MAX_FIELDS_BYTES: Final = 64 * 1024
-"""Maximum size of all fields before the file, with their heads."""
+"""Maximum size of all fields before the file, with their heads and the head of the file."""
 _DRAINED_BYTES: Final = 32 * 1024 * 1024
 _CLOSE: Final = {"Connection": "close"}
 
@@ -52,15 +54,22 @@ class UploadForm:
         self._headers: dict[bytes, bytes] = {}
         self._field: str | None = None
         self._data = bytearray()
+        self._parts = 0
         self._fields_bytes = 0
         self._in_file = False
         self._file_ended = False
         self._ended = False
 
     async def read_fields(self) -> None:
-        """Read up to the file. Raises Failure: 400 for a form without one, 408 for one that does not come in time."""
+        """Read up to the file.
+
+        Raises Failure: 400 for a form without one, or with fields beyond the bounds; 408 for fields that do not all
+        come in time.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + self._seconds
         while not self._in_file and not self._file_ended:
-            if self._ended or not await self._feed():
+            if self._ended or not await self._feed(until - now()):
                 raise bad_request(Violation(_FILE, "is required, as the last part of the form"))
 
     async def content(self) -> AsyncGenerator[bytes, None]:
@@ -72,7 +81,7 @@ class UploadForm:
                 yield data
             elif self._ended:
                 return
-            elif not await self._feed():
+            elif not await self._feed(self._seconds):
                 raise bad_request(message="the form is cut off")
 
     async def drain(self) -> None:
@@ -87,20 +96,19 @@ class UploadForm:
         except (TimeoutError, ClientDisconnect):
             return
 
-    async def _feed(self) -> bool:
-        """Parse the next piece of the body; return False after the last one."""
+    async def _feed(self, seconds: float) -> bool:
+        """Parse the next piece of the body; return False after the last one. Raises Failure, 408 after the seconds."""
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 piece = await anext(self._body, None)
         except TimeoutError:
-            words = f"the body has stalled for {self._seconds:g} s"
+            where = "stalled" if self._in_file else "not come as far as its file"
+            words = f"the body has {where} for {self._seconds:g} s"
             raise Failure(HTTPStatus.REQUEST_TIMEOUT, words, headers=_CLOSE) from None
         except ClientDisconnect:
             raise bad_request(message="the client has gone") from None
         if piece is None:
             return False
-        if not self._in_file:
-            self._fields_bytes += len(piece)
         try:
             self._parser.write(piece)
         except FormParserError:
@@ -110,12 +118,17 @@ class UploadForm:
     def _begin_part(self) -> None:
         if self._file_ended:
             raise bad_request(message="the file must be the last part of the form")
+        self._parts += 1
+        if self._parts > _MAX_FIELDS + 1:
+            raise bad_request(message=f"the form has more than {_MAX_FIELDS} fields before the file")
         self._headers = {}
 
     def _take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._name += data[start:end]
 
     def _take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._value += data[start:end]
 
     def _end_header(self) -> None:
@@ -134,9 +147,9 @@ class UploadForm:
             raise bad_request(Violation(name, "is there more than once"))
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
+        if not self._in_file:
+            self._count(end - start)
         self._data += data[start:end]
-        if not self._in_file and len(self._data) + sum(map(len, self.fields.values())) > _MAX_FIELDS_BYTES:
-            raise bad_request(message=f"the fields before the file have more than {_MAX_FIELDS_BYTES} bytes")
 
     def _end_part(self) -> None:
         if self._in_file:
@@ -147,3 +160,9 @@ class UploadForm:
 
     def _end(self) -> None:
         self._ended = True
+
+    def _count(self, size: int) -> None:
+        """Count what comes before the content of the file. Raises Failure beyond the bound."""
+        self._fields_bytes += size
+        if self._fields_bytes > _MAX_FIELDS_BYTES:
+            raise bad_request(message=f"the fields before the file have more than {_MAX_FIELDS_BYTES} bytes")

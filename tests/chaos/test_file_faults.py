@@ -156,10 +156,10 @@ async def test_the_sweeper_removes_old_objects_that_no_file_has_and_no_others(pl
         for path in named:
             os.utime(path, (long_ago, long_ago))
         (some,) = {path.parent for path in named if file.ref.file_id in str(path)}
-        unknown = place.store / "files" / "-" / f"file-{'0' * 64}" / "0"
+        unknown = place.store / "files" / "-" / f"file-{'0' * 64}" / ("0" * 32)
         unknown.mkdir(parents=True)
-        left = [some / "left-behind", unknown / "left-behind"]
-        young = some / "young"
+        left = [some / ("0" * 32), unknown / f"{'0' * 32}.enc", unknown / f"{'1' * 32}#1"]
+        young = some / ("2" * 32)
         for path in (*left, young):
             path.write_bytes(b"bytes that no record names")
         for path in left:
@@ -216,3 +216,23 @@ async def test_files_in_a_bucket_outlive_its_server(tmp_path: Path) -> None:
             assert await refusal(upload(stub, begun, b"abcdef", 3)) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
             assert (await get(stub, of_key(begun))).committed_bytes == 3
     assert isinstance(server, S3Server)
+
+
+async def test_an_object_of_another_name_stays_and_ends_no_sweep(place: Place) -> None:
+    folder = place.store / "files"
+    of_a_file = folder / "-" / f"file-{'1' * 64}" / ("1" * 32)
+    of_a_file.mkdir(parents=True)
+    strangers = [folder / "stranger", folder / "-" / "stranger", of_a_file / "stranger"]
+    left = of_a_file / ("1" * 32)
+    long_ago = time.time() - 3600
+    for path in (*strangers, left):
+        path.write_bytes(b"bytes that no record names")
+        os.utime(path, (long_ago, long_ago))
+    await until(lambda: not left.exists())
+    left.write_bytes(b"left behind once more")
+    os.utime(left, (long_ago, long_ago))
+    await until(lambda: not left.exists())
+    assert place.gateway.running, "the gateway goes on"
+    assert all(path.exists() for path in strangers)
+    for path in strangers:
+        path.unlink()

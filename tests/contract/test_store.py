@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,23 @@ async def test_a_killed_writer_leaves_nothing_that_anybody_sees(folder: Path, in
     assert await names(in_folder) == []
     with pytest.raises(ObjectMissing):
         await read(in_folder, StoredObject("files/a/0", 10 * MIB))
+
+    (draft,) = (folder / "files" / "a").iterdir()
+    whole = await put(in_folder, b"1")
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    await in_folder.remove_drafts("files/", an_hour_ago)
+    assert draft.exists(), "it may still be written"
+    for path in (draft, folder / whole.name):
+        os.utime(path, (0, 0))
+    await in_folder.remove_drafts("files/", an_hour_ago)
+    assert not draft.exists()
+    assert await read(in_folder, whole) == b"1"
+
+
+async def test_a_store_without_drafts_removes_none(store: Store) -> None:
+    stored = await put(store, b"1")
+    await store.remove_drafts("files/", datetime.now(UTC) + timedelta(hours=1))
+    assert await read(store, stored) == b"1"
 
 
 async def test_a_shortened_object_is_no_content(folder: Path, in_folder: ObjectStore, keys: Keys) -> None:

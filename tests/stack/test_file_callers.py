@@ -178,3 +178,13 @@ async def test_uploads_and_deletions_are_recorded(callers: Callers, audit_log: P
     }
     assert "xyzzy" not in written
     assert "notes.txt" not in written
+
+
+async def test_the_record_of_a_continued_upload_names_its_user_and_its_file(callers: Callers, audit_log: Path) -> None:
+    acme, key = callers.of("acme"), new_file(file={"user_id": "continues"})
+    file = await upload(acme, key, b"abc", last=False)
+    await upload(acme, key, b"abcdef", 3, piece=1)
+
+    written = await asyncio.to_thread(audit_log.read_text)
+    records = [json.loads(line) for line in written.splitlines() if "continues" in line]
+    assert [(record["method"], record["file"]) for record in records] == [("UploadFile", file.ref.file_id)] * 2

@@ -134,3 +134,48 @@ async def test_a_large_upload_is_not_buffered(stack: Stack, client: AsyncOpenAI)
     assert most[0] < 100 * MIB
     assert most[1] < 100 * MIB
     await client.files.delete(created.id)
+
+
+def _field(name: str, value: str = "1") -> bytes:
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
+_LONG = "n" * 3500
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (b"".join(_field(f"n{n}") for n in range(1000)), "more than 20 fields"),
+        (_field("purpose", "p" * 70_000), "more than 65536 bytes"),
+        (b"".join(_field(f"{_LONG}{n}") for n in range(20)), "more than 65536 bytes"),
+    ],
+)
+async def test_the_fields_of_a_form_are_bounded_before_they_are_read(
+    http: httpx.AsyncClient, fields: bytes, message: str
+) -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = await http.post("/v1/files", content=fields + _field("file") + b"--x--\r\n", headers=form)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+async def test_the_fields_of_a_form_have_one_deadline(stack: Stack) -> None:
+    """However steadily its bytes come."""
+    process = stack.add("http", {"HTTP_REQUEST_TIMEOUT": "PT2S"})
+    await process.start()
+    await process.wait_ready()
+    host, _, port = stack.address(process.name).rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + _field("purpose", "")[:-2]
+    )
+    answer = asyncio.create_task(reader.readline())
+    async with asyncio.timeout(60):
+        while not answer.done():
+            writer.write(b"p")
+            await asyncio.wait({answer}, timeout=0.2)
+    assert answer.result().split()[1] == b"408"
+    writer.close()
+    await process.terminate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ class TemporalProxy(grpc.GenericRpcHandler):
         """Methods whose calls are not answered."""
         self.delays: dict[str, float] = {}
         """Delay of each answer in seconds, by method name."""
+        self.lost: dict[str, tuple[grpc.StatusCode, Callable[[], Awaitable[None]]]] = {}
+        """The status that the next call gets in place of its answer, and what happens before, by method name."""
         self.running: Counter[str] = Counter()
         self.peaks: Counter[str] = Counter()
         """Maximum number of concurrent calls so far, by method name. `running` is the current number."""
@@ -57,6 +59,10 @@ class TemporalProxy(grpc.GenericRpcHandler):
                 )
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            if name in self.lost:
+                code, meanwhile = self.lost.pop(name)
+                await meanwhile()
+                await context.abort(code, "the answer was lost")
             return answer
 
         return grpc.unary_unary_rpc_method_handler(call)

@@ -13,6 +13,9 @@ SEGMENT_BYTES: Final = 4 * 1024 * 1024
 """Size from which a segment takes no further message, so that a segment is at most a message larger."""
 SEGMENT_TIME: Final = timedelta(seconds=5)
 """Time after which a segment takes no further message, however small it is: what a break can cost a slow client."""
+_GROWTH: Final = 128
+"""Number of segments after which both grow by as much again. So a file of 1 TiB fits into the segments of a record."""
+_MAX_SEGMENT_TIME: Final = timedelta(minutes=1)
 
 
 class Incoming:
@@ -34,15 +37,17 @@ class Incoming:
             self._take(message)
         return bool(self._head)
 
-    async def segment(self) -> AsyncGenerator[bytes, None]:
-        """Yield the data of a segment that has begun."""
+    async def segment(self, number: int) -> AsyncGenerator[bytes, None]:
+        """Yield the data of a segment that has begun. `number` is that of the segments before it in the file."""
         loop = asyncio.get_running_loop()
-        size, until = 0, loop.time() + SEGMENT_TIME.total_seconds()
+        growth = 1 + number // _GROWTH
+        most = growth * SEGMENT_BYTES
+        size, until = 0, loop.time() + min(growth * SEGMENT_TIME, _MAX_SEGMENT_TIME).total_seconds()
         while self._head:
             data, self._head = self._head, b""
             size += len(data)
             yield data
-            while not self._head and not self.last and size < SEGMENT_BYTES:
+            while not self._head and not self.last and size < most:
                 if (message := await self._next(until - loop.time())) is None:
                     return
                 self._take(message)

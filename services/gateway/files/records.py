@@ -20,6 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
 from jobs import names, options
+from jobs.field_rules import Violation
 from jobs.ids import file_workflow_id, tenant_of
 from jobs.memo import to_memo
 from jobs.search import about_user, user_value
@@ -30,6 +31,7 @@ from services.gateway.errors import (
     ApiError,
     file_key_reused,
     file_not_found,
+    invalid,
     store_unavailable,
     temporal_unavailable,
     upload_overtaken,
@@ -42,6 +44,7 @@ from store.store import Store, StoreUnavailable
 _log = logging.getLogger(__name__)
 _MIN_TTL: Final = timedelta(minutes=1)
 _COMMIT_TIME: Final = timedelta(seconds=30)
+_TOO_MANY_SEGMENTS: Final = "came in too many small parts for one file; upload it anew, with more data in each call"
 _RETRY_SECONDS: Final = 0.2
 
 
@@ -65,12 +68,18 @@ class FileRecords:
         self._encryption = encryption
 
     async def begin(self, caller: Caller, first: file_pb2.UploadFileRequest, id_: str) -> file_pb2.File:
-        """Return the file under the key of an upload, which is new or has the same description."""
+        """Return the file under the key of an upload, which is new or has the same description.
+
+        Raises ApiError INVALID_ARGUMENT for a new one whose time has come, and what its callees raise.
+        """
         workflow_id = file_workflow_id(id_, caller.tenant)
         if (found := await self._found(workflow_id, first)) is not None:
             return found
         now = datetime.now(UTC)
         declared = first.file
+        # Only here: a repeat may come later.
+        if declared.HasField("expire_time") and declared.expire_time.ToDatetime(UTC) <= now:
+            raise invalid([Violation("file.expire_time", "must be in the future")])
         await self._quotas.take(caller.tenant, id_, declared.ref.size_bytes)
         file = file_pb2.File(
             ref=declared.ref,
@@ -147,46 +156,60 @@ class FileRecords:
     async def commit(
         self, workflow_id: str, id_: str, commit: internal_pb2.CommitSegmentRequest, began: float
     ) -> file_pb2.File:
-        """Commit a segment, and return the file. A repeat of the update changes nothing.
+        """Commit a segment, and return the file, which ends with it. A repeat of the update changes nothing.
 
         `began` is the loop's time when the segment's object was begun. Raises ApiError ABORTED when another upload was
-        faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota.
+        faster, NOT_FOUND when the file is gone, RESOURCE_EXHAUSTED beyond a quota, INVALID_ARGUMENT beyond the maximum
+        number of segments.
         """
         try:
             await self._quotas.take(tenant_of(workflow_id), id_, commit.offset + commit.segment.size)
         except ApiError:
-            await self._discard(commit)
+            await self._discard(workflow_id, commit)
             raise
         now = asyncio.get_running_loop().time
         until = now() + _COMMIT_TIME.total_seconds()
+        update_id = uuid.uuid4().hex
         while True:
             if now() - began > self._settings.file_sweep_age.total_seconds() / 2:
                 raise temporal_unavailable("this gateway was suspended while it handled the call; call again")
             try:
                 file: file_pb2.File = await self._effects.update(
-                    workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, result_type=file_pb2.File
+                    workflow_id, names.UPDATE_COMMIT_SEGMENT, commit, update_id=update_id, result_type=file_pb2.File
                 )
             except WorkflowUpdateFailedError as error:
                 if isinstance(error.cause, ApplicationError):
-                    await self._discard(commit)
+                    await self._discard(workflow_id, commit)
+                    if error.cause.type == names.TOO_MANY_SEGMENTS:
+                        raise invalid([Violation("data", _TOO_MANY_SEGMENTS)]) from error
                     raise await self._refusal(workflow_id, id_) from error
                 # The record was continued in a new run while it had the update.
                 _log.info("%s did not take a commit: %r", workflow_id, error.cause)
             except RPCError as error:
                 if error.status == RPCStatusCode.NOT_FOUND:
-                    await self._discard(commit)
+                    await self._discard(workflow_id, commit)
                     raise file_not_found(id_) from error
                 if now() > until:
                     raise
                 _log.info("%s did not take a commit: %s %s", workflow_id, error.status.name, error)
             else:
+                if file.committed_bytes != commit.offset + commit.segment.size:
+                    # Its answer was lost, and another upload has gone on before the repeat.
+                    raise upload_overtaken(file.committed_bytes)
                 return file
             await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _discard(self, commit: internal_pb2.CommitSegmentRequest) -> None:
-        """Remove an object that was not committed. The sweeper finds what stays."""
-        with suppress(StoreUnavailable):
-            await self._store.delete([commit.segment.name] if commit.segment.name else [])
+    async def _discard(self, workflow_id: str, commit: internal_pb2.CommitSegmentRequest) -> None:
+        """Remove the object of a refused commit, unless the record names it: then an earlier try has committed it.
+
+        The sweeper finds what stays.
+        """
+        if not commit.segment.name:
+            return
+        with suppress(StoreUnavailable, ApiError, RPCError):
+            record = await self._reader.record_of(workflow_id)
+            if all(segment.name != commit.segment.name for segment in record.segments):
+                await self._store.delete([commit.segment.name])
 
     async def _refusal(self, workflow_id: str, id_: str) -> Exception:
         description = await self._reader.find(workflow_id)

@@ -6,6 +6,7 @@ one whose commit is under way, so only an old one is removed: see GATEWAY_FILE_S
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from temporalio import activity
 from temporalio.service import RPCError
 
 from encryption import KeysUnavailable
+from encryption.tenants import TENANT_PATTERN
 from jobs import names
 from jobs.ids import FILE_ID_PATTERN, file_workflow_id
 from llm_pb import internal_pb2
@@ -23,10 +25,16 @@ from services.gateway.errors import ApiError
 from services.gateway.files.outputs import OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.settings import GatewaySettings
+from store.encrypted import ENDING
 from store.store import Store, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 _FOLDER: Final = "files/"
+_NAME: Final = re.compile(
+    rf"{_FOLDER}(?P<tenant>-|{TENANT_PATTERN.pattern})/(?P<file_id>{FILE_ID_PATTERN.pattern})"
+    rf"/[0-9a-f]{{32}}/[0-9a-f]{{32}}({re.escape(ENDING)})?"
+)
+"""The name of an object of a file: see FileRecords.begin() and Store.new_name()."""
 _AT_ONCE: Final = 100
 """Objects that are removed with one request, where the store can."""
 _PAUSE_SECONDS: Final = 0.05
@@ -71,17 +79,27 @@ class Sweeper:
             except (StoreUnavailable, RPCError, ApiError, KeysUnavailable, PayloadError) as error:
                 # The next one begins anew.
                 _log.warning("the sweep of the store has not come to its end: %r", error)
+            except Exception:  # noqa: BLE001  # whatever it was, the gateway has to go on
+                _log.exception("the sweep of the store has failed")
 
     async def sweep(self) -> int:
-        """Remove old objects that no file has; return how many. Raises the errors of the store and of the reader."""
+        """Remove old objects that no file has; return how many. What killed writers have left is removed, too.
+
+        Raises the errors of the store and of the reader.
+        """
+        await self._store.remove_drafts(_FOLDER, datetime.now(UTC) - self._settings.file_sweep_age)
         removed, known_prefix = 0, ""
         named: frozenset[str] = frozenset()
         unnamed: list[str] = []
+        strangers, stranger = 0, ""
         async for name in self._old_objects():
+            if (found := _NAME.fullmatch(name)) is None:
+                strangers, stranger = strangers + 1, name
+                continue
             # The objects of a file mostly come together.
             prefix = name.rpartition("/")[0]
             if prefix != known_prefix:
-                named, known_prefix = await self._named(name), prefix
+                named, known_prefix = await self._named(found["tenant"], found["file_id"]), prefix
                 await asyncio.sleep(_PAUSE_SECONDS)
             if name not in named:
                 unnamed.append(name)
@@ -90,6 +108,8 @@ class Sweeper:
                 await self._store.delete(unnamed)
                 unnamed = []
         await self._store.delete(unnamed)
+        if strangers:
+            _log.warning("%d objects are none of a file by their names, and stay, such as %s", strangers, stranger)
         return removed
 
     async def _old_objects(self) -> AsyncIterator[str]:
@@ -98,12 +118,8 @@ class Sweeper:
                 if datetime.now(UTC) - item.modified > self._settings.file_sweep_age:
                     yield item.name
 
-    async def _named(self, name: str) -> frozenset[str]:
-        """Return the objects of the file to which an object belongs by its name."""
-        _, tenant, file_id, *_ = name.split("/")
-        if FILE_ID_PATTERN.fullmatch(file_id) is None:
-            _log.warning("an object has a name that no object of a file has, and stays: %s", name)
-            return frozenset([name])
+    async def _named(self, tenant: str, file_id: str) -> frozenset[str]:
+        """Return the objects of a file. `tenant` is as in the names of objects."""
         workflow_id = file_workflow_id(file_id, "" if tenant == "-" else tenant)
         if await self._reader.find(workflow_id) is None:
             return frozenset()

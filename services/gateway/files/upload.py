@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime
 
 from jobs import file_rules
 from jobs.field_rules import Violation
@@ -73,9 +72,6 @@ class Uploads:
         if declared.ref.size_bytes > self._settings.file_max_bytes:
             rule = f"must be at most {self._settings.file_max_bytes}"
             violations.append(Violation("file.ref.size_bytes", rule))
-        # A later time is cut, so a repeat of an upload must not fail because its time has come nearer.
-        if declared.HasField("expire_time") and declared.expire_time.ToDatetime(UTC) <= datetime.now(UTC):
-            violations.append(Violation("file.expire_time", "must be in the future"))
         return violations
 
     async def _receive(
@@ -95,7 +91,7 @@ class Uploads:
 
         async def hashed() -> AsyncGenerator[bytes, None]:
             nonlocal size
-            async with aclosing(incoming.segment()) as pieces:
+            async with aclosing(incoming.segment(len(segments))) as pieces:
                 async for piece in pieces:
                     size += len(piece)
                     self._check_size(declared, size)

@@ -1,11 +1,11 @@
 """The paths under `/v1/files`."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -81,29 +81,17 @@ class Files:
             raise unsupported("order", "files are listed with the newest first")
         limit = limit_of(query.get("limit", str(_DEFAULT_LIMIT)), _MAX_LIMIT)
         after = query.get("after", "")
-        page: list[dict[str, Any]] = []
-        found, more, scanned = not after, False, 0
         with self._front.gateway.of(request).files("ListFiles") as files:
             async with aclosing(files.list(purpose=query.get("purpose", ""), page_size=_PAGE_SIZE)) as listed:
-                async for file in listed:
-                    scanned += 1
-                    if found and len(page) == limit:
-                        more = True
-                        break
-                    if found:
-                        page.append(file_object(file))
-                    found = found or file.ref.file_id == after
-                    if scanned == _MAX_SCANNED:
-                        break
-        if not found:
-            raise invalid("after", "is no file of the list")
+                page = await page_of(listed, after, limit)
+        objects = [file_object(file) for file in page.files]
         return answered(
             {
                 "object": "list",
-                "data": page,
-                "first_id": page[0]["id"] if page else None,
-                "last_id": page[-1]["id"] if page else None,
-                "has_more": more,
+                "data": objects,
+                "first_id": objects[0]["id"] if objects else None,
+                "last_id": objects[-1]["id"] if objects else None,
+                "has_more": page.has_more,
             }
         )
 
@@ -135,6 +123,34 @@ class Files:
         with self._front.gateway.of(request).files("DeleteFile") as files:
             await files.delete(id_)
         return answered({"id": id_, "object": "file", "deleted": True})
+
+
+class Page(NamedTuple):
+    """A page of a list of files."""
+
+    files: list[file_pb2.File]
+    has_more: bool
+    """Whether there are files after it, also ones that are beyond what a request looks at."""
+
+
+async def page_of(listed: AsyncIterator[file_pb2.File], after: str, limit: int) -> Page:
+    """Return the page that follows the file `after`, or the first one. Raises InvalidBody for a file that is not found.
+
+    The gateway does not seek, so a page costs the files before it. One request looks at 20,000.
+    """
+    files: list[file_pb2.File] = []
+    found, more, scanned = not after, False, 0
+    async for file in listed:
+        if len(files) == limit or scanned == _MAX_SCANNED:
+            more = True
+            break
+        scanned += 1
+        if found:
+            files.append(file)
+        found = found or file.ref.file_id == after
+    if not found:
+        raise invalid("after", f"is not among the newest {_MAX_SCANNED} files" if more else "is no file of the list")
+    return Page(files, more)
 
 
 def file_object(file: file_pb2.File) -> dict[str, Any]:
