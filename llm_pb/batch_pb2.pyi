@@ -177,7 +177,9 @@ class BatchRequest(_message.Message):
 
     @_builtins.property
     def notify(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyTarget]:
-        """The targets to which the outcome of the batch is delivered, whatever it is. At most 4. Default: the operator's."""
+        """The targets to which the outcome of the batch is delivered, whatever it is. At most 4. Default: the operator's. This version
+        refuses targets, and delivers nothing.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -326,7 +328,7 @@ class BatchStatus(_message.Message):
 
     @_builtins.property
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyStatus]:
-        """The delivery of the outcome, one for each target. Set in a final state."""
+        """The delivery of the outcome, one for each target. Set in a final state. Empty in this version."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

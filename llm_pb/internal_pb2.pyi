@@ -1699,7 +1699,7 @@ class ChunkRequest(_message.Message):
 
     @_builtins.property
     def price(self) -> _llm_pb2.ModelPrice:
-        """The model's price. Unset without one."""
+        """The model's price, as JobOptions.price. Unset without one."""
 
     def __init__(
         self,

@@ -61,6 +61,8 @@ class Chunks:
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
         self._batch.ClearField("input")
+        self.incomplete = False
+        """Whether a chunk has ended with items left that do not run any more."""
         self.failure: batches.Stop | None = None
         """Why the batch cannot go on."""
 
@@ -73,6 +75,10 @@ class Chunks:
     def all_begun(self) -> bool:
         """Whether there is no chunk left to begin."""
         return self._next == len(self._all)
+
+    def finished(self) -> bool:
+        """Return whether every item has ended by itself."""
+        return self.all_begun and not self._running and not self.incomplete
 
     @property
     def idle(self) -> bool:
@@ -101,12 +107,18 @@ class Chunks:
                 continue
             before = batches.done_count(running.result)
             self._settle(running)
-            if batches.is_done(running.result, running.chunk) or self.failure is not None:
+            if batches.is_done(running.result, running.chunk):
+                yield self._ended(number)
+                continue
+            # Workers see the end of the window by themselves, maybe a little earlier than the workflow's timer.
+            if self.failure is not None or workflow.now() >= self._run.options.expire_time.ToDatetime(UTC):
+                self.incomplete = True
                 yield self._ended(number)
                 continue
             running.idle_starts = running.idle_starts + 1 if batches.done_count(running.result) == before else 0
             if running.idle_starts == _MAX_IDLE_STARTS:
                 self.failure = batches.stop_failed(batches.CHUNK_FAILED, f"chunk {number} does not get on")
+                self.incomplete = True
                 yield self._ended(number)
                 continue
             self._start(running)

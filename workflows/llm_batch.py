@@ -108,9 +108,13 @@ class LLMBatchWorkflow:
         if self._stop is None:
             if self._cancellation.error is not None:
                 self._stop = batches.stop_cancelled(errors.message_of(self._cancellation.error))
-            elif self._window is not None and self._window.done():
+            elif self._has_to_stop() or workflow.now() >= self._run.options.expire_time.ToDatetime(UTC):
                 self._stop = batches.stop_expired()
         return self._stop is not None
+
+    def _has_to_stop(self) -> bool:
+        """Return whether the batch was cancelled or its window is over. For conditions, which must change nothing."""
+        return self._cancellation.error is not None or (self._window is not None and self._window.done())
 
     async def _plan(self) -> None:
         """Plan the batch, unless it has to stop meanwhile."""
@@ -128,15 +132,16 @@ class LLMBatchWorkflow:
             retry_policy=STEP_RETRIES,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
-        await self._cancellation.wait(lambda: planning.done() or self._is_over())
+        await self._cancellation.wait(lambda: planning.done() or self._has_to_stop())
         planning.cancel()
         await self._cancellation.wait(planning.done)
+        stopped = self._is_over()
         try:
             plan = planning.result()
         except asyncio.CancelledError:
             return
         except ActivityError as error:
-            if self._stop is None:
+            if not stopped:
                 cause = error.cause if isinstance(error.cause, ApplicationError) else None
                 reason = (cause.type if cause else None) or "PLAN_FAILED"
                 self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
@@ -153,20 +158,18 @@ class LLMBatchWorkflow:
     async def _run_chunks(self) -> None:
         """Run the chunks until all have ended or the batch has to stop. May continue as a new run."""
         chunks, full = Chunks(self._run, self._id, self._tenant), False
-        while not self._is_over():
+        while not chunks.finished() and not self._is_over():
             full = full or workflow.info().is_continue_as_new_suggested()
             if not full:
                 chunks.begin()
                 if not self._progress.HasField("start_time"):
                     self._progress.start_time.FromDatetime(workflow.now())
             if chunks.idle:
-                if chunks.all_begun:
-                    break
                 self._progress.ended_chunks = chunks.next_number
                 workflow.continue_as_new(self._run)
-            await self._cancellation.wait(lambda: chunks.has_news() or self._is_over())
+            await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
             self._note(chunks.take())
-            self._stop = self._stop or chunks.failure or self._spent()
+            self._stop = self._stop or chunks.failure or (None if chunks.finished() else self._spent())
             if len(self._progress.recent) >= _MAX_RECENT:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING

@@ -45,7 +45,8 @@ class BatchActivities:
         """Read and check the lines, and write the plan to the store. Raises INPUT_GONE for a file that is gone."""
         batch, tenant = request.batch, request.tenant
         try:
-            creator = Caller(tenant, "", frozenset(request.scopes), user_id=batch.user_id)
+            # Whether the creator may see the file was checked when the batch was created.
+            creator = Caller(tenant, "", frozenset(request.scopes))
             record = await self._reader.record(creator, batch.input.file_id)
         except ApiError as error:
             gone = batches.INPUT_GONE

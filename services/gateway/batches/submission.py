@@ -131,6 +131,8 @@ class BatchSubmission:
     async def check(self, request: batch_pb2.CreateBatchRequest) -> list[Violation]:
         """Return the violations of the operator's settings."""
         most, window = self._settings.batch_max_window, request.batch.window
+        if request.batch.notify:
+            return [Violation("batch.notify", "is not supported here: watch the batch, or look at it later")]
         if window.seconds + window.nanos / 1e9 > most.total_seconds():
             return [Violation("batch.window", f"must be at most {most}")]
         return []
