@@ -50,7 +50,7 @@ async def test_an_error_that_nobody_expects_is_logged_and_the_next_sweep_comes(
 ) -> None:
     store = _Broken()
     settings = GatewaySettings(file_sweep_interval=timedelta(milliseconds=10))
-    sweeping = asyncio.create_task(Sweeper(store, None, settings).keep_sweeping())  # type: ignore[arg-type]
+    sweeping = asyncio.create_task(Sweeper(store, None, None, settings).keep_sweeping())  # type: ignore[arg-type]
     waiting = asyncio.create_task(store.listed_again.wait())
     await asyncio.wait({sweeping, waiting}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     assert not sweeping.done(), "the sweeper has ended"
