@@ -91,11 +91,11 @@ async def test_schedules_of_another_tenant_do_not_exist(stack: Stack, tmp_path: 
 
 async def test_a_job_beyond_the_quota_is_refused_and_the_schedule_goes_on(stack: Stack, tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
-    key = file.add(SCOPES, tenant="acme")
+    key = file.add(SCOPES, tenant="limited")
     settings = {
         "GATEWAY_API_KEYS_FILE": str(file.path),
         "GATEWAY_WORKFLOW_QUEUE": "schedules-of-quotas",
-        "GATEWAY_TENANTS": json.dumps({"acme": {"max_open_jobs": 1}}),
+        "GATEWAY_TENANTS": json.dumps({"limited": {"max_open_jobs": 1}}),
     }
     async with gateways(stack, settings) as [(channel, gateway)]:
         schedules, jobs = CallsAs(ScheduleServiceStub(channel), key), CallsAs(LlmServiceStub(channel), key)
@@ -123,11 +123,11 @@ async def test_a_job_beyond_the_quota_is_refused_and_the_schedule_goes_on(stack:
 
 async def test_the_jobs_of_a_schedule_use_the_quota_of_tokens(stack: Stack, tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
-    key = file.add(SCOPES, tenant="acme")
+    key = file.add(SCOPES, tenant="metered")
     settings = {
         "GATEWAY_API_KEYS_FILE": str(file.path),
         "GATEWAY_WORKFLOW_QUEUE": "schedules-of-token-quotas",
-        "GATEWAY_TENANTS": json.dumps({"acme": {"max_output_tokens_per_day": 20}}),
+        "GATEWAY_TENANTS": json.dumps({"metered": {"max_output_tokens_per_day": 20}}),
     }
     async with gateways(stack, settings) as [(channel, _)]:
         schedules, jobs = CallsAs(ScheduleServiceStub(channel), key), CallsAs(LlmServiceStub(channel), key)

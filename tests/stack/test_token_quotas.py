@@ -18,14 +18,18 @@ from tests.support.quotas import PATIENCE, Installation, TenantGateway, closed, 
 
 LIMIT = 100
 MUCH = 1000
-TENANTS = ("leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
+TENANTS = tuple(
+    # No other file has these: a tenant has one ledger in the stack that the files share.
+    f"tokens-{name}"
+    for name in ("leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
+)
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
 TODAY = (datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC)).days
 
 
 @pytest.fixture(scope="module")
 def installation(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    limits = {**dict.fromkeys(TENANTS, LIMIT), "killed": MUCH}
+    limits = {**dict.fromkeys(TENANTS, LIMIT), "tokens-killed": MUCH}
     tenants = {name: {"max_output_tokens_per_day": limit} for name, limit in limits.items()}
     return Installation(stack, tmp_path_factory.mktemp("token-quotas"), tenants)
 
@@ -79,7 +83,7 @@ async def wait_asked_for(stub: Any, job: llm_pb2.JobRequest) -> timedelta:
 
 async def test_open_jobs_reserve_what_they_may_generate(temporal: Client, gateway: TenantGateway) -> None:
     """A budget counts where it is less than max_tokens, the model's default where the job names none (64)."""
-    stub = gateway.of("leases")
+    stub = gateway.of("tokens-leases")
     quota = await quota_of(stub)
     assert (quota.limit_per_day, quota.used, quota.reserved) == (LIMIT, 0, 0)
     assert timedelta(0) < quota.reset_time.ToDatetime(UTC) - datetime.now(UTC) <= timedelta(days=1)
@@ -93,7 +97,7 @@ async def test_open_jobs_reserve_what_they_may_generate(temporal: Client, gatewa
 
 async def test_a_job_gives_back_what_it_has_not_used(temporal: Client, gateway: TenantGateway) -> None:
     """What it has used is gone until the day ends, so a job that needs more is told to come back then."""
-    stub = gateway.of("used")
+    stub = gateway.of("tokens-used")
     assert await wait_asked_for(stub, waiting(101)) > timedelta(minutes=1)
     fault = new_job("[[fault:failed@5]]", params={"max_tokens": 90})
     seen = await run_job(stub, fault)
@@ -108,7 +112,7 @@ async def test_a_job_gives_back_what_it_has_not_used(temporal: Client, gateway: 
 
 
 async def test_racing_submits_never_reserve_too_much(temporal: Client, gateways: list[TenantGateway]) -> None:
-    stubs = [gateway.of("racing") for gateway in gateways]
+    stubs = [gateway.of("tokens-racing") for gateway in gateways]
     ids = await race(stubs, [waiting(10) for _ in range(40)])
     assert len(ids) == 10
     assert await usage(stubs[1]) == (0, 100)
@@ -117,7 +121,7 @@ async def test_racing_submits_never_reserve_too_much(temporal: Client, gateways:
 
 async def test_a_repeated_submit_reserves_once(temporal: Client, gateways: list[TenantGateway]) -> None:
     """And it finds its job when no tokens are left, while it runs and afterwards."""
-    one, other = (gateway.of("repeated") for gateway in gateways)
+    one, other = (gateway.of("tokens-repeated") for gateway in gateways)
     job = waiting(60)
     ids = {await accepted(stub, job) for stub in (one, other, one)}
     assert len(ids) == 1
@@ -130,9 +134,9 @@ async def test_a_repeated_submit_reserves_once(temporal: Client, gateways: list[
 
 
 async def test_a_ledger_that_continues_keeps_the_count(temporal: Client, gateway: TenantGateway) -> None:
-    await start_ledger(temporal, "continued", max_updates=2)
-    handle = temporal.get_workflow_handle(ledger_workflow_id("continued"))
-    runs, stub = {(await handle.describe()).run_id}, gateway.of("continued")
+    await start_ledger(temporal, "tokens-continued", max_updates=2)
+    handle = temporal.get_workflow_handle(ledger_workflow_id("tokens-continued"))
+    runs, stub = {(await handle.describe()).run_id}, gateway.of("tokens-continued")
     open_job = await accepted(stub, waiting(10))
     for used in (4, 8, 12, 16):
         await run_job(stub, new_job(params={"max_tokens": 4}))
@@ -144,10 +148,10 @@ async def test_a_ledger_that_continues_keeps_the_count(temporal: Client, gateway
 
 async def test_a_new_day_begins_with_nothing_used(temporal: Client, gateway: TenantGateway) -> None:
     """What is still reserved counts."""
-    stub = gateway.of("yesterday")
-    id_ = "llmjob--yesterday-nobody-knows"
+    stub = gateway.of("tokens-yesterday")
+    id_ = "llmjob--tokens--yesterday-nobody-knows"
     slot = {"workflow_id": id_, "output_tokens": 40, "reserve_time": {"seconds": 4_000_000_000}}
-    await start_ledger(temporal, "yesterday", day=TODAY - 1, used_tokens=95, slots=[slot])
+    await start_ledger(temporal, "tokens-yesterday", day=TODAY - 1, used_tokens=95, slots=[slot])
     assert await usage(stub) == (0, 40)
     await wait_asked_for(stub, waiting(61))
     await end(temporal, stub, [await accepted(stub, waiting(60))])
@@ -155,12 +159,12 @@ async def test_a_new_day_begins_with_nothing_used(temporal: Client, gateway: Ten
 
 async def test_a_job_whose_release_was_lost_is_counted_exactly(temporal: Client, gateway: TenantGateway) -> None:
     """The check reads what the closed job has used."""
-    stub = gateway.of("lost")
+    stub = gateway.of("tokens-lost")
     id_ = (await run_job(stub, new_job(params={"max_tokens": 7}))).final.status.workflow_id
     await closed(temporal, id_)
-    await temporal.get_workflow_handle(ledger_workflow_id("lost")).terminate()
+    await temporal.get_workflow_handle(ledger_workflow_id("tokens-lost")).terminate()
     slot = {"workflow_id": id_, "output_tokens": 90, "reserve_time": {"seconds": 4_000_000_000}}
-    await start_ledger(temporal, "lost", slots=[slot], **SOON)
+    await start_ledger(temporal, "tokens-lost", slots=[slot], **SOON)
     job = await accepted(stub, waiting(93))
     assert await usage(stub) == (7, 93)
     await end(temporal, stub, [job])
@@ -170,12 +174,12 @@ async def test_a_killed_gateway_loses_no_token(
     installation: Installation, temporal: Client, gateway: TenantGateway
 ) -> None:
     """It ran the workflows of some of the jobs that it had accepted."""
-    await start_ledger(temporal, "killed", **SOON)
+    await start_ledger(temporal, "tokens-killed", **SOON)
     jobs = [new_job(params={"max_tokens": 20 + number}) for number in range(10)]
     async with installation.gateway() as dying:
-        ids = [await accepted(dying.of("killed"), job) for job in jobs]
+        ids = [await accepted(dying.of("tokens-killed"), job) for job in jobs]
         await dying.process.kill()
-    stub, used = gateway.of("killed"), 0
+    stub, used = gateway.of("tokens-killed"), 0
     for id_ in ids:
         used += (await watch(stub, id_)).final.result.metadata.output_tokens
     assert used == 245
@@ -187,8 +191,8 @@ async def test_a_killed_gateway_loses_no_token(
 
 
 async def test_a_terminated_job_counts_with_all_that_it_reserved(temporal: Client, gateway: TenantGateway) -> None:
-    await start_ledger(temporal, "terminated", **SOON)
-    stub = gateway.of("terminated")
+    await start_ledger(temporal, "tokens-terminated", **SOON)
+    stub = gateway.of("tokens-terminated")
     await temporal.get_workflow_handle(await accepted(stub, waiting(60))).terminate()
     async with asyncio.timeout(PATIENCE):
         while isinstance(answer := await submit(stub, waiting(41)), grpc.aio.AioRpcError):
