@@ -76,7 +76,10 @@ async def measure(sizes: Sizes) -> Report:
         " loopback, no TLS. Not measured: the time for which an engine reads the prompt of a paused job again.",
     )
     worker = simulated(tokens_per_second=TOKENS_PER_SECOND) | {"GPU_WORKER_MAX_CONCURRENT": str(SEATS)}
-    environment = {"gpu-worker": worker | {"GPU_WORKER_PAUSE_WAIT": "PT5M"}, "gateway": models((MODEL, GPU_QUEUE)) | NO_RATES}
+    environment = {
+        "gpu-worker": worker | {"GPU_WORKER_PAUSE_WAIT": "PT5M"},
+        "gateway": models((MODEL, GPU_QUEUE)) | {"GATEWAY_CLASSES": '{"BACKGROUND": {"rate": null}}'},
+    }
     with new_stack(environment) as stack:
         async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             stub = LlmServiceStub(channel)
