@@ -6,13 +6,13 @@ from typing import Final
 from google.protobuf.message import Message
 
 from jobs.field_rules import Violation
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 OF_A_LINE: Final = ("user_id", "request_id", "prompt", "messages", "prompt_file", "job_class")
 """Fields of a job that the defaults of a batch must not set."""
 _PARTED: Final = {
     message.DESCRIPTOR.full_name
-    for message in (llm_pb2.SamplingParams, llm_pb2.JobTimeouts, llm_pb2.Budget, llm_pb2.NotifyOptions)
+    for message in (llm_pb2.SamplingParams, llm_pb2.JobTimeouts, common_pb2.Budget, llm_pb2.NotifyOptions)
 }
 """Messages whose fields count for themselves. Any other field is replaced as a whole."""
 

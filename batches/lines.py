@@ -15,7 +15,7 @@ from jobs.limits import MAX_JOB_BYTES
 from jobs.parsing import InvalidFields, parse
 from jobs.rules import check_job
 from jobs.strict_json import NoObject, RepeatedKeys, read_object
-from llm_pb import batch_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, llm_pb2
 from openai_api.asked import NOTE_LABEL
 from openai_api.endpoints import READERS
 from openai_api.errors import InvalidBody
@@ -76,7 +76,7 @@ class LineReader:
         """`check` adds the operator's rules to those of jobs. `watchable`: whether an item may be a job of its own."""
         self._batch = batch
         self._watchable = watchable
-        self._job_class = batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND
+        self._job_class = batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._check = check
 
     def read(self, raw: RawLine, max_bytes: int = 0) -> Line:
@@ -114,7 +114,7 @@ class LineReader:
         batch = self._batch
         if job.user_id not in ("", batch.user_id):
             yield Violation("user_id", "must be that of the batch, or missing")
-        if job.job_class not in (llm_pb2.JOB_CLASS_UNSPECIFIED, self._job_class):
+        if job.job_class not in (common_pb2.JOB_CLASS_UNSPECIFIED, self._job_class):
             yield Violation("job_class", "must be that of the batch, or missing")
         fill_in(job, batch.defaults, without=OF_A_LINE)
         job.user_id, job.job_class = batch.user_id, self._job_class

@@ -8,7 +8,7 @@ from batches.defaults import check_defaults
 from jobs.field_rules import Violation, check_bounded_duration, check_enum, check_id, check_labels, check_line
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.rules import check_job
-from llm_pb import batch_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, llm_pb2
 
 MAX_PAGE_SIZE: Final = 100
 MAX_STATES: Final = 16
@@ -74,7 +74,7 @@ def _batch(batch: batch_pb2.BatchRequest) -> Iterator[Violation]:
     if batch.HasField("window"):
         yield from check_bounded_duration("window", batch.window, MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)
     if batch.job_class:
-        yield from check_enum("job_class", batch.job_class, llm_pb2.JobClass)
+        yield from check_enum("job_class", batch.job_class, common_pb2.JobClass)
     budget = batch.budget
     for name in ("output_tokens", "prompt_tokens", "cost_micros"):
         if getattr(budget, name) < 0:

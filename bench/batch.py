@@ -27,7 +27,7 @@ from bench.support.usage import cpu_seconds
 from bench.support.watched_job import MODEL, finish, submit, together
 from deploy.local.stack import Stack
 from jobs.names import GPU_QUEUE
-from llm_pb import batch_pb2, file_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, file_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -123,7 +123,7 @@ async def batch(channel: grpc.aio.Channel, items: int, tokens: int) -> None:
     )
     defaults = llm_pb2.JobRequest(params=llm_pb2.SamplingParams(max_tokens=tokens))
     asked = batch_pb2.BatchRequest(
-        user_id="bench", request_id=key, defaults=defaults, input=file_pb2.FileRef(file_id=uploaded.file.ref.file_id)
+        user_id="bench", request_id=key, defaults=defaults, input=common_pb2.FileRef(file_id=uploaded.file.ref.file_id)
     )
     stub = BatchServiceStub(channel)
     created = await stub.CreateBatch(batch_pb2.CreateBatchRequest(batch=asked))
@@ -138,7 +138,7 @@ async def jobs(channel: grpc.aio.Channel, items: int, tokens: int) -> None:
     stub, numbers = LlmServiceStub(channel), iter(range(items))
 
     async def job() -> None:
-        fields = {"prompt": prompt(next(numbers)), "job_class": llm_pb2.JOB_CLASS_BACKGROUND}
+        fields = {"prompt": prompt(next(numbers)), "job_class": common_pb2.JOB_CLASS_BACKGROUND}
         await finish(stub, await submit(stub, tokens=tokens, **fields))
 
     await together(items, job, 2 * SEATS)

@@ -38,7 +38,7 @@ from bench.support.report import Report, quantiles
 from bench.support.stacks import models, new_stack, simulated
 from bench.support.watched_job import MODEL, WatchedJob, finish, messages, submit
 from jobs.names import GPU_QUEUE
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 
 
@@ -65,7 +65,7 @@ FIRST_TOKEN: Final = f"interactive jobs, {SEATS} seats"
 PAUSE: Final = "a seat is free after a pause"
 CANCEL: Final = "a seat is free after a cancel"
 OUTPUT: Final = "output of background jobs"
-INTERACTIVE, BACKGROUND = llm_pb2.JOB_CLASS_STANDARD, llm_pb2.JOB_CLASS_BACKGROUND
+INTERACTIVE, BACKGROUND = common_pb2.JOB_CLASS_STANDARD, common_pb2.JOB_CLASS_BACKGROUND
 
 
 async def measure(sizes: Sizes) -> Report:

@@ -15,7 +15,7 @@ from feed.feed import Feed, Fence
 from feed.transcript import Transcript
 from jobs import attempts
 from jobs.limits import MAX_INLINE_BYTES, MAX_OUTPUT_BYTES, MAX_RESULT_BYTES
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS: Final = 10
@@ -139,7 +139,7 @@ class GeneratedOutput:
     def result(
         self,
         reason: "llm_pb2.FinishReason.ValueType" = llm_pb2.FINISH_REASON_ERROR,
-        file: file_pb2.FileRef | None = None,
+        file: common_pb2.FileRef | None = None,
     ) -> llm_pb2.JobResult:
         """Return the output as a job's result: by default the partial result of a job that has failed.
 

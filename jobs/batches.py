@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from google.rpc import code_pb2, status_pb2
 
 from jobs.errors import error_info, make_status
-from llm_pb import batch_pb2, internal_pb2, llm_pb2, usage_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 
 MAX_CHUNKS: Final = 50
 """Default of the maximum number of chunks that run or wait at the same time."""
@@ -106,13 +106,13 @@ def later(one: internal_pb2.ChunkResult | None, other: internal_pb2.ChunkResult 
     return max(known, key=done_count, default=internal_pb2.ChunkResult())
 
 
-def add_counts(total: usage_pb2.WorkCounts, more: usage_pb2.WorkCounts) -> None:
+def add_counts(total: common_pb2.WorkCounts, more: common_pb2.WorkCounts) -> None:
     """Add the numbers of ended items."""
     for name in ("succeeded", "failed", "cancelled", "expired"):
         setattr(total, name, getattr(total, name) + getattr(more, name))
 
 
-def add_usage(total: usage_pb2.Usage, more: usage_pb2.Usage, *, first: bool) -> None:
+def add_usage(total: common_pb2.Usage, more: common_pb2.Usage, *, first: bool) -> None:
     """Add what items have used. `first`: nothing was added before, so a cost that is unset is not unknown."""
     for name in ("prompt_tokens", "cached_prompt_tokens", "output_tokens", "wasted_tokens"):
         setattr(total, name, getattr(total, name) + getattr(more, name))
@@ -124,12 +124,12 @@ def add_usage(total: usage_pb2.Usage, more: usage_pb2.Usage, *, first: bool) -> 
         total.ClearField("cost_micros")
 
 
-def ended(counts: usage_pb2.WorkCounts) -> int:
+def ended(counts: common_pb2.WorkCounts) -> int:
     """Return the number of ended items."""
     return counts.succeeded + counts.failed + counts.cancelled + counts.expired
 
 
-def spent(batch: batch_pb2.BatchRequest, usage: usage_pb2.Usage) -> str:
+def spent(batch: batch_pb2.BatchRequest, usage: common_pb2.Usage) -> str:
     """Return the name of the field of the budget that is spent; empty if none is."""
     budget = batch.budget
     used = {
@@ -144,7 +144,7 @@ def spent(batch: batch_pb2.BatchRequest, usage: usage_pb2.Usage) -> str:
     return "engine_time" if 0 < limit <= usage.engine_time.ToNanoseconds() else ""
 
 
-def too_many_failures(batch: batch_pb2.BatchRequest, counts: usage_pb2.WorkCounts) -> bool:
+def too_many_failures(batch: batch_pb2.BatchRequest, counts: common_pb2.WorkCounts) -> bool:
     """Return whether a larger share of the ended items has failed than the batch allows."""
     judged = ended(counts)
     return judged >= MIN_JUDGED and 0 < batch.max_failure_rate < counts.failed / judged

@@ -3,7 +3,7 @@
 from typing import Final
 
 from jobs.errors import BudgetSpent, InvalidJob
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 
 _MILLION: Final = 1_000_000
 
@@ -15,7 +15,7 @@ def cost_micros(price: llm_pb2.ModelPrice, prompt_tokens: int, output_tokens: in
 
 
 def spent_by_prompt(
-    budget: llm_pb2.Budget, price: llm_pb2.ModelPrice | None, prompt_tokens: int
+    budget: common_pb2.Budget, price: llm_pb2.ModelPrice | None, prompt_tokens: int
 ) -> tuple[str, str] | None:
     """Return the field of the budget that leaves a prompt of this size no output token, and the reason.
 
@@ -29,7 +29,7 @@ def spent_by_prompt(
     return None
 
 
-def output_allowance(budget: llm_pb2.Budget, price: llm_pb2.ModelPrice | None, prompt_tokens: int) -> int | None:
+def output_allowance(budget: common_pb2.Budget, price: llm_pb2.ModelPrice | None, prompt_tokens: int) -> int | None:
     """Return the maximum number of output tokens, at least 1, that the budget allows; None if it does not bound them.
 
     Raises BudgetSpent if the prompt leaves room for none, InvalidJob for a budget of costs without a price.

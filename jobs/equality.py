@@ -2,7 +2,7 @@
 
 from jobs import options
 from jobs.ids import job_digest
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 
 def same_job_digest(job: llm_pb2.JobRequest) -> str:
@@ -19,7 +19,7 @@ def _normal_form(job: llm_pb2.JobRequest) -> llm_pb2.JobRequest:
     normal.CopyFrom(job)
     if normal.priority == options.DEFAULT_PRIORITY:
         normal.ClearField("priority")
-    if normal.job_class == llm_pb2.JOB_CLASS_STANDARD:
+    if normal.job_class == common_pb2.JOB_CLASS_STANDARD:
         normal.ClearField("job_class")
     chosen = normal.notify_options
     if [*chosen.events] == [llm_pb2.NOTIFY_EVENT_FINISHED]:

@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from jobs.hosts import is_host
 from jobs.ids import ID_PATTERN
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 
 MAX_URL_BYTES: Final = 2048
 MIN_TIMEOUT_MS: Final = 1
@@ -113,7 +113,7 @@ def check_duration(field: str, value: Duration) -> Iterator[Violation]:
         yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
 
 
-def check_budget(field: str, budget: llm_pb2.Budget) -> Iterator[Violation]:
+def check_budget(field: str, budget: common_pb2.Budget) -> Iterator[Violation]:
     """Check the limits of a budget."""
     for name in ("output_tokens", "prompt_tokens", "cost_micros"):
         if (value := getattr(budget, name)) < 0:

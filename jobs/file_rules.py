@@ -6,7 +6,7 @@ from typing import Final
 
 from jobs.field_rules import Violation, check_id, check_line
 from jobs.ids import FILE_ID_PATTERN, OUTPUT_ID_PREFIX
-from llm_pb import file_pb2
+from llm_pb import common_pb2, file_pb2
 
 MAX_DATA_BYTES: Final = 1024 * 1024
 MAX_FILENAME_BYTES: Final = 255
@@ -74,7 +74,7 @@ def check_list_files(request: file_pb2.ListFilesRequest) -> list[Violation]:
     return violations
 
 
-def check_prompt_file(field: str, ref: file_pb2.FileRef) -> Iterator[Violation]:
+def check_prompt_file(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
     """Yield the violations of the prompt_file of a job."""
     if ref.file_id.startswith(OUTPUT_ID_PREFIX):
         yield Violation(f"{field}.file_id", "is the output of a job; upload it as a file first")
@@ -83,7 +83,7 @@ def check_prompt_file(field: str, ref: file_pb2.FileRef) -> Iterator[Violation]:
     yield from _ref(field, ref)
 
 
-def _ref(field: str, ref: file_pb2.FileRef) -> Iterator[Violation]:
+def _ref(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
     if len(ref.sha256) not in (0, _SHA256_BYTES):
         yield Violation(f"{field}.sha256", f"must be {_SHA256_BYTES} bytes, or empty")
     if ref.size_bytes < 0:

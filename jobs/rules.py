@@ -31,7 +31,7 @@ from jobs.regex_cost import check_regex
 from jobs.regex_parts import TooCostly
 from jobs.resume_token import ResumeToken
 from jobs.schema_cost import check_schema
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 MAX_MESSAGES: Final = 1024
 MAX_NOTIFY: Final = 4
@@ -148,7 +148,7 @@ def check_list(request: llm_pb2.ListRequest) -> list[Violation]:
     if len(request.classes) > MAX_STATES:
         violations.append(Violation("classes", f"must hold at most {MAX_STATES} classes, not {len(request.classes)}"))
     for index, job_class in enumerate(request.classes[:MAX_STATES]):
-        violations += check_enum(f"classes[{index}]", job_class, llm_pb2.JobClass)
+        violations += check_enum(f"classes[{index}]", job_class, common_pb2.JobClass)
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
         violations.append(Violation("page_size", f"must be 1 to {MAX_PAGE_SIZE}, or 0 for the default"))
     return violations
@@ -182,7 +182,7 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
     if not 0 <= job.priority <= 5:
         yield Violation(f"{path}priority", "must be 1 (first) to 5 (last), or 0 for the default")
     if job.job_class:
-        yield from check_enum(f"{path}job_class", job.job_class, llm_pb2.JobClass)
+        yield from check_enum(f"{path}job_class", job.job_class, common_pb2.JobClass)
     if len(job.notify) > MAX_NOTIFY:
         yield Violation(f"{path}notify", f"must hold at most {MAX_NOTIFY} targets, not {len(job.notify)}")
     for index, target in enumerate(job.notify[:MAX_NOTIFY]):

@@ -4,7 +4,7 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Final
 
-from llm_pb import internal_pb2, llm_pb2, schedule_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2, schedule_pb2
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_LENGTH: Final = len("2026-11-26T06:00:00Z")
@@ -21,7 +21,7 @@ def job_of(schedule: schedule_pb2.Schedule, nominal: datetime) -> llm_pb2.JobReq
     job.user_id = schedule.user_id
     job.request_id = f"{schedule.request_id}-{nominal.astimezone(UTC).strftime(_TIME)}"
     if not job.job_class:
-        job.job_class = llm_pb2.JOB_CLASS_SCHEDULED
+        job.job_class = common_pb2.JOB_CLASS_SCHEDULED
     return job
 
 

@@ -7,7 +7,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 
 from jobs import names
 from jobs.classes import class_of
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 Hash = Callable[[str, str], str]
 """Returns the hash of a search attribute, by its name and value."""
@@ -38,7 +38,7 @@ def _values(job: llm_pb2.JobRequest, tenant: str = "") -> Sequence[tuple[SearchA
     job_class = class_of(job)
     values = (
         (names.TENANT_ID, tenant),
-        (names.JOB_CLASS, "" if job_class == llm_pb2.JOB_CLASS_STANDARD else llm_pb2.JobClass.Name(job_class)),
+        (names.JOB_CLASS, "" if job_class == common_pb2.JOB_CLASS_STANDARD else common_pb2.JobClass.Name(job_class)),
         (names.USER_ID, job.user_id),
         (names.REQUEST_ID, job.request_id),
         (names.MODEL, job.model),

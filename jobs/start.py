@@ -24,7 +24,7 @@ from jobs.ids import job_digest, owner, tenant_of, workflow_id
 from jobs.options import memo_of
 from jobs.search import Hash, attributes_of, hashed_values
 from jobs.times import execution_timeout, watch_lease
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 
 _MAX_FAIRNESS_KEY: Final = 64
 """Maximum size of a fairness key in Temporal, in bytes."""
@@ -106,7 +106,7 @@ def fair_owner(
     user_id: str,
     tenant: str,
     hash_: Hash | None,
-    job_class: "llm_pb2.JobClass.ValueType" = llm_pb2.JOB_CLASS_STANDARD,
+    job_class: "common_pb2.JobClass.ValueType" = common_pb2.JOB_CLASS_STANDARD,
 ) -> str:
     """Return the name by which the jobs of a user take turns, with the user hashed if the search attributes are.
 
@@ -114,7 +114,7 @@ def fair_owner(
     had before there were classes: `<tenant>/<user>`, or the user.
     """
     user = hash_(_FAIRNESS_KEY, user_id) if hash_ is not None else user_id
-    if job_class == llm_pb2.JOB_CLASS_STANDARD:
+    if job_class == common_pb2.JOB_CLASS_STANDARD:
         return owner(user, tenant)
     return f"{tenant}/{classes.NAMES[job_class]}/{user}"
 

@@ -22,15 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from llm_pb import file_pb2 as llm__pb_dot_file__pb2
+from llm_pb import common_pb2 as llm__pb_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from llm_pb import llm_pb2 as llm__pb_dot_llm__pb2
-from llm_pb import usage_pb2 as llm__pb_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12llm_pb/batch.proto\x12\x06llm.v1\x1a\x11llm_pb/file.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x10llm_pb/llm.proto\x1a\x12llm_pb/usage.proto\"\xba\x04\n\x0c\x42\x61tchRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x1d\n\nproject_id\x18\x03 \x01(\tR\tprojectId\x12%\n\x05input\x18\x04 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x05input\x12.\n\x08\x64\x65\x66\x61ults\x18\x05 \x01(\x0b\x32\x12.llm.v1.JobRequestR\x08\x64\x65\x66\x61ults\x12\x31\n\x06window\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06window\x12-\n\tjob_class\x18\x07 \x01(\x0e\x32\x10.llm.v1.JobClassR\x08jobClass\x12&\n\x06\x62udget\x18\x08 \x01(\x0b\x32\x0e.llm.v1.BudgetR\x06\x62udget\x12%\n\x0emax_concurrent\x18\t \x01(\x05R\rmaxConcurrent\x12(\n\x10max_failure_rate\x18\n \x01(\x01R\x0emaxFailureRate\x12,\n\x06notify\x18\x0b \x03(\x0b\x32\x14.llm.v1.NotifyTargetR\x06notify\x12\x38\n\x06labels\x18\x0c \x03(\x0b\x32 .llm.v1.BatchRequest.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x92\x08\n\x0b\x42\x61tchStatus\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x12.llm.v1.BatchStateR\x05state\x12*\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x12.llm.v1.WorkCountsR\x06\x63ounts\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\r.llm.v1.UsageR\x05usage\x12\'\n\x06output\x18\x05 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x06output\x12\'\n\x06\x65rrors\x18\x06 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x06\x65rrors\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x35\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12;\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12H\n\x12\x65stimated_end_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10\x65stimatedEndTime\x12(\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1b\n\tbad_lines\x18\x0c \x01(\x03R\x08\x62\x61\x64Lines\x12)\n\x10\x63\x61ncel_requested\x18\r \x01(\x08R\x0f\x63\x61ncelRequested\x12\x39\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12*\n\x11tokens_per_second\x18\x0f \x01(\x01R\x0ftokensPerSecond\x12:\n\rnotifications\x18\x10 \x03(\x0b\x32\x14.llm.v1.NotifyStatusR\rnotifications\x12\x19\n\x08trace_id\x18\x11 \x01(\tR\x07traceId\x12\x17\n\x07user_id\x18\x12 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x13 \x01(\tR\trequestId\x12\x1d\n\nproject_id\x18\x14 \x01(\tR\tprojectId\x12\x37\n\x06labels\x18\x15 \x03(\x0b\x32\x1f.llm.v1.BatchStatus.LabelsEntryR\x06labels\x12%\n\x05input\x18\x16 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x05input\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x93\x02\n\tBatchItem\x12\x14\n\x05index\x18\x01 \x01(\x03R\x05index\x12\x1b\n\tcustom_id\x18\x02 \x01(\tR\x08\x63ustomId\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x10.llm.v1.JobStateR\x05state\x12)\n\x06result\x18\x04 \x01(\x0b\x32\x11.llm.v1.JobResultR\x06result\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1f\n\x0bworkflow_id\x18\x06 \x01(\tR\nworkflowId\x12\x35\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\"@\n\x12\x43reateBatchRequest\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.llm.v1.BatchRequestR\x05\x62\x61tch\"B\n\x13\x43reateBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\",\n\x0fGetBatchRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\"?\n\x10GetBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\"/\n\x12StreamBatchRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\"B\n\x13StreamBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\"N\n\x19StreamBatchResultsRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor\"]\n\x1aStreamBatchResultsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x11.llm.v1.BatchItemR\x05items\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor\"G\n\x12\x43\x61ncelBatchRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"B\n\x13\x43\x61ncelBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\"\xb4\x01\n\x12ListBatchesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12*\n\x06states\x18\x04 \x03(\x0e\x32\x12.llm.v1.BatchStateR\x06states\x12\x1d\n\nproject_id\x18\x05 \x01(\tR\tprojectId\"l\n\x13ListBatchesResponse\x12-\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x13.llm.v1.BatchStatusR\x07\x62\x61tches\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*\xe1\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42\x41TCH_STATE_VALIDATING\x10\x01\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x02\x12\x1a\n\x16\x42\x41TCH_STATE_FINALIZING\x10\x03\x12\x19\n\x15\x42\x41TCH_STATE_SUCCEEDED\x10\x04\x12\x16\n\x12\x42\x41TCH_STATE_FAILED\x10\x05\x12\x19\n\x15\x42\x41TCH_STATE_CANCELLED\x10\x06\x12\x17\n\x13\x42\x41TCH_STATE_EXPIRED\x10\x07\x32\xce\x03\n\x0c\x42\x61tchService\x12\x46\n\x0b\x43reateBatch\x12\x1a.llm.v1.CreateBatchRequest\x1a\x1b.llm.v1.CreateBatchResponse\x12=\n\x08GetBatch\x12\x17.llm.v1.GetBatchRequest\x1a\x18.llm.v1.GetBatchResponse\x12H\n\x0bStreamBatch\x12\x1a.llm.v1.StreamBatchRequest\x1a\x1b.llm.v1.StreamBatchResponse0\x01\x12]\n\x12StreamBatchResults\x12!.llm.v1.StreamBatchResultsRequest\x1a\".llm.v1.StreamBatchResultsResponse0\x01\x12\x46\n\x0b\x43\x61ncelBatch\x12\x1a.llm.v1.CancelBatchRequest\x1a\x1b.llm.v1.CancelBatchResponse\x12\x46\n\x0bListBatches\x12\x1a.llm.v1.ListBatchesRequest\x1a\x1b.llm.v1.ListBatchesResponseB!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12llm_pb/batch.proto\x12\x06llm.v1\x1a\x13llm_pb/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x10llm_pb/llm.proto\"\xba\x04\n\x0c\x42\x61tchRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x1d\n\nproject_id\x18\x03 \x01(\tR\tprojectId\x12%\n\x05input\x18\x04 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x05input\x12.\n\x08\x64\x65\x66\x61ults\x18\x05 \x01(\x0b\x32\x12.llm.v1.JobRequestR\x08\x64\x65\x66\x61ults\x12\x31\n\x06window\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06window\x12-\n\tjob_class\x18\x07 \x01(\x0e\x32\x10.llm.v1.JobClassR\x08jobClass\x12&\n\x06\x62udget\x18\x08 \x01(\x0b\x32\x0e.llm.v1.BudgetR\x06\x62udget\x12%\n\x0emax_concurrent\x18\t \x01(\x05R\rmaxConcurrent\x12(\n\x10max_failure_rate\x18\n \x01(\x01R\x0emaxFailureRate\x12,\n\x06notify\x18\x0b \x03(\x0b\x32\x14.llm.v1.NotifyTargetR\x06notify\x12\x38\n\x06labels\x18\x0c \x03(\x0b\x32 .llm.v1.BatchRequest.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x92\x08\n\x0b\x42\x61tchStatus\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x12.llm.v1.BatchStateR\x05state\x12*\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x12.llm.v1.WorkCountsR\x06\x63ounts\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\r.llm.v1.UsageR\x05usage\x12\'\n\x06output\x18\x05 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x06output\x12\'\n\x06\x65rrors\x18\x06 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x06\x65rrors\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x35\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12;\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12H\n\x12\x65stimated_end_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10\x65stimatedEndTime\x12(\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1b\n\tbad_lines\x18\x0c \x01(\x03R\x08\x62\x61\x64Lines\x12)\n\x10\x63\x61ncel_requested\x18\r \x01(\x08R\x0f\x63\x61ncelRequested\x12\x39\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12*\n\x11tokens_per_second\x18\x0f \x01(\x01R\x0ftokensPerSecond\x12:\n\rnotifications\x18\x10 \x03(\x0b\x32\x14.llm.v1.NotifyStatusR\rnotifications\x12\x19\n\x08trace_id\x18\x11 \x01(\tR\x07traceId\x12\x17\n\x07user_id\x18\x12 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x13 \x01(\tR\trequestId\x12\x1d\n\nproject_id\x18\x14 \x01(\tR\tprojectId\x12\x37\n\x06labels\x18\x15 \x03(\x0b\x32\x1f.llm.v1.BatchStatus.LabelsEntryR\x06labels\x12%\n\x05input\x18\x16 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x05input\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x93\x02\n\tBatchItem\x12\x14\n\x05index\x18\x01 \x01(\x03R\x05index\x12\x1b\n\tcustom_id\x18\x02 \x01(\tR\x08\x63ustomId\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x10.llm.v1.JobStateR\x05state\x12)\n\x06result\x18\x04 \x01(\x0b\x32\x11.llm.v1.JobResultR\x06result\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1f\n\x0bworkflow_id\x18\x06 \x01(\tR\nworkflowId\x12\x35\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\"@\n\x12\x43reateBatchRequest\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.llm.v1.BatchRequestR\x05\x62\x61tch\"B\n\x13\x43reateBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\",\n\x0fGetBatchRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\"?\n\x10GetBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\"/\n\x12StreamBatchRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\"B\n\x13StreamBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\"N\n\x19StreamBatchResultsRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor\"]\n\x1aStreamBatchResultsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x11.llm.v1.BatchItemR\x05items\x12\x16\n\x06\x63ursor\x18\x02 \x01(\tR\x06\x63ursor\"G\n\x12\x43\x61ncelBatchRequest\x12\x19\n\x08\x62\x61tch_id\x18\x01 \x01(\tR\x07\x62\x61tchId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"B\n\x13\x43\x61ncelBatchResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x13.llm.v1.BatchStatusR\x06status\"\xb4\x01\n\x12ListBatchesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12*\n\x06states\x18\x04 \x03(\x0e\x32\x12.llm.v1.BatchStateR\x06states\x12\x1d\n\nproject_id\x18\x05 \x01(\tR\tprojectId\"l\n\x13ListBatchesResponse\x12-\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x13.llm.v1.BatchStatusR\x07\x62\x61tches\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*\xe1\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42\x41TCH_STATE_VALIDATING\x10\x01\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x02\x12\x1a\n\x16\x42\x41TCH_STATE_FINALIZING\x10\x03\x12\x19\n\x15\x42\x41TCH_STATE_SUCCEEDED\x10\x04\x12\x16\n\x12\x42\x41TCH_STATE_FAILED\x10\x05\x12\x19\n\x15\x42\x41TCH_STATE_CANCELLED\x10\x06\x12\x17\n\x13\x42\x41TCH_STATE_EXPIRED\x10\x07\x32\xce\x03\n\x0c\x42\x61tchService\x12\x46\n\x0b\x43reateBatch\x12\x1a.llm.v1.CreateBatchRequest\x1a\x1b.llm.v1.CreateBatchResponse\x12=\n\x08GetBatch\x12\x17.llm.v1.GetBatchRequest\x1a\x18.llm.v1.GetBatchResponse\x12H\n\x0bStreamBatch\x12\x1a.llm.v1.StreamBatchRequest\x1a\x1b.llm.v1.StreamBatchResponse0\x01\x12]\n\x12StreamBatchResults\x12!.llm.v1.StreamBatchResultsRequest\x1a\".llm.v1.StreamBatchResultsResponse0\x01\x12\x46\n\x0b\x43\x61ncelBatch\x12\x1a.llm.v1.CancelBatchRequest\x1a\x1b.llm.v1.CancelBatchResponse\x12\x46\n\x0bListBatches\x12\x1a.llm.v1.ListBatchesRequest\x1a\x1b.llm.v1.ListBatchesResponseB!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,42 +41,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_BATCHSTATUS_LABELSENTRY']._loaded_options = None
   _globals['_BATCHSTATUS_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_BATCHSTATE']._serialized_start=3045
-  _globals['_BATCHSTATE']._serialized_end=3270
-  _globals['_BATCHREQUEST']._serialized_start=178
-  _globals['_BATCHREQUEST']._serialized_end=748
-  _globals['_BATCHREQUEST_LABELSENTRY']._serialized_start=691
-  _globals['_BATCHREQUEST_LABELSENTRY']._serialized_end=748
-  _globals['_BATCHSTATUS']._serialized_start=751
-  _globals['_BATCHSTATUS']._serialized_end=1793
-  _globals['_BATCHSTATUS_LABELSENTRY']._serialized_start=691
-  _globals['_BATCHSTATUS_LABELSENTRY']._serialized_end=748
-  _globals['_BATCHITEM']._serialized_start=1796
-  _globals['_BATCHITEM']._serialized_end=2071
-  _globals['_CREATEBATCHREQUEST']._serialized_start=2073
-  _globals['_CREATEBATCHREQUEST']._serialized_end=2137
-  _globals['_CREATEBATCHRESPONSE']._serialized_start=2139
-  _globals['_CREATEBATCHRESPONSE']._serialized_end=2205
-  _globals['_GETBATCHREQUEST']._serialized_start=2207
-  _globals['_GETBATCHREQUEST']._serialized_end=2251
-  _globals['_GETBATCHRESPONSE']._serialized_start=2253
-  _globals['_GETBATCHRESPONSE']._serialized_end=2316
-  _globals['_STREAMBATCHREQUEST']._serialized_start=2318
-  _globals['_STREAMBATCHREQUEST']._serialized_end=2365
-  _globals['_STREAMBATCHRESPONSE']._serialized_start=2367
-  _globals['_STREAMBATCHRESPONSE']._serialized_end=2433
-  _globals['_STREAMBATCHRESULTSREQUEST']._serialized_start=2435
-  _globals['_STREAMBATCHRESULTSREQUEST']._serialized_end=2513
-  _globals['_STREAMBATCHRESULTSRESPONSE']._serialized_start=2515
-  _globals['_STREAMBATCHRESULTSRESPONSE']._serialized_end=2608
-  _globals['_CANCELBATCHREQUEST']._serialized_start=2610
-  _globals['_CANCELBATCHREQUEST']._serialized_end=2681
-  _globals['_CANCELBATCHRESPONSE']._serialized_start=2683
-  _globals['_CANCELBATCHRESPONSE']._serialized_end=2749
-  _globals['_LISTBATCHESREQUEST']._serialized_start=2752
-  _globals['_LISTBATCHESREQUEST']._serialized_end=2932
-  _globals['_LISTBATCHESRESPONSE']._serialized_start=2934
-  _globals['_LISTBATCHESRESPONSE']._serialized_end=3042
-  _globals['_BATCHSERVICE']._serialized_start=3273
-  _globals['_BATCHSERVICE']._serialized_end=3735
+  _globals['_BATCHSTATE']._serialized_start=3027
+  _globals['_BATCHSTATE']._serialized_end=3252
+  _globals['_BATCHREQUEST']._serialized_start=160
+  _globals['_BATCHREQUEST']._serialized_end=730
+  _globals['_BATCHREQUEST_LABELSENTRY']._serialized_start=673
+  _globals['_BATCHREQUEST_LABELSENTRY']._serialized_end=730
+  _globals['_BATCHSTATUS']._serialized_start=733
+  _globals['_BATCHSTATUS']._serialized_end=1775
+  _globals['_BATCHSTATUS_LABELSENTRY']._serialized_start=673
+  _globals['_BATCHSTATUS_LABELSENTRY']._serialized_end=730
+  _globals['_BATCHITEM']._serialized_start=1778
+  _globals['_BATCHITEM']._serialized_end=2053
+  _globals['_CREATEBATCHREQUEST']._serialized_start=2055
+  _globals['_CREATEBATCHREQUEST']._serialized_end=2119
+  _globals['_CREATEBATCHRESPONSE']._serialized_start=2121
+  _globals['_CREATEBATCHRESPONSE']._serialized_end=2187
+  _globals['_GETBATCHREQUEST']._serialized_start=2189
+  _globals['_GETBATCHREQUEST']._serialized_end=2233
+  _globals['_GETBATCHRESPONSE']._serialized_start=2235
+  _globals['_GETBATCHRESPONSE']._serialized_end=2298
+  _globals['_STREAMBATCHREQUEST']._serialized_start=2300
+  _globals['_STREAMBATCHREQUEST']._serialized_end=2347
+  _globals['_STREAMBATCHRESPONSE']._serialized_start=2349
+  _globals['_STREAMBATCHRESPONSE']._serialized_end=2415
+  _globals['_STREAMBATCHRESULTSREQUEST']._serialized_start=2417
+  _globals['_STREAMBATCHRESULTSREQUEST']._serialized_end=2495
+  _globals['_STREAMBATCHRESULTSRESPONSE']._serialized_start=2497
+  _globals['_STREAMBATCHRESULTSRESPONSE']._serialized_end=2590
+  _globals['_CANCELBATCHREQUEST']._serialized_start=2592
+  _globals['_CANCELBATCHREQUEST']._serialized_end=2663
+  _globals['_CANCELBATCHRESPONSE']._serialized_start=2665
+  _globals['_CANCELBATCHRESPONSE']._serialized_end=2731
+  _globals['_LISTBATCHESREQUEST']._serialized_start=2734
+  _globals['_LISTBATCHESREQUEST']._serialized_end=2914
+  _globals['_LISTBATCHESRESPONSE']._serialized_start=2916
+  _globals['_LISTBATCHESRESPONSE']._serialized_end=3024
+  _globals['_BATCHSERVICE']._serialized_start=3255
+  _globals['_BATCHSERVICE']._serialized_end=3717
 # @@protoc_insertion_point(module_scope)

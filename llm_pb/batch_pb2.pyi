@@ -40,9 +40,8 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
-from llm_pb import file_pb2 as _file_pb2
+from llm_pb import common_pb2 as _common_pb2
 from llm_pb import llm_pb2 as _llm_pb2
-from llm_pb import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -142,7 +141,7 @@ class BatchRequest(_message.Message):
     """The caller's own id of the batch, unique for each user: the idempotency key. Required. It has the form of user_id."""
     project_id: _builtins.str
     """A label to group and list batches by. Optional. It has the form of user_id. Items without one have it, too."""
-    job_class: _llm_pb2.JobClass.ValueType
+    job_class: _common_pb2.JobClass.ValueType
     """How urgent the items are. Default: JOB_CLASS_BACKGROUND."""
     max_concurrent: _builtins.int
     """Maximum number of items that run at the same time. 0: what the workers have free. Items with "watch": true do not count."""
@@ -151,7 +150,7 @@ class BatchRequest(_message.Message):
     once at least 100 items have ended and a larger share of them has failed. 0: never.
     """
     @_builtins.property
-    def input(self) -> _file_pb2.FileRef:
+    def input(self) -> _common_pb2.FileRef:
         """The items: a file of the caller's tenant that was uploaded before. Required: file_id. At most 50000 lines and 200 MB by
         default; a line has at most 4 MiB.
         """
@@ -170,7 +169,7 @@ class BatchRequest(_message.Message):
         """
 
     @_builtins.property
-    def budget(self) -> _llm_pb2.Budget:
+    def budget(self) -> _common_pb2.Budget:
         """What all items together may use. The batch ends as BATCH_STATE_FAILED with the reason BUDGET_SPENT when it is spent. Items
         that run then may exceed it by what they had been granted. Default: no limit.
         """
@@ -191,11 +190,11 @@ class BatchRequest(_message.Message):
         user_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
-        input: _file_pb2.FileRef | None = ...,
+        input: _common_pb2.FileRef | None = ...,
         defaults: _llm_pb2.JobRequest | None = ...,
         window: _duration_pb2.Duration | None = ...,
-        job_class: _llm_pb2.JobClass.ValueType = ...,
-        budget: _llm_pb2.Budget | None = ...,
+        job_class: _common_pb2.JobClass.ValueType = ...,
+        budget: _common_pb2.Budget | None = ...,
         max_concurrent: _builtins.int = ...,
         max_failure_rate: _builtins.float = ...,
         notify: _abc.Iterable[_llm_pb2.NotifyTarget] | None = ...,
@@ -278,22 +277,22 @@ class BatchStatus(_message.Message):
     project_id: _builtins.str
     """The batch's project_id."""
     @_builtins.property
-    def counts(self) -> _usage_pb2.WorkCounts:
+    def counts(self) -> _common_pb2.WorkCounts:
         """The numbers of its items. total is 0 until the lines are checked."""
 
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage:
+    def usage(self) -> _common_pb2.Usage:
         """What its items have used so far. Those that run count from their end on."""
 
     @_builtins.property
-    def output(self) -> _file_pb2.FileRef:
+    def output(self) -> _common_pb2.FileRef:
         """The items that succeeded: JSONL, a line for each. An item in OpenAI's form has a line of OpenAI's output files:
         {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}. Any other has a BatchItem in proto3 JSON.
         Set in a final state, when at least one item succeeded.
         """
 
     @_builtins.property
-    def errors(self) -> _file_pb2.FileRef:
+    def errors(self) -> _common_pb2.FileRef:
         """The items that failed, were cancelled or expired, in the forms of output, with what they had generated: in BatchItem.result,
         or in the member durable_llm.partial of a line of OpenAI's form, an object like response.body. Also all bad lines of the
         input. Set in a final state, when there is such an item or line.
@@ -335,7 +334,7 @@ class BatchStatus(_message.Message):
         """The batch's labels."""
 
     @_builtins.property
-    def input(self) -> _file_pb2.FileRef:
+    def input(self) -> _common_pb2.FileRef:
         """The batch's input, as CreateBatch named it."""
 
     def __init__(
@@ -343,10 +342,10 @@ class BatchStatus(_message.Message):
         *,
         batch_id: _builtins.str = ...,
         state: Global___BatchState.ValueType = ...,
-        counts: _usage_pb2.WorkCounts | None = ...,
-        usage: _usage_pb2.Usage | None = ...,
-        output: _file_pb2.FileRef | None = ...,
-        errors: _file_pb2.FileRef | None = ...,
+        counts: _common_pb2.WorkCounts | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        output: _common_pb2.FileRef | None = ...,
+        errors: _common_pb2.FileRef | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
@@ -362,7 +361,7 @@ class BatchStatus(_message.Message):
         request_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        input: _file_pb2.FileRef | None = ...,
+        input: _common_pb2.FileRef | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "errors", b"errors", "estimated_end_time", b"estimated_end_time", "expire_time", b"expire_time", "input", b"input", "output", b"output", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llm_pb import common_pb2 as llm__pb_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11llm_pb/file.proto\x12\x06llm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x07\x46ileRef\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1d\n\nmedia_type\x18\x04 \x01(\tR\tmediaType\"\xc4\x02\n\x04\x46ile\x12!\n\x03ref\x18\x01 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x03ref\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\'\n\x0f\x63ommitted_bytes\x18\x04 \x01(\x03R\x0e\x63ommittedBytes\x12\x1a\n\x08\x66ilename\x18\x05 \x01(\tR\x08\x66ilename\x12\x18\n\x07purpose\x18\x06 \x01(\tR\x07purpose\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\'\n\x05state\x18\x08 \x01(\x0e\x32\x11.llm.v1.FileStateR\x05state\"\x94\x01\n\x11UploadFileRequest\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n\x04\x64\x61ta\x18\x04 \x01(\x0cR\x04\x64\x61ta\x12\x12\n\x04last\x18\x05 \x01(\x08R\x04last\"6\n\x12UploadFileResponse\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\"\\\n\x13\x44ownloadFileRequest\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x14\n\x05limit\x18\x03 \x01(\x03R\x05limit\"K\n\x14\x44ownloadFileResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\x12\x1f\n\x0bnext_offset\x18\x02 \x01(\x03R\nnextOffset\")\n\x0eGetFileRequest\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\"3\n\x0fGetFileResponse\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\"\x81\x01\n\x10ListFilesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x18\n\x07purpose\x18\x02 \x01(\tR\x07purpose\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"_\n\x11ListFilesResponse\x12\"\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x0c.llm.v1.FileR\x05\x66iles\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\",\n\x11\x44\x65leteFileRequest\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\"\x14\n\x12\x44\x65leteFileResponse*W\n\tFileState\x12\x1a\n\x16\x46ILE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_STATE_UPLOADING\x10\x01\x12\x14\n\x10\x46ILE_STATE_READY\x10\x02\x32\xe4\x02\n\x0b\x46ileService\x12\x45\n\nUploadFile\x12\x19.llm.v1.UploadFileRequest\x1a\x1a.llm.v1.UploadFileResponse(\x01\x12K\n\x0c\x44ownloadFile\x12\x1b.llm.v1.DownloadFileRequest\x1a\x1c.llm.v1.DownloadFileResponse0\x01\x12:\n\x07GetFile\x12\x16.llm.v1.GetFileRequest\x1a\x17.llm.v1.GetFileResponse\x12@\n\tListFiles\x12\x18.llm.v1.ListFilesRequest\x1a\x19.llm.v1.ListFilesResponse\x12\x43\n\nDeleteFile\x12\x19.llm.v1.DeleteFileRequest\x1a\x1a.llm.v1.DeleteFileResponseB!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11llm_pb/file.proto\x12\x06llm.v1\x1a\x13llm_pb/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x02\n\x04\x46ile\x12!\n\x03ref\x18\x01 \x01(\x0b\x32\x0f.llm.v1.FileRefR\x03ref\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\'\n\x0f\x63ommitted_bytes\x18\x04 \x01(\x03R\x0e\x63ommittedBytes\x12\x1a\n\x08\x66ilename\x18\x05 \x01(\tR\x08\x66ilename\x12\x18\n\x07purpose\x18\x06 \x01(\tR\x07purpose\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\'\n\x05state\x18\x08 \x01(\x0e\x32\x11.llm.v1.FileStateR\x05state\"\x94\x01\n\x11UploadFileRequest\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n\x04\x64\x61ta\x18\x04 \x01(\x0cR\x04\x64\x61ta\x12\x12\n\x04last\x18\x05 \x01(\x08R\x04last\"6\n\x12UploadFileResponse\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\"\\\n\x13\x44ownloadFileRequest\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x14\n\x05limit\x18\x03 \x01(\x03R\x05limit\"K\n\x14\x44ownloadFileResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\x12\x1f\n\x0bnext_offset\x18\x02 \x01(\x03R\nnextOffset\")\n\x0eGetFileRequest\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\"3\n\x0fGetFileResponse\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0c.llm.v1.FileR\x04\x66ile\"\x81\x01\n\x10ListFilesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x18\n\x07purpose\x18\x02 \x01(\tR\x07purpose\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"_\n\x11ListFilesResponse\x12\"\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x0c.llm.v1.FileR\x05\x66iles\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\",\n\x11\x44\x65leteFileRequest\x12\x17\n\x07\x66ile_id\x18\x01 \x01(\tR\x06\x66ileId\"\x14\n\x12\x44\x65leteFileResponse*W\n\tFileState\x12\x1a\n\x16\x46ILE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_STATE_UPLOADING\x10\x01\x12\x14\n\x10\x46ILE_STATE_READY\x10\x02\x32\xe4\x02\n\x0b\x46ileService\x12\x45\n\nUploadFile\x12\x19.llm.v1.UploadFileRequest\x1a\x1a.llm.v1.UploadFileResponse(\x01\x12K\n\x0c\x44ownloadFile\x12\x1b.llm.v1.DownloadFileRequest\x1a\x1c.llm.v1.DownloadFileResponse0\x01\x12:\n\x07GetFile\x12\x16.llm.v1.GetFileRequest\x1a\x17.llm.v1.GetFileResponse\x12@\n\tListFiles\x12\x18.llm.v1.ListFilesRequest\x1a\x19.llm.v1.ListFilesResponse\x12\x43\n\nDeleteFile\x12\x19.llm.v1.DeleteFileRequest\x1a\x1a.llm.v1.DeleteFileResponseB!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +34,30 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_pb.file_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006llm.v1P\001Z\014llm/v1;llmv1\252\002\006Llm.V1'
-  _globals['_FILESTATE']._serialized_start=1282
-  _globals['_FILESTATE']._serialized_end=1369
-  _globals['_FILEREF']._serialized_start=62
-  _globals['_FILEREF']._serialized_end=182
-  _globals['_FILE']._serialized_start=185
-  _globals['_FILE']._serialized_end=509
-  _globals['_UPLOADFILEREQUEST']._serialized_start=512
-  _globals['_UPLOADFILEREQUEST']._serialized_end=660
-  _globals['_UPLOADFILERESPONSE']._serialized_start=662
-  _globals['_UPLOADFILERESPONSE']._serialized_end=716
-  _globals['_DOWNLOADFILEREQUEST']._serialized_start=718
-  _globals['_DOWNLOADFILEREQUEST']._serialized_end=810
-  _globals['_DOWNLOADFILERESPONSE']._serialized_start=812
-  _globals['_DOWNLOADFILERESPONSE']._serialized_end=887
-  _globals['_GETFILEREQUEST']._serialized_start=889
-  _globals['_GETFILEREQUEST']._serialized_end=930
-  _globals['_GETFILERESPONSE']._serialized_start=932
-  _globals['_GETFILERESPONSE']._serialized_end=983
-  _globals['_LISTFILESREQUEST']._serialized_start=986
-  _globals['_LISTFILESREQUEST']._serialized_end=1115
-  _globals['_LISTFILESRESPONSE']._serialized_start=1117
-  _globals['_LISTFILESRESPONSE']._serialized_end=1212
-  _globals['_DELETEFILEREQUEST']._serialized_start=1214
-  _globals['_DELETEFILEREQUEST']._serialized_end=1258
-  _globals['_DELETEFILERESPONSE']._serialized_start=1260
-  _globals['_DELETEFILERESPONSE']._serialized_end=1280
-  _globals['_FILESERVICE']._serialized_start=1372
-  _globals['_FILESERVICE']._serialized_end=1728
+  _globals['_FILESTATE']._serialized_start=1181
+  _globals['_FILESTATE']._serialized_end=1268
+  _globals['_FILE']._serialized_start=84
+  _globals['_FILE']._serialized_end=408
+  _globals['_UPLOADFILEREQUEST']._serialized_start=411
+  _globals['_UPLOADFILEREQUEST']._serialized_end=559
+  _globals['_UPLOADFILERESPONSE']._serialized_start=561
+  _globals['_UPLOADFILERESPONSE']._serialized_end=615
+  _globals['_DOWNLOADFILEREQUEST']._serialized_start=617
+  _globals['_DOWNLOADFILEREQUEST']._serialized_end=709
+  _globals['_DOWNLOADFILERESPONSE']._serialized_start=711
+  _globals['_DOWNLOADFILERESPONSE']._serialized_end=786
+  _globals['_GETFILEREQUEST']._serialized_start=788
+  _globals['_GETFILEREQUEST']._serialized_end=829
+  _globals['_GETFILERESPONSE']._serialized_start=831
+  _globals['_GETFILERESPONSE']._serialized_end=882
+  _globals['_LISTFILESREQUEST']._serialized_start=885
+  _globals['_LISTFILESREQUEST']._serialized_end=1014
+  _globals['_LISTFILESRESPONSE']._serialized_start=1016
+  _globals['_LISTFILESRESPONSE']._serialized_end=1111
+  _globals['_DELETEFILEREQUEST']._serialized_start=1113
+  _globals['_DELETEFILEREQUEST']._serialized_end=1157
+  _globals['_DELETEFILERESPONSE']._serialized_start=1159
+  _globals['_DELETEFILERESPONSE']._serialized_end=1179
+  _globals['_FILESERVICE']._serialized_start=1271
+  _globals['_FILESERVICE']._serialized_end=1627
 # @@protoc_insertion_point(module_scope)

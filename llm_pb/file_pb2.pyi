@@ -31,6 +31,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from llm_pb import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -67,42 +68,6 @@ FILE_STATE_READY: FileState.ValueType  # 2
 Global___FileState: _TypeAlias = FileState  # noqa: Y015
 
 @_typing.final
-class FileRef(_message.Message):
-    """What stands for a file in a job, a result, a history."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FILE_ID_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
-    SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
-    file_id: _builtins.str
-    """The file's id: "file-" and 64 hexadecimal digits, or "output-" and 64 of the output of a job. It is never a path, and says
-    nothing to a caller. The ids of two tenants are never equal.
-    """
-    sha256: _builtins.bytes
-    """SHA-256 of the content: 32 bytes. Empty in a file whose upload has not ended and has declared none."""
-    size_bytes: _builtins.int
-    """Size of the content, in bytes. 0 in a file whose upload has not ended and has declared none."""
-    media_type: _builtins.str
-    """The media type, as in HTTP: at most 255 bytes on one line. May be empty."""
-    def __init__(
-        self,
-        *,
-        file_id: _builtins.str = ...,
-        sha256: _builtins.bytes = ...,
-        size_bytes: _builtins.int = ...,
-        media_type: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "media_type", b"media_type", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FileRef: _TypeAlias = FileRef  # noqa: Y015
-
-@_typing.final
 class File(_message.Message):
     """A file without its content."""
 
@@ -129,7 +94,7 @@ class File(_message.Message):
     state: Global___FileState.ValueType
     """Whether it can be read. Ignored in an upload."""
     @_builtins.property
-    def ref(self) -> Global___FileRef:
+    def ref(self) -> _common_pb2.FileRef:
         """Its reference. In the first message of an upload: sha256, size_bytes and media_type may be set, and the content must then
         be so; file_id is ignored.
         """
@@ -148,7 +113,7 @@ class File(_message.Message):
     def __init__(
         self,
         *,
-        ref: Global___FileRef | None = ...,
+        ref: _common_pb2.FileRef | None = ...,
         user_id: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         committed_bytes: _builtins.int = ...,

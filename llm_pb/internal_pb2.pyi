@@ -15,10 +15,10 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from llm_pb import batch_pb2 as _batch_pb2
+from llm_pb import common_pb2 as _common_pb2
 from llm_pb import file_pb2 as _file_pb2
 from llm_pb import llm_pb2 as _llm_pb2
 from llm_pb import schedule_pb2 as _schedule_pb2
-from llm_pb import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1546,7 +1546,7 @@ class BatchPlan(_message.Message):
     bad_count: _builtins.int
     """Number of bad lines. Above 0 no item runs."""
     @_builtins.property
-    def plan(self) -> _file_pb2.FileRef:
+    def plan(self) -> _common_pb2.FileRef:
         """An object. A record of 16 bytes for each item, little-endian, after a header of 16 bytes: its line (4 bytes), the offset of the line in
         the input (8), the length of the line without its end (4). Items are grouped by model, then sorted by priority, then by the
         prefixes of their prompts, so that items with a common prefix run near one another.
@@ -1557,7 +1557,7 @@ class BatchPlan(_message.Message):
         """The models' parts of the plan, in its order."""
 
     @_builtins.property
-    def bad_lines(self) -> _file_pb2.FileRef:
+    def bad_lines(self) -> _common_pb2.FileRef:
         """Error lines of the bad lines, as in BatchStatus.errors. Unset when there are none."""
 
     @_builtins.property
@@ -1565,23 +1565,23 @@ class BatchPlan(_message.Message):
         """INVALID_INPUT, as in BatchStatus.error. Unset when the input is good."""
 
     @_builtins.property
-    def input(self) -> _file_pb2.FileRef:
+    def input(self) -> _common_pb2.FileRef:
         """The batch's own copy of the input: an object, whatever becomes of the file. Unset when the input is bad."""
 
     @_builtins.property
-    def bad_items(self) -> _file_pb2.FileRef:
+    def bad_items(self) -> _common_pb2.FileRef:
         """The bad lines as a segment of BatchItem: an object. Unset when there are none."""
 
     def __init__(
         self,
         *,
-        plan: _file_pb2.FileRef | None = ...,
+        plan: _common_pb2.FileRef | None = ...,
         groups: _abc.Iterable[Global___PlanGroup] | None = ...,
-        bad_lines: _file_pb2.FileRef | None = ...,
+        bad_lines: _common_pb2.FileRef | None = ...,
         bad_count: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
-        input: _file_pb2.FileRef | None = ...,
-        bad_items: _file_pb2.FileRef | None = ...,
+        input: _common_pb2.FileRef | None = ...,
+        bad_items: _common_pb2.FileRef | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bad_items", b"bad_items", "bad_lines", b"bad_lines", "error", b"error", "input", b"input", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1671,7 +1671,7 @@ class ChunkRequest(_message.Message):
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens, as RunRequest.default_max_tokens."""
     @_builtins.property
-    def plan(self) -> _file_pb2.FileRef:
+    def plan(self) -> _common_pb2.FileRef:
         """The plan: see BatchPlan."""
 
     @_builtins.property
@@ -1679,7 +1679,7 @@ class ChunkRequest(_message.Message):
         """What earlier attempts and activities of the chunk have finished, which is not done again. Unset for the first one."""
 
     @_builtins.property
-    def input(self) -> _file_pb2.FileRef:
+    def input(self) -> _common_pb2.FileRef:
         """The input of the batch."""
 
     @_builtins.property
@@ -1695,7 +1695,7 @@ class ChunkRequest(_message.Message):
         """When the window of the batch is over."""
 
     @_builtins.property
-    def grant(self) -> _llm_pb2.Budget:
+    def grant(self) -> _common_pb2.Budget:
         """What the chunk may use, granted from the batch's budget. Unset: no limit."""
 
     @_builtins.property
@@ -1707,16 +1707,16 @@ class ChunkRequest(_message.Message):
         *,
         batch_id: _builtins.str = ...,
         chunk: _builtins.int = ...,
-        plan: _file_pb2.FileRef | None = ...,
+        plan: _common_pb2.FileRef | None = ...,
         first: _builtins.int = ...,
         count: _builtins.int = ...,
         earlier: Global___ChunkResult | None = ...,
-        input: _file_pb2.FileRef | None = ...,
+        input: _common_pb2.FileRef | None = ...,
         batch: _batch_pb2.BatchRequest | None = ...,
         tenant: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
-        grant: _llm_pb2.Budget | None = ...,
+        grant: _common_pb2.Budget | None = ...,
         max_concurrent: _builtins.int = ...,
         default_max_tokens: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
@@ -1749,27 +1749,27 @@ class ChunkResult(_message.Message):
     log is the one that counts.
     """
     @_builtins.property
-    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
         """The segments that hold the results of all items in done: files of BatchItem, each after its size as a varint, ordered by
         index. Each is written once, under a name of its attempt; only segments that Temporal has here count, so a lost attempt's do
         not. The activity merges small segments into larger ones, so that there are at most 8.
         """
 
     @_builtins.property
-    def counts(self) -> _usage_pb2.WorkCounts:
+    def counts(self) -> _common_pb2.WorkCounts:
         """The numbers of the chunk's items."""
 
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage:
+    def usage(self) -> _common_pb2.Usage:
         """What the items in done have used."""
 
     def __init__(
         self,
         *,
-        segments: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        segments: _abc.Iterable[_common_pb2.FileRef] | None = ...,
         done: _builtins.bytes = ...,
-        counts: _usage_pb2.WorkCounts | None = ...,
-        usage: _usage_pb2.Usage | None = ...,
+        counts: _common_pb2.WorkCounts | None = ...,
+        usage: _common_pb2.Usage | None = ...,
         attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage"]  # noqa: Y015
@@ -1805,7 +1805,7 @@ class MergeRequest(_message.Message):
     items: _builtins.int
     """Number of items that the plan has. The activity fails unless output and errors hold as many lines."""
     @_builtins.property
-    def input(self) -> _file_pb2.FileRef:
+    def input(self) -> _common_pb2.FileRef:
         """The input of the batch."""
 
     @_builtins.property
@@ -1813,7 +1813,7 @@ class MergeRequest(_message.Message):
         """The batch without input."""
 
     @_builtins.property
-    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
         """The manifests of all chunks. Each item is in one segment at most."""
 
     @_builtins.property
@@ -1832,10 +1832,10 @@ class MergeRequest(_message.Message):
         self,
         *,
         batch_id: _builtins.str = ...,
-        input: _file_pb2.FileRef | None = ...,
+        input: _common_pb2.FileRef | None = ...,
         batch: _batch_pb2.BatchRequest | None = ...,
         tenant: _builtins.str = ...,
-        manifests: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        manifests: _abc.Iterable[_common_pb2.FileRef] | None = ...,
         otherwise: _llm_pb2.JobState.ValueType = ...,
         error: _status_pb2.Status | None = ...,
         items: _builtins.int = ...,
@@ -1861,28 +1861,28 @@ class MergeResult(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def output(self) -> _file_pb2.FileRef:
+    def output(self) -> _common_pb2.FileRef:
         """As BatchStatus.output."""
 
     @_builtins.property
-    def errors(self) -> _file_pb2.FileRef:
+    def errors(self) -> _common_pb2.FileRef:
         """As BatchStatus.errors."""
 
     @_builtins.property
-    def counts(self) -> _usage_pb2.WorkCounts:
+    def counts(self) -> _common_pb2.WorkCounts:
         """The numbers of the batch's items, as output and errors hold them."""
 
     @_builtins.property
-    def rest(self) -> _file_pb2.FileRef:
+    def rest(self) -> _common_pb2.FileRef:
         """The items that no segment of a chunk holds, as a segment: an object. Unset when there are none."""
 
     def __init__(
         self,
         *,
-        output: _file_pb2.FileRef | None = ...,
-        errors: _file_pb2.FileRef | None = ...,
-        counts: _usage_pb2.WorkCounts | None = ...,
-        rest: _file_pb2.FileRef | None = ...,
+        output: _common_pb2.FileRef | None = ...,
+        errors: _common_pb2.FileRef | None = ...,
+        counts: _common_pb2.WorkCounts | None = ...,
+        rest: _common_pb2.FileRef | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "output", b"output", "rest", b"rest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -2145,7 +2145,7 @@ class BatchProgress(_message.Message):
         """The order of its items. Unset before they are planned."""
 
     @_builtins.property
-    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_file_pb2.FileRef]:
+    def manifests(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
         """Manifests of ended chunks: objects, each a ChunkManifest."""
 
     @_builtins.property
@@ -2153,11 +2153,11 @@ class BatchProgress(_message.Message):
         """Ended chunks that are in no manifest yet."""
 
     @_builtins.property
-    def counts(self) -> _usage_pb2.WorkCounts:
+    def counts(self) -> _common_pb2.WorkCounts:
         """The numbers of the items of ended chunks. total is that of all items."""
 
     @_builtins.property
-    def usage(self) -> _usage_pb2.Usage:
+    def usage(self) -> _common_pb2.Usage:
         """What the items of ended chunks have used."""
 
     @_builtins.property
@@ -2165,7 +2165,7 @@ class BatchProgress(_message.Message):
         """When the first item began, about."""
 
     @_builtins.property
-    def rest(self) -> _file_pb2.FileRef:
+    def rest(self) -> _common_pb2.FileRef:
         """The items that no segment of a chunk holds, as a segment: bad lines, or items that never began. Set at the end."""
 
     def __init__(
@@ -2173,12 +2173,12 @@ class BatchProgress(_message.Message):
         *,
         plan: Global___BatchPlan | None = ...,
         ended_chunks: _builtins.int = ...,
-        manifests: _abc.Iterable[_file_pb2.FileRef] | None = ...,
+        manifests: _abc.Iterable[_common_pb2.FileRef] | None = ...,
         recent: _abc.Iterable[Global___EndedChunk] | None = ...,
-        counts: _usage_pb2.WorkCounts | None = ...,
-        usage: _usage_pb2.Usage | None = ...,
+        counts: _common_pb2.WorkCounts | None = ...,
+        usage: _common_pb2.Usage | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
-        rest: _file_pb2.FileRef | None = ...,
+        rest: _common_pb2.FileRef | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "plan", b"plan", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

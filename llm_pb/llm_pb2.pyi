@@ -61,7 +61,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
-from llm_pb import file_pb2 as _file_pb2
+from llm_pb import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -72,61 +72,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _JobClass:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _JobClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobClass.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    JOB_CLASS_UNSPECIFIED: _JobClass.ValueType  # 0
-    """The default: as JOB_CLASS_STANDARD. Never sent in an answer."""
-    JOB_CLASS_HIGH: _JobClass.ValueType  # 1
-    """Somebody waits for each token. Twice as many turns as JOB_CLASS_STANDARD, by default. Needs the scope jobs:priority."""
-    JOB_CLASS_STANDARD: _JobClass.ValueType  # 2
-    """The usual."""
-    JOB_CLASS_BACKGROUND: _JobClass.ValueType  # 3
-    """Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token. By default it
-    may wait 12 h for a worker, and 24 h in all.
-    """
-    JOB_CLASS_SCHEDULED: _JobClass.ValueType  # 4
-    """As JOB_CLASS_BACKGROUND, with a weight, a rate and limits of its own: for what a schedule starts. Anybody who may submit
-    jobs may name it, so a scheduler of the caller's may, too.
-    """
-
-class JobClass(_JobClass, metaclass=_JobClassEnumTypeWrapper):
-    """How urgent a job is. The operator sets weight, rate and default time limits of each class.
-
-    A model has two queues. Jobs of JOB_CLASS_HIGH and JOB_CLASS_STANDARD wait in one, those of JOB_CLASS_BACKGROUND and
-    JOB_CLASS_SCHEDULED in the other, which workers of earlier versions do not know: such a job waits for a worker of this
-    version. Within a queue the two classes take turns by their weights, in each class the tenants by theirs, and the users of
-    a tenant alike. So neither class starves the other, however many jobs it has.
-
-    A worker has as many seats as its engine generates for at once. A job of JOB_CLASS_HIGH or JOB_CLASS_STANDARD that finds them
-    taken gets that of a background job: the youngest one stops between two tokens, JOB_CLASS_SCHEDULED before
-    JOB_CLASS_BACKGROUND. It keeps its output, waits as JOB_STATE_QUEUED with the stage "paused", and goes on at the same token, there or at another
-    worker. No byte of its output comes twice, no attempt is used up and the queue timeout does not begin again. Its output is that of
-    a run without pauses wherever the engine continues a generation exactly: always with "torch" and "simulated"; with "vllm" unless the job has a
-    seed, structured output, or penalties that count output tokens. Such a job starts over, as after a hand-over.
-
-    By default one seat of a worker with several is never taken from background jobs, so they go on under any load.
-    """
-
-JOB_CLASS_UNSPECIFIED: JobClass.ValueType  # 0
-"""The default: as JOB_CLASS_STANDARD. Never sent in an answer."""
-JOB_CLASS_HIGH: JobClass.ValueType  # 1
-"""Somebody waits for each token. Twice as many turns as JOB_CLASS_STANDARD, by default. Needs the scope jobs:priority."""
-JOB_CLASS_STANDARD: JobClass.ValueType  # 2
-"""The usual."""
-JOB_CLASS_BACKGROUND: JobClass.ValueType  # 3
-"""Uses what the classes above leave. It pauses when one of them needs its seat, and goes on at the same token. By default it
-may wait 12 h for a worker, and 24 h in all.
-"""
-JOB_CLASS_SCHEDULED: JobClass.ValueType  # 4
-"""As JOB_CLASS_BACKGROUND, with a weight, a rate and limits of its own: for what a schedule starts. Anybody who may submit
-jobs may name it, so a scheduler of the caller's may, too.
-"""
-Global___JobClass: _TypeAlias = JobClass  # noqa: Y015
 
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -548,7 +493,7 @@ class JobRequest(_message.Message):
     default, so that it orders a user's own jobs. It has no effect on jobs that wait in the other queue of the model: see
     JobClass.
     """
-    job_class: Global___JobClass.ValueType
+    job_class: _common_pb2.JobClass.ValueType
     """How urgent the job is. Default: JOB_CLASS_STANDARD. JOB_CLASS_HIGH needs the scope jobs:priority. A Submit beyond the
     operator's rate for the class is RESOURCE_EXHAUSTED; a repeated Submit of a job that was accepted finds it, whatever the
     rate.
@@ -591,7 +536,7 @@ class JobRequest(_message.Message):
         """
 
     @_builtins.property
-    def prompt_file(self) -> _file_pb2.FileRef:
+    def prompt_file(self) -> _common_pb2.FileRef:
         """The text to continue, as a file: for prompts of more than 1 MiB. The worker reads it as it reads prompt. Exactly one of
         prompt, messages and prompt_file must be set. file_id is required. sha256 and size_bytes may be set, and the file must then be
         so; media_type is ignored.
@@ -604,7 +549,7 @@ class JobRequest(_message.Message):
         """
 
     @_builtins.property
-    def budget(self) -> Global___Budget:
+    def budget(self) -> _common_pb2.Budget:
         """What the job may use. A job that its budget ends is JOB_STATE_FAILED with the reason BUDGET_SPENT, and keeps its output.
         Default: no limit but those of params and timeouts.
         """
@@ -625,9 +570,9 @@ class JobRequest(_message.Message):
         notify_options: Global___NotifyOptions | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cancel_if_unwatched: _duration_pb2.Duration | None = ...,
-        prompt_file: _file_pb2.FileRef | None = ...,
-        job_class: Global___JobClass.ValueType = ...,
-        budget: Global___Budget | None = ...,
+        prompt_file: _common_pb2.FileRef | None = ...,
+        job_class: _common_pb2.JobClass.ValueType = ...,
+        budget: _common_pb2.Budget | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "notify_options", b"notify_options", "params", b"params", "prompt_file", b"prompt_file", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -636,54 +581,6 @@ class JobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
-
-@_typing.final
-class Budget(_message.Message):
-    """What a job or a batch may use, over all attempts and hand-overs. Nothing counts twice: ResultMetadata.wasted_tokens and a
-    prompt that is read again do not count. 0 and unset: no limit. A limit is 0 or more.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    ENGINE_TIME_FIELD_NUMBER: _builtins.int
-    COST_MICROS_FIELD_NUMBER: _builtins.int
-    output_tokens: _builtins.int
-    """Maximum number of output tokens, exact to the token. A job that has generated them ends with BUDGET_SPENT, unless its answer
-    ends there by itself, or params.max_tokens or the context allows no more: then it succeeds.
-    """
-    prompt_tokens: _builtins.int
-    """Maximum number of tokens of the prompt. Tokens that a cache has count, too, because nobody knows them before the engine runs.
-    A prompt that has more is INVALID_ARGUMENT where the gateway has the tokenizer and counts them. Otherwise, as for messages,
-    to which the model's chat template adds tokens, the job ends with BUDGET_SPENT before the engine runs.
-    """
-    cost_micros: _builtins.int
-    """Maximum of ResultMetadata.cost_micros. It bounds the output tokens as output_tokens does, exact to the token: by what the prompt
-    leaves of it. A prompt that leaves less than one output token costs is refused as one beyond prompt_tokens. INVALID_ARGUMENT for
-    a model without a price.
-    """
-    @_builtins.property
-    def engine_time(self) -> _duration_pb2.Duration:
-        """Maximum of ResultMetadata.engine_time, at least 1 ms. It is checked whenever the engine has generated a token, so that the job
-        may take a step of the engine longer.
-        """
-
-    def __init__(
-        self,
-        *,
-        output_tokens: _builtins.int = ...,
-        prompt_tokens: _builtins.int = ...,
-        engine_time: _duration_pb2.Duration | None = ...,
-        cost_micros: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine_time", b"engine_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "engine_time", b"engine_time", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class ModelPrice(_message.Message):
@@ -1160,7 +1057,7 @@ class JobStatus(_message.Message):
     """The W3C trace id of the trace that the whole job is in: 32 hexadecimal digits. Empty when the gateway creates no traces
     and the caller of Submit sent none, and for a workflow that was started by hand.
     """
-    job_class: Global___JobClass.ValueType
+    job_class: _common_pb2.JobClass.ValueType
     """The job's class, JOB_CLASS_STANDARD if it names none."""
     @_builtins.property
     def progress(self) -> Global___JobProgress:
@@ -1213,7 +1110,7 @@ class JobStatus(_message.Message):
         cancel_requested: _builtins.bool = ...,
         notifications: _abc.Iterable[Global___NotifyStatus] | None = ...,
         trace_id: _builtins.str = ...,
-        job_class: Global___JobClass.ValueType = ...,
+        job_class: _common_pb2.JobClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "progress", b"progress", "queue", b"queue", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1381,7 +1278,7 @@ class JobResult(_message.Message):
         """
 
     @_builtins.property
-    def output_file(self) -> _file_pb2.FileRef:
+    def output_file(self) -> _common_pb2.FileRef:
         """The generated text as a file, in UTF-8, where the result would be larger than 1 MiB. output is empty then. The deltas of
         StreamStatus bring the text nevertheless, as it is generated and later, so a client that watches needs no file.
 
@@ -1401,7 +1298,7 @@ class JobResult(_message.Message):
         metadata: Global___ResultMetadata | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
-        output_file: _file_pb2.FileRef | None = ...,
+        output_file: _common_pb2.FileRef | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "output_file", b"output_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -2090,7 +1987,7 @@ class ListRequest(_message.Message):
         """Lists only jobs in one of these states. At most 16. Default: in all states."""
 
     @_builtins.property
-    def classes(self) -> _containers.RepeatedScalarFieldContainer[Global___JobClass.ValueType]:
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.JobClass.ValueType]:
         """Lists only jobs of one of these classes. At most 16. Default: of all classes. A job that names no class is of
         JOB_CLASS_STANDARD.
         """
@@ -2104,7 +2001,7 @@ class ListRequest(_message.Message):
         project_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        classes: _abc.Iterable[Global___JobClass.ValueType] | None = ...,
+        classes: _abc.Iterable[_common_pb2.JobClass.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -2185,7 +2082,7 @@ class JobSummary(_message.Message):
     """The model that the job names."""
     project_id: _builtins.str
     """The job's label. May be empty."""
-    job_class: Global___JobClass.ValueType
+    job_class: _common_pb2.JobClass.ValueType
     """The job's class, JOB_CLASS_STANDARD if it names none."""
     @_builtins.property
     def status(self) -> Global___JobStatus:
@@ -2204,7 +2101,7 @@ class JobSummary(_message.Message):
         model: _builtins.str = ...,
         project_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        job_class: Global___JobClass.ValueType = ...,
+        job_class: _common_pb2.JobClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -2323,7 +2220,7 @@ class ModelClass(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
-    job_class: Global___JobClass.ValueType
+    job_class: _common_pb2.JobClass.ValueType
     """The class."""
     backlog: _builtins.int
     """The approximate number of jobs that wait in the queue of the class. Temporal does not tell the classes of a queue apart, so
@@ -2342,7 +2239,7 @@ class ModelClass(_message.Message):
     def __init__(
         self,
         *,
-        job_class: Global___JobClass.ValueType = ...,
+        job_class: _common_pb2.JobClass.ValueType = ...,
         backlog: _builtins.int = ...,
         estimated_wait: _duration_pb2.Duration | None = ...,
         weight: _builtins.float = ...,

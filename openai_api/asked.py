@@ -14,7 +14,7 @@ from jobs.classes import is_background
 from jobs.field_rules import Violation
 from jobs.ids import ID_PATTERN
 from jobs.parsing import InvalidFields, parse
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from openai_api.errors import InvalidBody, invalid
 from openai_api.parameters import Parameters, text_of
 
@@ -130,7 +130,7 @@ def take_common(parameters: Parameters, job: llm_pb2.JobRequest) -> None:
             raise invalid("service_tier", "must be auto, default, flex or priority")
 
 
-CLASS_OF_TIER: Final = {"priority": llm_pb2.JOB_CLASS_HIGH, "flex": llm_pb2.JOB_CLASS_BACKGROUND}
+CLASS_OF_TIER: Final = {"priority": common_pb2.JOB_CLASS_HIGH, "flex": common_pb2.JOB_CLASS_BACKGROUND}
 """The class of a job by its service tier, where it is not the default."""
 
 
@@ -138,7 +138,7 @@ def tier_of(job: llm_pb2.JobRequest) -> str:
     """Return the service tier of a job. No tier stands for JOB_CLASS_SCHEDULED, which is served like "flex"."""
     if is_background(job.job_class):
         return "flex"
-    return "priority" if job.job_class == llm_pb2.JOB_CLASS_HIGH else "default"
+    return "priority" if job.job_class == common_pb2.JOB_CLASS_HIGH else "default"
 
 
 def _take_notify(parameters: Parameters, job: llm_pb2.JobRequest) -> None:

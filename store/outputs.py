@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from jobs.ids import OUTPUT_ID_PREFIX, tenant_of
-from llm_pb import file_pb2
+from llm_pb import common_pb2
 from store.store import MAX_PIECE_BYTES, ObjectMissing, Store, StoredObject
 
 MEDIA_TYPE: Final = "text/plain; charset=utf-8"
@@ -39,7 +39,7 @@ class OutputObject(NamedTuple):
     """The workflow id of the job."""
 
 
-async def write_output(store: Store, job_id: str, text: bytes | bytearray) -> file_pb2.FileRef:
+async def write_output(store: Store, job_id: str, text: bytes | bytearray) -> common_pb2.FileRef:
     """Write the output of a job, in UTF-8, as a new object; return the file. The job's id tells the tenant.
 
     Raises what Store.put raises.
@@ -56,7 +56,7 @@ async def write_output(store: Store, job_id: str, text: bytes | bytearray) -> fi
     name = base64.urlsafe_b64encode(job_id.encode()).decode()
     folders = [name[at : at + _MAX_FOLDER] for at in range(0, len(name), _MAX_FOLDER)]
     stored = await store.put(store.new_name(f"{_of_job(job_id)}{nonce}/{'/'.join(folders)}/"), pieces())
-    return file_pb2.FileRef(
+    return common_pb2.FileRef(
         file_id=f"{OUTPUT_ID_PREFIX}{_hash(job_id)}{nonce}",
         sha256=sha256.digest(),
         size_bytes=stored.size,
@@ -74,7 +74,7 @@ async def find_output(store: Store, tenant: str, file_id: str) -> OutputObject |
     return None
 
 
-async def stored_output(store: Store, job_id: str, ref: file_pb2.FileRef) -> StoredObject:
+async def stored_output(store: Store, job_id: str, ref: common_pb2.FileRef) -> StoredObject:
     """Return the object of a file that the result of a job names. Raises StoreUnavailable, ObjectMissing."""
     found = await find_output(store, tenant_of(job_id), ref.file_id)
     if found is None or found.job_id != job_id:

@@ -3,7 +3,7 @@
 from temporalio import activity
 
 from jobs import names
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 
 
 @activity.defn(name=names.ACTIVITY_RUN)
@@ -124,7 +124,7 @@ async def collect_chunks(request: internal_pb2.CollectRequest) -> internal_pb2.C
 
 
 @activity.defn(name=names.ACTIVITY_WRITE_MANIFEST)
-async def write_manifest(request: internal_pb2.ManifestRequest) -> file_pb2.FileRef:
+async def write_manifest(request: internal_pb2.ManifestRequest) -> common_pb2.FileRef:
     """Write a manifest of ended chunks to the store."""
     raise NotImplementedError
 

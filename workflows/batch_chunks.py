@@ -18,7 +18,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 with workflow.unsafe.imports_passed_through():
     from jobs import batches, errors
     from jobs.classes import queue_of
-    from llm_pb import internal_pb2, llm_pb2
+    from llm_pb import common_pb2, internal_pb2
 
 from workflows import activities
 
@@ -169,7 +169,7 @@ class Chunks:
         running.handle = workflow.start_activity(
             activities.run_batch_chunk,
             request,
-            task_queue=queue_of(chunk.group.queue, run.batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND),
+            task_queue=queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND),
             activity_id=f"{batches.CHUNK_ID_PREFIX}{chunk.number}-{running.starts}",
             schedule_to_close_timeout=max(left, timedelta(0)) + _GRACE,
             heartbeat_timeout=limit,

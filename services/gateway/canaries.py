@@ -18,7 +18,7 @@ from encryption import Encryption
 from jobs.ids import schedule_id
 from jobs.options import duration
 from jobs.schedules import MAX_REQUEST_ID
-from llm_pb import llm_pb2, schedule_pb2
+from llm_pb import common_pb2, schedule_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.background import beside
@@ -143,7 +143,7 @@ def canary_of(model: str, interval: timedelta) -> schedule_pb2.Schedule:
     canary.times.intervals.add(every=duration(timedelta(seconds=round(interval.total_seconds()))))
     job = canary.job
     # Of the class that users have who wait, so that it shows what they see.
-    job.model, job.prompt, job.job_class = model, _PROMPT, llm_pb2.JOB_CLASS_STANDARD
+    job.model, job.prompt, job.job_class = model, _PROMPT, common_pb2.JOB_CLASS_STANDARD
     job.params.max_tokens, job.params.temperature = _TOKENS, 0
     job.timeouts.total.CopyFrom(duration(interval * _PART_OF_INTERVAL))
     job.timeouts.queue.CopyFrom(duration(interval * _QUEUE_PART))

@@ -4,7 +4,7 @@ from datetime import timedelta
 from math import ceil
 
 from jobs.classes import NAMES, label_of
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 from runtime.token_bucket import TokenBucket
 from services.gateway.class_settings import Classes
 from services.gateway.errors import ApiError, exhausted
@@ -22,18 +22,18 @@ class ClassRates:
             if (rate := classes.of(job_class).rate) is not None
         }
 
-    def take(self, job_class: "llm_pb2.JobClass.ValueType") -> ApiError | None:
+    def take(self, job_class: "common_pb2.JobClass.ValueType") -> ApiError | None:
         """Count a Submit. Return the ApiError for one beyond the rate, which does not count; None within the rate."""
         bucket = self._buckets.get(job_class)
         if bucket is None or not (wait := bucket.take()):
             return None
         self._metrics.class_refusals.add(1, {"llm.job.class": label_of(job_class)})
         allowed = f"{bucket.per_second:g} a second, {bucket.burst} at once"
-        name = llm_pb2.JobClass.Name(job_class)
+        name = common_pb2.JobClass.Name(job_class)
         message = f"this gateway accepts jobs of {name} at {allowed}; submit the job again in {wait:.3f} s"
         return exhausted(message, timedelta(seconds=wait), {"job_class": name})
 
-    def put_back(self, job_class: "llm_pb2.JobClass.ValueType") -> None:
+    def put_back(self, job_class: "common_pb2.JobClass.ValueType") -> None:
         """Do not count a Submit that has started no job."""
         if (bucket := self._buckets.get(job_class)) is not None:
             bucket.put_back()

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.classes import NAMES
 from jobs.options import DEFAULT_BACKGROUND_QUEUE_TIMEOUT, DEFAULT_BACKGROUND_TOTAL_TIMEOUT
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 
 
 class ClassSettings(BaseModel):
@@ -52,11 +52,11 @@ class Classes(BaseModel):
     BACKGROUND: _Background = Field(default_factory=_Background)
     SCHEDULED: _Scheduled = Field(default_factory=_Scheduled)
 
-    def of(self, job_class: "llm_pb2.JobClass.ValueType") -> ClassSettings:
+    def of(self, job_class: "common_pb2.JobClass.ValueType") -> ClassSettings:
         """Return the settings of a class."""
         settings: ClassSettings = getattr(self, NAMES[job_class])
         return settings
 
-    def turns(self, job_class: "llm_pb2.JobClass.ValueType") -> float:
+    def turns(self, job_class: "common_pb2.JobClass.ValueType") -> float:
         """Return the weight of a class in proportion to that of JOB_CLASS_STANDARD, which is 1."""
         return self.of(job_class).weight / self.STANDARD.weight

@@ -11,7 +11,7 @@ from encryption import KeysUnavailable, is_hash
 from jobs import ids, names
 from jobs.costs import add_cost
 from jobs.memo import from_memo, time_from_memo
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError
 from services.gateway.job_traces import traceparent_of
 
@@ -83,11 +83,11 @@ async def search_attributes_of(execution: WorkflowExecution) -> dict[str, str]:
     return clear
 
 
-def job_class_of(execution: WorkflowExecution) -> "llm_pb2.JobClass.ValueType":
+def job_class_of(execution: WorkflowExecution) -> "common_pb2.JobClass.ValueType":
     """Return the class of a job, JOB_CLASS_STANDARD if its search attributes name none that this version knows."""
     name = execution.typed_search_attributes.get(names.JOB_CLASS) or ""
-    known = llm_pb2.JobClass.DESCRIPTOR.values_by_name.get(name)
-    return llm_pb2.JOB_CLASS_STANDARD if known is None else llm_pb2.JobClass.Value(name)
+    known = common_pb2.JobClass.DESCRIPTOR.values_by_name.get(name)
+    return common_pb2.JOB_CLASS_STANDARD if known is None else common_pb2.JobClass.Value(name)
 
 
 async def _hashed_attributes(execution: WorkflowExecution) -> dict[str, str]:

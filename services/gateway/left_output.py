@@ -8,7 +8,7 @@ from typing import Final
 from encryption import KeysUnavailable
 from feed.feed import Feed
 from feed.output import GeneratedOutput, read_generated_output
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from store.outputs import write_output
 from store.store import Store, StoreUnavailable
 
@@ -41,7 +41,7 @@ async def recovered_output(feed: Feed, key: str, store: Store | None, job_id: st
     return output.result(file=file)
 
 
-async def _written(store: Store, job_id: str, output: GeneratedOutput) -> file_pb2.FileRef:
+async def _written(store: Store, job_id: str, output: GeneratedOutput) -> common_pb2.FileRef:
     while True:
         try:
             return await write_output(store, job_id, output.text)

@@ -11,7 +11,7 @@ from encryption import Encryption, KeysUnavailable
 from jobs import names
 from jobs.ids import tenant_of
 from jobs.search import HASHED, Hash
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.errors import ApiError, invalid, temporal_unavailable
@@ -173,8 +173,8 @@ def visibility_query(tenant: str, request: llm_pb2.ListRequest, hash_: Hash | No
     return " AND ".join(terms)
 
 
-def _class_query(job_class: "llm_pb2.JobClass.ValueType") -> str:
+def _class_query(job_class: "common_pb2.JobClass.ValueType") -> str:
     name = names.JOB_CLASS.name
-    if job_class == llm_pb2.JOB_CLASS_STANDARD:
+    if job_class == common_pb2.JOB_CLASS_STANDARD:
         return f"{name} IS NULL"
-    return f"{name} = '{llm_pb2.JobClass.Name(job_class)}'"
+    return f"{name} = '{common_pb2.JobClass.Name(job_class)}'"

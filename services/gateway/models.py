@@ -17,7 +17,7 @@ from temporalio.service import RPCError
 from jobs.classes import NAMES, is_background, queue_of
 from jobs.field_rules import MODEL_PATTERN, Violation
 from jobs.options import duration
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.class_settings import Classes
 from services.gateway.model_settings import Model
@@ -165,4 +165,4 @@ class Models:
 
 def background_queue(model: Model) -> str:
     """Return the task queue of the model's background jobs."""
-    return queue_of(model.queue, llm_pb2.JOB_CLASS_BACKGROUND)
+    return queue_of(model.queue, common_pb2.JOB_CLASS_BACKGROUND)

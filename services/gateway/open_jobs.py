@@ -20,7 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
 from jobs.classes import NAMES, is_background
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 from services.gateway.model_settings import Model
 from services.gateway.models import Models, background_queue
 
@@ -31,7 +31,7 @@ _TIMEOUT: Final = timedelta(seconds=3)
 _QUEUES: Final = ("interactive", "background")
 """The queues of a model: of HIGH and STANDARD, and of BACKGROUND and SCHEDULED."""
 _BACKGROUND: Final = " AND {} IN ({})".format(
-    names.JOB_CLASS.name, ", ".join(f"'{llm_pb2.JobClass.Name(one)}'" for one in NAMES if is_background(one))
+    names.JOB_CLASS.name, ", ".join(f"'{common_pb2.JobClass.Name(one)}'" for one in NAMES if is_background(one))
 )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from jobs.field_rules import Violation, too_large
 from jobs.file_rules import check_prompt_file
 from jobs.limits import MAX_PROMPT_FILE_BYTES
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2, llm_pb2
 from runtime.auth import Caller
 from services.gateway.errors import FileNotFound
 from services.gateway.files.failures import store_errors
@@ -67,7 +67,7 @@ class PromptFiles:
         return bytes(head)
 
 
-def _differences(asked: file_pb2.FileRef, found: file_pb2.FileRef) -> Iterator[Violation]:
+def _differences(asked: common_pb2.FileRef, found: common_pb2.FileRef) -> Iterator[Violation]:
     if asked.sha256 not in (b"", found.sha256):
         yield Violation(f"{_FIELD}.sha256", f"is not that of the file, {found.sha256.hex()}")
     if asked.size_bytes not in (0, found.size_bytes):

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
 from jobs.schedules import as_submitted
-from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, common_pb2, file_pb2, llm_pb2, schedule_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
 from runtime.scopes import (
     CANCEL,
@@ -89,7 +89,7 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
     needed = {
         NOTIFY: bool(job.notify),
         STRUCTURED: job.params.WhichOneof("structured_output") is not None,
-        PRIORITY: 1 <= job.priority < DEFAULT_PRIORITY or job.job_class == llm_pb2.JOB_CLASS_HIGH,
+        PRIORITY: 1 <= job.priority < DEFAULT_PRIORITY or job.job_class == common_pb2.JOB_CLASS_HIGH,
         READ_FILES: job.HasField("prompt_file"),
     }
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
@@ -133,7 +133,7 @@ def check_list_files(caller: Caller, request: file_pb2.ListFilesRequest) -> None
 def check_create_batch(caller: Caller, request: batch_pb2.CreateBatchRequest) -> None:
     """Raise Refusal for a batch that is not the caller's to create. Its lines are checked when they are read."""
     batch = request.batch
-    needed = {READ_FILES: True, NOTIFY: bool(batch.notify), PRIORITY: batch.job_class == llm_pb2.JOB_CLASS_HIGH}
+    needed = {READ_FILES: True, NOTIFY: bool(batch.notify), PRIORITY: batch.job_class == common_pb2.JOB_CLASS_HIGH}
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
         raise scope_missing(*missing)
     _require_user(caller, batch.user_id)

@@ -28,7 +28,7 @@ from jobs.options import (
     DEFAULT_RUN_TIMEOUT,
     DEFAULT_TOTAL_TIMEOUT,
 )
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 from runtime.auth_settings import AuthSettings
 from runtime.grpc_server import PING_INTERVAL
 from runtime.metrics_settings import MetricsSettings
@@ -255,12 +255,12 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
             raise ValueError("the prices of all models must have one currency")
         return models
 
-    def queue_timeout_of(self, job_class: "llm_pb2.JobClass.ValueType") -> timedelta:
+    def queue_timeout_of(self, job_class: "common_pb2.JobClass.ValueType") -> timedelta:
         """Return the default of JobTimeouts.queue for jobs of a class."""
         own = self.classes.of(job_class).queue_timeout
         return self.queue_timeout if own is None else min(own, self.max_queue_timeout)
 
-    def total_timeout_of(self, job_class: "llm_pb2.JobClass.ValueType") -> timedelta:
+    def total_timeout_of(self, job_class: "common_pb2.JobClass.ValueType") -> timedelta:
         """Return the default of JobTimeouts.total for jobs of a class."""
         own = self.classes.of(job_class).total_timeout
         return self.total_timeout if own is None else min(own, self.max_total_timeout)

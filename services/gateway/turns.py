@@ -11,7 +11,7 @@ from temporalio.common import Priority
 
 from jobs.search import Hash
 from jobs.start import fair_owner, fair_turns
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 from services.gateway.class_settings import Classes
 from services.gateway.tenants import TenantSettings
 
@@ -22,7 +22,7 @@ _MAX_TURNS: Final = 100
 gets no larger share by inventing users."""
 _DEFAULT: Final = TenantSettings()
 _DEFAULT_CLASSES: Final = Classes()
-_STANDARD: Final = llm_pb2.JOB_CLASS_STANDARD
+_STANDARD: Final = common_pb2.JOB_CLASS_STANDARD
 
 
 class Turns:
@@ -42,7 +42,7 @@ class Turns:
         self._tenants = tenants
         self._classes = classes
         self._now = now
-        self._seen: defaultdict[tuple[str, llm_pb2.JobClass.ValueType], OrderedDict[str, float]]
+        self._seen: defaultdict[tuple[str, common_pb2.JobClass.ValueType], OrderedDict[str, float]]
         self._seen = defaultdict(OrderedDict)
         """When each active user of a tenant's class was last seen, the oldest first."""
 
@@ -51,7 +51,7 @@ class Turns:
         tenant: str,
         user_id: str,
         hash_: Hash | None = None,
-        job_class: "llm_pb2.JobClass.ValueType" = _STANDARD,
+        job_class: "common_pb2.JobClass.ValueType" = _STANDARD,
     ) -> Priority:
         """Return the priority of the workflow of a job that the user submits now. `hash_` is that of job_start()."""
         turns = self._classes.turns(job_class)

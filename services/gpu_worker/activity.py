@@ -40,7 +40,7 @@ from jobs.heartbeat import before_handover, from_details, to_details
 from jobs.ids import tenant_of
 from jobs.rules import require_valid
 from jobs.stages import DONE, LOADING, PREFILL
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.attempt import Attempt
 from services.gpu_worker.engines.engine import CannotContinue, Engine
@@ -130,7 +130,7 @@ class RunLLMOnGPU:
     async def _run(self, attempt: Attempt, request: internal_pb2.RunRequest) -> llm_pb2.JobResult:
         info = activity.info()
         job_id = info.workflow_id or ""
-        file: file_pb2.FileRef | None = None
+        file: common_pb2.FileRef | None = None
         reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_ERROR
         try:
             with self.seats.attempt(request) as seat:

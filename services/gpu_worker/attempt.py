@@ -14,7 +14,7 @@ from jobs.attempts import close, has_ended, pause
 from jobs.errors import EngineFailed, JobError, ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES
 from jobs.stages import DECODE, DONE, LOADING
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.attempt_times import AttemptTimes
 from services.gpu_worker.budget import require_more_than, require_time
@@ -194,7 +194,7 @@ class Attempt:
         return report
 
     def result(
-        self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType", file: file_pb2.FileRef | None = None
+        self, engine: Engine, reason: "llm_pb2.FinishReason.ValueType", file: common_pb2.FileRef | None = None
     ) -> llm_pb2.JobResult:
         """Return the job's result as far as this attempt generated it. `file` holds its output, if it is large."""
         output = self._writer.output

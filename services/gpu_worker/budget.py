@@ -4,10 +4,10 @@ from datetime import timedelta
 
 from jobs.costs import output_allowance
 from jobs.errors import BudgetSpent
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 
-def require_time(budget: llm_pb2.Budget, engine_time: timedelta) -> None:
+def require_time(budget: common_pb2.Budget, engine_time: timedelta) -> None:
     """Raise BudgetSpent if the job has had its time in engines."""
     if budget.HasField("engine_time") and engine_time >= (limit := budget.engine_time.ToTimedelta()):
         raise BudgetSpent(f"budget.engine_time is {limit}, and the job has used it")

@@ -7,7 +7,7 @@ from typing import Final
 
 from encryption import KeysUnavailable
 from jobs.stages import DONE
-from llm_pb import file_pb2
+from llm_pb import common_pb2
 from services.gpu_worker.attempt import Attempt
 from store.outputs import write_output
 from store.store import Store, StoreUnavailable
@@ -30,7 +30,7 @@ class OutputFiles:
         """Return the maximum size of a job's output that may be a file; 0 where it may not. See RunRequest."""
         return max_output_bytes if self._store is not None else 0
 
-    async def save(self, attempt: Attempt, job_id: str, within: timedelta | None = None) -> file_pb2.FileRef | None:
+    async def save(self, attempt: Attempt, job_id: str, within: timedelta | None = None) -> common_pb2.FileRef | None:
         """Write the attempt's output if it has to be a file, and return the file.
 
         Waits for a store that is away, for the time `within` or, without one, as long as the activity may take. Raises

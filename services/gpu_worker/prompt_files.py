@@ -18,7 +18,7 @@ from jobs import names
 from jobs.errors import EngineFailed, InvalidJob, PromptFileMissing, PromptTooLong
 from jobs.ids import file_workflow_id, tenant_of
 from jobs.limits import MAX_PROMPT_FILE_BYTES
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2
 from runtime.temporal import RPC_TIMEOUT
 from store.store import ObjectMissing, Store, StoredObject, StoreUnavailable
 
@@ -32,7 +32,7 @@ class PromptFiles:
     def __init__(self, store: Store | None) -> None:
         self._store = store
 
-    async def read(self, ref: file_pb2.FileRef, job_id: str) -> str:
+    async def read(self, ref: common_pb2.FileRef, job_id: str) -> str:
         """Return the text of a file that a job names. Waits for a store or a Temporal that is away.
 
         Raises PromptFileMissing, InvalidJob for a content that is no text, PromptTooLong for one that no model takes,
@@ -50,7 +50,7 @@ class PromptFiles:
                 raise PromptFileMissing(f"the content of {ref.file_id} is gone: {error}") from error
             await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _read(self, store: Store, ref: file_pb2.FileRef, record_id: str) -> str:
+    async def _read(self, store: Store, ref: common_pb2.FileRef, record_id: str) -> str:
         record = await _record(record_id)
         found = record.file
         if found.state != file_pb2.FILE_STATE_READY:

@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from jobs import names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX, queue_of
 from jobs.limits import MAX_TEMPORAL_ID
-from llm_pb import llm_pb2
+from llm_pb import common_pb2
 from models import DOCSTRINGS
 from runtime.metrics_settings import MetricsSettings
 
@@ -99,4 +99,4 @@ class GpuWorkerSettings(MetricsSettings):
 
 def queues_of(settings: GpuWorkerSettings) -> tuple[str, str]:
     """Return the task queues of the worker: its model's, and that of the model's background jobs."""
-    return settings.task_queue, queue_of(settings.task_queue, llm_pb2.JOB_CLASS_BACKGROUND)
+    return settings.task_queue, queue_of(settings.task_queue, common_pb2.JOB_CLASS_BACKGROUND)

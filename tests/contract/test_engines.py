@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import BudgetSpent, EngineDead, InvalidJob, PromptTooLong, UnsupportedParams
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from services.gpu_worker.engines.engine import IDLE, Engine, EngineConfig, Generation, Output, create_engine
 from tests.support.paths import ROOT
 
@@ -229,7 +229,7 @@ async def test_a_budget_bounds_the_output_to_the_token(engine: Engine, kind: str
     # A millionth less than what 8 tokens cost, rounded up.
     cost = -(-(size * 300_000 + 8 * 700_000) // 1_000_000) - 1
     job.budget.CopyFrom(
-        llm_pb2.Budget(output_tokens=7) if kind == "output_tokens" else llm_pb2.Budget(cost_micros=cost)
+        common_pb2.Budget(output_tokens=7) if kind == "output_tokens" else common_pb2.Budget(cost_micros=cost)
     )
     made = [output async for output in engine.generate(Generation("whole", job, price=PRICE))]
     most = 7 if kind == "output_tokens" else (cost * 1_000_000 - size * 300_000) // 700_000
@@ -248,7 +248,7 @@ async def test_a_prompt_that_spends_its_budget_is_not_read(engine: Engine) -> No
     size = (await outputs(engine, job))[0].prompt_tokens
     # The prompt alone costs no more than this, but a token more does.
     cost = size * 300_000 // 1_000_000
-    for budget in (llm_pb2.Budget(prompt_tokens=size - 1), llm_pb2.Budget(cost_micros=cost)):
+    for budget in (common_pb2.Budget(prompt_tokens=size - 1), common_pb2.Budget(cost_micros=cost)):
         job.budget.CopyFrom(budget)
         with pytest.raises(BudgetSpent, match=f"{size}"):
             await anext(engine.generate(Generation("spent", job, price=PRICE)))

@@ -19,7 +19,7 @@ from temporalio.client import Client, WorkflowExecutionDescription
 
 from deploy.local.stack import Stack
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime import scopes
 from tests.support.credentials import CallsAs, KeyFile
@@ -27,8 +27,8 @@ from tests.support.jobs import details_of, new_job, watch
 from tests.support.scrapes import scrape_until
 from tests.support.turns import new_turns
 
-HIGH, STANDARD = llm_pb2.JOB_CLASS_HIGH, llm_pb2.JOB_CLASS_STANDARD
-BACKGROUND, SCHEDULED = llm_pb2.JOB_CLASS_BACKGROUND, llm_pb2.JOB_CLASS_SCHEDULED
+HIGH, STANDARD = common_pb2.JOB_CLASS_HIGH, common_pb2.JOB_CLASS_STANDARD
+BACKGROUND, SCHEDULED = common_pb2.JOB_CLASS_BACKGROUND, common_pb2.JOB_CLASS_SCHEDULED
 ALL = (HIGH, STANDARD, BACKGROUND, SCHEDULED)
 IDLE_QUEUE = "llm-gpu-activities.idle"
 PATIENCE = 60

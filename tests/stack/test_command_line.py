@@ -16,7 +16,7 @@ import pytest
 from deploy.local.ports import free_port
 from deploy.local.stack import Stack
 from durable_llm.cli._exits import Exit
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway.scopes import SCOPES
 from tests.support.certificates import Authority
@@ -143,7 +143,7 @@ async def test_it_submits_all_that_a_job_may_ask_for(cli: Cli, stub: LlmServiceS
         model="structured",
         prompt="Well?",
         priority=4,
-        job_class=llm_pb2.JOB_CLASS_BACKGROUND,
+        job_class=common_pb2.JOB_CLASS_BACKGROUND,
         notify=webhook(url),
         timeouts={"total": {"seconds": 5400}},
         params={

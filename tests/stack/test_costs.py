@@ -17,7 +17,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from durable_llm.errors import BudgetSpent
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.commands import run
@@ -163,9 +163,9 @@ async def test_a_budget_of_tokens_is_exact_across_a_kill(priced: Stack, client: 
         whole = await run_job(client, new_job("Go on.", params={"max_tokens": 300}))
     assert whole.states[-1] == "SUCCEEDED"
     budgets = [
-        llm_pb2.Budget(output_tokens=300),
+        common_pb2.Budget(output_tokens=300),
         # 6 prompt tokens and 300 output tokens cost 210.9.
-        llm_pb2.Budget(cost_micros=211, output_tokens=8000),
+        common_pb2.Budget(cost_micros=211, output_tokens=8000),
     ]
     for budget in budgets:
         async with worker(priced, **SLOW) as first:
@@ -190,8 +190,8 @@ async def test_a_budget_of_tokens_is_exact_across_a_kill(priced: Stack, client: 
 async def test_what_ends_by_itself_within_its_budget_succeeds(priced: Stack, client: LlmServiceStub) -> None:
     """Also at the last token: max_tokens is reached together with the budget, or the model ends its answer there."""
     async with worker(priced, answer_tokens=4):
-        equal = new_job(params={"max_tokens": 3}, budget=llm_pb2.Budget(output_tokens=3))
-        ended = new_job(params={"max_tokens": 9}, budget=llm_pb2.Budget(output_tokens=5, prompt_tokens=50))
+        equal = new_job(params={"max_tokens": 3}, budget=common_pb2.Budget(output_tokens=3))
+        ended = new_job(params={"max_tokens": 9}, budget=common_pb2.Budget(output_tokens=5, prompt_tokens=50))
         results = [(await run_job(client, job)).final for job in (equal, ended)]
     assert [one.status.state for one in results] == [llm_pb2.JOB_STATE_SUCCEEDED] * 2
     assert [one.result.metadata.output_tokens for one in results] == [3, 5]
@@ -202,39 +202,39 @@ async def test_what_ends_by_itself_within_its_budget_succeeds(priced: Stack, cli
 async def test_a_prompt_beyond_the_budget_is_refused(priced: Stack, client: LlmServiceStub) -> None:
     """By the gateway where its tokenizer counts it, otherwise by the worker before the engine runs."""
     long = "Return the value. " * 20
-    found = await violations(client, new_job(long, budget=llm_pb2.Budget(prompt_tokens=5)))
+    found = await violations(client, new_job(long, budget=common_pb2.Budget(prompt_tokens=5)))
     assert "the prompt has" in found.pop("job.budget.prompt_tokens")
     assert not found
-    found = await violations(client, new_job(long, budget=llm_pb2.Budget(cost_micros=1)))
+    found = await violations(client, new_job(long, budget=common_pb2.Budget(cost_micros=1)))
     assert "one output token cost" in found.pop("job.budget.cost_micros")
     assert not found
     turns = [llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, content=long)]
     assert "job.budget.prompt_tokens" in await violations(
-        client, new_job(messages=turns, budget=llm_pb2.Budget(prompt_tokens=5))
+        client, new_job(messages=turns, budget=common_pb2.Budget(prompt_tokens=5))
     )
     async with worker(priced):
         # Each byte is a token of the simulated engine, which is more than the gateway counts.
-        for budget in (llm_pb2.Budget(prompt_tokens=len(long) - 1), llm_pb2.Budget(cost_micros=54)):
+        for budget in (common_pb2.Budget(prompt_tokens=len(long) - 1), common_pb2.Budget(cost_micros=54)):
             seen = await run_job(client, new_job(long, budget=budget))
             assert seen.states[-1] == "FAILED"
             assert reason_of(seen.final.status) == BudgetSpent.reason
             assert_not_tried_again(seen)
             metadata = seen.final.result.metadata
             assert (metadata.prompt_tokens, metadata.output_tokens, metadata.cost_micros) == (0, 0, 0)
-        seen = await run_job(client, new_job(long, budget=llm_pb2.Budget(prompt_tokens=len(long), cost_micros=55)))
+        seen = await run_job(client, new_job(long, budget=common_pb2.Budget(prompt_tokens=len(long), cost_micros=55)))
     assert reason_of(seen.final.status) == BudgetSpent.reason
     assert seen.final.result.metadata.output_tokens == 1
 
 
 async def test_budgets_that_cannot_be_kept_are_refused(priced: Stack, client: LlmServiceStub) -> None:
-    found = await violations(client, new_job(model="free", budget=llm_pb2.Budget(cost_micros=1)))
+    found = await violations(client, new_job(model="free", budget=common_pb2.Budget(cost_micros=1)))
     assert found == {"job.budget.cost_micros": "the model free has no price"}
     negative = {"output_tokens": -1, "prompt_tokens": -1, "cost_micros": -1, "engine_time": Duration(seconds=-1)}
-    found = await violations(client, new_job(budget=llm_pb2.Budget(**negative)))
+    found = await violations(client, new_job(budget=common_pb2.Budget(**negative)))
     assert set(found) == {f"job.budget.{name}" for name in negative}
     # A workflow that is started by hand has no price.
     temporal = await Client.connect(priced.address("temporal"), data_converter=data_converter)
-    job = new_job(budget=llm_pb2.Budget(cost_micros=1000))
+    job = new_job(budget=common_pb2.Budget(cost_micros=1000))
     async with worker(priced):
         handle: Any = await temporal.start_workflow(
             names.JOB_WORKFLOW_TYPE, job, id="llmjob-by-hand", task_queue=names.WORKFLOW_QUEUE
@@ -245,7 +245,7 @@ async def test_budgets_that_cannot_be_kept_are_refused(priced: Stack, client: Ll
 
 async def test_a_budget_of_time_ends_a_job(priced: Stack, client: LlmServiceStub) -> None:
     """It counts the time in engines over all attempts, not that in the queue."""
-    budget = llm_pb2.Budget(engine_time=Duration(seconds=3))
+    budget = common_pb2.Budget(engine_time=Duration(seconds=3))
     id_ = await submit(client, new_job(params={"max_tokens": 8000}, budget=budget))
     async with worker(priced, **SLOW) as first:
         await until_output(client, id_)

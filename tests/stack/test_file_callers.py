@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from deploy.local.stack import Stack
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
@@ -135,7 +135,7 @@ async def test_each_method_needs_its_scope(callers: Callers) -> None:
 
 async def test_a_file_may_not_be_larger_than_the_operator_says(callers: Callers) -> None:
     acme = callers.of("acme")
-    declared = new_file(file={"ref": file_pb2.FileRef(size_bytes=5 * MIB)})
+    declared = new_file(file={"ref": common_pb2.FileRef(size_bytes=5 * MIB)})
     assert await bad_fields(upload(acme, declared, b"1")) == {"file.ref.size_bytes"}
     assert await bad_fields(upload(acme, new_file(), bytes(5 * MIB))) == {"data"}
 
@@ -158,7 +158,7 @@ async def test_the_files_of_a_tenant_may_have_so_many_bytes(callers: Callers) ->
     small = callers.of("small")
     await upload(small, new_file(), bytes(2 * MIB))
     beyond = ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
-    assert await refusal(upload(small, new_file(file={"ref": file_pb2.FileRef(size_bytes=2 * MIB)}), b"1")) == beyond
+    assert await refusal(upload(small, new_file(file={"ref": common_pb2.FileRef(size_bytes=2 * MIB)}), b"1")) == beyond
     assert await refusal(upload(small, new_file(), bytes(2 * MIB))) == beyond
     quota = await callers.quota("small")
     assert (quota.limit_bytes, quota.used_bytes) == (3 * MIB, 2 * MIB)

@@ -14,7 +14,7 @@ from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import file_id, file_workflow_id
 from jobs.memo import to_memo
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
     OpenUpload,
@@ -39,7 +39,7 @@ async def start_record(temporal: Client, segments: int = 0) -> WorkflowHandle[An
     """Start the record of a file that has some segments of a byte each."""
     id_ = file_id("of-a-test", uuid.uuid4().hex, "")
     file = file_pb2.File(
-        ref=file_pb2.FileRef(file_id=id_), state=file_pb2.FILE_STATE_UPLOADING, committed_bytes=segments
+        ref=common_pb2.FileRef(file_id=id_), state=file_pb2.FILE_STATE_UPLOADING, committed_bytes=segments
     )
     record = internal_pb2.FileRecord(file=file)
     for number in range(segments):

@@ -14,7 +14,7 @@ from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import file_id, file_workflow_id
 from jobs.memo import to_memo
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from tests.support.files import (
     OpenUpload,
@@ -142,7 +142,7 @@ async def test_many_uploads_of_one_file_at_once_end_with_one_content(files: File
 async def test_a_content_that_is_not_what_was_declared_is_refused_and_gone(
     files: FileServiceStub, stack: Stack, ref: dict[str, object], field: str
 ) -> None:
-    key = new_file(file={"ref": file_pb2.FileRef(**ref)})  # type: ignore[arg-type]
+    key = new_file(file={"ref": common_pb2.FileRef(**ref)})  # type: ignore[arg-type]
     assert await bad_fields(upload(files, key, b"123456")) == {field}
     if ref != {"size_bytes": 5}:
         await until_gone(files, file_id(key["file"].user_id, key["request_id"], ""))

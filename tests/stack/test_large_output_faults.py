@@ -15,7 +15,7 @@ import pytest
 from deploy.local.process import Process
 from deploy.local.process_specs import STORE
 from deploy.local.stack import Stack
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.deletions import delete as delete_job
@@ -250,7 +250,7 @@ async def test_a_prompt_of_some_megabytes_is_a_file(one: Files) -> None:
     assert got.job == job
 
 
-def job_of(ref: file_pb2.FileRef, tokens: int) -> llm_pb2.JobRequest:
+def job_of(ref: common_pb2.FileRef, tokens: int) -> llm_pb2.JobRequest:
     job = new_job(params={"max_tokens": tokens, "seed": 7})
     job.ClearField("prompt")
     job.prompt_file.CopyFrom(ref)

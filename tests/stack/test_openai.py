@@ -15,7 +15,7 @@ from openai.types.responses import Response
 
 from deploy.local.stack import Stack
 from jobs.response_ids import response_id, workflow_id_of
-from llm_pb import llm_pb2, llm_pb2_grpc
+from llm_pb import common_pb2, llm_pb2, llm_pb2_grpc
 
 PATIENCE: Final = 120
 MODEL: Final = "docstrings"
@@ -327,10 +327,10 @@ async def test_a_service_tier_is_the_class_of_the_job(client: AsyncOpenAI, stub:
         model=MODEL, messages=[{"role": "user", "content": "Go on."}], max_tokens=2, service_tier="priority"
     )
     status = (await status_of(stub, workflow_id_of(chat.id.replace("chatcmpl-", "resp_")))).status
-    assert (chat.service_tier, status.job_class) == ("priority", llm_pb2.JOB_CLASS_HIGH)
+    assert (chat.service_tier, status.job_class) == ("priority", common_pb2.JOB_CLASS_HIGH)
     response = await client.responses.create(model=MODEL, input="Go on.", background=True, service_tier="flex")
     status = (await status_of(stub, workflow_id_of(response.id))).status
-    assert (response.service_tier, status.job_class) == ("flex", llm_pb2.JOB_CLASS_BACKGROUND)
+    assert (response.service_tier, status.job_class) == ("flex", common_pb2.JOB_CLASS_BACKGROUND)
     assert (await client.responses.cancel(response.id)).service_tier == "flex"
 
 

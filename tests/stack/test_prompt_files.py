@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from deploy.local.stack import Stack
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.files import delete, new_file, upload
@@ -21,7 +21,7 @@ async def files(stack: Stack) -> AsyncIterator[FileServiceStub]:
         yield FileServiceStub(channel)
 
 
-def job_of(ref: file_pb2.FileRef, **changes: object) -> llm_pb2.JobRequest:
+def job_of(ref: common_pb2.FileRef, **changes: object) -> llm_pb2.JobRequest:
     job = new_job(params=PARAMS, **changes)
     job.ClearField("prompt")
     job.prompt_file.CopyFrom(ref)
@@ -43,7 +43,7 @@ async def test_a_file_is_read_as_a_prompt_is(stub: LlmServiceStub, files: FileSe
     inline = await run_job(stub, new_job(text, params=PARAMS))
     assert seen.output == inline.output
     assert seen.final.result.metadata.prompt_tokens == inline.final.result.metadata.prompt_tokens
-    only_id = await run_job(stub, job_of(file_pb2.FileRef(file_id=ref.file_id)))
+    only_id = await run_job(stub, job_of(common_pb2.FileRef(file_id=ref.file_id)))
     assert only_id.output == inline.output
 
 
@@ -62,12 +62,12 @@ async def test_what_is_wrong_with_a_prompt_file_is_named(stub: LlmServiceStub, f
     both = job_of(ref)
     both.prompt = "text"
     assert set(await refused(stub, both)) == {"job.prompt_file"}
-    missing = file_pb2.FileRef(file_id=f"file-{'0' * 64}")
+    missing = common_pb2.FileRef(file_id=f"file-{'0' * 64}")
     assert set(await refused(stub, job_of(missing))) == {"job.prompt_file.file_id"}
-    output = file_pb2.FileRef(file_id=f"output-{'0' * 64}")
+    output = common_pb2.FileRef(file_id=f"output-{'0' * 64}")
     assert set(await refused(stub, job_of(output))) == {"job.prompt_file.file_id"}
-    assert set(await refused(stub, job_of(file_pb2.FileRef(file_id="../x")))) == {"job.prompt_file.file_id"}
-    other = file_pb2.FileRef(file_id=ref.file_id, sha256=b"0" * 32, size_bytes=5)
+    assert set(await refused(stub, job_of(common_pb2.FileRef(file_id="../x")))) == {"job.prompt_file.file_id"}
+    other = common_pb2.FileRef(file_id=ref.file_id, sha256=b"0" * 32, size_bytes=5)
     assert set(await refused(stub, job_of(other))) == {"job.prompt_file.sha256", "job.prompt_file.size_bytes"}
     unfinished = (await upload(files, new_file(), b"text", last=False)).ref
     assert set(await refused(stub, job_of(unfinished))) == {"job.prompt_file.file_id"}

@@ -11,7 +11,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs.ids import workflow_id
-from llm_pb import llm_pb2, schedule_pb2
+from llm_pb import common_pb2, llm_pb2, schedule_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from tests.support.jobs import details_of, unpack, until_output
@@ -50,7 +50,7 @@ async def test_jobs_start_on_time_and_have_ids_of_their_times(
         assert run.workflow_id == workflow_id(schedule.user_id, request_id)
         found = await stub.GetJob(llm_pb2.GetJobRequest(workflow_id=run.workflow_id))
         assert found.status.state == llm_pb2.JOB_STATE_SUCCEEDED
-        assert found.job.job_class == llm_pb2.JOB_CLASS_SCHEDULED
+        assert found.job.job_class == common_pb2.JOB_CLASS_SCHEDULED
         assert found.job.prompt == schedule.job.prompt
         assert found.result.output
 

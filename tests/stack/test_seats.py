@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.jobs import Seen, new_job, run_job, unpack, until_message, until_output, watch
 from tests.support.scrapes import scrape
@@ -22,7 +22,7 @@ from tests.support.stacks import FAST, stack_settings
 
 PATIENCE = 120
 TOKENS = 300
-HIGH, BACKGROUND = llm_pb2.JOB_CLASS_HIGH, llm_pb2.JOB_CLASS_BACKGROUND
+HIGH, BACKGROUND = common_pb2.JOB_CLASS_HIGH, common_pb2.JOB_CLASS_BACKGROUND
 QUEUED = llm_pb2.JOB_STATE_QUEUED
 
 
@@ -228,7 +228,7 @@ async def test_a_pause_does_not_count_against_the_time_of_the_job(installation: 
     async with worker(installation):
         expected = await undisturbed(client)
         limits = llm_pb2.JobTimeouts(run=Duration(seconds=20))
-        budget = llm_pb2.Budget(engine_time=Duration(seconds=15))
+        budget = common_pb2.Budget(engine_time=Duration(seconds=15))
         id_ = await background_job(client, timeouts=limits, budget=budget)
         watching = asyncio.create_task(watch(client, id_))
         other = await interactive_job(client)
@@ -241,7 +241,7 @@ async def test_a_pause_does_not_count_against_the_time_of_the_job(installation: 
 async def test_a_budget_is_exact_across_a_pause(installation: Stack, client: LlmServiceStub, wait: str) -> None:
     async with worker(installation, wait=wait):
         expected = await undisturbed(client)
-        id_ = await background_job(client, budget=llm_pb2.Budget(output_tokens=TOKENS - 20))
+        id_ = await background_job(client, budget=common_pb2.Budget(output_tokens=TOKENS - 20))
         watching = asyncio.create_task(watch(client, id_))
         other = await interactive_job(client)
         await until_message(client, id_, in_queue if wait == "PT0.5S" else is_paused)

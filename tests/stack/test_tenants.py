@@ -13,7 +13,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 from deploy.local.stack import Stack
 from jobs import names
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.gateway import scopes
 from tests.support.credentials import CallsAs, KeyFile
@@ -360,7 +360,7 @@ async def test_an_installation_whose_namespace_has_no_room_for_tenants_goes_on(s
                     break
         listed = await all_listed(full.nobody, 1)
         assert [item.status.workflow_id for item in listed] == [submitted.workflow_id]
-        background = llm_pb2.SubmitRequest(job=new_job(model="idle", job_class=llm_pb2.JOB_CLASS_BACKGROUND))
+        background = llm_pb2.SubmitRequest(job=new_job(model="idle", job_class=common_pb2.JOB_CLASS_BACKGROUND))
         calls = (full.acme.Submit(request), full.acme.List(llm_pb2.ListRequest()), full.nobody.Submit(background))
         for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as error:

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from jobs import limits
-from llm_pb import file_pb2, llm_pb2, schedule_pb2
+from llm_pb import common_pb2, llm_pb2, schedule_pb2
 
 REQUESTS: Final[Mapping[str, type[Message]]] = {
     "Submit": llm_pb2.SubmitRequest,
@@ -246,7 +246,7 @@ def _submit_rows() -> Iterator[Row]:
     for field in ("output_tokens", "prompt_tokens", "cost_micros"):
         yield _row(f"budget.{field} negative", submit(budget={field: -1}), f"job.budget.{field}")
     for what in ("zero", "negative", "negative by nanos", "with too many nanos"):
-        budget = llm_pb2.Budget(engine_time=_BAD_DURATIONS[what])
+        budget = common_pb2.Budget(engine_time=_BAD_DURATIONS[what])
         yield _row(f"budget.engine_time {what}", submit(budget=budget), "job.budget.engine_time")
     yield _row(
         "a budget of costs for a model without a price", submit(budget={"cost_micros": 1}), "job.budget.cost_micros"
@@ -301,22 +301,22 @@ def _input_rows() -> Iterator[Row]:
     yield _row("neither prompt nor messages", submit(prompt=None), "job.prompt")
     yield _row("both prompt and messages", submit(messages=[user]), "job.messages")
     id_ = f"file-{'0' * 64}"
-    files: Mapping[str, tuple[file_pb2.FileRef, set[str]]] = {
-        "an empty prompt_file": (file_pb2.FileRef(), {"job.prompt_file.file_id"}),
-        "a prompt_file by another id": (file_pb2.FileRef(file_id="../notes.txt"), {"job.prompt_file.file_id"}),
+    files: Mapping[str, tuple[common_pb2.FileRef, set[str]]] = {
+        "an empty prompt_file": (common_pb2.FileRef(), {"job.prompt_file.file_id"}),
+        "a prompt_file by another id": (common_pb2.FileRef(file_id="../notes.txt"), {"job.prompt_file.file_id"}),
         "a prompt_file that is an output": (
-            file_pb2.FileRef(file_id=f"output-{'0' * 64}"),
+            common_pb2.FileRef(file_id=f"output-{'0' * 64}"),
             {"job.prompt_file.file_id"},
         ),
-        "a prompt_file that is not there": (file_pb2.FileRef(file_id=id_), {"job.prompt_file.file_id"}),
+        "a prompt_file that is not there": (common_pb2.FileRef(file_id=id_), {"job.prompt_file.file_id"}),
         "a prompt_file of a short hash": (
-            file_pb2.FileRef(file_id=id_, sha256=b"0", size_bytes=-1),
+            common_pb2.FileRef(file_id=id_, sha256=b"0", size_bytes=-1),
             {"job.prompt_file.sha256", "job.prompt_file.size_bytes"},
         ),
     }
     for what, (ref, fields) in files.items():
         yield _row(what, submit(prompt=None, prompt_file=ref), *fields)
-    yield _row("prompt and prompt_file", submit(prompt_file=file_pb2.FileRef(file_id=id_)), "job.prompt_file")
+    yield _row("prompt and prompt_file", submit(prompt_file=common_pb2.FileRef(file_id=id_)), "job.prompt_file")
     yield _row("prompt over the context", submit(prompt="x " * 40_000), "job.prompt")
     yield _row("prompt far over the context", submit(prompt="x " * 900_000), "job.prompt")
 

@@ -22,7 +22,7 @@ from batches.segments import read_segment, to_segment
 from batches.splitting import RawLine
 from jobs import batches, names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
-from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2, usage_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from store.objects import open_objects
 from store.settings import StoreSettings
 from store.store import Store, StoredObject
@@ -68,7 +68,7 @@ async def new_batch(
     return batch_pb2.BatchRequest(
         user_id=file.user_id,
         request_id=f"batch-{next(_numbers)}",
-        input=file_pb2.FileRef(file_id=file.ref.file_id),
+        input=common_pb2.FileRef(file_id=file.ref.file_id),
         **changes,
     )
 
@@ -114,7 +114,7 @@ class Stubs:
             for item in message.items
         ]
 
-    async def read(self, ref: file_pb2.FileRef) -> list[dict[str, Any]]:
+    async def read(self, ref: common_pb2.FileRef) -> list[dict[str, Any]]:
         """Return the lines of a file."""
         data = await download(self.files, ref.file_id)
         return [json.loads(line) for line in data.splitlines()]
@@ -197,7 +197,7 @@ class Engine:
         items = [*fresh]
         fresh.clear()
         if items:
-            counts = usage_pb2.WorkCounts()
+            counts = common_pb2.WorkCounts()
             for item in items:
                 name = "failed" if item.state == llm_pb2.JOB_STATE_FAILED else "succeeded"
                 setattr(counts, name, getattr(counts, name) + 1)
@@ -220,7 +220,7 @@ class Engine:
             result.done = done.to_bytes((request.count + 7) // 8, "little")
         activity.heartbeat(result)
 
-    async def _read(self, ref: file_pb2.FileRef, start: int, size: int) -> bytes:
+    async def _read(self, ref: common_pb2.FileRef, start: int, size: int) -> bytes:
         pieces = self.store.read(StoredObject(ref.file_id, ref.size_bytes), start, start + size)
         return b"".join([piece async for piece in pieces])
 

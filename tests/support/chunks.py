@@ -23,7 +23,7 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from jobs import batches, names
 from jobs.classes import queue_of
-from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from payload_converter import data_converter
 from store.objects import open_objects
 from store.settings import StoreSettings
@@ -31,7 +31,7 @@ from store.store import Store, StoredObject
 from workflows import activities
 
 BATCH: Final = batch_pb2.BatchRequest(user_id="u", request_id="r")
-BACKGROUND: Final = queue_of(names.GPU_QUEUE, llm_pb2.JOB_CLASS_BACKGROUND)
+BACKGROUND: Final = queue_of(names.GPU_QUEUE, common_pb2.JOB_CLASS_BACKGROUND)
 HEARTBEAT_TIMEOUT: Final = timedelta(seconds=3)
 PATIENCE: Final = 180
 
@@ -143,7 +143,7 @@ class ChunkStack:
             model="docstrings",
             prompt="Be quick.",
             params=llm_pb2.SamplingParams(max_tokens=tokens),
-            job_class=llm_pb2.JOB_CLASS_HIGH,
+            job_class=common_pb2.JOB_CLASS_HIGH,
         )
         return await self.temporal.start_workflow(Interactive.run, job, id=job.request_id, task_queue=self.queue)
 
@@ -178,12 +178,12 @@ class ChunkStack:
                         return found
                 await asyncio.sleep(0.1)
 
-    async def _put(self, batch_id: str, data: bytes) -> file_pb2.FileRef:
+    async def _put(self, batch_id: str, data: bytes) -> common_pb2.FileRef:
         async def pieces() -> AsyncIterator[bytes]:
             yield data
 
         stored = await self.store.put(self.store.new_name(folder_of(batch_id, "")), pieces())
-        return file_pb2.FileRef(file_id=stored.name, size_bytes=stored.size)
+        return common_pb2.FileRef(file_id=stored.name, size_bytes=stored.size)
 
 
 async def ended(handle: WorkflowHandle[Any, Any]) -> internal_pb2.ChunkResult:

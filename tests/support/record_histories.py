@@ -18,7 +18,7 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
@@ -59,7 +59,7 @@ async def paused(stack: Stack, stub: LlmServiceStub) -> str:
     await stack.processes["gpu-worker"].terminate()
     worker = stack.add("gpu-worker", {"GPU_WORKER_MAX_CONCURRENT": "1", "GPU_WORKER_PAUSE_WAIT": "PT0.2S"})
     await worker.start()
-    background = new_job(params={"max_tokens": 600}, job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    background = new_job(params={"max_tokens": 600}, job_class=common_pb2.JOB_CLASS_BACKGROUND)
     id_ = (await stub.Submit(llm_pb2.SubmitRequest(job=background))).workflow_id
     await until_output(stub, id_)
     urgent = (await stub.Submit(llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 8000})))).workflow_id

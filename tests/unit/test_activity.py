@@ -19,7 +19,7 @@ from feed.memory import MemoryFeed
 from jobs.errors import RULES, EngineDead, EngineFailed, JobError, partial_result
 from jobs.ids import workflow_id
 from jobs.rules import check_job
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gateway.left_output import recovered_output
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
@@ -340,7 +340,7 @@ async def test_an_attempt_without_a_seat_hands_the_job_over_as_earlier_workflow_
     settings = GpuWorkerSettings(engine="simulated", max_concurrent=1, pause_wait=timedelta(milliseconds=10))
     feed = MemoryFeed()
     worker = Worker(engine, feed, settings=settings)
-    background = new_job(params={"max_tokens": 2000}, job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    background = new_job(params={"max_tokens": 2000}, job_class=common_pb2.JOB_CLASS_BACKGROUND)
     # It has the only seat until it is asked for it.
     paused = asyncio.create_task(worker.run(background, feed_key="background"))
     await worker.seats.until(lambda: bool(worker.seats.taken))

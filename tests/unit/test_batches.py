@@ -26,7 +26,7 @@ from batches.rules import check_create
 from batches.segments import DamagedSegment, merge, merged_pieces, read_segment, to_segment
 from jobs.errors import Cancelled, EngineFailed, RunTimeout, to_status
 from jobs.ids import batch_workflow_id, tenant_of
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 
 BATCH = batch_pb2.BatchRequest(
     user_id="u",
@@ -85,7 +85,7 @@ def job_of(line: Line) -> llm_pb2.JobRequest:
 def test_a_line_is_a_job_of_the_batch() -> None:
     job = job_of(one(ours("a", params={"temperature": 0})))
     assert (job.user_id, job.request_id, job.project_id, job.model) == ("u", "a", "p", "m")
-    assert job.job_class == llm_pb2.JOB_CLASS_BACKGROUND
+    assert job.job_class == common_pb2.JOB_CLASS_BACKGROUND
     assert (job.params.temperature, job.params.max_tokens, list(job.params.stop)) == (0, 9, ["."])
 
 

@@ -8,7 +8,7 @@ import pytest
 from batches.segments import read_segment
 from feed.memory import MemoryFeed
 from jobs.batches import done_count
-from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.batch import chunk_log
 from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
@@ -32,7 +32,7 @@ def item(index: int, size: int = 10) -> batch_pb2.BatchItem:
     )
 
 
-async def indexes(store: ObjectStore, refs: list[file_pb2.FileRef]) -> list[int]:
+async def indexes(store: ObjectStore, refs: list[common_pb2.FileRef]) -> list[int]:
     found: list[int] = []
     for ref in refs:
         data = b"".join([piece async for piece in store.read(StoredObject(ref.file_id, ref.size_bytes))])
@@ -63,7 +63,7 @@ async def test_a_chunk_has_few_segments_and_each_item_once(store: ObjectStore, s
 
 async def test_a_chunk_counts_each_item_once() -> None:
     chunk = Chunk(REQUEST, internal_pb2.ChunkResult(), 1)
-    ref = file_pb2.FileRef(file_id="one", size_bytes=1)
+    ref = common_pb2.FileRef(file_id="one", size_bytes=1)
     priced = item(5)
     priced.result.metadata.cost_micros = 7
     priced.result.metadata.output_tokens = 3

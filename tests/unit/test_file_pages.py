@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from llm_pb import file_pb2
+from llm_pb import common_pb2, file_pb2
 from openai_api.errors import InvalidBody
 from services.http.openai.files import page_of
 
@@ -13,7 +13,7 @@ _SCANNED = 20_000
 
 async def _files(count: int) -> AsyncGenerator[file_pb2.File, None]:
     for number in range(count):
-        yield file_pb2.File(ref=file_pb2.FileRef(file_id=f"{number}"))
+        yield file_pb2.File(ref=common_pb2.FileRef(file_id=f"{number}"))
 
 
 @pytest.mark.parametrize(

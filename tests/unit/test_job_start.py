@@ -9,7 +9,7 @@ from jobs.names import MEMO_OPTIONS
 from jobs.options import DEFAULTS, complete, duration, read_memo
 from jobs.start import JobStart, job_start
 from jobs.times import execution_timeout
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 
 MINUTE, HOURS = duration(timedelta(minutes=1)), timedelta(hours=8)
 
@@ -61,7 +61,7 @@ def test_a_chosen_time_replaces_the_default_as_a_whole() -> None:
 
 
 def test_the_options_of_a_background_job_have_the_defaults_of_its_class() -> None:
-    job = new_job(job_class=llm_pb2.JOB_CLASS_BACKGROUND)
+    job = new_job(job_class=common_pb2.JOB_CLASS_BACKGROUND)
     start = job_start(job, internal_pb2.JobOptions(notify_operator=False))
     options = options_of(start)
     assert options.gpu_task_queue == "llm-gpu-activities.background"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.field_rules import Violation
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from openai_api.asked import Asked, tier_of
 from openai_api.chat_request import read_chat_request, read_completion_request
 from openai_api.errors import InvalidBody
@@ -100,7 +100,7 @@ def test_a_chat_completion_asks_for_a_job() -> None:
     )
     assert asked.job == llm_pb2.JobRequest(
         model="m",
-        job_class=llm_pb2.JOB_CLASS_HIGH,
+        job_class=common_pb2.JOB_CLASS_HIGH,
         messages=[
             llm_pb2.ChatMessage(role=llm_pb2.ROLE_SYSTEM, content="a\nb"),
             llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, content="c"),
@@ -262,11 +262,11 @@ def test_an_empty_request_names_what_is_empty(endpoint: str, parameter: str, val
 @pytest.mark.parametrize(
     ("tier", "job_class", "answered"),
     [
-        (None, llm_pb2.JOB_CLASS_UNSPECIFIED, "default"),
-        ("auto", llm_pb2.JOB_CLASS_UNSPECIFIED, "default"),
-        ("default", llm_pb2.JOB_CLASS_UNSPECIFIED, "default"),
-        ("priority", llm_pb2.JOB_CLASS_HIGH, "priority"),
-        ("flex", llm_pb2.JOB_CLASS_BACKGROUND, "flex"),
+        (None, common_pb2.JOB_CLASS_UNSPECIFIED, "default"),
+        ("auto", common_pb2.JOB_CLASS_UNSPECIFIED, "default"),
+        ("default", common_pb2.JOB_CLASS_UNSPECIFIED, "default"),
+        ("priority", common_pb2.JOB_CLASS_HIGH, "priority"),
+        ("flex", common_pb2.JOB_CLASS_BACKGROUND, "flex"),
     ],
 )
 def test_a_service_tier_is_a_class(tier: str | None, job_class: int, answered: str) -> None:

@@ -11,13 +11,13 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from jobs.errors import EngineFailed
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.seat_waits import SeatWaits
 from services.gpu_worker.seats import Seat, Seats
 
-HIGH, STANDARD = llm_pb2.JOB_CLASS_HIGH, llm_pb2.JOB_CLASS_STANDARD
-BACKGROUND, SCHEDULED = llm_pb2.JOB_CLASS_BACKGROUND, llm_pb2.JOB_CLASS_SCHEDULED
+HIGH, STANDARD = common_pb2.JOB_CLASS_HIGH, common_pb2.JOB_CLASS_STANDARD
+BACKGROUND, SCHEDULED = common_pb2.JOB_CLASS_BACKGROUND, common_pb2.JOB_CLASS_SCHEDULED
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def present() -> Iterator[ExitStack]:
         yield opened
 
 
-def attempt(seats: Seats, job_class: "llm_pb2.JobClass.ValueType", created: int, present: ExitStack) -> Seat:
+def attempt(seats: Seats, job_class: "common_pb2.JobClass.ValueType", created: int, present: ExitStack) -> Seat:
     """Let an attempt at a job that was submitted at `created` ask for a seat."""
     request = internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=job_class))
     request.create_time.FromSeconds(created)

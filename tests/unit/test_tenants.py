@@ -8,7 +8,7 @@ from jobs import classes, names
 from jobs.ids import tenant_of
 from jobs.options import DEFAULTS, gpu_priority
 from jobs.start import fair_owner, fair_turns, job_start
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from services.gateway.tenants import TenantSettings
 from services.gateway.turns import Turns
 
@@ -107,7 +107,7 @@ def test_a_long_key_keeps_its_class() -> None:
 def test_a_tenant_has_turns_of_its_own_in_each_class() -> None:
     """Users who submit jobs of one class do not count among those who share the turns of another one."""
     some = turns(Clock())
-    high = partial(some.priority, "acme", hash_=None, job_class=llm_pb2.JOB_CLASS_HIGH)
+    high = partial(some.priority, "acme", hash_=None, job_class=common_pb2.JOB_CLASS_HIGH)
     assert some.priority("acme", "a") == Priority(fairness_key="acme/a", fairness_weight=4)
     assert high("a") == Priority(fairness_key="acme/HIGH/a", fairness_weight=8)
     assert high("b") == Priority(fairness_key="acme/HIGH/b", fairness_weight=4)

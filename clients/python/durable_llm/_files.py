@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from durable_llm._file_stub import RetryingFileStub
 from durable_llm._upload_source import StreamSource, UploadSource, open_source
 from durable_llm.file_errors import ContentMismatch
-from llm_pb import file_pb2
+from llm_pb import common_pb2, file_pb2
 
 Content = str | os.PathLike[str] | bytes | BinaryIO | AsyncIterable[bytes]
 
@@ -50,7 +50,7 @@ class AsyncFiles:
                 user_id=user_id,
                 filename=source.name if filename is None else filename,
                 purpose=purpose,
-                ref=file_pb2.FileRef(media_type=media_type),
+                ref=common_pb2.FileRef(media_type=media_type),
             )
             if source.size is not None:
                 file.ref.size_bytes = source.size

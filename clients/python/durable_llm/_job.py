@@ -11,7 +11,7 @@ from durable_llm._error import DurableLLMError
 from durable_llm._retrying_stub import RetryingStub, is_last
 from durable_llm._statuses import from_outcome
 from durable_llm.output import Output
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _lacks_output(result: llm_pb2.JobResult) -> bool:
     return bool(result.output_file.size_bytes) and not result.output
 
 
-def _checked(output: Output, file: file_pb2.FileRef) -> str:
+def _checked(output: Output, file: common_pb2.FileRef) -> str:
     """Return the text of an output that is a file. Raises DurableLLMError if it is not that of the file."""
     text = output.text
     if hashlib.sha256(text.encode()).digest() != file.sha256:

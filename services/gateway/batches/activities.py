@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 from batches.objects import folder_of
 from jobs import batches, names
 from jobs.ids import tenant_of
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, internal_pb2
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.merging import read_manifest
@@ -67,7 +67,7 @@ class BatchActivities:
         return internal_pb2.ChunkManifest(chunks=[chunk.ended for chunk in pending])
 
     @activity.defn(name=names.ACTIVITY_WRITE_MANIFEST)
-    async def write_manifest(self, request: internal_pb2.ManifestRequest) -> file_pb2.FileRef:
+    async def write_manifest(self, request: internal_pb2.ManifestRequest) -> common_pb2.FileRef:
         """Write a manifest to the store, and return the object."""
         tenant = tenant_of(request.batch_id)
         store = self._require_store().of_tenant(tenant)
@@ -76,7 +76,7 @@ class BatchActivities:
             yield request.manifest.SerializeToString()
 
         written = await store.put(store.new_name(folder_of(request.batch_id, tenant)), pieces())
-        return file_pb2.FileRef(file_id=written.name, size_bytes=written.size)
+        return common_pb2.FileRef(file_id=written.name, size_bytes=written.size)
 
     @activity.defn(name=names.ACTIVITY_MERGE_BATCH)
     async def merge_batch(self, request: internal_pb2.MergeRequest) -> internal_pb2.MergeResult:

@@ -10,13 +10,13 @@ from contextlib import aclosing
 from tempfile import TemporaryFile
 from typing import IO, Final
 
-from llm_pb import file_pb2
+from llm_pb import common_pb2
 from store.store import MAX_PIECE_BYTES, Store, StoredObject
 
 JSONL: Final = "application/jsonl"
 
 
-def stored(ref: file_pb2.FileRef) -> StoredObject:
+def stored(ref: common_pb2.FileRef) -> StoredObject:
     """Return the object that a reference within a batch names."""
     return StoredObject(ref.file_id, ref.size_bytes)
 
@@ -43,7 +43,7 @@ async def fetch(store: Store, objects: Iterable[StoredObject], most: int | None 
     return file
 
 
-async def put(store: Store, prefix: str, file: IO[bytes], media_type: str = "") -> file_pb2.FileRef:
+async def put(store: Store, prefix: str, file: IO[bytes], media_type: str = "") -> common_pb2.FileRef:
     """Write a file from its beginning to the store, and return the object. Raises the errors of the store."""
     sha256 = hashlib.sha256()
     file.seek(0)
@@ -55,7 +55,7 @@ async def put(store: Store, prefix: str, file: IO[bytes], media_type: str = "") 
 
     async with aclosing(pieces()) as coming:
         written = await store.put(store.new_name(prefix), coming)
-    return file_pb2.FileRef(
+    return common_pb2.FileRef(
         file_id=written.name, sha256=sha256.digest(), size_bytes=written.size, media_type=media_type
     )
 

@@ -14,7 +14,7 @@ from batches.objects import folder_of
 from batches.results import joined, to_line
 from batches.segments import merge as merge_segments
 from batches.segments import merged_pieces, read_segment
-from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2, usage_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gateway.batches.local_files import JSONL, fetch, pieces_of, put, stored
 from store.store import Store
 
@@ -55,20 +55,20 @@ async def merge(task: internal_pb2.MergeTask, store: Store) -> internal_pb2.Merg
     return result
 
 
-async def read_manifest(store: Store, ref: file_pb2.FileRef) -> internal_pb2.ChunkManifest:
+async def read_manifest(store: Store, ref: common_pb2.FileRef) -> internal_pb2.ChunkManifest:
     """Return a manifest. Raises the errors of the store."""
     data = b"".join([piece async for piece in store.read(stored(ref))])
     return internal_pb2.ChunkManifest.FromString(data)
 
 
-async def _segments(store: Store, manifests: Iterable[file_pb2.FileRef]) -> AsyncIterator[file_pb2.FileRef]:
+async def _segments(store: Store, manifests: Iterable[common_pb2.FileRef]) -> AsyncIterator[common_pb2.FileRef]:
     for ref in manifests:
         for chunk in (await read_manifest(store, ref)).chunks:
             for segment in chunk.result.segments:
                 yield segment
 
 
-async def _run_of(store: Store, segments: Sequence[file_pb2.FileRef]) -> IO[bytes]:
+async def _run_of(store: Store, segments: Sequence[common_pb2.FileRef]) -> IO[bytes]:
     """Return one segment that holds what some segments hold."""
     run = TemporaryFile()  # noqa: SIM115  # the caller closes it
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def _write(
     never_begun = batch_pb2.BatchItem(state=request.otherwise)
     if request.HasField("error"):
         never_begun.error.CopyFrom(request.error)
-    counts = usage_pb2.WorkCounts(total=request.items)
+    counts = common_pb2.WorkCounts(total=request.items)
     begun: set[int] = set()
     """Lines with a result that were read and are not written: one or two."""
 

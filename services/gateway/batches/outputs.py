@@ -18,7 +18,7 @@ from jobs import names
 from jobs.ids import file_id, file_workflow_id
 from jobs.memo import to_memo
 from jobs.search import about_user, user_value
-from llm_pb import batch_pb2, file_pb2, internal_pb2
+from llm_pb import batch_pb2, common_pb2, file_pb2, internal_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.files.reader import FileReader, file_of
 from services.gateway.settings import GatewaySettings
@@ -44,8 +44,8 @@ class BatchFiles:
         return f"files/{tenant or '-'}/{_id(batch, batch_id, tenant, kind)}/{uuid.uuid4().hex}/"
 
     async def record(
-        self, batch: batch_pb2.BatchRequest, batch_id: str, tenant: str, kind: str, written: file_pb2.FileRef
-    ) -> file_pb2.FileRef:
+        self, batch: batch_pb2.BatchRequest, batch_id: str, tenant: str, kind: str, written: common_pb2.FileRef
+    ) -> common_pb2.FileRef:
         """Return the file whose content an object is; the one of an earlier attempt if there is one.
 
         Raises RPCError, KeysUnavailable.

@@ -9,7 +9,7 @@ from batches.plan import plan_range, read_records
 from batches.segments import SegmentParser
 from jobs import batches
 from jobs.field_rules import Violation
-from llm_pb import batch_pb2, file_pb2, internal_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2
 from runtime.answers import MAX_MESSAGE_BYTES, Answer
 from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
@@ -171,13 +171,13 @@ class _Reading:
             self._whole[number] = done
             self._cursor.pass_ended(self._whole)
 
-    async def _places(self, plan: file_pb2.FileRef, chunk: batches.Chunk) -> dict[int, int]:
+    async def _places(self, plan: common_pb2.FileRef, chunk: batches.Chunk) -> dict[int, int]:
         """Return the place within the chunk of each line."""
         start, size = plan_range(chunk.first, chunk.items)
         data = b"".join([piece async for piece in self._store.read(stored(plan), start, start + size)])
         return {planned.index: place for place, planned in enumerate(read_records(data))}
 
-    async def _of_rest(self, rest: file_pb2.FileRef) -> AsyncGenerator[list[batch_pb2.BatchItem], None]:
+    async def _of_rest(self, rest: common_pb2.FileRef) -> AsyncGenerator[list[batch_pb2.BatchItem], None]:
         delivered = self._cursor.rest
         async for group in self._groups(rest):
             fresh = group[delivered:]
@@ -186,7 +186,7 @@ class _Reading:
                 self._cursor.rest += len(fresh)
                 yield fresh
 
-    async def _groups(self, segment: file_pb2.FileRef) -> AsyncIterator[list[batch_pb2.BatchItem]]:
+    async def _groups(self, segment: common_pb2.FileRef) -> AsyncIterator[list[batch_pb2.BatchItem]]:
         """Yield the items of a segment in groups that fit a message."""
         group: list[batch_pb2.BatchItem] = []
         size, parser = 0, SegmentParser()

@@ -17,7 +17,7 @@ from jobs.field_rules import Violation
 from jobs.ids import batch_workflow_id, trace_id
 from jobs.memo import to_memo
 from jobs.search import Hash, attributes_of, hashed_values
-from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, file_pb2, internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
@@ -67,7 +67,7 @@ class BatchSubmission:
         if (found := await self._found(caller, id_, batch)) is not None:
             return found
         await self._check_input(caller, batch)
-        job_class = batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND
+        job_class = batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         now = Timestamp()
         now.GetCurrentTime()
         chosen = self._options(caller, batch, now)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jobs import batches
-from llm_pb import batch_pb2, file_pb2, internal_pb2, llm_pb2, usage_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 
 _COUNTS = {
     llm_pb2.JOB_STATE_SUCCEEDED: "succeeded",
@@ -27,7 +27,7 @@ class Chunk:
         self._ended = batches.done_count(earlier)
 
     @property
-    def usage(self) -> usage_pb2.Usage:
+    def usage(self) -> common_pb2.Usage:
         """What the durable items have used."""
         return self._known.usage
 
@@ -40,7 +40,7 @@ class Chunk:
         """Return the places of the items that are not durable."""
         return [place for place in range(self._size) if not self._done[place // 8] >> place % 8 & 1]
 
-    def add(self, ended: Sequence[tuple[int, batch_pb2.BatchItem]], segments: Sequence[file_pb2.FileRef]) -> None:
+    def add(self, ended: Sequence[tuple[int, batch_pb2.BatchItem]], segments: Sequence[common_pb2.FileRef]) -> None:
         """Note items that are durable, each with its place, and the segments that hold all of the chunk."""
         for place, item in ended:
             self._done[place // 8] |= 1 << place % 8
@@ -60,10 +60,10 @@ class Chunk:
         return result
 
 
-def usage_of(item: batch_pb2.BatchItem) -> usage_pb2.Usage:
+def usage_of(item: batch_pb2.BatchItem) -> common_pb2.Usage:
     """Return what an item has used."""
     metadata = item.result.metadata
-    usage = usage_pb2.Usage(
+    usage = common_pb2.Usage(
         prompt_tokens=metadata.prompt_tokens,
         output_tokens=metadata.output_tokens,
         wasted_tokens=metadata.wasted_tokens,

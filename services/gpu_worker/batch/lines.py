@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from batches.plan import Planned, plan_range, read_records
 from batches.splitting import RawLine
-from llm_pb import file_pb2, internal_pb2
+from llm_pb import common_pb2, internal_pb2
 from services.gpu_worker.batch.patience import patiently
 from store.store import Store, StoredObject
 
@@ -80,10 +80,10 @@ class ChunkLines:
                 reading.create_task(read(group))
         return [PlacedLine(place, found[place]) for place in places]
 
-    async def _read(self, ref: file_pb2.FileRef, offset: int, size: int) -> bytes:
+    async def _read(self, ref: common_pb2.FileRef, offset: int, size: int) -> bytes:
         return await patiently(partial(self._read_once, ref, offset, size))
 
-    async def _read_once(self, ref: file_pb2.FileRef, offset: int, size: int) -> bytes:
+    async def _read_once(self, ref: common_pb2.FileRef, offset: int, size: int) -> bytes:
         content = bytearray()
         async with aclosing(
             self._store.read(StoredObject(ref.file_id, ref.size_bytes), offset, offset + size)

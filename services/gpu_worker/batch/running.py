@@ -22,7 +22,7 @@ from temporalio import activity
 from jobs import batches
 from jobs.classes import is_background
 from jobs.errors import EngineDead, JobError, WorkerShutdown
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
@@ -67,7 +67,7 @@ class ChunkRun:
         self._lines = lines
         self._jobs = jobs
         self._metrics = metrics
-        self._job_class = request.batch.job_class or llm_pb2.JOB_CLASS_BACKGROUND
+        self._job_class = request.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
         self._pause_seconds = settings.pause_wait.total_seconds()

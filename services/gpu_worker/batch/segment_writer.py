@@ -11,7 +11,7 @@ from typing import Final
 
 from batches.objects import segments_folder
 from batches.segments import SegmentParser, to_segment
-from llm_pb import batch_pb2, file_pb2, internal_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2
 from store.store import MAX_PIECE_BYTES, Store, StoredObject
 
 MAX_SEGMENTS: Final = 8
@@ -23,13 +23,13 @@ _MERGED: Final = 6
 class SegmentWriter:
     """The segments of one chunk. The methods raise StoreUnavailable, KeysUnavailable."""
 
-    def __init__(self, store: Store, request: internal_pb2.ChunkRequest, known: Iterable[file_pb2.FileRef]) -> None:
+    def __init__(self, store: Store, request: internal_pb2.ChunkRequest, known: Iterable[common_pb2.FileRef]) -> None:
         """`known` are the segments of earlier attempts."""
         self._store = store.of_tenant(request.tenant)
         self._folder = segments_folder(request.batch_id, request.tenant)
         self._refs = [*known]
 
-    async def with_items(self, items: Sequence[batch_pb2.BatchItem]) -> list[file_pb2.FileRef]:
+    async def with_items(self, items: Sequence[batch_pb2.BatchItem]) -> list[common_pb2.FileRef]:
         """Write some items; return the segments that hold them and all earlier ones. Call `keep` with them.
 
         The segments before are left in the store, because readers may still read them.
@@ -40,22 +40,22 @@ class SegmentWriter:
         merged = await self._put(self._merged(by_size[:_MERGED], items))
         return [*by_size[_MERGED:], merged]
 
-    def keep(self, refs: Iterable[file_pb2.FileRef]) -> None:
+    def keep(self, refs: Iterable[common_pb2.FileRef]) -> None:
         """Make these the segments of the chunk."""
         self._refs = [*refs]
 
     @property
-    def refs(self) -> Sequence[file_pb2.FileRef]:
+    def refs(self) -> Sequence[common_pb2.FileRef]:
         """The segments of the chunk."""
         return self._refs
 
-    async def _put(self, pieces: AsyncGenerator[bytes, None]) -> file_pb2.FileRef:
+    async def _put(self, pieces: AsyncGenerator[bytes, None]) -> common_pb2.FileRef:
         async with aclosing(pieces):
             stored = await self._store.put(self._store.new_name(self._folder), pieces)
-        return file_pb2.FileRef(file_id=stored.name, size_bytes=stored.size)
+        return common_pb2.FileRef(file_id=stored.name, size_bytes=stored.size)
 
     async def _merged(
-        self, refs: Iterable[file_pb2.FileRef], items: Sequence[batch_pb2.BatchItem]
+        self, refs: Iterable[common_pb2.FileRef], items: Sequence[batch_pb2.BatchItem]
     ) -> AsyncGenerator[bytes, None]:
         """Yield the pieces of one segment that holds these segments and items. One item of each is in memory."""
         async with AsyncExitStack() as opened:
@@ -81,7 +81,7 @@ class SegmentWriter:
                     piece.clear()
             yield bytes(piece)
 
-    async def _items_of(self, ref: file_pb2.FileRef) -> AsyncGenerator[batch_pb2.BatchItem, None]:
+    async def _items_of(self, ref: common_pb2.FileRef) -> AsyncGenerator[batch_pb2.BatchItem, None]:
         parser = SegmentParser()
         async with aclosing(self._store.read(StoredObject(ref.file_id, ref.size_bytes))) as pieces:
             async for piece in pieces:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from durable_llm._enums import name_of
 from durable_llm._prices import amount
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 
 def moment(value: Timestamp) -> Markup:
@@ -96,7 +96,7 @@ def worker_state(value: int) -> str:
 
 def job_class(value: int) -> str:
     """Return the name of a JobClass in words."""
-    return words_of(llm_pb2.JobClass, value, "JOB_CLASS_")
+    return words_of(common_pb2.JobClass, value, "JOB_CLASS_")
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {

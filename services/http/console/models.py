@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jobs.classes import is_background
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from services.http.console.caller import caller_of
 from services.http.console.optional import ask, quota_of
 from services.http.console.pages import Pages
@@ -19,7 +19,7 @@ from services.http.front import Front
 class ClassRow(NamedTuple):
     """A class of jobs, at all models together."""
 
-    job_class: "llm_pb2.JobClass.ValueType"
+    job_class: "common_pb2.JobClass.ValueType"
     weight: float
     share: float
     """Its part of the turns while the other class of its queue waits, too."""

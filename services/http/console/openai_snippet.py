@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from openai_api.asked import CLASS_OF_TIER, MAX_METADATA, NOTE_LABEL, tier_of
 from openai_api.responses_request import LOGPROBS
 
@@ -53,7 +53,7 @@ def openai_snippet(job: llm_pb2.JobRequest, base: str, *, credential: bool) -> s
         more["metadata"] = labels
     if job.job_class in CLASS_OF_TIER.values():
         more["service_tier"] = tier_of(job)
-    elif job.job_class == llm_pb2.JOB_CLASS_SCHEDULED:
+    elif job.job_class == common_pb2.JOB_CLASS_SCHEDULED:
         left_out.append("job_class")
     if job.priority not in (0, 3):
         left_out.append("priority")

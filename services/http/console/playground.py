@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from durable_llm import ApiError
 from durable_llm.errors import Violation
 from jobs.classes import NAMES
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from services.http.bodies import query_of
 from services.http.console.caller import caller_of, check_token
 from services.http.console.formats import as_path
@@ -31,7 +31,7 @@ from services.http.signin.next_page import sign_in_path
 
 _TEXTS: Final = ("user_id", "model", "system", "text", "kind", "project_id", "job_class", "stop")
 _CLASSES: Final = {
-    "" if number == llm_pb2.JOB_CLASS_STANDARD else llm_pb2.JobClass.Name(number): name.capitalize()
+    "" if number == common_pb2.JOB_CLASS_STANDARD else common_pb2.JobClass.Name(number): name.capitalize()
     for number, name in NAMES.items()
 }
 """The classes in words, by the value of the form. A job of the usual one names none."""

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from durable_llm._enums import name_of
 from jobs.classes import class_of
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 
 NUMBERS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 """The parameters that are numbers of the form."""
@@ -29,8 +29,8 @@ def use_again(job: llm_pb2.JobRequest) -> UsedAgain:
     """
     form = {"user_id": job.user_id, "model": job.model, "project_id": job.project_id, "text": job.prompt}
     form["kind"] = "chat" if job.messages else "prompt"
-    if class_of(job) != llm_pb2.JOB_CLASS_STANDARD:
-        form["job_class"] = name_of(llm_pb2.JobClass, job.job_class)
+    if class_of(job) != common_pb2.JOB_CLASS_STANDARD:
+        form["job_class"] = name_of(common_pb2.JobClass, job.job_class)
     held = 0
     if job.messages and job.messages[0].role == llm_pb2.ROLE_SYSTEM:
         form["system"] = job.messages[0].content

@@ -8,7 +8,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llm_pb import llm_pb2
+from llm_pb import common_pb2, llm_pb2
 from services.http.front import Front
 from services.http.resources import Package
 from services.http.rest.jobs import Jobs
@@ -18,7 +18,7 @@ from services.http.rest.problems import answer
 from services.http.rest.stream import stream
 
 _STATES: Final = [value.name for value in llm_pb2.JobState.DESCRIPTOR.values if value.number]
-_CLASSES: Final = [value.name for value in llm_pb2.JobClass.DESCRIPTOR.values if value.number]
+_CLASSES: Final = [value.name for value in common_pb2.JobClass.DESCRIPTOR.values if value.number]
 _LIST: Final = {
     "user_id": Parameter("Lists only jobs of this user."),
     "state": Parameter(

@@ -80,7 +80,7 @@ def state_name(state: Any) -> str:
 
 def class_name(job_class: Any) -> str:
     """Return the short name of a JobClass."""
-    from llm_pb.llm_pb2 import JobClass
+    from llm_pb.common_pb2 import JobClass
 
     return name_of(JobClass, job_class, "JOB_CLASS_")
 
