@@ -21,8 +21,20 @@ from tests.support.paths import ROOT
 HUGE: Final = "9" * 30
 NO_UTF_8: Final = os.fsdecode(b"\xff")
 EXTREMES: Final = ("", NO_UTF_8, HUGE, f"-{HUGE}", "x" * 10_000)
-LEAST: Final = {("submit",): ("x",), ("config", "set"): ("model", "x"), ("completion",): ("bash",)}
+LEAST: Final = {
+    ("submit",): ("x",),
+    ("config", "set"): ("model", "x"),
+    ("completion",): ("bash",),
+    ("schedules", "create"): ("swept", "x", "--cron=0 0 1 1 *"),
+    ("schedules", "backfill"): ("llmschedule-nobody-1", "2026-01-01", "2026-01-02"),
+    ("files", "put"): ("pyproject.toml",),
+    ("files", "get"): (f"file-{'0' * 64}", "x"),
+}
 """The arguments without which a command does nothing, where they are no id of a job."""
+
+
+ASKING: Final = (("delete",), ("files", "rm"))
+"""The commands that ask before they do something."""
 
 
 def commands(
@@ -54,7 +66,7 @@ def sweep() -> Iterator[tuple[str, str, list[str]]]:
                     yield name, value, [*path, *least, f"{name}={value}"]
             elif path not in LEAST:
                 for value in EXTREMES:
-                    yield str(item.name).upper(), value, [*path, *(["--yes"] * (path == ("delete",))), "--", value]
+                    yield str(item.name).upper(), value, [*path, *(["--yes"] * (path in ASKING)), "--", value]
 
 
 @pytest.fixture

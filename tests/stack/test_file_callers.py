@@ -118,6 +118,14 @@ async def test_a_caller_who_is_bound_to_a_user_sees_that_users_files_alone(calle
     await until(is_listed)
 
 
+async def test_who_is_unknown_gets_nowhere(callers: Callers) -> None:
+    id_ = (await upload(callers.of("acme"), new_file(), b"1")).ref.file_id
+    stub: Any = FileServiceStub(callers.channel)
+    for who, reason in ((stub, "CREDENTIAL_MISSING"), (CallsAs(stub, "nobody"), "CREDENTIAL_INVALID")):
+        for call in (upload(who, new_file(), b"1"), get(who, id_), download(who, id_), listed(who), delete(who, id_)):
+            assert await refusal(call) == ("UNAUTHENTICATED", reason)
+
+
 async def test_each_method_needs_its_scope(callers: Callers) -> None:
     file = await upload(callers.of("acme"), new_file(), b"1")
     id_ = file.ref.file_id

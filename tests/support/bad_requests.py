@@ -55,6 +55,7 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.notify_options": "a message: its fields have the rules, and empty means the defaults",
     "Submit job.notify_options.include_output": "true and false are both valid",
     "Submit job.timeouts": "a message: its fields have the rules, and empty means the defaults",
+    "Submit job.prompt_file": "no gateway reads it yet",
     "Submit job.budget": "a message: its fields have the rules, and empty means no limit",
     "CreateSchedule paused": "true and false are both valid",
     "CreateSchedule schedule.pause_on_failure": "true and false are both valid",
@@ -189,6 +190,8 @@ def _submit_rows() -> Iterator[Row]:
         yield _row(f"model {value[:12]!r}", submit(model=value), "job.model")
     for priority in (-1, 1, 2, 6, -(2**31), 2**31 - 1):
         yield _row(f"priority {priority}", submit(priority=priority), "job.priority")
+    for job_class in (-1, 99):
+        yield _row(f"class {job_class}", submit(job_class=job_class), "job.job_class")
     yield _row("job over Temporal's payload limit", submit(model="structured", prompt="x" * (2 << 20)), "job")
     yield _row("job just over", submit(model="structured", prompt="x" * limits.MAX_JOB_BYTES), "job")
     yield from _input_rows()
@@ -416,6 +419,9 @@ def _list_rows() -> Iterator[Row]:
         bad = llm_pb2.ListWorkersRequest(model=model).SerializeToString()
         yield _row(f"model {model[:12]!r}", bad, "model", rpc="ListWorkers")
     yield _row("no user_id", llm_pb2.DeleteJobsRequest(model="m").SerializeToString(), "user_id", rpc="DeleteJobs")
+    for job_class in (0, 99, -1):
+        yield row(f"class {job_class}", "classes[1]", classes=[llm_pb2.JOB_CLASS_HIGH, job_class])
+    yield row("17 classes", "classes", classes=[llm_pb2.JOB_CLASS_HIGH] * 17)
     for size in (-1, 101, -(2**31), 2**31 - 1):
         yield row(f"page_size {size}", "page_size", page_size=size)
     for token in ("!!!!", "a", "é", "AAAA", "AAAAAAAAAAAAAAAA", "a" * 60_000, "a\nb"):
