@@ -420,8 +420,8 @@ def _list_rows() -> Iterator[Row]:
         yield _row(f"model {model[:12]!r}", bad, "model", rpc="ListWorkers")
     yield _row("no user_id", llm_pb2.DeleteJobsRequest(model="m").SerializeToString(), "user_id", rpc="DeleteJobs")
     for job_class in (0, 99, -1):
-        yield row(f"class {job_class}", "classes[1]", classes=[llm_pb2.JOB_CLASS_HIGH, job_class])
-    yield row("17 classes", "classes", classes=[llm_pb2.JOB_CLASS_HIGH] * 17)
+        yield row(f"class {job_class}", "classes[1]", classes=[common_pb2.JOB_CLASS_HIGH, job_class])
+    yield row("17 classes", "classes", classes=[common_pb2.JOB_CLASS_HIGH] * 17)
     for size in (-1, 101, -(2**31), 2**31 - 1):
         yield row(f"page_size {size}", "page_size", page_size=size)
     for token in ("!!!!", "a", "é", "AAAA", "AAAAAAAAAAAAAAAA", "a" * 60_000, "a\nb"):
