@@ -1,8 +1,10 @@
 """Files over HTTP: what is refused is told with its reason, and what cannot be ended is removed."""
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -13,7 +15,7 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from jobs import names
 from tests.support.credentials import KeyFile
-from tests.support.files import content, until
+from tests.support.files import content, objects, until
 from tests.support.http_fronts import RunningFront, running_front
 
 MIB = 1024 * 1024
@@ -132,3 +134,64 @@ async def test_an_upload_with_a_key_goes_on_after_a_form_that_was_cut_off(place:
     assert (answer.status_code, answer.json().get("bytes")) == (200, len(sent)), answer.text
     found = await place.http.get(f"/v1/files/{answer.json()['id']}/content", headers=place.authorization())
     assert found.content == sent
+
+
+def objects_of(stack: Stack, file_id: str) -> list[Path]:
+    """Return the objects of a file in the order of their times."""
+    found = (path for path in objects(stack.state_dir / "store") if file_id in str(path))
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+async def uploaded(place: Place, size: int) -> str:
+    answer = await place.http.post(
+        "/v1/files", files={"file": content(size)}, data={"purpose": "batch"}, headers=place.authorization()
+    )
+    return str(answer.json()["id"])
+
+
+async def test_a_content_that_cannot_be_read_is_no_200(place: Place, stack: Stack) -> None:
+    id_ = await uploaded(place, MIB)
+    (stored,) = objects_of(stack, id_)
+    stored.unlink()
+    answer = await place.http.get(f"/v1/files/{id_}/content", headers=place.authorization())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_unreadable")
+    assert "Traceback" not in place.front.process.log
+
+
+async def test_a_content_that_breaks_later_ends_its_connection(place: Place, stack: Stack) -> None:
+    id_ = await uploaded(place, 10 * MIB)
+    objects_of(stack, id_)[-1].unlink()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await place.http.get(f"/v1/files/{id_}/content", headers=place.authorization())
+    assert "Traceback" not in place.front.process.log
+
+
+@pytest.mark.parametrize("boundary", ["b" * 257, "b" * 4000, '""'])
+async def test_a_boundary_that_is_none_is_refused(place: Place, boundary: str) -> None:
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"} | place.authorization()
+    answer = await place.http.post("/v1/files", content=b"--b", headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert "Traceback" not in place.front.process.log
+
+
+@pytest.mark.parametrize("keys", [[""], ["a", "b"], ["k" * 1025], ["a\tb"]])
+async def test_a_key_that_is_none_is_refused(place: Place, keys: list[str]) -> None:
+    headers = [*place.authorization().items(), *(("Idempotency-Key", key) for key in keys)]
+    answer = await place.http.post("/v1/files", files={"file": b"1"}, data={"purpose": "batch"}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key"), answer.text
+
+
+async def test_a_compressed_form_is_refused(place: Place) -> None:
+    headers = place.authorization() | {"Content-Encoding": "gzip"}
+    answer = await place.http.post("/v1/files", files={"file": b"1"}, data={"purpose": "batch"}, headers=headers)
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("other", [b"CONTENT", b"cont", b"content and more"])
+async def test_a_key_of_another_content_is_refused(place: Place, other: bytes) -> None:
+    headers = place.authorization() | {"Idempotency-Key": f"other-{len(other)}"}
+    send = functools.partial(place.http.post, "/v1/files", data={"purpose": "batch"}, headers=headers)
+    first = await send(files={"file": b"content"})
+    answer = await send(files={"file": other})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "request_id_reused"), answer.text
+    assert (await send(files={"file": b"content"})).json() == first.json()

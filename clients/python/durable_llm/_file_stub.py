@@ -30,8 +30,8 @@ class RetryingFileStub(RetryingStub):
     ) -> file_pb2.File:
         """Upload a source; `first` describes it. Raises ApiError.
 
-        `keep`: whether what was uploaded stays when the upload fails, because its caller may go on with it. Otherwise it
-        is deleted, as well as that is possible then.
+        `keep`: whether what was uploaded stays when the upload fails, because its caller may go on with it. Otherwise
+        it is deleted, as well as that is possible then.
         """
         begun: list[str] = []
         try:
