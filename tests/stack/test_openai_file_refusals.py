@@ -96,6 +96,7 @@ async def test_a_file_that_is_too_large_is_refused_with_the_reason_and_removed(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, reason), answer.text
     assert word in error["message"]
+    assert (answer.headers.get("retry-after"), answer.headers["x-should-retry"]) == (None, "false")
     await until_removed(temporal, user_id)
 
 
