@@ -14,6 +14,8 @@ from llm_pb import common_pb2
 
 MAX_URL_BYTES: Final = 2048
 MIN_TIMEOUT_MS: Final = 1
+MAX_DURATION_SECONDS: Final = 315_576_000_000
+"""Maximum of a google.protobuf.Duration: 10,000 years. Code that reads a longer one raises an error."""
 _ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or digit"
 MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
 """The form of a model's name."""
@@ -111,6 +113,8 @@ def check_duration(field: str, value: Duration) -> Iterator[Violation]:
     too_short = value.seconds == 0 and value.nanos < MIN_TIMEOUT_MS * 1_000_000
     if value.seconds < 0 or not 0 <= value.nanos <= 999_999_999 or too_short:
         yield Violation(field, f"must be a duration of at least {MIN_TIMEOUT_MS} ms")
+    elif (value.seconds, value.nanos) > (MAX_DURATION_SECONDS, 0):
+        yield Violation(field, f"must be at most {MAX_DURATION_SECONDS} s")
 
 
 def check_budget(field: str, budget: common_pb2.Budget) -> Iterator[Violation]:

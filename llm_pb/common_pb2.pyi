@@ -101,8 +101,8 @@ class Budget(_message.Message):
     """
     @_builtins.property
     def engine_time(self) -> _duration_pb2.Duration:
-        """Maximum of ResultMetadata.engine_time, at least 1 ms. It is checked whenever the engine has generated a token, so that the job
-        may take a step of the engine longer.
+        """Maximum of ResultMetadata.engine_time: 1 ms to 315576000000 s, the maximum of a Duration. It is checked whenever the engine has
+        generated a token, so that the job may take a step of the engine longer.
         """
 
     def __init__(

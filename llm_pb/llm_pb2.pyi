@@ -22,7 +22,8 @@ Errors. Every error of this API is a gRPC status with google.rpc details:
 | RESOURCE_EXHAUSTED  | the rate of the job's class is reached at this gateway | ErrorInfo LIMIT_REACHED with job_class,   |
 |                     |                                                        | RetryInfo with the wait                   |
 | RESOURCE_EXHAUSTED  | a quota of the caller's tenant is reached              | ErrorInfo QUOTA_EXCEEDED, QuotaFailure,   |
-|                     |                                                        | RetryInfo with the wait                   |
+|                     |                                                        | RetryInfo with the wait; none for what    |
+|                     |                                                        | never fits                                |
 | UNAVAILABLE         | Temporal cannot be reached; nothing was accepted       | ErrorInfo TEMPORAL_UNAVAILABLE, RetryInfo |
 | UNAVAILABLE         | a JWT cannot be verified now: its issuer is away       | ErrorInfo AUTHENTICATION_UNAVAILABLE,     |
 |                     |                                                        | RetryInfo                                 |

@@ -181,12 +181,16 @@ def exhausted(message: str, wait: timedelta = _RETRY, about: Mapping[str, str] |
     return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, message, info, _retry_info(wait)))
 
 
-def quota_exceeded(tenant: str, quota: str, description: str, wait: timedelta) -> ApiError:
-    """RESOURCE_EXHAUSTED: a quota of a tenant is reached. `quota` is the name of its setting."""
+def quota_exceeded(tenant: str, quota: str, description: str, wait: timedelta | None) -> ApiError:
+    """RESOURCE_EXHAUSTED: a quota of a tenant is reached. `quota` is the name of its setting.
+
+    `wait` is None for what never fits into the quota, however long its caller waits.
+    """
     failure = error_details_pb2.QuotaFailure()
     failure.violations.add(subject=f"tenant:{tenant}", description=description)
     info = error_info("QUOTA_EXCEEDED", {"quota": quota})
-    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, description, failure, info, _retry_info(wait)))
+    details = [failure, info] if wait is None else [failure, info, _retry_info(wait)]
+    return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, description, *details))
 
 
 def shutting_down() -> ApiError:

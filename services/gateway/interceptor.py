@@ -193,9 +193,9 @@ def _client_stream(handle: Any, count: Count, admit: Admit, answers: Answers, ti
             async with aclosing(admitted()) as messages:
                 response = await handle(messages, context)
             await audit.allow()
-            await coming.drain()
+            await _drain(coming, context)
         except _ANSWERED as error:
-            await coming.drain()
+            await _drain(coming, context)
             await _abort(context, error)
             raise
         finally:
@@ -205,6 +205,12 @@ def _client_stream(handle: Any, count: Count, admit: Admit, answers: Answers, ti
         return raw
 
     return call
+
+
+async def _drain(coming: ClientMessages, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Read what the client still sends. The initial metadata tells it that its call has an answer, and to stop."""
+    await context.send_initial_metadata(())
+    await coming.drain()
 
 
 def _stream(handle: Any, count: Count, admit: Admit, answers: Answers) -> Any:

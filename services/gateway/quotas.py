@@ -93,18 +93,22 @@ class OpenJobQuotas:
         """
         return await reserve_slot(self._ledgers[tenant], job_id, output_tokens)
 
-    def refusal(self, tenant: str, why: str) -> Exception:
+    def refusal(self, tenant: str, why: str, output_tokens: int) -> Exception:
         """Return the ApiError for a job without a slot, and count it."""
-        if why != names.QUOTA_REACHED:
-            return self._tokens_refusal(tenant, why)
+        tokens_per_day = self._ledgers[tenant].tokens_per_day
+        if tokens_per_day is not None and (why != names.QUOTA_REACHED or output_tokens > tokens_per_day):
+            return self._tokens_refusal(tenant, why, output_tokens, tokens_per_day)
         self._metrics.quota_refusals.add(1, {"llm.quota": "max_open_jobs"})
         limit = self._ledgers[tenant].limit
         description = f"tenant {tenant} may have {limit} open jobs; submit the job again when one has ended"
         return quota_exceeded(tenant, "max_open_jobs", description, _OPEN_JOBS_WAIT)
 
-    def _tokens_refusal(self, tenant: str, why: str) -> Exception:
+    def _tokens_refusal(self, tenant: str, why: str, output_tokens: int, tokens_per_day: int) -> Exception:
         self._metrics.quota_refusals.add(1, {"llm.quota": _TOKENS})
-        description = f"tenant {tenant} may use {self._ledgers[tenant].tokens_per_day} output tokens a day of UTC; "
+        description = f"tenant {tenant} may use {tokens_per_day} output tokens a day of UTC; "
+        if output_tokens > tokens_per_day:
+            description += f"a job that may need {output_tokens} never fits: ask for fewer tokens"
+            return quota_exceeded(tenant, _TOKENS, description, None)
         if why == names.TOKENS_RESERVED:
             description += "its open jobs may need the rest; submit the job again when one has ended"
             return quota_exceeded(tenant, _TOKENS, description, _OPEN_JOBS_WAIT)

@@ -115,7 +115,7 @@ class JobSubmission:
                 # The quota is of new jobs.
                 with suppress(JobNotFound):
                     return await self._found(caller, start.id, job, None, once=True)
-                raise self._open_jobs.refusal(caller.tenant, reservation)
+                raise self._open_jobs.refusal(caller.tenant, reservation, tokens)
             last_check = reservation.require_valid
         try:
             handle = await self._effects.start(

@@ -59,12 +59,17 @@ def query_of(request: Request, names: Collection[str], *, repeated: Collection[s
     return values
 
 
-def _media_type(request: Request) -> str:
-    """Return the media type of the body, empty if the request names none. Raises Failure, 415."""
+def require_no_coding(request: Request) -> None:
+    """Raise Failure, 415, for a body that is compressed."""
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         words = f"the body must be sent as it is, without Content-Encoding: {coding}"
         raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, words, headers={"Accept-Encoding": "identity", **_CLOSE})
+
+
+def _media_type(request: Request) -> str:
+    """Return the media type of the body, empty if the request names none. Raises Failure, 415."""
+    require_no_coding(request)
     sent = email.message.Message()
     sent["content-type"] = request.headers.get("content-type", "")
     charset = str(sent.get_param("charset", "utf-8"))

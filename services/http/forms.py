@@ -19,6 +19,7 @@ _MAX_FIELDS: Final = 20
 _MAX_FIELDS_BYTES: Final = 64 * 1024
 """Maximum size of all fields before the file, with their heads and the head of the file."""
 _DRAINED_BYTES: Final = 32 * 1024 * 1024
+_MAX_BOUNDARY: Final = 256
 _CLOSE: Final = {"Connection": "close"}
 
 
@@ -26,11 +27,14 @@ class UploadForm:
     """A form whose last part is a file."""
 
     def __init__(self, request: Request, settings: HttpSettings) -> None:
-        """Raises Failure, 415, for a request that is no such form."""
+        """Raises Failure: 415 for a request that is no such form, 400 for a boundary that the parser does not take."""
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind != b"multipart/form-data" or b"boundary" not in options:
             words = "the body must be a form with the file, with Content-Type: multipart/form-data"
             raise Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, words, headers=_CLOSE)
+        if not 1 <= len(options[b"boundary"]) <= _MAX_BOUNDARY:
+            words = f"the boundary of the form must have 1 to {_MAX_BOUNDARY} characters"
+            raise Failure(HTTPStatus.BAD_REQUEST, words, "INVALID_REQUEST", headers=_CLOSE)
         self.fields: dict[str, str] = {}
         """The fields before the file, by name."""
         self.filename = ""

@@ -21,7 +21,7 @@ MUCH = 1000
 TENANTS = tuple(
     # No other file has these: a tenant has one ledger in the stack that the files share.
     f"tokens-{name}"
-    for name in ("leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
+    for name in ("never", "leases", "used", "racing", "continued", "yesterday", "lost", "terminated", "repeated")
 )
 SOON = {"check_interval": {"nanos": 100_000_000}, "start_timeout": {"seconds": 1}}
 TODAY = (datetime.now(UTC) - datetime(1970, 1, 1, tzinfo=UTC)).days
@@ -68,8 +68,8 @@ async def accepted(stub: Any, job: llm_pb2.JobRequest) -> str:
     return answer.workflow_id
 
 
-async def wait_asked_for(stub: Any, job: llm_pb2.JobRequest) -> timedelta:
-    """Submit a job beyond the quota; return the wait that the answer asks for."""
+async def wait_asked_for(stub: Any, job: llm_pb2.JobRequest) -> timedelta | None:
+    """Submit a job beyond the quota; return the wait that the answer asks for, None if it asks for none."""
     answer = await submit(stub, job)
     assert isinstance(answer, grpc.aio.AioRpcError)
     assert answer.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -77,7 +77,17 @@ async def wait_asked_for(stub: Any, job: llm_pb2.JobRequest) -> timedelta:
     assert details["ErrorInfo"].reason == "QUOTA_EXCEEDED"
     assert details["ErrorInfo"].metadata["quota"] == "max_output_tokens_per_day"
     assert "100 output tokens a day" in details["QuotaFailure"].violations[0].description
+    if "RetryInfo" not in details:
+        assert "never" in (answer.details() or "")
+        return None
     wait: timedelta = details["RetryInfo"].retry_delay.ToTimedelta()
+    return wait
+
+
+async def wait_until_room(stub: Any, job: llm_pb2.JobRequest) -> timedelta:
+    """Like wait_asked_for, for a job that may fit later."""
+    wait = await wait_asked_for(stub, job)
+    assert wait is not None
     return wait
 
 
@@ -89,7 +99,7 @@ async def test_open_jobs_reserve_what_they_may_generate(temporal: Client, gatewa
     assert timedelta(0) < quota.reset_time.ToDatetime(UTC) - datetime.now(UTC) <= timedelta(days=1)
     ids = [await accepted(stub, waiting(8000, budget={"output_tokens": 30})), await accepted(stub, queued_job())]
     assert await usage(stub) == (0, 94)
-    assert await wait_asked_for(stub, waiting(7)) < timedelta(minutes=1)
+    assert await wait_until_room(stub, waiting(7)) < timedelta(minutes=1)
     ids.append(await accepted(stub, waiting(6)))
     await end(temporal, stub, ids)
     assert await usage(stub) == (0, 0)
@@ -98,17 +108,25 @@ async def test_open_jobs_reserve_what_they_may_generate(temporal: Client, gatewa
 async def test_a_job_gives_back_what_it_has_not_used(temporal: Client, gateway: TenantGateway) -> None:
     """What it has used is gone until the day ends, so a job that needs more is told to come back then."""
     stub = gateway.of("tokens-used")
-    assert await wait_asked_for(stub, waiting(101)) > timedelta(minutes=1)
     fault = new_job("[[fault:failed@5]]", params={"max_tokens": 90})
     seen = await run_job(stub, fault)
     assert seen.final.result.metadata.output_tokens == 5
     assert await usage(stub) == (5, 0)
     await run_job(stub, new_job(params={"max_tokens": 25}))
     assert await usage(stub) == (30, 0)
-    wait = await wait_asked_for(stub, waiting(71))
+    wait = await wait_until_room(stub, waiting(71))
     midnight = (await quota_of(stub)).reset_time.ToDatetime(UTC)
     assert abs(datetime.now(UTC) + wait - midnight) < timedelta(minutes=1)
     await end(temporal, stub, [await accepted(stub, waiting(70))])
+
+
+async def test_a_job_that_never_fits_is_not_told_to_come_back(temporal: Client, gateway: TenantGateway) -> None:
+    stub = gateway.of("tokens-never")
+    assert await wait_asked_for(stub, waiting(101)) is None
+    open_job = await accepted(stub, waiting(100))
+    assert await wait_asked_for(stub, waiting(101)) is None
+    assert await wait_until_room(stub, waiting(100)) < timedelta(minutes=1)
+    await end(temporal, stub, [open_job])
 
 
 async def test_racing_submits_never_reserve_too_much(temporal: Client, gateways: list[TenantGateway]) -> None:

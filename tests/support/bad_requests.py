@@ -171,6 +171,9 @@ _BAD_DURATIONS: Final = {
     "so short that Temporal would take it as no limit": Duration(nanos=100),
     "over the operator's bound": Duration(seconds=25 * 3600),
     "endless": Duration(seconds=315_576_000_000),
+    "over the maximum of a Duration": Duration(seconds=315_576_000_001),
+    "over the maximum by nanos": Duration(seconds=315_576_000_000, nanos=1),
+    "as long as the field holds": Duration(seconds=2**63 - 1),
 }
 
 
@@ -248,9 +251,11 @@ def _submit_rows() -> Iterator[Row]:
             yield _row(f"timeouts.{field} {what}", submit(timeouts=timeouts), f"job.timeouts.{field}")
     for field in ("output_tokens", "prompt_tokens", "cost_micros"):
         yield _row(f"budget.{field} negative", submit(budget={field: -1}), f"job.budget.{field}")
-    for what in ("zero", "negative", "negative by nanos", "with too many nanos"):
-        budget = common_pb2.Budget(engine_time=_BAD_DURATIONS[what])
-        yield _row(f"budget.engine_time {what}", submit(budget=budget), "job.budget.engine_time")
+    for what, duration in _BAD_DURATIONS.items():
+        # Neither the operator nor Temporal bounds a budget.
+        if what not in ("over the operator's bound", "endless"):
+            budget = common_pb2.Budget(engine_time=duration)
+            yield _row(f"budget.engine_time {what}", submit(budget=budget), "job.budget.engine_time")
     yield _row(
         "a budget of costs for a model without a price", submit(budget={"cost_micros": 1}), "job.budget.cost_micros"
     )

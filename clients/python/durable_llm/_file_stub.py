@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -19,15 +19,41 @@ _T = TypeVar("_T")
 _FINISH: Final = timedelta(minutes=5)
 """Maximum wait for the answer to the last message: the service may have to read a large file back."""
 
+_DISCARD: Final = timedelta(seconds=10)
+
 
 class RetryingFileStub(RetryingStub):
     """A stub of FileService. All of its calls are safe to repeat."""
 
-    async def upload(self, first: file_pb2.UploadFileRequest, source: UploadSource | StreamSource) -> file_pb2.File:
+    async def upload(
+        self, first: file_pb2.UploadFileRequest, source: UploadSource | StreamSource, *, keep: bool
+    ) -> file_pb2.File:
         """Upload a source; `first` describes it. Raises ApiError.
 
-        Each try begins with a call without data. It tells where the file ends, and gets the status of a refusal: a
-        client of grpc.aio that is sending when its call ends may not see the status.
+        `keep`: whether what was uploaded stays when the upload fails, because its caller may go on with it. Otherwise
+        it is deleted, as well as that is possible then.
+        """
+        begun: list[str] = []
+        try:
+            return await self._upload(first, source, begun)
+        except BaseException:
+            if begun and not keep:
+                await self._discard(begun[0])
+            raise
+
+    async def _discard(self, file_id: str) -> None:
+        """Delete a file that nobody can go on with. The service removes it later where this fails."""
+        with suppress(ApiError, TimeoutError):
+            async with asyncio.timeout(_DISCARD.total_seconds()):
+                await self.unary("DeleteFile", file_pb2.DeleteFileRequest(file_id=file_id))
+
+    async def _upload(
+        self, first: file_pb2.UploadFileRequest, source: UploadSource | StreamSource, begun: list[str]
+    ) -> file_pb2.File:
+        """Upload a source, and add the id of its file to `begun` once it is known. Raises ApiError.
+
+        Each try begins with a call without data. It tells where the file ends, and gets the status of a refusal before
+        any data are sent.
         """
         silence, committed = Silence(), 0
         broken: ApiError | None = None
@@ -36,6 +62,7 @@ class RetryingFileStub(RetryingStub):
             try:
                 with silence.growing():
                     file = await self._begin(first, committed)
+                begun[:] = [file.ref.file_id]
                 if file.committed_bytes > committed:
                     silence = Silence()
                 committed = file.committed_bytes
@@ -100,8 +127,13 @@ class RetryingFileStub(RetryingStub):
     async def _send(
         self, first: file_pb2.UploadFileRequest, source: UploadSource | StreamSource, offset: int
     ) -> file_pb2.File:
-        """Send the source from an offset on, and return the file."""
+        """Send the source from an offset on, and return the file.
+
+        A call of grpc.aio that ends while a message is sent loses its status. So the service sends its initial metadata
+        when it has its answer, and ends the call a moment later: nothing more is sent then.
+        """
         call = self._stub.UploadFile(metadata=self._metadata)
+        answered = asyncio.ensure_future(call.initial_metadata())
         try:
             opening = file_pb2.UploadFileRequest()
             opening.CopyFrom(first)
@@ -109,15 +141,21 @@ class RetryingFileStub(RetryingStub):
             await self._in_time(call.write(opening), self._idle_timeout)
             async with aclosing(source.pieces(offset)) as pieces:
                 async for piece in pieces:
+                    if answered.done():
+                        break
                     message = file_pb2.UploadFileRequest(offset=offset, data=piece)
                     await self._in_time(call.write(message), self._idle_timeout)
                     offset += len(piece)
-            last = file_pb2.UploadFileRequest(offset=offset, last=True)
-            await self._in_time(call.write(last), self._idle_timeout)
-            await self._in_time(call.done_writing(), self._idle_timeout)
+            if not answered.done():
+                last = file_pb2.UploadFileRequest(offset=offset, last=True)
+                await self._in_time(call.write(last), self._idle_timeout)
+            if not call.done():
+                await self._in_time(call.done_writing(), self._idle_timeout)
             response: file_pb2.UploadFileResponse = await self._in_time(call, _FINISH)
         finally:
             call.cancel()
+            answered.cancel()
+            await asyncio.gather(answered, return_exceptions=True)
         return response.file
 
     async def _in_time(self, asked: Awaitable[_T], limit: timedelta) -> _T:

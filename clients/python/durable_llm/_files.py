@@ -57,7 +57,7 @@ class AsyncFiles:
             if expire_time is not None:
                 file.expire_time.FromDatetime(expire_time)
             first = file_pb2.UploadFileRequest(file=file, request_id=request_id or uuid.uuid4().hex)
-            uploaded = await self._stub.upload(first, source)
+            uploaded = await self._stub.upload(first, source, keep=bool(request_id))
             await self._require_same(source, uploaded)
         return uploaded
 

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from durable_llm.file_errors import ContentMismatch
+
 _PIECE_BYTES: Final = 256 * 1024
 
 
@@ -51,12 +53,19 @@ class StreamSource:
         self.size: int | None = None
 
     async def pieces(self, offset: int) -> AsyncGenerator[bytes, None]:
-        """Yield the content."""
+        """Yield the content from an offset on: what is before it was uploaded by an earlier call.
+
+        Raises ContentMismatch when the content ends before the offset.
+        """
         self._begun = True
+        begin = 0
         async for data in self._content:
             self._sha256.update(data)
-            for at in range(0, len(data), _PIECE_BYTES):
+            for at in range(max(offset - begin, 0), len(data), _PIECE_BYTES):
                 yield data[at : at + _PIECE_BYTES]
+            begin += len(data)
+        if begin < offset:
+            raise ContentMismatch(f"the content has {begin} bytes, and an earlier upload under its key {offset}")
 
     async def sha256(self) -> bytes | None:
         """Return the hash of what was yielded; None if nothing was asked for."""

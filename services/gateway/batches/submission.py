@@ -78,7 +78,7 @@ class BatchSubmission:
             # What a batch without a budget will use is not known. It counts when the batch ends.
             reservation = await self._open_jobs.reserve(caller.tenant, id_, batch.budget.output_tokens)
             if isinstance(reservation, str):
-                raise self._open_jobs.refusal(caller.tenant, reservation)
+                raise self._open_jobs.refusal(caller.tenant, reservation, batch.budget.output_tokens)
             last_check = reservation.require_valid
         try:
             await self._effects.start(

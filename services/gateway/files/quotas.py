@@ -63,8 +63,10 @@ class FileQuotas:
             rule = f"tenant {tenant} may have {limits.max_files} files; delete one, or call again when one has expired"
             raise self._refusal(tenant, "max_files", rule)
         if limits.max_file_bytes is not None and sum(others.values()) + size > limits.max_file_bytes:
-            rule = f"the files of tenant {tenant} may have {limits.max_file_bytes} bytes together; delete one"
-            raise self._refusal(tenant, "max_file_bytes", rule)
+            rule = f"the files of tenant {tenant} may have {limits.max_file_bytes} bytes together; "
+            if size > limits.max_file_bytes:
+                raise self._refusal(tenant, "max_file_bytes", f"{rule}one of {size} bytes never fits", None)
+            raise self._refusal(tenant, "max_file_bytes", f"{rule}delete one")
         self._known[tenant].own[file_id] = (size, asyncio.get_running_loop().time())
 
     def give_back(self, tenant: str, file_id: str) -> None:
@@ -102,9 +104,9 @@ class FileQuotas:
         found = {file.ref.file_id: _size(file) async for file in self._reader.all_of(tenant)}
         known.sizes, known.looked_at = found, began
 
-    def _refusal(self, tenant: str, quota: str, description: str) -> Exception:
+    def _refusal(self, tenant: str, quota: str, description: str, wait: timedelta | None = _WAIT) -> Exception:
         self._metrics.quota_refusals.add(1, {"llm.quota": quota})
-        return quota_exceeded(tenant, quota, description, _WAIT)
+        return quota_exceeded(tenant, quota, description, wait)
 
 
 def _size(file: file_pb2.File) -> int:

@@ -37,7 +37,8 @@ def refuse(failure: Failure) -> Response:
     param = (failure.violations[0].field or None) if failure.violations else None
     code = failure.reason.lower() or None
     headers = dict(failure.headers)
-    if failure.status not in _PASSING:
+    never_fits = failure.status is HTTPStatus.TOO_MANY_REQUESTS and "Retry-After" not in headers
+    if failure.status not in _PASSING or never_fits:
         headers.update(NEVER_AGAIN)
     return JSONResponse(error_object(failure.message, failure.status, code, param), failure.status, headers)
 

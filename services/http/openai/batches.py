@@ -17,7 +17,8 @@ from services.http.bodies import query_of, read_object
 from services.http.failures import Failure, with_fields
 from services.http.front import Front
 from services.http.openai.answers import answered
-from services.http.openai.files import limit_of, request_id_of
+from services.http.openai.files import limit_of
+from services.http.openai.repeats import request_id_of
 from services.http.resources import Resource
 
 _FIELDS: Final = {

@@ -1,27 +1,29 @@
 """The paths under `/v1/files`."""
 
-import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from durable_llm import ApiError
 from durable_llm.errors import InvalidRequest, UserNotAllowed
-from jobs.ids import FILE_ID_PATTERN, ID_PATTERN
+from durable_llm.file_errors import ContentMismatch
+from jobs.ids import FILE_ID_PATTERN
 from llm_pb import file_pb2
 from openai_api.asked import DEFAULT_USER
 from openai_api.errors import InvalidBody, invalid, unsupported
-from services.http.bodies import query_of
+from services.http.bodies import query_of, require_no_coding
 from services.http.failures import Failure, with_fields
 from services.http.forms import UploadForm
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.openai.answers import answered
+from services.http.openai.file_content import ContentResponse, SentContent, begun_content, key_reused
+from services.http.openai.repeats import request_id_of
 from services.http.resources import Resource
 
 _FIELDS: Final = {
@@ -61,11 +63,13 @@ class Files:
     async def create(self, request: Request) -> Response:
         """Upload a file, as it comes."""
         query_of(request, ())
+        require_no_coding(request)
+        request_id = request_id_of(request)
         form = UploadForm(request, self._front.settings)
         calls = self._front.gateway.of(request)
         try:
             await form.read_fields()
-            return answered(file_object(await _upload(calls, form, request_id_of(request))))
+            return answered(file_object(await _upload(calls, form, request_id)))
         except InvalidRequest as error:
             await form.drain()
             violations = Failure(HTTPStatus.BAD_REQUEST, str(error), error.reason, error.violations)
@@ -114,7 +118,7 @@ class Files:
         headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="application/octet-stream")
-        return StreamingResponse(_content(calls, id_), headers=headers, media_type="application/octet-stream")
+        return ContentResponse(await begun_content(calls, id_), headers)
 
     async def delete(self, request: Request) -> Response:
         """Delete a file."""
@@ -182,14 +186,22 @@ async def _upload(calls: Calls, form: UploadForm, request_id: str) -> file_pb2.F
         "media_type": form.media_type,
         "expire_time": _expire_time(fields),
     }
+    content = SentContent(form.content())
     with calls.files("UploadFile") as files:
         try:
-            return await files.upload(form.content(), user_id=user_id, **upload)
-        except UserNotAllowed as error:
-            # The credential is for one user, who is meant by a request that names none. No data was sent yet.
-            if fields.get(_USER) or not (bound := error.metadata.get("user_id")):
+            try:
+                file = await files.upload(content, user_id=user_id, **upload)
+            except UserNotAllowed as error:
+                # The credential is for one user, who is meant by a request that names none. No data was sent yet.
+                if fields.get(_USER) or not (bound := error.metadata.get("user_id")):
+                    raise
+                file = await files.upload(content, user_id=bound, **upload)
+        except ContentMismatch as error:
+            if not request_id:
                 raise
-            return await files.upload(form.content(), user_id=bound, **upload)
+            raise key_reused() from error
+    await content.require_same(file)
+    return file
 
 
 def _expire_time(fields: dict[str, str]) -> datetime | None:
@@ -201,14 +213,6 @@ def _expire_time(fields: dict[str, str]) -> datetime | None:
     if not (seconds.isascii() and seconds.isdigit() and 60 <= int(seconds[:12]) <= 10**9):
         raise invalid(_SECONDS, "must be a whole number of seconds, at least 60")
     return datetime.now(UTC) + timedelta(seconds=int(seconds))
-
-
-def request_id_of(request: Request) -> str:
-    """Return the key by which a repeat finds what the first request made; empty without one."""
-    key = request.headers.get("idempotency-key", "")
-    if not key or ID_PATTERN.fullmatch(key):
-        return key
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _id(request: Request) -> str:
@@ -223,10 +227,3 @@ def limit_of(text: str, most: int) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
         raise invalid("limit", f"must be 1 to {most}")
     return int(text)
-
-
-async def _content(calls: Calls, id_: str) -> AsyncGenerator[bytes, None]:
-    with calls.files("DownloadFile") as files:
-        async with aclosing(files.content(id_)) as pieces:
-            async for piece in pieces:
-                yield piece

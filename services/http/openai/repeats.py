@@ -45,9 +45,8 @@ class Tries(NamedTuple):
     @classmethod
     def of(cls, request: Request, body: Mapping[str, Any]) -> "Tries":
         """Return what a request tells. Raises InvalidBody for a key that is none."""
-        if keys := request.headers.getlist(_KEY):
-            key = _checked(keys)
-            return cls(key if ID_PATTERN.fullmatch(key) else f"sha256-{_sha256(key)}")
+        if key := request_id_of(request):
+            return cls(key)
         count = request.headers.get(_TRY, "")
         counted = _COUNT.fullmatch(count) is not None
         said = [request.headers.get("authorization", ""), request.url.path, json.dumps(body, sort_keys=True)]
@@ -65,6 +64,14 @@ class Tries(NamedTuple):
         period = int(time.time() // WITHIN.total_seconds())
         this, before = (f"repeat-{_sha256(f'{self.digest} {number}')[:32]}" for number in (period, period - 1))
         return this, before
+
+
+def request_id_of(request: Request) -> str:
+    """Return the key that a request has, in the form of a request_id; empty without one. Raises InvalidBody."""
+    if not (keys := request.headers.getlist(_KEY)):
+        return ""
+    key = _checked(keys)
+    return key if ID_PATTERN.fullmatch(key) else f"sha256-{_sha256(key)}"
 
 
 def _checked(keys: Sequence[str]) -> str:
