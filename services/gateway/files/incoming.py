@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from jobs import file_rules
+from jobs.field_rules import Violation
 from llm_pb import file_pb2
 from services.gateway.errors import invalid
 
@@ -13,6 +14,9 @@ SEGMENT_BYTES: Final = 4 * 1024 * 1024
 """Size from which a segment takes no further message, so that a segment is at most a message larger."""
 SEGMENT_TIME: Final = timedelta(seconds=5)
 """Time after which a segment takes no further message, however small it is: what a break can cost a slow client."""
+
+_END_WAIT: Final = timedelta(seconds=1)
+"""Maximum wait for the client to end its side after its last message."""
 
 
 class Incoming:
@@ -25,6 +29,7 @@ class Incoming:
         self._end = first.offset + len(first.data)
         self.last = first.last
         """Whether the client has said that the file is whole."""
+        self._end_is_known = False
 
     async def begin_segment(self) -> bool:
         """Wait for data; return False when there are no more. Raises ApiError for a message that breaks a rule."""
@@ -32,6 +37,8 @@ class Incoming:
             if (message := await self._next(None)) is None:
                 return False
             self._take(message)
+        if self.last and not self._head:
+            await self._require_end()
         return bool(self._head)
 
     async def segment(self) -> AsyncGenerator[bytes, None]:
@@ -46,12 +53,21 @@ class Incoming:
                 if (message := await self._next(until - loop.time())) is None:
                     return
                 self._take(message)
+        if self.last:
+            await self._require_end()
 
     async def close(self) -> None:
         """Stop to read."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _require_end(self) -> None:
+        """Raise ApiError for a message after the last one, before the file is whole."""
+        if not self._end_is_known:
+            if await self._next(_END_WAIT.total_seconds()) is not None:
+                raise invalid([Violation("last", "must be only in the last message, and another one has come")])
+            self._end_is_known = True
 
     def _take(self, message: file_pb2.UploadFileRequest) -> None:
         if violations := file_rules.check_later(message, self._end):
