@@ -19,7 +19,8 @@ store, a folder or a bucket. Callers, tenants and errors are as llm.proto says, 
 | FAILED_PRECONDITION | the operator has set no store                           | ErrorInfo FILES_DISABLED                 |
 | FAILED_PRECONDITION | DeleteFile of the output of a job                       | ErrorInfo FILE_OF_JOB                    |
 | UNAVAILABLE         | the store is away; nothing is lost                      | ErrorInfo STORE_UNAVAILABLE, RetryInfo   |
-| DATA_LOSS           | the content is gone, or can never be decrypted again    | ErrorInfo CONTENT_UNREADABLE             |
+| DATA_LOSS           | the content is gone, cut or damaged, or can never be    | ErrorInfo CONTENT_UNREADABLE             |
+|                     | decrypted again                                         |                                          |
 
 A credential needs the scope files:read for GetFile, ListFiles and DownloadFile, files:write for UploadFile, and files:delete
 for DeleteFile.
@@ -151,7 +152,7 @@ class UploadFileRequest(_message.Message):
     """The next bytes: at most 1 MiB. May be empty."""
     last: _builtins.bool
     """Whether the file ends with this data. Without such a message the file never becomes ready: a connection that breaks must
-    not look like an end.
+    not look like an end. A message after it is INVALID_ARGUMENT with the field last, and the file is not ready then.
     """
     @_builtins.property
     def file(self) -> Global___File:

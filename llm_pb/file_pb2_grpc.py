@@ -87,7 +87,8 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadFile(self, request, context):
-        """Reads a file from an offset. The stream ends with OK at the end of the file. A client that was cut off goes on at the last
+        """Reads a file from an offset. The stream ends with OK at the end of the file. Of a whole file, from offset 0 without a limit, the
+        last bytes are sent only if its SHA-256 is right; otherwise the stream ends with DATA_LOSS. A client that was cut off goes on at the last
         next_offset received, at any gateway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

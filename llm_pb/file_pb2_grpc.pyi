@@ -19,7 +19,8 @@ store, a folder or a bucket. Callers, tenants and errors are as llm.proto says, 
 | FAILED_PRECONDITION | the operator has set no store                           | ErrorInfo FILES_DISABLED                 |
 | FAILED_PRECONDITION | DeleteFile of the output of a job                       | ErrorInfo FILE_OF_JOB                    |
 | UNAVAILABLE         | the store is away; nothing is lost                      | ErrorInfo STORE_UNAVAILABLE, RetryInfo   |
-| DATA_LOSS           | the content is gone, or can never be decrypted again    | ErrorInfo CONTENT_UNREADABLE             |
+| DATA_LOSS           | the content is gone, cut or damaged, or can never be    | ErrorInfo CONTENT_UNREADABLE             |
+|                     | decrypted again                                         |                                          |
 
 A credential needs the scope files:read for GetFile, ListFiles and DownloadFile, files:write for UploadFile, and files:delete
 for DeleteFile.
@@ -55,7 +56,8 @@ class FileServiceStub:
     first message says is INVALID_ARGUMENT with the field, file.ref.size_bytes or file.ref.sha256, and the file is removed.
     """
     DownloadFile: _aio.UnaryStreamMultiCallable[_file_pb2.DownloadFileRequest, _file_pb2.DownloadFileResponse]
-    """Reads a file from an offset. The stream ends with OK at the end of the file. A client that was cut off goes on at the last
+    """Reads a file from an offset. The stream ends with OK at the end of the file. Of a whole file, from offset 0 without a limit, the
+    last bytes are sent only if its SHA-256 is right; otherwise the stream ends with DATA_LOSS. A client that was cut off goes on at the last
     next_offset received, at any gateway.
     """
     GetFile: _aio.UnaryUnaryMultiCallable[_file_pb2.GetFileRequest, _file_pb2.GetFileResponse]
@@ -98,7 +100,8 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _file_pb2.DownloadFileRequest,
         context: _aio.ServicerContext[_file_pb2.DownloadFileRequest, _abc.AsyncIterator[_file_pb2.DownloadFileResponse]],
     ) -> _abc.AsyncIterator[_file_pb2.DownloadFileResponse]:
-        """Reads a file from an offset. The stream ends with OK at the end of the file. A client that was cut off goes on at the last
+        """Reads a file from an offset. The stream ends with OK at the end of the file. Of a whole file, from offset 0 without a limit, the
+        last bytes are sent only if its SHA-256 is right; otherwise the stream ends with DATA_LOSS. A client that was cut off goes on at the last
         next_offset received, at any gateway.
         """
 

@@ -15,7 +15,15 @@ from obstore.store import LocalStore, S3Store
 
 from encryption.durable_file import sync_folder
 from store.settings import StoreSettings
-from store.store import MAX_PIECE_BYTES, ListedObject, ObjectMissing, StoredObject, StoreUnavailable, random_name
+from store.store import (
+    MAX_PIECE_BYTES,
+    ListedObject,
+    ObjectDamaged,
+    ObjectMissing,
+    StoredObject,
+    StoreUnavailable,
+    random_name,
+)
 
 _PART_BYTES: Final = 5 * 1024 * 1024
 """Size of the parts in which a large object is sent: the least that S3 accepts. A smaller object is sent at once."""
@@ -137,10 +145,18 @@ class ObjectStore:
                 if start < end:
                     raise StoreUnavailable(f"the object {stored.name} ends at byte {start}, before byte {end}")
             except StoreUnavailable:
+                await self._require_size(stored)
                 failures += 1
                 if failures == _READ_ATTEMPTS:
                     raise
                 await asyncio.sleep(_RETRY_SECONDS * failures)
+
+    async def _require_size(self, stored: StoredObject) -> None:
+        """Raise ObjectDamaged for an object that is too short, and return where that cannot be told now."""
+        with suppress(StoreUnavailable):
+            found = await self._answer(obstore.head_async(self._store, stored.name))
+            if found["size"] < stored.size:
+                raise ObjectDamaged(f"the object {stored.name} has {found['size']} bytes, not {stored.size}")
 
     async def _read_once(self, stored: StoredObject, start: int, end: int) -> AsyncGenerator[bytes, None]:
         # Not every server answers a range that is the whole object as a range.

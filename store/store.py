@@ -6,6 +6,7 @@ sees, and two attempts of the same work never touch each other's bytes. What no 
 
     StoreUnavailable   the store does not answer, or refuses. Another attempt may succeed; nothing is lost.
     ObjectMissing      the store answers that it has no such object.
+    └── ObjectDamaged  the object that it has is shorter than its record says.
 """
 
 import re
@@ -26,6 +27,10 @@ class StoreUnavailable(RuntimeError):
 
 class ObjectMissing(LookupError):
     """The store has no object of that name: it was removed, or it never was."""
+
+
+class ObjectDamaged(ObjectMissing):
+    """The store has only a part of the object. Another attempt reads no more of it."""
 
 
 class StoredObject(NamedTuple):
@@ -67,7 +72,7 @@ class Store(Protocol):
     def read(self, stored: StoredObject, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the content from byte `start` up to byte `end`, exclusive, in pieces of at most MAX_PIECE_BYTES.
 
-        Raises ObjectMissing; StoreUnavailable for an object that is shorter than its record says, too.
+        Raises ObjectMissing; ObjectDamaged for an object that is shorter than its record says.
         """
         ...
 

@@ -19,7 +19,15 @@ from encryption.chunks import CHUNK_BYTES
 from store.encrypted import ENDING, EncryptedStore, open_store
 from store.objects import ObjectStore, open_objects
 from store.settings import StoreSettings
-from store.store import MAX_PIECE_BYTES, ObjectMissing, Store, StoredObject, StoreUnavailable, random_name
+from store.store import (
+    MAX_PIECE_BYTES,
+    ObjectDamaged,
+    ObjectMissing,
+    Store,
+    StoredObject,
+    StoreUnavailable,
+    random_name,
+)
 from tests.support.commands import run, start
 from tests.support.encryption import Keys
 from tests.support.object_stores import SERVERS, is_installed, s3_server
@@ -219,7 +227,7 @@ async def test_a_shortened_object_is_no_content(folder: Path, in_folder: ObjectS
         stored = await put(store, os.urandom(MIB))
         path = folder / stored.name
         os.truncate(path, path.stat().st_size - 16)
-        with pytest.raises((StoreUnavailable, Unreadable)):
+        with pytest.raises(ObjectDamaged):
             await read(store, stored)
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from jobs import file_rules
+from jobs.field_rules import Violation
 from llm_pb import file_pb2
 from services.gateway.errors import invalid
 
@@ -16,6 +17,9 @@ SEGMENT_TIME: Final = timedelta(seconds=5)
 _GROWTH: Final = 128
 """Number of segments after which both grow by as much again. So a file of 1 TiB fits into the segments of a record."""
 _MAX_SEGMENT_TIME: Final = timedelta(minutes=1)
+
+_END_WAIT: Final = timedelta(seconds=1)
+"""Maximum wait for the client to end its side after its last message."""
 
 
 class Incoming:
@@ -28,6 +32,7 @@ class Incoming:
         self._end = first.offset + len(first.data)
         self.last = first.last
         """Whether the client has said that the file is whole."""
+        self._end_is_known = False
 
     async def begin_segment(self) -> bool:
         """Wait for data; return False when there are no more. Raises ApiError for a message that breaks a rule."""
@@ -35,6 +40,8 @@ class Incoming:
             if (message := await self._next(None)) is None:
                 return False
             self._take(message)
+        if self.last and not self._head:
+            await self._require_end()
         return bool(self._head)
 
     async def segment(self, number: int) -> AsyncGenerator[bytes, None]:
@@ -51,12 +58,21 @@ class Incoming:
                 if (message := await self._next(until - loop.time())) is None:
                     return
                 self._take(message)
+        if self.last:
+            await self._require_end()
 
     async def close(self) -> None:
         """Stop to read."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _require_end(self) -> None:
+        """Raise ApiError for a message after the last one, before the file is whole."""
+        if not self._end_is_known:
+            if await self._next(_END_WAIT.total_seconds()) is not None:
+                raise invalid([Violation("last", "must be only in the last message, and another one has come")])
+            self._end_is_known = True
 
     def _take(self, message: file_pb2.UploadFileRequest) -> None:
         if violations := file_rules.check_later(message, self._end):
