@@ -297,8 +297,8 @@ async def test_every_service_of_a_gateway_is_in_the_matrix(guarded: Guarded) -> 
     served = {service.name for service in answer.list_services_response.service}
     assert served | {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} == {
         *(service.full_name for service in SERVICES),
-        # Its rows are in test_file_callers.py.
-        "llm.v1.FileService",
+        # Their rows are in test_file_callers.py and test_batch_callers.py.
+        *("llm.v1.FileService", "llm.v1.BatchService"),
         *(method.partition("/")[0] for method in OPEN),
     }
 
@@ -568,7 +568,7 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
             assert all("SCHEDULE_NOT_FOUND" in answer for answer in answers)
         case "is not counted":
             quota = await guarded.stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=mine)
-            assert quota == llm_pb2.GetQuotaResponse(tenant=other)
+            assert quota == llm_pb2.GetQuotaResponse(tenant=other, weight=1)
         case "is not deleted":
             started = await guarded.stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=job.user_id), metadata=mine)
             request_ = llm_pb2.GetDeletionRequest(deletion_id=started.deletion.deletion_id)

@@ -52,6 +52,7 @@ NOT_OURS = {
     "http/protobuf",
     "json/plain",
     "json/protobuf",
+    "text/plain",
 }
 """Texts in pages that look like paths of the repository and are not."""
 

@@ -169,7 +169,7 @@ async def test_workers(http: httpx.AsyncClient) -> None:
 
 async def test_models_and_quota(http: httpx.AsyncClient) -> None:
     assert "docstrings" in {model["name"] for model in (await http.get("/models")).json()["models"]}
-    assert (await http.get("/quota")).json() == {"tenant": ""}
+    assert (await http.get("/quota")).json() == {"tenant": "", "user_id": ""}
 
 
 # Errors

@@ -55,7 +55,6 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.notify_options": "a message: its fields have the rules, and empty means the defaults",
     "Submit job.notify_options.include_output": "true and false are both valid",
     "Submit job.timeouts": "a message: its fields have the rules, and empty means the defaults",
-    "Submit job.prompt_file": "no gateway reads it yet",
     "Submit job.budget": "a message: its fields have the rules, and empty means no limit",
     "CreateSchedule paused": "true and false are both valid",
     "CreateSchedule schedule.pause_on_failure": "true and false are both valid",
