@@ -28,6 +28,7 @@ LEAST: Final = {
     ("schedules", "create"): ("swept", "x", "--cron=0 0 1 1 *"),
     ("schedules", "backfill"): ("llmschedule-nobody-1", "2026-01-01", "2026-01-02"),
     ("files", "put"): ("pyproject.toml",),
+    ("batch", "run"): ("pyproject.toml", os.devnull),
     ("files", "get"): (f"file-{'0' * 64}", "x"),
 }
 """The arguments without which a command does nothing, where they are no id of a job."""

@@ -75,7 +75,7 @@ async def test_cancels_are_timed(after_all: Scrape) -> None:
 
 async def test_attempts_are_counted_by_what_became_of_them(after_all: Scrape) -> None:
     """A job's queue time is counted once. Attempts after the first count as continuations."""
-    assert after_all.total("llm_job_queue_duration_seconds_count") == 9
+    assert after_all.total("llm_job_queue_duration_seconds_count") == 10
     generations = after_all.by("gen_ai_server_request_duration_seconds_count", "error_type")
     assert generations[("",)] == 5
     assert generations[("OUT_OF_MEMORY",)] == 3

@@ -21,6 +21,8 @@ from google.rpc import status_pb2
 import durable_llm
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient, AsyncJob, Client, Output, RetryPolicy, errors
+from durable_llm.batch_errors import BATCH_ERRORS
+from durable_llm.file_errors import FILE_ERRORS
 from jobs.errors import BY_REASON, DeliveryFailed, DeliveryRefused
 from llm_pb import llm_pb2
 from services.gateway.job_record import FINAL_STATES
@@ -603,8 +605,9 @@ def test_every_error_of_a_call_has_a_class_of_its_own() -> None:
     """The table of the page is complete, which test_docs proves."""
     page = (ROOT / "docs" / "errors.md").read_text()
     reasons = re.findall(r"^\| `(\w+)` \| `\w+` \| (?!yes \||no \|)", page, re.MULTILINE)
-    assert set(errors.API_ERRORS) == set(reasons)
-    assert [kind.reason for kind in errors.API_ERRORS.values()] == list(errors.API_ERRORS)
+    kinds = {**errors.API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS}
+    assert set(kinds) == set(reasons)
+    assert [kind.reason for kind in kinds.values()] == list(kinds)
 
 
 def every_error(kind: type[errors.DurableLLMError]) -> Iterator[type[errors.DurableLLMError]]:

@@ -25,6 +25,8 @@ CLASSES = (
 )
 """What the Java example needs of Debian's packages."""
 INCLUDES = ("proto", "third_party/googleapis")
+PROTOS = ("common.proto", "llm.proto")
+"""The contract of jobs, and what it imports of ours."""
 
 
 def unpacked() -> tuple[str, ...]:
@@ -115,7 +117,7 @@ async def java_example(folder: Path) -> Sequence[str]:
     plugin = shutil.which("grpc_java_plugin", path=os.defpath)
     includes = [f"-I{ROOT / path}" for path in INCLUDES]
     options = (f"--java_out={source}", f"--plugin=protoc-gen-grpc={plugin}", f"--grpc_out={source}")
-    generated = await run("/usr/bin/protoc", *includes, *options, "llm.proto")
+    generated = await run("/usr/bin/protoc", *includes, *options, *PROTOS)
     assert generated.status == 0, generated.errors
     path = ":".join(map(str, (classes, *jars)))
     files = [*map(str, source.rglob("*.java")), str(JAVA / "Client.java")]
@@ -134,5 +136,5 @@ async def generate(environment: Sequence[str], folder: Path, *options: str) -> N
     includes = [f"-I{ROOT / path}" for path in INCLUDES]
     protoc = program("protoc")
     assert protoc is not None, "protoc is not installed"
-    ended = await run(*environment, protoc, *includes, f"-I{well_known}", *options, "llm.proto")
+    ended = await run(*environment, protoc, *includes, f"-I{well_known}", *options, *PROTOS)
     assert ended.status == 0, ended.errors

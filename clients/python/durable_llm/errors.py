@@ -6,6 +6,7 @@
     │   ├── JobNotFound           no job has this id, or it is past its retention
     │   ├── RequestIdReused       the request_id was used for another job
     │   ├── JobDeleted            the job was deleted and does not run again
+    │   ├── ScheduleNotFound      no schedule has this id
     │   ├── DeletionNotFound      no such deletion, or it is past its retention
     │   ├── JobNotEnded           the job has not ended yet
     │   ├── LimitReached          a limit of the service is reached; see retry_delay
@@ -175,6 +176,12 @@ class ContentUnreadable(ApiError):
     """The job's content can never be decrypted again: its keys were deleted, or it was altered."""
 
     reason = "CONTENT_UNREADABLE"
+
+
+class ScheduleNotFound(ApiError):
+    """No schedule has this id."""
+
+    reason = "SCHEDULE_NOT_FOUND"
 
 
 class Unavailable(ApiError):
