@@ -42,7 +42,7 @@ test: $(DEV)/.installed ## Run lint and all tests, but those of vLLM (T=tests/st
 else
 # In their order, the files of tests/chaos, which take the longest, begin first.
 test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AXE)
-	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile --no-loadscope-reorder
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 5 --dist loadfile --no-loadscope-reorder
 endif
 
 .PHONY: check

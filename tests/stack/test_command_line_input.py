@@ -53,7 +53,8 @@ def sweep() -> Iterator[tuple[str, str, list[str]]]:
 
     An option that several commands share is tried once.
     """
-    known = set[str]()
+    # A file that it names is written.
+    known = {"--errors"}
     for path, command in commands():
         ids = ["llmjob-nobody-1" for item in command.params if isinstance(item, click.Argument)]
         least = list(LEAST.get(path, ids))

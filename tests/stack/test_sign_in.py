@@ -488,8 +488,8 @@ async def test_a_form_needs_the_token_of_its_session(guarded: Guarded, browser: 
         own = browser.token
         for token in ("", "wrong", "ä", own[:-1], other.token):
             browser.token = token
-            for action in ("/console/signout", SIGN_IN):
-                answer = await browser.post(action, key=guarded.key)
+            for action, fields in (("/console/signout", {}), (SIGN_IN, {"key": guarded.key})):
+                answer = await browser.post(action, **fields)
                 assert (answer.status_code, "CSRF_TOKEN_INVALID" in answer.text) == (403, True)
         assert await browser.signed_in() is signed_in
         browser.token = own

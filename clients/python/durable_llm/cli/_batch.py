@@ -39,7 +39,7 @@ def batch() -> None:
 @click.option("--project", "project_id", type=NAME, help="A label to list batches by.")
 @click.option("--class", "job_class", type=click.Choice(_CLASSES, case_sensitive=False), help="How urgent it is.")
 @click.option("--window", type=Duration(), help="Time after which no further line begins. [default: 24h]")
-@click.option("--max-concurrent", type=click.IntRange(min=1), help="Maximum number of lines that run at once.")
+@click.option("--max-concurrent", type=click.IntRange(1, 2**31 - 1), help="Maximum number of lines that run at once.")
 @click.option("--max-failure-rate", type=click.FloatRange(0, 1), help="Share of failures that ends the batch.")
 @click.option("--request-id", default="", help="Key of the batch. [default: the hash of LINES]")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
