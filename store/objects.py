@@ -153,7 +153,8 @@ class ObjectStore:
 
     async def _require_size(self, stored: StoredObject) -> None:
         """Raise ObjectDamaged for an object that is too short, and return where that cannot be told now."""
-        with suppress(StoreUnavailable):
+        # Whether the object is missing, or the folder or bucket that it is in, the next read tells.
+        with suppress(StoreUnavailable, ObjectMissing):
             found = await self._answer(obstore.head_async(self._store, stored.name))
             if found["size"] < stored.size:
                 raise ObjectDamaged(f"the object {stored.name} has {found['size']} bytes, not {stored.size}")
