@@ -154,10 +154,11 @@ class ObjectStore:
     async def _require_size(self, stored: StoredObject) -> None:
         """Raise ObjectDamaged for an object that is too short, and return where that cannot be told now."""
         # Whether the object is missing, or the folder or bucket that it is in, the next read tells.
+        size = stored.size
         with suppress(StoreUnavailable, ObjectMissing):
-            found = await self._answer(obstore.head_async(self._store, stored.name))
-            if found["size"] < stored.size:
-                raise ObjectDamaged(f"the object {stored.name} has {found['size']} bytes, not {stored.size}")
+            size = (await self._answer(obstore.head_async(self._store, stored.name)))["size"]
+        if size < stored.size:
+            raise ObjectDamaged(f"the object {stored.name} has {size} bytes, not {stored.size}")
 
     async def _read_once(self, stored: StoredObject, start: int, end: int) -> AsyncGenerator[bytes, None]:
         # Not every server answers a range that is the whole object as a range.
