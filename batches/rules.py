@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from batches.defaults import check_defaults
-from jobs.field_rules import Violation, check_bounded_duration, check_enum, check_id, check_labels, check_line
+from jobs.field_rules import (
+    Violation,
+    check_bounded_duration,
+    check_budget,
+    check_enum,
+    check_id,
+    check_labels,
+    check_line,
+)
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.rules import check_job
 from llm_pb import batch_pb2, common_pb2, llm_pb2
@@ -75,12 +83,7 @@ def _batch(batch: batch_pb2.BatchRequest) -> Iterator[Violation]:
         yield from check_bounded_duration("window", batch.window, MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)
     if batch.job_class:
         yield from check_enum("job_class", batch.job_class, common_pb2.JobClass)
-    budget = batch.budget
-    for name in ("output_tokens", "prompt_tokens", "cost_micros"):
-        if getattr(budget, name) < 0:
-            yield Violation(f"budget.{name}", "must be 0 or more; 0 is no limit")
-    if budget.engine_time.ToNanoseconds() < 0:
-        yield Violation("budget.engine_time", "must be 0 or more; 0 is no limit")
+    yield from check_budget("budget", batch.budget)
     if batch.max_concurrent < 0:
         yield Violation("max_concurrent", "must be 0 or more; 0 is no limit")
     if not 0 <= batch.max_failure_rate <= 1:

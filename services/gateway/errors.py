@@ -211,14 +211,6 @@ def feed_unavailable() -> ApiError:
     return ApiError(make_status(code_pb2.UNAVAILABLE, message, error_info("FEED_UNAVAILABLE"), _retry_info()))
 
 
-def reason_of(status: status_pb2.Status) -> str:
-    """Return the reason of the status's ErrorInfo."""
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        detail.Unpack(info)
-    return str(info.reason)
-
-
 def refused(refusal: Refusal) -> ApiError:
     """UNAUTHENTICATED or PERMISSION_DENIED for who calls; UNAVAILABLE when that cannot be told now."""
     details: list[Message] = [error_info(refusal.reason, refusal.about)]

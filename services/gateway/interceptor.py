@@ -19,6 +19,7 @@ from google.rpc import status_pb2
 from temporalio.service import RPCError
 
 from encryption import KeysUnavailable
+from jobs.errors import reason_of
 from jobs.field_rules import Violation, too_large
 from payload_converter import PayloadError
 from runtime import audit
@@ -37,7 +38,6 @@ from services.gateway.errors import (
     from_temporal,
     invalid,
     keys_unavailable,
-    reason_of,
     refused,
     unreadable,
 )

@@ -8,11 +8,12 @@ from google.rpc import code_pb2
 from temporalio import activity
 
 from jobs import names
+from jobs.errors import reason_of
 from jobs.rules import check_submit
 from jobs.schedules import job_of
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cancel import JobCancellation
-from services.gateway.errors import ApiError, JobNotFound, invalid, reason_of
+from services.gateway.errors import ApiError, JobNotFound, invalid
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import FINAL_STATES
