@@ -10,8 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.metrics import NoOpMeter
 
 from feed.worker_reports import MAX_REPORT_BYTES, ReportHandler
+from jobs.errors import reason_of
 from llm_pb import internal_pb2, llm_pb2
-from services.gateway.errors import ApiError, reason_of
+from services.gateway.errors import ApiError
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.workers import MAX_WORKERS, Workers
 from services.gpu_worker.reporting import Rate
