@@ -41,7 +41,10 @@ def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[Se
         ]
     )
     size = 0 if result is None else result.ByteSize()
-    workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RESULT_BYTES: size})
+    memo = {names.MEMO_STATUS: to_memo(status), names.MEMO_RESULT_BYTES: size}
+    if isinstance(result, llm_pb2.JobResult) and result.metadata.HasField("cost_micros"):
+        memo[names.MEMO_COST_MICROS] = result.metadata.cost_micros
+    workflow.upsert_memo(memo)
 
 
 async def raise_failure(

@@ -20,11 +20,13 @@ from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
 from tests.support.jobs import new_job, run_job, webhook
 from tests.support.paths import ROOT
 from tests.support.receivers import Receiver
+from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.scrapes import Scrape, get, measured_stack, scrape_until
 
 FOLDER = ROOT / "deploy" / "observability"
@@ -37,8 +39,7 @@ ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
 WORDS = {"and", "or", "unless", "bool", "offset"}
 CLAUSE = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 MADE_BY_PROMETHEUS = {"up"}
-OF_CANARIES = {"llm_canary_runs_total"}
-"""Metrics of canaries, which are off here: tests/stack/test_canaries.py has them."""
+CANARY = {"interval": "PT12H", "models": ["docstrings"]}
 
 
 def program(name: str) -> str:
@@ -79,13 +80,20 @@ def test_names_are_found_in_a_query() -> None:
 
 @pytest.fixture(scope="module")
 async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> AsyncIterator[Stack]:
-    """Run a stack with ended jobs of every outcome, one successful delivery, and one job that waits for a worker."""
-    async with measured_stack(tmp_path_factory.mktemp("observed")) as stack:
+    """Run a stack with ended jobs of every outcome, one successful delivery, and one job that waits for a worker.
+
+    A schedule and a canary have run, too.
+    """
+    async with measured_stack(tmp_path_factory.mktemp("observed"), GATEWAY_CANARY=json.dumps(CANARY)) as stack:
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             client = LlmServiceStub(channel)
             job = new_job(params={"max_tokens": 1}, notify=webhook(f"{receiver.url}/observed"))
             await run_job(client, job)
             await client.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+            schedules: ScheduleServiceStub = ScheduleServiceStub(channel)
+            for id_ in (await create(schedules, new_schedule()), "llmschedule-llm.canary-docstrings"):
+                await trigger(schedules, id_)
+                await until(schedules, id_, ended)
         yield stack
 
 
@@ -100,7 +108,7 @@ async def scraped(measured: Stack) -> Scrape:
 @pytest.mark.parametrize("query", [*queries().values(), *rules().values()], ids=[*queries(), *rules()])
 async def test_every_metric_asked_for_exists(scraped: Scrape, query: str) -> None:
     """This holds for the dashboard and the alerts."""
-    served = {sample.name for sample in scraped.samples} | MADE_BY_PROMETHEUS | OF_CANARIES
+    served = {sample.name for sample in scraped.samples} | MADE_BY_PROMETHEUS
     assert metrics_in(query)
     assert not metrics_in(query) - served
 
