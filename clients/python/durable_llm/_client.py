@@ -139,10 +139,14 @@ class AsyncClient:
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of any service, by its name in the proto files and with its messages.
 
-        It is for what the other methods do not offer. `method` has one request and one response. Raises ApiError.
+        It is for what the other methods do not offer. `method` has one request and one response. Raises ApiError;
+        KeyError for a method that does not exist.
         """
-        services = {"BatchService": self._batches, "FileService": self._files, "LlmService": self._stub}
-        stub = services.get(SERVICE_OF[method].name) or self._stub.of(ScheduleServiceStub(self.channel))
+        service = SERVICE_OF[method].name
+        if service == "ScheduleService":
+            stub = self._stub.of(ScheduleServiceStub(self.channel))
+        else:
+            stub = {"BatchService": self._batches, "FileService": self._files, "LlmService": self._stub}[service]
         return await stub.unary(method, request)
 
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
