@@ -40,6 +40,11 @@ def clock(value: Timestamp) -> Markup:
     return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%H:%M:%S}</time>').format(exact, time, time)
 
 
+def minute(value: Timestamp) -> str:
+    """Return a time to the minute."""
+    return f"{value.ToDatetime(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def duration(seconds: float | Duration) -> str:
     """Return a duration in one or two units."""
     if isinstance(seconds, Duration):
@@ -119,6 +124,7 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "clock": clock,
     "duration": duration,
     "job_class": job_class,
+    "minute": minute,
     "moment": moment,
     "number": number,
     "size": size,
