@@ -22,13 +22,38 @@ MAX_SECONDS: Final = 0.1
 """Processor time that a form may take of a step, on average over some tokens. The whole batch waits for it."""
 _AVERAGED_TOKENS: Final = 16
 _IGNORED: Final = frozenset(
-    "multipleOf uniqueItems contains minContains maxContains propertyNames not if dependentRequired dependentSchemas "
-    "dependencies unevaluatedItems unevaluatedProperties".split()
+    [
+        "multipleOf",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "not",
+        "if",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    ]
 )
 """Keywords of JSON Schema that xgrammar ignores, so that the output might not be valid."""
 _OF_A_TYPE: Final = frozenset(
-    "minLength maxLength pattern format minimum maximum exclusiveMinimum exclusiveMaximum minItems maxItems "
-    "minProperties maxProperties".split()
+    [
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+    ]
 )
 """Keywords that xgrammar ignores in a schema without `type`."""
 _LITERAL_KEYWORDS: Final = frozenset(("const", "enum", "default", "examples"))
