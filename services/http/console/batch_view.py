@@ -34,7 +34,7 @@ class BatchView:
         for detail in self.status.error.details:
             if detail.Is(named.DESCRIPTOR):
                 detail.Unpack(named)
-        return named.field_violations
+        return list(named.field_violations)
 
     @property
     def facts(self) -> Sequence[tuple[str, str]]:
