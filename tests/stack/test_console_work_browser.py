@@ -42,12 +42,12 @@ async def test_a_batch_is_followed_across_the_death_of_its_front_and_cancelled(
     stack: Stack, stubs: Stubs, temporal: Client, browser: Any
 ) -> None:
     complaints: list[str] = []
-    async with running(temporal, stack.state_dir, hold_after=20) as engine, running_front(stack) as front:
+    async with running(temporal, stack.state_dir, hold_after=2) as engine, running_front(stack) as front:
         id_ = (await create(stubs, lines_of(30), "browser-batch")).batch_id
         async with new_page(browser, f"http://{front.address}", []) as page:
             await page.goto(f"/console/batches/{id_}")
             await page.evaluate("window.sameDocument = true")
-            await page.wait_for_selector("text=20 of 30 lines have ended")
+            await page.wait_for_selector("#batch progress[max='30']:not([value='0'])")
             await front.process.kill()
             engine.go_on.set()
             await stubs.end(id_)

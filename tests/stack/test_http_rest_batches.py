@@ -126,7 +126,7 @@ async def test_what_does_not_exist_is_not_found(http: httpx.AsyncClient) -> None
     ):
         answer = await http.get(path)
         assert (answer.status_code, answer.json()["reason"]) == (404, reason), path
-    assert (await http.get("/batches?state=DONE")).json()["errors"][0]["field"] == "state"
+    assert (await http.get("/batches?state=DONE")).json()["errors"][0]["field"] == "state[0]"
 
 
 async def test_a_schedule_from_its_creation_to_its_deletion(http: httpx.AsyncClient) -> None:

@@ -135,11 +135,10 @@ async def _take_work(stack: Stack, page: Any, folder: Path) -> None:
             await stubs.end(ids["ended"])
         await stubs.end(ids["bad"])
         ids["queued"] = (await create_batch(stubs, lines_of(50), "alice")).batch_id
-        async with running(temporal, stack.state_dir, hold_after=20):
+        async with running(temporal, stack.state_dir, hold_after=4):
             ids["running"] = (await create_batch(stubs, lines_of(120), "alice", project_id="docs")).batch_id
             await page.goto(f"/console/batches/{ids['running']}")
-            await page.wait_for_selector("text=lines have ended")
-            await page.wait_for_selector("progress:not([value='0'])")
+            await page.wait_for_selector("#batch progress[max='120']:not([value='0'])")
             for name, id_ in ids.items():
                 await _picture(page, folder, f"batch-{name}", f"/console/batches/{id_}")
             await _picture(page, folder, "batches", "/console/batches")

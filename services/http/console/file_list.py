@@ -6,7 +6,6 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from durable_llm import ApiError
 from llm_pb import file_pb2
 from services.http.console.forms import read_form
 from services.http.console.item_page import ItemPage, id_of
@@ -36,19 +35,12 @@ class FileList(ItemPage):
             page_size=PAGE_SIZE,
             page_token=query.page_token,
         )
-        disabled, listed = False, file_pb2.ListFilesResponse()
-        try:
-            listed = await self._calls(request).call("ListFiles", message)
-        except ApiError as error:
-            if error.reason != "FILES_DISABLED":
-                raise
-            disabled = True
+        listed = await self._calls(request).call("ListFiles", message)
         return self._pages.render(
             request,
             "files.html",
             status,
             refused=refused,
-            disabled=disabled,
             files=listed.files,
             **query.shown(listed.next_page_token),
         )
