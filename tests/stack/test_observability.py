@@ -39,7 +39,7 @@ ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
 WORDS = {"and", "or", "unless", "bool", "offset"}
 CLAUSE = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 MADE_BY_PROMETHEUS = {"up"}
-CANARY = {"interval": "PT12H", "models": ["docstrings"]}
+CANARY = {"interval": "PT5M", "models": ["docstrings"]}
 
 
 def program(name: str) -> str:
@@ -99,10 +99,13 @@ async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver)
 
 @pytest.fixture(scope="module")
 async def scraped(measured: Stack) -> Scrape:
-    """Scrape all processes once Temporal has reported how many jobs wait."""
-    return await scrape_until(
-        measured, lambda found: found.total("approximate_backlog_count", task_type="Activity") > 0, *METRICS
-    )
+    """Scrape all processes once Temporal has reported how many jobs wait, and the gateway the canary."""
+
+    def whole(found: Scrape) -> bool:
+        waiting = found.total("approximate_backlog_count", task_type="Activity")
+        return waiting > 0 and found.total("llm_canary_runs_total") > 0
+
+    return await scrape_until(measured, whole, *METRICS)
 
 
 @pytest.mark.parametrize("query", [*queries().values(), *rules().values()], ids=[*queries(), *rules()])

@@ -144,7 +144,7 @@ async def _take_work(stack: Stack, page: Any, folder: Path) -> None:
             await _picture(page, folder, "batches", "/console/batches")
         times = {"cron": ["0 6 * * MON-FRI"], "time_zone": "Europe/Berlin", "intervals": [{"every": {"seconds": 7200}}]}
         good = new_schedule("Return the", user_id="alice", times=times)
-        failing = new_schedule("[[fault:failed@2]]", user_id="bob", pause_on_failure=True)
+        failing = new_schedule("[[fault:failed@1]]", user_id="bob", pause_on_failure=True)
         for name, schedule in (("schedule", good), ("schedule-paused", failing)):
             id_ = await create_schedule(stub, schedule)
             await trigger(stub, id_)
