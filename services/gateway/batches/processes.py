@@ -43,9 +43,9 @@ class Processes:
 async def _run(step: str, task: bytes) -> bytes:
     # The steps have no part in the traces and metrics of the gateway.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child for a lock that
-    # another thread of the gateway held, and the event loop waits for the child.
-    process = subprocess.Popen(  # noqa: ASYNC220 -- it returns once the program is loaded
+    # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child for a lock
+    # that another thread of the gateway held, and the event loop waits for the child.
+    process = subprocess.Popen(  # noqa: ASYNC220, S603 -- ours; it returns once the program is loaded
         [sys.executable, "-m", "services.gateway.batches.work", step],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
