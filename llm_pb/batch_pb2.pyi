@@ -66,7 +66,7 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     BATCH_STATE_RUNNING: _BatchState.ValueType  # 2
     """Items run, or wait for a worker."""
     BATCH_STATE_FINALIZING: _BatchState.ValueType  # 3
-    """Every item has ended. Output and errors are written."""
+    """Every item has ended. Output and errors are written, and the outcome is delivered for the first time."""
     BATCH_STATE_SUCCEEDED: _BatchState.ValueType  # 4
     """Every item has ended by itself. Some may have failed."""
     BATCH_STATE_FAILED: _BatchState.ValueType  # 5
@@ -86,7 +86,7 @@ BATCH_STATE_VALIDATING: BatchState.ValueType  # 1
 BATCH_STATE_RUNNING: BatchState.ValueType  # 2
 """Items run, or wait for a worker."""
 BATCH_STATE_FINALIZING: BatchState.ValueType  # 3
-"""Every item has ended. Output and errors are written."""
+"""Every item has ended. Output and errors are written, and the outcome is delivered for the first time."""
 BATCH_STATE_SUCCEEDED: BatchState.ValueType  # 4
 """Every item has ended by itself. Some may have failed."""
 BATCH_STATE_FAILED: BatchState.ValueType  # 5
@@ -176,8 +176,9 @@ class BatchRequest(_message.Message):
 
     @_builtins.property
     def notify(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyTarget]:
-        """The targets to which the outcome of the batch is delivered, whatever it is. At most 4. Default: the operator's. This version
-        refuses targets, and delivers nothing.
+        """The targets to which the outcome of the batch is delivered, whatever it is. At most 4. Default: the operator's. The event is
+        as that of a job's outcome: a CloudEvent of the type "llm.v1.batch.succeeded", ".failed", ".cancelled" or ".expired" whose
+        data.status is the BatchStatus, or "batch.completed", ".failed", ".cancelled" or ".expired" in OpenAI's form.
         """
 
     @_builtins.property
@@ -327,7 +328,9 @@ class BatchStatus(_message.Message):
 
     @_builtins.property
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyStatus]:
-        """The delivery of the outcome, one for each target. Set in a final state. Empty in this version."""
+        """The delivery of the outcome, one for each target. Set in a final state, and kept up to date after that. ListDeliveries and
+        Redeliver of LlmService take the batch_id.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -345,6 +345,7 @@ class NotifyRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     TARGET_INDEX_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
@@ -373,6 +374,12 @@ class NotifyRequest(_message.Message):
     def result(self) -> _llm_pb2.JobResult:
         """What the job produced. Unset when there is nothing, or nothing yet."""
 
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchStatus:
+        """The status of the batch whose outcome the event is, its state final. Then status has the batch's id and run alone, and result
+        and model are unset. Unset for a job.
+        """
+
     def __init__(
         self,
         *,
@@ -387,10 +394,11 @@ class NotifyRequest(_message.Message):
         project_id: _builtins.str = ...,
         event: _llm_pb2.NotifyEvent.ValueType = ...,
         target_index: _builtins.int | None = ...,
+        batch: _batch_pb2.BatchStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
     _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
@@ -2078,6 +2086,7 @@ class BatchOptions(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
     chunk_items: _builtins.int
     """Maximum number of items of a chunk. Default 128."""
     max_chunks: _builtins.int
@@ -2104,6 +2113,10 @@ class BatchOptions(_message.Message):
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The scopes of who created the batch. Its lines need those that jobs need."""
 
+    @_builtins.property
+    def delivery(self) -> Global___JobOptions:
+        """How the outcome is delivered: only the fields notify_… are set. Unset: nobody is notified."""
+
     def __init__(
         self,
         *,
@@ -2115,10 +2128,11 @@ class BatchOptions(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ledger: _builtins.str = ...,
         scopes: _abc.Iterable[_builtins.str] | None = ...,
+        delivery: Global___JobOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,8 @@ class Chunks:
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
         self._batch.ClearField("input")
+        # It may hold a secret, and no item needs it.
+        self._batch.ClearField("notify")
         self.incomplete = False
         """Whether a chunk has ended with items left that do not run any more."""
         self.failure: batches.Stop | None = None

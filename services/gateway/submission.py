@@ -22,6 +22,7 @@ from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway.class_rates import ClassRates
+from services.gateway.delivery_options import delivery_options
 from services.gateway.effects import Effects
 from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
 from services.gateway.job_reader import JobReader
@@ -209,9 +210,8 @@ class JobSubmission:
     def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
         settings, span = self._settings, options.duration
         model, job_class = self._models.get(job.model), class_of(job)
-        return internal_pb2.JobOptions(
+        chosen = internal_pb2.JobOptions(
             gpu_task_queue=queue_of(model.queue if model else names.GPU_QUEUE, job_class),
-            notify_task_queue=settings.notify_queue,
             timeouts=llm_pb2.JobTimeouts(
                 total=span(settings.total_timeout_of(job_class)),
                 queue=span(settings.queue_timeout_of(job_class)),
@@ -223,20 +223,12 @@ class JobSubmission:
                 backoff_coefficient=settings.retry_backoff,
                 maximum_attempts=settings.retry_attempts,
             ),
-            notify_retry=internal_pb2.RetryOptions(
-                initial_interval=span(settings.notify_interval),
-                backoff_coefficient=settings.notify_backoff,
-                maximum_interval=span(settings.notify_max_interval),
-                maximum_attempts=settings.notify_attempts,
-                within=span(settings.notify_max_duration),
-            ),
-            notify_timeout=span(settings.notify_timeout),
-            notify_hold=span(settings.notify_hold),
             default_max_tokens=model.default_max_tokens if model else 0,
-            notify_operator=settings.notify_operator,
             price=model.price.message() if model and model.price else None,
             max_output_bytes=settings.max_output_bytes if self._has_store else 0,
         )
+        chosen.MergeFrom(delivery_options(settings))
+        return chosen
 
 
 def _earlier_ids(caller: Caller, job: llm_pb2.JobRequest) -> tuple[str, ...]:
