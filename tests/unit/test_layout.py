@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "payload_converter": {"encryption", "llm_pb"},
     "jobs": {"llm_pb", "payload_converter"},
     "openai_api": {"jobs", "llm_pb"},
-    "batches": {"jobs", "llm_pb", "openai_api"},
+    "batches": {"encryption", "jobs", "llm_pb", "openai_api", "store"},
     "workflows": {"jobs", "llm_pb"},
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},

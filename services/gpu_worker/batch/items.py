@@ -8,6 +8,7 @@ from typing import Final
 
 from google.rpc import status_pb2
 
+from batches.chunk_lines import PlacedLine
 from batches.lines import Line, LineReader
 from batches.results import bad_item
 from jobs.costs import cost_micros
@@ -28,7 +29,6 @@ from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
 from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
-from services.gpu_worker.batch.lines import PlacedLine
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.report_throttle import ReportThrottle
