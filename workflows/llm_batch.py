@@ -175,7 +175,7 @@ class LLMBatchWorkflow:
                 if not self._progress.HasField("start_time"):
                     self._progress.start_time.FromDatetime(workflow.now())
             if chunks.idle:
-                self._progress.ended_chunks = chunks.next_number
+                chunks.note_begun(self._progress)
                 workflow.continue_as_new(self._run)
             await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
             self._note(chunks.take())
@@ -183,7 +183,7 @@ class LLMBatchWorkflow:
             if len(self._progress.recent) >= _MAX_RECENT:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
-        self._note(await self._finish(chunks.stop()))
+        self._note(await self._finish(chunks.stop(self._stop)))
         await self._write_manifest()
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:

@@ -143,8 +143,9 @@ NOT_OF_CALLS = {
     "waiters.py",
     # The lease of a job that is watched.
     "watch_lease.py",
-    # The files of a batch that was recorded.
+    # The files and jobs of a batch that was recorded.
     "outputs.py",
+    "watched_jobs.py",
 }
 """Modules of the gateway that may start and signal workflows."""
 

@@ -92,7 +92,7 @@ def _read(
     bad_items: IO[bytes],
 ) -> internal_pb2.BatchPlan:
     """Read the lines into the writer, and bad ones into their files; return the plan without its objects."""
-    whole = BatchInput(request.batch, request.limits, rules.check, watchable=False)
+    whole = BatchInput(request.batch, request.limits, rules.check)
 
     def add(line: Line) -> None:
         if not line.problems:

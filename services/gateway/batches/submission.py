@@ -23,10 +23,10 @@ from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway.batches.reader import BatchReader
-from services.gateway.delivery_options import delivery_options
 from services.gateway.effects import Effects
 from services.gateway.errors import ApiError, batch_key_reused, invalid
 from services.gateway.files.reader import FileReader
+from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -169,6 +169,7 @@ class BatchSubmission:
             limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
             chunk_items=settings.batch_chunk_items,
             max_chunks=settings.batch_max_chunks,
+            max_watched=settings.batch_max_watched,
             heartbeat_timeout=options.duration(settings.heartbeat_timeout),
             create_time=now,
             ledger=self._open_jobs.ledger(caller.tenant),
