@@ -272,7 +272,9 @@ class BatchStatus(_message.Message):
     tokens_per_second: _builtins.float
     """Output tokens a second of all items together, over about the last minute. 0 unless the state is BATCH_STATE_RUNNING."""
     trace_id: _builtins.str
-    """The W3C trace id of the batch's trace, as JobStatus.trace_id. Traces of items link to it."""
+    """The W3C trace id of the batch's trace, as JobStatus.trace_id. It holds the chunks in which items run. A few items of each have
+    traces, which link to it.
+    """
     user_id: _builtins.str
     """The batch's user. Empty where the batch cannot be read."""
     request_id: _builtins.str

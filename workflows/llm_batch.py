@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.inputs import one_input
     from jobs.memo import to_memo
     from llm_pb import batch_pb2, internal_pb2, llm_pb2
+    from workflows.outcome_metrics import record_batch
 
 from workflows import activities
 from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
@@ -284,6 +285,7 @@ class LLMBatchWorkflow:
             await self._cancellation.request()
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(state)])
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECORD: to_memo(self._progress)})
+        record_batch(status)
         workflow.logger.info("batch ended", extra={"state": state})
         if stop is None:
             return

@@ -22,6 +22,7 @@ from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
 from services.gateway.batches.listing import BatchListing
+from services.gateway.batches.open_batches import OpenBatches
 from services.gateway.batches.reader import BatchReader
 from services.gateway.batches.results import BatchStreams
 from services.gateway.batches.servicer import BatchServicer
@@ -187,6 +188,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            OpenBatches(client, meter).keep_counting(settings.open_jobs_interval),
             set_queue_rates(client, settings),
             auth.keep_current(),
         ):

@@ -132,17 +132,22 @@ async def running_workflows(
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
-        await stack.enter_async_context(watched_worker(client, feed, settings, encryption, store))
+        await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
 
 
 def watched_worker(
-    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    encryption: Encryption | None,
+    store: Store | None,
 ) -> Worker:
     """Return the worker for the items of batches that are jobs of their own."""
     models = Models(settings.models)
     reader = JobReader(client, models, DeliveryReader(client), feed)
-    watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption))
+    watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption), metrics)
     return Worker(
         client,
         task_queue=settings.workflow_queue + names.WATCHED_QUEUE_SUFFIX,

@@ -29,6 +29,7 @@ from jobs.errors import error_info, make_status
 from jobs.ids import item_workflow_id
 from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gateway.batches.watched_jobs import WatchedJobs
+from services.gateway.metrics import GatewayMetrics
 from store.store import ObjectMissing, Store
 
 _log = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ _T = TypeVar("_T")
 class RunWatchedChunk:
     """The activity."""
 
-    def __init__(self, store: Store | None, jobs: WatchedJobs) -> None:
+    def __init__(self, store: Store | None, jobs: WatchedJobs, metrics: GatewayMetrics) -> None:
         self._store = store
         self._jobs = jobs
+        self._metrics = metrics
 
     @activity.defn(name=names.ACTIVITY_RUN_BATCH_CHUNK)
     async def __call__(self, request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
@@ -58,7 +60,14 @@ class RunWatchedChunk:
         info = activity.info()
         earlier = batches.later(batches.result_in(info.heartbeat_details), request.earlier)
         chunk = Chunk(request, earlier, request.earlier.attempts + info.attempt)
-        run = _Run(request, chunk, self._store, self._jobs, SegmentWriter(self._store, request, earlier.segments))
+        run = _Run(
+            request,
+            chunk,
+            self._store,
+            self._jobs,
+            SegmentWriter(self._store, request, earlier.segments),
+            self._metrics,
+        )
         try:
             await run.run()
         except ObjectMissing as error:
@@ -76,11 +85,13 @@ class _Run:
         store: Store,
         jobs: WatchedJobs,
         segments: SegmentWriter,
+        metrics: GatewayMetrics,
     ) -> None:
         self._request = request
         self._chunk = chunk
         self._jobs = jobs
         self._segments = segments
+        self._metrics = metrics
         self._lines = ChunkLines(store, request)
         self._reader = LineReader(request.batch)
         self._stopping = request.HasField("error")
@@ -137,10 +148,13 @@ class _Run:
             item = await self._item(line)
         finally:
             self._running -= 1
-        if item is not None:
-            self._ended.append((placed.place, item))
-        else:
+        if item is None:
             self._room.release()
+            return
+        self._ended.append((placed.place, item))
+        state = llm_pb2.JobState.Name(item.state).removeprefix("JOB_STATE_").lower()
+        model = "" if line.job is None else line.job.model
+        self._metrics.batch_items.add(1, {"gen_ai.request.model": model, "llm.job.state": state})
 
     async def _item(self, line: Line) -> batch_pb2.BatchItem | None:
         """Return the item of a line once its job has ended; None for one that never began and does not begin now."""

@@ -34,6 +34,7 @@ from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.seats import Seat
 from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.spans import ItemSpans
 
 _log = logging.getLogger(__name__)
 _MAX_FAILURES: Final = 3
@@ -76,6 +77,7 @@ class ItemRunner:
         self._worker = worker
         self._reader = LineReader(request.batch)
         self._throttle = ReportThrottle()
+        self._spans = ItemSpans(jobs.tracer)
         self.stop: Stop | None = None
         """Set before the tasks of items are cancelled."""
 
@@ -84,6 +86,10 @@ class ItemRunner:
 
         Raises CancelledError for any other stop, WorkerGone when the engine is dead. The log then has what was made.
         """
+        with self._spans.item(line.raw.index):
+            return await self._run(item, line)
+
+    async def _run(self, item: RunningItem, line: PlacedLine) -> batch_pb2.BatchItem:
         parsed = self._reader.read(line.raw)
         if parsed.job is not None and parsed.watch:
             parsed = parsed.with_problem(Violation("watch", "is not supported in a chunk"))
