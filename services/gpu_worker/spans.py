@@ -4,8 +4,8 @@ Names follow OpenTelemetry's conventions for generative AI (`gen_ai.…`). Names
 `llm.job.`. Temporal's plugin creates the span of an attempt, and this module describes it. The span has one generation
 below it, or two if the first could not be continued.
 
-A batch has as many generations as items, which no trace could show. So the first items of each attempt at a chunk have a
-trace each, linked with the span of the chunk in both directions, and the others have no span.
+A batch has as many generations as items, which no trace could show. So the first items of each attempt at a chunk have
+a trace each, linked with the span of the chunk in both directions, and the others have no span.
 """
 
 import asyncio
@@ -48,6 +48,7 @@ CHUNK_ITEMS: Final = "llm.batch.chunk.items"
 ITEM: Final = "llm.batch.item"
 MAX_TRACED_ITEMS: Final = 8
 """Maximum number of items of an attempt at a chunk that have a trace."""
+_ITEM_SPAN: Final = "BatchItem"
 _NO_TRACER: Final = NoOpTracer()
 
 _PARAMS: Final = {
@@ -121,8 +122,8 @@ class ItemSpans:
         context = self._chunk.get_span_context()
         if self._chunk.is_recording() and self._left:
             self._left -= 1
-            name, about = f"item {line}", {ITEM: line}
-            with self._tracer.start_as_current_span(name, Context(), attributes=about, links=[Link(context)]) as span:
+            about, links = {ITEM: line}, [Link(context)]
+            with self._tracer.start_as_current_span(_ITEM_SPAN, Context(), attributes=about, links=links) as span:
                 self._chunk.add_link(span.get_span_context(), about)
                 yield
             return

@@ -89,7 +89,7 @@ def test_a_batch_is_one_trace_that_leads_to_some_of_its_items(traced: Traced) ->
     names = [span.name for span in batch]
     assert names[0] == "llm.v1.BatchService/CreateBatch"
     assert names.count("RunWorkflow:LLMBatchWorkflow") == 1
-    assert not [name for name in names if "docstrings" in name or name.startswith("item")]
+    assert not [name for name in names if "docstrings" in name or name == "BatchItem"]
     chunks = [span for span in batch if span.name == "RunActivity:RunBatchChunk"]
     assert sum(int(span.attributes["llm.batch.chunk.items"]) for span in chunks) == BATCH_LINES
     lines = set()
