@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 _FLUSH_SECONDS: Final = 1.0
 """Time after which results are written to the store."""
 _RETRY_SECONDS: Final = 2.0
+_LOOKS: Final = (0, 1, 2)
+"""Seconds before each look for a job that was started. Temporal has been seen to deny one under load."""
 _RETRY_DELAY: Final = timedelta(milliseconds=100)
 """Wait before the next attempt at a chunk whose gateway stops."""
 _T = TypeVar("_T")
@@ -168,7 +170,7 @@ class _Run:
         else:
             priority = activity.info().priority
             await _insistently(lambda: self._jobs.start(self._request, line.index, job, priority))
-        item = await _insistently(lambda: self._jobs.ended(id_, line))
+        item = await self._ended_item(id_, line)
         if item is not None and self._stopping and item.state == llm_pb2.JOB_STATE_CANCELLED:
             item.state = self._request.otherwise
             item.error.CopyFrom(self._request.error)
@@ -177,6 +179,14 @@ class _Run:
             item.error.CopyFrom(_deleted())
             item.end_time.GetCurrentTime()
         return item
+
+    async def _ended_item(self, workflow_id: str, line: Line) -> batch_pb2.BatchItem | None:
+        """Return the item of a job that has ended; None if there is no such job."""
+        for pause in (0,) if self._stopping else _LOOKS:
+            await asyncio.sleep(pause)
+            if (item := await _insistently(lambda: self._jobs.ended(workflow_id, line))) is not None:
+                return item
+        return None
 
     @property
     def _is_spent(self) -> bool:
