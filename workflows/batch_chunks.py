@@ -205,9 +205,10 @@ class Chunks:
             max_concurrent=batches.concurrent_items(run.options, run.batch, watched=watched),
             default_max_tokens=chunk.group.default_max_tokens,
             price=chunk.group.price if chunk.group.HasField("price") else None,
-            otherwise=stop.items if stop else None,
-            error=stop.error if stop else None,
         )
+        if stop is not None:
+            request.otherwise = stop.items
+            request.error.CopyFrom(stop.error)
         queue = queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND)
         if watched:
             queue = workflow.info().task_queue + names.WATCHED_QUEUE_SUFFIX

@@ -161,9 +161,9 @@ class _Run:
     async def _item(self, line: Line) -> batch_pb2.BatchItem | None:
         """Return the item of a line once its job has ended; None for one that never began and does not begin now."""
         if (job := line.job) is None:
-            item = bad_item(line)
-            item.end_time.GetCurrentTime()
-            return item
+            bad = bad_item(line)
+            bad.end_time.GetCurrentTime()
+            return bad
         id_ = item_workflow_id(self._request.batch_id, line.index)
         if self._stopping:
             await _insistently(lambda: self._jobs.cancel(id_, self._request.error.message))
