@@ -61,7 +61,7 @@ async def test_a_file_that_cannot_be_the_prompt_makes_a_bad_line(stubs: Stubs) -
 async def test_an_item_whose_file_is_gone_fails_alone(stubs: Stubs) -> None:
     ref = (await upload(stubs.files, new_file(file={"user_id": "reader"}), TEXT.encode())).ref
     # A single item runs at a time, and the first one long enough for the file to go.
-    lines = [{**line(0), "params": {"max_tokens": 1000}, "priority": 1}, line(1, ref)]
+    lines = [{**line(0), "params": {"max_tokens": 1000}}, {**line(1, ref), "priority": 5}]
     created = await create(stubs, lines, "reader", max_concurrent=1)
     async for message in stubs.batches.StreamBatch(batch_pb2.StreamBatchRequest(batch_id=created.batch_id)):
         if message.status.state != batch_pb2.BATCH_STATE_VALIDATING:

@@ -98,7 +98,7 @@ async def test_a_cancel_of_the_batch_reaches_its_jobs_and_one_of_a_job_its_item(
     assert [items[index].error.message for index in range(4)] == [
         "not needed",
         "not needed",
-        "cancelled on request: this one alone",
+        "this one alone",
         "not needed",
     ]
     assert [items[index].workflow_id for index in range(4)] == [*ids, ""]
