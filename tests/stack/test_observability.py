@@ -19,8 +19,11 @@ from deploy.local.process_specs import METRICS
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
+from tests.support import batches
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
 from tests.support.jobs import new_job, run_job, webhook
@@ -82,7 +85,7 @@ def test_names_are_found_in_a_query() -> None:
 async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> AsyncIterator[Stack]:
     """Run a stack with ended jobs of every outcome, one successful delivery, and one job that waits for a worker.
 
-    A schedule and a canary have run, too.
+    A batch, a schedule and a canary have ended, too.
     """
     async with measured_stack(tmp_path_factory.mktemp("observed"), GATEWAY_CANARY=json.dumps(CANARY)) as stack:
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
@@ -90,6 +93,8 @@ async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver)
             job = new_job(params={"max_tokens": 1}, notify=webhook(f"{receiver.url}/observed"))
             await run_job(client, job)
             await client.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+            stubs = batches.Stubs(FileServiceStub(channel), BatchServiceStub(channel))
+            await stubs.end((await batches.create(stubs, batches.lines_of(1, model="docstrings"))).batch_id)
             schedules: ScheduleServiceStub = ScheduleServiceStub(channel)
             for id_ in (await create(schedules, new_schedule()), "llmschedule-llm.canary-docstrings"):
                 await trigger(schedules, id_)
