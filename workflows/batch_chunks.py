@@ -169,7 +169,8 @@ class Chunks:
         running.handle = workflow.start_activity(
             activities.run_batch_chunk,
             request,
-            task_queue=queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND),
+            # Whatever the class of the batch: a worker's interactive slots are for jobs. Its priority has the class.
+            task_queue=queue_of(chunk.group.queue, common_pb2.JOB_CLASS_BACKGROUND),
             activity_id=f"{batches.CHUNK_ID_PREFIX}{chunk.number}-{running.starts}",
             schedule_to_close_timeout=max(left, timedelta(0)) + _GRACE,
             heartbeat_timeout=limit,

@@ -52,6 +52,7 @@ class RunBatchChunk:
         self._settings = settings
         self._worker = worker
         self._metrics = ChunkMetrics(meter, settings.model)
+        self._suspects = asyncio.Lock()
 
     @activity.defn(name=names.ACTIVITY_RUN_BATCH_CHUNK)
     async def __call__(self, request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
@@ -80,6 +81,7 @@ class RunBatchChunk:
             self._jobs,
             self._settings,
             self._metrics,
+            self._suspects,
         )
         try:
             await run.run(first=number == 1)
