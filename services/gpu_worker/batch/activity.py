@@ -75,7 +75,7 @@ class RunBatchChunk:
             request,
             chunk,
             ItemRunner(request, number, self._jobs, self._engine, self._settings, self._worker),
-            ChunkLog(feed, f"{request.batch_id}/{request.chunk}", number, self._worker),
+            ChunkLog(feed, batches.log_key(request.batch_id, request.chunk), number, self._worker),
             SegmentWriter(self._store, request, earlier.segments),
             ChunkLines(self._store, request),
             self._jobs,
