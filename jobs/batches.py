@@ -41,6 +41,15 @@ CANCELLED: Final = "CANCELLED"
 CHUNK_FAILED: Final = "CHUNK_FAILED"
 
 
+STEPS_QUEUE_SUFFIX: Final = ".batches"
+"""Appended to the task queue of the workflows: the queue of the steps that take a core for minutes, plan and merge."""
+
+
+def log_key(batch_id: str, chunk: int) -> str:
+    """Return the key of a chunk's log in the feed."""
+    return f"{batch_id}/{chunk}"
+
+
 class Chunk(NamedTuple):
     """Items of one model that run as one activity."""
 

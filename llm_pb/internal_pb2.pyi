@@ -2005,6 +2005,7 @@ class CleanRequest(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     ledger: _builtins.str
@@ -2013,16 +2014,21 @@ class CleanRequest(_message.Message):
     def progress(self) -> Global___BatchProgress:
         """What stays."""
 
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The chunks that have ended with items left. Their logs are removed from the feed: no attempt goes on with them."""
+
     def __init__(
         self,
         *,
         batch_id: _builtins.str = ...,
         progress: Global___BatchProgress | None = ...,
         ledger: _builtins.str = ...,
+        chunks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "chunks", b"chunks", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

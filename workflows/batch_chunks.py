@@ -63,6 +63,8 @@ class Chunks:
         self._batch.ClearField("input")
         self.incomplete = False
         """Whether a chunk has ended with items left that do not run any more."""
+        self.unfinished: list[int] = []
+        """The chunks that have ended so."""
         self.failure: batches.Stop | None = None
         """Why the batch cannot go on."""
 
@@ -144,7 +146,10 @@ class Chunks:
         return [self._ended(number) for number in [*self._running]]
 
     def _ended(self, number: int) -> internal_pb2.EndedChunk:
-        return internal_pb2.EndedChunk(chunk=number, result=self._running.pop(number).result)
+        running = self._running.pop(number)
+        if not batches.is_done(running.result, running.chunk):
+            self.unfinished.append(number)
+        return internal_pb2.EndedChunk(chunk=number, result=running.result)
 
     def _start(self, running: _Running) -> None:
         chunk, run = running.chunk, self._run

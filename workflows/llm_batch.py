@@ -66,6 +66,9 @@ class LLMBatchWorkflow:
         self._cancellation = Cancellation()
         self._stop: batches.Stop | None = None
         self._window: asyncio.Task[None] | None = None
+        self._unfinished: list[int] = []
+        # Where they wait for their turn nothing else does.
+        self._steps_queue = f"{info.task_queue}{batches.STEPS_QUEUE_SUFFIX}"
 
     @workflow.run
     @one_input
@@ -127,6 +130,7 @@ class LLMBatchWorkflow:
                 limits=self._run.options.limits,
                 scopes=self._run.options.scopes,
             ),
+            task_queue=self._steps_queue,
             start_to_close_timeout=_LONG_STEP,
             heartbeat_timeout=_STEP_HEARTBEAT,
             retry_policy=STEP_RETRIES,
@@ -174,6 +178,7 @@ class LLMBatchWorkflow:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
         self._note(await self._finish(chunks.stop()))
+        self._unfinished = chunks.unfinished
         await self._write_manifest()
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
@@ -233,6 +238,7 @@ class LLMBatchWorkflow:
         merging = workflow.execute_activity(
             activities.merge_batch,
             request,
+            task_queue=self._steps_queue,
             start_to_close_timeout=_LONG_STEP,
             heartbeat_timeout=_STEP_HEARTBEAT,
             retry_policy=STEP_RETRIES,
@@ -256,7 +262,12 @@ class LLMBatchWorkflow:
         """Publish the outcome, and close with it."""
         cleaning = workflow.execute_activity(
             activities.clean_batch,
-            internal_pb2.CleanRequest(batch_id=self._id, progress=self._progress, ledger=self._run.options.ledger),
+            internal_pb2.CleanRequest(
+                batch_id=self._id,
+                progress=self._progress,
+                ledger=self._run.options.ledger,
+                chunks=self._unfinished,
+            ),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=STEP_RETRIES,
         )
