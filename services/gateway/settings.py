@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from jobs import limits, names
+from jobs.batches import STEPS_QUEUE_SUFFIX
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
 from jobs.options import (
     DEFAULT_HEARTBEAT_TIMEOUT,
@@ -281,8 +282,9 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     def _queues_differ(self) -> Self:
         queues = {model.queue for model in self.models}
         background = {f"{queue}{BACKGROUND_QUEUE_SUFFIX}" for queue in queues}
+        own = {self.workflow_queue, f"{self.workflow_queue}{STEPS_QUEUE_SUFFIX}"}
         # The gateway's worker would take activities that it does not have.
-        if self.workflow_queue in (self.notify_queue, *queues, *background):
+        if own & {self.notify_queue, *queues, *background}:
             raise ValueError("GATEWAY_WORKFLOW_QUEUE must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues")
         if mixed := sorted(queues & background):
             raise ValueError(f"the queue {mixed[0]!r} of a model is that of another model's background jobs")

@@ -102,13 +102,15 @@ async def test_an_update_that_temporal_gives_up_is_made_again(installation: Inst
 
     async def nothing() -> None: ...
 
-    async with temporal_proxy(installation.stack.address("temporal")) as (proxy, address):
-        async with installation.gateway(**API, TEMPORAL_ADDRESS=address) as gateway:
-            proxy.lost["UpdateWorkflowExecution"] = (grpc.StatusCode.CANCELLED, nothing)
-            answer = await submit(gateway.of("one"), queued_job())
-            assert isinstance(answer, llm_pb2.SubmitResponse), answer
-            assert not proxy.lost
-            assert await gateway.used("one") == 1
+    async with (
+        temporal_proxy(installation.stack.address("temporal")) as (proxy, address),
+        installation.gateway(**API, TEMPORAL_ADDRESS=address) as gateway,
+    ):
+        proxy.lost["UpdateWorkflowExecution"] = (grpc.StatusCode.CANCELLED, nothing)
+        answer = await submit(gateway.of("one"), queued_job())
+        assert isinstance(answer, llm_pb2.SubmitResponse), answer
+        assert not proxy.lost
+        assert await gateway.used("one") == 1
 
 
 async def test_nobody_runs_the_ledger(installation: Installation, temporal: Client) -> None:

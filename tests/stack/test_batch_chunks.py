@@ -298,7 +298,7 @@ async def test_items_give_their_seats_to_interactive_jobs(chunks: ChunkStack) ->
 async def test_a_batch_of_an_urgent_class_makes_way_for_a_job(chunks: ChunkStack) -> None:
     """A worker that is full of items takes interactive jobs all the same."""
     lines = [line(number, max_tokens=100_000) for number in range(6)]
-    batch = batch_pb2.BatchRequest(job_class=common_pb2.JOB_CLASS_HIGH)
+    batch = batch_pb2.BatchRequest(user_id="u", request_id="r", job_class=common_pb2.JOB_CLASS_HIGH)
     (request,) = await chunks.requests(lines, batch=batch)
     handle = await chunks.start(request)
     async with worker(chunks, seats=2, speed=50, GPU_WORKER_PAUSE_WAIT="PT2M"):

@@ -120,8 +120,7 @@ class ChunkStack:
             batch_id=batch_id,
             plan=await self._put(batch_id, planned),
             input=await self._put(batch_id, data),
-            batch=BATCH,
-            **changes,
+            **{"batch": BATCH, **changes},
         )
         common.create_time.FromDatetime(now)
         common.expire_time.FromDatetime(now + timedelta(hours=1))
