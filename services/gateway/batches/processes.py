@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from datetime import timedelta
+from tempfile import TemporaryFile
 from typing import Final
 
 from google.protobuf.message import Message
@@ -49,16 +50,20 @@ class Processes:
 async def _run(step: str, task: bytes, crashes: int) -> bytes:
     # The steps have no part in the traces and metrics of the gateway.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services.gateway.batches.work", step),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment,
-    )
+    # Not by a pipe: uvloop fails to write to a process that has read all and closed it.
+    with TemporaryFile() as given:
+        await asyncio.to_thread(given.write, task)
+        given.seek(0)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "services.gateway.batches.work", step),
+            stdin=given,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
     try:
-        result, words = await process.communicate(task)
+        result, words = await process.communicate()
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -66,17 +71,18 @@ async def _run(step: str, task: bytes, crashes: int) -> bytes:
             await process.wait()
     if process.returncode == 0:
         return result
-    message = words.decode(errors="replace")[-_MAX_WORDS:].strip()
+    # What it says is for the operator: names of objects and paths, or a traceback.
+    _log.error("the step %s has failed: %s", step, words.decode(errors="replace")[-_MAX_WORDS:].strip())
     if process.returncode == GONE:
         # The input that was planned is the batch's own. Before that it is a file, which anybody may delete.
-        gone = INPUT_GONE if step == PLAN else CONTENT_UNREADABLE
-        raise ApplicationError(message, type=gone, non_retryable=True)
+        if step == PLAN:
+            raise ApplicationError("the input is gone", type=INPUT_GONE, non_retryable=True)
+        message = "a part of the batch is gone from the store, or can never be decrypted again"
+        raise ApplicationError(message, type=CONTENT_UNREADABLE, non_retryable=True)
     if process.returncode == DAMAGED:
-        raise ApplicationError(message, type="RESULTS_DAMAGED", non_retryable=True)
+        raise ApplicationError("the results do not fit the lines", type="RESULTS_DAMAGED", non_retryable=True)
     if process.returncode == LATER:
-        raise ApplicationError(message, type="STORE_UNAVAILABLE")
-    # What it says is for the operator: it may be a traceback.
-    _log.error("the step %s has failed: %s", step, message)
+        raise ApplicationError("the store or a key is away", type="STORE_UNAVAILABLE")
     activity.heartbeat(crashes + 1)
     raise ApplicationError(
         f"the step {step} of the batch has failed: see the log of the gateway",
