@@ -568,6 +568,7 @@ class FeedRecord(_message.Message):
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
     ITEM_RECORDS_FIELD_NUMBER: _builtins.int
+    ENGINE_BEGAN_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -600,6 +601,10 @@ class FeedRecord(_message.Message):
     def item_records(self) -> Global___ItemRecords:
         """What several items of a batch's chunk have generated."""
 
+    @_builtins.property
+    def engine_began(self) -> Global___EngineBegan:
+        """The engine gets the item of a batch now: it may be what kills the worker."""
+
     def __init__(
         self,
         *,
@@ -611,16 +616,34 @@ class FeedRecord(_message.Message):
         job_ending: Global___JobEnding | None = ...,
         encrypted: Global___EncryptedRecord | None = ...,
         item_records: Global___ItemRecords | None = ...,
+        engine_began: Global___EngineBegan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "engine_began", b"engine_began", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "engine_began", b"engine_began", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records", "engine_began"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FeedRecord: _TypeAlias = FeedRecord  # noqa: Y015
+
+@_typing.final
+class EngineBegan(_message.Message):
+    """The engine gets an item now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineBegan: _TypeAlias = EngineBegan  # noqa: Y015
 
 @_typing.final
 class ItemRecords(_message.Message):

@@ -166,7 +166,7 @@ def end(kind: "llm_pb2.AttemptEnd.ValueType", error: JobError | None = None) -> 
     return internal_pb2.FeedRecord(attempt_ended=internal_pb2.AttemptEnded(attempt=ended))
 
 
-BEGUN = internal_pb2.FeedRecord(progress=llm_pb2.JobProgress(stage="prefill"))
+BEGUN = internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan())
 DEAD = end(llm_pb2.ATTEMPT_END_FAILED, EngineDead("it died"))
 
 

@@ -177,7 +177,7 @@ class ItemLog:
         """See Feed."""
         self._records.append(record)
         self._bytes += self._log.add(self._place, record)
-        if record.HasField("progress"):
+        if record.HasField("engine_began"):
             # Those that begin in the same moment share a record of the log. It is under way before the engine begins.
             await asyncio.sleep(0)
             await self._log.flush()

@@ -38,7 +38,7 @@ class ItemAttempt(Attempt):
         """See Attempt. The log knows of an item before the engine has it, because it may kill the worker."""
         await super().enter(stage)
         if stage == PREFILL:
-            await self._writer.write(internal_pb2.FeedRecord(progress=self.progress()))
+            await self._writer.write(internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan()))
 
     async def add(self, output: Output) -> None:
         """See Attempt."""

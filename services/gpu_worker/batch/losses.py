@@ -44,7 +44,7 @@ def losses_of(records: Iterable[internal_pb2.FeedRecord]) -> Losses:
         if record.HasField("attempt_started") and record.writer != writer:
             lose()
             writer, in_engine, new = record.writer, False, False
-        elif record.HasField("progress"):
+        elif record.HasField("engine_began"):
             in_engine = True
         elif record.HasField("tokens_made"):
             made = record.tokens_made
