@@ -26,7 +26,8 @@ STEP_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum
 """Without a last attempt: a store or worker that is away delays the batch."""
 STEP_TIMEOUT: Final = timedelta(minutes=2)
 _GRACE: Final = timedelta(minutes=10)
-"""Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end."""
+"""Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end. So much
+may the clocks of workers be ahead."""
 _HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
 _MAX_IDLE_STARTS: Final = 20
 """Number of times that a chunk may end without having done anything."""
@@ -120,6 +121,9 @@ class Chunks:
             running.idle_starts = running.idle_starts + 1 if batches.done_count(running.result) == before else 0
             if running.idle_starts == _MAX_IDLE_STARTS:
                 self.failure = batches.stop_failed(batches.CHUNK_FAILED, f"chunk {number} does not get on")
+                if workflow.now() >= self._run.options.expire_time.ToDatetime(UTC) - _GRACE:
+                    # The clocks of the workers are ahead.
+                    self.failure = batches.stop_expired()
                 self.incomplete = True
                 yield self._ended(number)
                 continue

@@ -168,6 +168,16 @@ async def test_a_batch_expires_with_what_has_ended(stubs: Stubs, temporal: Clien
     assert reason_of(status) == "WINDOW_OVER"
 
 
+async def test_a_batch_expires_although_the_clocks_of_workers_are_ahead(
+    stubs: Stubs, temporal: Client, stack: Stack
+) -> None:
+    async with running(temporal, stack.state_dir, ends_early=True):
+        created = await create(stubs, lines_of(2), window=timedelta(minutes=5))
+        status = await stubs.end(created.batch_id)
+    assert (status.state, reason_of(status)) == (batch_pb2.BATCH_STATE_EXPIRED, "WINDOW_OVER")
+    assert status.counts.expired == 2
+
+
 async def test_all_bad_lines_are_named_at_once_and_nothing_runs(stubs: Stubs) -> None:
     lines = lines_of(150)
     for index in range(0, 150, 2):
