@@ -26,8 +26,8 @@ STEP_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum
 """Without a last attempt: a store or worker that is away delays the batch."""
 STEP_TIMEOUT: Final = timedelta(minutes=2)
 _GRACE: Final = timedelta(minutes=10)
-"""Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end. So much
-may the clocks of workers be ahead."""
+"""Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end. By so
+much may the clocks of workers be ahead."""
 _HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
 _MAX_IDLE_STARTS: Final = 20
 """Number of times that a chunk may end without having done anything."""
