@@ -21,6 +21,7 @@ from jobs import batches
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.engines.simulated import answer, decode
 from tests.support.chunks import PATIENCE, ChunkStack, chunk_stack, ended, line
+from tests.support.files import until
 from tests.support.jobs import unpack
 from tests.support.scrapes import scrape
 from tests.support.stacks import stack_settings
@@ -168,9 +169,14 @@ async def test_a_cancel_keeps_what_was_generated(chunks: ChunkStack) -> None:
     lines = four_short_lines()
     (request,) = await chunks.requests(lines)
     handle = await chunks.start(request)
-    async with worker(chunks, seats=8, speed=50):
+    async with worker(chunks, seats=8, speed=50) as process:
         await chunks.until(handle, lambda result, _: batches.done_count(result) >= 4 and result.counts.running == 8)
-        await asyncio.sleep(1)
+        before = await tokens_of(process, chunks)
+
+        async def have_generated() -> bool:
+            return await tokens_of(process, chunks) >= before + 8 * 20
+
+        await until(have_generated)
         await handle.cancel()
         result = await ended(handle)
     await assert_stopped(chunks, result, lines, llm_pb2.JOB_STATE_CANCELLED, "CANCELLED")
@@ -268,10 +274,10 @@ async def test_a_store_that_is_away_delays_and_loses_nothing(chunks: ChunkStack)
     folder, away = chunks.stack.state_dir / "store", chunks.stack.state_dir / "away"
     (request,) = await chunks.requests(lines)
     handle = await chunks.start(request)
-    async with worker(chunks, seats=8, speed=50):
+    async with worker(chunks, seats=8, speed=50) as process:
         found = await chunks.until(handle, lambda result, _: batches.done_count(result) >= 8)
         folder.rename(away)
-        await asyncio.sleep(3)
+        await until(lambda: "the store is away" in process.log())
         away.rename(folder)
         await chunks.until(handle, lambda result, _: batches.done_count(result) > batches.done_count(found))
         result = await ended(handle)
