@@ -277,7 +277,7 @@ async def test_a_store_that_is_away_delays_and_loses_nothing(chunks: ChunkStack)
     async with worker(chunks, seats=8, speed=50) as process:
         found = await chunks.until(handle, lambda result, _: batches.done_count(result) >= 8)
         folder.rename(away)
-        await until(lambda: "the store is away" in process.log())
+        await until(lambda: "the store is away" in process.log)
         away.rename(folder)
         await chunks.until(handle, lambda result, _: batches.done_count(result) > batches.done_count(found))
         result = await ended(handle)
