@@ -258,7 +258,7 @@ async def test_a_line_that_kills_its_worker_each_time_fails_alone(chunks: ChunkS
     result = asyncio.create_task(ended(await chunks.start(request)))
     workers = 0
     while not result.done():
-        async with worker(chunks, seats=8, speed=100) as process:
+        async with worker(chunks, seats=8, speed=100, ready=False) as process:
             workers += 1
             assert workers < 8, "its workers die for ever"
             gone = asyncio.create_task(process.wait())

@@ -89,8 +89,8 @@ class ChunkStack:
     queue: str
     store: Store
 
-    async def worker(self, *, seats: int = 16, speed: float = 2000, **environment: str) -> Process:
-        """Start a worker."""
+    async def worker(self, *, seats: int = 16, speed: float = 2000, ready: bool = True, **environment: str) -> Process:
+        """Start a worker, and wait until it is ready unless it may be lost before."""
         own = {
             "GPU_WORKER_MAX_CONCURRENT": str(seats),
             "GPU_WORKER_ENGINE_OPTIONS": json.dumps({"tokens_per_second": speed}),
@@ -100,7 +100,8 @@ class ChunkStack:
         }
         process = self.stack.add("gpu-worker", own)
         await process.start()
-        await process.wait_ready()
+        if ready:
+            await process.wait_ready()
         return process
 
     async def requests(
