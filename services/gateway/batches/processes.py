@@ -1,12 +1,11 @@
 """Runs the steps of batches in processes of their own: see work.py."""
 
 import asyncio
-import contextlib
 import logging
 import os
+import subprocess
 import sys
 from datetime import timedelta
-from tempfile import TemporaryFile
 from typing import Final
 
 from google.protobuf.message import Message
@@ -50,25 +49,19 @@ class Processes:
 async def _run(step: str, task: bytes, crashes: int) -> bytes:
     # The steps have no part in the traces and metrics of the gateway.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    # Not by a pipe: uvloop fails to write to a process that has read all and closed it.
-    with TemporaryFile() as given:
-        await asyncio.to_thread(given.write, task)
-        given.seek(0)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "services.gateway.batches.work", step),
-            stdin=given,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-        )
+    # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child for a lock
+    # that another thread of the gateway held, and the event loop waits for the child.
+    process = subprocess.Popen(  # noqa: ASYNC220, S603 -- ours; it returns once the program is loaded
+        [sys.executable, "-m", "services.gateway.batches.work", step],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
     try:
-        result, words = await process.communicate()
+        result, words = await asyncio.to_thread(process.communicate, task)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        process.kill()
     if process.returncode == 0:
         return result
     # What it says is for the operator: names of objects and paths, or a traceback.
