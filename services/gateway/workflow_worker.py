@@ -12,7 +12,6 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from encryption import Encryption
 from feed.feed import Feed
 from jobs import names
-from jobs.batches import STEPS_QUEUE_SUFFIX
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
 from runtime.background import beside
@@ -21,6 +20,8 @@ from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
 from services.gateway.batches.processes import MAX_PROCESSES
 from services.gateway.batches.sweeping import BatchSweeper
+from services.gateway.batches.watched import RunWatchedChunk
+from services.gateway.batches.watched_jobs import WatchedJobs
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
@@ -55,6 +56,8 @@ from workflows.llm_scheduled import LLMScheduledWorkflow
 _MAX_ACTIVITIES: Final = 40
 """Maximum number of steps of deletions, removals of files and starts of scheduled jobs that run concurrently. All other
 activities are local."""
+_MAX_WATCHED_CHUNKS: Final = 100
+"""Maximum number of chunks of watched items that run concurrently. They wait nearly all the time."""
 
 
 class LocalActivities:
@@ -131,6 +134,7 @@ async def running_workflows(
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
         await stack.enter_async_context(batch_steps_worker(client, feed, settings, encryption, store))
+        await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
 
 
@@ -151,9 +155,31 @@ def batch_steps_worker(
     batches = _batch_activities(client, feed, settings, encryption, store)
     return Worker(
         client,
-        task_queue=f"{settings.workflow_queue}{STEPS_QUEUE_SUFFIX}",
+        task_queue=f"{settings.workflow_queue}{names.BATCH_STEPS_QUEUE_SUFFIX}",
         activities=[batches.plan_batch, batches.merge_batch],
         max_concurrent_activities=MAX_PROCESSES,
+        max_concurrent_activity_task_polls=1,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )
+
+
+def watched_worker(
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    encryption: Encryption | None,
+    store: Store | None,
+) -> Worker:
+    """Return the worker for the items of batches that are jobs of their own."""
+    models = Models(settings.models)
+    reader = JobReader(client, models, DeliveryReader(client), feed)
+    watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption), metrics)
+    return Worker(
+        client,
+        task_queue=settings.workflow_queue + names.WATCHED_QUEUE_SUFFIX,
+        activities=[watched.__call__],
+        max_concurrent_activities=_MAX_WATCHED_CHUNKS,
         max_concurrent_activity_task_polls=1,
         graceful_shutdown_timeout=settings.shutdown_grace,
     )

@@ -234,18 +234,6 @@ async def test_what_no_batch_is_is_refused(stubs: Stubs) -> None:
     assert {"batch.user_id", "batch.request_id", "batch.input.file_id", "batch.max_failure_rate"} <= fields
 
 
-async def test_what_this_version_cannot_do_is_refused(stubs: Stubs) -> None:
-    batch = await new_batch(stubs, lines_of(1))
-    batch.notify.add().nats.subject = "a.b"
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await stubs.create(batch)
-    assert {violation.field for violation in details_of(error.value)["BadRequest"].field_violations} == {"batch.notify"}
-    watched = await create(stubs, to_jsonl([{**lines_of(1)[0], "watch": True}]))
-    status = await stubs.end(watched.batch_id)
-    bad: error_details_pb2.BadRequest = unpack(status.error)["BadRequest"]
-    assert [violation.field for violation in bad.field_violations] == ["lines[0].watch"]
-
-
 async def test_the_output_of_a_job_may_be_the_input_of_a_batch(stubs: Stubs, stub: LlmServiceStub) -> None:
     """It is read, although this one holds no line of a batch."""
     seen = await run_job(stub, new_job("[[wide]]", params={"max_tokens": 300}))

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from batches.chunk import Chunk
+from batches.segment_writer import MAX_SEGMENTS, SegmentWriter
 from batches.segments import read_segment
 from feed.memory import MemoryFeed
 from jobs.batches import done_count
 from jobs.errors import EngineDead, EngineFailed, JobError, to_status
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.batch import chunk_log
-from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.losses import Losses, losses_of
-from services.gpu_worker.batch.segment_writer import MAX_SEGMENTS, SegmentWriter
 from services.gpu_worker.seats import Demand, Seats
 from store.objects import ObjectStore, open_objects
 from store.settings import StoreSettings
