@@ -79,7 +79,7 @@ class JobSubmission:
         job_class = class_of(job)
         now = Timestamp()
         now.GetCurrentTime()
-        chosen = self._options(job)
+        chosen = self.options_of(job)
         chosen.ledger = self._open_jobs.ledger(caller.tenant)
         if not notify_operator:
             chosen.notify_operator = False
@@ -206,7 +206,8 @@ class JobSubmission:
     async def _hash_for(self, tenant: str) -> Hash | None:
         return None if self._encryption is None else await self._encryption.search_hash(tenant)
 
-    def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+    def options_of(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+        """Return what this gateway chooses for a job, apart from its ledger."""
         settings, span = self._settings, options.duration
         model, job_class = self._models.get(job.model), class_of(job)
         return internal_pb2.JobOptions(

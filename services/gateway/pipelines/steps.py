@@ -1,0 +1,65 @@
+"""The local activities of LLMPipelineWorkflow: they check the job of a step as Submit does, and publish the tree."""
+
+from typing import Final
+
+from google.rpc import code_pb2
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from feed.feed import Feed
+from jobs import names
+from jobs.errors import reason_of
+from jobs.ids import tenant_of
+from jobs.rules import check_submit
+from llm_pb import internal_pb2, llm_pb2
+from services.gateway.errors import ApiError
+from services.gateway.job_bounds import JobBounds
+from services.gateway.scopes import gateway_for
+from services.gateway.submission import JobSubmission
+
+_MAX_RECORD_BYTES: Final = 256 * 1024
+"""Maximum size of a change in the feed. Its readers ask Temporal for a larger one."""
+
+
+class PipelineSteps:
+    """What pipelines need of a gateway while they run."""
+
+    def __init__(self, submission: JobSubmission, bounds: JobBounds, feed: Feed) -> None:
+        self._submission = submission
+        self._bounds = bounds
+        self._feed = feed
+
+    @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
+    async def admit_step(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+        """Return the options of a step's job. The models, limits and defaults are those of this moment.
+
+        Raises ApplicationError with the reason for a job that is refused.
+        """
+        request = llm_pb2.SubmitRequest(job=job)
+        caller = gateway_for(activity.info().workflow_id or "")
+        try:
+            violations = [*check_submit(request), *await self._bounds.check(request, caller)]
+        except ApiError as error:
+            # One that passes is tried again for a minute.
+            passes = error.status.code == code_pb2.UNAVAILABLE
+            reason = reason_of(error.status)
+            raise ApplicationError(error.status.message, type=reason, non_retryable=not passes) from error
+        if violations:
+            message = "; ".join(f"{field} {description}" for field, description in violations)
+            raise ApplicationError(message, type="INVALID_JOB", non_retryable=True)
+        chosen = self._submission.options_of(job)
+        # Nobody is notified of a step.
+        chosen.notify_operator = False
+        return chosen
+
+    @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
+    async def publish_pipeline(self, change: internal_pb2.PipelineChange) -> None:
+        """Append a change of the tree to the pipeline's feed."""
+        info = activity.info()
+        if change.ByteSize() > _MAX_RECORD_BYTES:
+            # It belongs to no version that a reader has.
+            change = internal_pb2.PipelineChange(
+                since=change.record.version, record=internal_pb2.PipelineRecord(version=change.record.version)
+            )
+        feed = self._feed.of_tenant(tenant_of(info.workflow_id or ""))
+        await feed.append(info.workflow_run_id or "", internal_pb2.FeedRecord(pipeline_change=change))
