@@ -22,6 +22,7 @@ from deploy.local.stack import Stack
 from deploy.record_kill import BEGIN, END, record, with_recording
 from jobs.errors import RULES
 from jobs.field_rules import Violation
+from jobs.names import STEP_ANSWERED, STEP_NOT_FOUND, STEP_NOT_WAITING
 from llm_pb import internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime import auth
@@ -52,6 +53,7 @@ NOT_OURS = {
     "http/protobuf",
     "json/plain",
     "json/protobuf",
+    "parts/*/write",
     "text/plain",
 }
 """Texts in pages that look like paths of the repository and are not."""
@@ -141,6 +143,8 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.deletion_not_found("a"),
         errors.schedule_not_found("a"),
         errors.batch_not_found("a"),
+        errors.pipeline_not_found("a"),
+        *(errors.answer_refused(reason, "a") for reason in (STEP_NOT_FOUND, STEP_NOT_WAITING, STEP_ANSWERED)),
         errors.audit_unavailable(),
         errors.exhausted("a"),
         errors.quota_exceeded("a", "b", "c", timedelta(seconds=1)),
