@@ -39,7 +39,7 @@ def text_of(result: pipeline_pb2.PipelineResult) -> str:
 
 def test_the_first_example_of_the_docs_is_a_pipeline_of_this_stack() -> None:
     page = (ROOT / "docs" / "pipelines.md").read_text()
-    assert page.split("```python\n")[1].split("```")[0] == (REGISTERED / "essay.py").read_text()
+    assert page.split("```python registered\n")[1].split("```")[0] == (REGISTERED / "essay.py").read_text()
 
 
 async def test_steps_are_jobs_and_their_output_comes_by_one_stream(

@@ -14,8 +14,10 @@ from jobs.rules import check_submit
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.errors import ApiError
 from services.gateway.job_bounds import JobBounds
+from services.gateway.job_options import job_options
+from services.gateway.models import Models
 from services.gateway.scopes import gateway_for
-from services.gateway.submission import JobSubmission
+from services.gateway.settings import GatewaySettings
 
 _MAX_RECORD_BYTES: Final = 256 * 1024
 """Maximum size of a change in the feed. Its readers ask Temporal for a larger one."""
@@ -24,10 +26,15 @@ _MAX_RECORD_BYTES: Final = 256 * 1024
 class PipelineSteps:
     """What pipelines need of a gateway while they run."""
 
-    def __init__(self, submission: JobSubmission, bounds: JobBounds, feed: Feed) -> None:
-        self._submission = submission
+    def __init__(
+        self, models: Models, settings: GatewaySettings, bounds: JobBounds, feed: Feed, *, has_store: bool
+    ) -> None:
+        """`has_store`: whether a large output may become a file."""
+        self._models = models
+        self._settings = settings
         self._bounds = bounds
         self._feed = feed
+        self._has_store = has_store
 
     @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
     async def admit_step(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
@@ -47,7 +54,7 @@ class PipelineSteps:
         if violations:
             message = "; ".join(f"{field} {description}" for field, description in violations)
             raise ApplicationError(message, type="INVALID_JOB", non_retryable=True)
-        chosen = self._submission.options_of(job)
+        chosen = job_options(self._settings, self._models, job, has_store=self._has_store)
         # Nobody is notified of a step.
         chosen.notify_operator = False
         return chosen
