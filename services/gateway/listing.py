@@ -88,7 +88,7 @@ class JobListing:
             next_page_token=self._page_tokens.unseal(caller.tenant, request),
         )
         own, following = await own_page(
-            page, caller, request, self._page_tokens, self._timeout * _SHARE_OF_VISIBILITY, "jobs"
+            page, caller.tenant, request, self._page_tokens, self._timeout * _SHARE_OF_VISIBILITY
         )
         summaries = await asyncio.gather(*(self._summary(item, began + within) for item in own))
         jobs = [job for job in summaries if not request.states or job.status.state in request.states]

@@ -48,7 +48,7 @@ class ScheduleListing:
             next_page_token=self._page_tokens.unseal(caller.tenant, request),
             rpc_timeout=RPC_TIMEOUT,
         )
-        own, following = await own_page(page, caller, request, self._page_tokens, self._timeout, "schedules")
+        own, following = await own_page(page, caller.tenant, request, self._page_tokens, self._timeout)
         return schedule_pb2.ListSchedulesResponse(
             schedules=[await self._summary(item) for item in own if _is_ours(item)], next_page_token=following
         )

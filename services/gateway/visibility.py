@@ -1,4 +1,4 @@
-"""What Temporal's visibility lists: jobs, files, batches and schedules are filtered and paged in one way."""
+"""What Temporal's visibility lists: jobs, files, batches, pipelines and schedules are filtered and paged in one way."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from temporalio.service import RPCError, RPCStatusCode
 from jobs import names
 from jobs.ids import tenant_of
 from jobs.search import HASHED, Hash
-from runtime.auth import Caller
 from services.gateway.errors import invalid, temporal_unavailable
 from services.gateway.page_token import REFUSED, PageRequest, PageTokens
 
@@ -50,26 +49,26 @@ class Pages(Protocol[_T_co]):
 
 
 async def own_page(
-    pages: Pages[_T], caller: Caller, request: PageRequest, tokens: PageTokens, within: timedelta, what: str
+    pages: Pages[_T], tenant: str, request: PageRequest, tokens: PageTokens, within: timedelta
 ) -> tuple[list[_T], str]:
-    """Return what the first of the pages holds of the caller's tenant, and the page_token of the page that follows.
+    """Return what the first of the pages holds of a tenant, and the page_token of the page that follows.
 
-    `what` names it: "jobs". Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when
+    Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when
     it does not answer in time; RPCError.
     """
     try:
         async with asyncio.timeout(within.total_seconds()):
             await pages.fetch_next_page()
     except TimeoutError as error:
-        raise temporal_unavailable(f"Temporal did not list the {what} in time; call again") from error
+        raise temporal_unavailable("Temporal did not list the page in time; call again") from error
     except RPCError as error:
         # The token may be of an older Temporal: its SQL store answers UNKNOWN to a token that it cannot read.
         if request.page_token and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
             raise invalid([REFUSED]) from error
         raise
     # The id decides. What was started by hand may have any search attributes.
-    own = [item for item in pages.current_page or () if tenant_of(item.id) == caller.tenant]
-    return own, tokens.seal(caller.tenant, request, pages.next_page_token)
+    own = [item for item in pages.current_page or () if tenant_of(item.id) == tenant]
+    return own, tokens.seal(tenant, request, pages.next_page_token)
 
 
 def terms_of(

@@ -17,7 +17,7 @@ from services.gateway.errors import ApiError
 from services.gateway.page_token import PageTokens
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
-from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
+from services.gateway.work_listing import WorkListing
 
 _log = logging.getLogger(__name__)
 _DESCRIBES: Final = 8
@@ -40,30 +40,21 @@ class BatchListing:
         knows_tenants: bool,
     ) -> None:
         """`knows_tenants`: whether the namespace has the search attribute TenantId."""
-        self._client = client
         self._reader = reader
-        self._page_tokens = page_tokens
-        self._timeout = settings.list_timeout
-        self._encryption = encryption
-        self._knows_tenants = knows_tenants
+        self._pages = WorkListing(
+            client, page_tokens, settings, encryption, names.BATCH_WORKFLOW_TYPE, knows_tenants=knows_tenants
+        )
+        self._timeout = settings.list_timeout.total_seconds()
         self._describes = asyncio.Semaphore(_DESCRIBES)
 
     async def list_page(self, caller: Caller, request: batch_pb2.ListBatchesRequest) -> batch_pb2.ListBatchesResponse:
-        """Return a page of the batches of the caller's tenant.
-
-        Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
-        time; RPCError, KeysUnavailable.
-        """
-        until = asyncio.get_running_loop().time() + self._timeout.total_seconds()
-        page = self._client.list_workflows(
-            await self._query(caller.tenant, request),
-            page_size=request.page_size or DEFAULT_PAGE_SIZE,
-            next_page_token=self._page_tokens.unseal(caller.tenant, request),
-        )
-        own, following = await own_page(page, caller, request, self._page_tokens, self._timeout / 2, "batches")
+        """Return a page of the batches of the caller's tenant. Raises like WorkListing.page()."""
+        until = asyncio.get_running_loop().time() + self._timeout
+        terms = [f"({' OR '.join(sorted(map(_of_state, set(request.states))))})"] if request.states else []
+        own, next_page_token = await self._pages.page(caller.tenant, request, terms)
         found = await asyncio.gather(*(self._status(item, until) for item in own))
         shown = [status for status in found if not request.states or status.state in request.states]
-        return batch_pb2.ListBatchesResponse(batches=shown, next_page_token=following)
+        return batch_pb2.ListBatchesResponse(batches=shown, next_page_token=next_page_token)
 
     async def _status(self, execution: WorkflowExecution, until: float) -> batch_pb2.BatchStatus:
         status = batch_pb2.BatchStatus()
@@ -82,17 +73,6 @@ class BatchListing:
             status = await bare_status(execution)
         status.ClearField("notifications")
         return status
-
-    async def _query(self, tenant: str, request: batch_pb2.ListBatchesRequest) -> str:
-        """Return the visibility query: see terms_of."""
-        filters, hash_ = {names.USER_ID: request.user_id, names.PROJECT_ID: request.project_id}, None
-        if self._encryption is not None and any(filters.values()):
-            hash_ = await self._encryption.known_search_hash(tenant)
-        terms = [f"WorkflowType = '{names.BATCH_WORKFLOW_TYPE}'", "ExecutionStatus != 'ContinuedAsNew'"]
-        terms += terms_of(tenant, filters, hash_, knows_tenants=self._knows_tenants)
-        if request.states:
-            terms.append(f"({' OR '.join(sorted(map(_of_state, set(request.states))))})")
-        return " AND ".join(terms)
 
 
 def _of_state(state: "batch_pb2.BatchState.ValueType") -> str:

@@ -113,7 +113,7 @@ class FileReader:
             page_size=request.page_size or DEFAULT_PAGE_SIZE,
             next_page_token=self._page_tokens.unseal(caller.tenant, request),
         )
-        own, following = await own_page(page, caller, request, self._page_tokens, _LIST_TIMEOUT, "files")
+        own, following = await own_page(page, caller.tenant, request, self._page_tokens, _LIST_TIMEOUT)
         response = file_pb2.ListFilesResponse(next_page_token=following)
         for item in own:
             file = await _readable(item)
