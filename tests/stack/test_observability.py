@@ -104,11 +104,11 @@ async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver)
 
 @pytest.fixture(scope="module")
 async def scraped(measured: Stack) -> Scrape:
-    """Scrape all processes once Temporal has reported how many jobs wait, and the gateway the canary."""
+    """Scrape all processes once Temporal has reported how many jobs wait, and batch and canary are counted."""
 
     def whole(found: Scrape) -> bool:
         waiting = found.total("approximate_backlog_count", task_type="Activity")
-        return waiting > 0 and found.total("llm_canary_runs_total") > 0
+        return all((waiting, found.total("llm_batch_ended_total"), found.total("llm_canary_runs_total")))
 
     return await scrape_until(measured, whole, *METRICS)
 

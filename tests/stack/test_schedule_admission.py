@@ -82,9 +82,8 @@ async def test_schedules_of_another_tenant_do_not_exist(stack: Stack, tmp_path: 
         assert run.workflow_id.startswith("llmjob--acme-nora-nightly-")
         assert tenant_of(run.workflow_id) == "acme"
         async with asyncio.timeout(60):
-            while not (
-                listed := (await acme.ListSchedules(schedule_pb2.ListSchedulesRequest(user_id="nora"))).schedules
-            ):
+            mine = schedule_pb2.ListSchedulesRequest(user_id="nora")
+            while not (listed := (await acme.ListSchedules(mine)).schedules):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         assert [item.schedule_id for item in listed] == [id_]
         await delete(acme, id_)
