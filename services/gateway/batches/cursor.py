@@ -65,11 +65,16 @@ class Cursor:
         try:
             data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             if data[:_TAG_BYTES] != self._tag:
-                raise BadCursor("the cursor is of another batch")
-            unpacked = zlib.decompressobj().decompress(data[_TAG_BYTES:], _MAX_BYTES)
+                raise BadCursor("it is of another batch")
+            inflater = zlib.decompressobj()
+            unpacked = inflater.decompress(data[_TAG_BYTES:], _MAX_BYTES)
+            if not inflater.eof or inflater.unused_data:
+                raise BadCursor("it is not whole")
             state = internal_pb2.ResultsCursor.FromString(unpacked)
-        except (binascii.Error, ValueError, zlib.error, DecodeError) as error:
-            raise BadCursor(str(error)) from None
+        except BadCursor:
+            raise
+        except (binascii.Error, ValueError, zlib.error, DecodeError):
+            raise BadCursor("it cannot be read") from None
         self.low, self.rest = max(state.low, 0), max(state.rest, 0)
         for index, bits in enumerate(state.bits):
             if bits:

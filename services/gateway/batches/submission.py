@@ -134,7 +134,7 @@ class BatchSubmission:
         if request.batch.notify:
             return [Violation("batch.notify", "is not supported here: watch the batch, or look at it later")]
         if window.seconds + window.nanos / 1e9 > most.total_seconds():
-            return [Violation("batch.window", f"must be at most {most}")]
+            return [Violation("batch.window", f"must be at most {most.total_seconds():g} s")]
         return []
 
     async def _check_input(self, caller: Caller, batch: batch_pb2.BatchRequest) -> None:
