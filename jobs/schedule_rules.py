@@ -1,6 +1,5 @@
 """The rules that schedule.proto states for the fields of a request, as code. See jobs.rules."""
 
-import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -159,9 +158,12 @@ def _jitter(times: schedule_pb2.ScheduleTimes, path: str) -> Iterator[Violation]
 def _distances(times: schedule_pb2.ScheduleTimes) -> Iterator[float]:
     yield from (_seconds(interval.every) for interval in times.intervals[:MAX_INTERVALS])
     for expression in times.cron[:MAX_CRONS]:
-        # One that cannot be read is refused for that.
-        with contextlib.suppress(ValueError):
-            yield 60 * cron.parse(expression).shortest_minutes
+        try:
+            minutes = cron.parse(expression).shortest_minutes
+        except ValueError:
+            # It breaks a rule of its own.
+            continue
+        yield 60 * minutes
 
 
 def _range(
