@@ -2,7 +2,8 @@
 
 import pytest
 
-from services.gateway.batches.cursor import BadCursor, Cursor
+from services.gateway.batches.cursor import Cursor
+from services.gateway.cursor_text import BadCursor
 
 
 def test_a_cursor_that_was_cut_or_lengthened_is_refused() -> None:
