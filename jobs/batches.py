@@ -13,6 +13,8 @@ MAX_CHUNKS: Final = 50
 """Default of the maximum number of chunks that run or wait at the same time."""
 CHUNK_ITEMS: Final = 128
 """Default of the maximum number of items of a chunk."""
+MANIFEST_CHUNKS: Final = 256
+"""Default of the number of ended chunks from which on a manifest is written: a new run gets little of the last one."""
 _MIN_CHUNK_ITEMS: Final = 16
 _SPAN: Final = 16
 """Number of chunks by which a batch may be ahead of its maximum, while an early chunk takes long."""
@@ -160,6 +162,11 @@ def describe(status: batch_pb2.BatchStatus, batch: batch_pb2.BatchRequest) -> No
 def stop_failed(reason: str, message: str) -> Stop:
     """Return the stop of a batch that cannot be done."""
     return Stop(batch_pb2.BATCH_STATE_FAILED, batch_error(code_pb2.FAILED_PRECONDITION, reason, message))
+
+
+def stop_spent(field: str) -> Stop:
+    """Return the stop of a batch that has used all that a field of its budget allows."""
+    return stop_failed(BUDGET_SPENT, f"budget.{field} of the batch is spent")
 
 
 def stop_cancelled(message: str) -> Stop:

@@ -16,8 +16,9 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import batches, errors
+    from jobs import batches, errors, names
     from jobs.classes import queue_of
+    from jobs.leases import Lease, Leases, Spent, limits_of
     from llm_pb import common_pb2, internal_pb2
 
 from workflows import activities
@@ -28,6 +29,10 @@ STEP_TIMEOUT: Final = timedelta(minutes=2)
 _GRACE: Final = timedelta(minutes=10)
 """Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end."""
 _HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
+_MAX_TASK_BYTES: Final = 2 * 1024 * 1024
+"""Size of the chunks that a step of the workflow starts together, at most about so much: Temporal refuses 4 MB."""
+_OWN_BYTES: Final = 4096
+"""Size of a chunk's request without the batch, about."""
 _MAX_IDLE_STARTS: Final = 20
 """Number of times that a chunk may end without having done anything."""
 
@@ -42,6 +47,9 @@ class _Running:
         self.result = internal_pb2.ChunkResult()
         """What it has done, as far as that is known here."""
         self.handle: workflow.ActivityHandle[internal_pb2.ChunkResult] | None = None
+        """None while it waits for a lease."""
+        self.is_last = False
+        """Whether it has all that is left of the batch's budget."""
 
     @property
     def has_ended(self) -> bool:
@@ -61,6 +69,10 @@ class Chunks:
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
         self._batch.ClearField("input")
+        limited = bool(limits_of(run.batch.budget)) and workflow.patched(names.PATCH_LEASES)
+        self._leases = Leases(
+            run.batch.budget if limited else common_pb2.Budget(), batches.max_chunks(run.options, run.batch)
+        )
         self.incomplete = False
         """Whether a chunk has ended with items left that do not run any more."""
         self.failure: batches.Stop | None = None
@@ -70,6 +82,11 @@ class Chunks:
     def next_number(self) -> int:
         """Number of chunks that have begun."""
         return self._next
+
+    @property
+    def run_is_long(self) -> bool:
+        """Whether as many chunks have begun in this run of the workflow as are to begin in one."""
+        return 0 < self._run.options.run_chunks <= self._next - self._run.progress.ended_chunks
 
     @property
     def all_begun(self) -> bool:
@@ -91,14 +108,23 @@ class Chunks:
 
     def begin(self) -> None:
         """Start as many further chunks as there is room for."""
-        most = batches.max_chunks(self._run.options, self._run.batch)
-        while not self.all_begun and len(self._running) < most:
+        fit = _MAX_TASK_BYTES // (self._batch.ByteSize() + _OWN_BYTES)
+        most = min(batches.max_chunks(self._run.options, self._run.batch), max(fit, 1))
+        while not self.all_begun and not self.run_is_long and len(self._running) < most:
             first = min(self._running, default=self._next)
             if self._next >= first + batches.span(self._run.options):
                 return
-            running = self._running[self._next] = _Running(self._all[self._next])
+            running = _Running(self._all[self._next])
+            if not self._start(running):
+                return
+            self._running[self._next] = running
             self._next += 1
-            self._start(running)
+
+    def resume(self) -> None:
+        """Start the chunks that waited for a lease, as far as there is one now."""
+        for running in self._running.values():
+            if running.handle is None and not self._start(running):
+                return
 
     def take(self) -> Iterator[internal_pb2.EndedChunk]:
         """Yield the chunks that have ended since. One with items left is started again."""
@@ -107,6 +133,9 @@ class Chunks:
                 continue
             before = batches.done_count(running.result)
             self._settle(running)
+            lacks = running.result.HasField("needed")
+            if lacks and running.is_last:
+                self._spend(next(iter(limits_of(running.result.needed)), ""))
             if batches.is_done(running.result, running.chunk):
                 yield self._ended(number)
                 continue
@@ -115,17 +144,19 @@ class Chunks:
                 self.incomplete = True
                 yield self._ended(number)
                 continue
-            running.idle_starts = running.idle_starts + 1 if batches.done_count(running.result) == before else 0
+            idle = batches.done_count(running.result) == before and not lacks
+            running.idle_starts = running.idle_starts + 1 if idle else 0
             if running.idle_starts == _MAX_IDLE_STARTS:
                 self.failure = batches.stop_failed(batches.CHUNK_FAILED, f"chunk {number} does not get on")
                 self.incomplete = True
                 yield self._ended(number)
                 continue
+            running.handle = None
             self._start(running)
 
     async def stop(self) -> list[internal_pb2.EndedChunk]:
         """Cancel what runs, wait for its end, and return what was done. Cancels of the workflow itself must wait."""
-        if any(not running.has_ended for running in self._running.values()):
+        if any(running.handle and not running.has_ended for running in self._running.values()):
             collected = await workflow.execute_activity(
                 activities.collect_chunks,
                 internal_pb2.CollectRequest(batch_id=self._batch_id),
@@ -144,10 +175,18 @@ class Chunks:
         return [self._ended(number) for number in [*self._running]]
 
     def _ended(self, number: int) -> internal_pb2.EndedChunk:
+        self._leases.drop(number)
         return internal_pb2.EndedChunk(chunk=number, result=self._running.pop(number).result)
 
-    def _start(self, running: _Running) -> None:
+    def _start(self, running: _Running) -> bool:
+        """Start a chunk, and return whether there was a lease for it."""
         chunk, run = running.chunk, self._run
+        lease = self._leases.lease(chunk.number, chunk.group, run.progress.usage, running.result)
+        if isinstance(lease, Spent):
+            self._spend(lease.field)
+        if not isinstance(lease, Lease):
+            return False
+        running.is_last = lease.last
         request = internal_pb2.ChunkRequest(
             batch_id=self._batch_id,
             chunk=chunk.number,
@@ -160,6 +199,8 @@ class Chunks:
             tenant=self._tenant,
             create_time=run.options.create_time,
             expire_time=run.options.expire_time,
+            grant=lease.grant if self._leases.limited else None,
+            last_grant=lease.last,
             max_concurrent=batches.concurrent_items(run.options, run.batch),
             default_max_tokens=chunk.group.default_max_tokens,
             price=chunk.group.price if chunk.group.HasField("price") else None,
@@ -179,6 +220,10 @@ class Chunks:
             priority=workflow.info().priority,
         )
         running.starts += 1
+        return True
+
+    def _spend(self, field: str) -> None:
+        self.failure, self.incomplete = self.failure or batches.stop_spent(field), True
 
     def _settle(self, running: _Running) -> None:
         """Take over what an ended activity has done, and note a failure that the batch does not survive."""
@@ -197,3 +242,4 @@ class Chunks:
                 message = errors.message_of(errors.EngineFailed(cause.message))
                 self.failure = batches.stop_failed(cause.type or batches.CHUNK_FAILED, message)
         running.result = batches.later(found, running.result)
+        self._leases.settle(running.chunk.number, running.result.usage)

@@ -107,11 +107,15 @@ class BatchActivities:
             for ref in progress.manifests:
                 for chunk in (await read_manifest(store, ref)).chunks:
                     kept.update(segment.file_id for segment in chunk.result.segments)
-            folder = folder_of(request.batch_id, tenant_of(request.batch_id))
-            async with aclosing(store.list(folder)) as objects:
-                unneeded = [item.name async for item in objects if item.name not in kept]
-            for first in range(0, len(unneeded), _REMOVED_AT_ONCE):
-                await store.delete(unneeded[first : first + _REMOVED_AT_ONCE])
+            unneeded: list[str] = []
+            async with aclosing(store.list(folder_of(request.batch_id, tenant_of(request.batch_id)))) as objects:
+                async for item in objects:
+                    if item.name not in kept:
+                        unneeded.append(item.name)
+                    if len(unneeded) == _REMOVED_AT_ONCE:
+                        await store.delete(unneeded)
+                        unneeded.clear()
+            await store.delete(unneeded)
         if request.ledger:
             await self._releases.release(request.ledger, request.batch_id, progress.usage.output_tokens)
 

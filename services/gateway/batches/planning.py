@@ -31,7 +31,9 @@ class _OperatorsRules:
 
     def __init__(self, settings: GatewaySettings, models: Models, task: internal_pb2.PlanTask) -> None:
         self._bounds = JobBounds(models, settings, None)
+        self._costs = task.request.batch.budget.cost_micros > 0
         self._creator = Caller(task.request.tenant, "", frozenset(task.request.scopes))
+        self._models = models
         # The checks of the gateway wait for threads that count tokens.
         self._loop = asyncio.new_event_loop()
 
@@ -41,6 +43,8 @@ class _OperatorsRules:
             yield Violation("prompt_file", "is not for the line of a batch; write the text into prompt or messages")
             return
         request = llm_pb2.SubmitRequest(job=job)
+        if self._costs and (model := self._models.get(job.model)) is not None and model.price is None:
+            yield Violation("model", "has no price, which budget.cost_micros of the batch needs")
         for field, description in self._loop.run_until_complete(self._bounds.check(request)):
             yield Violation(field.removeprefix(_OF_JOB), description)
         try:

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
 from typing import Final
 
 from feed.feed import Feed, Fence, RecordHandler, ignore
@@ -40,7 +41,7 @@ class ChunkLog:
         self._recoveries = feed.recoveries
         self._renewals = 0
         self._pending: list[internal_pb2.ItemRecord] = []
-        self._earlier: dict[int, list[internal_pb2.FeedRecord]] = {}
+        self._earlier: dict[int, list[internal_pb2.ItemRecord]] = {}
         self._needed_bytes = 0
         self._bytes = 0
         self._flushing = asyncio.Lock()
@@ -66,10 +67,13 @@ class ChunkLog:
         """Return the log of an item, with what earlier attempts have written. Call it once for each item."""
         return ItemLog(self, place, self._earlier.pop(place, []))
 
-    def add(self, place: int, record: internal_pb2.FeedRecord) -> int:
+    def add(self, place: int, record: internal_pb2.FeedRecord, engine_time: timedelta) -> int:
         """Add a record of an item, to be written with the next flush, and return its size in bytes."""
-        self._pending.append(internal_pb2.ItemRecord(item=place, record=record))
-        size = record.ByteSize()
+        added = internal_pb2.ItemRecord(item=place, record=record)
+        if engine_time:
+            added.engine_time.FromTimedelta(engine_time)
+        self._pending.append(added)
+        size = added.ByteSize()
         self._needed_bytes += size
         return size
 
@@ -113,9 +117,9 @@ class ChunkLog:
         self._bytes += size
         await self._feed.append(self._key, internal_pb2.FeedRecord(writer=self.name, item_records=records))
 
-    async def _read(self, wanted: Collection[int]) -> dict[int, list[internal_pb2.FeedRecord]]:
+    async def _read(self, wanted: Collection[int]) -> dict[int, list[internal_pb2.ItemRecord]]:
         """Return what each of the items has written before this attempt's takeover, which is stored."""
-        fence, found = Fence(), defaultdict(list)
+        fence, found = Fence(), defaultdict[int, list[internal_pb2.ItemRecord]](list)
         try:
             async with asyncio.timeout(_SILENCE_SECONDS) as silence:
 
@@ -126,7 +130,7 @@ class ChunkLog:
                     if fence.admits(record):
                         for part in record.item_records.records:
                             if part.item in wanted:
-                                found[part.item].append(part.record)
+                                found[part.item].append(part)
                     return False
 
                 await self._feed.read(self._key, on_record)
@@ -143,11 +147,16 @@ class ItemLog:
     here.
     """
 
-    def __init__(self, log: ChunkLog, place: int, earlier: list[internal_pb2.FeedRecord]) -> None:
+    def __init__(self, log: ChunkLog, place: int, earlier: Sequence[internal_pb2.ItemRecord]) -> None:
+        self.engine_time: Callable[[], timedelta] = timedelta
+        """Returns for how long engines have generated for the item, in all attempts."""
         self._log = log
         self._place = place
-        self._records = earlier
+        self._records = [part.record for part in earlier]
         self._bytes = 0
+        if earlier:
+            before = earlier[-1].engine_time.ToTimedelta()
+            self.engine_time = lambda: before
 
     @property
     def is_new(self) -> bool:
@@ -171,7 +180,7 @@ class ItemLog:
     async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
         """See Feed."""
         self._records.append(record)
-        self._bytes += self._log.add(self._place, record)
+        self._bytes += self._log.add(self._place, record, self.engine_time())
 
     async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """See Feed. The record is stored with the next flush of the chunk's log."""

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from google.rpc import status_pb2
@@ -79,14 +80,18 @@ class ItemRunner:
         self.stop: Stop | None = None
         """Set before the tasks of items are cancelled."""
 
-    async def run(self, item: RunningItem, line: PlacedLine) -> batch_pb2.BatchItem:
+    def parse(self, line: PlacedLine) -> Line:
+        """Return the line of an item with its job, or as a bad one."""
+        parsed = self._reader.read(line.raw)
+        if parsed.job is not None and parsed.watch:
+            return parsed.with_problem(Violation("watch", "is not supported in a chunk"))
+        return parsed
+
+    async def run(self, item: RunningItem, parsed: Line) -> batch_pb2.BatchItem:
         """Return the item once it has ended by itself, or by a stop with a status.
 
         Raises CancelledError for any other stop, WorkerGone when the engine is dead. The log then has what was made.
         """
-        parsed = self._reader.read(line.raw)
-        if parsed.job is not None and parsed.watch:
-            parsed = parsed.with_problem(Violation("watch", "is not supported in a chunk"))
         if parsed.job is None:
             ended = bad_item(parsed)
             ended.end_time.GetCurrentTime()
@@ -99,16 +104,19 @@ class ItemRunner:
         )
         limit = parsed.job.timeouts.run.ToTimedelta() or DEFAULT_RUN_TIMEOUT
         while True:
+            before = item.log.engine_time()
             attempt = item.attempt = ItemAttempt(
                 request,
                 self._number,
                 datetime.now(UTC),
-                str(line.place),
+                str(item.place),
                 self._worker,
                 item.log,
                 self._settings,
                 self._throttle,
             )
+            attempt.times.go_on_from(before)
+            item.log.engine_time = partial(_engine_time, attempt)
             reason, error = await self._run_attempt(item, attempt, limit.total_seconds())
             stop = self.stop
             if stop is not None and (error is stop.error or isinstance(error, WorkerGone)):
@@ -191,3 +199,7 @@ class ItemRunner:
         )
         ended.end_time.GetCurrentTime()
         return ended
+
+
+def _engine_time(attempt: ItemAttempt) -> timedelta:
+    return attempt.times.engine_time
