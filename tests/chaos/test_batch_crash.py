@@ -21,6 +21,7 @@ from deploy.local.stack import Stack
 from durable_llm import AsyncClient, RetryPolicy
 from llm_pb import batch_pb2
 from tests.support.batches import to_jsonl
+from tests.support.chunks import line
 from tests.support.encryption import Keys
 from tests.support.files import until
 from tests.support.scrapes import scrape
@@ -75,17 +76,7 @@ async def generated(stack: Stack, name: str) -> int:
 
 async def test_a_batch_survives_the_sigkill_of_every_process(stack: Stack, tmp_path: Path) -> None:
     path, output = tmp_path / "lines.jsonl", tmp_path / "output.jsonl"
-    path.write_bytes(
-        to_jsonl(
-            {
-                "request_id": f"{number}",
-                "model": "docstrings",
-                "prompt": f"Say {number}.",
-                "params": {"max_tokens": TOKENS},
-            }
-            for number in range(LINES)
-        )
-    )
+    path.write_bytes(to_jsonl(line(number, max_tokens=TOKENS) for number in range(LINES)))
     made = 0
     async with AsyncClient(stack.address("gateway"), retry=PATIENT) as client:
         started = await client.batches.start(path, user_id="alice", budget={"output_tokens": LINES * TOKENS})

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Final
 
@@ -41,7 +41,8 @@ class ChunkLog:
         self._recoveries = feed.recoveries
         self._renewals = 0
         self._pending: list[internal_pb2.ItemRecord] = []
-        self._earlier: dict[int, list[internal_pb2.ItemRecord]] = {}
+        self._earlier: dict[int, list[internal_pb2.FeedRecord]] = {}
+        self._engine_times: dict[int, timedelta] = {}
         self._needed_bytes = 0
         self._bytes = 0
         self._flushing = asyncio.Lock()
@@ -65,7 +66,7 @@ class ChunkLog:
 
     def item(self, place: int) -> "ItemLog":
         """Return the log of an item, with what earlier attempts have written. Call it once for each item."""
-        return ItemLog(self, place, self._earlier.pop(place, []))
+        return ItemLog(self, place, self._earlier.pop(place, []), self._engine_times.pop(place, timedelta()))
 
     def add(self, place: int, record: internal_pb2.FeedRecord, engine_time: timedelta) -> int:
         """Add a record of an item, to be written with the next flush, and return its size in bytes."""
@@ -117,9 +118,9 @@ class ChunkLog:
         self._bytes += size
         await self._feed.append(self._key, internal_pb2.FeedRecord(writer=self.name, item_records=records))
 
-    async def _read(self, wanted: Collection[int]) -> dict[int, list[internal_pb2.ItemRecord]]:
+    async def _read(self, wanted: Collection[int]) -> dict[int, list[internal_pb2.FeedRecord]]:
         """Return what each of the items has written before this attempt's takeover, which is stored."""
-        fence, found = Fence(), defaultdict[int, list[internal_pb2.ItemRecord]](list)
+        fence, found = Fence(), defaultdict(list)
         try:
             async with asyncio.timeout(_SILENCE_SECONDS) as silence:
 
@@ -130,7 +131,8 @@ class ChunkLog:
                     if fence.admits(record):
                         for part in record.item_records.records:
                             if part.item in wanted:
-                                found[part.item].append(part)
+                                found[part.item].append(part.record)
+                                self._engine_times[part.item] = part.engine_time.ToTimedelta()
                     return False
 
                 await self._feed.read(self._key, on_record)
@@ -147,16 +149,16 @@ class ItemLog:
     here.
     """
 
-    def __init__(self, log: ChunkLog, place: int, earlier: Sequence[internal_pb2.ItemRecord]) -> None:
-        self.engine_time: Callable[[], timedelta] = timedelta
+    def __init__(
+        self, log: ChunkLog, place: int, earlier: list[internal_pb2.FeedRecord], engine_time: timedelta
+    ) -> None:
+        """`engine_time` is that of earlier attempts."""
+        self.engine_time: Callable[[], timedelta] = lambda: engine_time
         """Returns for how long engines have generated for the item, in all attempts."""
         self._log = log
         self._place = place
-        self._records = [part.record for part in earlier]
+        self._records = earlier
         self._bytes = 0
-        if earlier:
-            before = earlier[-1].engine_time.ToTimedelta()
-            self.engine_time = lambda: before
 
     @property
     def is_new(self) -> bool:
