@@ -1,8 +1,8 @@
 """Whether a batch is as fast as vLLM's own `vllm run-batch` on the same lines, and what its order is worth.
 
 Both read the same file of chat completions, greedy, with the same engine options, in separate processes. Only one of
-them works at a time. The suite's time is from the upload of the file to the end of the batch, whose output is written by
-then. That of `peer_run_batch` is from reading the file to its written output, without the start of its engine.
+them works at a time. The suite's time is from the upload of the file to the end of the batch, which has written its
+output by then. That of `peer_run_batch` is from reading the file to its written output; its engine has started before.
 
 - `different prompts`: no two lines have much in common.
 - `shared prompts`: groups of lines begin with the same long text, and the lines of a group are far from one another.
@@ -38,7 +38,7 @@ from llm_pb import batch_pb2
 
 @dataclass(frozen=True)
 class Sizes:
-    """The options of the command line. `lines` and `tokens` are of different prompts, `groups` and `members` of shared."""
+    """The options of the command line. `lines` and `tokens` are of different prompts, `groups`, `members` of shared."""
 
     rounds: int = 7
     lines: int = 256

@@ -37,8 +37,9 @@ from services.gpu_worker.batch.stops import Stop, first_of, stop_expired, stop_f
 from services.gpu_worker.seats import Demand, Seat
 from services.gpu_worker.settings import GpuWorkerSettings
 
-_FLUSH_SECONDS: Final = 1.0
-"""Time after which results are written to the store."""
+_FLUSH_SECONDS: Final = 2.0
+"""Time after which results are written to the store, and named in a heartbeat. A heartbeat costs Temporal as much as
+several items, and results are to be read 5 s after they were generated."""
 _MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 """Size of results that wait for a store that is away, from which on no further item begins."""
 _LAST_FLUSH: Final = timedelta(seconds=5)
@@ -83,6 +84,7 @@ class ChunkRun:
         self._flushed = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._left = 0
+        self._reported_at = 0.0
         self._demand = Demand(background=is_background(self._job_class))
         self._working: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
@@ -225,6 +227,10 @@ class ChunkRun:
             self._waiting_bytes -= sum(item.ByteSize() for _, item in ended)
             self._flushed.set()
             self._metrics.flushed(time.monotonic() - began)
+        self._report()
+
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
         activity.heartbeat(self.result())
 
     async def _finish(self) -> None:
@@ -277,10 +283,12 @@ class ChunkRun:
                 return
 
     async def _beat(self) -> None:
-        interval = activity.info().heartbeat_timeout or timedelta(seconds=30)
+        timeout = activity.info().heartbeat_timeout or timedelta(seconds=30)
+        interval = min(self._heartbeat_seconds, timeout.total_seconds() / 3)
         while True:
-            activity.heartbeat(self.result())
-            await asyncio.sleep(min(self._heartbeat_seconds, interval.total_seconds() / 3))
+            if time.monotonic() - self._reported_at > min(_FLUSH_SECONDS, timeout.total_seconds() / 3) - interval / 2:
+                self._report()
+            await asyncio.sleep(interval)
             self._end_hung_items()
             self._hand_over_without_seats()
 
