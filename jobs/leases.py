@@ -51,7 +51,9 @@ def used_of(usage: common_pb2.Usage) -> Amounts:
 
 def to_budget(amounts: Amounts) -> common_pb2.Budget:
     """Return the budget with these limits."""
-    budget = common_pb2.Budget(**{name: value for name, value in amounts.items() if name != ENGINE_TIME})
+    budget = common_pb2.Budget()
+    for name in _NUMBERS:
+        setattr(budget, name, amounts.get(name, 0))
     if ENGINE_TIME in amounts:
         budget.engine_time.FromNanoseconds(amounts[ENGINE_TIME])
     return budget

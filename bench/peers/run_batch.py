@@ -24,7 +24,8 @@ from bench.peers import vllm_cli
 
 def parse(flags: list[str], lines: str, output: str) -> Namespace:
     """Return the arguments of `vllm run-batch`."""
-    return make_arg_parser(FlexibleArgumentParser()).parse_args([*flags, "-i", lines, "-o", output])
+    parsed: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*flags, "-i", lines, "-o", output])
+    return parsed
 
 
 async def main(flags: list[str], answers: Any) -> None:
