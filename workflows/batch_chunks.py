@@ -7,6 +7,7 @@ before a cancel, after which Temporal would drop it.
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Final
 
@@ -56,15 +57,33 @@ class _Running:
         return self.handle is not None and self.handle.done()
 
 
+@dataclass
+class _Window:
+    """The chunks of a kind, which run in the order of the plan."""
+
+    first: int
+    end: int
+    next: int
+    most: int
+    """Maximum number of chunks that run or wait."""
+
+
 class Chunks:
-    """Runs the chunks of a plan, from the first one that has not ended."""
+    """Runs the chunks of a plan, from the first one of each kind that has not ended.
+
+    Those of watched items come last in the plan, and run beside the others.
+    """
 
     def __init__(self, run: internal_pb2.BatchRun, batch_id: str, tenant: str) -> None:
         self._run = run
         self._batch_id = batch_id
         self._tenant = tenant
         self._all = batches.chunks_of(run.progress.plan, run.options)
-        self._next = run.progress.ended_chunks
+        watched = sum(chunk.group.watched for chunk in self._all)
+        first, end = len(self._all) - watched, len(self._all)
+        most = batches.max_chunks(run.options, run.batch)
+        self._others = _Window(0, first, run.progress.ended_chunks, most)
+        self._watched = _Window(first, end, first + run.progress.ended_watched, batches.WATCHED_CHUNKS)
         self._running: dict[int, _Running] = {}
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
@@ -73,25 +92,29 @@ class Chunks:
         self._leases = Leases(
             run.batch.budget if limited else common_pb2.Budget(), batches.max_chunks(run.options, run.batch)
         )
+        # It may hold a secret, and no item needs it.
+        self._batch.ClearField("notify")
         self.incomplete = False
         """Whether a chunk has ended with items left that do not run any more."""
         self.failure: batches.Stop | None = None
         """Why the batch cannot go on."""
 
-    @property
-    def next_number(self) -> int:
-        """Number of chunks that have begun."""
-        return self._next
+    def note_begun(self, progress: internal_pb2.BatchProgress) -> None:
+        """Write down where the next run of the workflow begins, once no chunk runs."""
+        progress.ended_chunks = self._others.next
+        progress.ended_watched = self._watched.next - self._watched.first
 
     @property
     def run_is_long(self) -> bool:
         """Whether as many chunks have begun in this run of the workflow as are to begin in one."""
-        return 0 < self._run.options.run_chunks <= self._next - self._run.progress.ended_chunks
+        progress, watched = self._run.progress, self._watched.next - self._watched.first
+        begun = self._others.next - progress.ended_chunks + watched - progress.ended_watched
+        return 0 < self._run.options.run_chunks <= begun
 
     @property
     def all_begun(self) -> bool:
         """Whether there is no chunk left to begin."""
-        return self._next == len(self._all)
+        return self._others.next == self._others.end and self._watched.next == self._watched.end
 
     def finished(self) -> bool:
         """Return whether every item has ended by itself."""
@@ -108,17 +131,21 @@ class Chunks:
 
     def begin(self) -> None:
         """Start as many further chunks as there is room for."""
-        fit = _MAX_TASK_BYTES // (self._batch.ByteSize() + _OWN_BYTES)
-        most = min(batches.max_chunks(self._run.options, self._run.batch), max(fit, 1))
-        while not self.all_begun and not self.run_is_long and len(self._running) < most:
-            first = min(self._running, default=self._next)
-            if self._next >= first + batches.span(self._run.options):
+        fit = max(_MAX_TASK_BYTES // (self._batch.ByteSize() + _OWN_BYTES), 1)
+        for window in (self._watched, self._others):
+            self._begin(window, fit)
+
+    def _begin(self, window: _Window, fit: int) -> None:
+        while window.next < window.end and not self.run_is_long:
+            running = [number for number in self._running if window.first <= number < window.end]
+            first = min(running, default=window.next)
+            if len(running) >= min(window.most, fit) or window.next >= first + batches.span(self._run.options):
                 return
-            running = _Running(self._all[self._next])
-            if not self._start(running):
+            begun = _Running(self._all[window.next])
+            if not self._start(begun):
                 return
-            self._running[self._next] = running
-            self._next += 1
+            self._running[window.next] = begun
+            window.next += 1
 
     def resume(self) -> None:
         """Start the chunks that waited for a lease, as far as there is one now."""
@@ -154,7 +181,7 @@ class Chunks:
             running.handle = None
             self._start(running)
 
-    async def stop(self) -> list[internal_pb2.EndedChunk]:
+    async def stop(self, why: batches.Stop | None) -> list[internal_pb2.EndedChunk]:
         """Cancel what runs, wait for its end, and return what was done. Cancels of the workflow itself must wait."""
         if any(running.handle and not running.has_ended for running in self._running.values()):
             collected = await workflow.execute_activity(
@@ -172,20 +199,38 @@ class Chunks:
         await asyncio.gather(*handles, return_exceptions=True)
         for running in self._running.values():
             self._settle(running)
+        if why is not None:
+            await self._stop_watched(why)
         return [self._ended(number) for number in [*self._running]]
+
+    async def _stop_watched(self, why: batches.Stop) -> None:
+        """End the jobs that items are: they run on when the activity that has followed them is cancelled."""
+        stopping = [
+            running
+            for running in self._running.values()
+            if running.chunk.group.watched and not batches.is_done(running.result, running.chunk)
+        ]
+        for running in stopping:
+            self._start(running, why)
+        await asyncio.gather(*[running.handle for running in stopping if running.handle], return_exceptions=True)
+        for running in stopping:
+            self._settle(running)
 
     def _ended(self, number: int) -> internal_pb2.EndedChunk:
         self._leases.drop(number)
         return internal_pb2.EndedChunk(chunk=number, result=self._running.pop(number).result)
 
-    def _start(self, running: _Running) -> bool:
-        """Start a chunk, and return whether there was a lease for it."""
+    def _start(self, running: _Running, stop: batches.Stop | None = None) -> bool:
+        """Start a chunk, and return whether there was a lease for it; or with `stop` its end: then no item begins."""
         chunk, run = running.chunk, self._run
-        lease = self._leases.lease(chunk.number, chunk.group, run.progress.usage, running.result)
-        if isinstance(lease, Spent):
-            self._spend(lease.field)
-        if not isinstance(lease, Lease):
-            return False
+        watched, lease = chunk.group.watched, Lease(common_pb2.Budget(), last=False)
+        if stop is None:
+            found = self._leases.lease(chunk.number, chunk.group, run.progress.usage, running.result)
+            if isinstance(found, Spent):
+                self._spend(found.field)
+            if not isinstance(found, Lease):
+                return False
+            lease = found
         running.is_last = lease.last
         request = internal_pb2.ChunkRequest(
             batch_id=self._batch_id,
@@ -199,18 +244,24 @@ class Chunks:
             tenant=self._tenant,
             create_time=run.options.create_time,
             expire_time=run.options.expire_time,
-            grant=lease.grant if self._leases.limited else None,
+            grant=lease.grant if self._leases.limited and stop is None else None,
             last_grant=lease.last,
-            max_concurrent=batches.concurrent_items(run.options, run.batch),
+            max_concurrent=batches.concurrent_items(run.options, run.batch, watched=watched),
             default_max_tokens=chunk.group.default_max_tokens,
             price=chunk.group.price if chunk.group.HasField("price") else None,
         )
+        if stop is not None:
+            request.otherwise = stop.items
+            request.error.CopyFrom(stop.error)
+        queue = queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND)
+        if watched:
+            queue = workflow.info().task_queue + names.WATCHED_QUEUE_SUFFIX
         left = run.options.expire_time.ToDatetime(UTC) - workflow.now()
         limit = run.options.heartbeat_timeout.ToTimedelta() or _HEARTBEAT_TIMEOUT
         running.handle = workflow.start_activity(
             activities.run_batch_chunk,
             request,
-            task_queue=queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND),
+            task_queue=queue,
             activity_id=f"{batches.CHUNK_ID_PREFIX}{chunk.number}-{running.starts}",
             schedule_to_close_timeout=max(left, timedelta(0)) + _GRACE,
             heartbeat_timeout=limit,

@@ -220,18 +220,6 @@ async def test_what_no_batch_is_is_refused(stubs: Stubs) -> None:
     assert {"batch.user_id", "batch.request_id", "batch.input.file_id", "batch.max_failure_rate"} <= fields
 
 
-async def test_what_this_version_cannot_do_is_refused(stubs: Stubs) -> None:
-    batch = await new_batch(stubs, lines_of(1))
-    batch.notify.add().nats.subject = "a.b"
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await stubs.create(batch)
-    assert {violation.field for violation in details_of(error.value)["BadRequest"].field_violations} == {"batch.notify"}
-    watched = await create(stubs, to_jsonl([{**lines_of(1)[0], "watch": True}]))
-    status = await stubs.end(watched.batch_id)
-    bad: error_details_pb2.BadRequest = unpack(status.error)["BadRequest"]
-    assert [violation.field for violation in bad.field_violations] == ["lines[0].watch"]
-
-
 async def test_too_many_failures_stop_a_batch(stubs: Stubs, temporal: Client, stack: Stack) -> None:
     async with running(temporal, stack.state_dir, failing=frozenset(range(0, 2000, 2))):
         created = await create(stubs, lines_of(2000), max_failure_rate=0.2, max_concurrent=1)
@@ -354,3 +342,12 @@ async def test_a_gpu_worker_runs_a_batch(stubs: Stubs) -> None:
     assert sorted(items) == list(range(200))
     used = sum(item.result.metadata.output_tokens for item in items.values())
     assert status.usage.output_tokens == used > 0
+
+
+async def test_watched_items_have_a_part_of_the_budget(stubs: Stubs) -> None:
+    lines = [{**line, "watch": True} for line in long_lines(30, 20)]
+    created = await create(stubs, lines, budget={"output_tokens": 510})
+    status = await stubs.end(created.batch_id)
+    assert (status.state, reason_of(status)) == (batch_pb2.BATCH_STATE_FAILED, "BUDGET_SPENT")
+    assert status.usage.output_tokens == 510
+    assert (status.counts.succeeded, status.counts.failed, status.counts.cancelled) == (25, 1, 4)
