@@ -134,6 +134,20 @@ def add_usage(total: common_pb2.Usage, more: common_pb2.Usage, *, first: bool) -
         total.ClearField("cost_micros")
 
 
+def add_ended(progress: internal_pb2.BatchProgress, chunk: internal_pb2.EndedChunk) -> None:
+    """Add a chunk that has ended to what a batch has done, unless no item of it has ended."""
+    result = chunk.result
+    if not result.done.strip(b"\0"):
+        return
+    first = not ended(progress.counts)
+    add_counts(progress.counts, result.counts)
+    add_usage(progress.usage, result.usage, first=first)
+    result.ClearField("counts")
+    result.ClearField("usage")
+    result.ClearField("needed")
+    progress.recent.append(chunk)
+
+
 def ended(counts: common_pb2.WorkCounts) -> int:
     """Return the number of ended items."""
     return counts.succeeded + counts.failed + counts.cancelled + counts.expired
@@ -158,6 +172,16 @@ def too_many_failures(batch: batch_pb2.BatchRequest, counts: common_pb2.WorkCoun
     """Return whether a larger share of the ended items has failed than the batch allows."""
     judged = ended(counts)
     return judged >= MIN_JUDGED and 0 < batch.max_failure_rate < counts.failed / judged
+
+
+def stop_of_use(batch: batch_pb2.BatchRequest, progress: internal_pb2.BatchProgress) -> Stop | None:
+    """Return why a batch must not go on for what it has used, or for what has failed; None if it may."""
+    if field := spent(batch, progress.usage):
+        return stop_spent(field)
+    if too_many_failures(batch, progress.counts):
+        message = f"{progress.counts.failed} of {ended(progress.counts)} items have failed"
+        return stop_failed(TOO_MANY_FAILURES, message)
+    return None
 
 
 def describe(status: batch_pb2.BatchStatus, batch: batch_pb2.BatchRequest) -> None:

@@ -183,7 +183,9 @@ class LLMBatchWorkflow:
                 workflow.continue_as_new(self._run)
             await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
             self._note(chunks.take())
-            self._stop = self._stop or chunks.failure or (None if chunks.finished() else self._spent())
+            self._stop = self._stop or chunks.failure
+            if self._stop is None and not chunks.finished():
+                self._stop = batches.stop_of_use(self._run.batch, self._progress)
             if len(self._progress.recent) >= recent:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
@@ -192,29 +194,8 @@ class LLMBatchWorkflow:
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
         """Add ended chunks to the sums and to the list."""
-        progress = self._progress
         for chunk in ended:
-            result = chunk.result
-            if not result.done.strip(b"\0"):
-                continue
-            first = not batches.ended(progress.counts)
-            batches.add_counts(progress.counts, result.counts)
-            batches.add_usage(progress.usage, result.usage, first=first)
-            result.ClearField("counts")
-            result.ClearField("usage")
-            result.ClearField("needed")
-            progress.recent.append(chunk)
-
-    def _spent(self) -> batches.Stop | None:
-        """Return why the batch must not go on for what it has used, or for what has failed."""
-        batch, progress = self._run.batch, self._progress
-        if field := batches.spent(batch, progress.usage):
-            return batches.stop_spent(field)
-        if batches.too_many_failures(batch, progress.counts):
-            counts = progress.counts
-            message = f"{counts.failed} of {batches.ended(counts)} items have failed"
-            return batches.stop_failed(batches.TOO_MANY_FAILURES, message)
-        return None
+            batches.add_ended(self._progress, chunk)
 
     async def _write_manifest(self) -> None:
         progress = self._progress
