@@ -62,6 +62,15 @@ ACTIVITY_COLLECT_CHUNKS: Final = "CollectChunks"
 ACTIVITY_WRITE_MANIFEST: Final = "WriteManifest"
 ACTIVITY_MERGE_BATCH: Final = "MergeBatch"
 ACTIVITY_CLEAN_BATCH: Final = "CleanBatch"
+# A pipeline, and what it does: see pipelines.workflow.
+PIPELINE_WORKFLOW_TYPE: Final = "LLMPipelineWorkflow"
+UPDATE_ANSWER_STEP: Final = "AnswerStep"
+ACTIVITY_ADMIT_STEP: Final = "AdmitStep"
+ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
+# Types of the errors with which an answer is refused.
+STEP_NOT_FOUND: Final = "STEP_NOT_FOUND"
+STEP_NOT_WAITING: Final = "STEP_NOT_WAITING"
+STEP_ANSWERED: Final = "STEP_ANSWERED"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"

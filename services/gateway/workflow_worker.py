@@ -14,6 +14,7 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
+from pipelines.workflow import LLMPipelineWorkflow
 from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
@@ -35,6 +36,7 @@ from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
@@ -178,12 +180,11 @@ def workflow_worker(
     file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
     effects = Effects(client, settings.workflow_queue)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
-    scheduled = ScheduledJobs(
-        JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=store is not None),
-        JobBounds(models, settings, PromptFiles(file_reader, store, models)),
-        JobCancellation(effects, reader),
-        reader,
-    )
+    has_store = store is not None
+    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
+    bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
+    scheduled = ScheduledJobs(submission, bounds, JobCancellation(effects, reader), reader)
+    in_pipelines = PipelineSteps(models, settings, bounds, feed, has_store=has_store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
@@ -199,6 +200,7 @@ def workflow_worker(
             LLMScheduledWorkflow,
             LLMFileWorkflow,
             LLMBatchWorkflow,
+            LLMPipelineWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
@@ -207,6 +209,7 @@ def workflow_worker(
             *(scheduled.start, scheduled.check),
             *(batches.plan_batch, batches.collect_chunks, batches.write_manifest, batches.merge_batch),
             batches.clean_batch,
+            *(in_pipelines.admit_step, in_pipelines.publish_pipeline),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
