@@ -26,10 +26,11 @@ from jobs.errors import (
 from jobs.field_rules import Violation
 from jobs.options import DEFAULT_RUN_TIMEOUT
 from jobs.outcome import final_state
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
 from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
+from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.report_throttle import ReportThrottle
@@ -50,6 +51,7 @@ class RunningItem:
     place: int
     seat: Seat
     log: ItemLog
+    losses: Losses
     attempt: ItemAttempt | None = None
     task: "asyncio.Task[None] | None" = None
     hung: bool = False
@@ -120,6 +122,7 @@ class ItemRunner:
                 item.log,
                 self._settings,
                 self._throttle,
+                losses=item.losses,
             )
             attempt.times.go_on_from(before)
             item.log.engine_time = partial(_engine_time, attempt)
@@ -209,3 +212,11 @@ class ItemRunner:
 
 def _engine_time(attempt: ItemAttempt) -> timedelta:
     return attempt.times.engine_time
+
+
+def seat_request(chunk: internal_pb2.ChunkRequest, place: int) -> internal_pb2.RunRequest:
+    """Return what orders an item among those who want a seat: one that has paused goes before one that begins."""
+    request = internal_pb2.RunRequest(create_time=chunk.create_time)
+    request.job.job_class = chunk.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
+    request.create_time.FromNanoseconds(request.create_time.ToNanoseconds() + place)
+    return request

@@ -20,18 +20,17 @@ from typing import Final
 from temporalio import activity
 
 from batches.chunk import Chunk, usage_of
-from batches.chunk_lines import ChunkLines, PlacedLine
+from batches.chunk_lines import ChunkLines
 from batches.grants import Grant
 from batches.lines import Line
 from batches.patience import patiently
 from batches.segment_writer import SegmentWriter
-from jobs.classes import is_background
 from jobs.errors import EngineDead, JobError, WorkerShutdown
 from llm_pb import batch_pb2, common_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.item_attempt import LOG_SECONDS
-from services.gpu_worker.batch.items import ItemRunner, RunningItem
+from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
 from services.gpu_worker.batch.metrics import ChunkMetrics
 from services.gpu_worker.batch.stops import Stop, first_of, stop_expired, stop_for_grant, stop_of
 from services.gpu_worker.seats import Demand, Seat
@@ -61,7 +60,9 @@ class ChunkRun:
         grant: Grant,
         settings: GpuWorkerSettings,
         metrics: ChunkMetrics,
+        suspects: asyncio.Lock,
     ) -> None:
+        """`suspects` is held by the one suspect that the worker runs: see losses.py."""
         self.chunk = chunk
         self._grant = grant
         self._request = request
@@ -71,6 +72,7 @@ class ChunkRun:
         self._lines = lines
         self._jobs = jobs
         self._metrics = metrics
+        self._suspects = suspects
         self._job_class = request.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
@@ -85,7 +87,7 @@ class ChunkRun:
         self._flushing = asyncio.Lock()
         self._left = 0
         self._reported_at = 0.0
-        self._demand = Demand(background=is_background(self._job_class))
+        self._demand = Demand()
         self._working: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -105,6 +107,8 @@ class ChunkRun:
         with self._jobs.seats.chunk(self._demand), self._beside():
             if not first:
                 await self._log.take_over(set(todo))
+                # The others do not wait for them.
+                todo.sort(key=lambda place: self._log.losses(place).in_vain > 0)
             working = self._working = asyncio.create_task(self._work(todo))
             try:
                 left = self._request.expire_time.ToDatetime(UTC) - datetime.now(UTC)
@@ -171,14 +175,19 @@ class ChunkRun:
                     self._flushed.clear()
                     await self._flushed.wait()
                 with ExitStack() as stack:
-                    seat = stack.enter_context(self._jobs.seats.attempt(self._seat_request(placed)))
+                    if (losses := self._log.losses(placed.place)).in_vain:
+                        await self._suspects.acquire()
+                        stack.callback(self._suspects.release)
+                    seat = stack.enter_context(
+                        self._jobs.seats.attempt(seat_request(self._request, placed.place), item=True)
+                    )
                     if not seat.ask():
                         self._asking = seat
                         try:
                             await seat.wait(None)
                         finally:
                             self._asking = None
-                    item = RunningItem(placed.place, seat, self._log.item(placed.place))
+                    item = RunningItem(placed.place, seat, self._log.item(placed.place), losses)
                     self._running.add(item)
                     item.task = group.create_task(self._run_item(item, line))
                     item.task.add_done_callback(partial(self._end_item, item, stack.pop_all()))
@@ -204,13 +213,6 @@ class ChunkRun:
         # Another chunk may come for the seats that this one does not need any more.
         self._demand.items = min(self._left, self._most)
         seat.close()
-
-    def _seat_request(self, line: PlacedLine) -> internal_pb2.RunRequest:
-        """Return what orders an item among those who want a seat: one that has paused goes before one that begins."""
-        request = internal_pb2.RunRequest(create_time=self._request.create_time)
-        request.job.job_class = self._job_class
-        request.create_time.FromNanoseconds(request.create_time.ToNanoseconds() + line.place)
-        return request
 
     async def flush(self) -> None:
         """Make the items that have ended durable. Waits for a store that is away."""
