@@ -26,7 +26,7 @@ from batches.lines import Line
 from batches.patience import patiently
 from batches.segment_writer import SegmentWriter
 from jobs.errors import EngineDead, JobError, WorkerShutdown
-from llm_pb import batch_pb2, common_pb2, internal_pb2
+from llm_pb import batch_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.item_attempt import LOG_SECONDS
@@ -73,7 +73,6 @@ class ChunkRun:
         self._jobs = jobs
         self._metrics = metrics
         self._suspects = suspects
-        self._job_class = request.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
         self._pause_seconds = settings.pause_wait.total_seconds()
@@ -144,10 +143,6 @@ class ChunkRun:
             self._failure = asyncio.CancelledError()
         else:
             self._runner.stop = self.stop or stop
-
-    def result(self) -> internal_pb2.ChunkResult:
-        """Return what Temporal is to know now."""
-        return self.chunk.result(len(self._running))
 
     async def _work(self, todo: list[int]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -233,7 +228,7 @@ class ChunkRun:
 
     def _report(self) -> None:
         self._reported_at = time.monotonic()
-        activity.heartbeat(self.result())
+        activity.heartbeat(self.chunk.result(len(self._running)))
 
     async def _finish(self) -> None:
         """Make durable what can be, and leave the rest in the log."""
