@@ -65,6 +65,7 @@ def usage_of(item: batch_pb2.BatchItem) -> common_pb2.Usage:
     metadata = item.result.metadata
     usage = common_pb2.Usage(
         prompt_tokens=metadata.prompt_tokens,
+        cached_prompt_tokens=metadata.cached_prompt_tokens,
         output_tokens=metadata.output_tokens,
         wasted_tokens=metadata.wasted_tokens,
     )
