@@ -68,6 +68,11 @@ def batch_workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
     return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_JOB_ID)
 
 
+def item_workflow_id(batch_id: str, index: int) -> str:
+    """Return the id of the job that an item of a batch is: `<batch id>/<line>`, shortened like workflow_id()."""
+    return shortened(f"{batch_id}/{index}", MAX_JOB_ID)
+
+
 def schedule_id(user_id: str, request_id: str, tenant: str = "") -> str:
     """Return `llmschedule-<user>-<request>`, in the form of workflow_id() but of at most MAX_SCHEDULE_ID characters."""
     prefix = tenant_prefix(_SCHEDULE, tenant) if tenant else f"{_SCHEDULE}-"

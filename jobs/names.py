@@ -88,6 +88,10 @@ ACTIVITY_START_SCHEDULED_JOB: Final = "StartScheduledJob"
 ACTIVITY_CHECK_SCHEDULED_JOB: Final = "CheckScheduledJob"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
+# Appended to the workflows' queue: the chunks of batches whose items are jobs of their own run for hours, and must not
+# take the slots of other activities.
+WATCHED_QUEUE_SUFFIX: Final = ".watched"
+MAX_WORKFLOW_QUEUE: Final = MAX_TEMPORAL_ID - len(WATCHED_QUEUE_SUFFIX)
 GPU_QUEUE: Final = "llm-gpu-activities"
 NOTIFY_QUEUE: Final = "notifications-activities"
 # Appended to the notifiers' queue: NotifyProgress runs as long as its job, and must not take the slots of NotifyUI.

@@ -345,6 +345,7 @@ class NotifyRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     TARGET_INDEX_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
@@ -373,6 +374,12 @@ class NotifyRequest(_message.Message):
     def result(self) -> _llm_pb2.JobResult:
         """What the job produced. Unset when there is nothing, or nothing yet."""
 
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchStatus:
+        """The status of the batch whose outcome the event is, its state final. Then status has the batch's id and run alone, and result
+        and model are unset. Unset for a job.
+        """
+
     def __init__(
         self,
         *,
@@ -387,10 +394,11 @@ class NotifyRequest(_message.Message):
         project_id: _builtins.str = ...,
         event: _llm_pb2.NotifyEvent.ValueType = ...,
         target_index: _builtins.int | None = ...,
+        batch: _batch_pb2.BatchStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
     _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
@@ -1603,6 +1611,7 @@ class PlanGroup(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     first: _builtins.int
@@ -1613,6 +1622,8 @@ class PlanGroup(_message.Message):
     """Task queue of the model, as JobOptions.gpu_task_queue."""
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens."""
+    watched: _builtins.bool
+    """Whether the items are jobs of their own, for "watch": true. Such groups come last. A gateway runs their chunks."""
     @_builtins.property
     def price(self) -> _llm_pb2.ModelPrice:
         """The model's price when the batch was planned. Unset without one."""
@@ -1626,10 +1637,11 @@ class PlanGroup(_message.Message):
         queue: _builtins.str = ...,
         default_max_tokens: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        watched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "price", b"price", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "price", b"price", "queue", b"queue", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1656,6 +1668,8 @@ class ChunkRequest(_message.Message):
     MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    OTHERWISE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     chunk: _builtins.int
@@ -1670,6 +1684,8 @@ class ChunkRequest(_message.Message):
     """Maximum number of items of the chunk that run at the same time. 0: what the worker has free."""
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens, as RunRequest.default_max_tokens."""
+    otherwise: _llm_pb2.JobState.ValueType
+    """State of the items of watched chunks that end by error."""
     @_builtins.property
     def plan(self) -> _common_pb2.FileRef:
         """The plan: see BatchPlan."""
@@ -1702,6 +1718,12 @@ class ChunkRequest(_message.Message):
     def price(self) -> _llm_pb2.ModelPrice:
         """The model's price, as JobOptions.price. Unset without one."""
 
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the batch stops: of a watched chunk no item begins, and the jobs that run are cancelled and end with it. Unset as long as
+        the batch goes on, and in other chunks.
+        """
+
     def __init__(
         self,
         *,
@@ -1720,10 +1742,12 @@ class ChunkRequest(_message.Message):
         max_concurrent: _builtins.int = ...,
         default_max_tokens: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        otherwise: _llm_pb2.JobState.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "otherwise", b"otherwise", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2078,12 +2102,16 @@ class BatchOptions(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    MAX_WATCHED_FIELD_NUMBER: _builtins.int
     chunk_items: _builtins.int
     """Maximum number of items of a chunk. Default 128."""
     max_chunks: _builtins.int
     """Maximum number of chunks that run or wait for a worker at the same time. Default 50."""
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the batch as an open job. Empty: none does."""
+    max_watched: _builtins.int
+    """Maximum number of items with "watch": true that run or wait for a worker at the same time. Default 100."""
     @_builtins.property
     def limits(self) -> Global___BatchLimits:
         """Maxima of its input."""
@@ -2104,6 +2132,10 @@ class BatchOptions(_message.Message):
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The scopes of who created the batch. Its lines need those that jobs need."""
 
+    @_builtins.property
+    def delivery(self) -> Global___JobOptions:
+        """How the outcome is delivered: only the fields notify_… are set. Unset: nobody is notified."""
+
     def __init__(
         self,
         *,
@@ -2115,10 +2147,12 @@ class BatchOptions(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ledger: _builtins.str = ...,
         scopes: _abc.Iterable[_builtins.str] | None = ...,
+        delivery: Global___JobOptions | None = ...,
+        max_watched: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "max_watched", b"max_watched", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2138,8 +2172,11 @@ class BatchProgress(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
+    ENDED_WATCHED_FIELD_NUMBER: _builtins.int
     ended_chunks: _builtins.int
     """Number of chunks that had ended when this run of the workflow began: those with lower numbers."""
+    ended_watched: _builtins.int
+    """As ended_chunks, of the chunks of watched items: how many of them had ended. ended_chunks counts the others."""
     @_builtins.property
     def plan(self) -> Global___BatchPlan:
         """The order of its items. Unset before they are planned."""
@@ -2179,10 +2216,11 @@ class BatchProgress(_message.Message):
         usage: _common_pb2.Usage | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         rest: _common_pb2.FileRef | None = ...,
+        ended_watched: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "plan", b"plan", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "ended_watched", b"ended_watched", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

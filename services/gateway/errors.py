@@ -32,6 +32,10 @@ class JobNotFound(ApiError):
     """NOT_FOUND: there is no such job."""
 
 
+class BatchNotFound(ApiError):
+    """NOT_FOUND: there is no such batch."""
+
+
 class FileNotFound(ApiError):
     """NOT_FOUND: there is no such file."""
 
@@ -88,10 +92,10 @@ def schedule_key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
-def batch_not_found(batch_id: str) -> ApiError:
+def batch_not_found(batch_id: str) -> BatchNotFound:
     """NOT_FOUND for a batch."""
     message = f"there is no batch {batch_id}, or it is past its retention"
-    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("BATCH_NOT_FOUND")))
+    return BatchNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("BATCH_NOT_FOUND")))
 
 
 def batch_key_reused(user_id: str, request_id: str) -> ApiError:

@@ -22,6 +22,7 @@ from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
 from services.gateway.batches.listing import BatchListing
+from services.gateway.batches.open_batches import OpenBatches
 from services.gateway.batches.reader import BatchReader
 from services.gateway.batches.results import BatchStreams
 from services.gateway.batches.servicer import BatchServicer
@@ -101,7 +102,8 @@ async def serving_api(
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
-    deliveries = DeliveryService(client, effects, reader, delivery_reader, settings)
+    batch_reader = BatchReader(client, delivery_reader)
+    deliveries = DeliveryService(client, effects, reader, batch_reader, delivery_reader, settings)
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
@@ -127,7 +129,6 @@ async def serving_api(
     schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
     of_schedules = ScheduleBounds(bounds, settings)
-    batch_reader = BatchReader(client)
     batch_streams = BatchStreams(batch_reader, store, settings)
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
@@ -187,6 +188,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            OpenBatches(client, meter).keep_counting(settings.open_jobs_interval),
             set_queue_rates(client, settings),
             auth.keep_current(),
         ):

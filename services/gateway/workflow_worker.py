@@ -19,6 +19,8 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
 from services.gateway.batches.sweeping import BatchSweeper
+from services.gateway.batches.watched import RunWatchedChunk
+from services.gateway.batches.watched_jobs import WatchedJobs
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
@@ -53,6 +55,8 @@ from workflows.llm_scheduled import LLMScheduledWorkflow
 _MAX_ACTIVITIES: Final = 40
 """Maximum number of steps of deletions, removals of files and starts of scheduled jobs that run concurrently. All other
 activities are local."""
+_MAX_WATCHED_CHUNKS: Final = 100
+"""Maximum number of chunks of watched items that run concurrently. They wait nearly all the time."""
 
 
 class LocalActivities:
@@ -128,7 +132,30 @@ async def running_workflows(
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
+        await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
+
+
+def watched_worker(
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    encryption: Encryption | None,
+    store: Store | None,
+) -> Worker:
+    """Return the worker for the items of batches that are jobs of their own."""
+    models = Models(settings.models)
+    reader = JobReader(client, models, DeliveryReader(client), feed)
+    watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption), metrics)
+    return Worker(
+        client,
+        task_queue=settings.workflow_queue + names.WATCHED_QUEUE_SUFFIX,
+        activities=[watched.__call__],
+        max_concurrent_activities=_MAX_WATCHED_CHUNKS,
+        max_concurrent_activity_task_polls=1,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )
 
 
 def workflow_worker(

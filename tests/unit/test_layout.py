@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "payload_converter": {"encryption", "llm_pb"},
     "jobs": {"llm_pb", "payload_converter"},
     "openai_api": {"jobs", "llm_pb"},
-    "batches": {"jobs", "llm_pb", "openai_api"},
+    "batches": {"encryption", "jobs", "llm_pb", "openai_api", "store"},
     "workflows": {"jobs", "llm_pb"},
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},
@@ -146,8 +146,9 @@ NOT_OF_CALLS = {
     "waiters.py",
     # The lease of a job that is watched.
     "watch_lease.py",
-    # The files of a batch that was recorded.
+    # The files and jobs of a batch that was recorded.
     "outputs.py",
+    "watched_jobs.py",
 }
 """Modules of the gateway that may start and signal workflows."""
 

@@ -24,6 +24,7 @@ from runtime.auth import Caller
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.pending import PendingChunk, pending_chunks
+from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import batch_not_found, temporal_unavailable
 from services.gateway.job_record import user_of
 from services.gateway.job_traces import traceparent_of
@@ -52,8 +53,9 @@ class BatchView(NamedTuple):
 class BatchReader:
     """Reads batches."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, deliveries: DeliveryReader) -> None:
         self._client = client
+        self._deliveries = deliveries
         self._runs = Runs(client)
         self._shared = SharedCalls()
         self._rates: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
@@ -88,6 +90,8 @@ class BatchReader:
         """Return a batch that was just described, as view() does."""
         record = await ended_record(description)
         if record is not None:
+            status = record.status
+            await self._deliveries.refresh(status.batch_id, description.run_id, status.notifications)
             return BatchView(record, ())
         if description.status != WorkflowExecutionStatus.RUNNING:
             # An operator has ended it, or its code has failed: what it knew is all there is.

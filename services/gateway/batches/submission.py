@@ -26,6 +26,7 @@ from services.gateway.batches.reader import BatchReader
 from services.gateway.effects import Effects
 from services.gateway.errors import ApiError, batch_key_reused, invalid
 from services.gateway.files.reader import FileReader
+from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -131,8 +132,6 @@ class BatchSubmission:
     async def check(self, request: batch_pb2.CreateBatchRequest) -> list[Violation]:
         """Return the violations of the operator's settings."""
         most, window = self._settings.batch_max_window, request.batch.window
-        if request.batch.notify:
-            return [Violation("batch.notify", "is not supported here: watch the batch, or look at it later")]
         if window.seconds + window.nanos / 1e9 > most.total_seconds():
             return [Violation("batch.window", f"must be at most {most}")]
         return []
@@ -170,10 +169,12 @@ class BatchSubmission:
             limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
             chunk_items=settings.batch_chunk_items,
             max_chunks=settings.batch_max_chunks,
+            max_watched=settings.batch_max_watched,
             heartbeat_timeout=options.duration(settings.heartbeat_timeout),
             create_time=now,
             ledger=self._open_jobs.ledger(caller.tenant),
             scopes=sorted(caller.scopes),
+            delivery=delivery_options(settings),
         )
         within = window or min(batches.DEFAULT_WINDOW, settings.batch_max_window)
         chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
