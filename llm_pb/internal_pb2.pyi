@@ -18,6 +18,7 @@ from llm_pb import batch_pb2 as _batch_pb2
 from llm_pb import common_pb2 as _common_pb2
 from llm_pb import file_pb2 as _file_pb2
 from llm_pb import llm_pb2 as _llm_pb2
+from llm_pb import pipeline_pb2 as _pipeline_pb2
 from llm_pb import schedule_pb2 as _schedule_pb2
 import builtins as _builtins
 import sys
@@ -576,6 +577,8 @@ class FeedRecord(_message.Message):
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
     ITEM_RECORDS_FIELD_NUMBER: _builtins.int
+    PIPELINE_CHANGE_FIELD_NUMBER: _builtins.int
+    ENGINE_BEGAN_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -608,6 +611,14 @@ class FeedRecord(_message.Message):
     def item_records(self) -> Global___ItemRecords:
         """What several items of a batch's chunk have generated."""
 
+    @_builtins.property
+    def pipeline_change(self) -> Global___PipelineChange:
+        """The tree of a pipeline has changed. Its feed has no other records but this one and JobEnding."""
+
+    @_builtins.property
+    def engine_began(self) -> Global___EngineBegan:
+        """The engine gets the item of a batch now: it may be what kills the worker."""
+
     def __init__(
         self,
         *,
@@ -619,16 +630,35 @@ class FeedRecord(_message.Message):
         job_ending: Global___JobEnding | None = ...,
         encrypted: Global___EncryptedRecord | None = ...,
         item_records: Global___ItemRecords | None = ...,
+        pipeline_change: Global___PipelineChange | None = ...,
+        engine_began: Global___EngineBegan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "engine_began", b"engine_began", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "engine_began", b"engine_began", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records", "pipeline_change", "engine_began"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FeedRecord: _TypeAlias = FeedRecord  # noqa: Y015
+
+@_typing.final
+class EngineBegan(_message.Message):
+    """The engine gets an item now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineBegan: _TypeAlias = EngineBegan  # noqa: Y015
 
 @_typing.final
 class ItemRecords(_message.Message):
@@ -2029,6 +2059,7 @@ class CleanRequest(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     ledger: _builtins.str
@@ -2037,16 +2068,21 @@ class CleanRequest(_message.Message):
     def progress(self) -> Global___BatchProgress:
         """What stays."""
 
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The chunks that have ended with items left. Their logs are removed from the feed: no attempt goes on with them."""
+
     def __init__(
         self,
         *,
         batch_id: _builtins.str = ...,
         progress: Global___BatchProgress | None = ...,
         ledger: _builtins.str = ...,
+        chunks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "chunks", b"chunks", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2635,3 +2671,265 @@ class ScheduledJob(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScheduledJob: _TypeAlias = ScheduledJob  # noqa: Y015
+
+@_typing.final
+class PipelineRun(_message.Message):
+    """Input of the workflow LLMPipelineWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pipeline(self) -> _pipeline_pb2.PipelineRequest:
+        """The pipeline."""
+
+    @_builtins.property
+    def options(self) -> Global___PipelineOptions:
+        """What the gateway has chosen for it."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: _pipeline_pb2.PipelineRequest | None = ...,
+        options: Global___PipelineOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "pipeline", b"pipeline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineRun: _TypeAlias = PipelineRun  # noqa: Y015
+
+@_typing.final
+class PipelineOptions(_message.Message):
+    """What a gateway has chosen for a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HashesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    MAX_JOB_TIMEOUT_FIELD_NUMBER: _builtins.int
+    ledger: _builtins.str
+    """Workflow id of the LLMLedgerWorkflow that counts the pipeline as an open job. Empty: none does."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the pipeline was accepted."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is stopped."""
+
+    @_builtins.property
+    def hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where search attributes are hashed: the hash of each of the pipeline's values, by the name of its search attribute. Its jobs have
+        the same ones.
+        """
+
+    @_builtins.property
+    def max_job_timeout(self) -> _duration_pb2.Duration:
+        """The longest total time that a job of the pipeline may have."""
+
+    def __init__(
+        self,
+        *,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ledger: _builtins.str = ...,
+        hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_job_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineOptions: _TypeAlias = PipelineOptions  # noqa: Y015
+
+@_typing.final
+class PipelineNode(_message.Message):
+    """A node of a pipeline's tree, with what only the services need to know of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWER_ID_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the tree at which the node last changed."""
+    number: _builtins.int
+    """Number of nodes that are older."""
+    answer_id: _builtins.str
+    """AnswerStepRequest.answer_id of the answer that the step has got. Empty before."""
+    @_builtins.property
+    def step(self) -> _pipeline_pb2.StepStatus:
+        """The step. Its path is not empty."""
+
+    def __init__(
+        self,
+        *,
+        step: _pipeline_pb2.StepStatus | None = ...,
+        version: _builtins.int = ...,
+        number: _builtins.int = ...,
+        answer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_id", b"answer_id", "number", b"number", "step", b"step", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineNode: _TypeAlias = PipelineNode  # noqa: Y015
+
+@_typing.final
+class PipelineRecord(_message.Message):
+    """What LLMPipelineWorkflow answers to the query GetRecord. Its memo holds the status at its end, under "status"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the tree: it grows with each change of the status or of a node."""
+    @_builtins.property
+    def status(self) -> _pipeline_pb2.PipelineStatus:
+        """The status. Its state is JOB_STATE_RUNNING as long as the workflow is open."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelineNode]:
+        """All nodes but the root, in the order of their numbers."""
+
+    @_builtins.property
+    def result(self) -> _pipeline_pb2.PipelineResult:
+        """As GetPipelineResponse.result."""
+
+    def __init__(
+        self,
+        *,
+        status: _pipeline_pb2.PipelineStatus | None = ...,
+        nodes: _abc.Iterable[Global___PipelineNode] | None = ...,
+        version: _builtins.int = ...,
+        result: _pipeline_pb2.PipelineResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "result", b"result", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineRecord: _TypeAlias = PipelineRecord  # noqa: Y015
+
+@_typing.final
+class PipelineChange(_message.Message):
+    """What a pipeline publishes to its feed, at most four times a second. It is complete: who knows the tree at `since` knows it at
+    `record.version` then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    since: _builtins.int
+    """The version of the tree before."""
+    @_builtins.property
+    def record(self) -> Global___PipelineRecord:
+        """The status, the version, and the nodes that have changed."""
+
+    def __init__(
+        self,
+        *,
+        since: _builtins.int = ...,
+        record: Global___PipelineRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineChange: _TypeAlias = PipelineChange  # noqa: Y015
+
+@_typing.final
+class PipelineCursor(_message.Message):
+    """The content of the cursor of StreamPipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the tree that the reader has. -1: none."""
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelinePlace]:
+        """The followed steps of which the reader has something."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        places: _abc.Iterable[Global___PipelinePlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineCursor: _TypeAlias = PipelineCursor  # noqa: Y015
+
+@_typing.final
+class PipelinePlace(_message.Message):
+    """A reader's place in the output of a followed step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """PipelineNode.number."""
+    resume_token: _builtins.str
+    """As StreamStatusResponse.resume_token."""
+    done: _builtins.bool
+    """Whether the reader has all of the output."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "number", b"number", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelinePlace: _TypeAlias = PipelinePlace  # noqa: Y015

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import batch_pb2_grpc, file_pb2_grpc, llm_pb2_grpc, schedule_pb2_grpc
+from llm_pb import batch_pb2_grpc, file_pb2_grpc, llm_pb2_grpc, pipeline_pb2_grpc, schedule_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -46,6 +46,11 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.listing import PipelineListing
+from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.servicer import PipelineServicer
+from services.gateway.pipelines.streams import PipelineStreams
+from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
@@ -133,6 +138,16 @@ async def serving_api(
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
+    of_pipelines = PipelineReader(client)
+    pipeline_streams = PipelineStreams(of_pipelines, streams, feed, settings)
+    pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption)
+    pipelines = PipelineServicer(
+        pipeline_submission,
+        of_pipelines,
+        pipeline_streams,
+        PipelineListing(client, of_pipelines, page_tokens, settings, encryption, knows_tenants=knows_tenants),
+        answers,
+    )
     server = GrpcServer(
         [*SERVICES],
         settings.host,
@@ -151,6 +166,8 @@ async def serving_api(
                     "BackfillSchedule": of_schedules.check_backfill,
                     "CreateBatch": batch_submission.check,
                     "ListBatches": page_tokens.check,
+                    "SubmitPipeline": pipeline_submission.check,
+                    "ListPipelines": page_tokens.check,
                 },
                 {"Submit": service.submit_refused},
                 answers,
@@ -172,6 +189,7 @@ async def serving_api(
         ScheduleServicer(schedules, schedule_listing), server.server
     )
     batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, server.server)
+    pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(pipelines, server.server)
 
     try:
         await server.start()
@@ -197,6 +215,7 @@ async def serving_api(
         await server.drain()
         streams.close()
         batch_streams.close()
+        pipeline_streams.close()
         await server.stop(settings.shutdown_grace)
         if audit is not None:
             await audit.close()

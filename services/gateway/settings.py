@@ -229,6 +229,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum size of the input of a batch, in bytes."""
     batch_max_window: timedelta = Field(timedelta(days=7), ge=timedelta(minutes=1), le=timedelta(days=365))
     """Maximum value of BatchRequest.window."""
+    pipeline_max_timeout: timedelta = Field(timedelta(days=7), ge=timedelta(seconds=1), le=timedelta(days=365))
+    """Maximum of PipelineRequest.total_timeout. A pipeline without one has 24 h, or this if it is less."""
     batch_chunk_items: int = Field(128, ge=1, le=128)
     """Maximum number of items that a GPU worker takes from a batch at once."""
     batch_max_chunks: int = Field(50, ge=1, le=100)
@@ -283,8 +285,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     def _queues_differ(self) -> Self:
         queues = {model.queue for model in self.models}
         background = {f"{queue}{BACKGROUND_QUEUE_SUFFIX}" for queue in queues}
+        own = {
+            self.workflow_queue + suffix for suffix in ("", names.BATCH_STEPS_QUEUE_SUFFIX, names.WATCHED_QUEUE_SUFFIX)
+        }
         # The gateway's worker would take activities that it does not have.
-        own = {self.workflow_queue, self.workflow_queue + names.WATCHED_QUEUE_SUFFIX}
         if own & {self.notify_queue, *queues, *background}:
             raise ValueError("GATEWAY_WORKFLOW_QUEUE must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues")
         if mixed := sorted(queues & background):

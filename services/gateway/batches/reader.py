@@ -17,7 +17,7 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import batches, names
-from jobs.ids import tenant_of, trace_id
+from jobs.ids import trace_id
 from jobs.memo import from_memo, time_from_memo
 from llm_pb import batch_pb2, internal_pb2
 from runtime.auth import Caller
@@ -26,8 +26,8 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.pending import PendingChunk, pending_chunks
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import batch_not_found, temporal_unavailable
-from services.gateway.job_record import user_of
 from services.gateway.job_traces import traceparent_of
+from services.gateway.own_work import describe_own
 from services.gateway.runs import Runs
 
 _RATE_OVER: Final = timedelta(minutes=1)
@@ -63,11 +63,8 @@ class BatchReader:
 
     async def describe(self, caller: Caller, batch_id: str) -> WorkflowExecutionDescription:
         """Return Temporal's description of a batch that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
-        # Temporal is not asked about an id of another tenant.
-        found = await self._runs.describe(batch_id) if tenant_of(batch_id) == caller.tenant else None
-        if found is None or found.workflow_type != names.BATCH_WORKFLOW_TYPE:
-            raise batch_not_found(batch_id)
-        if caller.user_id and not caller.may_see(await user_of(found)):
+        found = await describe_own(self._runs, caller, batch_id, names.BATCH_WORKFLOW_TYPE)
+        if found is None:
             raise batch_not_found(batch_id)
         return found
 
