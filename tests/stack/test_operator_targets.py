@@ -131,7 +131,7 @@ async def test_what_a_broker_never_takes_is_not_tried_again(
 
 
 async def test_the_stack_notifies_an_endpoint_that_only_its_notifier_knows(tmp_path: Path) -> None:
-    """Unless GATEWAY_NOTIFY_OPERATOR is set, the gateway asks the notifier for each job that names no target."""
+    """The local stack sets GATEWAY_NOTIFY_OPERATOR where its notifier has an endpoint for jobs that name no target."""
     async with receiving() as receiver:
         environment = {
             **FAST,
