@@ -47,7 +47,7 @@ endif
 
 .PHONY: check
 check: lint ## Run lint, and the tests of units and of contracts: under a minute
-	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile tests/unit tests/contract
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile --hypothesis-profile=quick tests/unit tests/contract
 
 # Each in an environment of its own, because their versions collide.
 .PHONY: test-clients
