@@ -1,6 +1,8 @@
 """LLMBatchWorkflow: one batch from its acceptance to its end.
 
-    check the lines (PlanBatch) ──▶ run them in chunks (RunBatchChunk) ──▶ write output and errors (MergeBatch)
+    check the lines (PlanBatch) ──▶ run them in chunks (RunBatchChunk) ─┐
+        ┌───────────────────────────────────────────────────────────────┘
+        └─▶ write output and errors (MergeBatch) ──▶ notify of the outcome (NotifyUI) ──▶ close
 
 It closes as a job does: SUCCEEDED is Completed, CANCELLED is Canceled, FAILED and EXPIRED are Failed with the reason as
 the type. Its memo then holds the BatchStatus and the BatchProgress, by which results are read.
@@ -19,20 +21,21 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 
 with workflow.unsafe.imports_passed_through():
     from jobs import batches, errors, ids, names
+    from jobs.events import batch_event, notification, targets_of
     from jobs.inputs import one_input
     from jobs.memo import to_memo
     from llm_pb import batch_pb2, internal_pb2, llm_pb2
+    from workflows.outcome_metrics import record_batch
 
 from workflows import activities
 from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
+from workflows.batch_steps import merge, start_plan, stop_of
 from workflows.cancellation import Cancellation
+from workflows.deliveries import DeliveryLoops, new_state
 
 _T = TypeVar("_T")
 _MAX_RECENT: Final = 256
 """Number of ended chunks from which on a manifest is written: what a run passes to the next one stays small."""
-_LONG_STEP: Final = timedelta(hours=6)
-"""Maximum duration of an attempt to plan or merge. One whose process was killed is tried again much earlier."""
-_STEP_HEARTBEAT: Final = timedelta(minutes=1)
 
 
 @workflow.defn(name=names.BATCH_WORKFLOW_TYPE)
@@ -64,8 +67,10 @@ class LLMBatchWorkflow:
         )
         batches.describe(self._status, self._run.batch)
         self._cancellation = Cancellation()
+        self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
         self._stop: batches.Stop | None = None
         self._window: asyncio.Task[None] | None = None
+        self._unfinished: list[int] = []
 
     @workflow.run
     @one_input
@@ -91,6 +96,11 @@ class LLMBatchWorkflow:
     def get_record(self) -> internal_pb2.BatchRecord:
         """Return what is known here: counts and usage are those of ended chunks."""
         return internal_pb2.BatchRecord(status=self._now(), progress=self._progress, options=self._run.options)
+
+    @workflow.query(name=names.QUERY_GET_DELIVERIES)
+    def get_deliveries(self) -> internal_pb2.DeliveryState:
+        """Return the state of the deliveries, as of the batch's close if it has closed."""
+        return self._deliveries.state
 
     def _now(self) -> batch_pb2.BatchStatus:
         status = batch_pb2.BatchStatus()
@@ -118,20 +128,7 @@ class LLMBatchWorkflow:
 
     async def _plan(self) -> None:
         """Plan the batch, unless it has to stop meanwhile."""
-        planning = workflow.start_activity(
-            activities.plan_batch,
-            internal_pb2.PlanRequest(
-                batch_id=self._id,
-                batch=self._run.batch,
-                tenant=self._tenant,
-                limits=self._run.options.limits,
-                scopes=self._run.options.scopes,
-            ),
-            start_to_close_timeout=_LONG_STEP,
-            heartbeat_timeout=_STEP_HEARTBEAT,
-            retry_policy=STEP_RETRIES,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        )
+        planning = start_plan(self._run, self._id, self._tenant)
         await self._cancellation.wait(lambda: planning.done() or self._has_to_stop())
         planning.cancel()
         await self._cancellation.wait(planning.done)
@@ -142,9 +139,7 @@ class LLMBatchWorkflow:
             return
         except ActivityError as error:
             if not stopped:
-                cause = error.cause if isinstance(error.cause, ApplicationError) else None
-                reason = (cause.type if cause else None) or "PLAN_FAILED"
-                self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
+                self._stop = stop_of(error, "PLAN_FAILED")
             return
         self._progress.plan.CopyFrom(plan)
         self._progress.counts.total = sum(group.count for group in plan.groups)
@@ -165,7 +160,7 @@ class LLMBatchWorkflow:
                 if not self._progress.HasField("start_time"):
                     self._progress.start_time.FromDatetime(workflow.now())
             if chunks.idle:
-                self._progress.ended_chunks = chunks.next_number
+                chunks.note_begun(self._progress)
                 workflow.continue_as_new(self._run)
             await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
             self._note(chunks.take())
@@ -173,7 +168,8 @@ class LLMBatchWorkflow:
             if len(self._progress.recent) >= _MAX_RECENT:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
-        self._note(await self._finish(chunks.stop()))
+        self._note(await self._finish(chunks.stop(self._stop)))
+        self._unfinished = chunks.unfinished
         await self._write_manifest()
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
@@ -230,19 +226,10 @@ class LLMBatchWorkflow:
         if self._stop is not None:
             request.otherwise = self._stop.items
             request.error.CopyFrom(self._stop.error)
-        merging = workflow.execute_activity(
-            activities.merge_batch,
-            request,
-            start_to_close_timeout=_LONG_STEP,
-            heartbeat_timeout=_STEP_HEARTBEAT,
-            retry_policy=STEP_RETRIES,
-        )
         try:
-            merged = await self._finish(merging)
+            merged = await self._finish(merge(request))
         except ActivityError as error:
-            cause = error.cause if isinstance(error.cause, ApplicationError) else None
-            reason = (cause.type if cause else None) or "MERGE_FAILED"
-            self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
+            self._stop = stop_of(error, "MERGE_FAILED")
             return
         if merged.HasField("output"):
             self._status.output.CopyFrom(merged.output)
@@ -253,30 +240,52 @@ class LLMBatchWorkflow:
         progress.counts.CopyFrom(merged.counts)
 
     async def _close(self) -> None:
-        """Publish the outcome, and close with it."""
+        """Notify of the outcome, publish it, and close with it."""
         cleaning = workflow.execute_activity(
             activities.clean_batch,
-            internal_pb2.CleanRequest(batch_id=self._id, progress=self._progress, ledger=self._run.options.ledger),
+            internal_pb2.CleanRequest(
+                batch_id=self._id,
+                progress=self._progress,
+                ledger=self._run.options.ledger,
+                chunks=self._unfinished,
+            ),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=STEP_RETRIES,
         )
         await self._finish(cleaning)
-        stop, status = self._stop, self._status
+        # Temporal alone makes the state final: the workflow's own stays FINALIZING.
+        stop, status = self._stop, self._now()
         status.state = stop.state if stop is not None else batch_pb2.BATCH_STATE_SUCCEEDED
         status.end_time.FromDatetime(workflow.now())
         if stop is not None:
             status.error.CopyFrom(stop.error)
+        await self._notify(status)
+        status.notifications.extend(map(notification, self._deliveries.state.deliveries))
         state = batch_pb2.BatchState.Name(status.state)
         if status.state == batch_pb2.BATCH_STATE_CANCELLED:
             await self._cancellation.request()
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(state)])
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._now()), names.MEMO_RECORD: to_memo(self._progress)})
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECORD: to_memo(self._progress)})
+        record_batch(status)
         workflow.logger.info("batch ended", extra={"state": state})
         if stop is None:
             return
         if status.state == batch_pb2.BATCH_STATE_CANCELLED:
             raise CancelledError(stop.error.message)
         raise ApplicationError(stop.error.message, type=errors.reason_of(stop.error), non_retryable=True)
+
+    async def _notify(self, outcome: batch_pb2.BatchStatus) -> None:
+        """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of their
+        own."""
+        options = self._run.options.delivery
+        if not self._run.options.HasField("delivery"):
+            return
+        batch, now = self._run.batch, workflow.now()
+        event = batch_event(batch, outcome, workflow.info().run_id)
+        self._deliveries = DeliveryLoops(new_state(event, targets_of(batch, options), options, now))
+        self._deliveries.start(now + options.notify_hold.ToTimedelta())
+        await self._cancellation.wait(self._deliveries.idle)
+        await self._finish(self._deliveries.leave())
 
     async def _finish(self, step: Coroutine[Any, Any, _T]) -> _T:
         """Return what a step returns. A cancel meanwhile is noted, and does not reach the step."""

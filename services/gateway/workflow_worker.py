@@ -14,16 +14,20 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
+from pipelines.workflow import LLMPipelineWorkflow
 from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
+from services.gateway.batches.processes import MAX_PROCESSES
 from services.gateway.batches.sweeping import BatchSweeper
+from services.gateway.batches.watched import RunWatchedChunk
+from services.gateway.batches.watched_jobs import WatchedJobs
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.effects import Effects
-from services.gateway.files.outputs import OutputSweeper
+from services.gateway.files.outputs import JobOutputs, OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_bounds import JobBounds
@@ -33,6 +37,7 @@ from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
@@ -53,6 +58,8 @@ from workflows.llm_scheduled import LLMScheduledWorkflow
 _MAX_ACTIVITIES: Final = 40
 """Maximum number of steps of deletions, removals of files and starts of scheduled jobs that run concurrently. All other
 activities are local."""
+_MAX_WATCHED_CHUNKS: Final = 100
+"""Maximum number of chunks of watched items that run concurrently. They wait nearly all the time."""
 
 
 class LocalActivities:
@@ -128,7 +135,56 @@ async def running_workflows(
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
+        await stack.enter_async_context(batch_steps_worker(client, feed, settings, encryption, store))
+        await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
+
+
+def _batch_activities(
+    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+) -> BatchActivities:
+    jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
+    outputs = JobOutputs(store, jobs) if store is not None else None
+    reader = FileReader(client, PageTokens(None), encryption, outputs, knows_tenants=False)
+    files = BatchFiles(client, reader, settings, encryption)
+    return BatchActivities(client, store, feed, reader, files, SlotReleases(client))
+
+
+def batch_steps_worker(
+    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+) -> Worker:
+    """Return the worker for the steps of batches that take a core for minutes. Further ones wait in their queue."""
+    batches = _batch_activities(client, feed, settings, encryption, store)
+    return Worker(
+        client,
+        task_queue=f"{settings.workflow_queue}{names.BATCH_STEPS_QUEUE_SUFFIX}",
+        activities=[batches.plan_batch, batches.merge_batch],
+        max_concurrent_activities=MAX_PROCESSES,
+        max_concurrent_activity_task_polls=1,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )
+
+
+def watched_worker(
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    encryption: Encryption | None,
+    store: Store | None,
+) -> Worker:
+    """Return the worker for the items of batches that are jobs of their own."""
+    models = Models(settings.models)
+    reader = JobReader(client, models, DeliveryReader(client), feed)
+    watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption), metrics)
+    return Worker(
+        client,
+        task_queue=settings.workflow_queue + names.WATCHED_QUEUE_SUFFIX,
+        activities=[watched.__call__],
+        max_concurrent_activities=_MAX_WATCHED_CHUNKS,
+        max_concurrent_activity_task_polls=1,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )
 
 
 def workflow_worker(
@@ -141,9 +197,7 @@ def workflow_worker(
 ) -> Worker:
     """Return the worker for the queue of workflows."""
     files = FileRemoval(store)
-    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
-    outputs = BatchFiles(client, file_reader, settings, encryption)
-    batches = BatchActivities(client, store, file_reader, outputs, SlotReleases(client))
+    batches = _batch_activities(client, feed, settings, encryption, store)
     local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     models = Models(settings.models)
@@ -151,12 +205,11 @@ def workflow_worker(
     file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
     effects = Effects(client, settings.workflow_queue)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
-    scheduled = ScheduledJobs(
-        JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=store is not None),
-        JobBounds(models, settings, PromptFiles(file_reader, store, models)),
-        JobCancellation(effects, reader),
-        reader,
-    )
+    has_store = store is not None
+    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
+    bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
+    scheduled = ScheduledJobs(submission, bounds, JobCancellation(effects, reader), reader)
+    in_pipelines = PipelineSteps(models, settings, bounds, feed, has_store=has_store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
@@ -172,14 +225,17 @@ def workflow_worker(
             LLMScheduledWorkflow,
             LLMFileWorkflow,
             LLMBatchWorkflow,
+            LLMPipelineWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
             files.remove_file,
             *(scheduled.start, scheduled.check),
-            *(batches.plan_batch, batches.collect_chunks, batches.write_manifest, batches.merge_batch),
-            batches.clean_batch,
+            *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
+            # Batches of earlier versions have these steps here.
+            *(batches.plan_batch, batches.merge_batch),
+            *(in_pipelines.admit_step, in_pipelines.publish_pipeline),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

@@ -9,19 +9,19 @@ from opentelemetry.metrics import Meter
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from batches.chunk import Chunk
+from batches.chunk_lines import ChunkLines
+from batches.segment_writer import SegmentWriter
 from feed.feed import Feed
 from jobs import batches, names
 from jobs.errors import error_type, message_of
 from llm_pb import internal_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.items import ItemRunner
-from services.gpu_worker.batch.lines import ChunkLines
 from services.gpu_worker.batch.metrics import ChunkMetrics
 from services.gpu_worker.batch.running import ChunkRun
-from services.gpu_worker.batch.segment_writer import SegmentWriter
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.store import ObjectMissing, Store
@@ -52,6 +52,7 @@ class RunBatchChunk:
         self._settings = settings
         self._worker = worker
         self._metrics = ChunkMetrics(meter, settings.model)
+        self._suspects = asyncio.Lock()
 
     @activity.defn(name=names.ACTIVITY_RUN_BATCH_CHUNK)
     async def __call__(self, request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
@@ -74,12 +75,13 @@ class RunBatchChunk:
             request,
             chunk,
             ItemRunner(request, number, self._jobs, self._engine, self._settings, self._worker),
-            ChunkLog(feed, f"{request.batch_id}/{request.chunk}", number, self._worker),
+            ChunkLog(feed, batches.log_key(request.batch_id, request.chunk), number, self._worker),
             SegmentWriter(self._store, request, earlier.segments),
             ChunkLines(self._store, request),
             self._jobs,
             self._settings,
             self._metrics,
+            self._suspects,
         )
         try:
             await run.run(first=number == 1)
