@@ -38,7 +38,8 @@ def _disposition(file: file_pb2.File) -> str:
 
 
 class _ContentResponse(StreamingResponse):
-    """The content of a file, as it comes. One that breaks ends its connection, so that nobody takes it for whole."""
+    """The content of a file, as it comes. If reading fails the connection ends, so that no client takes a part for
+    all."""
 
     def __init__(self, pieces: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         super().__init__(pieces, headers=headers, media_type="application/octet-stream")

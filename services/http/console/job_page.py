@@ -1,4 +1,4 @@
-"""The page of a job, and what people do to the job there."""
+"""The page of a job, and the forms on it."""
 
 import asyncio
 from contextlib import suppress
@@ -23,7 +23,7 @@ from services.http.large_outputs import beginning, download
 from services.http.rest.stream import PARAMETER, stream_to
 
 _SHOWN_BYTES: Final = 64 * 1024
-"""How much of an output that is a file the page shows, in characters."""
+"""Maximum number of characters that the page shows of an output that is a file."""
 
 
 class JobPage(ItemPage):
@@ -54,13 +54,13 @@ class JobPage(ItemPage):
         )
 
     async def confirm(self, request: Request) -> Response:
-        """Ask whether a job is to be deleted."""
+        """Show the form that confirms the deletion of a job."""
         message = llm_pb2.GetStatusRequest(workflow_id=id_of(request))
         found = await self._calls(request).call("GetStatus", message)
         return self._pages.render(request, "delete.html", status=found.status)
 
     async def delete(self, request: Request) -> Response:
-        """Delete a job, and show how far its deletion is."""
+        """Delete a job and show the progress of its deletion."""
         await read_form(request, self._front.settings)
         message = llm_pb2.DeleteJobRequest(workflow_id=id_of(request))
         found = await self._calls(request).call("DeleteJob", message)
@@ -68,7 +68,7 @@ class JobPage(ItemPage):
         return RedirectResponse(path, HTTPStatus.SEE_OTHER)
 
     async def deletion(self, request: Request) -> Response:
-        """Show how far a deletion is."""
+        """Show the progress of a deletion."""
         message = llm_pb2.GetDeletionRequest(deletion_id=id_of(request))
         deletion = (await self._calls(request).call("GetDeletion", message)).deletion
         words = words_of(llm_pb2.DeletionState, deletion.state, "DELETION_STATE_")

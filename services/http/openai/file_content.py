@@ -1,4 +1,4 @@
-"""The content of a file that a request sends: hashed as it comes."""
+"""The content of a file that a request sends, hashed as it comes."""
 
 import hashlib
 from collections.abc import AsyncGenerator
@@ -27,7 +27,7 @@ class SentContent:
         return piece
 
     async def require_same(self, file: file_pb2.File) -> None:
-        """Read what is left. Raises Failure, 409, if the file has another content: it is that of an earlier request."""
+        """Read what is left. Raises Failure, 409, if an earlier request has uploaded another content."""
         async for _ in self:
             if self._size > file.ref.size_bytes:
                 break

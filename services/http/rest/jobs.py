@@ -1,4 +1,4 @@
-"""What the paths of jobs do. Each is one call of the gateway."""
+"""The handlers of jobs. Each makes one call of the gateway."""
 
 from http import HTTPStatus
 from typing import Final
