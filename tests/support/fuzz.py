@@ -28,12 +28,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
 from tests.support.attacks import stalled_clients
+from tests.support.bad_requests import METHODS, PATHS
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer
-from tests.support.fuzz_calls import REFLECTION, SERVICE, Call, Calls
+from tests.support.files import new_file
+from tests.support.fuzz_calls import REFLECTION, SERVICE, UPLOAD, Call, Calls
 from tests.support.hostile_requests import BODIES
 from tests.support.jobs import new_job
 from tests.support.stacks import FAST, stack_settings
@@ -70,7 +73,9 @@ ANSWERS_TO: Final[Mapping[str, frozenset[grpc.StatusCode]]] = {
     "reader": ANSWERS | {Code.PERMISSION_DENIED},
     "": frozenset({Code.UNAUTHENTICATED}),
 }
-"""The answers to calls of LlmService, by their credential. Those to all others are the answer to none."""
+"""The answers to calls of the gateway's own services, by credential. Those to all others are the answer to none."""
+OF_UPLOADS: Final = frozenset({Code.OUT_OF_RANGE, Code.ABORTED})
+"""Further answers to UploadFile: the file is not as long as the client thinks, or another call writes it."""
 RAW_CREDENTIAL: Final = b"raw-credential"
 """What the credentials of raw_credentials hold, and no log may."""
 RAW_NAMES: Final = ("authorization", "authorization", "x-any", "traceparent")
@@ -113,10 +118,13 @@ async def big_messages(address: str, rng: random.Random, caller: Metadata) -> li
 
 
 async def slow_readers(address: str, rng: random.Random, caller: Metadata) -> list[str]:
-    """Call GetStatus, GetJob, StreamStatus, List and ListModels many times without reading the answers."""
+    """Call methods with large answers, and streams, many times without reading the answers."""
     job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
     async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
         stub = LlmServiceStub(channel)
+        key = new_file(file={"user_id": job.user_id})
+        messages = [file_pb2.UploadFileRequest(**key, data=bytes(1 << 20), last=True)]
+        uploaded = await FileServiceStub(channel).UploadFile(iter(messages), timeout=CALL_SECONDS, metadata=caller)
         submitted = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS, metadata=caller)
         id_ = submitted.workflow_id
         requests: dict[str, Message] = {
@@ -125,6 +133,9 @@ async def slow_readers(address: str, rng: random.Random, caller: Metadata) -> li
             f"{SERVICE}/StreamStatus": llm_pb2.StreamStatusRequest(workflow_id=id_),
             f"{SERVICE}/List": llm_pb2.ListRequest(page_size=100),
             f"{SERVICE}/ListModels": llm_pb2.ListModelsRequest(),
+            PATHS["DownloadFile"]: file_pb2.DownloadFileRequest(file_id=uploaded.file.ref.file_id),
+            PATHS["ListFiles"]: file_pb2.ListFilesRequest(page_size=100),
+            PATHS["ListBatches"]: batch_pb2.ListBatchesRequest(page_size=100),
         }
         async with stalled_clients(address, 4, rng.choice((0, 1, 100))) as clients:
             for method, request in requests.items():
@@ -153,6 +164,22 @@ async def large_requests(address: str, rng: random.Random, caller: Metadata) -> 
     return []
 
 
+async def broken_uploads(address: str, rng: random.Random, caller: Metadata) -> list[str]:
+    """Upload files whose client sends part of a message and no more, or leaves."""
+    key = new_file(file={"user_id": f"broken-{rng.randrange(1 << 30)}"})
+    body = file_pb2.UploadFileRequest(**key, data=rng.randbytes(1 << 20)).SerializeToString()
+    async with stalled_clients(address, 6, 1 << 16) as clients:
+        await asyncio.gather(
+            *(
+                client.upload(f"/{UPLOAD}", body, 20, caller, withheld=number % 3, followed_by=body[: number % 2 * 99])
+                for number, client in enumerate(clients)
+            )
+        )
+        async with asyncio.timeout(CALL_SECONDS):
+            await asyncio.gather(*(client.all_ended() for client in clients[::2]))
+    return []
+
+
 async def raw_credentials(address: str, rng: random.Random, _caller: Metadata) -> list[str]:
     """Send credentials of arbitrary bytes, which the libraries of gRPC do not send."""
     request = llm_pb2.ListModelsRequest()
@@ -170,7 +197,13 @@ async def raw_credentials(address: str, rng: random.Random, _caller: Metadata) -
 
 
 Attack = Callable[[str, random.Random, Metadata], Coroutine[Any, Any, list[str]]]
-ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests, raw_credentials)
+ATTACKS: Final[Sequence[Attack]] = (
+    big_messages,
+    slow_readers,
+    large_requests,
+    broken_uploads,
+    raw_credentials,
+)
 """Attacks that run during the second half of the calls. Each takes the gateway's address and the metadata of a caller
 who may do everything, and returns problems."""
 _OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
@@ -209,7 +242,8 @@ class Keys:
 async def fuzzed_stack(folder: Path, *, credentials: bool) -> AsyncIterator[tuple[Stack, Keys | None]]:
     """Run a stack to be fuzzed, whose gateway may ask for credentials."""
     keys = Keys(folder) if credentials else None
-    environment = FAST if keys is None else {**FAST, "gateway": {**FAST["gateway"], **keys.settings}}
+    gateway = {**FAST["gateway"], "GATEWAY_UPLOAD_STALL_TIMEOUT": "PT1S", **(keys.settings if keys is not None else {})}
+    environment = {**FAST, "gateway": gateway}
     async with Stack(stack_settings(folder / "stack"), environment=environment) as stack:
         yield stack, keys
 
@@ -265,16 +299,18 @@ async def _outcome(channel: grpc.aio.Channel, call: Call, credential: Metadata) 
     request: Any = iter(call.requests)
     if "Reflection" in call.method:
         making: Any = channel.stream_stream(f"/{call.method}")
+    elif call.method == UPLOAD:
+        making = channel.stream_unary(f"/{call.method}")
+        request = _stalling(call.requests) if call.stalls else request
     else:
         (request,) = call.requests
-        streams = call.method.rpartition("/")[2] in ("StreamStatus", "Watch")
-        making = channel.unary_stream(f"/{call.method}") if streams else channel.unary_unary(f"/{call.method}")
+        making = channel.unary_stream(f"/{call.method}") if _streams(call) else channel.unary_unary(f"/{call.method}")
     made = making(request, metadata=(*call.metadata, *credential), timeout=CALL_SECONDS)
     if call.leave is not None:
         await asyncio.sleep(call.leave)
         made.cancel()
     try:
-        if isinstance(made, grpc.aio.UnaryUnaryCall):
+        if isinstance(made, grpc.aio.UnaryUnaryCall | grpc.aio.StreamUnaryCall):
             await made
         elif not await _read(made):
             return SILENT, ""
@@ -285,6 +321,19 @@ async def _outcome(channel: grpc.aio.Channel, call: Call, credential: Metadata) 
     except asyncio.CancelledError:
         return LEFT, ""
     return Code.OK, ""
+
+
+def _streams(call: Call) -> bool:
+    """Return whether a method of one request answers with a stream."""
+    name = call.method.rpartition("/")[2]
+    return name == "Watch" or (name in METHODS and METHODS[name].server_streaming)
+
+
+async def _stalling(requests: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """Yield the requests, and then nothing more, without an end."""
+    for request in requests:
+        yield request
+    await asyncio.Event().wait()
 
 
 async def _read(stream: Any) -> bool:
@@ -306,8 +355,11 @@ async def _read(stream: Any) -> bool:
 def _is_answer(call: Call, code: grpc.StatusCode | str, *, asked: bool) -> bool:
     of_service = call.method.startswith("llm.v1.") and "Nothing" not in call.method
     if asked and of_service and isinstance(code, Code) and code != Code.CANCELLED:
-        return code in ANSWERS_TO.get(call.credential, ANSWERS_TO[""])
-    if code in ANSWERS or (code == OVERTAKEN and REFLECTION in call.method):
+        answers = ANSWERS_TO.get(call.credential, ANSWERS_TO[""])
+        return code in (answers | OF_UPLOADS if call.method == UPLOAD and answers > {Code.OK} else answers)
+    if code in ANSWERS or (code in OF_UPLOADS and call.method == UPLOAD):
+        return True
+    if code == OVERTAKEN and (REFLECTION in call.method or call.method == UPLOAD):
         return True
     if code == SILENT:
         return True
