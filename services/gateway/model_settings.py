@@ -49,4 +49,5 @@ EMBEDDED_MODEL = Model(
     max_output_tokens=2048,
     default_max_tokens=256,
     tokenizer=DOCSTRINGS / "tokenizer.json",
+    structured_output=True,
 )

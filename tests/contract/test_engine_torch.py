@@ -1,6 +1,7 @@
 """Behaviour of the torch engine alone: its sampling, its failures, and continuing sampled output."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.errors import EngineDead, EngineFailed, OutOfMemory
+from jobs.errors import EngineDead, EngineFailed, OutOfMemory, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Output
 from services.gpu_worker.engines.torch import TorchEngine, create
@@ -50,8 +51,13 @@ def ids_of(made: list[Output]) -> tuple[int, ...]:
         {"temperature": 1.0, "seed": 5},
         {"temperature": 0.8, "seed": 5, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
         {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        {
+            "temperature": 1.0,
+            "seed": 5,
+            "json_schema": '{"type": "array", "items": {"type": "string"}, "minItems": 20}',
+        },
     ],
-    ids=["seeded", "narrowed", "penalised"],
+    ids=["seeded", "narrowed", "penalised", "structured"],
 )
 async def test_what_was_drawn_or_penalised_is_continued_exactly(engine: TorchEngine, params: dict[str, Any]) -> None:
     request = job(**params)
@@ -243,3 +249,39 @@ async def test_an_error_of_the_device_ends_the_engine() -> None:
     with pytest.raises(EngineDead):
         await outputs(engine, job())
     await engine.close()
+
+
+async def test_output_of_another_form_cannot_be_continued(engine: TorchEngine) -> None:
+    whole = await outputs(engine, job())
+    with pytest.raises(CannotContinue):
+        await outputs(engine, job(regex="[0-9]+", min_tokens=1), ids_of(whole[:5]))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+        {"properties": {"a": {"anyOf": [{"type": "null"}, {"type": "string", "not": {"const": "x"}}]}}},
+        {"minLength": 3},
+        {"type": "string", "pattern": "^a+$", "maxLength": 2},
+        {"allOf": [{"type": "integer"}, {"minimum": 4}]},
+        {"$ref": "https://example.com/schema"},
+    ],
+)
+async def test_a_schema_that_would_be_kept_in_part_is_refused(engine: TorchEngine, schema: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedParams, match="json_schema: the torch engine does not support"):
+        await outputs(engine, job(json_schema=json.dumps(schema)))
+
+
+async def test_names_and_values_in_a_schema_are_no_keywords(engine: TorchEngine) -> None:
+    schema = {"type": "object", "properties": {"not": {"const": {"not": 1}}}, "required": ["not"]}
+    made = await outputs(engine, job(json_schema=json.dumps(schema), min_tokens=0))
+    assert json.loads("".join(output.text for output in made)) == {"not": {"not": 1}}
+
+
+async def test_a_form_that_slows_the_batch_ends_alone(engine: TorchEngine) -> None:
+    """The gateway refuses such expressions. One that it does not see through ends at the engine."""
+    neighbour = asyncio.create_task(outputs(engine, job(max_tokens=120, min_tokens=120)))
+    with pytest.raises(UnsupportedParams, match=r"params\.regex slowed every job of its batch"):
+        await outputs(engine, job(regex=r"(\w{1,500} ?){1,500}", max_tokens=400, min_tokens=400))
+    assert len(ids_of(await neighbour)) == 120

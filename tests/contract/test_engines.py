@@ -2,7 +2,9 @@
 
 import asyncio
 import importlib.util
+import json
 import multiprocessing
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -18,6 +20,9 @@ from tests.support.paths import ROOT
 MODEL = str(ROOT / "models" / "docstrings")
 CONTEXT = 1024
 PLACES = 3
+SCHEMA = """{"type": "object", "required": ["score", "verdict", "strengths"], "properties": {
+    "score": {"type": "integer", "minimum": 0, "maximum": 10}, "verdict": {"enum": ["good", "bad"]},
+    "strengths": {"type": "array", "maxItems": 2, "items": {"type": "string", "maxLength": 30}}}}"""
 STOP, LENGTH = llm_pb2.FINISH_REASON_STOP, llm_pb2.FINISH_REASON_LENGTH
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -304,19 +309,43 @@ async def test_log_probabilities_come_with_each_token(engine: Engine) -> None:
 
 
 async def test_what_an_engine_cannot_do_is_refused_before_any_output(engine: Engine) -> None:
-    # vLLM supports every valid form.
-    bad = prompt(json_schema='{"type": "no such type"}') if engine.name == "vllm" else prompt(regex="[ab]+")
+    # The simulated engine supports choices alone, the others every valid form.
+    bad = prompt(regex="[ab]+") if engine.name == "simulated" else prompt(json_schema='{"type": "no such type"}')
     with pytest.raises(UnsupportedParams, match="params"):
         await outputs(engine, bad)
 
 
 async def test_an_answer_is_one_of_the_choices(engine: Engine) -> None:
-    job = prompt(choice=llm_pb2.Choice(options=["très bien", "pas mal"]))
-    if engine.name == "torch":
-        with pytest.raises(UnsupportedParams):
-            await outputs(engine, job)
-    else:
-        assert text_of(await outputs(engine, job)) in job.params.choice.options
+    for options in (["très bien", "pas mal"], ['"', "\\", "\n\t\x01", "🦊🦊"], ["ab", "a", "abc"]):
+        job = prompt(choice=llm_pb2.Choice(options=options), temperature=1, seed=len(options))
+        made = await outputs(engine, job)
+        assert text_of(made) in options
+        assert made[-1].finish_reason == STOP
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1, "seed": 3}, {"temperature": 1, "seed": 4, "logprobs": 2}])
+async def test_output_is_json_of_the_schema(engine: Engine, params: dict[str, Any]) -> None:
+    if engine.name == "simulated":
+        pytest.skip("the simulated engine supports choices alone")
+    made = await outputs(engine, prompt(json_schema=SCHEMA, max_tokens=400, **params))
+    assert made[-1].finish_reason == STOP
+    review = json.loads(text_of(made))
+    assert review.keys() == {"score", "verdict", "strengths"}
+    assert 0 <= review["score"] <= 10
+    assert review["verdict"] in ("good", "bad")
+    assert len(review["strengths"]) <= 2
+    assert all(len(strength) <= 30 for strength in review["strengths"])
+
+
+async def test_output_matches_the_expression(engine: Engine) -> None:
+    if engine.name == "simulated":
+        pytest.skip("the simulated engine supports choices alone")
+    expression = r"\d{4}-\d{2}-\d{2} (é|ü){2}\."
+    # It goes on to the end of the form whatever min_tokens says, because nothing else may follow.
+    made = await outputs(engine, prompt(regex=expression, temperature=1, seed=7, min_tokens=20))
+    assert re.fullmatch(expression, text_of(made))
+    made = await outputs(engine, prompt(regex=expression, max_tokens=3))
+    assert made[-1].finish_reason == LENGTH
 
 
 async def test_the_device_is_named(engine: Engine) -> None:

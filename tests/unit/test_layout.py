@@ -88,8 +88,10 @@ ONLY = {
     "uvicorn": {"services/http/connection.py", "services/http/server.py"},
     "vllm": {f"services/gpu_worker/engines/{name}.py" for name in ("vllm", "vllm_options", "vllm_requests")},
     "torch": {
-        f"services/gpu_worker/engines/{name}.py" for name in ("torch", "torch_batch", "torch_model", "torch_sampling")
+        f"services/gpu_worker/engines/torch{part}.py"
+        for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
     },
+    "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }
 """Modules that may import each heavy dependency."""
 

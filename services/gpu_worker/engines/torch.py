@@ -15,14 +15,16 @@ from typing import Final
 
 import torch
 
-from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory, UnsupportedParams
+from jobs.errors import EngineDead, EngineFailed, JobError, OutOfMemory
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.chat import PromptEncoder
 from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.engines.output_text import OutputWriter
 from services.gpu_worker.engines.torch_batch import Batch, Sequence
+from services.gpu_worker.engines.torch_generation import ActiveGeneration
 from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
-from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, choose, sampling_of, token_logprobs
+from services.gpu_worker.engines.torch_sampling import sampling_of
+from services.gpu_worker.engines.torch_structured import StructuredForms
 
 log = logging.getLogger(__name__)
 
@@ -30,25 +32,11 @@ CLOSED: Final = "the engine was closed"
 _CLOSE_SECONDS: Final = 10
 
 
-class ActiveGeneration:
-    """A generation that the event loop waits for and the model's thread runs."""
-
-    def __init__(self, sequence: Sequence, prompt_tokens: int, sampling: Sampling, writer: OutputWriter) -> None:
-        self.sequence = sequence
-        self.prompt_tokens = prompt_tokens
-        self.sampling = sampling
-        self.writer = writer
-        self.outputs: asyncio.Queue[Output | JobError] = asyncio.Queue()
-        """Filled on the event loop."""
-        self.over = False
-        """Whether nobody waits for more output. Either side sets it."""
-
-
 Made = tuple[ActiveGeneration, Output | JobError]
 
 
 class TorchEngine:
-    """See Engine. It continues any generation exactly, including seeded and penalised ones."""
+    """See Engine. It continues any generation exactly, including seeded, penalised and structured ones."""
 
     name = "torch"
 
@@ -64,6 +52,7 @@ class TorchEngine:
         self._loaded: LoadedModel | None = None
         # Set before _loaded is.
         self._prompts: PromptEncoder
+        self._forms: StructuredForms
         self.dead = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -99,6 +88,7 @@ class TorchEngine:
         self._prompts = await asyncio.to_thread(
             PromptEncoder, loaded.tokenizer, loaded.context_tokens, self._config.special_tokens_in_messages
         )
+        self._forms = await asyncio.to_thread(StructuredForms, loaded.tokenizer, loaded.vocab_size, loaded.end_ids)
         self._loaded = loaded
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
@@ -150,17 +140,16 @@ class TorchEngine:
     def _prepare(self, generation: Generation) -> tuple[ActiveGeneration, Output | None]:
         """Return the generation for the thread, and its last output if an earlier attempt had ended it."""
         loaded, job = self._started(), generation.job
-        if job.params.WhichOneof("structured_output"):
-            raise UnsupportedParams("params.structured_output: the torch engine does not support it; use a vllm worker")
         prompt = self._prompts.ids(job)
         room = generation.room(len(prompt), loaded.context_tokens)
         writer = OutputWriter(loaded.decode, prompt, job.params, loaded.end_ids, room)
         resumed = generation.resume_token_ids
-        if any(token_id >= loaded.model.config.get_text_config().vocab_size for token_id in resumed):
+        if any(token_id >= loaded.vocab_size for token_id in resumed):
             raise CannotContinue("the tokens generated so far are not this model's")
         ended = writer.resume(resumed, generation.resume_text)
         sampling = sampling_of(job.params, loaded.defaults)
-        return ActiveGeneration(Sequence([*prompt, *resumed]), len(prompt), sampling, writer), ended
+        form = None if ended else self._forms.form_of(job.params, resumed)
+        return ActiveGeneration(Sequence([*prompt, *resumed]), len(prompt), sampling, form, writer), ended
 
     # The methods from here on run in the engine's thread.
 
@@ -234,7 +223,7 @@ class TorchEngine:
             self._drop(batch, failed)
             return [(active, failure) for active in failed]
         likeliest = scores.argmax(-1).tolist()
-        if not all(active.sampling.plain for active in everyone):
+        if not all(active.plain for active in everyone):
             scores = scores.cpu()
         return [
             (active, self._next(loaded, active, scores[row], likeliest[row])) for row, active in enumerate(everyone)
@@ -259,17 +248,8 @@ class TorchEngine:
         self, loaded: LoadedModel, active: ActiveGeneration, scores: torch.Tensor, likeliest: int
     ) -> Output | JobError:
         """Choose a generation's next token; return its output."""
-        sampling, ids = active.sampling, active.sequence.ids
-        token, logprobs = likeliest, []
         try:
-            if not sampling.plain:
-                scores = scores.cpu()
-                context = SamplingContext(ids[: active.prompt_tokens], ids[active.prompt_tokens :], loaded.end_ids)
-                token = choose(scores, sampling, context)
-                if sampling.logprobs is not None:
-                    logprobs = [token_logprobs(scores, token, sampling.logprobs, loaded.decode_token)]
-            ids.append(token)
-            output = active.writer.write([token], logprobs)
+            output = active.next(loaded, scores, likeliest)
         except Exception as error:  # noqa: BLE001  as above
             active.over = True
             return as_job_error(error)
@@ -292,6 +272,8 @@ def deliver(made: list[Made]) -> None:
 
 def as_job_error(error: Exception) -> JobError:
     """Return the error that ends a generation after a step failed. Raises `error` if no step can work after it."""
+    if isinstance(error, JobError):
+        return error
     # The CPU's allocator has no error type of its own.
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         if torch.cuda.is_available():

@@ -44,6 +44,11 @@ class LoadedModel:
     """The model's own sampling parameters, from its generation_config.json."""
     gpu: llm_pb2.GpuInfo
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of scores of each token. Some of them may belong to no token."""
+        return int(self.model.config.get_text_config().vocab_size)
+
     def decode(self, ids: Any) -> str:
         """Return the text of tokens, special ones left out."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -73,7 +73,10 @@ def choose(scores: torch.Tensor, sampling: Sampling, context: SamplingContext) -
     """Return the next token for one row of scores (float32, on the CPU). The scores are left as they are."""
     scores = penalised(scores, sampling, context)
     if len(context.output) < sampling.min_tokens:
-        scores = scores.index_fill(0, torch.tensor(list(context.end_ids), dtype=torch.long), float("-inf"))
+        going_on = scores.index_fill(0, torch.tensor(list(context.end_ids), dtype=torch.long), float("-inf"))
+        # Nothing but the end follows structured output that is complete.
+        if going_on.max() > float("-inf"):
+            scores = going_on
     if sampling.greedy:
         return int(scores.argmax())
     return draw(candidates(scores / sampling.temperature, sampling), sampling.seed, len(context.output))
