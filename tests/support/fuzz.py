@@ -180,7 +180,9 @@ async def broken_uploads(address: str, rng: random.Random, caller: Metadata) -> 
                 await asyncio.gather(*(client.all_ended() for client in clients[::2]))
         ended = {number: len(client.ended) for number, client in enumerate(clients)}
         closed = [number for number, client in enumerate(clients) if client.closed.is_set()]
-    hanging = {number: count for number, count in ended.items() if count < 20 and number % 2 == 0} if closed == [] else {}
+    hanging = (
+        {number: count for number, count in ended.items() if count < 20 and number % 2 == 0} if closed == [] else {}
+    )
     return [f"uploads hang: of 20 of a client have ended {hanging}"] if hanging else []
 
 
