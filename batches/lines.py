@@ -72,10 +72,9 @@ class Line:
 class LineReader:
     """Reads the lines of one batch, each for itself."""
 
-    def __init__(self, batch: batch_pb2.BatchRequest, check: Check | None = None, *, watchable: bool = True) -> None:
-        """`check` adds the operator's rules to those of jobs. `watchable`: whether an item may be a job of its own."""
+    def __init__(self, batch: batch_pb2.BatchRequest, check: Check | None = None) -> None:
+        """`check` adds the operator's rules to those of jobs."""
         self._batch = batch
-        self._watchable = watchable
         self._job_class = batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._check = check
 
@@ -92,8 +91,6 @@ class LineReader:
             return Line(*place, problems=_bounded([Violation("", str(error))]))
         watch = value.pop("watch", False)
         problems = [] if isinstance(watch, bool) else [Violation("watch", "must be true or false")]
-        if watch is True and not self._watchable:
-            problems.append(Violation("watch", "is not supported here: submit the line as a job of its own"))
         form: _Form = _OpenAIForm(value) if any(name in value for name in _OPENAI) else _JobForm(value)
         problems += form.problems
         job = form.job

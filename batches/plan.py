@@ -1,9 +1,9 @@
 """The order in which the items of a batch run, as a file of records of one size that chunks read by range.
 
-Items are grouped by model, in the order in which the models first occur; within a model they are sorted by priority,
-then by the prefixes of their prompts, so that items with a common prefix run near one another and share the engine's
-cache. A prefix counts by a hash of each length of `_ENDS`: items that share a prefix of such a length stand together,
-whatever follows it.
+Items are grouped by model, in the order in which the models first occur, watched items after all others. Within a
+group they are sorted by priority, then by the prefixes of their prompts, so that items with a common prefix run near
+one another and share the engine's cache. A prefix counts by a hash of each length of `_ENDS`: items that share a prefix
+of such a length stand together, whatever follows it.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _IN_MEMORY: Final = 65_536
 """Number of items that are sorted in memory: about 6 MB."""
 _PIECE: Final = 4096
 """Number of records that are written, or read back, at once."""
-_MAX_MODELS: Final = 65_536
+_MAX_MODELS: Final = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,9 @@ class PlanWriter:
 
     def __init__(self, in_memory: int = _IN_MEMORY) -> None:
         self._in_memory = in_memory
-        self._models: dict[str, int] = {}
-        self._counts: list[int] = []
+        self._groups: dict[tuple[bool, str], int] = {}
+        """Number of items of each model, of watched items for themselves."""
+        self._numbers: dict[tuple[bool, str], int] = {}
         self._keys: list[bytes] = []
         self._runs: list[IO[bytes]] = []
 
@@ -61,31 +62,36 @@ class PlanWriter:
             run.close()
 
     def add(self, line: Line) -> None:
-        """Add a good line. Raises ValueError for one model too many: 65,536 fit."""
+        """Add a good line. Raises ValueError for one model too many: 32,768 fit."""
         job = line.job
         if job is None:
             raise ValueError("a bad line has no place in a plan")
-        model = self._models.setdefault(job.model, len(self._models))
-        if model == _MAX_MODELS:
-            raise ValueError(f"a plan holds at most {_MAX_MODELS} models")
-        if model == len(self._counts):
-            self._counts.append(0)
-        self._counts[model] += 1
-        self._keys.append(_KEY.pack(model, job.priority or 3, _prefixes(job), line.index, line.offset, line.length))
+        group = (line.watch, job.model)
+        if group not in self._numbers:
+            # Watched items come last.
+            number = sum(watched == line.watch for watched, _ in self._numbers)
+            if number == _MAX_MODELS:
+                raise ValueError(f"a plan holds at most {_MAX_MODELS} models")
+            self._numbers[group] = number + _MAX_MODELS * line.watch
+        self._groups[group] = self._groups.get(group, 0) + 1
+        self._keys.append(
+            _KEY.pack(self._numbers[group], job.priority or 3, _prefixes(job), line.index, line.offset, line.length)
+        )
         if len(self._keys) == self._in_memory:
             self._spill()
 
     @property
     def count(self) -> int:
         """Number of items."""
-        return sum(self._counts)
+        return sum(self._groups.values())
 
     @property
     def groups(self) -> list[internal_pb2.PlanGroup]:
-        """The part of each model, in the order of the plan."""
+        """The part of each model, in the order of the plan. That of its watched items is another one."""
         groups, first = [], 0
-        for model, count in zip(self._models, self._counts, strict=True):
-            groups.append(internal_pb2.PlanGroup(model=model, first=first, count=count))
+        for (watched, model), _ in sorted(self._numbers.items(), key=lambda numbered: numbered[1]):
+            count = self._groups[watched, model]
+            groups.append(internal_pb2.PlanGroup(model=model, first=first, count=count, watched=watched))
             first += count
         return groups
 

@@ -44,8 +44,9 @@ def _install_locked(lock: Path) -> int:
     arguments = ("--require-hashes", "--no-deps", "-r", str(lock))
     if _pip("-qq", "--require-hashes", "--no-deps", "-r", str(_UV_LOCK)) == 0:
         uv = Path(sys.executable).with_name("uv")
-        environment = {**uv_settings(pip_settings()), **os.environ}
-        command = (str(uv), "pip", "install", "--python", sys.executable, *arguments)
+        configured = pip_settings()
+        command = (str(uv), "pip", "install", "--python", sys.executable, *uv_options(configured), *arguments)
+        environment = {**uv_settings(configured), **os.environ}
         if subprocess.run(command, env=environment, check=False).returncode == 0:
             return 0
     print("uv could not install it. pip tries next, which takes longer.", file=sys.stderr, flush=True)
@@ -76,7 +77,6 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
         "UV_FIND_LINKS": ",".join(pip.get("find-links", "").split()),
         "UV_INSECURE_HOST": " ".join(pip.get("trusted-host", "").split()),
         "UV_HTTP_TIMEOUT": pip.get("timeout", pip.get("default-timeout", "")),
-        "UV_NO_INDEX": "1" if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else "",
         "SSL_CERT_FILE": pip.get("cert", ""),
         "SSL_CLIENT_CERT": pip.get("client-cert", ""),
         "ALL_PROXY": pip.get("proxy", ""),
@@ -86,6 +86,11 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
         "UV_LINK_MODE": "" if os.environ.get("UV_LINK_MODE") else "copy",
     }
     return {name: value for name, value in settings.items() if value}
+
+
+def uv_options(pip: Mapping[str, str]) -> tuple[str, ...]:
+    """Translate pip's settings for which uv has no environment variable into options."""
+    return ("--no-index",) if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else ()
 
 
 def _shown(path: Path) -> str:

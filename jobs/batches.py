@@ -13,6 +13,10 @@ MAX_CHUNKS: Final = 50
 """Default of the maximum number of chunks that run or wait at the same time."""
 CHUNK_ITEMS: Final = 128
 """Default of the maximum number of items of a chunk."""
+MAX_WATCHED: Final = 100
+"""Default of the maximum number of items with "watch": true that run or wait at the same time."""
+WATCHED_CHUNKS: Final = 4
+"""Maximum number of chunks of such items that run or wait at the same time, beside the others."""
 _MIN_CHUNK_ITEMS: Final = 16
 _SPAN: Final = 16
 """Number of chunks by which a batch may be ahead of its maximum, while an early chunk takes long."""
@@ -67,8 +71,12 @@ def max_chunks(options: internal_pb2.BatchOptions, batch: batch_pb2.BatchRequest
     return min(most, -(-batch.max_concurrent // _MIN_CHUNK_ITEMS)) if batch.max_concurrent else most
 
 
-def concurrent_items(options: internal_pb2.BatchOptions, batch: batch_pb2.BatchRequest) -> int:
+def concurrent_items(
+    options: internal_pb2.BatchOptions, batch: batch_pb2.BatchRequest, *, watched: bool = False
+) -> int:
     """Return how many items of one chunk may run at the same time. 0: what the worker has free."""
+    if watched:
+        return -(-(options.max_watched or MAX_WATCHED) // WATCHED_CHUNKS)
     return max(batch.max_concurrent // max_chunks(options, batch), 1) if batch.max_concurrent else 0
 
 

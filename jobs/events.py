@@ -1,8 +1,8 @@
-"""The events of a job that its receivers are notified of, and the state of their deliveries."""
+"""The events of jobs and batches that receivers are notified of, and the state of their deliveries."""
 
 from jobs import limits
 from jobs.outcome import without_output
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import batch_pb2, internal_pb2, llm_pb2
 
 
 def base_event(
@@ -21,6 +21,8 @@ def base_event(
 
 def event_type(event: internal_pb2.NotifyRequest) -> str:
     """Return the CloudEvent's type."""
+    if event.HasField("batch"):
+        return f"llm.v1.batch.{batch_pb2.BatchState.Name(event.batch.state).removeprefix('BATCH_STATE_').lower()}"
     match event.event:
         case llm_pb2.NOTIFY_EVENT_STARTED:
             name = "started"
@@ -44,10 +46,27 @@ def outcome_event(
     return event
 
 
-def targets_of(job: llm_pb2.JobRequest, options: internal_pb2.JobOptions) -> list[llm_pb2.NotifyTarget]:
-    """Return the targets to notify of the job: its own, or else the operator's endpoint as a target without a kind.
+def batch_event(
+    batch: batch_pb2.BatchRequest, outcome: batch_pb2.BatchStatus, run_id: str
+) -> internal_pb2.NotifyRequest:
+    """Return the event of the end of a batch. `run_id` is that of the last run of its workflow."""
+    return internal_pb2.NotifyRequest(
+        event=llm_pb2.NOTIFY_EVENT_FINISHED,
+        # By these the deliveries are found again, as those of a job.
+        status=llm_pb2.JobStatus(workflow_id=outcome.batch_id, run_id=run_id),
+        batch=outcome,
+        user_id=batch.user_id,
+        request_id=batch.request_id,
+        project_id=batch.project_id,
+    )
 
-    The list is empty if the job names no target and its options exclude the operator.
+
+def targets_of(
+    job: llm_pb2.JobRequest | batch_pb2.BatchRequest, options: internal_pb2.JobOptions
+) -> list[llm_pb2.NotifyTarget]:
+    """Return the targets to notify of a job or batch: its own, or else the operator's endpoint as one without a kind.
+
+    The list is empty if it names no target and the options exclude the operator.
     """
     if job.notify:
         return [*job.notify]

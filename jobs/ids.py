@@ -24,6 +24,7 @@ version did not shorten and its jobs must still be found.
 _DELIVERY_PREFIX: Final = "llmnotify-"
 _JOB: Final = "llmjob"
 _BATCH: Final = "llmbatch"
+_PIPELINE: Final = "llmpipe"
 _LEDGER: Final = "llmledger"
 _DELETION: Final = "llmdelete"
 _BULK_DELETION: Final = "llmdeletes"
@@ -47,7 +48,7 @@ MAX_SCHEDULE_ID: Final = 230
 hyphen and 20 for the time to the id of each workflow that it starts."""
 
 MAX_PIPELINE_ID: Final = 128
-"""Maximum length of a pipeline's workflow id in characters. Reserved: a step's job is `<pipeline id>/<path>`."""
+"""Maximum length of a pipeline's workflow id in characters: a step's job is `<pipeline id>/<path>`."""
 
 
 def workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
@@ -66,6 +67,17 @@ def batch_workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
     """Return the id of the LLMBatchWorkflow of a batch: `llmbatch-…`, in the form of workflow_id()."""
     prefix = tenant_prefix(_BATCH, tenant) if tenant else f"{_BATCH}-"
     return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_JOB_ID)
+
+
+def pipeline_workflow_id(user_id: str, request_id: str, tenant: str = "") -> str:
+    """Return `llmpipe-<user>-<request>`, in the form of workflow_id() but of at most MAX_PIPELINE_ID characters."""
+    prefix = tenant_prefix(_PIPELINE, tenant) if tenant else f"{_PIPELINE}-"
+    return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_PIPELINE_ID)
+
+
+def item_workflow_id(batch_id: str, index: int) -> str:
+    """Return the id of the job that an item of a batch is: `<batch id>/<line>`, shortened like workflow_id()."""
+    return shortened(f"{batch_id}/{index}", MAX_JOB_ID)
 
 
 def schedule_id(user_id: str, request_id: str, tenant: str = "") -> str:

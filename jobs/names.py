@@ -62,6 +62,15 @@ ACTIVITY_COLLECT_CHUNKS: Final = "CollectChunks"
 ACTIVITY_WRITE_MANIFEST: Final = "WriteManifest"
 ACTIVITY_MERGE_BATCH: Final = "MergeBatch"
 ACTIVITY_CLEAN_BATCH: Final = "CleanBatch"
+# A pipeline, and what it does: see pipelines.workflow.
+PIPELINE_WORKFLOW_TYPE: Final = "LLMPipelineWorkflow"
+UPDATE_ANSWER_STEP: Final = "AnswerStep"
+ACTIVITY_ADMIT_STEP: Final = "AdmitStep"
+ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
+# Types of the errors with which an answer is refused.
+STEP_NOT_FOUND: Final = "STEP_NOT_FOUND"
+STEP_NOT_WAITING: Final = "STEP_NOT_WAITING"
+STEP_ANSWERED: Final = "STEP_ANSWERED"
 
 ACTIVITY_RUN: Final = "RunLLMOnGPU"
 ACTIVITY_NOTIFY: Final = "NotifyUI"
@@ -88,6 +97,10 @@ ACTIVITY_START_SCHEDULED_JOB: Final = "StartScheduledJob"
 ACTIVITY_CHECK_SCHEDULED_JOB: Final = "CheckScheduledJob"
 
 WORKFLOW_QUEUE: Final = "gateway-workflows"
+# Appended to the workflows' queue: the chunks of batches whose items are jobs of their own run for hours, and must not
+# take the slots of other activities.
+WATCHED_QUEUE_SUFFIX: Final = ".watched"
+MAX_WORKFLOW_QUEUE: Final = MAX_TEMPORAL_ID - len(WATCHED_QUEUE_SUFFIX)
 GPU_QUEUE: Final = "llm-gpu-activities"
 NOTIFY_QUEUE: Final = "notifications-activities"
 # Appended to the notifiers' queue: NotifyProgress runs as long as its job, and must not take the slots of NotifyUI.

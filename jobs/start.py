@@ -28,7 +28,7 @@ from llm_pb import common_pb2, internal_pb2, llm_pb2
 
 _MAX_FAIRNESS_KEY: Final = 64
 """Maximum size of a fairness key in Temporal, in bytes."""
-_FAIRNESS_KEY: Final = "fairness key"
+FAIRNESS_KEY: Final = "fairness key"
 """Name under which `hash_` hashes the user of a fairness key. No search attribute has it."""
 
 
@@ -113,7 +113,7 @@ def fair_owner(
     It is `<tenant>/<class>/<user>`. Without a tenant the first part is empty. JOB_CLASS_STANDARD has the name that jobs
     had before there were classes: `<tenant>/<user>`, or the user.
     """
-    user = hash_(_FAIRNESS_KEY, user_id) if hash_ is not None else user_id
+    user = hash_(FAIRNESS_KEY, user_id) if hash_ is not None else user_id
     if job_class == common_pb2.JOB_CLASS_STANDARD:
         return owner(user, tenant)
     return f"{tenant}/{classes.NAMES[job_class]}/{user}"

@@ -6,14 +6,16 @@ Batches: many independent jobs from one file, run as one thing while others leav
 The input is JSONL in UTF-8: one item a line. Lines are counted from 0. A line of white space alone is no item, but counts
 as a line. A line has one of two forms, which may be mixed:
 
-- A JobRequest in proto3 JSON. request_id is the item's custom_id.
+- A JobRequest in proto3 JSON. request_id is the item's custom_id. prompt_file has to be a file of the batch's user.
 - A request of OpenAI's batches: {"custom_id": …, "method": "POST", "url": …, "body": {…}}. url is /v1/chat/completions,
   /v1/responses or /v1/completions, and body the body that POST takes there, without stream and background. custom_id has
   1 to 512 characters without control characters.
 
-Either form takes a further member "watch": true at the top. The item then is a job of LlmService, whose id BatchItem names: it
-can be watched, cancelled and listed, and has events of its own. It costs the service more than other items. This version
-refuses such a line.
+Either form takes a further member "watch": true at the top. The item then is a job of LlmService with the id
+"<batch_id>/<index>", index being the line's number, shortened as JobStatus.workflow_id where it is too long; BatchItem names it.
+It can be watched, cancelled and listed, and has events of its own. Its result is the item's, at its place in the order of the
+input. At most 100 such items of a batch run or wait for a worker at the same time by default, beside the others. They cost the
+service about twenty times as much processor time as other items.
 
 custom_ids are unique within a batch. All items are jobs of the batch's user and class: user_id, and job_class where a line
 has it, are those of the batch. The parameters `user` and `safety_identifier` of OpenAI's form are taken, and change
@@ -66,7 +68,7 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     BATCH_STATE_RUNNING: _BatchState.ValueType  # 2
     """Items run, or wait for a worker."""
     BATCH_STATE_FINALIZING: _BatchState.ValueType  # 3
-    """Every item has ended. Output and errors are written."""
+    """Every item has ended. Output and errors are written, and the outcome is delivered for the first time."""
     BATCH_STATE_SUCCEEDED: _BatchState.ValueType  # 4
     """Every item has ended by itself. Some may have failed."""
     BATCH_STATE_FAILED: _BatchState.ValueType  # 5
@@ -86,7 +88,7 @@ BATCH_STATE_VALIDATING: BatchState.ValueType  # 1
 BATCH_STATE_RUNNING: BatchState.ValueType  # 2
 """Items run, or wait for a worker."""
 BATCH_STATE_FINALIZING: BatchState.ValueType  # 3
-"""Every item has ended. Output and errors are written."""
+"""Every item has ended. Output and errors are written, and the outcome is delivered for the first time."""
 BATCH_STATE_SUCCEEDED: BatchState.ValueType  # 4
 """Every item has ended by itself. Some may have failed."""
 BATCH_STATE_FAILED: BatchState.ValueType  # 5
@@ -176,8 +178,9 @@ class BatchRequest(_message.Message):
 
     @_builtins.property
     def notify(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyTarget]:
-        """The targets to which the outcome of the batch is delivered, whatever it is. At most 4. Default: the operator's. This version
-        refuses targets, and delivers nothing.
+        """The targets to which the outcome of the batch is delivered, whatever it is. At most 4. Default: the operator's. The event is
+        as that of a job's outcome: a CloudEvent of the type "llm.v1.batch.succeeded", ".failed", ".cancelled" or ".expired" whose
+        data.status is the BatchStatus, or "batch.completed", ".failed", ".cancelled" or ".expired" in OpenAI's form.
         """
 
     @_builtins.property
@@ -269,7 +272,9 @@ class BatchStatus(_message.Message):
     tokens_per_second: _builtins.float
     """Output tokens a second of all items together, over about the last minute. 0 unless the state is BATCH_STATE_RUNNING."""
     trace_id: _builtins.str
-    """The W3C trace id of the batch's trace, as JobStatus.trace_id. Traces of items link to it."""
+    """The W3C trace id of the batch's trace, as JobStatus.trace_id. It holds the chunks in which items run. A few items of each have
+    traces, which link to it.
+    """
     user_id: _builtins.str
     """The batch's user. Empty where the batch cannot be read."""
     request_id: _builtins.str
@@ -327,7 +332,9 @@ class BatchStatus(_message.Message):
 
     @_builtins.property
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyStatus]:
-        """The delivery of the outcome, one for each target. Set in a final state. Empty in this version."""
+        """The delivery of the outcome, one for each target. Set in a final state, and kept up to date after that. ListDeliveries and
+        Redeliver of LlmService take the batch_id.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

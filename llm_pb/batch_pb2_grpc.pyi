@@ -6,14 +6,16 @@ Batches: many independent jobs from one file, run as one thing while others leav
 The input is JSONL in UTF-8: one item a line. Lines are counted from 0. A line of white space alone is no item, but counts
 as a line. A line has one of two forms, which may be mixed:
 
-- A JobRequest in proto3 JSON. request_id is the item's custom_id.
+- A JobRequest in proto3 JSON. request_id is the item's custom_id. prompt_file has to be a file of the batch's user.
 - A request of OpenAI's batches: {"custom_id": …, "method": "POST", "url": …, "body": {…}}. url is /v1/chat/completions,
   /v1/responses or /v1/completions, and body the body that POST takes there, without stream and background. custom_id has
   1 to 512 characters without control characters.
 
-Either form takes a further member "watch": true at the top. The item then is a job of LlmService, whose id BatchItem names: it
-can be watched, cancelled and listed, and has events of its own. It costs the service more than other items. This version
-refuses such a line.
+Either form takes a further member "watch": true at the top. The item then is a job of LlmService with the id
+"<batch_id>/<index>", index being the line's number, shortened as JobStatus.workflow_id where it is too long; BatchItem names it.
+It can be watched, cancelled and listed, and has events of its own. Its result is the item's, at its place in the order of the
+input. At most 100 such items of a batch run or wait for a worker at the same time by default, beside the others. They cost the
+service about twenty times as much processor time as other items.
 
 custom_ids are unique within a batch. All items are jobs of the batch's user and class: user_id, and job_class where a line
 has it, are those of the batch. The parameters `user` and `safety_identifier` of OpenAI's form are taken, and change

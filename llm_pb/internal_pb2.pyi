@@ -18,6 +18,7 @@ from llm_pb import batch_pb2 as _batch_pb2
 from llm_pb import common_pb2 as _common_pb2
 from llm_pb import file_pb2 as _file_pb2
 from llm_pb import llm_pb2 as _llm_pb2
+from llm_pb import pipeline_pb2 as _pipeline_pb2
 from llm_pb import schedule_pb2 as _schedule_pb2
 import builtins as _builtins
 import sys
@@ -345,6 +346,7 @@ class NotifyRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     TARGET_INDEX_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
@@ -373,6 +375,12 @@ class NotifyRequest(_message.Message):
     def result(self) -> _llm_pb2.JobResult:
         """What the job produced. Unset when there is nothing, or nothing yet."""
 
+    @_builtins.property
+    def batch(self) -> _batch_pb2.BatchStatus:
+        """The status of the batch whose outcome the event is, its state final. Then status has the batch's id and run alone, and result
+        and model are unset. Unset for a job.
+        """
+
     def __init__(
         self,
         *,
@@ -387,10 +395,11 @@ class NotifyRequest(_message.Message):
         project_id: _builtins.str = ...,
         event: _llm_pb2.NotifyEvent.ValueType = ...,
         target_index: _builtins.int | None = ...,
+        batch: _batch_pb2.BatchStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
     _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
@@ -568,6 +577,7 @@ class FeedRecord(_message.Message):
     JOB_ENDING_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
     ITEM_RECORDS_FIELD_NUMBER: _builtins.int
+    PIPELINE_CHANGE_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -600,6 +610,10 @@ class FeedRecord(_message.Message):
     def item_records(self) -> Global___ItemRecords:
         """What several items of a batch's chunk have generated."""
 
+    @_builtins.property
+    def pipeline_change(self) -> Global___PipelineChange:
+        """The tree of a pipeline has changed. Its feed has no other records but this one and JobEnding."""
+
     def __init__(
         self,
         *,
@@ -611,12 +625,13 @@ class FeedRecord(_message.Message):
         job_ending: Global___JobEnding | None = ...,
         encrypted: Global___EncryptedRecord | None = ...,
         item_records: Global___ItemRecords | None = ...,
+        pipeline_change: Global___PipelineChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records", "pipeline_change"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1603,6 +1618,7 @@ class PlanGroup(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     first: _builtins.int
@@ -1613,6 +1629,8 @@ class PlanGroup(_message.Message):
     """Task queue of the model, as JobOptions.gpu_task_queue."""
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens."""
+    watched: _builtins.bool
+    """Whether the items are jobs of their own, for "watch": true. Such groups come last. A gateway runs their chunks."""
     @_builtins.property
     def price(self) -> _llm_pb2.ModelPrice:
         """The model's price when the batch was planned. Unset without one."""
@@ -1626,10 +1644,11 @@ class PlanGroup(_message.Message):
         queue: _builtins.str = ...,
         default_max_tokens: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        watched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "price", b"price", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "default_max_tokens", b"default_max_tokens", "first", b"first", "model", b"model", "price", b"price", "queue", b"queue", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1656,6 +1675,8 @@ class ChunkRequest(_message.Message):
     MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    OTHERWISE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     chunk: _builtins.int
@@ -1670,6 +1691,8 @@ class ChunkRequest(_message.Message):
     """Maximum number of items of the chunk that run at the same time. 0: what the worker has free."""
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens, as RunRequest.default_max_tokens."""
+    otherwise: _llm_pb2.JobState.ValueType
+    """State of the items of watched chunks that end by error."""
     @_builtins.property
     def plan(self) -> _common_pb2.FileRef:
         """The plan: see BatchPlan."""
@@ -1702,6 +1725,12 @@ class ChunkRequest(_message.Message):
     def price(self) -> _llm_pb2.ModelPrice:
         """The model's price, as JobOptions.price. Unset without one."""
 
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the batch stops: of a watched chunk no item begins, and the jobs that run are cancelled and end with it. Unset as long as
+        the batch goes on, and in other chunks.
+        """
+
     def __init__(
         self,
         *,
@@ -1720,10 +1749,12 @@ class ChunkRequest(_message.Message):
         max_concurrent: _builtins.int = ...,
         default_max_tokens: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        otherwise: _llm_pb2.JobState.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "otherwise", b"otherwise", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2078,12 +2109,16 @@ class BatchOptions(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    MAX_WATCHED_FIELD_NUMBER: _builtins.int
     chunk_items: _builtins.int
     """Maximum number of items of a chunk. Default 128."""
     max_chunks: _builtins.int
     """Maximum number of chunks that run or wait for a worker at the same time. Default 50."""
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the batch as an open job. Empty: none does."""
+    max_watched: _builtins.int
+    """Maximum number of items with "watch": true that run or wait for a worker at the same time. Default 100."""
     @_builtins.property
     def limits(self) -> Global___BatchLimits:
         """Maxima of its input."""
@@ -2104,6 +2139,10 @@ class BatchOptions(_message.Message):
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The scopes of who created the batch. Its lines need those that jobs need."""
 
+    @_builtins.property
+    def delivery(self) -> Global___JobOptions:
+        """How the outcome is delivered: only the fields notify_… are set. Unset: nobody is notified."""
+
     def __init__(
         self,
         *,
@@ -2115,10 +2154,12 @@ class BatchOptions(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ledger: _builtins.str = ...,
         scopes: _abc.Iterable[_builtins.str] | None = ...,
+        delivery: Global___JobOptions | None = ...,
+        max_watched: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "max_watched", b"max_watched", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2138,8 +2179,11 @@ class BatchProgress(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
+    ENDED_WATCHED_FIELD_NUMBER: _builtins.int
     ended_chunks: _builtins.int
     """Number of chunks that had ended when this run of the workflow began: those with lower numbers."""
+    ended_watched: _builtins.int
+    """As ended_chunks, of the chunks of watched items: how many of them had ended. ended_chunks counts the others."""
     @_builtins.property
     def plan(self) -> Global___BatchPlan:
         """The order of its items. Unset before they are planned."""
@@ -2179,10 +2223,11 @@ class BatchProgress(_message.Message):
         usage: _common_pb2.Usage | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         rest: _common_pb2.FileRef | None = ...,
+        ended_watched: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "plan", b"plan", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ended_chunks", b"ended_chunks", "ended_watched", b"ended_watched", "manifests", b"manifests", "plan", b"plan", "recent", b"recent", "rest", b"rest", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2597,3 +2642,265 @@ class ScheduledJob(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScheduledJob: _TypeAlias = ScheduledJob  # noqa: Y015
+
+@_typing.final
+class PipelineRun(_message.Message):
+    """Input of the workflow LLMPipelineWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pipeline(self) -> _pipeline_pb2.PipelineRequest:
+        """The pipeline."""
+
+    @_builtins.property
+    def options(self) -> Global___PipelineOptions:
+        """What the gateway has chosen for it."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: _pipeline_pb2.PipelineRequest | None = ...,
+        options: Global___PipelineOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "pipeline", b"pipeline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineRun: _TypeAlias = PipelineRun  # noqa: Y015
+
+@_typing.final
+class PipelineOptions(_message.Message):
+    """What a gateway has chosen for a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HashesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    MAX_JOB_TIMEOUT_FIELD_NUMBER: _builtins.int
+    ledger: _builtins.str
+    """Workflow id of the LLMLedgerWorkflow that counts the pipeline as an open job. Empty: none does."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the pipeline was accepted."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is stopped."""
+
+    @_builtins.property
+    def hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where search attributes are hashed: the hash of each of the pipeline's values, by the name of its search attribute. Its jobs have
+        the same ones.
+        """
+
+    @_builtins.property
+    def max_job_timeout(self) -> _duration_pb2.Duration:
+        """The longest total time that a job of the pipeline may have."""
+
+    def __init__(
+        self,
+        *,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ledger: _builtins.str = ...,
+        hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_job_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineOptions: _TypeAlias = PipelineOptions  # noqa: Y015
+
+@_typing.final
+class PipelineNode(_message.Message):
+    """A node of a pipeline's tree, with what only the services need to know of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWER_ID_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the tree at which the node last changed."""
+    number: _builtins.int
+    """Number of nodes that are older."""
+    answer_id: _builtins.str
+    """AnswerStepRequest.answer_id of the answer that the step has got. Empty before."""
+    @_builtins.property
+    def step(self) -> _pipeline_pb2.StepStatus:
+        """The step. Its path is not empty."""
+
+    def __init__(
+        self,
+        *,
+        step: _pipeline_pb2.StepStatus | None = ...,
+        version: _builtins.int = ...,
+        number: _builtins.int = ...,
+        answer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_id", b"answer_id", "number", b"number", "step", b"step", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineNode: _TypeAlias = PipelineNode  # noqa: Y015
+
+@_typing.final
+class PipelineRecord(_message.Message):
+    """What LLMPipelineWorkflow answers to the query GetRecord. Its memo holds the status at its end, under "status"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the tree: it grows with each change of the status or of a node."""
+    @_builtins.property
+    def status(self) -> _pipeline_pb2.PipelineStatus:
+        """The status. Its state is JOB_STATE_RUNNING as long as the workflow is open."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelineNode]:
+        """All nodes but the root, in the order of their numbers."""
+
+    @_builtins.property
+    def result(self) -> _pipeline_pb2.PipelineResult:
+        """As GetPipelineResponse.result."""
+
+    def __init__(
+        self,
+        *,
+        status: _pipeline_pb2.PipelineStatus | None = ...,
+        nodes: _abc.Iterable[Global___PipelineNode] | None = ...,
+        version: _builtins.int = ...,
+        result: _pipeline_pb2.PipelineResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "result", b"result", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineRecord: _TypeAlias = PipelineRecord  # noqa: Y015
+
+@_typing.final
+class PipelineChange(_message.Message):
+    """What a pipeline publishes to its feed, at most four times a second. It is complete: who knows the tree at `since` knows it at
+    `record.version` then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    since: _builtins.int
+    """The version of the tree before."""
+    @_builtins.property
+    def record(self) -> Global___PipelineRecord:
+        """The status, the version, and the nodes that have changed."""
+
+    def __init__(
+        self,
+        *,
+        since: _builtins.int = ...,
+        record: Global___PipelineRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineChange: _TypeAlias = PipelineChange  # noqa: Y015
+
+@_typing.final
+class PipelineCursor(_message.Message):
+    """The content of the cursor of StreamPipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the tree that the reader has. -1: none."""
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelinePlace]:
+        """The followed steps of which the reader has something."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        places: _abc.Iterable[Global___PipelinePlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelineCursor: _TypeAlias = PipelineCursor  # noqa: Y015
+
+@_typing.final
+class PipelinePlace(_message.Message):
+    """A reader's place in the output of a followed step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """PipelineNode.number."""
+    resume_token: _builtins.str
+    """As StreamStatusResponse.resume_token."""
+    done: _builtins.bool
+    """Whether the reader has all of the output."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "number", b"number", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PipelinePlace: _TypeAlias = PipelinePlace  # noqa: Y015

@@ -2401,7 +2401,7 @@ class ListDeliveriesRequest(_message.Message):
 
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The id that Submit returned. Required."""
+    """The id that Submit returned, or a batch_id. Required."""
     def __init__(
         self,
         *,
@@ -2448,7 +2448,7 @@ class RedeliverRequest(_message.Message):
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     DELIVERY_IDS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The id that Submit returned. Required."""
+    """The id that Submit returned, or a batch_id. Required."""
     @_builtins.property
     def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The deliveries of the outcome to send again, by Delivery.id. At most 4. Default: all of them."""
@@ -2508,7 +2508,8 @@ class Delivery(_message.Message):
     id: _builtins.str
     """The id of the CloudEvent, and the webhook-id of a webhook. It is the same in every attempt, also after Redeliver."""
     type: _builtins.str
-    """The type of the CloudEvent: "llm.v1.job.started", ".progress", ".succeeded", ".failed", ".cancelled" or ".timed_out".
+    """The type of the CloudEvent: "llm.v1.job.started", ".progress", ".succeeded", ".failed", ".cancelled" or ".timed_out"; of a
+    batch "llm.v1.batch.succeeded", ".failed", ".cancelled" or ".expired".
     A webhook of another format has the same one here.
     There is one entry of progress for each target, for the last event that was sent.
     """

@@ -195,7 +195,8 @@ class LlmServiceServicer:
 
     def ListDeliveries(self, request, context):
         """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
-        is no such job. Entries of started and progress events appear once the job's outcome is settled.
+        is no such job. Entries of started and progress events appear once the job's outcome is settled. A batch_id of BatchService
+        stands for the batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +206,7 @@ class LlmServiceServicer:
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
         attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
         INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
-        RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+        RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id of BatchService stands for the batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -116,13 +116,14 @@ class LlmServiceStub:
     """
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListDeliveriesRequest, _llm_pb2.ListDeliveriesResponse]
     """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
-    is no such job. Entries of started and progress events appear once the job's outcome is settled.
+    is no such job. Entries of started and progress events appear once the job's outcome is settled. A batch_id of BatchService
+    stands for the batch.
     """
     Redeliver: _aio.UnaryUnaryMultiCallable[_llm_pb2.RedeliverRequest, _llm_pb2.RedeliverResponse]
     """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
     attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
     INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
-    RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+    RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id of BatchService stands for the batch.
     """
     GetQuota: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetQuotaRequest, _llm_pb2.GetQuotaResponse]
     """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
@@ -257,7 +258,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_llm_pb2.ListDeliveriesRequest, _abc.Awaitable[_llm_pb2.ListDeliveriesResponse]],
     ) -> _abc.Awaitable[_llm_pb2.ListDeliveriesResponse]:
         """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
-        is no such job. Entries of started and progress events appear once the job's outcome is settled.
+        is no such job. Entries of started and progress events appear once the job's outcome is settled. A batch_id of BatchService
+        stands for the batch.
         """
 
     @_abc_1.abstractmethod
@@ -269,7 +271,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
         attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
         INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
-        RESOURCE_EXHAUSTED, with the wait in RetryInfo.
+        RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id of BatchService stands for the batch.
         """
 
     @_abc_1.abstractmethod

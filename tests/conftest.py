@@ -14,8 +14,9 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2_grpc
 from payload_converter import data_converter
+from tests.support.pipelines import WITH_PIPELINES
 from tests.support.receivers import Receiver, receiving
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import stack_settings
 
 # A busy machine makes an example slow. That says nothing of the code.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,7 +25,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    async with Stack(stack_settings(tmp_path_factory.mktemp("stack")), environment=FAST) as running:
+    async with Stack(stack_settings(tmp_path_factory.mktemp("stack")), environment=WITH_PIPELINES) as running:
         yield running
 
 

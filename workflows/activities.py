@@ -139,3 +139,18 @@ async def merge_batch(request: internal_pb2.MergeRequest) -> internal_pb2.MergeR
 async def clean_batch(request: internal_pb2.CleanRequest) -> None:
     """Remove what nobody needs after the end of a batch, and release its slot in the ledger."""
     raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_ADMIT_STEP)
+async def admit_step(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+    """Check the job of a pipeline's step and choose its options. It and the next are in services.gateway.pipelines.
+
+    Raises the reason of the refusal.
+    """
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
+async def publish_pipeline(change: internal_pb2.PipelineChange) -> None:
+    """Append a change of the pipeline's tree to its feed."""
+    raise NotImplementedError

@@ -7,6 +7,7 @@ before a cancel, after which Temporal would drop it.
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Final
 
@@ -16,7 +17,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 with workflow.unsafe.imports_passed_through():
-    from jobs import batches, errors
+    from jobs import batches, errors, names
     from jobs.classes import queue_of
     from llm_pb import common_pb2, internal_pb2
 
@@ -48,33 +49,53 @@ class _Running:
         return self.handle is not None and self.handle.done()
 
 
+@dataclass
+class _Window:
+    """The chunks of a kind, which run in the order of the plan."""
+
+    first: int
+    end: int
+    next: int
+    most: int
+    """Maximum number of chunks that run or wait."""
+
+
 class Chunks:
-    """Runs the chunks of a plan, from the first one that has not ended."""
+    """Runs the chunks of a plan, from the first one of each kind that has not ended.
+
+    Those of watched items come last in the plan, and run beside the others.
+    """
 
     def __init__(self, run: internal_pb2.BatchRun, batch_id: str, tenant: str) -> None:
         self._run = run
         self._batch_id = batch_id
         self._tenant = tenant
         self._all = batches.chunks_of(run.progress.plan, run.options)
-        self._next = run.progress.ended_chunks
+        watched = sum(chunk.group.watched for chunk in self._all)
+        first, end = len(self._all) - watched, len(self._all)
+        most = batches.max_chunks(run.options, run.batch)
+        self._others = _Window(0, first, run.progress.ended_chunks, most)
+        self._watched = _Window(first, end, first + run.progress.ended_watched, batches.WATCHED_CHUNKS)
         self._running: dict[int, _Running] = {}
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
         self._batch.ClearField("input")
+        # It may hold a secret, and no item needs it.
+        self._batch.ClearField("notify")
         self.incomplete = False
         """Whether a chunk has ended with items left that do not run any more."""
         self.failure: batches.Stop | None = None
         """Why the batch cannot go on."""
 
-    @property
-    def next_number(self) -> int:
-        """Number of chunks that have begun."""
-        return self._next
+    def note_begun(self, progress: internal_pb2.BatchProgress) -> None:
+        """Write down where the next run of the workflow begins, once no chunk runs."""
+        progress.ended_chunks = self._others.next
+        progress.ended_watched = self._watched.next - self._watched.first
 
     @property
     def all_begun(self) -> bool:
         """Whether there is no chunk left to begin."""
-        return self._next == len(self._all)
+        return self._others.next == self._others.end and self._watched.next == self._watched.end
 
     def finished(self) -> bool:
         """Return whether every item has ended by itself."""
@@ -91,14 +112,18 @@ class Chunks:
 
     def begin(self) -> None:
         """Start as many further chunks as there is room for."""
-        most = batches.max_chunks(self._run.options, self._run.batch)
-        while not self.all_begun and len(self._running) < most:
-            first = min(self._running, default=self._next)
-            if self._next >= first + batches.span(self._run.options):
+        for window in (self._watched, self._others):
+            self._begin(window)
+
+    def _begin(self, window: _Window) -> None:
+        while window.next < window.end:
+            running = [number for number in self._running if window.first <= number < window.end]
+            first = min(running, default=window.next)
+            if len(running) >= window.most or window.next >= first + batches.span(self._run.options):
                 return
-            running = self._running[self._next] = _Running(self._all[self._next])
-            self._next += 1
-            self._start(running)
+            begun = self._running[window.next] = _Running(self._all[window.next])
+            window.next += 1
+            self._start(begun)
 
     def take(self) -> Iterator[internal_pb2.EndedChunk]:
         """Yield the chunks that have ended since. One with items left is started again."""
@@ -123,7 +148,7 @@ class Chunks:
                 continue
             self._start(running)
 
-    async def stop(self) -> list[internal_pb2.EndedChunk]:
+    async def stop(self, why: batches.Stop | None) -> list[internal_pb2.EndedChunk]:
         """Cancel what runs, wait for its end, and return what was done. Cancels of the workflow itself must wait."""
         if any(not running.has_ended for running in self._running.values()):
             collected = await workflow.execute_activity(
@@ -141,13 +166,30 @@ class Chunks:
         await asyncio.gather(*handles, return_exceptions=True)
         for running in self._running.values():
             self._settle(running)
+        if why is not None:
+            await self._stop_watched(why)
         return [self._ended(number) for number in [*self._running]]
+
+    async def _stop_watched(self, why: batches.Stop) -> None:
+        """End the jobs that items are: they run on when the activity that has followed them is cancelled."""
+        stopping = [
+            running
+            for running in self._running.values()
+            if running.chunk.group.watched and not batches.is_done(running.result, running.chunk)
+        ]
+        for running in stopping:
+            self._start(running, why)
+        await asyncio.gather(*[running.handle for running in stopping if running.handle], return_exceptions=True)
+        for running in stopping:
+            self._settle(running)
 
     def _ended(self, number: int) -> internal_pb2.EndedChunk:
         return internal_pb2.EndedChunk(chunk=number, result=self._running.pop(number).result)
 
-    def _start(self, running: _Running) -> None:
+    def _start(self, running: _Running, stop: batches.Stop | None = None) -> None:
+        """Start a chunk, or with `stop` its end: then none of its items begins."""
         chunk, run = running.chunk, self._run
+        watched = chunk.group.watched
         request = internal_pb2.ChunkRequest(
             batch_id=self._batch_id,
             chunk=chunk.number,
@@ -160,16 +202,22 @@ class Chunks:
             tenant=self._tenant,
             create_time=run.options.create_time,
             expire_time=run.options.expire_time,
-            max_concurrent=batches.concurrent_items(run.options, run.batch),
+            max_concurrent=batches.concurrent_items(run.options, run.batch, watched=watched),
             default_max_tokens=chunk.group.default_max_tokens,
             price=chunk.group.price if chunk.group.HasField("price") else None,
         )
+        if stop is not None:
+            request.otherwise = stop.items
+            request.error.CopyFrom(stop.error)
+        queue = queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND)
+        if watched:
+            queue = workflow.info().task_queue + names.WATCHED_QUEUE_SUFFIX
         left = run.options.expire_time.ToDatetime(UTC) - workflow.now()
         limit = run.options.heartbeat_timeout.ToTimedelta() or _HEARTBEAT_TIMEOUT
         running.handle = workflow.start_activity(
             activities.run_batch_chunk,
             request,
-            task_queue=queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND),
+            task_queue=queue,
             activity_id=f"{batches.CHUNK_ID_PREFIX}{chunk.number}-{running.starts}",
             schedule_to_close_timeout=max(left, timedelta(0)) + _GRACE,
             heartbeat_timeout=limit,

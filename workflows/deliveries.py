@@ -1,6 +1,6 @@
-"""The delivery loops of one job's outcome, for workflows. Each attempt at a delivery is one run of NotifyUI.
+"""The delivery loops of the outcome of a job or batch, for workflows. Each attempt at a delivery is a run of NotifyUI.
 
-Each target has a loop of its own, so that a receiver that fails or hangs delays no other. LLMJobWorkflow starts the
+Each target has a loop of its own, so that a receiver that fails or hangs delays no other. The job's workflow starts the
 loops and stays open for a few seconds. LLMDeliveryWorkflow continues the deliveries that are left, from the same state.
 """
 
@@ -139,7 +139,9 @@ class DeliveryLoops:
                     self._tasks[index] = asyncio.create_task(self._deliver(index))
 
     async def leave(self) -> None:
-        """Hand the pending deliveries over to an LLMDeliveryWorkflow, and wait until it has started."""
+        """Hand the pending deliveries, if there are any, over to an LLMDeliveryWorkflow. Wait until it has started."""
+        if all(item.state != llm_pb2.NOTIFY_STATE_PENDING for item in self.state.deliveries):
+            return
         job = workflow.info().workflow_id
         id_, earlier = delivery_workflow_id(job), unshortened_delivery_workflow_id(job)
         if id_ != earlier and not workflow.patched(names.PATCH_SHORTENED_DELIVERY_IDS):

@@ -1,6 +1,8 @@
 """LLMBatchWorkflow: one batch from its acceptance to its end.
 
-    check the lines (PlanBatch) ──▶ run them in chunks (RunBatchChunk) ──▶ write output and errors (MergeBatch)
+    check the lines (PlanBatch) ──▶ run them in chunks (RunBatchChunk) ─┐
+        ┌───────────────────────────────────────────────────────────────┘
+        └─▶ write output and errors (MergeBatch) ──▶ notify of the outcome (NotifyUI) ──▶ close
 
 It closes as a job does: SUCCEEDED is Completed, CANCELLED is Canceled, FAILED and EXPIRED are Failed with the reason as
 the type. Its memo then holds the BatchStatus and the BatchProgress, by which results are read.
@@ -19,13 +21,16 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 
 with workflow.unsafe.imports_passed_through():
     from jobs import batches, errors, ids, names
+    from jobs.events import batch_event, notification, targets_of
     from jobs.inputs import one_input
     from jobs.memo import to_memo
     from llm_pb import batch_pb2, internal_pb2, llm_pb2
+    from workflows.outcome_metrics import record_batch
 
 from workflows import activities
 from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
 from workflows.cancellation import Cancellation
+from workflows.deliveries import DeliveryLoops, new_state
 
 _T = TypeVar("_T")
 _MAX_RECENT: Final = 256
@@ -64,6 +69,7 @@ class LLMBatchWorkflow:
         )
         batches.describe(self._status, self._run.batch)
         self._cancellation = Cancellation()
+        self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
         self._stop: batches.Stop | None = None
         self._window: asyncio.Task[None] | None = None
 
@@ -91,6 +97,11 @@ class LLMBatchWorkflow:
     def get_record(self) -> internal_pb2.BatchRecord:
         """Return what is known here: counts and usage are those of ended chunks."""
         return internal_pb2.BatchRecord(status=self._now(), progress=self._progress, options=self._run.options)
+
+    @workflow.query(name=names.QUERY_GET_DELIVERIES)
+    def get_deliveries(self) -> internal_pb2.DeliveryState:
+        """Return the state of the deliveries, as of the batch's close if it has closed."""
+        return self._deliveries.state
 
     def _now(self) -> batch_pb2.BatchStatus:
         status = batch_pb2.BatchStatus()
@@ -165,7 +176,7 @@ class LLMBatchWorkflow:
                 if not self._progress.HasField("start_time"):
                     self._progress.start_time.FromDatetime(workflow.now())
             if chunks.idle:
-                self._progress.ended_chunks = chunks.next_number
+                chunks.note_begun(self._progress)
                 workflow.continue_as_new(self._run)
             await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
             self._note(chunks.take())
@@ -173,7 +184,7 @@ class LLMBatchWorkflow:
             if len(self._progress.recent) >= _MAX_RECENT:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
-        self._note(await self._finish(chunks.stop()))
+        self._note(await self._finish(chunks.stop(self._stop)))
         await self._write_manifest()
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
@@ -253,7 +264,7 @@ class LLMBatchWorkflow:
         progress.counts.CopyFrom(merged.counts)
 
     async def _close(self) -> None:
-        """Publish the outcome, and close with it."""
+        """Notify of the outcome, publish it, and close with it."""
         cleaning = workflow.execute_activity(
             activities.clean_batch,
             internal_pb2.CleanRequest(batch_id=self._id, progress=self._progress, ledger=self._run.options.ledger),
@@ -261,22 +272,39 @@ class LLMBatchWorkflow:
             retry_policy=STEP_RETRIES,
         )
         await self._finish(cleaning)
-        stop, status = self._stop, self._status
+        # Temporal alone makes the state final: the workflow's own stays FINALIZING.
+        stop, status = self._stop, self._now()
         status.state = stop.state if stop is not None else batch_pb2.BATCH_STATE_SUCCEEDED
         status.end_time.FromDatetime(workflow.now())
         if stop is not None:
             status.error.CopyFrom(stop.error)
+        await self._notify(status)
+        status.notifications.extend(map(notification, self._deliveries.state.deliveries))
         state = batch_pb2.BatchState.Name(status.state)
         if status.state == batch_pb2.BATCH_STATE_CANCELLED:
             await self._cancellation.request()
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(state)])
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(self._now()), names.MEMO_RECORD: to_memo(self._progress)})
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECORD: to_memo(self._progress)})
+        record_batch(status)
         workflow.logger.info("batch ended", extra={"state": state})
         if stop is None:
             return
         if status.state == batch_pb2.BATCH_STATE_CANCELLED:
             raise CancelledError(stop.error.message)
         raise ApplicationError(stop.error.message, type=errors.reason_of(stop.error), non_retryable=True)
+
+    async def _notify(self, outcome: batch_pb2.BatchStatus) -> None:
+        """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of their
+        own."""
+        options = self._run.options.delivery
+        if not self._run.options.HasField("delivery"):
+            return
+        batch, now = self._run.batch, workflow.now()
+        event = batch_event(batch, outcome, workflow.info().run_id)
+        self._deliveries = DeliveryLoops(new_state(event, targets_of(batch, options), options, now))
+        self._deliveries.start(now + options.notify_hold.ToTimedelta())
+        await self._cancellation.wait(self._deliveries.idle)
+        await self._finish(self._deliveries.leave())
 
     async def _finish(self, step: Coroutine[Any, Any, _T]) -> _T:
         """Return what a step returns. A cancel meanwhile is noted, and does not reach the step."""

@@ -283,10 +283,9 @@ class LLMJobWorkflow:
             await self._cancellation.wait(progress_activity.done)
             if not progress_activity.cancelled() and progress_activity.exception() is None:
                 state.earlier.extend(progress_activity.result().deliveries)
-        if any(item.state == llm_pb2.NOTIFY_STATE_PENDING for item in state.deliveries):
-            leaving = asyncio.create_task(self._deliveries.leave())
-            await self._cancellation.wait(leaving.done)
-            leaving.result()
+        leaving = asyncio.create_task(self._deliveries.leave())
+        await self._cancellation.wait(leaving.done)
+        leaving.result()
 
     def _time_to_run(self) -> timedelta:
         return self._total_time().to_run(workflow.now())

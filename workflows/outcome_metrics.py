@@ -13,10 +13,11 @@ from typing import Final
 from temporalio import workflow
 
 from jobs import names
+from jobs.batches import FINAL_STATES
 from jobs.classes import class_of, label_of
 from jobs.errors import JobError
 from jobs.ids import tenant_of
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import batch_pb2, internal_pb2, llm_pb2
 
 _UNCHECKED_MODEL: Final = "_OTHER"
 """Label of the model of a job that was started without the gateway. The model was not checked, so its name is no
@@ -55,6 +56,15 @@ def record_outcome(
         meter.create_counter(
             "llm.job.cost.micros", "Cost of the jobs whose outcome is settled, in millionths of the currency."
         ).add(result.metadata.cost_micros, {**model, "llm.tenant": tenant_of(info.workflow_id)})
+
+
+def record_batch(status: batch_pb2.BatchStatus) -> None:
+    """Record that a batch has ended, by its final state."""
+    ended = workflow.metric_meter().create_counter("llm.batch.ended", "Batches that have ended, by state.", "{batch}")
+    for state in FINAL_STATES:
+        # The series exists before the first failure, which an increase does not show otherwise.
+        name = batch_pb2.BatchState.Name(state).removeprefix("BATCH_STATE_").lower()
+        ended.add(int(state == status.state), {"llm.batch.state": name})
 
 
 def record_run(action: internal_pb2.ScheduledAction, job: internal_pb2.ScheduledJob) -> None:

@@ -14,6 +14,7 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gateway.canaries import keeping_canaries
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.pipelines.catalogue import load_pipelines
 from services.gateway.server import serving_api
 from services.gateway.settings import GatewaySettings, Role
 from services.gateway.workflow_worker import running_workflows
@@ -26,6 +27,7 @@ SERVICE: Final = "gateway"
 async def main() -> None:
     """Run the halves that the role asks for."""
     settings, feed_settings, readiness = GatewaySettings(), FeedSettings(), Readiness(SERVICE)
+    load_pipelines()
     encryption = open_encryption(tenant_of)
     async with AsyncExitStack() as stack:
         serving = serving_metrics(settings, readiness)

@@ -1,13 +1,21 @@
 """What the gateway's audit log records of a request, and where it is."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import Message
 from opentelemetry.metrics import Counter
 
-from jobs.ids import FILE_ID_PATTERN, ID_PATTERN, WORKFLOW_ID_PATTERN, batch_workflow_id, workflow_id
-from llm_pb import batch_pb2, llm_pb2, schedule_pb2
+from jobs.ids import (
+    FILE_ID_PATTERN,
+    ID_PATTERN,
+    WORKFLOW_ID_PATTERN,
+    batch_workflow_id,
+    pipeline_workflow_id,
+    workflow_id,
+)
+from llm_pb import batch_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime import audit
 from runtime.audit import AuditLog, AuditStore
 from runtime.audit_file import AuditFile
@@ -20,10 +28,17 @@ WRITES: Final = frozenset(
         *("Submit", "Cancel", "Redeliver", "DeleteJob", "DeleteJobs", "UploadFile", "DeleteFile"),
         *("CreateSchedule", "UpdateSchedule", "PauseSchedule", "UnpauseSchedule"),
         *("TriggerSchedule", "BackfillSchedule", "DeleteSchedule"),
-        *("CreateBatch", "CancelBatch"),
+        *("CreateBatch", "CancelBatch", "SubmitPipeline", "CancelPipeline", "AnswerStep"),
     }
 )
 """Methods that are recorded before they have an effect: their implementations call audit.allow()."""
+_ID_FIELDS: Final = ("workflow_id", "batch_id", "pipeline_id")
+_SUBMITTED: Final[Mapping[type[Message], Callable[[str, str, str], str]]] = {
+    llm_pb2.SubmitRequest: workflow_id,
+    batch_pb2.CreateBatchRequest: batch_workflow_id,
+    pipeline_pb2.SubmitPipelineRequest: pipeline_workflow_id,
+}
+"""The id that each request gives to what it submits, by user, request and tenant."""
 _ROLE: Final = "gateway"
 """The process's role in the configuration of the broker: see deploy/nats."""
 
@@ -54,12 +69,13 @@ def describe_request(request: Message) -> None:
         about = request.schedule
     elif isinstance(request, batch_pb2.CreateBatchRequest):
         about = request.batch
+    elif isinstance(request, pipeline_pb2.SubmitPipelineRequest):
+        about = request.pipeline
     user_id = _id(about, "user_id")
-    job = getattr(request, "workflow_id", "") or getattr(request, "batch_id", "")
-    if isinstance(request, llm_pb2.SubmitRequest) and user_id and (request_id := _id(about, "request_id")):
-        job = workflow_id(user_id, request_id, current_caller().tenant)
-    elif isinstance(request, batch_pb2.CreateBatchRequest) and user_id and (request_id := _id(about, "request_id")):
-        job = batch_workflow_id(user_id, request_id, current_caller().tenant)
+    job = next((id_ for name in _ID_FIELDS if (id_ := getattr(request, name, ""))), "")
+    for kind, id_of in _SUBMITTED.items():
+        if isinstance(request, kind) and user_id and (request_id := _id(about, "request_id")):
+            job = id_of(user_id, request_id, current_caller().tenant)
     deletion, schedule = getattr(request, "deletion_id", ""), getattr(request, "schedule_id", "")
     file = getattr(request, "file_id", "")
     audit.describe(

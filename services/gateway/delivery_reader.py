@@ -1,9 +1,10 @@
-"""Reads the state of a job's deliveries from the workflows that make them.
+"""Reads the state of the deliveries of a job or batch from the workflows that make them.
 
 While the job is open its own workflow knows the state. Afterwards its LLMDeliveryWorkflow does, if there ever was one.
 """
 
 import logging
+from collections.abc import MutableSequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -47,14 +48,16 @@ class DeliveryReader:
         self._client = client
         self._shared = SharedCalls()
 
-    async def refresh(self, status: llm_pb2.JobStatus) -> None:
-        """Update the notifications in the status of an ended job. Raises RPCError when Temporal is unavailable."""
-        if all(shown.state in _SETTLED for shown in status.notifications):
+    async def refresh(
+        self, workflow_id: str, run_id: str, notifications: MutableSequence[llm_pb2.NotifyStatus]
+    ) -> None:
+        """Update the notifications of an ended job or batch. Raises RPCError when Temporal is unavailable."""
+        if all(shown.state in _SETTLED for shown in notifications):
             return
-        later = await self._later(status.workflow_id, status.run_id)
+        later = await self._later(workflow_id, run_id)
         if later is not None:
-            del status.notifications[:]
-            status.notifications.extend(map(notification, later.state.deliveries))
+            del notifications[:]
+            notifications.extend(map(notification, later.state.deliveries))
 
     async def standing(self, workflow_id: str, job: WorkflowExecution | None) -> Standing:
         """Return the state of a job's deliveries; `job` is None when the job's own record is gone.

@@ -1,4 +1,7 @@
-"""ListDeliveries and Redeliver: the log of a job's deliveries, and sending them again."""
+"""ListDeliveries and Redeliver: the log of a job's or batch's deliveries, and sending them again.
+
+What is said here of a job holds for a batch as well.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,10 +19,12 @@ from llm_pb import internal_pb2, llm_pb2
 from runtime.auth import Caller
 from runtime.tracebacks import forget_frames
 from services.gateway.access import require_own
+from services.gateway.batches.reader import BatchReader
 from services.gateway.delivery_reader import DeliveryReader, Standing
 from services.gateway.effects import Effects
 from services.gateway.errors import (
     ApiError,
+    BatchNotFound,
     JobNotFound,
     exhausted,
     invalid,
@@ -42,10 +47,17 @@ class DeliveryService:
     """Implements the two methods of the API."""
 
     def __init__(
-        self, client: Client, effects: Effects, jobs: JobReader, reader: DeliveryReader, settings: GatewaySettings
+        self,
+        client: Client,
+        effects: Effects,
+        jobs: JobReader,
+        batches: BatchReader,
+        reader: DeliveryReader,
+        settings: GatewaySettings,
     ) -> None:
         self._effects = effects
         self._jobs = jobs
+        self._batches = batches
         self._reader = reader
         self._interval = settings.redeliver_interval
         self._runs = Runs(client)
@@ -87,8 +99,8 @@ class DeliveryService:
         chosen = await self._send_again(request, job)
         if job is not None:
             try:
-                await self._jobs.describe(caller, request.workflow_id)
-            except JobNotFound:
+                await self._describe(caller, request.workflow_id)
+            except (JobNotFound, BatchNotFound):
                 # It was deleted after its deliveries were read, and what was just started holds its outcome.
                 await self._runs.delete(standing.delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
                 raise
@@ -169,12 +181,19 @@ class DeliveryService:
     async def _job(self, caller: Caller, workflow_id: str) -> WorkflowExecutionDescription | None:
         """Return the job, and link the call to its trace; None when it is past its retention or never existed."""
         try:
-            description = await self._jobs.describe(caller, workflow_id)
-        except JobNotFound:
+            description = await self._describe(caller, workflow_id)
+        except (JobNotFound, BatchNotFound):
             # Its deliveries may still be known.
             return None
         await link_call(description)
         return description
+
+    async def _describe(self, caller: Caller, workflow_id: str) -> WorkflowExecutionDescription:
+        """Return Temporal's description of a job or batch. Raises ApiError NOT_FOUND, RPCError."""
+        try:
+            return await self._jobs.describe(caller, workflow_id)
+        except JobNotFound:
+            return await self._batches.describe(caller, workflow_id)
 
 
 def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[llm_pb2.Delivery]:

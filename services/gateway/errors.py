@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from temporalio.service import RPCError, RPCStatusCode
 
+from jobs import names
 from jobs.errors import error_info, make_status
 from jobs.field_rules import Violation
 from payload_converter import PayloadError
@@ -32,12 +33,20 @@ class JobNotFound(ApiError):
     """NOT_FOUND: there is no such job."""
 
 
+class BatchNotFound(ApiError):
+    """NOT_FOUND: there is no such batch."""
+
+
 class FileNotFound(ApiError):
     """NOT_FOUND: there is no such file."""
 
 
 class JobDeleted(JobNotFound):
     """NOT_FOUND, in the same bytes: the job was deleted, and its id is kept."""
+
+
+class PipelineNotFound(ApiError):
+    """NOT_FOUND: there is no such pipeline."""
 
 
 class ScheduleNotFound(ApiError):
@@ -88,16 +97,34 @@ def schedule_key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
-def batch_not_found(batch_id: str) -> ApiError:
+def batch_not_found(batch_id: str) -> BatchNotFound:
     """NOT_FOUND for a batch."""
     message = f"there is no batch {batch_id}, or it is past its retention"
-    return ApiError(make_status(code_pb2.NOT_FOUND, message, error_info("BATCH_NOT_FOUND")))
+    return BatchNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("BATCH_NOT_FOUND")))
 
 
 def batch_key_reused(user_id: str, request_id: str) -> ApiError:
     """ALREADY_EXISTS: the idempotency key belongs to another batch."""
     message = f"request_id {request_id!r} of user {user_id!r} was used for a different batch; choose another request_id"
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
+
+
+def pipeline_not_found(pipeline_id: str) -> PipelineNotFound:
+    """NOT_FOUND for a pipeline."""
+    message = f"there is no pipeline {pipeline_id}, or it is past its retention"
+    return PipelineNotFound(make_status(code_pb2.NOT_FOUND, message, error_info("PIPELINE_NOT_FOUND")))
+
+
+def pipeline_key_reused(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the idempotency key belongs to another pipeline."""
+    message = f"request_id {request_id!r} of user {user_id!r} was used for another pipeline; choose another request_id"
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
+
+
+def answer_refused(reason: str, message: str) -> ApiError:
+    """The error for an answer that a pipeline does not take. `reason` is one of jobs.names."""
+    codes = {names.STEP_NOT_FOUND: code_pb2.NOT_FOUND, names.STEP_ANSWERED: code_pb2.ALREADY_EXISTS}
+    return ApiError(make_status(codes.get(reason, code_pb2.FAILED_PRECONDITION), message, error_info(reason)))
 
 
 def job_deleted(user_id: str, request_id: str) -> ApiError:

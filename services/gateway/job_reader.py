@@ -287,7 +287,7 @@ class JobReader:
     ) -> llm_pb2.GetStatusResponse:
         response = await self._recorded(description, ending) or await self._ask_workflow(description)
         status = response.status
-        await self._deliveries.refresh(status)
+        await self._deliveries.refresh(status.workflow_id, status.run_id, status.notifications)
         await set_times(status, description)
         settled = status.state in FINAL_STATES or status.state == llm_pb2.JOB_STATE_NOTIFYING
         if description.status is not None and status.state not in FINAL_STATES:

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from batches import rules as batch_rules
-from jobs import file_rules, rules, schedule_rules
+from jobs import file_rules, pipeline_rules, rules, schedule_rules
 from jobs.field_rules import Violation
-from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
 
 SERVICES: Final = {
     service.full_name: service
-    for file in (llm_pb2.DESCRIPTOR, file_pb2.DESCRIPTOR, schedule_pb2.DESCRIPTOR, batch_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
+    for file in (llm_pb2, file_pb2, schedule_pb2, batch_pb2, pipeline_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
 }
 """The gateway's own services by their full names. No two of their methods have the same name."""
 
@@ -51,12 +51,18 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "StreamBatchResults": batch_rules.check_stream_results,
     "CancelBatch": batch_rules.check_cancel_batch,
     "ListBatches": batch_rules.check_list_batches,
+    "SubmitPipeline": pipeline_rules.check_submit,
+    "GetPipeline": pipeline_rules.check_get,
+    "StreamPipeline": pipeline_rules.check_stream,
+    "CancelPipeline": pipeline_rules.check_cancel,
+    "AnswerStep": pipeline_rules.check_answer,
+    "ListPipelines": pipeline_rules.check_list,
 }
 """The rules of the protos for the request of each method."""
 
 LARGE_ANSWERS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles", "ListBatches"), 128 * 1024),
-    **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch"), 32 * 1024),
+    **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles", "ListBatches", "ListPipelines"), 128 * 1024),
+    **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch", "GetPipeline"), 32 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
     # Ten runs, each with an error of at most 4 KiB or so.
     **dict.fromkeys(("CreateSchedule", "UpdateSchedule", "ListSchedules"), 64 * 1024),
@@ -67,6 +73,7 @@ GetJob, whose answers may be larger. The answers of the other methods are small.
 
 LARGE_REQUESTS: Final[Mapping[str, int]] = {
     "UploadFile": MAX_REQUEST_BYTES + file_rules.MAX_DATA_BYTES,
+    "SubmitPipeline": MAX_REQUEST_BYTES + pipeline_rules.MAX_INPUT_BYTES,
     # The rest is for the schedule's id.
     **dict.fromkeys(("CreateSchedule", "UpdateSchedule"), schedule_rules.MAX_SCHEDULE_BYTES + 512),
 }

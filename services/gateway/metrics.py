@@ -47,6 +47,11 @@ class GatewayMetrics:
             unit="{call}",
             description="Submits beyond the rate of their job's class, by the class.",
         )
+        self.batch_items = meter.create_counter(
+            "llm.batch.items",
+            unit="{item}",
+            description="Items of batches that have ended, of those that are jobs of their own.",
+        )
         # The metrics exist before the first watcher or refusal comes.
         for job_class in NAMES:
             self.class_refusals.add(0, {"llm.job.class": label_of(job_class)})

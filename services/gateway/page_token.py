@@ -18,12 +18,16 @@ from typing import Final, TypeAlias
 from pydantic import SecretStr
 
 from jobs.field_rules import Violation
-from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.grpc_auth import current_caller
 
 _log = logging.getLogger(__name__)
 PageRequest: TypeAlias = (
-    llm_pb2.ListRequest | file_pb2.ListFilesRequest | schedule_pb2.ListSchedulesRequest | batch_pb2.ListBatchesRequest
+    llm_pb2.ListRequest
+    | file_pb2.ListFilesRequest
+    | schedule_pb2.ListSchedulesRequest
+    | batch_pb2.ListBatchesRequest
+    | pipeline_pb2.ListPipelinesRequest
 )
 """Requests with filters, page_size and page_token."""
 _MAC_BYTES: Final = 16

@@ -4,7 +4,7 @@ A tenant without a quota has no bucket and no ledger, so its calls and jobs cost
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, time, timedelta
 from math import ceil
 from typing import Final
@@ -14,6 +14,7 @@ from temporalio.client import Client, WorkflowQueryFailedError
 from jobs import names
 from jobs.ids import ledger_workflow_id
 from llm_pb import llm_pb2
+from runtime import audit
 from runtime.auth import Caller
 from runtime.group_commit import CommitError, TooManyWaitingError
 from runtime.token_bucket import TokenBucket
@@ -92,6 +93,19 @@ class OpenJobQuotas:
         answer in time, RESOURCE_EXHAUSTED when too many Submits wait for it.
         """
         return await reserve_slot(self._ledgers[tenant], job_id, output_tokens)
+
+    async def admit(self, tenant: str, id_: str, output_tokens: int) -> Callable[[], None] | None:
+        """Reserve a slot for a batch or pipeline; return what checks it just before the start. None without a quota.
+
+        Raises ApiError like reserve(), and RESOURCE_EXHAUSTED without a free slot; AuditUnavailable.
+        """
+        if tenant not in self._ledgers:
+            return None
+        audit.require_available()
+        reservation = await self.reserve(tenant, id_, output_tokens)
+        if isinstance(reservation, str):
+            raise self.refusal(tenant, reservation, output_tokens)
+        return reservation.require_valid
 
     def refusal(self, tenant: str, why: str, output_tokens: int) -> Exception:
         """Return the ApiError for a job without a slot, and count it."""

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from jobs.ids import tenant_of
 from jobs.options import DEFAULT_PRIORITY
 from jobs.schedules import as_submitted
-from llm_pb import batch_pb2, common_pb2, file_pb2, llm_pb2, schedule_pb2
+from llm_pb import batch_pb2, common_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from runtime.auth import Caller, Code, Refusal, scope_missing
 from runtime.scopes import (
     CANCEL,
@@ -58,6 +58,12 @@ OF_METHOD: Final[Mapping[str, str]] = {
     "/llm.v1.BatchService/StreamBatchResults": READ,
     "/llm.v1.BatchService/CancelBatch": CANCEL,
     "/llm.v1.BatchService/ListBatches": READ,
+    "/llm.v1.PipelineService/SubmitPipeline": SUBMIT,
+    "/llm.v1.PipelineService/GetPipeline": READ,
+    "/llm.v1.PipelineService/StreamPipeline": READ,
+    "/llm.v1.PipelineService/CancelPipeline": CANCEL,
+    "/llm.v1.PipelineService/AnswerStep": SUBMIT,
+    "/llm.v1.PipelineService/ListPipelines": READ,
     "/llm.v1.ScheduleService/CreateSchedule": WRITE_SCHEDULES,
     "/llm.v1.ScheduleService/GetSchedule": READ_SCHEDULES,
     "/llm.v1.ScheduleService/ListSchedules": READ_SCHEDULES,
@@ -104,8 +110,15 @@ def check_schedule(
     check_submit(caller, as_submitted(request.schedule))
 
 
-def check_list(caller: Caller, request: llm_pb2.ListRequest | schedule_pb2.ListSchedulesRequest) -> None:
-    """Raise Refusal for jobs of others; a caller who is bound to a user, and names none, means that user."""
+def check_list(
+    caller: Caller,
+    request: llm_pb2.ListRequest
+    | schedule_pb2.ListSchedulesRequest
+    | file_pb2.ListFilesRequest
+    | batch_pb2.ListBatchesRequest
+    | pipeline_pb2.ListPipelinesRequest,
+) -> None:
+    """Raise Refusal for what is of others; a caller who is bound to a user, and names none, means that user."""
     if caller.user_id and not request.user_id:
         request.user_id = caller.user_id
     _require_user(caller, request.user_id)
@@ -123,13 +136,6 @@ def check_upload(caller: Caller, request: file_pb2.UploadFileRequest) -> None:
         _require_user(caller, request.file.user_id)
 
 
-def check_list_files(caller: Caller, request: file_pb2.ListFilesRequest) -> None:
-    """Raise Refusal for files of others; a caller who is bound to a user, and names none, means that user."""
-    if caller.user_id and not request.user_id:
-        request.user_id = caller.user_id
-    _require_user(caller, request.user_id)
-
-
 def check_create_batch(caller: Caller, request: batch_pb2.CreateBatchRequest) -> None:
     """Raise Refusal for a batch that is not the caller's to create. Its lines are checked when they are read."""
     batch = request.batch
@@ -139,11 +145,13 @@ def check_create_batch(caller: Caller, request: batch_pb2.CreateBatchRequest) ->
     _require_user(caller, batch.user_id)
 
 
-def check_list_batches(caller: Caller, request: batch_pb2.ListBatchesRequest) -> None:
-    """Raise Refusal for batches of others; a caller who is bound to a user, and names none, means that user."""
-    if caller.user_id and not request.user_id:
-        request.user_id = caller.user_id
-    _require_user(caller, request.user_id)
+def check_submit_pipeline(caller: Caller, request: pipeline_pb2.SubmitPipelineRequest) -> None:
+    """Raise Refusal for a pipeline that is not the caller's to submit."""
+    pipeline = request.pipeline
+    needed = {NOTIFY: bool(pipeline.notify), PRIORITY: pipeline.job_class == common_pb2.JOB_CLASS_HIGH}
+    if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
+        raise scope_missing(*missing)
+    _require_user(caller, pipeline.user_id)
 
 
 CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
@@ -151,12 +159,14 @@ CHECKS: Final[Mapping[str, Callable[[Caller, Any], None]]] = {
     "List": check_list,
     "DeleteJobs": check_delete_jobs,
     "UploadFile": check_upload,
-    "ListFiles": check_list_files,
+    "ListFiles": check_list,
     "CreateSchedule": check_schedule,
     "UpdateSchedule": check_schedule,
     "ListSchedules": check_list,
     "CreateBatch": check_create_batch,
-    "ListBatches": check_list_batches,
+    "ListBatches": check_list,
+    "SubmitPipeline": check_submit_pipeline,
+    "ListPipelines": check_list,
 }
 """What the request of a method must not ask for, by the method's name. JobReader says whose an existing job is."""
 

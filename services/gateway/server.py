@@ -11,7 +11,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from feed.feed import Feed
 from feed.worker_reports import WorkerReports
-from llm_pb import batch_pb2_grpc, file_pb2_grpc, llm_pb2_grpc, schedule_pb2_grpc
+from llm_pb import batch_pb2_grpc, file_pb2_grpc, llm_pb2_grpc, pipeline_pb2_grpc, schedule_pb2_grpc
 from runtime import temporal
 from runtime.answers import Answers
 from runtime.audit import AuditInterceptor
@@ -22,6 +22,7 @@ from runtime.health import Readiness
 from services.gateway.auditing import open_audit
 from services.gateway.authentication import auth_interceptor
 from services.gateway.batches.listing import BatchListing
+from services.gateway.batches.open_batches import OpenBatches
 from services.gateway.batches.reader import BatchReader
 from services.gateway.batches.results import BatchStreams
 from services.gateway.batches.servicer import BatchServicer
@@ -45,6 +46,11 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.listing import PipelineListing
+from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.servicer import PipelineServicer
+from services.gateway.pipelines.streams import PipelineStreams
+from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
@@ -101,7 +107,8 @@ async def serving_api(
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
-    deliveries = DeliveryService(client, effects, reader, delivery_reader, settings)
+    batch_reader = BatchReader(client, delivery_reader)
+    deliveries = DeliveryService(client, effects, reader, batch_reader, delivery_reader, settings)
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
@@ -127,11 +134,20 @@ async def serving_api(
     schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
     of_schedules = ScheduleBounds(bounds, settings)
-    batch_reader = BatchReader(client)
     batch_streams = BatchStreams(batch_reader, store, settings)
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
+    of_pipelines = PipelineReader(client)
+    pipeline_streams = PipelineStreams(of_pipelines, streams, feed, settings)
+    pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption)
+    pipelines = PipelineServicer(
+        pipeline_submission,
+        of_pipelines,
+        pipeline_streams,
+        PipelineListing(client, of_pipelines, page_tokens, settings, encryption, knows_tenants=knows_tenants),
+        answers,
+    )
     server = GrpcServer(
         [*SERVICES],
         settings.host,
@@ -150,6 +166,8 @@ async def serving_api(
                     "BackfillSchedule": of_schedules.check_backfill,
                     "CreateBatch": batch_submission.check,
                     "ListBatches": page_tokens.check,
+                    "SubmitPipeline": pipeline_submission.check,
+                    "ListPipelines": page_tokens.check,
                 },
                 {"Submit": service.submit_refused},
                 answers,
@@ -171,6 +189,7 @@ async def serving_api(
         ScheduleServicer(schedules, schedule_listing), server.server
     )
     batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, server.server)
+    pipeline_pb2_grpc.add_PipelineServiceServicer_to_server(pipelines, server.server)
 
     try:
         await server.start()
@@ -187,6 +206,7 @@ async def serving_api(
             server.follow(partial(temporal.answers, client)),
             server.close_stalled(partial(answers.stalled, settings.stall_timeout)),
             OpenJobs(client, models, meter).keep_counting(settings.open_jobs_interval),
+            OpenBatches(client, meter).keep_counting(settings.open_jobs_interval),
             set_queue_rates(client, settings),
             auth.keep_current(),
         ):
@@ -195,6 +215,7 @@ async def serving_api(
         await server.drain()
         streams.close()
         batch_streams.close()
+        pipeline_streams.close()
         await server.stop(settings.shutdown_grace)
         if audit is not None:
             await audit.close()

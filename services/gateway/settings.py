@@ -89,7 +89,7 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Runs a job of 8 tokens for each model again and again, as JSON: interval, a duration of 5 s to 5 min, PT1M unless
     set; and models, a list of names, all models unless set. The gateways keep a schedule for each: see
     docs/schedules.md. Unset: there are none, and those of before are deleted."""
-    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=limits.MAX_TEMPORAL_ID)
+    workflow_queue: str = Field(names.WORKFLOW_QUEUE, min_length=1, max_length=names.MAX_WORKFLOW_QUEUE)
     """Task queue of the workflows."""
     notify_queue: str = Field(names.NOTIFY_QUEUE, min_length=1, max_length=names.MAX_NOTIFY_QUEUE)
     """Task queue of the notifiers."""
@@ -229,13 +229,17 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum size of the input of a batch, in bytes."""
     batch_max_window: timedelta = Field(timedelta(days=7), ge=timedelta(minutes=1), le=timedelta(days=365))
     """Maximum value of BatchRequest.window."""
+    pipeline_max_timeout: timedelta = Field(timedelta(days=7), ge=timedelta(seconds=1), le=timedelta(days=365))
+    """Maximum of PipelineRequest.total_timeout. A pipeline without one has 24 h, or this if it is less."""
     batch_chunk_items: int = Field(128, ge=1, le=128)
     """Maximum number of items that a GPU worker takes from a batch at once."""
     batch_max_chunks: int = Field(50, ge=1, le=100)
     """Maximum number of such parts of one batch that run or wait for a worker at the same time."""
+    batch_max_watched: int = Field(100, ge=4, le=1000)
+    """Maximum number of items of one batch with "watch": true that run or wait for a worker at the same time."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))
-    """Interval at which the gateway counts the jobs that have not ended, for metrics. A count is two requests to
-    Temporal's visibility for each model, at most two a second. PT0S: never."""
+    """Interval at which the gateway counts the jobs and batches that have not ended, for metrics. A count is two
+    requests to Temporal's visibility for each model, at most two a second, and one for batches. PT0S: never."""
     max_concurrent_workflow_tasks: int = Field(100, gt=1)
     """Maximum number of concurrent workflow tasks."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
@@ -282,7 +286,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
         queues = {model.queue for model in self.models}
         background = {f"{queue}{BACKGROUND_QUEUE_SUFFIX}" for queue in queues}
         # The gateway's worker would take activities that it does not have.
-        if self.workflow_queue in (self.notify_queue, *queues, *background):
+        own = {self.workflow_queue, self.workflow_queue + names.WATCHED_QUEUE_SUFFIX}
+        if own & {self.notify_queue, *queues, *background}:
             raise ValueError("GATEWAY_WORKFLOW_QUEUE must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues")
         if mixed := sorted(queues & background):
             raise ValueError(f"the queue {mixed[0]!r} of a model is that of another model's background jobs")

@@ -64,7 +64,7 @@ class Streams:
         async with (
             self._all.acquired(),
             self._of_tenant.acquired(caller.tenant) if caller.tenant else nullcontext(),
-            self._joined(caller, request.workflow_id) as watch,
+            self.joined(caller, request.workflow_id) as watch,
             self._of_user.acquired(owner(watch.user_id, caller.tenant)),
         ):
             token = ResumeToken.parse(request.resume_token)
@@ -86,7 +86,8 @@ class Streams:
             watch.stop(shutting_down())
 
     @asynccontextmanager
-    async def _joined(self, caller: Caller, workflow_id: str) -> AsyncIterator[Watch]:
+    async def joined(self, caller: Caller, workflow_id: str) -> AsyncIterator[Watch]:
+        """Watch a job while the context is open, beyond the limits of streams. Raises like stream()."""
         watch = self._watches.get(workflow_id)
         if watch is None or watch.over:
             watch = Watch(

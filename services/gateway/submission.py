@@ -9,14 +9,14 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from encryption import Encryption
-from jobs import names, options
-from jobs.classes import class_of, label_of, queue_of
+from jobs import names
+from jobs.classes import class_of, label_of
 from jobs.costs import reserved_tokens
 from jobs.ids import trace_id, unshortened_workflow_id, workflow_id
 from jobs.rules import check_job
 from jobs.search import Hash
 from jobs.start import digests, job_start
-from llm_pb import internal_pb2, llm_pb2
+from llm_pb import llm_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
@@ -24,6 +24,7 @@ from runtime.tracebacks import forget_frames
 from services.gateway.class_rates import ClassRates
 from services.gateway.effects import Effects
 from services.gateway.errors import JobDeleted, JobNotFound, job_deleted, key_reused
+from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import UNSETTLED_STATES
 from services.gateway.job_traces import link_call
@@ -79,7 +80,7 @@ class JobSubmission:
         job_class = class_of(job)
         now = Timestamp()
         now.GetCurrentTime()
-        chosen = self._options(job)
+        chosen = job_options(self._settings, self._models, job, has_store=self._has_store)
         chosen.ledger = self._open_jobs.ledger(caller.tenant)
         if not notify_operator:
             chosen.notify_operator = False
@@ -205,38 +206,6 @@ class JobSubmission:
 
     async def _hash_for(self, tenant: str) -> Hash | None:
         return None if self._encryption is None else await self._encryption.search_hash(tenant)
-
-    def _options(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
-        settings, span = self._settings, options.duration
-        model, job_class = self._models.get(job.model), class_of(job)
-        return internal_pb2.JobOptions(
-            gpu_task_queue=queue_of(model.queue if model else names.GPU_QUEUE, job_class),
-            notify_task_queue=settings.notify_queue,
-            timeouts=llm_pb2.JobTimeouts(
-                total=span(settings.total_timeout_of(job_class)),
-                queue=span(settings.queue_timeout_of(job_class)),
-                run=span(settings.run_timeout),
-            ),
-            heartbeat_timeout=span(settings.heartbeat_timeout),
-            gpu_retry=internal_pb2.RetryOptions(
-                initial_interval=span(settings.retry_interval),
-                backoff_coefficient=settings.retry_backoff,
-                maximum_attempts=settings.retry_attempts,
-            ),
-            notify_retry=internal_pb2.RetryOptions(
-                initial_interval=span(settings.notify_interval),
-                backoff_coefficient=settings.notify_backoff,
-                maximum_interval=span(settings.notify_max_interval),
-                maximum_attempts=settings.notify_attempts,
-                within=span(settings.notify_max_duration),
-            ),
-            notify_timeout=span(settings.notify_timeout),
-            notify_hold=span(settings.notify_hold),
-            default_max_tokens=model.default_max_tokens if model else 0,
-            notify_operator=settings.notify_operator,
-            price=model.price.message() if model and model.price else None,
-            max_output_bytes=settings.max_output_bytes if self._has_store else 0,
-        )
 
 
 def _earlier_ids(caller: Caller, job: llm_pb2.JobRequest) -> tuple[str, ...]:

@@ -14,11 +14,14 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from llm_pb import internal_pb2, llm_pb2
+from pipelines.workflow import LLMPipelineWorkflow
 from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
 from services.gateway.batches.sweeping import BatchSweeper
+from services.gateway.batches.watched import RunWatchedChunk
+from services.gateway.batches.watched_jobs import WatchedJobs
 from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
@@ -33,6 +36,7 @@ from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
@@ -53,6 +57,8 @@ from workflows.llm_scheduled import LLMScheduledWorkflow
 _MAX_ACTIVITIES: Final = 40
 """Maximum number of steps of deletions, removals of files and starts of scheduled jobs that run concurrently. All other
 activities are local."""
+_MAX_WATCHED_CHUNKS: Final = 100
+"""Maximum number of chunks of watched items that run concurrently. They wait nearly all the time."""
 
 
 class LocalActivities:
@@ -128,7 +134,30 @@ async def running_workflows(
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
+        await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
+
+
+def watched_worker(
+    client: Client,
+    feed: Feed,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    encryption: Encryption | None,
+    store: Store | None,
+) -> Worker:
+    """Return the worker for the items of batches that are jobs of their own."""
+    models = Models(settings.models)
+    reader = JobReader(client, models, DeliveryReader(client), feed)
+    watched = RunWatchedChunk(store, WatchedJobs(client, reader, models, settings, encryption), metrics)
+    return Worker(
+        client,
+        task_queue=settings.workflow_queue + names.WATCHED_QUEUE_SUFFIX,
+        activities=[watched.__call__],
+        max_concurrent_activities=_MAX_WATCHED_CHUNKS,
+        max_concurrent_activity_task_polls=1,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )
 
 
 def workflow_worker(
@@ -151,12 +180,11 @@ def workflow_worker(
     file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
     effects = Effects(client, settings.workflow_queue)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
-    scheduled = ScheduledJobs(
-        JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=store is not None),
-        JobBounds(models, settings, PromptFiles(file_reader, store, models)),
-        JobCancellation(effects, reader),
-        reader,
-    )
+    has_store = store is not None
+    submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
+    bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
+    scheduled = ScheduledJobs(submission, bounds, JobCancellation(effects, reader), reader)
+    in_pipelines = PipelineSteps(models, settings, bounds, feed, has_store=has_store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
@@ -172,6 +200,7 @@ def workflow_worker(
             LLMScheduledWorkflow,
             LLMFileWorkflow,
             LLMBatchWorkflow,
+            LLMPipelineWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),
@@ -180,6 +209,7 @@ def workflow_worker(
             *(scheduled.start, scheduled.check),
             *(batches.plan_batch, batches.collect_chunks, batches.write_manifest, batches.merge_batch),
             batches.clean_batch,
+            *(in_pipelines.admit_step, in_pipelines.publish_pipeline),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

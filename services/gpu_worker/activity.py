@@ -76,7 +76,7 @@ class RunLLMOnGPU:
         """`loaded` is the task that starts the engine; jobs taken before it is done wait for it."""
         self.seats = Seats(settings.max_concurrent, settings.background_seats)
         self.metrics = WorkerMetrics(meter, engine, settings.model, self.seats)
-        self._tracer = tracer
+        self.tracer = tracer
         self._engine = engine
         self._loaded = loaded
         self._feed = feed
@@ -220,7 +220,7 @@ class RunLLMOnGPU:
         tenant = tenant_of(activity.info().workflow_id or "")
         attempt.require_budget()
         with (
-            generation_span(self._tracer, engine.name, attempt.job, capture) as span,
+            generation_span(self.tracer, engine.name, attempt.job, capture) as span,
             self.metrics.generation(attempt.job) as record,
             attempt.times.generating(),
         ):

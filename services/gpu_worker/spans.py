@@ -1,8 +1,11 @@
-"""The spans of attempts and generations.
+"""The spans of attempts, generations, and items of batches.
 
 Names follow OpenTelemetry's conventions for generative AI (`gen_ai.…`). Names that those do not have begin with
 `llm.job.`. Temporal's plugin creates the span of an attempt, and this module describes it. The span has one generation
 below it, or two if the first could not be continued.
+
+A batch has as many generations as items, which no trace could show. So the first items of each attempt at a chunk have
+a trace each, linked with the span of the chunk in both directions, and the others have no span.
 """
 
 import asyncio
@@ -13,9 +16,20 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
-from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    NoOpTracer,
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+)
 
 from jobs.errors import JobError, error_type
 from llm_pb import internal_pb2, llm_pb2
@@ -31,6 +45,11 @@ PAUSED: Final = "llm.job.paused"
 RESUMED: Final = "llm.job.resumed"
 CHUNK: Final = "llm.batch.chunk"
 CHUNK_ITEMS: Final = "llm.batch.chunk.items"
+ITEM: Final = "llm.batch.item"
+MAX_TRACED_ITEMS: Final = 8
+"""Maximum number of items of an attempt at a chunk that have a trace."""
+_ITEM_SPAN: Final = "BatchItem"
+_NO_TRACER: Final = NoOpTracer()
 
 _PARAMS: Final = {
     "temperature": gen_ai.GEN_AI_REQUEST_TEMPERATURE,
@@ -89,6 +108,31 @@ def describe_giving_up() -> None:
     span.set_status(Status(StatusCode.ERROR, "Temporal has given the attempt up"))
 
 
+class ItemSpans:
+    """The spans of the items of one attempt at a chunk, whose span is the current one when this is created."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._chunk = trace.get_current_span()
+        self._left = MAX_TRACED_ITEMS
+
+    @contextmanager
+    def item(self, line: int) -> Iterator[None]:
+        """Make a span for the item of a line current, which is the root of a trace of its own. Most items have none."""
+        context = self._chunk.get_span_context()
+        if self._chunk.is_recording() and self._left:
+            self._left -= 1
+            about, links = {ITEM: line}, [Link(context)]
+            with self._tracer.start_as_current_span(_ITEM_SPAN, Context(), attributes=about, links=links) as span:
+                self._chunk.add_link(span.get_span_context(), about)
+                yield
+            return
+        # Log lines still name the trace of the batch.
+        unsampled = SpanContext(context.trace_id, context.span_id, False, TraceFlags(TraceFlags.DEFAULT))
+        with trace.use_span(NonRecordingSpan(unsampled)):
+            yield
+
+
 class GenerationSpan:
     """The span of a running generation. Its cost for each token is negligible."""
 
@@ -128,7 +172,9 @@ class GenerationSpan:
 def generation_span(
     tracer: Tracer, engine: str, job: llm_pb2.JobRequest, capture_content: bool
 ) -> Iterator[GenerationSpan]:
-    """Start the span of one generation, current while the context is open."""
+    """Start the span of one generation, current while the context is open. There is none below an unsampled span."""
+    parent = trace.get_current_span().get_span_context()
+    tracer = _NO_TRACER if parent.is_valid and not parent.trace_flags.sampled else tracer
     operation = operation_name(job)
     output_type = gen_ai.GenAiOutputTypeValues.JSON if job.params.json_schema else gen_ai.GenAiOutputTypeValues.TEXT
     attributes: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The outcome of a job as an event of OpenAI's API, for webhooks: WEBHOOK_FORMAT_OPENAI of llm.proto."""
+"""The outcome of a job or batch as an event of OpenAI's API, for webhooks: WEBHOOK_FORMAT_OPENAI of llm.proto."""
 
 from typing import Any, Final
 
@@ -12,6 +12,10 @@ _TYPES: Final = {
     "llm.v1.job.cancelled": "response.cancelled",
     "llm.v1.job.failed": "response.failed",
     "llm.v1.job.timed_out": "response.failed",
+    "llm.v1.batch.succeeded": "batch.completed",
+    "llm.v1.batch.cancelled": "batch.cancelled",
+    "llm.v1.batch.failed": "batch.failed",
+    "llm.v1.batch.expired": "batch.expired",
 }
 """OpenAI's type of an outcome, by that of the CloudEvent. OpenAI has none for a job that timed out."""
 
@@ -28,5 +32,6 @@ def to_openai_event(event: CloudEvent) -> dict[str, Any]:
         "object": "event",
         "type": type_,
         "created_at": ended.seconds,
-        "data": {"id": response_id(event["subject"])},
+        # A batch has one id everywhere.
+        "data": {"id": event["subject"] if type_.startswith("batch.") else response_id(event["subject"])},
     }

@@ -216,18 +216,6 @@ async def test_what_no_batch_is_is_refused(stubs: Stubs) -> None:
     assert {"batch.user_id", "batch.request_id", "batch.input.file_id", "batch.max_failure_rate"} <= fields
 
 
-async def test_what_this_version_cannot_do_is_refused(stubs: Stubs) -> None:
-    batch = await new_batch(stubs, lines_of(1))
-    batch.notify.add().nats.subject = "a.b"
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await stubs.create(batch)
-    assert {violation.field for violation in details_of(error.value)["BadRequest"].field_violations} == {"batch.notify"}
-    watched = await create(stubs, to_jsonl([{**lines_of(1)[0], "watch": True}]))
-    status = await stubs.end(watched.batch_id)
-    bad: error_details_pb2.BadRequest = unpack(status.error)["BadRequest"]
-    assert [violation.field for violation in bad.field_violations] == ["lines[0].watch"]
-
-
 async def test_too_many_failures_stop_a_batch(stubs: Stubs, temporal: Client, stack: Stack) -> None:
     async with running(temporal, stack.state_dir, failing=frozenset(range(0, 2000, 2))):
         created = await create(stubs, lines_of(2000), max_failure_rate=0.2, max_concurrent=1)

@@ -171,10 +171,16 @@ async def test_files_are_listed_by_user_and_purpose_in_pages(files: FileServiceS
     keys = [new_file(file={"user_id": "lister", "purpose": purpose}) for purpose in ("batch", "vision", "batch")]
     sent = [await upload(files, key, b"1") for key in keys]
 
-    async def are_listed(number: int) -> bool:
-        return len(await listed(files, user_id="lister")) == number
+    seen: list[list[file_pb2.File]] = []
 
-    await until(lambda: are_listed(3))
+    async def are_listed(number: int) -> bool:
+        seen.append(await listed(files, user_id="lister"))
+        return len(seen[-1]) == number
+
+    try:
+        await until(lambda: are_listed(3))
+    except TimeoutError:
+        pytest.fail(f"listed at last: {seen[-1]}, uploaded: {sent}")
     assert await listed(files, user_id="lister", page_size=1) == sent[::-1]
     assert await listed(files, user_id="lister", purpose="batch") == [sent[2], sent[0]]
     assert await listed(files, user_id="nobody") == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.install import pip_settings, uv_settings
+from deploy.install import pip_settings, uv_options, uv_settings
 from tests.support.paths import ROOT
 
 
@@ -64,11 +64,12 @@ def test_uv_finds_what_pip_is_configured_to_find(index: Path, monkeypatch: pytes
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(configuration))
     monkeypatch.setenv("PIP_CERT", "/a/certificate")
-    found = uv_settings(pip_settings())
+    found, options = uv_settings(pip_settings()), uv_options(pip_settings())
     assert found.pop("SSL_CERT_FILE") == "/a/certificate"
-    assert (found["UV_FIND_LINKS"], found["UV_NO_INDEX"], found["UV_HTTP_TIMEOUT"]) == (str(index), "1", "7")
+    assert (found["UV_FIND_LINKS"], found["UV_HTTP_TIMEOUT"]) == (str(index), "7")
+    assert options == ("--no-index",)
     command = (Path(sys.executable).with_name("uv"), "pip", "install", "--target", index / "there", "--no-deps")
-    arguments = ("--require-hashes", "-r", index / "lock.txt")
+    arguments = ("--require-hashes", *options, "-r", index / "lock.txt")
     subprocess.run((*command, *arguments), check=True, env={**os.environ, **found})
     assert (index / "there" / "durable_llm_nowhere_else.py").exists()
 

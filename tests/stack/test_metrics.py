@@ -263,8 +263,12 @@ async def test_the_page_lists_every_metric(after_all: Scrape) -> None:
         assert labels <= listed[name][1], name
 
 
-UNUSED = {"llm_engine_seat_release_duration_seconds", "llm_batch_flush_duration_seconds"}
-"""Metrics that are served once a job has paused or a batch has run: see test_seats and test_batch_chunks."""
+UNUSED = {
+    "llm_engine_seat_release_duration_seconds",
+    "llm_batch_flush_duration_seconds",
+    "llm_batch_ended_total",
+}
+"""Metrics that are served once a job has paused or a batch has run: see test_seats and test_observability."""
 TEMPORALS_LABELS = {"namespace", "task_queue", "workflow_type"}
 """Labels that Temporal adds to the metrics of a workflow."""
 

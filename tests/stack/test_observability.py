@@ -19,7 +19,10 @@ from deploy.local.process_specs import METRICS
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.batches import Stubs, create, lines_of
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
 from tests.support.jobs import new_job, run_job, webhook
@@ -79,21 +82,29 @@ def test_names_are_found_in_a_query() -> None:
 
 @pytest.fixture(scope="module")
 async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> AsyncIterator[Stack]:
-    """Run a stack with ended jobs of every outcome, one successful delivery, and one job that waits for a worker."""
+    """Run a stack with ended jobs of every outcome, one delivery, one job that waits for a worker, and an ended
+    batch."""
     async with measured_stack(tmp_path_factory.mktemp("observed")) as stack:
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             client = LlmServiceStub(channel)
             job = new_job(params={"max_tokens": 1}, notify=webhook(f"{receiver.url}/observed"))
             await run_job(client, job)
             await client.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
+            stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
+            await stubs.end((await create(stubs, lines_of(1, model="docstrings"))).batch_id)
         yield stack
 
 
 @pytest.fixture(scope="module")
 async def scraped(measured: Stack) -> Scrape:
-    """Scrape all processes once Temporal has reported how many jobs wait."""
+    """Scrape all processes once Temporal has reported how many jobs wait, and the batch is counted."""
     return await scrape_until(
-        measured, lambda found: found.total("approximate_backlog_count", task_type="Activity") > 0, *METRICS
+        measured,
+        lambda found: (
+            found.total("approximate_backlog_count", task_type="Activity") > 0
+            and found.total("llm_batch_ended_total") > 0
+        ),
+        *METRICS,
     )
 
 

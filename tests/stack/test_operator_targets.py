@@ -15,8 +15,11 @@ from standardwebhooks import Webhook
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from services.notifier.event import CloudEvent
+from tests.support.batches import Stubs, create
 from tests.support.jobs import new_job, run_job, unpack
 from tests.support.peers import KafkaPeer, NatsPeer, kafka_peer, secret
 from tests.support.receivers import Receiver, receiving
@@ -24,6 +27,7 @@ from tests.support.stacks import FAST, running, stack_settings
 
 QUEUE = "notifications-operator"
 USER = "user-with-an-endpoint"
+BATCHES = "user-of-batches"
 OWN = secret("own").get_secret_value()
 
 
@@ -31,6 +35,7 @@ class Brokers(NamedTuple):
     """A gateway whose notifier has both brokers, and endpoints for jobs that name no target."""
 
     stub: LlmServiceStub
+    address: str
     nats: NatsPeer
     kafka: KafkaPeer
     receiver: Receiver
@@ -52,13 +57,18 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
                 "NOTIFIER_KAFKA_SERVERS": kafka.address,
                 "NOTIFIER_KAFKA_TOPICS": '["jobs"]',
                 "NOTIFIER_DEFAULT_WEBHOOK_URL": f"{receiver.url}/default",
-                "NOTIFIER_USERS": json.dumps({USER: {"url": f"{receiver.url}/own", "secrets": [OWN]}}),
+                "NOTIFIER_USERS": json.dumps(
+                    {
+                        USER: {"url": f"{receiver.url}/own", "secrets": [OWN]},
+                        BATCHES: {"url": f"{receiver.url}/batches"},
+                    }
+                ),
                 "NOTIFIER_JOB_URL": "https://llm.example.com/jobs/{workflow_id}",
             },
         )
         gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE, "GATEWAY_NOTIFY_OPERATOR": "true"})
         async with running(stack, notifier, gateway) as stub:
-            yield Brokers(stub, nats_peer, kafka, receiver)
+            yield Brokers(stub, stack.address(gateway.name), nats_peer, kafka, receiver)
 
 
 def expect(event: CloudEvent, final: llm_pb2.StreamStatusResponse, place: int) -> None:
@@ -70,6 +80,17 @@ def expect(event: CloudEvent, final: llm_pb2.StreamStatusResponse, place: int) -
     assert event["data"]["status"]["state"] == "JOB_STATE_SUCCEEDED"
     assert event["data"]["result"]["metadata"]["outputTokens"] == str(final.result.metadata.output_tokens)
     assert status.notifications[place].state == llm_pb2.NOTIFY_STATE_DELIVERED
+
+
+async def test_the_end_of_a_batch_that_names_no_target_is_told_to_an_endpoint_of_the_settings(
+    brokers: Brokers,
+) -> None:
+    async with grpc.aio.insecure_channel(brokers.address) as channel:
+        stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
+        ended = await stubs.end((await create(stubs, b"{}\n", BATCHES)).batch_id)
+    (request,) = await brokers.receiver.received("/batches")
+    assert (request.event["type"], request.event["subject"]) == ("llm.v1.batch.failed", ended.batch_id)
+    assert [shown.state for shown in ended.notifications] == [llm_pb2.NOTIFY_STATE_DELIVERED]
 
 
 async def test_a_jobs_end_arrives_at_both_brokers(brokers: Brokers) -> None:

@@ -59,10 +59,10 @@ async def test_schedules_of_another_tenant_do_not_exist(stack: Stack, tmp_path: 
     async with gateways(stack, settings) as [(channel, _)]:
         calls = ScheduleServiceStub(channel)
         acme, globex, bob = (CallsAs(calls, each) for each in (key["acme"], key["globex"], bound))
-        schedule = new_schedule(user_id="alice", request_id="nightly")
+        schedule = new_schedule(user_id="nora", request_id="nightly")
         id_ = await create(acme, schedule, paused=True)
-        assert id_ == "llmschedule--acme-alice-nightly"
-        assert await create(globex, schedule, paused=True) == "llmschedule--globex-alice-nightly"
+        assert id_ == "llmschedule--acme-nora-nightly"
+        assert await create(globex, schedule, paused=True) == "llmschedule--globex-nora-nightly"
         for other in (globex, bob):
             for method, kind in REQUESTS.items():
                 with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -75,18 +75,19 @@ async def test_schedules_of_another_tenant_do_not_exist(stack: Stack, tmp_path: 
                 assert error.value.details() == expected
                 assert details_of(error.value) == details_of(nothing.value)
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await create(bob, new_schedule(user_id="alice"))
+            await create(bob, new_schedule(user_id="nora"))
         assert details_of(error.value)["ErrorInfo"].reason == "USER_NOT_ALLOWED"
         await trigger(acme, id_)
         (run,) = ended(await until(acme, id_, ended))
-        assert run.workflow_id.startswith("llmjob--acme-alice-nightly-")
+        assert run.workflow_id.startswith("llmjob--acme-nora-nightly-")
         assert tenant_of(run.workflow_id) == "acme"
         async with asyncio.timeout(60):
-            while not (listed := (await acme.ListSchedules(schedule_pb2.ListSchedulesRequest())).schedules):  # noqa: ASYNC110
+            mine = schedule_pb2.ListSchedulesRequest(user_id="nora")
+            while not (listed := (await acme.ListSchedules(mine)).schedules):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         assert [item.schedule_id for item in listed] == [id_]
         await delete(acme, id_)
-        await delete(globex, "llmschedule--globex-alice-nightly")
+        await delete(globex, "llmschedule--globex-nora-nightly")
 
 
 async def test_a_job_beyond_the_quota_is_refused_and_the_schedule_goes_on(stack: Stack, tmp_path: Path) -> None:

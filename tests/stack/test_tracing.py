@@ -20,7 +20,7 @@ from tests.support.blocks import Block, blocks
 from tests.support.otlp import Caller, Span
 from tests.support.paths import ROOT
 from tests.support.receivers import Receiver
-from tests.support.traced_run import MANY, MARKER, SECRET, SERVICES, Traced, run_everything
+from tests.support.traced_run import BATCH_LINES, MANY, MARKER, SECRET, SERVICES, Traced, run_everything
 
 DOCUMENTED = [block for block in blocks() if block.language == "trace"]
 
@@ -81,6 +81,26 @@ def test_a_job_that_fails_says_so_on_its_way_up(traced: Traced) -> None:
     ]
     first, second, third = attempts(traced, "failed")
     assert (second.links, third.links) == ([(first.trace_id, first.id)], [(second.trace_id, second.id)])
+
+
+def test_a_batch_is_one_trace_that_leads_to_some_of_its_items(traced: Traced) -> None:
+    """The trace has a span for each chunk and none for an item, of which a few have a trace of their own."""
+    batch = traced.spans.of(traced.batch.trace_id)
+    names = [span.name for span in batch]
+    assert names[0] == "llm.v1.BatchService/CreateBatch"
+    assert names.count("RunWorkflow:LLMBatchWorkflow") == 1
+    assert not [name for name in names if "docstrings" in name or name == "BatchItem"]
+    chunks = [span for span in batch if span.name == "RunActivity:RunBatchChunk"]
+    assert sum(int(span.attributes["llm.batch.chunk.items"]) for span in chunks) == BATCH_LINES
+    lines = set()
+    for chunk in chunks:
+        assert len(chunk.links) == 8
+        for trace_id, span_id in chunk.links:
+            item, generation = traced.spans.of(trace_id)
+            assert (item.id, item.parent_id, item.links) == (span_id, "", [(chunk.trace_id, chunk.id)])
+            assert (generation.parent_id, generation.attributes["gen_ai.request.model"]) == (item.id, "docstrings")
+            lines.add(item.attributes["llm.batch.item"])
+    assert len(lines) == 8 * len(chunks) < BATCH_LINES
 
 
 def test_a_cancelled_job(traced: Traced) -> None:

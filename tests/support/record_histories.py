@@ -19,14 +19,18 @@ from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id
 from llm_pb import common_pb2, internal_pb2, llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import data_converter
+from tests.support.batches import Stubs, lines_of
+from tests.support.batches import create as create_batch
 from tests.support.deletions import delete, until_ended
 from tests.support.files import delete as delete_file
 from tests.support.files import new_file, upload
-from tests.support.jobs import new_job, until_message, until_output, watch
+from tests.support.files import until as until_true
+from tests.support.jobs import new_job, until_message, until_output, watch, webhook
 from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
@@ -137,6 +141,27 @@ async def uploaded(files: FileServiceStub) -> str:
     return file_workflow_id(file.ref.file_id, "")
 
 
+async def batches(stubs: Stubs, stub: LlmServiceStub) -> dict[str, str]:
+    """Run a batch with an item that is a job of its own, and cancel one; return the ids by name.
+
+    The receiver of the first one's end is not there.
+    """
+    params = llm_pb2.JobRequest(params=llm_pb2.SamplingParams(max_tokens=5))
+    lines = [{**line, "watch": number == 0} for number, line in enumerate(lines_of(3, "docstrings"))]
+    ran = await create_batch(stubs, lines, notify=webhook("http://127.0.0.1:1/"), defaults=params)
+    await stubs.end(ran.batch_id)
+    idle = await create_batch(stubs, [{**line, "watch": True} for line in lines_of(2)])
+
+    async def begun() -> bool:
+        page = await stub.List(llm_pb2.ListRequest(user_id=idle.user_id))
+        return len(page.jobs) == 2
+
+    await until_true(begun)
+    await stubs.cancel(idle.batch_id)
+    await stubs.end(idle.batch_id)
+    return {"batch-watched": ran.batch_id, "batch-watched-cancelled": idle.batch_id}
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -166,7 +191,12 @@ async def main(version: str) -> None:
             await record(temporal, id_, f"file.{version}")
             again = await delivered_later(stub, temporal, failed)
             await record(temporal, again, f"delivery-sent-again.{version}")
-            further = {**await deletions(stub), **await scheduled(ScheduleServiceStub(channel), stub, temporal)}
+            stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
+            further = {
+                **await batches(stubs, stub),
+                **await deletions(stub),
+                **await scheduled(ScheduleServiceStub(channel), stub, temporal),
+            }
             for name, id_ in further.items():
                 await record(temporal, id_, f"{name}.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")

@@ -13,15 +13,20 @@ from temporalio.client import Client
 from deploy.local.stack import Stack
 from jobs.ids import delivery_workflow_id
 from jobs.names import DELIVERY_WORKFLOW_TYPE, JOB_WORKFLOW_TYPE
-from llm_pb import llm_pb2
+from llm_pb import batch_pb2, llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
+from tests.support.batches import Stubs, lines_of, new_batch
+from tests.support.files import PATIENCE
 from tests.support.jobs import Seen, new_job, until_output, watch, webhook
 from tests.support.otlp import Caller, Collector, Span, Spans
 from tests.support.receivers import Receiver, Request, hang, receiving, status
 from tests.support.stacks import FAST, stack_settings
 
 MANY = 100
+BATCH_LINES = 40
 MARKER = "xyzzy"
 """Text that is in every prompt and nowhere else."""
 SECRET = "hush-hush"
@@ -102,6 +107,8 @@ class Traced:
     histories: dict[str, str]
     """Histories of a job's workflow and of a delivery workflow, by workflow type."""
     again: Job
+    batch: Caller
+    """The caller of a CreateBatch."""
     logs: dict[str, str]
     """The whole log of each process, by its name."""
 
@@ -168,6 +175,7 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             jobs["not answered"] = await client.run(params=FEW, notify=targets)
             jobs["killed"], jobs["stopped"] = await interrupted(stack, client, "kill", "terminate")
             jobs |= await all_kinds(client, receiver)
+            batch = await batched(channel)
             many = await asyncio.gather(*(client.run(params={"max_tokens": 20 + n}) for n in range(MANY)))
             again = await later_calls(client, jobs["succeeded"], jobs["cancelled"])
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
@@ -182,7 +190,7 @@ async def run_everything(folder: Path, receiver: Receiver) -> Traced:
             }
             webhooks = await receiver.received("/traced")
         logs = {name: process.log_path.read_text() for name, process in stack.processes.items()}
-        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, histories, again, logs)
+        return Traced(collector.spans, jobs, many, client.calls, webhooks, requests, histories, again, batch, logs)
 
 
 async def interrupted(stack: Stack, client: CallingClient, *ways: str) -> list[Job]:
@@ -218,6 +226,16 @@ async def all_kinds(client: CallingClient, receiver: Receiver) -> dict[str, Job]
         "refused": client.run(params={"max_tokens": 2}, notify=webhook(f"{refused}?token={SECRET}")),
     }
     return dict(zip(kinds, await asyncio.gather(*kinds.values()), strict=True))
+
+
+async def batched(channel: grpc.aio.Channel) -> Caller:
+    """Run a batch to its end, and return who created it."""
+    stubs, caller = Stubs(FileServiceStub(channel), BatchServiceStub(channel)), Caller()
+    lines = [{**line, "params": FEW} if "prompt" in line else line for line in lines_of(BATCH_LINES, "docstrings")]
+    request = batch_pb2.CreateBatchRequest(batch=await new_batch(stubs, lines))
+    created = await stubs.batches.CreateBatch(request, metadata=caller.metadata, timeout=PATIENCE)
+    await stubs.end(created.status.batch_id)
+    return caller
 
 
 async def redelivered(client: CallingClient, temporal: Client, job: Job) -> None:

@@ -235,6 +235,16 @@ def test_a_plan_groups_models_and_shared_prefixes() -> None:
     assert planned(lines, in_memory=7)[0] == whole
 
 
+def test_watched_items_come_last_in_a_plan() -> None:
+    values = [{**ours(f"{n}", model=f"m{n % 2}"), "watch": n in (0, 3, 4)} for n in range(6)]
+    lines = read(text_of(*values))
+    whole, groups = planned(lines)
+    shown = [(group.model, group.watched, group.first, group.count) for group in groups]
+    assert shown == [("m1", False, 0, 2), ("m0", False, 2, 1), ("m0", True, 3, 2), ("m1", True, 5, 1)]
+    assert [record.index for record in read_records(whole[16:])][3:] in ([0, 4, 3], [4, 0, 3])
+    assert planned(lines, in_memory=2)[0] == whole
+
+
 def item(line: Line, state: int = llm_pb2.JOB_STATE_SUCCEEDED, **more: Any) -> batch_pb2.BatchItem:
     result = llm_pb2.JobResult(output="Hello", finish_reason=llm_pb2.FINISH_REASON_STOP)
     result.metadata.output_tokens = 1

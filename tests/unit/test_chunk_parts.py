@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from batches.chunk import Chunk
+from batches.segment_writer import MAX_SEGMENTS, SegmentWriter
 from batches.segments import read_segment
 from feed.memory import MemoryFeed
 from jobs.batches import done_count
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.batch import chunk_log
-from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
-from services.gpu_worker.batch.segment_writer import MAX_SEGMENTS, SegmentWriter
 from services.gpu_worker.seats import Demand, Seats
 from store.objects import ObjectStore, open_objects
 from store.settings import StoreSettings

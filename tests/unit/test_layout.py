@@ -21,6 +21,7 @@ OURS = {
     "models",
     "openai_api",
     "payload_converter",
+    "pipelines",
     "runtime",
     "services",
     "store",
@@ -34,8 +35,9 @@ MAY_IMPORT = {
     "payload_converter": {"encryption", "llm_pb"},
     "jobs": {"llm_pb", "payload_converter"},
     "openai_api": {"jobs", "llm_pb"},
-    "batches": {"jobs", "llm_pb", "openai_api"},
+    "batches": {"encryption", "jobs", "llm_pb", "openai_api", "store"},
     "workflows": {"jobs", "llm_pb"},
+    "pipelines": {"jobs", "llm_pb", "workflows"},
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},
     "store": {"encryption", "jobs", "llm_pb"},
@@ -51,6 +53,7 @@ MAY_IMPORT = {
         "jobs",
         "models",
         "openai_api",
+        "pipelines",
         "runtime",
         "llm_pb",
         "store",
@@ -110,6 +113,8 @@ DETERMINISTIC = {
 }
 """Top-level modules that workflow code may import, next to those in OF_TEMPORAL: no clock, socket or randomness."""
 OF_TEMPORAL = {"temporalio", "temporalio.common", "temporalio.exceptions", "temporalio.workflow"}
+OF_PIPELINES = {"contextlib", "json", "pipelines", "types"}
+"""Top-level modules that the code of pipelines may import as well."""
 PURE = {
     "base64",
     "functools",
@@ -145,8 +150,9 @@ NOT_OF_CALLS = {
     "waiters.py",
     # The lease of a job that is watched.
     "watch_lease.py",
-    # The files of a batch that was recorded.
+    # The files and jobs of a batch that was recorded.
     "outputs.py",
+    "watched_jobs.py",
 }
 """Modules of the gateway that may start and signal workflows."""
 
@@ -177,6 +183,8 @@ def test_a_module_keeps_the_import_rules(path: Path) -> None:
             assert rest[0] == parts[1], "a service may not import another service"
         if top in ONLY:
             assert str(path.relative_to(ROOT)) in ONLY[top], f"only {ONLY[top]} may import {top}"
+        if parts[0] == "pipelines":
+            assert top in DETERMINISTIC | OF_PIPELINES or name in OF_TEMPORAL, f"workflow code may not import {name}"
         if parts[0] == "workflows":
             assert top in DETERMINISTIC or name in OF_TEMPORAL, f"workflow code may not import {name}"
         if parts[0] == "jobs" and str(path.relative_to(ROOT)) not in OUTSIDE_WORKFLOWS:
@@ -199,12 +207,18 @@ def test_only_effects_changes_what_a_call_of_the_api_asks_for(path: Path) -> Non
 
 
 def test_workflows_reach_no_module_that_is_outside_of_them() -> None:
-    reached, found = set(), set((ROOT / "workflows").glob("*.py"))
+    reached, found = set(), {path for room in ("pipelines", "workflows") for path in (ROOT / room).rglob("*.py")}
     while found:
         reached |= found
         found = {module for path in found for module in modules_of_ours(path)} - reached
     assert not {str(path.relative_to(ROOT)) for path in reached} & OUTSIDE_WORKFLOWS
-    assert {path.parent.name for path in reached} == {"jobs", "llm_pb", "payload_converter", "workflows"}
+    assert {path.parent.name for path in reached} == {
+        "jobs",
+        "llm_pb",
+        "payload_converter",
+        "pipelines",
+        "workflows",
+    }
 
 
 def modules_of_ours(path: Path) -> Iterator[Path]:

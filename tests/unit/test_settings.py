@@ -118,7 +118,7 @@ def test_a_value_that_cannot_work_is_refused_with_the_form(
 @pytest.mark.parametrize(
     ("settings", "name", "longest"),
     [
-        (GatewaySettings, "GATEWAY_WORKFLOW_QUEUE", 255),
+        (GatewaySettings, "GATEWAY_WORKFLOW_QUEUE", 247),
         (GatewaySettings, "GATEWAY_NOTIFY_QUEUE", 246),
         (NotifierSettings, "NOTIFIER_TASK_QUEUE", 246),
         (GpuWorkerSettings, "GPU_WORKER_TASK_QUEUE", 244),

@@ -4,31 +4,16 @@ A chunk's items end in any order, and its segments are rewritten meanwhile, so t
 delivered says where a reader is. It is small: all chunks before one number, and the bits of some chunks after it.
 """
 
-import base64
-import binascii
-import hashlib
-import zlib
-from typing import Final
-
-from google.protobuf.message import DecodeError
-
 from llm_pb import internal_pb2
-
-MAX_CURSOR: Final = 4096
-_TAG_BYTES: Final = 8
-_MAX_BYTES: Final = 64 * 1024
-
-
-class BadCursor(ValueError):
-    """The cursor is of another batch, or none at all."""
+from services.gateway import cursor_text
 
 
 class Cursor:
     """What one reader has."""
 
     def __init__(self, batch_id: str, text: str = "") -> None:
-        """Raises BadCursor."""
-        self._tag = hashlib.sha256(batch_id.encode()).digest()[:_TAG_BYTES]
+        """Raises cursor_text.BadCursor."""
+        self._batch_id = batch_id
         self.low = 0
         """All items of chunks with lower numbers were delivered."""
         self._bits: dict[int, int] = {}
@@ -58,18 +43,10 @@ class Cursor:
             while len(state.bits) < chunk - self.low:
                 state.bits.append(b"")
             state.bits.append(bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
-        data = zlib.compress(state.SerializeToString(), 9)
-        return base64.urlsafe_b64encode(self._tag + data).decode().rstrip("=")
+        return cursor_text.encode(self._batch_id, state)
 
     def _read(self, text: str) -> None:
-        try:
-            data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            if data[:_TAG_BYTES] != self._tag:
-                raise BadCursor("the cursor is of another batch")
-            unpacked = zlib.decompressobj().decompress(data[_TAG_BYTES:], _MAX_BYTES)
-            state = internal_pb2.ResultsCursor.FromString(unpacked)
-        except (binascii.Error, ValueError, zlib.error, DecodeError) as error:
-            raise BadCursor(str(error)) from None
+        state = cursor_text.decode(self._batch_id, text, internal_pb2.ResultsCursor)
         self.low, self.rest = max(state.low, 0), max(state.rest, 0)
         for index, bits in enumerate(state.bits):
             if bits:

@@ -5,22 +5,21 @@ import logging
 from typing import Final
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
-from jobs.ids import tenant_of
 from llm_pb import batch_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.batches.reader import BatchReader, bare_status, ended_record
-from services.gateway.errors import ApiError, invalid, temporal_unavailable
-from services.gateway.page_token import REFUSED, PageTokens
+from services.gateway.errors import ApiError
+from services.gateway.page_token import PageTokens
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
+from services.gateway.work_listing import WorkListing
 
 _log = logging.getLogger(__name__)
-_DEFAULT_PAGE_SIZE: Final = 20
 _DESCRIBES: Final = 8
 _OPEN: Final = frozenset(
     {batch_pb2.BATCH_STATE_VALIDATING, batch_pb2.BATCH_STATE_RUNNING, batch_pb2.BATCH_STATE_FINALIZING}
@@ -41,43 +40,21 @@ class BatchListing:
         knows_tenants: bool,
     ) -> None:
         """`knows_tenants`: whether the namespace has the search attribute TenantId."""
-        self._client = client
         self._reader = reader
-        self._page_tokens = page_tokens
+        self._pages = WorkListing(
+            client, page_tokens, settings, encryption, names.BATCH_WORKFLOW_TYPE, knows_tenants=knows_tenants
+        )
         self._timeout = settings.list_timeout.total_seconds()
-        self._encryption = encryption
-        self._knows_tenants = knows_tenants
         self._describes = asyncio.Semaphore(_DESCRIBES)
 
     async def list_page(self, caller: Caller, request: batch_pb2.ListBatchesRequest) -> batch_pb2.ListBatchesResponse:
-        """Return a page of the batches of the caller's tenant.
-
-        Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
-        time; RPCError, KeysUnavailable.
-        """
+        """Return a page of the batches of the caller's tenant. Raises like WorkListing.page()."""
         until = asyncio.get_running_loop().time() + self._timeout
-        token = self._page_tokens.unseal(caller.tenant, request)
-        page = self._client.list_workflows(
-            await self._query(caller.tenant, request),
-            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
-            next_page_token=token,
-        )
-        try:
-            async with asyncio.timeout(self._timeout / 2):
-                await page.fetch_next_page()
-        except TimeoutError as error:
-            raise temporal_unavailable("Temporal did not list the batches in time; call again") from error
-        except RPCError as error:
-            if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
-                raise invalid([REFUSED]) from error
-            raise
-        # The id decides. A workflow that was started by hand may have any search attributes.
-        own = [item for item in page.current_page or () if tenant_of(item.id) == caller.tenant]
+        terms = [f"({' OR '.join(sorted(map(_of_state, set(request.states))))})"] if request.states else []
+        own, next_page_token = await self._pages.page(caller.tenant, request, terms)
         found = await asyncio.gather(*(self._status(item, until) for item in own))
         shown = [status for status in found if not request.states or status.state in request.states]
-        return batch_pb2.ListBatchesResponse(
-            batches=shown, next_page_token=self._page_tokens.seal(caller.tenant, request, page.next_page_token)
-        )
+        return batch_pb2.ListBatchesResponse(batches=shown, next_page_token=next_page_token)
 
     async def _status(self, execution: WorkflowExecution, until: float) -> batch_pb2.BatchStatus:
         status = batch_pb2.BatchStatus()
@@ -96,24 +73,6 @@ class BatchListing:
             status = await bare_status(execution)
         status.ClearField("notifications")
         return status
-
-    async def _query(self, tenant: str, request: batch_pb2.ListBatchesRequest) -> str:
-        """Return the visibility query. Every value has passed a rule that forbids quotes."""
-        terms = [f"WorkflowType = '{names.BATCH_WORKFLOW_TYPE}'", "ExecutionStatus != 'ContinuedAsNew'"]
-        if tenant and self._knows_tenants:
-            terms.append(f"{names.TENANT_ID.name} = '{tenant}'")
-        elif self._knows_tenants:
-            terms.append(f"{names.TENANT_ID.name} IS NULL")
-        for key, value in ((names.USER_ID, request.user_id), (names.PROJECT_ID, request.project_id)):
-            if not value:
-                continue
-            values = [value]
-            if self._encryption is not None and (hash_ := await self._encryption.known_search_hash(tenant)):
-                values.append(hash_(key.name, value))
-            terms.append(f"{key.name} IN ({', '.join(repr(value) for value in values)})")
-        if request.states:
-            terms.append(f"({' OR '.join(sorted(map(_of_state, set(request.states))))})")
-        return " AND ".join(terms)
 
 
 def _of_state(state: "batch_pb2.BatchState.ValueType") -> str:

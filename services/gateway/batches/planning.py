@@ -13,9 +13,11 @@ from batches.lines import Line
 from batches.objects import folder_of
 from batches.plan import PlanWriter
 from batches.results import bad_item, invalid_input, to_line
+from encryption import Encryption
 from jobs.field_rules import Violation
 from llm_pb import internal_pb2, llm_pb2
 from runtime.auth import Caller, Refusal
+from services.gateway.batches.line_files import LineFiles
 from services.gateway.batches.local_files import JSONL, fetch, pieces_of, put
 from services.gateway.job_bounds import JobBounds
 from services.gateway.models import Models
@@ -29,7 +31,10 @@ _OF_JOB: Final = "job."
 class _OperatorsRules:
     """What this gateway refuses of a job, and what the batch's creator may not ask for."""
 
-    def __init__(self, settings: GatewaySettings, models: Models, task: internal_pb2.PlanTask) -> None:
+    def __init__(
+        self, settings: GatewaySettings, models: Models, task: internal_pb2.PlanTask, files: LineFiles
+    ) -> None:
+        self._files = files
         self._bounds = JobBounds(models, settings, None)
         self._creator = Caller(task.request.tenant, "", frozenset(task.request.scopes))
         # The checks of the gateway wait for threads that count tokens.
@@ -37,11 +42,9 @@ class _OperatorsRules:
 
     def check(self, job: llm_pb2.JobRequest) -> Iterator[Violation]:
         """Yield the violations of a job."""
-        if job.HasField("prompt_file"):
-            yield Violation("prompt_file", "is not for the line of a batch; write the text into prompt or messages")
-            return
         request = llm_pb2.SubmitRequest(job=job)
-        for field, description in self._loop.run_until_complete(self._bounds.check(request)):
+        violations = self._loop.run_until_complete(self._bounds.check(request)) or self._files.check(job)
+        for field, description in violations:
             yield Violation(field.removeprefix(_OF_JOB), description)
         try:
             check_submit(self._creator, request)
@@ -49,10 +52,13 @@ class _OperatorsRules:
             yield Violation("", str(refusal))
 
     def close(self) -> None:
+        self._files.close()
         self._loop.close()
 
 
-async def plan(task: internal_pb2.PlanTask, store: Store, settings: GatewaySettings) -> internal_pb2.BatchPlan:
+async def plan(
+    task: internal_pb2.PlanTask, store: Store, settings: GatewaySettings, encryption: Encryption | None
+) -> internal_pb2.BatchPlan:
     """Return the plan of a batch, whose objects are in the store. Raises the errors of the store."""
     request = task.request
     content = [StoredObject(segment.name, segment.size) for segment in task.content]
@@ -61,7 +67,7 @@ async def plan(task: internal_pb2.PlanTask, store: Store, settings: GatewaySetti
         lines = stack.enter_context(await fetch(store, content, request.limits.bytes or None))
         writer = stack.enter_context(PlanWriter())
         ordered, bad_lines, bad_items = (stack.enter_context(TemporaryFile()) for _ in range(3))
-        rules = _OperatorsRules(settings, models, task)
+        rules = _OperatorsRules(settings, models, task, LineFiles(request, store, models, encryption))
         stack.callback(rules.close)
         found = await asyncio.to_thread(_read, request, lines, writer, rules, bad_lines, bad_items)
         folder = folder_of(request.batch_id, request.tenant)
@@ -92,7 +98,7 @@ def _read(
     bad_items: IO[bytes],
 ) -> internal_pb2.BatchPlan:
     """Read the lines into the writer, and bad ones into their files; return the plan without its objects."""
-    whole = BatchInput(request.batch, request.limits, rules.check, watchable=False)
+    whole = BatchInput(request.batch, request.limits, rules.check)
 
     def add(line: Line) -> None:
         if not line.problems:

@@ -1,8 +1,8 @@
 """Runs the steps of batches in processes of their own: see work.py."""
 
 import asyncio
-import contextlib
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from typing import Final
@@ -43,21 +43,19 @@ class Processes:
 async def _run(step: str, task: bytes) -> bytes:
     # The steps have no part in the traces and metrics of the gateway.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services.gateway.batches.work", step),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    # Popen uses vfork(). uvloop's own subprocesses use fork(), whose handlers may wait for ever in the child for a lock
+    # that another thread of the gateway held, and the event loop waits for the child.
+    process = subprocess.Popen(  # noqa: ASYNC220, S603 -- ours; it returns once the program is loaded
+        [sys.executable, "-m", "services.gateway.batches.work", step],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=environment,
     )
     try:
-        result, words = await process.communicate(task)
+        result, words = await asyncio.to_thread(process.communicate, task)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        process.kill()
     if process.returncode == 0:
         return result
     message = words.decode(errors="replace")[-_MAX_WORDS:].strip()

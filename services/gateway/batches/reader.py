@@ -17,16 +17,17 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import batches, names
-from jobs.ids import tenant_of, trace_id
+from jobs.ids import trace_id
 from jobs.memo import from_memo, time_from_memo
 from llm_pb import batch_pb2, internal_pb2
 from runtime.auth import Caller
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.pending import PendingChunk, pending_chunks
+from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import batch_not_found, temporal_unavailable
-from services.gateway.job_record import user_of
 from services.gateway.job_traces import traceparent_of
+from services.gateway.own_work import describe_own
 from services.gateway.runs import Runs
 
 _RATE_OVER: Final = timedelta(minutes=1)
@@ -52,8 +53,9 @@ class BatchView(NamedTuple):
 class BatchReader:
     """Reads batches."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, deliveries: DeliveryReader) -> None:
         self._client = client
+        self._deliveries = deliveries
         self._runs = Runs(client)
         self._shared = SharedCalls()
         self._rates: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
@@ -61,11 +63,8 @@ class BatchReader:
 
     async def describe(self, caller: Caller, batch_id: str) -> WorkflowExecutionDescription:
         """Return Temporal's description of a batch that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
-        # Temporal is not asked about an id of another tenant.
-        found = await self._runs.describe(batch_id) if tenant_of(batch_id) == caller.tenant else None
-        if found is None or found.workflow_type != names.BATCH_WORKFLOW_TYPE:
-            raise batch_not_found(batch_id)
-        if caller.user_id and not caller.may_see(await user_of(found)):
+        found = await describe_own(self._runs, caller, batch_id, names.BATCH_WORKFLOW_TYPE)
+        if found is None:
             raise batch_not_found(batch_id)
         return found
 
@@ -88,6 +87,8 @@ class BatchReader:
         """Return a batch that was just described, as view() does."""
         record = await ended_record(description)
         if record is not None:
+            status = record.status
+            await self._deliveries.refresh(status.batch_id, description.run_id, status.notifications)
             return BatchView(record, ())
         if description.status != WorkflowExecutionStatus.RUNNING:
             # An operator has ended it, or its code has failed: what it knew is all there is.

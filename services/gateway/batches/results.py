@@ -13,10 +13,11 @@ from llm_pb import batch_pb2, common_pb2, internal_pb2
 from runtime.answers import MAX_MESSAGE_BYTES, Answer
 from runtime.auth import Caller
 from runtime.keyed_limiter import KeyedLimiter
-from services.gateway.batches.cursor import BadCursor, Cursor
+from services.gateway.batches.cursor import Cursor
 from services.gateway.batches.local_files import stored
 from services.gateway.batches.merging import read_manifest
 from services.gateway.batches.reader import BatchReader, BatchView, wait_a_moment
+from services.gateway.cursor_text import BadCursor
 from services.gateway.errors import content_unreadable, exhausted, files_disabled, invalid, shutting_down
 from services.gateway.files.failures import store_errors
 from services.gateway.settings import GatewaySettings

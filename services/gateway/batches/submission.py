@@ -1,6 +1,5 @@
 """CreateBatch and CancelBatch."""
 
-import hashlib
 import logging
 from datetime import timedelta
 from typing import Final
@@ -15,17 +14,18 @@ from encryption import Encryption
 from jobs import batches, names, options
 from jobs.field_rules import Violation
 from jobs.ids import batch_workflow_id, trace_id
-from jobs.memo import to_memo
-from jobs.search import Hash, attributes_of, hashed_values
+from jobs.search import attributes_of
 from llm_pb import batch_pb2, common_pb2, file_pb2, internal_pb2, llm_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
+from services.gateway import work_start
 from services.gateway.batches.reader import BatchReader
 from services.gateway.effects import Effects
 from services.gateway.errors import ApiError, batch_key_reused, invalid
 from services.gateway.files.reader import FileReader
+from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -72,14 +72,8 @@ class BatchSubmission:
         now.GetCurrentTime()
         chosen = self._options(caller, batch, now)
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
-        last_check = None
-        if chosen.ledger:
-            audit.require_available()
-            # What a batch without a budget will use is not known. It counts when the batch ends.
-            reservation = await self._open_jobs.reserve(caller.tenant, id_, batch.budget.output_tokens)
-            if isinstance(reservation, str):
-                raise self._open_jobs.refusal(caller.tenant, reservation, batch.budget.output_tokens)
-            last_check = reservation.require_valid
+        # What a batch without a budget will use is not known. It counts when the batch ends.
+        last_check = await self._open_jobs.admit(caller.tenant, id_, batch.budget.output_tokens)
         try:
             await self._effects.start(
                 names.BATCH_WORKFLOW_TYPE,
@@ -88,8 +82,8 @@ class BatchSubmission:
                 last_check=last_check,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                memo=_memo(batch, chosen, traceparent, hash_),
-                search_attributes=TypedSearchAttributes(attributes_of(_about(batch), caller.tenant, hash_)),
+                memo=work_start.memo(batch, chosen, chosen.create_time, traceparent, hash_),
+                search_attributes=TypedSearchAttributes(attributes_of(work_start.about(batch), caller.tenant, hash_)),
                 priority=self._turns.priority(caller.tenant, batch.user_id, hash_, job_class),
             )
         except WorkflowAlreadyStartedError as error:
@@ -131,8 +125,6 @@ class BatchSubmission:
     async def check(self, request: batch_pb2.CreateBatchRequest) -> list[Violation]:
         """Return the violations of the operator's settings."""
         most, window = self._settings.batch_max_window, request.batch.window
-        if request.batch.notify:
-            return [Violation("batch.notify", "is not supported here: watch the batch, or look at it later")]
         if window.seconds + window.nanos / 1e9 > most.total_seconds():
             return [Violation("batch.window", f"must be at most {most}")]
         return []
@@ -159,7 +151,7 @@ class BatchSubmission:
         except ApiError:
             return None
         await link_call(description)
-        if await description.memo_value(names.MEMO_DIGEST, None) != _digest(batch):
+        if await description.memo_value(names.MEMO_DIGEST, None) != work_start.digest(batch):
             raise batch_key_reused(batch.user_id, batch.request_id)
         return (await self._reader.view_of(description)).record.status
 
@@ -170,37 +162,13 @@ class BatchSubmission:
             limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
             chunk_items=settings.batch_chunk_items,
             max_chunks=settings.batch_max_chunks,
+            max_watched=settings.batch_max_watched,
             heartbeat_timeout=options.duration(settings.heartbeat_timeout),
             create_time=now,
             ledger=self._open_jobs.ledger(caller.tenant),
             scopes=sorted(caller.scopes),
+            delivery=delivery_options(settings),
         )
         within = window or min(batches.DEFAULT_WINDOW, settings.batch_max_window)
         chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
         return chosen
-
-
-def _memo(
-    batch: batch_pb2.BatchRequest, chosen: internal_pb2.BatchOptions, traceparent: str, hash_: Hash | None
-) -> dict[str, object]:
-    memo: dict[str, object] = {
-        names.MEMO_OPTIONS: to_memo(chosen),
-        names.MEMO_DIGEST: _digest(batch),
-        names.MEMO_CREATE_TIME: chosen.create_time.ToJsonString(),
-    }
-    if traceparent:
-        memo[names.MEMO_TRACEPARENT] = traceparent
-    if batch.labels:
-        memo[names.MEMO_LABELS] = dict(batch.labels)
-    if hash_ is not None:
-        memo[names.MEMO_SEARCH_ATTRIBUTES] = hashed_values(_about(batch))
-    return memo
-
-
-def _about(batch: batch_pb2.BatchRequest) -> llm_pb2.JobRequest:
-    """Return what a batch shares with jobs: the fields that search attributes are made of."""
-    return llm_pb2.JobRequest(user_id=batch.user_id, request_id=batch.request_id, project_id=batch.project_id)
-
-
-def _digest(batch: batch_pb2.BatchRequest) -> str:
-    return hashlib.sha256(batch.SerializeToString(deterministic=True)).hexdigest()

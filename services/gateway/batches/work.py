@@ -33,14 +33,15 @@ DAMAGED: Final = 70
 
 async def run(step: str, task: bytes) -> bytes:
     """Do the step, and return its result. Raises the errors of the store."""
-    store = open_store(StoreSettings(), open_encryption(tenant_of))
+    encryption = open_encryption(tenant_of)
+    store = open_store(StoreSettings(), encryption)
     if store is None:
         raise StoreUnavailable("STORE_URL is not set")
     if step == MERGE:
         merging = internal_pb2.MergeTask.FromString(task)
         return (await merge(merging, store.of_tenant(merging.request.tenant))).SerializeToString()
     planning = internal_pb2.PlanTask.FromString(task)
-    found = await plan(planning, store.of_tenant(planning.request.tenant), GatewaySettings())
+    found = await plan(planning, store.of_tenant(planning.request.tenant), GatewaySettings(), encryption)
     return found.SerializeToString()
 
 

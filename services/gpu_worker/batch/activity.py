@@ -9,19 +9,19 @@ from opentelemetry.metrics import Meter
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from batches.chunk import Chunk
+from batches.chunk_lines import ChunkLines
+from batches.segment_writer import SegmentWriter
 from feed.feed import Feed
 from jobs import batches, names
 from jobs.errors import error_type, message_of
 from llm_pb import internal_pb2
 from services.gpu_worker import spans
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.items import ItemRunner
-from services.gpu_worker.batch.lines import ChunkLines
 from services.gpu_worker.batch.metrics import ChunkMetrics
 from services.gpu_worker.batch.running import ChunkRun
-from services.gpu_worker.batch.segment_writer import SegmentWriter
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.store import ObjectMissing, Store

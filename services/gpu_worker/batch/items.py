@@ -8,6 +8,7 @@ from typing import Final
 
 from google.rpc import status_pb2
 
+from batches.chunk_lines import PlacedLine
 from batches.lines import Line, LineReader
 from batches.results import bad_item
 from jobs.costs import cost_micros
@@ -28,12 +29,12 @@ from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
 from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
-from services.gpu_worker.batch.lines import PlacedLine
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.report_throttle import ReportThrottle
 from services.gpu_worker.seats import Seat
 from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.spans import ItemSpans
 
 _log = logging.getLogger(__name__)
 _MAX_FAILURES: Final = 3
@@ -76,6 +77,7 @@ class ItemRunner:
         self._worker = worker
         self._reader = LineReader(request.batch)
         self._throttle = ReportThrottle()
+        self._spans = ItemSpans(jobs.tracer)
         self.stop: Stop | None = None
         """Set before the tasks of items are cancelled."""
 
@@ -84,6 +86,10 @@ class ItemRunner:
 
         Raises CancelledError for any other stop, WorkerGone when the engine is dead. The log then has what was made.
         """
+        with self._spans.item(line.raw.index):
+            return await self._run(item, line)
+
+    async def _run(self, item: RunningItem, line: PlacedLine) -> batch_pb2.BatchItem:
         parsed = self._reader.read(line.raw)
         if parsed.job is not None and parsed.watch:
             parsed = parsed.with_problem(Violation("watch", "is not supported in a chunk"))

@@ -19,19 +19,19 @@ from typing import Final
 
 from temporalio import activity
 
+from batches.chunk import Chunk
+from batches.chunk_lines import ChunkLines, PlacedLine
+from batches.patience import patiently
+from batches.segment_writer import SegmentWriter
 from jobs import batches
 from jobs.classes import is_background
 from jobs.errors import EngineDead, JobError, WorkerShutdown
 from llm_pb import batch_pb2, common_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
-from services.gpu_worker.batch.chunk import Chunk
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.item_attempt import LOG_SECONDS
 from services.gpu_worker.batch.items import ItemRunner, RunningItem
-from services.gpu_worker.batch.lines import ChunkLines, PlacedLine
 from services.gpu_worker.batch.metrics import ChunkMetrics
-from services.gpu_worker.batch.patience import patiently
-from services.gpu_worker.batch.segment_writer import SegmentWriter
 from services.gpu_worker.batch.stops import Stop, first_of, stop_expired, stop_of
 from services.gpu_worker.seats import Demand, Seat
 from services.gpu_worker.settings import GpuWorkerSettings

@@ -13,7 +13,7 @@ from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import interruptible
-from durable_llm.cli._jobs_to_submit import user_of
+from durable_llm.cli._jobs_to_submit import target_of, user_of
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age, say, visible
@@ -41,6 +41,7 @@ def batch() -> None:
 @click.option("--window", type=Duration(), help="Time after which no further line begins. [default: 24h]")
 @click.option("--max-concurrent", type=click.IntRange(1, 2**31 - 1), help="Maximum number of lines that run at once.")
 @click.option("--max-failure-rate", type=click.FloatRange(0, 1), help="Share of failures that ends the batch.")
+@click.option("--notify", type=NAME, multiple=True, help="Deliver the outcome to a URL, nats:SUBJECT or kafka:TOPIC.")
 @click.option("--request-id", default="", help="Key of the batch. [default: the hash of LINES]")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @connection_options
@@ -56,6 +57,7 @@ def run(
     window: timedelta | None,
     max_concurrent: int | None,
     max_failure_rate: float | None,
+    notify: tuple[str, ...],
     request_id: str,
     quiet: bool,
 ) -> None:
@@ -66,6 +68,7 @@ def run(
         "window": window,
         "max_concurrent": max_concurrent or 0,
         "max_failure_rate": max_failure_rate or 0.0,
+        "notify": [target_of(target) for target in notify],
     }
     errors = errors or f"{output}.errors"
     come_back = "The upload has ended. The same command goes on with it."

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from functools import partial
 from typing import Final, NamedTuple
 
+from batches.patience import patiently
 from batches.plan import Planned, plan_range, read_records
 from batches.splitting import RawLine
 from llm_pb import common_pb2, internal_pb2
-from services.gpu_worker.batch.patience import patiently
 from store.store import Store, StoredObject
 
 _AHEAD_BYTES: Final = 4 * 1024 * 1024

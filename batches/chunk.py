@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jobs import batches
+from jobs.usage import usage_of as used_by
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 
 _COUNTS = {
@@ -62,15 +63,8 @@ class Chunk:
 
 def usage_of(item: batch_pb2.BatchItem) -> common_pb2.Usage:
     """Return what an item has used."""
-    metadata = item.result.metadata
-    usage = common_pb2.Usage(
-        prompt_tokens=metadata.prompt_tokens,
-        output_tokens=metadata.output_tokens,
-        wasted_tokens=metadata.wasted_tokens,
-    )
-    if metadata.HasField("engine_time"):
-        usage.engine_time.CopyFrom(metadata.engine_time)
-    if metadata.HasField("cost_micros") or not item.HasField("result"):
+    usage = used_by(item.result.metadata)
+    if not item.HasField("result"):
         # A line that is no job costs nothing.
-        usage.cost_micros = metadata.cost_micros
+        usage.cost_micros = 0
     return usage

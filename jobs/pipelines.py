@@ -1,0 +1,124 @@
+"""A pipeline between its workflow and those who read it: paths, states, errors."""
+
+import re
+from typing import Final
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2, status_pb2
+
+from jobs.errors import error_info, make_status
+from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+
+MAX_PATH: Final = 100
+"""Maximum length of a path in characters, so that the id of a step's job is that of a job."""
+MAX_NODES: Final = 1000
+"""Maximum number of nodes of a tree. Steps beyond it are counted alone."""
+MAX_STEPS: Final = 2000
+"""Maximum number of steps of a pipeline, so that its history stays within Temporal's bounds."""
+MAX_SUMMARY_BYTES: Final = 256
+MAX_QUESTION_BYTES: Final = 1024
+MAX_STEP_MESSAGE: Final = 256
+"""Maximum length of the message of a step's error in characters."""
+RESERVED: Final = frozenset({"status", "stream", "cancel", "deliveries"})
+"""Names that no step has, because they name something else behind the id of a job in an address."""
+
+FINAL_STATES: Final = frozenset(
+    {
+        llm_pb2.JOB_STATE_SUCCEEDED,
+        llm_pb2.JOB_STATE_FAILED,
+        llm_pb2.JOB_STATE_CANCELLED,
+        llm_pb2.JOB_STATE_TIMED_OUT,
+    }
+)
+ENDED_STEPS: Final = frozenset(
+    {pipeline_pb2.STEP_STATE_SUCCEEDED, pipeline_pb2.STEP_STATE_FAILED, pipeline_pb2.STEP_STATE_CANCELLED}
+)
+
+BUDGET_SPENT: Final = "BUDGET_SPENT"
+CANCELLED: Final = "CANCELLED"
+INVALID_OUTPUT: Final = "INVALID_OUTPUT"
+PROGRAM_ERROR: Final = "PROGRAM_ERROR"
+TOO_MANY_STEPS: Final = "TOO_MANY_STEPS"
+TOTAL_TIMEOUT: Final = "TOTAL_TIMEOUT"
+UNKNOWN_PIPELINE: Final = "UNKNOWN_PIPELINE"
+
+_PART: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
+PATH_PATTERN: Final = re.compile(rf"{_PART}(?:/{_PART})*")
+FOLLOW_PATTERN: Final = re.compile(rf"(?:{_PART}|\*{{1,2}})(?:/(?:{_PART}|\*{{1,2}}))*")
+NAME_PATTERN: Final = re.compile(_PART)
+"""The form of a pipeline's name."""
+
+
+def is_path(path: str) -> bool:
+    """Return whether a step may have the path."""
+    return (
+        len(path) <= MAX_PATH
+        and PATH_PATTERN.fullmatch(path) is not None
+        and not RESERVED.intersection(path.split("/"))
+    )
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Return whether a path matches a pattern of StreamPipelineRequest.follow."""
+    names = path.split("/")
+    places = {0}
+    for part in pattern.split("/"):
+        if part == "**":
+            places = {after for place in places for after in range(place, len(names) + 1)}
+        else:
+            places = {place + 1 for place in places if place < len(names) and part in ("*", names[place])}
+    return len(names) in places
+
+
+def parents(path: str) -> list[str]:
+    """Return the paths above one, from the root on, which is the empty one."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts))]
+
+
+def name_of(pipeline: pipeline_pb2.PipelineRequest) -> str:
+    """Return the name of the code that a pipeline runs; empty where it names none."""
+    kind = pipeline.WhichOneof("spec") or ""
+    return pipeline.custom.name if kind == "custom" else kind
+
+
+def new_status(
+    id_: str, pipeline: pipeline_pb2.PipelineRequest, options: internal_pb2.PipelineOptions
+) -> pipeline_pb2.PipelineStatus:
+    """Return the status of a pipeline as it begins."""
+    status = pipeline_pb2.PipelineStatus(
+        pipeline_id=id_,
+        state=llm_pb2.JOB_STATE_RUNNING,
+        root=pipeline_pb2.StepStatus(state=pipeline_pb2.STEP_STATE_RUNNING, usage=common_pb2.Usage()),
+        left=pipeline.budget,
+        user_id=pipeline.user_id,
+        request_id=pipeline.request_id,
+        project_id=pipeline.project_id,
+        name=name_of(pipeline),
+    )
+    if options.HasField("create_time"):
+        status.root.start_time.CopyFrom(options.create_time)
+    if options.HasField("expire_time"):
+        status.expire_time.CopyFrom(options.expire_time)
+    return status
+
+
+def failure(reason: str, message: str, code: int = code_pb2.FAILED_PRECONDITION) -> status_pb2.Status:
+    """Return the error of a step or a pipeline."""
+    return make_status(code, message, error_info(reason))
+
+
+def shown_error(error: status_pb2.Status) -> status_pb2.Status:
+    """Return an error as a step shows it: with a short message."""
+    shown = status_pb2.Status()
+    shown.CopyFrom(error)
+    if len(shown.message) > MAX_STEP_MESSAGE:
+        shown.message = f"{shown.message[: MAX_STEP_MESSAGE - 1]}…"
+    return shown
+
+
+def packed(value: Message) -> pipeline_pb2.PipelineResult:
+    """Return what a pipeline has made, from the message that its code returns."""
+    result = pipeline_pb2.PipelineResult()
+    result.value.Pack(value)
+    return result

@@ -1,0 +1,13 @@
+"""Durable programs made of jobs. An operator's own pipeline is a module that imports these names.
+
+from pipelines import Pipeline, pipeline
+
+@pipeline("haiku", StringValue, StringValue)
+async def haiku(llm: Pipeline, topic: StringValue) -> StringValue: ...
+"""
+
+from pipelines.errors import StepFailed
+from pipelines.program import Generated, Pipeline
+from pipelines.registry import pipeline
+
+__all__ = ["Generated", "Pipeline", "StepFailed", "pipeline"]

@@ -1,0 +1,63 @@
+"""What a step raises in the code of its pipeline."""
+
+from google.rpc import code_pb2, status_pb2
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    TerminatedError,
+    TimeoutError,  # noqa: A004  # the one of Temporal
+    is_cancelled_exception,
+)
+
+from jobs.errors import (
+    EngineFailed,
+    Terminated,
+    TotalTimeout,
+    from_application_error,
+    partial_result,
+    reason_of,
+    to_status,
+)
+from jobs.pipelines import CANCELLED, PROGRAM_ERROR, failure
+from llm_pb import llm_pb2
+
+
+class StepFailed(Exception):
+    """A step has failed, or was cancelled. A pipeline that does not catch it ends with its error."""
+
+    def __init__(self, path: str, status: status_pb2.Status) -> None:
+        super().__init__(f"{path}: {status.message}")
+        self.path = path
+        """The step's path."""
+        self.status = status
+        """Why, as StepStatus.error but whole."""
+
+    @property
+    def reason(self) -> str:
+        """The reason, such as RUN_TIMEOUT or BUDGET_SPENT."""
+        return reason_of(self.status)
+
+
+def status_of(error: BaseException) -> status_pb2.Status:
+    """Return the status of what has ended a step."""
+    if isinstance(error, StepFailed):
+        return error.status
+    if is_cancelled_exception(error):
+        return failure(CANCELLED, "the step was cancelled", code_pb2.CANCELLED)
+    cause = error.cause if isinstance(error, ActivityError | ChildWorkflowError) else error
+    if isinstance(cause, TimeoutError):
+        return to_status(TotalTimeout("the step's time was over"))
+    if isinstance(cause, TerminatedError):
+        return to_status(Terminated("an operator has terminated the step"))
+    if isinstance(cause, ApplicationError):
+        if isinstance(error, ChildWorkflowError):
+            return to_status(from_application_error(cause, EngineFailed))
+        return failure(cause.type or PROGRAM_ERROR, cause.message)
+    return failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}")
+
+
+def partial_of(error: BaseException) -> llm_pb2.JobResult | None:
+    """Return what the job of a failed step has left; None without anything."""
+    cause = error.cause if isinstance(error, ChildWorkflowError) else None
+    return partial_result(cause) if isinstance(cause, ApplicationError) else None

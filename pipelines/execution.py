@@ -1,0 +1,198 @@
+"""One run of a pipeline: its tree, what it may still use, and how its steps are carried out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, timedelta
+from typing import Any, Final
+
+from google.rpc import code_pb2
+from temporalio import workflow
+from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import names, options
+    from jobs.pipelines import BUDGET_SPENT, ENDED_STEPS, MAX_QUESTION_BYTES, TOTAL_TIMEOUT, failure, new_status
+    from jobs.start import job_start
+    from jobs.usage import left_of, spent_field, usage_of
+    from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+    from pipelines.errors import StepFailed, partial_of, status_of
+
+from pipelines.tree import Tree
+from workflows import activities
+
+_ADMISSION: Final = timedelta(minutes=1)
+_SHORTEST: Final = timedelta(milliseconds=1)
+_STEP_RETRIES: Final = RetryPolicy(
+    initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
+)
+"""Retries of a step that is no job."""
+
+
+class Step:
+    """A step while it runs."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.usage = common_pb2.Usage()
+        """What the step has used. It counts when the step ends."""
+
+
+class Execution:
+    """The run of one pipeline."""
+
+    def __init__(self, run: internal_pb2.PipelineRun) -> None:
+        info = workflow.info()
+        self.id = info.workflow_id
+        self.pipeline = run.pipeline
+        self._options = run.options
+        self.status = new_status(self.id, run.pipeline, run.options)
+        self.tree = Tree(self.status.root)
+        self._answers: dict[str, bool] = {}
+        self.compensations: list[Callable[[], Awaitable[object]]] = []
+        """What is to be done if the pipeline fails, the last one first."""
+        self.compensating = False
+        """Whether the pipeline has stopped and its compensations run, for which no limit of the pipeline counts."""
+
+    def time_left(self) -> timedelta:
+        """Return the time that is left of the whole."""
+        longest = self._options.max_job_timeout.ToTimedelta()
+        if self.compensating:
+            return longest
+        return min(self._options.expire_time.ToDatetime(UTC) - workflow.now(), longest)
+
+    @asynccontextmanager
+    async def step(self, path: str) -> AsyncIterator[Step]:
+        """Have a step in the tree while the context is open.
+
+        Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
+        """
+        self.tree.begin(path, workflow.now())
+        step = Step(path)
+        try:
+            yield step
+        except (Exception, asyncio.CancelledError) as error:
+            cancelled = is_cancelled_exception(error)
+            state = pipeline_pb2.STEP_STATE_CANCELLED if cancelled else pipeline_pb2.STEP_STATE_FAILED
+            status = status_of(error)
+            self._end(step, state, status)
+            task = asyncio.current_task()
+            if cancelled and task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
+            raise StepFailed(path, status) from error
+        self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
+
+    def _end(self, step: Step, state: "pipeline_pb2.StepState.ValueType", error: Any = None) -> None:
+        self.tree.end(step.path, state, workflow.now(), step.usage, error)
+        self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
+
+    async def run_job(self, step: Step, job: llm_pb2.JobRequest, timeout: timedelta | None) -> llm_pb2.JobResult:
+        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed."""
+        pipeline, info = self.pipeline, workflow.info()
+        job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
+        job.job_class = pipeline.job_class
+        job.timeouts.total.CopyFrom(options.duration(self._within(step.path, timeout)))
+        if not self.compensating and pipeline.HasField("budget"):
+            left = left_of(pipeline.budget, self.status.root.usage)
+            if field := spent_field(left):
+                message = f"budget.{field} of the pipeline is spent"
+                raise StepFailed(step.path, failure(BUDGET_SPENT, message, code_pb2.RESOURCE_EXHAUSTED))
+            job.budget.CopyFrom(left)
+        chosen = await workflow.execute_local_activity(
+            activities.admit_step, job, schedule_to_close_timeout=_ADMISSION, start_to_close_timeout=_ADMISSION
+        )
+        hashes = self._options.hashes
+        start = job_start(
+            job,
+            chosen,
+            id_=f"{self.id}/{step.path}",
+            priority=info.priority,
+            traceparent=workflow.memo_value(names.MEMO_TRACEPARENT, ""),
+            hash_=(lambda name, _: hashes.get(name, "")) if hashes else None,
+        )
+        child = await workflow.start_child_workflow(
+            names.JOB_WORKFLOW_TYPE,
+            job,
+            id=start.id,
+            memo=start.memo,
+            search_attributes=start.search_attributes,
+            priority=start.priority,
+            execution_timeout=start.execution_timeout,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            # What ends the pipeline by force must not take what its jobs have made.
+            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            result_type=llm_pb2.JobResult,
+        )
+        self.tree.change(step.path).workflow_id = start.id
+        try:
+            result: llm_pb2.JobResult = await child
+        except Exception as error:
+            if (partial := partial_of(error)) is not None:
+                step.usage.CopyFrom(usage_of(partial.metadata))
+            raise
+        step.usage.CopyFrom(usage_of(result.metadata))
+        if result.HasField("output_file"):
+            self.tree.change(step.path).files.append(result.output_file)
+        return result
+
+    async def run_activity(
+        self, step: Step, activity: Any, argument: Any, timeout: timedelta | None, settings: Mapping[str, Any]
+    ) -> Any:
+        """Run an activity as the step. Raises what the activity raises, StepFailed."""
+        within = self._within(step.path, timeout)
+        arguments = {"retry_policy": _STEP_RETRIES, "schedule_to_close_timeout": within, **settings}
+        # An activity that has ended its work when the cancel comes keeps it.
+        waits = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+        return await workflow.execute_activity(activity, argument, cancellation_type=waits, **arguments)
+
+    async def ask(self, step: Step, question: str, timeout: timedelta | None) -> bool:
+        """Wait for an answer to the step. Raises StepFailed when none comes in time."""
+        if len(question.encode()) > MAX_QUESTION_BYTES:
+            raise ValueError(f"a question has at most {MAX_QUESTION_BYTES} bytes")
+        status = self.tree.change(step.path)
+        status.state, status.question = pipeline_pb2.STEP_STATE_NEEDS_ANSWER, question
+        try:
+            await workflow.wait_condition(lambda: step.path in self._answers, timeout=self._within(step.path, timeout))
+        except TimeoutError:
+            error = failure(TOTAL_TIMEOUT, "nobody has answered in time", code_pb2.DEADLINE_EXCEEDED)
+            raise StepFailed(step.path, error) from None
+        return self._answers[step.path]
+
+    def check_answer(self, request: pipeline_pb2.AnswerStepRequest) -> None:
+        """Raise ApplicationError unless the answer can be taken, or was taken before."""
+        node = self.tree.node(request.path)
+        if node is None:
+            raise ApplicationError(f"there is no step {request.path!r}", type=names.STEP_NOT_FOUND)
+        if node.answer_id:
+            if node.answer_id != request.answer_id:
+                raise ApplicationError(f"{request.path} has got another answer", type=names.STEP_ANSWERED)
+        elif node.step.state != pipeline_pb2.STEP_STATE_NEEDS_ANSWER:
+            raise ApplicationError(f"{request.path} waits for no answer", type=names.STEP_NOT_WAITING)
+
+    def answer(self, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
+        """Take an answer, and return the step as it is then."""
+        self.check_answer(request)
+        node = self.tree.node(request.path)
+        if node is None:
+            raise ApplicationError(f"there is no step {request.path!r}", type=names.STEP_NOT_FOUND)
+        if not node.answer_id:
+            node.answer_id = request.answer_id
+            self._answers[request.path] = request.approved
+            step = self.tree.change(request.path)
+            if step.state not in ENDED_STEPS:
+                step.state = pipeline_pb2.STEP_STATE_RUNNING
+            step.summary_json = '{"approved": true}' if request.approved else '{"approved": false}'
+        return node.step
+
+    def record(self) -> internal_pb2.PipelineRecord:
+        """Return what is known, for a query."""
+        return internal_pb2.PipelineRecord(status=self.status, nodes=self.tree.nodes, version=self.tree.version)
+
+    def _within(self, path: str, timeout: timedelta | None) -> timedelta:
+        """Return the time that a step gets. Raises StepFailed when the pipeline has none left."""
+        left = self.time_left()
+        if left < _SHORTEST:
+            error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
+            raise StepFailed(path, error)
+        return left if timeout is None else max(min(timeout, left), _SHORTEST)

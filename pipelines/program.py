@@ -1,0 +1,154 @@
+"""What the code of a pipeline calls: its steps."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, failure
+    from llm_pb import common_pb2, llm_pb2
+    from pipelines.errors import StepFailed
+
+from pipelines.execution import Execution
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_ROLES: Final = {"system": llm_pb2.ROLE_SYSTEM, "user": llm_pb2.ROLE_USER, "assistant": llm_pb2.ROLE_ASSISTANT}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a job has generated."""
+
+    result: llm_pb2.JobResult
+    """The whole result of the job."""
+    json: Any = None
+    """The output as JSON, where a schema was given."""
+
+    @property
+    def text(self) -> str:
+        """The output. Empty where it is a file."""
+        return self.result.output
+
+    @property
+    def file(self) -> common_pb2.FileRef | None:
+        """The output as a file: one of more than 64 KiB, if the operator has a store. None otherwise."""
+        return self.result.output_file if self.result.HasField("output_file") else None
+
+
+class Pipeline:
+    """A pipeline as its own code sees it. What it does is durable: after a crash the code goes on where it was.
+
+    Names of steps are of a-z, 0-9, _ and -, and may have "/" between them, as "rounds/2/write". No two steps have the
+    same one.
+    """
+
+    def __init__(self, execution: Execution, below: str = "") -> None:
+        self._execution = execution
+        self._below = below
+
+    @property
+    def id(self) -> str:
+        """The pipeline's id."""
+        return self._execution.id
+
+    def within(self, name: str) -> "Pipeline":
+        """Return the same pipeline for steps below a name."""
+        return Pipeline(self._execution, f"{self._path(name)}/")
+
+    async def generate(
+        self,
+        name: str,
+        *,
+        model: str,
+        prompt: str = "",
+        messages: Iterable[Mapping[str, str]] = (),
+        schema: Mapping[str, Any] | None = None,
+        timeout: timedelta | None = None,
+        **params: Any,
+    ) -> Generated:
+        """Run a job and return what it has generated.
+
+        Either `prompt` or `messages` is given, each of them as {"role": "user", "content": "…"}. `schema` is a JSON
+        Schema that the output keeps. `timeout` bounds the job, the wait for a worker included; by default by the time
+        that is left to the pipeline. `params` are fields of SamplingParams. Raises StepFailed.
+        """
+        job = llm_pb2.JobRequest(model=model, prompt=prompt, params=llm_pb2.SamplingParams(**params))
+        for message in messages:
+            job.messages.add(role=_ROLES[message["role"]], content=message["content"])
+        if schema is not None:
+            job.params.json_schema = json.dumps(schema)
+        async with self._execution.step(self._path(name)) as step:
+            result = await self._execution.run_job(step, job, timeout)
+            if schema is None:
+                return Generated(result)
+            try:
+                return Generated(result, json.loads(result.output))
+            except ValueError as error:
+                wrong = f"the output is no JSON: {error}"
+                raise StepFailed(step.path, failure(INVALID_OUTPUT, wrong)) from None
+
+    async def map(
+        self, name: str, items: Sequence[_T], function: "Callable[[Pipeline, _T], Awaitable[_R]]", *, limit: int = 10
+    ) -> list[_R]:
+        """Call a function for each item, at most `limit` at the same time, and return the results in their order.
+
+        The function gets a pipeline whose steps are below `<name>/<number of the item>`. If it raises an error, the
+        other calls are cancelled, and map() raises the error: a function that catches StepFailed keeps the rest.
+        """
+        turns = asyncio.Semaphore(limit)
+
+        async def call(number: int, item: _T) -> _R:
+            async with turns:
+                return await function(self.within(f"{name}/{number}"), item)
+
+        calls = [asyncio.create_task(call(number, item)) for number, item in enumerate(items)]
+        try:
+            return [*await asyncio.gather(*calls)]
+        finally:
+            for task in calls:
+                task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def step(
+        self, name: str, activity: Any, argument: Any, *, task_queue: str, timeout: timedelta | None = None, **more: Any
+    ) -> Any:
+        """Run an activity of a worker of the operator's, and return its result: any code, any framework.
+
+        `activity` is the activity or its name. It is tried up to 3 times, unless `more`, which are arguments of
+        workflow.execute_activity, says otherwise; give `result_type` with a name. Raises StepFailed.
+        """
+        async with self._execution.step(self._path(name)) as step:
+            settings = {"task_queue": task_queue, **more}
+            return await self._execution.run_activity(step, activity, argument, timeout, settings)
+
+    async def approve(self, name: str, question: str, *, timeout: timedelta | None = None) -> bool:
+        """Wait until somebody answers the question by AnswerStep, and return whether they approve.
+
+        Raises StepFailed when nobody has answered in time.
+        """
+        async with self._execution.step(self._path(name)) as step:
+            return await self._execution.ask(step, question, timeout)
+
+    def compensate(self, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """Have a function called if the pipeline does not succeed, whatever ends it: the last one first.
+
+        It undoes what steps have done. Its steps are bound by no limit of the pipeline. A cancel does not stop them.
+        An error in one of them does not keep the others from their work.
+        """
+        self._execution.compensations.append(lambda: function(*arguments))
+
+    def note(self, name: str, summary: Mapping[str, Any]) -> None:
+        """Show a small JSON object with a step that has begun, such as a score. Raises ValueError for a large one."""
+        text = json.dumps(summary)
+        if len(text.encode()) > MAX_SUMMARY_BYTES:
+            raise ValueError(f"a summary has at most {MAX_SUMMARY_BYTES} bytes, not {len(text.encode())}")
+        self._execution.tree.change(self._path(name)).summary_json = text
+
+    def _path(self, name: str) -> str:
+        return f"{self._below}{name}"

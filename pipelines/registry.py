@@ -1,0 +1,53 @@
+"""The pipelines that this process knows, by their names.
+
+A module registers its pipelines as it is imported. The gateway imports those that come along, and those that entry
+points of the group `durable_llm.pipelines` name.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from jobs.pipelines import NAME_PATTERN
+
+Program = Callable[..., Awaitable[Message]]
+"""The code of a pipeline: a coroutine function of a Pipeline and its spec that returns its result."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A pipeline that can be submitted."""
+
+    name: str
+    spec: type[Message]
+    """The class of its input."""
+    result: type[Message]
+    """The class of what it returns."""
+    program: Program
+
+
+_registered: Final[dict[str, Registered]] = {}
+REGISTERED: Final[Mapping[str, Registered]] = MappingProxyType(_registered)
+"""All pipelines that this process has imported."""
+
+
+def pipeline(name: str, spec: type[Message], result: type[Message]) -> Callable[[Any], Any]:
+    """Register a coroutine function as the pipeline of a name. Raises ValueError for a bad name or one that is taken.
+
+    `spec` and `result` are protobuf classes, such as google.protobuf.Struct. The function runs inside a workflow: it
+    must be deterministic, so it takes time, chance and everything outside of it from its Pipeline alone.
+    """
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise ValueError(f"a pipeline cannot be named {name!r}: {NAME_PATTERN.pattern}")
+
+    def register(program: Any) -> Any:
+        if (earlier := REGISTERED.get(name)) is not None:
+            places = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (earlier.program, program))
+            raise ValueError(f"two pipelines are named {name!r}: {places}")
+        _registered[name] = Registered(name, spec, result, program)
+        return program
+
+    return register

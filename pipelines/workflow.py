@@ -1,0 +1,245 @@
+"""LLMPipelineWorkflow: one pipeline from its acceptance to its end.
+
+    run its code ──▶ its compensations, if it did not succeed ──▶ remove feed, release slot (ForgetFeed) ──▶ close
+        │ AdmitStep, then a child LLMJobWorkflow for each job; any activity for other steps
+        └ PublishPipeline when the tree has changed, at most four times a second
+
+It closes as a job does: SUCCEEDED is Completed with the PipelineResult, CANCELLED is Canceled, FAILED and TIMED_OUT are
+Failed with the reason as the type. Its memo then holds the PipelineStatus. The tree is read by a query, later, too.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import UTC, timedelta
+from typing import Any, Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, CancelledError
+
+with workflow.unsafe.imports_passed_through():
+    from google.protobuf.message import Message
+    from google.rpc import code_pb2, status_pb2
+
+    from jobs import errors, names
+    from jobs.ids import trace_id
+    from jobs.inputs import one_input
+    from jobs.memo import to_memo
+    from jobs.pipelines import CANCELLED, PROGRAM_ERROR, TOTAL_TIMEOUT, UNKNOWN_PIPELINE, failure, name_of, packed
+    from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+    from pipelines.errors import StepFailed, status_of
+    from pipelines.registry import REGISTERED, Registered
+
+from pipelines.execution import Execution
+from pipelines.program import Pipeline
+from workflows import activities
+from workflows.cancellation import Cancellation
+
+_PUBLISH_EVERY: Final = timedelta(milliseconds=250)
+_LOCAL: Final = timedelta(seconds=10)
+_ONCE: Final = RetryPolicy(maximum_attempts=1)
+_MAX_RESULT_BYTES: Final = 1024 * 1024
+
+
+@workflow.defn(name=names.PIPELINE_WORKFLOW_TYPE)
+class LLMPipelineWorkflow:
+    """Runs one PipelineRequest and returns its PipelineResult."""
+
+    @workflow.init
+    @one_input
+    def __init__(self, run: internal_pb2.PipelineRun | None = None) -> None:
+        self._run = internal_pb2.PipelineRun()
+        if run is not None:
+            self._run.CopyFrom(run)
+        chosen = self._run.options
+        if not chosen.HasField("create_time"):
+            chosen.create_time.FromDatetime(workflow.info().workflow_start_time)
+        if not chosen.HasField("expire_time"):
+            chosen.expire_time.FromDatetime(chosen.create_time.ToDatetime(UTC) + timedelta(days=1))
+        if not chosen.HasField("max_job_timeout"):
+            chosen.max_job_timeout.FromTimedelta(timedelta(days=1))
+        self._execution = Execution(self._run)
+        self._status = self._execution.status
+        self._status.trace_id = trace_id(workflow.memo_value(names.MEMO_TRACEPARENT, ""))
+        self._cancellation = Cancellation()
+        self._result: pipeline_pb2.PipelineResult | None = None
+        self._error: status_pb2.Status | None = None
+        self._out_of_time = False
+        self._ended = False
+        self._published = 0
+
+    @workflow.run
+    @one_input
+    async def run(self, run: internal_pb2.PipelineRun | None = None) -> pipeline_pb2.PipelineResult:
+        """Return the result of a pipeline that succeeded. Otherwise close as the module's docstring says."""
+        publishing = asyncio.create_task(self._publish())
+        window = asyncio.create_task(self._wait_for_end())
+        final = await self._run_program()
+        window.cancel()
+        if final != llm_pb2.JOB_STATE_SUCCEEDED:
+            await self._compensate()
+        self._ended = True
+        await self._finish(publishing)
+        return await self._close(final)
+
+    @workflow.signal(name=names.SIGNAL_CANCEL)
+    @one_input
+    def cancel(self, request: llm_pb2.CancelRequest | None = None) -> None:
+        """Ask the pipeline to stop. This changes nothing once its code has ended."""
+        self._cancellation.note(request.reason if request else "")
+        self._note_cancel()
+
+    @workflow.update(name=names.UPDATE_ANSWER_STEP)
+    def answer(self, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
+        """Take the answer to a step. Refused with a type of the errors of jobs.names."""
+        return self._execution.answer(request)
+
+    @answer.validator
+    def check_answer(self, request: pipeline_pb2.AnswerStepRequest) -> None:
+        """Refuse an answer that changes nothing before it is in the history."""
+        self._execution.check_answer(request)
+
+    @workflow.query(name=names.QUERY_GET_RECORD)
+    def get_record(self) -> internal_pb2.PipelineRecord:
+        """Return the tree and, at the end, the result."""
+        record = self._execution.record()
+        if self._result is not None:
+            record.result.CopyFrom(self._result)
+        return record
+
+    def _note_cancel(self) -> None:
+        if self._cancellation.error is not None and not self._status.cancel_requested:
+            self._status.cancel_requested = True
+            self._execution.tree.touch()
+
+    async def _wait_for_end(self) -> None:
+        await workflow.sleep(max(self._run.options.expire_time.ToDatetime(UTC) - workflow.now(), timedelta(0)))
+        self._out_of_time = True
+
+    async def _run_program(self) -> "llm_pb2.JobState.ValueType":
+        """Run the code to its end, or stop it; return the final state. Result and error are left in their fields."""
+        program = asyncio.create_task(self._program())
+        await self._cancellation.wait(
+            lambda: program.done() or self._out_of_time or self._cancellation.error is not None
+        )
+        stopped = not program.done()
+        if stopped:
+            self._note_cancel()
+            program.cancel()
+            await self._cancellation.wait(program.done)
+        try:
+            self._result = program.result()
+        except asyncio.CancelledError:
+            pass
+        except StepFailed as error:
+            self._error = error.status
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with the code, its pipeline must end
+            workflow.logger.exception("the code of a pipeline has failed")
+            self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
+        if not stopped:
+            return llm_pb2.JOB_STATE_SUCCEEDED if self._result is not None else llm_pb2.JOB_STATE_FAILED
+        self._result = None
+        if self._cancellation.error is not None:
+            self._error = failure(CANCELLED, str(self._cancellation.error), code_pb2.CANCELLED)
+            return llm_pb2.JOB_STATE_CANCELLED
+        self._error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
+        return llm_pb2.JOB_STATE_TIMED_OUT
+
+    async def _program(self) -> pipeline_pb2.PipelineResult:
+        found, spec = self._code()
+        value = await found.program(Pipeline(self._execution), spec)
+        if not isinstance(value, found.result):
+            raise TypeError(f"{found.name} returns a {type(value).__name__}, no {found.result.__name__}")
+        if (size := value.ByteSize()) > _MAX_RESULT_BYTES:
+            raise ValueError(f"the result is {size} bytes; at most {_MAX_RESULT_BYTES} fit")
+        return packed(value)
+
+    def _code(self) -> tuple[Registered, Message]:
+        """Return what is registered, and the input. Raises StepFailed."""
+        request = self._run.pipeline
+        found = REGISTERED.get(name_of(request))
+        if found is None:
+            error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name_of(request)!r} here", code_pb2.NOT_FOUND)
+            raise StepFailed("", error)
+        spec = found.spec()
+        if request.WhichOneof("spec") != "custom":
+            spec.CopyFrom(getattr(request, found.name))
+        elif request.custom.HasField("input"):
+            request.custom.input.Unpack(spec)
+        return found, spec
+
+    async def _compensate(self) -> None:
+        """Undo what was done, the last first."""
+        self._execution.compensating = True
+        for undo in reversed(self._execution.compensations):
+            undoing = asyncio.create_task(_quietly(undo()))
+            await self._cancellation.wait(undoing.done)
+
+    async def _publish(self) -> None:
+        """Publish the tree whenever it has changed, until the pipeline has ended."""
+        tree, last = self._execution.tree, workflow.now() - _PUBLISH_EVERY
+        while True:
+            await workflow.wait_condition(lambda: tree.version > self._published or self._ended)
+            if self._ended:
+                return
+            if (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
+                await workflow.sleep(early)
+            nodes = tree.changed_since(self._published)
+            record = internal_pb2.PipelineRecord(status=self._status, nodes=nodes, version=tree.version)
+            change = internal_pb2.PipelineChange(since=self._published, record=record)
+            self._published, last = tree.version, workflow.now()
+            publishing = workflow.start_local_activity(
+                activities.publish_pipeline, change, start_to_close_timeout=_LOCAL, retry_policy=_ONCE
+            )
+            await workflow.wait_condition(publishing.done)
+            # A reader that misses it asks Temporal.
+            publishing.exception()
+
+    async def _close(self, final: "llm_pb2.JobState.ValueType") -> pipeline_pb2.PipelineResult:
+        """Publish the outcome, and close with it."""
+        options, status = self._run.options, self._status
+        forgetting = workflow.execute_local_activity(
+            activities.forget_feed,
+            args=("", options.ledger, status.root.usage.output_tokens) if options.ledger else (),
+            start_to_close_timeout=_LOCAL,
+            retry_policy=_ONCE,
+        )
+        await self._finish(asyncio.create_task(_quietly(forgetting)))
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            await self._cancellation.request()
+        status.state = final
+        status.root.state = _STEP_STATES[final]
+        status.root.end_time.FromDatetime(workflow.now())
+        if self._error is not None:
+            status.root.error.CopyFrom(self._error)
+        self._execution.tree.touch()
+        workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(status)})
+        workflow.logger.info("pipeline ended", extra={"state": llm_pb2.JobState.Name(final)})
+        if self._result is not None:
+            return self._result
+        error = self._error if self._error is not None else status_of(RuntimeError("no result"))
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            raise CancelledError(error.message)
+        raise ApplicationError(error.message, type=errors.reason_of(error), non_retryable=True)
+
+    async def _finish(self, task: "asyncio.Task[Any]") -> None:
+        """Wait for a task. A cancel meanwhile is noted, and does not reach it."""
+        await self._cancellation.wait(task.done)
+        task.result()
+
+
+_STEP_STATES: Final = {
+    llm_pb2.JOB_STATE_SUCCEEDED: pipeline_pb2.STEP_STATE_SUCCEEDED,
+    llm_pb2.JOB_STATE_FAILED: pipeline_pb2.STEP_STATE_FAILED,
+    llm_pb2.JOB_STATE_TIMED_OUT: pipeline_pb2.STEP_STATE_FAILED,
+    llm_pb2.JOB_STATE_CANCELLED: pipeline_pb2.STEP_STATE_CANCELLED,
+}
+
+
+async def _quietly(work: "Coroutine[Any, Any, Any] | Any") -> None:
+    """Do something whose failure changes nothing, and is seen elsewhere: in the tree, or by who checks later."""
+    try:
+        await work
+    except Exception:  # noqa: BLE001  # see above
+        workflow.logger.exception("a last step of a pipeline has failed")

@@ -1,0 +1,70 @@
+"""Counts the batches that have not ended, for metrics: see services.gateway.open_jobs, whose interval it has."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from temporalio.client import Client, WorkflowExecution
+from temporalio.service import RPCError
+
+from encryption import KeysUnavailable
+from jobs import names
+from jobs.memo import time_from_memo
+from payload_converter import PayloadError
+from runtime.temporal import RPC_TIMEOUT
+
+_log = logging.getLogger(__name__)
+_QUERY: Final = f"WorkflowType = '{names.BATCH_WORKFLOW_TYPE}' AND ExecutionStatus = 'Running'"
+
+
+class OpenBatches:
+    """Gauges of the batches that have not ended. They are absent while Temporal does not list them."""
+
+    def __init__(self, client: Client, meter: Meter) -> None:
+        self._client = client
+        self._created: list[datetime] | None = None
+        """When each of them was created."""
+        meter.create_observable_gauge(
+            "llm.batch.open",
+            [self._observe_open],
+            "{batch}",
+            "Number of batches that have not ended. Every gateway counts all of them.",
+        )
+        meter.create_observable_gauge(
+            "llm.batch.oldest.age",
+            [self._observe_age],
+            "s",
+            "Time since the oldest batch that has not ended was created. 0 without one.",
+        )
+
+    async def keep_counting(self, interval: timedelta) -> None:
+        """Count once per interval, until cancelled. An interval of zero counts none."""
+        while interval:
+            try:
+                listed = self._client.list_workflows(_QUERY, page_size=1000, rpc_timeout=RPC_TIMEOUT)
+                self._created = [await _created(execution) async for execution in listed]
+            except RPCError as error:
+                _log.warning("the open batches cannot be counted: %s %s", error.status.name, error)
+                self._created = None
+            await asyncio.sleep(interval.total_seconds())
+
+    def _observe_open(self, _: CallbackOptions) -> Iterable[Observation]:
+        if self._created is not None:
+            yield Observation(len(self._created))
+
+    def _observe_age(self, _: CallbackOptions) -> Iterable[Observation]:
+        if self._created is not None:
+            now = datetime.now(UTC)
+            yield Observation(max((now - min(self._created, default=now)).total_seconds(), 0.0))
+
+
+async def _created(execution: WorkflowExecution) -> datetime:
+    """Return when a batch was created. A long one has run in several runs of its workflow."""
+    try:
+        created = time_from_memo(await execution.memo_value(names.MEMO_CREATE_TIME, None))
+    except (PayloadError, KeysUnavailable):
+        created = None
+    return execution.start_time if created is None else created.ToDatetime(UTC)

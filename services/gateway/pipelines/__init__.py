@@ -1,0 +1,1 @@
+"""PipelineService: pipelines from their submission to their last message. Their code is in the package pipelines."""

@@ -1,0 +1,43 @@
+"""The pipelines that this gateway takes: those that come along, and those of installed packages."""
+
+from importlib.metadata import entry_points
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from jobs.field_rules import Violation
+from jobs.pipelines import name_of
+from llm_pb import pipeline_pb2
+from pipelines.registry import REGISTERED
+
+GROUP: Final = "durable_llm.pipelines"
+"""The entry points that name modules with pipelines."""
+_TYPED: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
+
+
+def load_pipelines() -> None:
+    """Import the pipelines. Raises RuntimeError for a module that cannot be imported, or a name that two have."""
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            raise RuntimeError(f"the pipelines of {entry.value}, an entry point of {GROUP}: {error}") from error
+
+
+def check_registered(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
+    """Return the violations of a pipeline's name and input."""
+    if pipeline.WhichOneof("spec") != "custom":
+        return []
+    found = REGISTERED.get(name_of(pipeline))
+    if found is None or found.name in _TYPED:
+        known = ", ".join(sorted(REGISTERED.keys() - _TYPED)) or "none"
+        return [
+            Violation("pipeline.custom.name", f"must be the name of a registered pipeline, of which there are: {known}")
+        ]
+    if pipeline.custom.HasField("input"):
+        wrong = [Violation("pipeline.custom.input", f"must be a {found.spec.DESCRIPTOR.full_name}")]
+        try:
+            return [] if pipeline.custom.input.Unpack(found.spec()) else wrong
+        except DecodeError:
+            return wrong
+    return []

@@ -1,0 +1,128 @@
+"""Follows one pipeline for all its watchers at this gateway: reads its feed and, when that is silent, asks Temporal."""
+
+import asyncio
+import logging
+from contextvars import Context
+from typing import Final
+
+from temporalio.service import RPCError
+
+from encryption import KeysUnavailable
+from feed.feed import Feed
+from jobs.pipelines import FINAL_STATES
+from llm_pb import internal_pb2, pipeline_pb2
+from payload_converter import PayloadError
+from services.gateway.errors import ApiError, PipelineNotFound
+from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.scopes import gateway_for
+
+_log = logging.getLogger(__name__)
+_SILENT: Final = 5
+"""Time, in poll intervals, after which Temporal is asked about a pipeline whose feed is there and silent."""
+_FIRST_LOOK: Final = 0.02
+"""Seconds until Temporal is asked again about a pipeline that is about to end. They double."""
+
+
+class PipelineFollower:
+    """What a gateway knows of one pipeline. Starts following it immediately; must be closed."""
+
+    def __init__(self, pipeline_id: str, run_id: str, reader: PipelineReader, feed: Feed, poll: float) -> None:
+        """`run_id` is that of the pipeline's workflow; `poll` is in seconds."""
+        self.watchers = 0
+        """Number of clients that watch. The owner counts them."""
+        self.status = pipeline_pb2.PipelineStatus()
+        self.version = -1
+        """The version of the tree. -1: nothing is known yet."""
+        self.nodes: dict[int, internal_pb2.PipelineNode] = {}
+        """The nodes by their numbers. They are replaced, never changed."""
+        self.result: pipeline_pb2.PipelineResult | None = None
+        self.changed = asyncio.Event()
+        """Set at the next change. Each change has an event of its own."""
+        self._id = pipeline_id
+        self._run_id = run_id
+        self._reader = reader
+        self._feed = feed
+        self._poll = poll
+        self._stale = asyncio.Event()
+        self._ending = False
+        self._tasks = [
+            # They work for all watchers, so they must not continue the trace of the first one.
+            asyncio.create_task(self._follow(), context=Context()),
+            asyncio.create_task(feed.read(run_id, self._take_record), context=Context()),
+        ]
+        self._tasks[0].add_done_callback(lambda _: self._wake())
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is durable, so that nothing changes any more."""
+        return self.status.state in FINAL_STATES
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to follow."""
+        return self._tasks[0].done()
+
+    def raise_failure(self) -> None:
+        """Raise the error that ended the following, if one did."""
+        if self.over:
+            self._tasks[0].result()
+
+    async def close(self) -> None:
+        """Stop following the pipeline."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        """Ask Temporal whenever it is worth it, to the end. Raises ApiError for a pipeline that is gone."""
+        looks = 0
+        while True:
+            self._stale.clear()
+            try:
+                self._take(await self._reader.read(gateway_for(self._id), self._id))
+            except PipelineNotFound:
+                raise
+            except (ApiError, RPCError, KeysUnavailable, PayloadError) as error:
+                _log.warning("cannot ask Temporal about %s: %r", self._id, error)
+            if self.ended:
+                return
+            if self._ending:
+                await asyncio.sleep(min(_FIRST_LOOK * 2**looks, self._poll))
+                looks += 1
+                continue
+            wait = self._poll * (_SILENT if self._feed.available else 1)
+            try:
+                async with asyncio.timeout(wait):
+                    await self._stale.wait()
+            except TimeoutError:
+                pass
+
+    def _take_record(self, record: internal_pb2.FeedRecord) -> bool:
+        """Take a record of the feed. Return True once there are no more."""
+        if record.HasField("job_ending"):
+            self._ending = True
+            self._stale.set()
+            return True
+        if record.HasField("pipeline_change"):
+            change = record.pipeline_change
+            if change.record.version > self.version:
+                if change.since <= self.version and change.record.HasField("status"):
+                    self._take(change.record)
+                else:
+                    self._stale.set()
+        return False
+
+    def _take(self, record: internal_pb2.PipelineRecord) -> None:
+        """Take a whole record, or what has changed."""
+        if record.version < self.version and record.status.state not in FINAL_STATES:
+            return
+        self.status = record.status
+        self.version = max(record.version, self.version)
+        self.nodes.update((node.number, node) for node in record.nodes)
+        if record.HasField("result"):
+            self.result = record.result
+        self._wake()
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()

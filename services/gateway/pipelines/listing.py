@@ -1,0 +1,73 @@
+"""ListPipelines: finds the pipelines of a page, and returns their status as GetPipeline does."""
+
+import asyncio
+import logging
+from typing import Final
+
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.service import RPCError
+
+from encryption import Encryption, KeysUnavailable
+from jobs import names
+from jobs.pipelines import FINAL_STATES
+from llm_pb import llm_pb2, pipeline_pb2
+from payload_converter import PayloadError
+from runtime.auth import Caller
+from services.gateway.errors import ApiError
+from services.gateway.job_record import CLOSED_STATES
+from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.reader import PipelineReader, closed_status
+from services.gateway.scopes import gateway_for
+from services.gateway.settings import GatewaySettings
+from services.gateway.work_listing import WorkListing
+
+_log = logging.getLogger(__name__)
+_QUERIES: Final = 8
+
+
+class PipelineListing:
+    """Lists pipelines."""
+
+    def __init__(
+        self,
+        client: Client,
+        reader: PipelineReader,
+        page_tokens: PageTokens,
+        settings: GatewaySettings,
+        encryption: Encryption | None,
+        *,
+        knows_tenants: bool,
+    ) -> None:
+        """`knows_tenants`: whether the namespace has the search attribute TenantId."""
+        self._reader = reader
+        self._pages = WorkListing(
+            client, page_tokens, settings, encryption, names.PIPELINE_WORKFLOW_TYPE, knows_tenants=knows_tenants
+        )
+        self._timeout = settings.list_timeout.total_seconds()
+        self._queries = asyncio.Semaphore(_QUERIES)
+
+    async def list_page(
+        self, caller: Caller, request: pipeline_pb2.ListPipelinesRequest
+    ) -> pipeline_pb2.ListPipelinesResponse:
+        """Return a page of the pipelines of the caller's tenant. Raises like WorkListing.page()."""
+        until = asyncio.get_running_loop().time() + self._timeout
+        own, next_page_token = await self._pages.page(caller.tenant, request)
+        found = await asyncio.gather(*(self._status(item, until) for item in own))
+        return pipeline_pb2.ListPipelinesResponse(pipelines=found, next_page_token=next_page_token)
+
+    async def _status(self, execution: WorkflowExecution, until: float) -> pipeline_pb2.PipelineStatus:
+        try:
+            status = await closed_status(execution)
+            if status.state in FINAL_STATES:
+                return status
+            async with asyncio.timeout_at(until), self._queries:
+                return (await self._reader.read(gateway_for(execution.id), execution.id)).status
+        except (PayloadError, KeysUnavailable, ApiError, RPCError, TimeoutError) as error:
+            # The page must not fail.
+            _log.info("%s cannot be read: %r", execution.id, error)
+            return _bare(execution)
+
+
+def _bare(execution: WorkflowExecution) -> pipeline_pb2.PipelineStatus:
+    state = CLOSED_STATES.get(execution.status or WorkflowExecutionStatus.RUNNING, llm_pb2.JOB_STATE_RUNNING)
+    return pipeline_pb2.PipelineStatus(pipeline_id=execution.id, state=state)

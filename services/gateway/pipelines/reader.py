@@ -1,0 +1,112 @@
+"""Reads pipelines from Temporal: the status from the memo of a closed one, the tree by a query."""
+
+import logging
+
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from jobs import names
+from jobs.ids import trace_id
+from jobs.memo import from_memo
+from jobs.pipelines import FINAL_STATES
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from runtime.auth import Caller
+from runtime.temporal import RPC_TIMEOUT
+from services.gateway.errors import pipeline_not_found, temporal_unavailable
+from services.gateway.job_record import CLOSED_STATES
+from services.gateway.job_traces import traceparent_of
+from services.gateway.own_work import describe_own
+from services.gateway.runs import Runs
+
+_log = logging.getLogger(__name__)
+
+
+class PipelineReader:
+    """Reads pipelines."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._runs = Runs(client)
+
+    async def describe(self, caller: Caller, pipeline_id: str) -> WorkflowExecutionDescription:
+        """Return Temporal's description of a pipeline that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
+        found = await describe_own(self._runs, caller, pipeline_id, names.PIPELINE_WORKFLOW_TYPE)
+        if found is None:
+            raise pipeline_not_found(pipeline_id)
+        return found
+
+    async def read(self, caller: Caller, pipeline_id: str) -> internal_pb2.PipelineRecord:
+        """Return a pipeline as it is now. Raises like describe() and record_of()."""
+        return await self.record_of(await self.describe(caller, pipeline_id))
+
+    async def record_of(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
+        """Return a pipeline that was just described.
+
+        Raises ApiError UNAVAILABLE and RPCError when Temporal or the workflow worker does not answer; PayloadError,
+        KeysUnavailable.
+        """
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            return await self._ask(description)
+        status = await closed_status(description)
+        try:
+            record = await self._ask(description)
+        except Exception as error:  # noqa: BLE001  # whatever keeps the code of then from running now
+            _log.warning("the tree of %s cannot be read: %r", description.id, error)
+            record = internal_pb2.PipelineRecord()
+            if description.status == WorkflowExecutionStatus.COMPLETED:
+                record.result.CopyFrom(await self._result(description))
+        if status.state in FINAL_STATES and not status.HasField("root"):
+            # An operator has ended it: what it knew is all there is.
+            known, state = record.status, status.state
+            known.state = state
+            status = known
+        record.status.CopyFrom(status)
+        return record
+
+    async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
+        handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        try:
+            record: internal_pb2.PipelineRecord = await handle.query(
+                names.QUERY_GET_RECORD, result_type=internal_pb2.PipelineRecord, rpc_timeout=RPC_TIMEOUT
+            )
+        except WorkflowQueryFailedError as error:
+            raise temporal_unavailable("the pipeline does not answer; call again") from error
+        except RPCError as error:
+            if error.status != RPCStatusCode.FAILED_PRECONDITION:
+                raise
+            # Its first step is not done yet.
+            record = internal_pb2.PipelineRecord(status=await closed_status(description))
+        return record
+
+    async def _result(self, description: WorkflowExecutionDescription) -> pipeline_pb2.PipelineResult:
+        handle = self._client.get_workflow_handle(
+            description.id, run_id=description.run_id, result_type=pipeline_pb2.PipelineResult
+        )
+        result: pipeline_pb2.PipelineResult = await handle.result(rpc_timeout=RPC_TIMEOUT)
+        return result
+
+
+async def closed_status(execution: WorkflowExecution) -> pipeline_pb2.PipelineStatus:
+    """Return the status that a pipeline has left at its end, or what Temporal itself tells of one.
+
+    Raises PayloadError, KeysUnavailable.
+    """
+    try:
+        status = from_memo(await execution.memo_value(names.MEMO_STATUS, None), pipeline_pb2.PipelineStatus)
+    except ValueError:
+        # A workflow that was started by hand may hold anything.
+        status = None
+    if status is not None and execution.status != WorkflowExecutionStatus.RUNNING:
+        return status
+    state = llm_pb2.JOB_STATE_RUNNING
+    if execution.status is not None:
+        state = CLOSED_STATES.get(execution.status, state)
+    return pipeline_pb2.PipelineStatus(
+        pipeline_id=execution.id, state=state, trace_id=trace_id(await traceparent_of(execution))
+    )

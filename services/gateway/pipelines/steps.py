@@ -1,0 +1,72 @@
+"""The local activities of LLMPipelineWorkflow: they check the job of a step as Submit does, and publish the tree."""
+
+from typing import Final
+
+from google.rpc import code_pb2
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from feed.feed import Feed
+from jobs import names
+from jobs.errors import reason_of
+from jobs.ids import tenant_of
+from jobs.rules import check_submit
+from llm_pb import internal_pb2, llm_pb2
+from services.gateway.errors import ApiError
+from services.gateway.job_bounds import JobBounds
+from services.gateway.job_options import job_options
+from services.gateway.models import Models
+from services.gateway.scopes import gateway_for
+from services.gateway.settings import GatewaySettings
+
+_MAX_RECORD_BYTES: Final = 256 * 1024
+"""Maximum size of a change in the feed. Its readers ask Temporal for a larger one."""
+
+
+class PipelineSteps:
+    """What pipelines need of a gateway while they run."""
+
+    def __init__(
+        self, models: Models, settings: GatewaySettings, bounds: JobBounds, feed: Feed, *, has_store: bool
+    ) -> None:
+        """`has_store`: whether a large output may become a file."""
+        self._models = models
+        self._settings = settings
+        self._bounds = bounds
+        self._feed = feed
+        self._has_store = has_store
+
+    @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
+    async def admit_step(self, job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
+        """Return the options of a step's job. The models, limits and defaults are those of this moment.
+
+        Raises ApplicationError with the reason for a job that is refused.
+        """
+        request = llm_pb2.SubmitRequest(job=job)
+        caller = gateway_for(activity.info().workflow_id or "")
+        try:
+            violations = [*check_submit(request), *await self._bounds.check(request, caller)]
+        except ApiError as error:
+            # One that passes is tried again for a minute.
+            passes = error.status.code == code_pb2.UNAVAILABLE
+            reason = reason_of(error.status)
+            raise ApplicationError(error.status.message, type=reason, non_retryable=not passes) from error
+        if violations:
+            message = "; ".join(f"{field} {description}" for field, description in violations)
+            raise ApplicationError(message, type="INVALID_JOB", non_retryable=True)
+        chosen = job_options(self._settings, self._models, job, has_store=self._has_store)
+        # Nobody is notified of a step.
+        chosen.notify_operator = False
+        return chosen
+
+    @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
+    async def publish_pipeline(self, change: internal_pb2.PipelineChange) -> None:
+        """Append a change of the tree to the pipeline's feed."""
+        info = activity.info()
+        if change.ByteSize() > _MAX_RECORD_BYTES:
+            # It belongs to no version that a reader has.
+            change = internal_pb2.PipelineChange(
+                since=change.record.version, record=internal_pb2.PipelineRecord(version=change.record.version)
+            )
+        feed = self._feed.of_tenant(tenant_of(info.workflow_id or ""))
+        await feed.append(info.workflow_run_id or "", internal_pb2.FeedRecord(pipeline_change=change))

@@ -1,0 +1,238 @@
+"""StreamPipeline: the tree of a pipeline and the output of followed steps, as one stream with one cursor."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, NamedTuple
+
+from feed.feed import Feed
+from jobs.field_rules import Violation
+from jobs.pipelines import matches
+from jobs.resume_token import ResumeToken
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from runtime.answers import Answer
+from runtime.auth import Caller
+from runtime.keyed_limiter import KeyedLimiter
+from services.gateway import cursor_text
+from services.gateway.errors import JobNotFound, exhausted, invalid, shutting_down
+from services.gateway.job_traces import link_call
+from services.gateway.pipelines.follower import PipelineFollower
+from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.scopes import gateway_for
+from services.gateway.settings import GatewaySettings
+from services.gateway.stream import Streams
+
+_MAX_STEPS: Final = 64
+"""Maximum number of steps whose output one stream brings."""
+_OVERHEAD: Final = 8 * 1024
+"""Bytes of a message beside steps or output: status and cursor."""
+_LEAST: Final = 4 * 1024
+
+
+class PipelineStreams:
+    """The StreamPipeline calls that this gateway serves."""
+
+    def __init__(self, reader: PipelineReader, jobs: Streams, feed: Feed, settings: GatewaySettings) -> None:
+        """`jobs` are the watches of jobs, of which steps are some."""
+        self._reader = reader
+        self._jobs = jobs
+        self._feed = feed
+        self._poll = settings.poll.total_seconds()
+        self._keepalive = settings.keepalive.total_seconds()
+        self._followers: dict[str, PipelineFollower] = {}
+        self._stopping = asyncio.Event()
+        watchers = settings.max_watchers
+        self._watchers = KeyedLimiter(watchers, lambda: exhausted(f"this gateway serves {watchers} such streams"))
+
+    def close(self) -> None:
+        """End every stream with UNAVAILABLE. Its client continues with another gateway, or with this one later."""
+        self._stopping.set()
+
+    async def stream(
+        self, caller: Caller, request: pipeline_pb2.StreamPipelineRequest, answer: Answer
+    ) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
+        """Yield the messages of StreamPipeline. Raises ApiError, RPCError, KeysUnavailable."""
+        cursor = internal_pb2.PipelineCursor(version=-1)
+        if request.cursor:
+            try:
+                cursor = cursor_text.decode(request.pipeline_id, request.cursor, internal_pb2.PipelineCursor)
+            except cursor_text.BadCursor as error:
+                raise invalid([Violation("cursor", f"must be a cursor of this pipeline: {error}")]) from None
+        async with self._watchers.acquired(), self._joined(caller, request.pipeline_id) as follower:
+            reading = _Reading(self._jobs, follower, request, cursor, answer)
+            try:
+                async with aclosing(reading.messages(self._stopping, self._keepalive)) as messages:
+                    async for message in messages:
+                        message.cursor = cursor_text.encode(request.pipeline_id, reading.cursor())
+                        answer.sending(message.ByteSize())
+                        # The yield returns once gRPC has sent the message.
+                        yield message
+                        answer.left()
+            finally:
+                await reading.close()
+
+    @asynccontextmanager
+    async def _joined(self, caller: Caller, pipeline_id: str) -> AsyncIterator[PipelineFollower]:
+        description = await self._reader.describe(caller, pipeline_id)
+        await link_call(description)
+        follower = self._followers.get(pipeline_id)
+        if follower is None or follower.over:
+            run_id = description.run_id
+            follower = PipelineFollower(pipeline_id, run_id, self._reader, self._feed, self._poll)
+            self._followers[pipeline_id] = follower
+        follower.watchers += 1
+        try:
+            yield follower
+        finally:
+            follower.watchers -= 1
+            if not follower.watchers:
+                if self._followers.get(pipeline_id) is follower:
+                    del self._followers[pipeline_id]
+                await follower.close()
+
+
+class _Piece(NamedTuple):
+    """Output of a followed step that waits to be sent."""
+
+    number: int
+    path: str
+    delta: llm_pb2.OutputDelta
+    resume_token: str
+    sent: asyncio.Event
+
+
+class _Reading:
+    """One reader of a pipeline."""
+
+    def __init__(
+        self,
+        jobs: Streams,
+        follower: PipelineFollower,
+        request: pipeline_pb2.StreamPipelineRequest,
+        cursor: internal_pb2.PipelineCursor,
+        answer: Answer,
+    ) -> None:
+        self._jobs = jobs
+        self._follower = follower
+        self._follow = request.follow
+        self._answer = answer
+        self._version = cursor.version
+        self._places = {place.number: place for place in cursor.places}
+        self._pieces: deque[_Piece] = deque()
+        self._news = asyncio.Event()
+        self._pumps: dict[int, asyncio.Task[None]] = {}
+
+    def cursor(self) -> internal_pb2.PipelineCursor:
+        """Return the place behind the last message."""
+        return internal_pb2.PipelineCursor(version=self._version, places=self._places.values())
+
+    async def close(self) -> None:
+        """Stop reading outputs."""
+        for pump in self._pumps.values():
+            pump.cancel()
+        await asyncio.gather(*self._pumps.values(), return_exceptions=True)
+
+    async def messages(
+        self, stopping: asyncio.Event, keepalive: float
+    ) -> AsyncGenerator[pipeline_pb2.StreamPipelineResponse, None]:
+        """Yield the messages but for their cursors. `keepalive` is in seconds."""
+        follower, first = self._follower, True
+        while True:
+            if stopping.is_set():
+                raise shutting_down()
+            follower.raise_failure()
+            changed = follower.changed
+            self._news.clear()
+            if follower.version >= 0:
+                self._start_pumps()
+                if first or follower.version > self._version:
+                    for message in self._changes():
+                        yield message
+                    first = False
+                while self._pieces:
+                    yield self._next_delta()
+                if self._has_all_outputs() and follower.ended:
+                    last = pipeline_pb2.StreamPipelineResponse(status=follower.status)
+                    if follower.result is not None:
+                        last.result.CopyFrom(follower.result)
+                    yield last
+                    return
+            if changed is follower.changed and not await self._wait(changed, stopping, keepalive):
+                yield pipeline_pb2.StreamPipelineResponse()
+
+    async def _wait(self, changed: asyncio.Event, stopping: asyncio.Event, keepalive: float) -> bool:
+        """Wait for something new; return False if nothing has come in time."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (changed, self._news, stopping)]
+        try:
+            done, _ = await asyncio.wait(waits, timeout=keepalive, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return bool(done)
+
+    def _changes(self) -> Iterator[pipeline_pb2.StreamPipelineResponse]:
+        """Yield the status and the nodes that the reader does not have, in messages that have room."""
+        follower, version = self._follower, self._follower.version
+        message = pipeline_pb2.StreamPipelineResponse(status=follower.status)
+        size = 0
+        for node in [node for node in follower.nodes.values() if node.version > self._version]:
+            if message.steps and size + node.step.ByteSize() > self._room():
+                yield message
+                message, size = pipeline_pb2.StreamPipelineResponse(), 0
+            message.steps.append(node.step)
+            size += node.step.ByteSize()
+        # Before the last of them a reader that comes back begins with all of them again.
+        self._version = max(version, self._version)
+        yield message
+
+    def _next_delta(self) -> pipeline_pb2.StreamPipelineResponse:
+        piece = self._pieces.popleft()
+        self._place(piece.number).resume_token = piece.resume_token
+        piece.sent.set()
+        return pipeline_pb2.StreamPipelineResponse(delta=pipeline_pb2.StepDelta(path=piece.path, delta=piece.delta))
+
+    def _has_all_outputs(self) -> bool:
+        """Return whether every output was sent. Raises the error that has ended one."""
+        for pump in self._pumps.values():
+            if pump.done():
+                pump.result()
+        return not self._pieces and all(pump.done() for pump in self._pumps.values())
+
+    def _start_pumps(self) -> None:
+        for number, node in self._follower.nodes.items():
+            if number in self._pumps or not node.step.workflow_id or len(self._pumps) >= _MAX_STEPS:
+                continue
+            if any(matches(node.step.path, pattern) for pattern in self._follow):
+                self._pumps[number] = asyncio.create_task(self._pump(node))
+                self._pumps[number].add_done_callback(lambda _: self._news.set())
+
+    async def _pump(self, node: internal_pb2.PipelineNode) -> None:
+        """Read the output of a step, one piece ahead of the reader."""
+        place = self._place(node.number)
+        if place.done:
+            return
+        job_id, token = node.step.workflow_id, ResumeToken.parse(place.resume_token)
+        try:
+            async with (
+                self._jobs.joined(gateway_for(job_id), job_id) as watch,
+                aclosing(watch.messages(0, self._room, token)) as messages,
+            ):
+                async for message in messages:
+                    if message.HasField("delta"):
+                        sent = asyncio.Event()
+                        self._pieces.append(
+                            _Piece(node.number, node.step.path, message.delta, message.resume_token, sent)
+                        )
+                        self._news.set()
+                        await sent.wait()
+        except JobNotFound:
+            # It was deleted: there is no output any more.
+            pass
+        place.done = True
+
+    def _place(self, number: int) -> internal_pb2.PipelinePlace:
+        return self._places.setdefault(number, internal_pb2.PipelinePlace(number=number))
+
+    def _room(self) -> int:
+        return max(self._answer.room() - _OVERHEAD, _LEAST)

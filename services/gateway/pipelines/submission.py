@@ -1,0 +1,199 @@
+"""SubmitPipeline, CancelPipeline and AnswerStep."""
+
+import logging
+from datetime import timedelta
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from encryption import Encryption
+from jobs import names, options
+from jobs.field_rules import Violation
+from jobs.ids import pipeline_workflow_id, trace_id
+from jobs.pipelines import FINAL_STATES, new_status
+from jobs.search import Hash, attributes_of
+from jobs.start import FAIRNESS_KEY
+from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+from runtime import audit
+from runtime.auth import Caller
+from runtime.telemetry import current_traceparent
+from runtime.tracebacks import forget_frames
+from services.gateway import work_start
+from services.gateway.effects import Effects
+from services.gateway.errors import ApiError, answer_refused, pipeline_key_reused, temporal_unavailable
+from services.gateway.job_traces import link_call
+from services.gateway.pipelines.catalogue import check_registered
+from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.quotas import OpenJobQuotas
+from services.gateway.settings import GatewaySettings
+from services.gateway.turns import Turns
+
+_log = logging.getLogger(__name__)
+_DEFAULT_TIMEOUT: Final = timedelta(hours=24)
+
+
+class PipelineSubmission:
+    """Starts, cancels and answers pipelines."""
+
+    def __init__(
+        self,
+        effects: Effects,
+        reader: PipelineReader,
+        open_jobs: OpenJobQuotas,
+        settings: GatewaySettings,
+        encryption: Encryption | None,
+    ) -> None:
+        self._effects = effects
+        self._reader = reader
+        self._open_jobs = open_jobs
+        self._settings = settings
+        self._turns = Turns(settings.tenants, classes=settings.classes)
+        self._encryption = encryption
+
+    async def submit(self, caller: Caller, request: pipeline_pb2.SubmitPipelineRequest) -> pipeline_pb2.PipelineStatus:
+        """Start a pipeline, or return the equal one that was started under its key. Its request has passed the rules.
+
+        Raises ApiError ALREADY_EXISTS for a key that belongs to another pipeline, RESOURCE_EXHAUSTED beyond the quota
+        of open jobs; RPCError, KeysUnavailable, AuditUnavailable.
+        """
+        pipeline, traceparent = request.pipeline, current_traceparent()
+        id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
+        audit.describe(user_id=pipeline.user_id, job=id_)
+        if (found := await self._found(caller, id_, pipeline)) is not None:
+            return found
+        hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
+        chosen = self._options(caller, pipeline, hash_)
+        # What a pipeline without a budget will use is not known. It counts when the pipeline ends.
+        last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens)
+        job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
+        try:
+            await self._effects.start(
+                names.PIPELINE_WORKFLOW_TYPE,
+                internal_pb2.PipelineRun(pipeline=pipeline, options=chosen),
+                id_=id_,
+                last_check=last_check,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                memo=work_start.memo(pipeline, chosen, chosen.create_time, traceparent, hash_),
+                search_attributes=TypedSearchAttributes(
+                    attributes_of(work_start.about(pipeline), caller.tenant, hash_)
+                ),
+                priority=self._turns.priority(caller.tenant, pipeline.user_id, hash_, job_class),
+                request_eager_start=True,
+            )
+        except WorkflowAlreadyStartedError as error:
+            forget_frames(error)
+            if (found := await self._found(caller, id_, pipeline)) is None:
+                raise
+            if chosen.ledger and found.state in FINAL_STATES:
+                await self._open_jobs.release(caller.tenant, id_)
+            return found
+        _log.info("pipeline accepted", extra={"workflow_id": id_})
+        status = new_status(id_, pipeline, chosen)
+        status.trace_id = trace_id(traceparent)
+        return status
+
+    async def cancel(self, caller: Caller, request: pipeline_pb2.CancelPipelineRequest) -> pipeline_pb2.PipelineStatus:
+        """Cancel a pipeline and return its status. An ended one does not change. Raises ApiError, RPCError."""
+        description = await self._reader.describe(caller, request.pipeline_id)
+        await link_call(description)
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            signal = llm_pb2.CancelRequest(workflow_id=request.pipeline_id, reason=request.reason)
+            try:
+                await self._effects.signal(request.pipeline_id, names.SIGNAL_CANCEL, signal)
+            except RPCError as error:
+                # It may have ended meanwhile.
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+        status = (await self._reader.read(caller, request.pipeline_id)).status
+        if status.state not in FINAL_STATES:
+            status.cancel_requested = True
+        return status
+
+    async def answer(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
+        """Answer a step and return it.
+
+        Raises ApiError NOT_FOUND, FAILED_PRECONDITION for a step that waits for no answer, ALREADY_EXISTS for one that
+        has got another; RPCError, AuditUnavailable.
+        """
+        description = await self._reader.describe(caller, request.pipeline_id)
+        await link_call(description)
+        if description.status == WorkflowExecutionStatus.RUNNING:
+            try:
+                step: pipeline_pb2.StepStatus = await self._effects.update(
+                    request.pipeline_id,
+                    names.UPDATE_ANSWER_STEP,
+                    request,
+                    result_type=pipeline_pb2.StepStatus,
+                )
+            except WorkflowUpdateFailedError as error:
+                cause = error.cause
+                if not isinstance(cause, ApplicationError) or cause.type is None:
+                    raise temporal_unavailable("the pipeline does not answer; call again") from error
+                raise answer_refused(cause.type, cause.message) from None
+            except RPCError as error:
+                # It may have ended meanwhile.
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+            else:
+                return step
+        return await self._answered(caller, request)
+
+    async def check(self, request: pipeline_pb2.SubmitPipelineRequest) -> list[Violation]:
+        """Return the violations of the operator's settings, and of what is registered here."""
+        pipeline, most = request.pipeline, self._settings.pipeline_max_timeout
+        violations = check_registered(pipeline)
+        if pipeline.notify:
+            violations.append(Violation("pipeline.notify", "is not supported here: watch it, or look at it later"))
+        if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
+            violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
+        return violations
+
+    async def _answered(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
+        """Return a step of a pipeline that has ended, if it got this answer before."""
+        record = await self._reader.read(caller, request.pipeline_id)
+        node = next((node for node in record.nodes if node.step.path == request.path), None)
+        if node is None:
+            raise answer_refused(names.STEP_NOT_FOUND, f"there is no step {request.path!r}")
+        if node.answer_id == request.answer_id:
+            return node.step
+        if node.answer_id:
+            raise answer_refused(names.STEP_ANSWERED, f"{request.path} has got another answer")
+        raise answer_refused(names.STEP_NOT_WAITING, f"{request.path} waits for no answer: the pipeline has ended")
+
+    async def _found(
+        self, caller: Caller, id_: str, pipeline: pipeline_pb2.PipelineRequest
+    ) -> pipeline_pb2.PipelineStatus | None:
+        """Return the pipeline under an id; None without one. Raises ApiError ALREADY_EXISTS for another one."""
+        try:
+            description = await self._reader.describe(caller, id_)
+        except ApiError:
+            return None
+        await link_call(description)
+        if await description.memo_value(names.MEMO_DIGEST, None) != work_start.digest(pipeline):
+            raise pipeline_key_reused(pipeline.user_id, pipeline.request_id)
+        return (await self._reader.record_of(description)).status
+
+    def _options(
+        self, caller: Caller, pipeline: pipeline_pb2.PipelineRequest, hash_: Hash | None
+    ) -> internal_pb2.PipelineOptions:
+        now, settings = Timestamp(), self._settings
+        now.GetCurrentTime()
+        chosen = internal_pb2.PipelineOptions(
+            create_time=now,
+            ledger=self._open_jobs.ledger(caller.tenant),
+            max_job_timeout=options.duration(settings.max_total_timeout),
+        )
+        within = min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
+        if pipeline.HasField("total_timeout"):
+            within = pipeline.total_timeout.ToTimedelta()
+        chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
+        if hash_ is not None:
+            for pair in attributes_of(work_start.about(pipeline)):
+                chosen.hashes[pair.key.name] = hash_(pair.key.name, pair.value)
+            chosen.hashes[FAIRNESS_KEY] = hash_(FAIRNESS_KEY, pipeline.user_id)
+        return chosen

@@ -1,0 +1,40 @@
+"""What batches and pipelines have in common at their start: what they are found by, and what shows a repeat."""
+
+import hashlib
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from jobs import names
+from jobs.memo import to_memo
+from jobs.search import Hash, hashed_values
+from llm_pb import llm_pb2
+
+
+def about(work: Any) -> llm_pb2.JobRequest:
+    """Return what a batch or pipeline shares with jobs: the fields that search attributes are made of."""
+    return llm_pb2.JobRequest(user_id=work.user_id, request_id=work.request_id, project_id=work.project_id)
+
+
+def digest(work: Message) -> str:
+    """Return a digest that is equal for equal requests."""
+    return hashlib.sha256(work.SerializeToString(deterministic=True)).hexdigest()
+
+
+def memo(
+    work: Message, chosen: Message, create_time: Timestamp, traceparent: str, hash_: Hash | None
+) -> dict[str, object]:
+    """Return the memo of the workflow. `chosen` is its options; `hash_` is that of the tenant."""
+    found: dict[str, object] = {
+        names.MEMO_OPTIONS: to_memo(chosen),
+        names.MEMO_DIGEST: digest(work),
+        names.MEMO_CREATE_TIME: create_time.ToJsonString(),
+    }
+    if traceparent:
+        found[names.MEMO_TRACEPARENT] = traceparent
+    if labels := dict(getattr(work, "labels", {})):
+        found[names.MEMO_LABELS] = labels
+    if hash_ is not None:
+        found[names.MEMO_SEARCH_ATTRIBUTES] = hashed_values(about(work))
+    return found

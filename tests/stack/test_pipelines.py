@@ -1,0 +1,191 @@
+"""Pipelines over gRPC: steps that are jobs, one stream with one cursor, answers, a budget, one cancel."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from deploy.local.stack import Stack
+from jobs import names
+from jobs.errors import reason_of
+from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.files import PATIENCE, bad_fields, refusal
+from tests.support.paths import ROOT
+from tests.support.pipelines import REGISTERED, answer, cancel, follow, get, new_pipeline, submit
+
+NEEDS_ANSWER = pipeline_pb2.STEP_STATE_NEEDS_ANSWER
+SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
+
+
+@pytest.fixture(scope="module")
+async def pipelines(stack: Stack) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        yield PipelineServiceStub(channel)
+
+
+def text_of(result: pipeline_pb2.PipelineResult) -> str:
+    value = StringValue()
+    assert result.value.Unpack(value)
+    return value.value
+
+
+def test_the_first_example_of_the_docs_is_a_pipeline_of_this_stack() -> None:
+    page = (ROOT / "docs" / "pipelines.md").read_text()
+    assert page.split("```python registered\n")[1].split("```")[0] == (REGISTERED / "essay.py").read_text()
+
+
+async def test_steps_are_jobs_and_their_output_comes_by_one_stream(
+    pipelines: Any, stub: LlmServiceStub, temporal: Client
+) -> None:
+    """A stream that breaks continues by its cursor: no byte twice, none missed."""
+    pipeline = new_pipeline("essay", StringValue(value="rain"), project_id="weather")
+    started = await submit(pipelines, pipeline)
+    id_ = started.pipeline_id
+    assert id_ == f"llmpipe-maker--{pipeline.user_id.partition('-')[2]}-{pipeline.request_id}"
+    assert (started.state, started.name) == (llm_pb2.JOB_STATE_RUNNING, "essay")
+    seen = await follow(pipelines, id_, "outline", "parts/*/write", until=lambda seen: seen.messages == 4)
+    while not seen.ended:
+        before = seen.messages
+        await follow(
+            pipelines, id_, "outline", "parts/*/write", known=seen, until=lambda now, at=before: now.messages > at + 5
+        )
+    leaves = ["outline", *(f"parts/{number}/write" for number in range(3))]
+    assert seen.steps.keys() == {*leaves, "parts", *(f"parts/{number}" for number in range(3))}
+    assert {step.state for step in seen.steps.values()} == {SUCCEEDED}
+    for path in leaves:
+        assert seen.steps[path].workflow_id == f"{id_}/{path}"
+        job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=f"{id_}/{path}"))
+        assert job.result.output.encode() == seen.outputs[path] != b""
+        assert not job.status.notifications
+        assert seen.steps[path].usage.output_tokens == job.result.metadata.output_tokens
+    assert seen.outputs.keys() == {*leaves}
+    assert seen.result is not None
+    assert text_of(seen.result) == "\n\n".join(seen.outputs[path].decode() for path in leaves[1:])
+    root = seen.status.root
+    assert (root.counts.total, root.counts.succeeded, root.usage.output_tokens) == (4, 4, 210)
+    read = await get(pipelines, id_)
+    assert (read.status, read.result) == (seen.status, seen.result)
+    assert {step.path: step for step in read.steps} == seen.steps
+    assert [step.path for step in (await get(pipelines, id_, "parts/1")).steps] == ["parts/1", "parts/1/write"]
+    # A whole stream of the ended pipeline brings the same.
+    again = await follow(pipelines, id_, "**")
+    assert (again.outputs, again.steps, again.result) == (seen.outputs, seen.steps, seen.result)
+    # The steps are found as jobs, the pipeline in its own list.
+    listed = await stub.List(llm_pb2.ListRequest(user_id=pipeline.user_id))
+    assert {job.status.workflow_id for job in listed.jobs} == {f"{id_}/{path}" for path in leaves}
+    page = await pipelines.ListPipelines(pipeline_pb2.ListPipelinesRequest(user_id=pipeline.user_id))
+    assert [*page.pipelines] == [seen.status]
+    # A repeat finds it, and another one under its key is refused.
+    assert await submit(pipelines, pipeline) == seen.status
+    pipeline.project_id = "other"
+    assert await refusal(submit(pipelines, pipeline)) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+    history = await temporal.get_workflow_handle(id_).fetch_history()
+    assert len(history.events) < 100, "a pipeline of four steps has cost too many events"
+
+
+async def test_an_answer_counts_once_and_what_was_done_is_undone(pipelines: Any) -> None:
+    id_ = (await submit(pipelines, new_pipeline("careful", StringValue(value="this")))).pipeline_id
+    path = "review/approve"
+    waits = lambda seen: path in seen.steps and seen.steps[path].state == NEEDS_ANSWER  # noqa: E731
+    seen = await follow(pipelines, id_, until=waits)
+    assert seen.steps[path].question == "May I generate from 'this'?"
+    assert await refusal(answer(pipelines, id_, "other", "a", approved=True)) == ("NOT_FOUND", names.STEP_NOT_FOUND)
+    refused = await refusal(answer(pipelines, id_, "review", "a", approved=True))
+    assert refused == ("FAILED_PRECONDITION", names.STEP_NOT_WAITING)
+    given = await answer(pipelines, id_, path, "a", approved=True)
+    assert given.summary_json == '{"approved": true}'
+    seen = await follow(pipelines, id_, known=seen)
+    # The same answer is no error, another one is, also after the end.
+    assert (await answer(pipelines, id_, path, "a", approved=True)).state == SUCCEEDED
+    assert await refusal(answer(pipelines, id_, path, "b", approved=False)) == ("ALREADY_EXISTS", names.STEP_ANSWERED)
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert reason_of(seen.status.root.error) == "ENGINE_FAILED"
+    assert reason_of(seen.steps["optional"].error) == "INVALID_JOB"
+    states = {path: step.state for path, step in seen.steps.items() if "/" in path or path in ("first", "second")}
+    assert states == {
+        "review/approve": SUCCEEDED,
+        "first": SUCCEEDED,
+        "second": pipeline_pb2.STEP_STATE_FAILED,
+        "undo/1": SUCCEEDED,
+        "undo/2": SUCCEEDED,
+    }
+    assert seen.steps["undo/2"].end_time.ToNanoseconds() <= seen.steps["undo/1"].start_time.ToNanoseconds()
+
+
+async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(pipelines: Any, stub: LlmServiceStub) -> None:
+    id_ = (await submit(pipelines, new_pipeline("fan", Int32Value(value=6)))).pipeline_id
+    seen = await follow(pipelines, id_, "**", until=lambda seen: len(seen.outputs) == 6)
+    assert (await cancel(pipelines, id_)).cancel_requested
+    seen = await follow(pipelines, id_, "**", known=seen)
+    assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
+    assert "enough" in seen.status.root.error.message
+    assert seen.status.root.counts.cancelled == 6
+    for number in range(6):
+        path = f"parts/{number}/write"
+        assert seen.steps[path].state == pipeline_pb2.STEP_STATE_CANCELLED
+        job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=f"{id_}/{path}"))
+        assert job.status.state == llm_pb2.JOB_STATE_CANCELLED
+        assert job.result.output.encode() == seen.outputs[path] != b""
+    # An ended pipeline does not change.
+    assert (await cancel(pipelines, id_)).state == llm_pb2.JOB_STATE_CANCELLED
+
+
+async def test_a_budget_bounds_all_steps_together(pipelines: Any) -> None:
+    pipeline = new_pipeline("spending", Int32Value(value=5), budget={"output_tokens": 20})
+    seen = await follow(pipelines, (await submit(pipelines, pipeline)).pipeline_id)
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert reason_of(seen.status.root.error) == "BUDGET_SPENT"
+    assert [seen.steps[f"steps/{number}"].usage.output_tokens for number in range(3)] == [8, 8, 4]
+    assert seen.status.root.usage.output_tokens == 20
+    assert seen.status.left.output_tokens == -1
+
+
+async def test_a_pipeline_ends_when_its_time_is_over(pipelines: Any) -> None:
+    pipeline = new_pipeline("careful", StringValue(value="x"), total_timeout={"seconds": 2})
+    seen = await follow(pipelines, (await submit(pipelines, pipeline)).pipeline_id)
+    assert seen.status.state in (llm_pb2.JOB_STATE_TIMED_OUT, llm_pb2.JOB_STATE_FAILED)
+    assert reason_of(seen.status.root.error) == "TOTAL_TIMEOUT"
+
+
+async def test_a_step_is_any_activity_and_broken_code_ends_its_pipeline(pipelines: Any, temporal: Client) -> None:
+    @activity.defn(name="Shout")
+    async def shout(text: str) -> str:
+        return text.upper()
+
+    spec = Struct()
+    spec.update({"text": "hello", "queue": "shouters"})
+    async with Worker(temporal, task_queue="shouters", activities=[shout]):
+        seen = await follow(pipelines, (await submit(pipelines, new_pipeline("foreign", spec))).pipeline_id)
+    assert seen.result is not None
+    assert text_of(seen.result) == "HELLO"
+    assert not seen.steps["shout"].workflow_id
+    seen = await follow(pipelines, (await submit(pipelines, new_pipeline("broken", spec))).pipeline_id)
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
+    assert seen.status.root.error.message == "KeyError: 'no such thing'"
+
+
+async def test_what_is_wrong_with_a_request_is_named(pipelines: Any) -> None:
+    bad = new_pipeline("nobody", user_id="-")
+    bad.total_timeout.seconds = 10**9
+    assert await bad_fields(submit(pipelines, bad)) == {
+        "pipeline.user_id",
+        "pipeline.total_timeout",
+        "pipeline.custom.name",
+    }
+    wrong = new_pipeline("essay", Int32Value(value=1))
+    assert await bad_fields(submit(pipelines, wrong)) == {"pipeline.custom.input"}
+    assert await bad_fields(submit(pipelines, pipeline_pb2.PipelineRequest())) >= {"pipeline.spec"}
+    request = pipeline_pb2.StreamPipelineRequest(pipeline_id="llmpipe-a-b", cursor="x", follow=["a//b"])
+    assert await bad_fields(anext(aiter(pipelines.StreamPipeline(request, timeout=PATIENCE)))) == {"follow[0]"}
+    assert await refusal(get(pipelines, "llmpipe-a-b")) == ("NOT_FOUND", "PIPELINE_NOT_FOUND")
+    del request.follow[:]
+    assert await bad_fields(anext(aiter(pipelines.StreamPipeline(request, timeout=PATIENCE)))) == {"cursor"}

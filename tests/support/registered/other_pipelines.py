@@ -1,0 +1,64 @@
+"""Pipelines of the tests: each shows one thing that pipelines can do."""
+
+from datetime import timedelta
+
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from pipelines import Pipeline, StepFailed, pipeline
+
+
+@pipeline("fan", Int32Value, Int32Value)
+async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
+    """Run so many long jobs at the same time."""
+
+    async def write(part: Pipeline, number: int) -> int:
+        return len((await part.generate("write", model="docstrings", prompt=f"Part {number}.", max_tokens=8000)).text)
+
+    return Int32Value(value=sum(await llm.map("parts", range(count.value), write, limit=count.value)))
+
+
+@pipeline("careful", StringValue, StringValue)
+async def careful(llm: Pipeline, prompt: StringValue) -> StringValue:
+    """Ask before generating. What was generated is undone if a later step fails."""
+    if not await llm.approve("review/approve", f"May I generate from {prompt.value!r}?"):
+        return StringValue(value="not approved")
+    llm.note("review/approve", {"asked": True})
+    first = await llm.generate("first", model="docstrings", prompt=prompt.value, max_tokens=4)
+
+    async def undo(number: int) -> None:
+        await llm.generate(f"undo/{number}", model="docstrings", prompt="Undo.", max_tokens=2)
+
+    llm.compensate(undo, 1)
+    llm.compensate(undo, 2)
+    try:
+        await llm.generate("optional", model="no-such-model", prompt="x")
+    except StepFailed as error:
+        reason = error.reason
+    second = await llm.generate("second", model="docstrings", prompt="[[fault:failed@1]]", max_tokens=4)
+    return StringValue(value=f"{first.text} {reason} {second.text}")
+
+
+@pipeline("spending", Int32Value, StringValue)
+async def spending(llm: Pipeline, steps: Int32Value) -> StringValue:
+    """Generate eight tokens in each of so many steps."""
+    texts = [
+        (await llm.generate(f"steps/{number}", model="docstrings", prompt="Say it.", max_tokens=8)).text
+        for number in range(steps.value)
+    ]
+    return StringValue(value="".join(texts))
+
+
+@pipeline("foreign", Struct, StringValue)
+async def foreign(llm: Pipeline, spec: Struct) -> StringValue:
+    """Run an activity of a worker of somebody else."""
+    text = await llm.step(
+        "shout", "Shout", spec["text"], task_queue=spec["queue"], result_type=str, timeout=timedelta(minutes=2)
+    )
+    return StringValue(value=text)
+
+
+@pipeline("broken", Struct, StringValue)
+async def broken(llm: Pipeline, spec: Struct) -> StringValue:
+    """Fail as code fails."""
+    raise KeyError("no such thing")
