@@ -198,7 +198,8 @@ class OneRequest(Interceptor):
         finally:
             if late:
                 # Only once the call is over: until then gRPC keeps what has arrived.
-                context.add_done_callback(lambda _: self._places.leave(wait))
+                leave: Any = lambda _: self._places.leave(wait)  # noqa: E731
+                context.add_done_callback(leave)
             else:
                 self._places.leave(wait)
 

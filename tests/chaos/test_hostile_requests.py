@@ -111,6 +111,7 @@ async def test_a_request_of_any_other_method_is_at_most_64_kib(channel: grpc.aio
     most = {
         **dict.fromkeys(("CreateSchedule", "UpdateSchedule"), 256 * 1024 + 512),
         "UploadFile": 1024 * 1024 + 64 * 1024,
+        "SubmitPipeline": 2 * 64 * 1024,
     }.get(rpc, 64 * 1024)
     error = await send(channel, rpc, length_delimited(999, b"x" * most))
     assert error is not None

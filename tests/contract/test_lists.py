@@ -11,6 +11,7 @@ from llm_pb import llm_pb2
 from services.gateway.batches.servicer import BatchServicer
 from services.gateway.files.servicer import FileServicer
 from services.gateway.methods import SERVICES, VALIDATORS
+from services.gateway.pipelines.servicer import PipelineServicer
 from services.gateway.schedule_servicer import ScheduleServicer
 from services.gateway.scopes import OF_METHOD
 from services.gateway.servicer import LlmServicer
@@ -22,7 +23,7 @@ from tests.support.fuzz_calls import WEIGHTS
 from tests.support.jobs import new_job
 from tests.support.peers import PEERS
 
-SERVICERS = (LlmServicer, FileServicer, BatchServicer, ScheduleServicer)
+SERVICERS = (LlmServicer, FileServicer, BatchServicer, PipelineServicer, ScheduleServicer)
 TARGETS = [field.name for field in llm_pb2.NotifyTarget.DESCRIPTOR.oneofs_by_name["target"].fields]
 
 

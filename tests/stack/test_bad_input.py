@@ -17,13 +17,14 @@ from llm_pb import batch_pb2, file_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from tests.support.bad_batches import batch, batch_rows
 from tests.support.bad_files import NO_FILE, file_rows, first
+from tests.support.bad_pipelines import pipeline_rows, valid_pipeline
 from tests.support.bad_requests import NO_BAD_VALUE, REQUESTS, Row, field_paths, not_utf8_rows, rows, send, submit
 from tests.support.bad_schedules import schedule_rows, valid
 from tests.support.jobs import details_of, new_job, webhook
 from tests.support.receivers import Receiver
 from tests.support.stacks import FAST, stack_settings
 
-ROWS = [*rows(), *schedule_rows(), *file_rows(), *batch_rows()]
+ROWS = [*rows(), *schedule_rows(), *file_rows(), *batch_rows(), *pipeline_rows()]
 NOT_UTF8 = list(not_utf8_rows())
 MAX_TRAILERS = 8 * 1024
 """Bytes of metadata that most gRPC clients accept by default."""
@@ -181,6 +182,7 @@ VALID = {
     ).SerializeToString(),
     "GetDeletion": llm_pb2.GetDeletionRequest(deletion_id="llmdelete-llmjob-u-r").SerializeToString(),
     **{rpc: valid(rpc).SerializeToString() for rpc in REQUESTS if "Schedule" in rpc},
+    **{rpc: valid_pipeline(rpc).SerializeToString() for rpc in REQUESTS if "Pipeline" in rpc or rpc == "AnswerStep"},
     "UploadFile": first().SerializeToString(),
     "DownloadFile": file_pb2.DownloadFileRequest(file_id=NO_FILE, offset=1, limit=1).SerializeToString(),
     "GetFile": file_pb2.GetFileRequest(file_id=NO_FILE).SerializeToString(),

@@ -79,8 +79,8 @@ def _batches() -> Iterator[tuple[Any, ...]]:
     for rate in (-0.1, 1.1, float("nan"), float("inf")):
         yield f"max_failure_rate {rate}", {"max_failure_rate": rate}, "max_failure_rate"
     webhook = llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url="http://example.com/"))
-    yield "a target", {"notify": [webhook]}, "notify"
-    yield "a bad target", {"notify": [llm_pb2.NotifyTarget()]}, "notify", "notify[0]"
+    yield "five targets", {"notify": [webhook] * 5}, "notify"
+    yield "a bad target", {"notify": [webhook, llm_pb2.NotifyTarget()]}, "notify[1]"
     yield "17 labels", {"labels": {f"key-{number}": "" for number in range(17)}}, "labels"
     yield "a label without a key", {"labels": {"": "x"}}, 'labels[""]'
     yield "a label with a long value", {"labels": {"long": "\u00e9" * 513}}, 'labels["long"]'

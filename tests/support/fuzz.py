@@ -393,7 +393,11 @@ def _troubles(stack: Stack) -> list[str]:
     logs = {name: stack.processes[name].log for name in PYTHON}
     lines = [(name, line) for name, log in logs.items() for line in log.splitlines() if "Traceback" in line]
     leaks = [f"{name} logs credentials" for name, log in logs.items() if RAW_CREDENTIAL.decode() in log]
-    return ended + leaks + [f"{len(lines)} tracebacks, first in {name}: {line[:3000]}" for name, line in lines[:1]]
+    return (
+        ended
+        + leaks
+        + [f"{len(lines)} tracebacks, first in {name}: {line[:1500]} … {line[-1500:]}" for name, line in lines[:1]]
+    )
 
 
 async def _serves(address: str) -> bool:

@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from jobs.ids import batch_workflow_id, deletion_workflow_id, file_id, schedule_id, workflow_id
-from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
+from jobs.ids import batch_workflow_id, deletion_workflow_id, file_id, pipeline_workflow_id, schedule_id, workflow_id
+from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from tests.support.bad_requests import PATHS, REQUESTS
 
 SERVICE: Final = "llm.v1.LlmService"
@@ -56,6 +56,12 @@ WEIGHTS: Final[Mapping[str, int]] = {
     PATHS["StreamBatchResults"]: 3,
     PATHS["CancelBatch"]: 1,
     PATHS["ListBatches"]: 2,
+    PATHS["SubmitPipeline"]: 2,
+    PATHS["GetPipeline"]: 1,
+    PATHS["StreamPipeline"]: 1,
+    PATHS["CancelPipeline"]: 1,
+    PATHS["AnswerStep"]: 1,
+    PATHS["ListPipelines"]: 1,
     "grpc.health.v1.Health/Check": 5,
     "grpc.health.v1.Health/Watch": 3,
     "grpc.health.v1.Health/List": 2,
@@ -179,6 +185,12 @@ class Calls:
         message = kind()
         if "file_id" in kind.DESCRIPTOR.fields_by_name:
             message.file_id = file_id(user, request, "")  # type: ignore[attr-defined]
+        if "pipeline_id" in kind.DESCRIPTOR.fields_by_name:
+            message.pipeline_id = pipeline_workflow_id(user, request)  # type: ignore[attr-defined]
+        if isinstance(message, pipeline_pb2.SubmitPipelineRequest):
+            message.pipeline.MergeFrom(
+                pipeline_pb2.PipelineRequest(user_id=user, request_id=request, custom={"name": "refine"})
+            )
         if "batch_id" in kind.DESCRIPTOR.fields_by_name:
             message.batch_id = batch_workflow_id(user, request)  # type: ignore[attr-defined]
         if isinstance(message, batch_pb2.CreateBatchRequest):
