@@ -126,7 +126,7 @@ class BatchSubmission:
         """Return the violations of the operator's settings."""
         most, window = self._settings.batch_max_window, request.batch.window
         if window.seconds + window.nanos / 1e9 > most.total_seconds():
-            return [Violation("batch.window", f"must be at most {most}")]
+            return [Violation("batch.window", f"must be at most {most.total_seconds():g} s")]
         return []
 
     async def _check_input(self, caller: Caller, batch: batch_pb2.BatchRequest) -> None:
@@ -162,6 +162,8 @@ class BatchSubmission:
             limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
             chunk_items=settings.batch_chunk_items,
             max_chunks=settings.batch_max_chunks,
+            manifest_chunks=settings.batch_manifest_chunks,
+            run_chunks=settings.batch_run_chunks,
             max_watched=settings.batch_max_watched,
             heartbeat_timeout=options.duration(settings.heartbeat_timeout),
             create_time=now,
