@@ -14,7 +14,7 @@ def unbracketed(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on is of this machine alone. A name other than `localhost` is not."""
+    """Return whether only this machine reaches an address to listen on. Of names only `localhost` is loopback."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
