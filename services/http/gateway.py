@@ -28,7 +28,7 @@ from starlette.requests import Request
 from durable_llm import ApiError, AsyncBatches, AsyncClient, AsyncFiles, RetryPolicy
 from durable_llm._services import SERVICE_OF
 from llm_pb import llm_pb2
-from runtime.auth_settings import is_loopback
+from runtime.addresses import is_loopback
 from runtime.health import CHECK_TIMEOUT
 from runtime.telemetry import current_headers
 from runtime.tls import ClientTls
