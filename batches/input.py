@@ -15,6 +15,8 @@ MAX_BYTES: Final = 200_000_000
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 MAX_VIOLATIONS: Final = 100
 """Maximum number of bad fields that the status of a batch names."""
+MAX_VIOLATION_BYTES: Final = 32 * 1024
+"""Maximum size of what it says of them, in bytes: a page of batches is one message."""
 
 
 class InputTooLarge(Exception):
@@ -44,6 +46,7 @@ class BatchInput:
         self._reader = LineReader(batch, check)
         self._ids = CustomIds()
         self._openai = False
+        self._violation_bytes = 0
         self.count = 0
         """Number of lines."""
         self.bad = 0
@@ -77,8 +80,15 @@ class BatchInput:
             self._openai = line.openai
             return line
         self.bad += 1
-        for field, description in line.problems[: MAX_VIOLATIONS - len(self.violations)]:
+        for field, description in line.problems:
             path = f"lines[{line.index}]"
-            self.violations.append(Violation(f"{path}.{field}" if field else path, description))
+            self._name(Violation(f"{path}.{field}" if field else path, description))
         # What has no form of its own is told in the form of the lines around it.
         return line if line.custom_id or line.openai else replace(line, openai=self._openai)
+
+    def _name(self, violation: Violation) -> None:
+        """Add a violation, unless there are too many."""
+        size = len(violation.field.encode()) + len(violation.description.encode())
+        if len(self.violations) < MAX_VIOLATIONS and self._violation_bytes + size <= MAX_VIOLATION_BYTES:
+            self.violations.append(violation)
+            self._violation_bytes += size

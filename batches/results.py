@@ -45,15 +45,16 @@ def joined(
     """Yield each line with its item, in the order of the lines. Both are ordered by index, as merge() has the items.
 
     A bad line gets the item of its problems. A good line without a result gets state and error of `never_begun`.
-    Raises LostItem for an item that has no good line.
+    Raises LostItem for an item that has no line.
     """
     results = iter(items)
     following = next(results, None)
     for line in lines:
         item = None
-        if following is not None and following.index == line.index and line.job is not None:
+        if following is not None and following.index == line.index:
+            # The line may be bad by the rules of a later version than the one that has run it.
             item, following = following, next(results, None)
-        elif following is not None and following.index <= line.index:
+        elif following is not None and following.index < line.index:
             break
         elif line.job is None:
             item = bad_item(line)
@@ -62,7 +63,7 @@ def joined(
             item.MergeFrom(never_begun)
         yield line, item
     if following is not None:
-        raise LostItem(f"the result of line {following.index} has no good line in the input")
+        raise LostItem(f"the result of line {following.index} has no line in the input")
 
 
 def bad_item(line: Line) -> batch_pb2.BatchItem:
@@ -82,7 +83,8 @@ def invalid_input(violations: Sequence[Violation], reason: str = "INVALID_INPUT"
 def to_line(line: Line, item: batch_pb2.BatchItem, batch_id: str, create_time: Timestamp) -> OutputLine:
     """Return the line of an item in the form of its input. `create_time` is the batch's."""
     succeeded = item.state == llm_pb2.JOB_STATE_SUCCEEDED
-    if line.openai:
+    # Without an endpoint there is no answer to write a result into.
+    if line.openai and (line.endpoint or not item.HasField("result")):
         value = _openai_line(line, item, batch_id, create_time)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     else:
@@ -99,7 +101,8 @@ def _openai_line(line: Line, item: batch_pb2.BatchItem, batch_id: str, create_ti
         "response": None,
         "error": None,
     }
-    if line.job is None:
+    job = line.job or llm_pb2.JobRequest()
+    if line.job is None and not item.HasField("result"):
         param = line.problems[0].field or None
         body = error_object(_words(line.problems), HTTPStatus.BAD_REQUEST, "invalid_value", param)
         return {**value, "response": _response(HTTPStatus.BAD_REQUEST, number, body)}
@@ -110,10 +113,10 @@ def _openai_line(line: Line, item: batch_pb2.BatchItem, batch_id: str, create_ti
         status.error.CopyFrom(item.error)
     ending = Ending(status, item.result)
     if (failure := failed_completion(ending)) is None:
-        answer = answer_object(line.endpoint, line.job, ending)
+        answer = answer_object(line.endpoint, job, ending)
         return {**value, "response": _response(HTTPStatus.OK, number, answer)}
     if item.result.output:
-        value["durable_llm"] = {"partial": answer_object(line.endpoint, line.job, ending)}
+        value["durable_llm"] = {"partial": answer_object(line.endpoint, job, ending)}
     expired = item.state == llm_pb2.JOB_STATE_TIMED_OUT and reason_of(item.error) not in _OF_THE_ITEM
     if expired or item.state == llm_pb2.JOB_STATE_CANCELLED:
         code = "batch_expired" if expired else "batch_cancelled"

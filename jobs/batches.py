@@ -45,6 +45,11 @@ CANCELLED: Final = "CANCELLED"
 CHUNK_FAILED: Final = "CHUNK_FAILED"
 
 
+def log_key(batch_id: str, chunk: int) -> str:
+    """Return the key of a chunk's log in the feed."""
+    return f"{batch_id}/{chunk}"
+
+
 class Chunk(NamedTuple):
     """Items of one model that run as one activity."""
 

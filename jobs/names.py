@@ -100,7 +100,9 @@ WORKFLOW_QUEUE: Final = "gateway-workflows"
 # Appended to the workflows' queue: the chunks of batches whose items are jobs of their own run for hours, and must not
 # take the slots of other activities.
 WATCHED_QUEUE_SUFFIX: Final = ".watched"
-MAX_WORKFLOW_QUEUE: Final = MAX_TEMPORAL_ID - len(WATCHED_QUEUE_SUFFIX)
+# Appended to the workflows' queue: the steps of batches that take a core for minutes, PlanBatch and MergeBatch.
+BATCH_STEPS_QUEUE_SUFFIX: Final = ".batches"
+MAX_WORKFLOW_QUEUE: Final = MAX_TEMPORAL_ID - max(len(WATCHED_QUEUE_SUFFIX), len(BATCH_STEPS_QUEUE_SUFFIX))
 GPU_QUEUE: Final = "llm-gpu-activities"
 NOTIFY_QUEUE: Final = "notifications-activities"
 # Appended to the notifiers' queue: NotifyProgress runs as long as its job, and must not take the slots of NotifyUI.

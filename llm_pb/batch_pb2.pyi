@@ -144,7 +144,9 @@ class BatchRequest(_message.Message):
     project_id: _builtins.str
     """A label to group and list batches by. Optional. It has the form of user_id. Items without one have it, too."""
     job_class: _common_pb2.JobClass.ValueType
-    """How urgent the items are. Default: JOB_CLASS_BACKGROUND."""
+    """How urgent the items are among other work in the background, to which the items of every batch belong: jobs of
+    JOB_CLASS_HIGH and JOB_CLASS_STANDARD take their seats. Default: JOB_CLASS_BACKGROUND.
+    """
     max_concurrent: _builtins.int
     """Maximum number of items that run at the same time. 0: what the workers have free. Items with "watch": true do not count."""
     max_failure_rate: _builtins.float
@@ -322,8 +324,8 @@ class BatchStatus(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why the batch failed, was cancelled or expired. Its details hold one google.rpc.ErrorInfo. Where lines of the input are bad
-        the reason is INVALID_INPUT, and a google.rpc.BadRequest names at most 100 of their fields: "lines[2].params.top_p". Unset
-        otherwise.
+        the reason is INVALID_INPUT, and a google.rpc.BadRequest names at most 100 of their fields, in at most 32 KiB:
+        "lines[2].params.top_p". Unset otherwise.
         """
 
     @_builtins.property

@@ -578,6 +578,7 @@ class FeedRecord(_message.Message):
     ENCRYPTED_FIELD_NUMBER: _builtins.int
     ITEM_RECORDS_FIELD_NUMBER: _builtins.int
     PIPELINE_CHANGE_FIELD_NUMBER: _builtins.int
+    ENGINE_BEGAN_FIELD_NUMBER: _builtins.int
     writer: _builtins.str
     """The name of the attempt, which nobody can guess: a new one for each attempt. No attempt writes JobEnding; there it is
     empty, or the name of the reader that reads the feed back.
@@ -614,6 +615,10 @@ class FeedRecord(_message.Message):
     def pipeline_change(self) -> Global___PipelineChange:
         """The tree of a pipeline has changed. Its feed has no other records but this one and JobEnding."""
 
+    @_builtins.property
+    def engine_began(self) -> Global___EngineBegan:
+        """The engine gets the item of a batch now: it may be what kills the worker."""
+
     def __init__(
         self,
         *,
@@ -626,16 +631,34 @@ class FeedRecord(_message.Message):
         encrypted: Global___EncryptedRecord | None = ...,
         item_records: Global___ItemRecords | None = ...,
         pipeline_change: Global___PipelineChange | None = ...,
+        engine_began: Global___EngineBegan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "engine_began", b"engine_began", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "encrypted", b"encrypted", "engine_began", b"engine_began", "event", b"event", "item_records", b"item_records", "job_ending", b"job_ending", "pipeline_change", b"pipeline_change", "progress", b"progress", "tokens_made", b"tokens_made", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records", "pipeline_change"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attempt_started", "tokens_made", "progress", "attempt_ended", "job_ending", "encrypted", "item_records", "pipeline_change", "engine_began"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___FeedRecord: _TypeAlias = FeedRecord  # noqa: Y015
+
+@_typing.final
+class EngineBegan(_message.Message):
+    """The engine gets an item now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineBegan: _TypeAlias = EngineBegan  # noqa: Y015
 
 @_typing.final
 class ItemRecords(_message.Message):
@@ -2036,6 +2059,7 @@ class CleanRequest(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     ledger: _builtins.str
@@ -2044,16 +2068,21 @@ class CleanRequest(_message.Message):
     def progress(self) -> Global___BatchProgress:
         """What stays."""
 
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The chunks that have ended with items left. Their logs are removed from the feed: no attempt goes on with them."""
+
     def __init__(
         self,
         *,
         batch_id: _builtins.str = ...,
         progress: Global___BatchProgress | None = ...,
         ledger: _builtins.str = ...,
+        chunks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "chunks", b"chunks", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

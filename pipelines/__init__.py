@@ -9,7 +9,7 @@ async def haiku(llm: Pipeline, topic: StringValue) -> StringValue: ...
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    # What is registered, and the errors that programs catch, are those of the process: Temporal's sandbox must share them.
+    # What is registered, and the errors that programs catch, are the process's: Temporal's sandbox must share them.
     from pipelines.errors import StepFailed
     from pipelines.program import Generated, Pipeline
     from pipelines.registry import pipeline

@@ -27,7 +27,8 @@ STEP_RETRIES: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum
 """Without a last attempt: a store or worker that is away delays the batch."""
 STEP_TIMEOUT: Final = timedelta(minutes=2)
 _GRACE: Final = timedelta(minutes=10)
-"""Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end."""
+"""Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end. By so
+much may the clocks of workers be ahead."""
 _HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
 _MAX_IDLE_STARTS: Final = 20
 """Number of times that a chunk may end without having done anything."""
@@ -84,6 +85,8 @@ class Chunks:
         self._batch.ClearField("notify")
         self.incomplete = False
         """Whether a chunk has ended with items left that do not run any more."""
+        self.unfinished: list[int] = []
+        """The chunks that have ended so."""
         self.failure: batches.Stop | None = None
         """Why the batch cannot go on."""
 
@@ -143,6 +146,9 @@ class Chunks:
             running.idle_starts = running.idle_starts + 1 if batches.done_count(running.result) == before else 0
             if running.idle_starts == _MAX_IDLE_STARTS:
                 self.failure = batches.stop_failed(batches.CHUNK_FAILED, f"chunk {number} does not get on")
+                if workflow.now() >= self._run.options.expire_time.ToDatetime(UTC) - _GRACE:
+                    # The clocks of the workers are ahead.
+                    self.failure = batches.stop_expired()
                 self.incomplete = True
                 yield self._ended(number)
                 continue
@@ -184,7 +190,10 @@ class Chunks:
             self._settle(running)
 
     def _ended(self, number: int) -> internal_pb2.EndedChunk:
-        return internal_pb2.EndedChunk(chunk=number, result=self._running.pop(number).result)
+        running = self._running.pop(number)
+        if not batches.is_done(running.result, running.chunk):
+            self.unfinished.append(number)
+        return internal_pb2.EndedChunk(chunk=number, result=running.result)
 
     def _start(self, running: _Running, stop: batches.Stop | None = None) -> None:
         """Start a chunk, or with `stop` its end: then none of its items begins."""
@@ -209,7 +218,8 @@ class Chunks:
         if stop is not None:
             request.otherwise = stop.items
             request.error.CopyFrom(stop.error)
-        queue = queue_of(chunk.group.queue, run.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND)
+        # Whatever the class of the batch: a worker's interactive slots are for jobs. Its priority has the class.
+        queue = queue_of(chunk.group.queue, common_pb2.JOB_CLASS_BACKGROUND)
         if watched:
             queue = workflow.info().task_queue + names.WATCHED_QUEUE_SUFFIX
         left = run.options.expire_time.ToDatetime(UTC) - workflow.now()

@@ -29,15 +29,13 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import activities
 from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
+from workflows.batch_steps import merge, start_plan, stop_of
 from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state
 
 _T = TypeVar("_T")
 _MAX_RECENT: Final = 256
 """Number of ended chunks from which on a manifest is written: what a run passes to the next one stays small."""
-_LONG_STEP: Final = timedelta(hours=6)
-"""Maximum duration of an attempt to plan or merge. One whose process was killed is tried again much earlier."""
-_STEP_HEARTBEAT: Final = timedelta(minutes=1)
 
 
 @workflow.defn(name=names.BATCH_WORKFLOW_TYPE)
@@ -72,6 +70,7 @@ class LLMBatchWorkflow:
         self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
         self._stop: batches.Stop | None = None
         self._window: asyncio.Task[None] | None = None
+        self._unfinished: list[int] = []
 
     @workflow.run
     @one_input
@@ -129,20 +128,7 @@ class LLMBatchWorkflow:
 
     async def _plan(self) -> None:
         """Plan the batch, unless it has to stop meanwhile."""
-        planning = workflow.start_activity(
-            activities.plan_batch,
-            internal_pb2.PlanRequest(
-                batch_id=self._id,
-                batch=self._run.batch,
-                tenant=self._tenant,
-                limits=self._run.options.limits,
-                scopes=self._run.options.scopes,
-            ),
-            start_to_close_timeout=_LONG_STEP,
-            heartbeat_timeout=_STEP_HEARTBEAT,
-            retry_policy=STEP_RETRIES,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        )
+        planning = start_plan(self._run, self._id, self._tenant)
         await self._cancellation.wait(lambda: planning.done() or self._has_to_stop())
         planning.cancel()
         await self._cancellation.wait(planning.done)
@@ -153,9 +139,7 @@ class LLMBatchWorkflow:
             return
         except ActivityError as error:
             if not stopped:
-                cause = error.cause if isinstance(error.cause, ApplicationError) else None
-                reason = (cause.type if cause else None) or "PLAN_FAILED"
-                self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
+                self._stop = stop_of(error, "PLAN_FAILED")
             return
         self._progress.plan.CopyFrom(plan)
         self._progress.counts.total = sum(group.count for group in plan.groups)
@@ -185,6 +169,7 @@ class LLMBatchWorkflow:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
         self._note(await self._finish(chunks.stop(self._stop)))
+        self._unfinished = chunks.unfinished
         await self._write_manifest()
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
@@ -241,19 +226,10 @@ class LLMBatchWorkflow:
         if self._stop is not None:
             request.otherwise = self._stop.items
             request.error.CopyFrom(self._stop.error)
-        merging = workflow.execute_activity(
-            activities.merge_batch,
-            request,
-            start_to_close_timeout=_LONG_STEP,
-            heartbeat_timeout=_STEP_HEARTBEAT,
-            retry_policy=STEP_RETRIES,
-        )
         try:
-            merged = await self._finish(merging)
+            merged = await self._finish(merge(request))
         except ActivityError as error:
-            cause = error.cause if isinstance(error.cause, ApplicationError) else None
-            reason = (cause.type if cause else None) or "MERGE_FAILED"
-            self._stop = batches.stop_failed(reason, cause.message if cause else str(error))
+            self._stop = stop_of(error, "MERGE_FAILED")
             return
         if merged.HasField("output"):
             self._status.output.CopyFrom(merged.output)
@@ -267,7 +243,12 @@ class LLMBatchWorkflow:
         """Notify of the outcome, publish it, and close with it."""
         cleaning = workflow.execute_activity(
             activities.clean_batch,
-            internal_pb2.CleanRequest(batch_id=self._id, progress=self._progress, ledger=self._run.options.ledger),
+            internal_pb2.CleanRequest(
+                batch_id=self._id,
+                progress=self._progress,
+                ledger=self._run.options.ledger,
+                chunks=self._unfinished,
+            ),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=STEP_RETRIES,
         )

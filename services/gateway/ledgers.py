@@ -19,6 +19,7 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import QueryRejectCondition, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError
@@ -31,6 +32,7 @@ from payload_converter import PayloadError
 from runtime.group_commit import GroupCommit
 from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.batches.reader import ended_record
 from services.gateway.job_record import final_status
 from services.gateway.runs import describe_twice
 
@@ -127,6 +129,11 @@ class Ledger:
                         return [error.cause.type] * len(jobs)
                     # The ledger was continued or terminated while it had the update.
                     _log.info("%s did not take a Reserve: %r", self.id, error.cause)
+                except WorkflowUpdateRPCTimeoutOrCancelledError as error:
+                    # The SDK raises it for a cancel of this task, too.
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        raise asyncio.CancelledError from error
+                    _log.info("%s did not take a Reserve: Temporal gave the call up", self.id)
                 except RPCError as error:
                     if error.status == RPCStatusCode.NOT_FOUND:
                         await self._start()
@@ -223,8 +230,11 @@ class LedgerActivities:
 
 
 async def _used_tokens(description: WorkflowExecutionDescription) -> int:
-    """Return the output tokens of a closed job; -1 where its record does not tell them."""
+    """Return the output tokens of a closed job or batch; -1 where its record does not tell them."""
     try:
+        if description.workflow_type == names.BATCH_WORKFLOW_TYPE:
+            record = await ended_record(description)
+            return -1 if record is None else record.status.usage.output_tokens
         status = await final_status(description)
     except (PayloadError, KeysUnavailable):
         status = None

@@ -5,16 +5,15 @@ import logging
 from typing import Final
 
 from temporalio.client import Client, WorkflowExecution
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
-from jobs.ids import tenant_of
-from jobs.search import HASHED, Hash
+from jobs.search import Hash
 from llm_pb import common_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
-from services.gateway.errors import ApiError, invalid, temporal_unavailable
+from services.gateway.errors import ApiError
 from services.gateway.job_reader import JobReader
 from services.gateway.job_record import (
     bare_status,
@@ -24,12 +23,12 @@ from services.gateway.job_record import (
     labels_of,
     search_attributes_of,
 )
-from services.gateway.page_token import REFUSED, PageTokens
+from services.gateway.page_token import PageTokens
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
+from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
 
 _log = logging.getLogger(__name__)
-_DEFAULT_PAGE_SIZE: Final = 20
 _DESCRIBES: Final = 32
 """Maximum number of jobs that all List calls describe concurrently."""
 _SHARE_OF_VISIBILITY: Final = 0.5
@@ -78,7 +77,6 @@ class JobListing:
         time; RPCError; KeysUnavailable when the jobs of a filter may have hashes.
         """
         began, within = asyncio.get_running_loop().time(), self._timeout.total_seconds()
-        token = self._page_tokens.unseal(caller.tenant, request)
         page = self._client.list_workflows(
             visibility_query(
                 caller.tenant,
@@ -86,24 +84,14 @@ class JobListing:
                 await self._hash_for(caller.tenant, request),
                 knows_tenants=self._knows_tenants,
             ),
-            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
-            next_page_token=token,
+            page_size=request.page_size or DEFAULT_PAGE_SIZE,
+            next_page_token=self._page_tokens.unseal(caller.tenant, request),
         )
-        try:
-            async with asyncio.timeout_at(began + within * _SHARE_OF_VISIBILITY):
-                await page.fetch_next_page()
-        except TimeoutError as error:
-            raise temporal_unavailable("Temporal did not list the jobs in time; call again") from error
-        except RPCError as error:
-            # The token may be of an older Temporal: its SQL store answers UNKNOWN to a token that it cannot read.
-            if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
-                raise invalid([REFUSED]) from error
-            raise
-        # The id decides. A workflow that was started by hand may have any search attributes.
-        own = [item for item in page.current_page or () if tenant_of(item.id) == caller.tenant]
+        own, following = await own_page(
+            page, caller.tenant, request, self._page_tokens, self._timeout * _SHARE_OF_VISIBILITY
+        )
         summaries = await asyncio.gather(*(self._summary(item, began + within) for item in own))
         jobs = [job for job in summaries if not request.states or job.status.state in request.states]
-        following = self._page_tokens.seal(caller.tenant, request, page.next_page_token)
         return llm_pb2.ListResponse(jobs=jobs, next_page_token=following)
 
     async def _summary(self, execution: WorkflowExecution, until: float) -> llm_pb2.JobSummary:
@@ -147,25 +135,10 @@ class JobListing:
 
 
 def visibility_query(tenant: str, request: llm_pb2.ListRequest, hash_: Hash | None, *, knows_tenants: bool) -> str:
-    """Return the visibility query for the jobs of a tenant. Every value has passed a rule that forbids quotes.
-
-    A job from before search attributes were hashed has them in clear, so a filter asks for both forms.
-    Where the namespace does not know tenants, or with none, the ids of what is found have to be looked at.
-    """
+    """Return the visibility query for the jobs of a tenant: see terms_of."""
+    filters = {names.USER_ID: request.user_id, names.MODEL: request.model, names.PROJECT_ID: request.project_id}
     terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
-    for key, value in (
-        (names.TENANT_ID, tenant),
-        (names.USER_ID, request.user_id),
-        (names.MODEL, request.model),
-        (names.PROJECT_ID, request.project_id),
-    ):
-        if value and hash_ is not None and key.name in HASHED:
-            terms.append(f"{key.name} IN ('{value}', '{hash_(key.name, value)}')")
-        elif value:
-            terms.append(f"{key.name} = '{value}'")
-    if not tenant and knows_tenants:
-        # Others would be dropped from the page.
-        terms.append(f"{names.TENANT_ID.name} IS NULL")
+    terms += terms_of(tenant, filters, hash_, knows_tenants=knows_tenants)
     if request.classes:
         terms.append(f"({' OR '.join(sorted(map(_class_query, set(request.classes))))})")
     if request.states:

@@ -62,7 +62,7 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
 
 LARGE_ANSWERS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("List", "ListDeliveries", "Redeliver", "ListFiles", "ListBatches", "ListPipelines"), 128 * 1024),
-    **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch", "GetPipeline"), 32 * 1024),
+    **dict.fromkeys(("CreateBatch", "GetBatch", "CancelBatch", "GetPipeline"), 64 * 1024),
     **dict.fromkeys(("DeleteJob", "DeleteJobs", "GetDeletion"), 64 * 1024),
     # Ten runs, each with an error of at most 4 KiB or so.
     **dict.fromkeys(("CreateSchedule", "UpdateSchedule", "ListSchedules"), 64 * 1024),

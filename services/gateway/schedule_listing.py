@@ -1,26 +1,19 @@
 """ListSchedules: finds the schedules of a page in Temporal's visibility. And how many a tenant has."""
 
-import asyncio
-from typing import Final
-
 from temporalio.client import Client, ScheduleListDescription
-from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption, KeysUnavailable, is_hash
 from jobs import names
-from jobs.ids import tenant_of
 from jobs.search import Hash
 from llm_pb import schedule_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.errors import invalid, temporal_unavailable
-from services.gateway.page_token import REFUSED, PageTokens
+from services.gateway.page_token import PageTokens
 from services.gateway.schedule_client import client_for
 from services.gateway.schedule_reader import timestamp
 from services.gateway.settings import GatewaySettings
-
-_DEFAULT_PAGE_SIZE: Final = 20
+from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
 
 
 class ScheduleListing:
@@ -46,30 +39,18 @@ class ScheduleListing:
         self, caller: Caller, request: schedule_pb2.ListSchedulesRequest
     ) -> schedule_pb2.ListSchedulesResponse:
         """Return a page of the schedules of the caller's tenant. Raises like JobListing.list_page."""
-        token = self._page_tokens.unseal(caller.tenant, request)
         hash_ = None
         if self._encryption is not None and request.user_id:
             hash_ = await self._encryption.known_search_hash(caller.tenant)
         page = await self._client.list_schedules(
             _query(caller.tenant, request.user_id, hash_, knows_tenants=self._knows_tenants),
-            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
-            next_page_token=token,
+            page_size=request.page_size or DEFAULT_PAGE_SIZE,
+            next_page_token=self._page_tokens.unseal(caller.tenant, request),
             rpc_timeout=RPC_TIMEOUT,
         )
-        try:
-            async with asyncio.timeout(self._timeout.total_seconds()):
-                await page.fetch_next_page()
-        except TimeoutError as error:
-            raise temporal_unavailable("Temporal did not list the schedules in time; call again") from error
-        except RPCError as error:
-            if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
-                raise invalid([REFUSED]) from error
-            raise
-        # The id decides. A schedule of the operator's own may have any search attributes.
-        own = [item for item in page.current_page or () if _is_ours(item) and tenant_of(item.id) == caller.tenant]
+        own, following = await own_page(page, caller.tenant, request, self._page_tokens, self._timeout)
         return schedule_pb2.ListSchedulesResponse(
-            schedules=[await self._summary(item) for item in own],
-            next_page_token=self._page_tokens.seal(caller.tenant, request, page.next_page_token),
+            schedules=[await self._summary(item) for item in own if _is_ours(item)], next_page_token=following
         )
 
     async def count(self, tenant: str) -> int:
@@ -112,18 +93,10 @@ class ScheduleListing:
 
 
 def _query(tenant: str, user_id: str, hash_: Hash | None, *, knows_tenants: bool) -> str:
-    """Return the visibility query for the schedules of a tenant. Every value has passed a rule that forbids quotes."""
-    # Schedules of the operator's own have none.
-    terms = [f"{names.REQUEST_ID.name} IS NOT NULL"]
-    if tenant:
-        terms.append(f"{names.TENANT_ID.name} = '{tenant}'")
-    elif knows_tenants:
-        terms.append(f"{names.TENANT_ID.name} IS NULL")
-    if user_id and hash_ is not None:
-        terms.append(f"{names.USER_ID.name} IN ('{user_id}', '{hash_(names.USER_ID.name, user_id)}')")
-    elif user_id:
-        terms.append(f"{names.USER_ID.name} = '{user_id}'")
-    return " AND ".join(terms)
+    """Return the visibility query for the schedules of a tenant: see terms_of."""
+    own = terms_of(tenant, {names.USER_ID: user_id}, hash_, knows_tenants=knows_tenants)
+    # Schedules of the operator's own have no request_id.
+    return " AND ".join((f"{names.REQUEST_ID.name} IS NOT NULL", *own))
 
 
 def _is_ours(item: ScheduleListDescription) -> bool:

@@ -285,8 +285,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     def _queues_differ(self) -> Self:
         queues = {model.queue for model in self.models}
         background = {f"{queue}{BACKGROUND_QUEUE_SUFFIX}" for queue in queues}
+        own = {
+            self.workflow_queue + suffix for suffix in ("", names.BATCH_STEPS_QUEUE_SUFFIX, names.WATCHED_QUEUE_SUFFIX)
+        }
         # The gateway's worker would take activities that it does not have.
-        own = {self.workflow_queue, self.workflow_queue + names.WATCHED_QUEUE_SUFFIX}
         if own & {self.notify_queue, *queues, *background}:
             raise ValueError("GATEWAY_WORKFLOW_QUEUE must differ from GATEWAY_NOTIFY_QUEUE and from the models' queues")
         if mixed := sorted(queues & background):

@@ -19,6 +19,7 @@ from runtime.background import beside
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
+from services.gateway.batches.processes import MAX_PROCESSES
 from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.batches.watched import RunWatchedChunk
 from services.gateway.batches.watched_jobs import WatchedJobs
@@ -26,7 +27,7 @@ from services.gateway.cancel import JobCancellation
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.effects import Effects
-from services.gateway.files.outputs import OutputSweeper
+from services.gateway.files.outputs import JobOutputs, OutputSweeper
 from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_bounds import JobBounds
@@ -134,8 +135,34 @@ async def running_workflows(
             batches = BatchSweeper(client, store, settings)
             await stack.enter_async_context(beside(files.keep_sweeping(), batches.keep_sweeping()))
         await stack.enter_async_context(workflow_worker(client, feed, settings, metrics, encryption, store))
+        await stack.enter_async_context(batch_steps_worker(client, feed, settings, encryption, store))
         await stack.enter_async_context(watched_worker(client, feed, settings, metrics, encryption, store))
         yield
+
+
+def _batch_activities(
+    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+) -> BatchActivities:
+    jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
+    outputs = JobOutputs(store, jobs) if store is not None else None
+    reader = FileReader(client, PageTokens(None), encryption, outputs, knows_tenants=False)
+    files = BatchFiles(client, reader, settings, encryption)
+    return BatchActivities(client, store, feed, reader, files, SlotReleases(client))
+
+
+def batch_steps_worker(
+    client: Client, feed: Feed, settings: GatewaySettings, encryption: Encryption | None, store: Store | None
+) -> Worker:
+    """Return the worker for the steps of batches that take a core for minutes. Further ones wait in their queue."""
+    batches = _batch_activities(client, feed, settings, encryption, store)
+    return Worker(
+        client,
+        task_queue=f"{settings.workflow_queue}{names.BATCH_STEPS_QUEUE_SUFFIX}",
+        activities=[batches.plan_batch, batches.merge_batch],
+        max_concurrent_activities=MAX_PROCESSES,
+        max_concurrent_activity_task_polls=1,
+        graceful_shutdown_timeout=settings.shutdown_grace,
+    )
 
 
 def watched_worker(
@@ -170,9 +197,7 @@ def workflow_worker(
 ) -> Worker:
     """Return the worker for the queue of workflows."""
     files = FileRemoval(store)
-    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
-    outputs = BatchFiles(client, file_reader, settings, encryption)
-    batches = BatchActivities(client, store, file_reader, outputs, SlotReleases(client))
+    batches = _batch_activities(client, feed, settings, encryption, store)
     local, of_ledgers = LocalActivities(client, feed, store), LedgerActivities(client)
     deliveries = DeliveryReader(client)
     models = Models(settings.models)
@@ -207,8 +232,9 @@ def workflow_worker(
             *(steps.stop_job, steps.inspect_job, steps.keep_job_id, steps.remove_job, steps.find_jobs),
             files.remove_file,
             *(scheduled.start, scheduled.check),
-            *(batches.plan_batch, batches.collect_chunks, batches.write_manifest, batches.merge_batch),
-            batches.clean_batch,
+            *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
+            # Batches of earlier versions have these steps here.
+            *(batches.plan_batch, batches.merge_batch),
             *(in_pipelines.admit_step, in_pipelines.publish_pipeline),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds

@@ -4,9 +4,12 @@ An attempt takes a seat before its engine generates, and frees it afterwards. Wh
 background attempt is asked to pause: the youngest one, scheduled jobs first. It stops between two tokens, frees its
 seat and waits for another. `background` seats are never taken from background attempts.
 
-Who waits gets a seat by class, HIGH before STANDARD before BACKGROUND before SCHEDULED, and the older job first. So a
-job that has begun is not overtaken by younger ones of its class, however often it pauses. Background attempts that have
-fewer seats than theirs get the next one before anybody else.
+Attempts at items of a batch are background attempts, whatever the class of the batch: no job waits for a batch.
+
+Who waits gets a seat by class, HIGH before STANDARD before BACKGROUND before SCHEDULED, and the older job first.
+Interactive jobs come before all background attempts. So a job that has begun is not overtaken by younger ones of its
+class, however often it pauses. Background attempts that have fewer seats than theirs get the next one before anybody
+else.
 """
 
 import asyncio
@@ -24,11 +27,12 @@ from services.gpu_worker.engines.engine import Output
 class Seat:
     """The seat of one attempt, which may be waiting for it."""
 
-    def __init__(self, seats: "Seats", request: internal_pb2.RunRequest) -> None:
+    def __init__(self, seats: "Seats", request: internal_pb2.RunRequest, *, item: bool = False) -> None:
+        """`item`: the attempt is at an item of a batch."""
         self.job_class: Final = class_of(request.job)
-        self.background: Final = is_background(self.job_class)
+        self.background: Final = item or is_background(self.job_class)
         """Whether it is given to others who need one."""
-        self.order: Final = (self.job_class, request.create_time.ToNanoseconds())
+        self.order: Final = (self.background, self.job_class, request.create_time.ToNanoseconds())
         """The order in which attempts get a seat. The last one is the first to pause."""
         self.taken = False
         self.leaving = False
@@ -107,8 +111,7 @@ class Seat:
 class Demand:
     """The seats that a chunk of a batch wants: its activity takes one slot, and its items many seats."""
 
-    def __init__(self, *, background: bool) -> None:
-        self.background: Final = background
+    def __init__(self) -> None:
         self.items = 1
         """Number of items that run or are to run at the same time."""
 
@@ -127,9 +130,9 @@ class Seats:
         self._changed = asyncio.Event()
 
     @contextmanager
-    def attempt(self, request: internal_pb2.RunRequest) -> Iterator[Seat]:
-        """Let an attempt take part while the context is open, and free its seat after that."""
-        seat = Seat(self, request)
+    def attempt(self, request: internal_pb2.RunRequest, *, item: bool = False) -> Iterator[Seat]:
+        """Let an attempt take part while the context is open, and free its seat after that. `item` is as for Seat."""
+        seat = Seat(self, request, item=item)
         self._attempts.add(seat)
         self.note_change()
         try:
@@ -161,10 +164,10 @@ class Seats:
     def slots(self, *, background: bool) -> int:
         """Return how many activities of a kind the worker is to have, so that none comes to wait for a seat."""
         others = sum(seat.background != background for seat in self._attempts)
-        items = sum(max(demand.items - 1, 0) for demand in self._demands if demand.background == background)
-        if background:
-            return max(self.total - others, self._background) - items
-        return self.total - min(others, self._background) - items
+        if not background:
+            return self.total - min(others, self._background)
+        items = sum(max(demand.items - 1, 0) for demand in self._demands)
+        return max(self.total - others, self._background) - items
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. It is checked after each change of the attempts, and by note_change."""
@@ -204,5 +207,5 @@ class Seats:
         return waiting[0]
 
 
-def _order(seat: Seat) -> tuple[int, int]:
+def _order(seat: Seat) -> tuple[bool, int, int]:
     return seat.order

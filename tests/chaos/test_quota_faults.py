@@ -96,6 +96,23 @@ async def test_a_slot_is_kept_while_its_job_is_being_started(installation: Insta
             assert await is_open(temporal, answer.workflow_id)
 
 
+async def test_an_update_that_temporal_gives_up_is_made_again(installation: Installation, temporal: Client) -> None:
+    """As a server does that stops. The job has one slot, although the first update has reserved it, too."""
+    await start_ledger(temporal, "one", **OFTEN)
+
+    async def nothing() -> None: ...
+
+    async with (
+        temporal_proxy(installation.stack.address("temporal")) as (proxy, address),
+        installation.gateway(**API, TEMPORAL_ADDRESS=address) as gateway,
+    ):
+        proxy.lost["UpdateWorkflowExecution"] = (grpc.StatusCode.CANCELLED, nothing)
+        answer = await submit(gateway.of("one"), queued_job())
+        assert isinstance(answer, llm_pb2.SubmitResponse), answer
+        assert not proxy.lost
+        assert await gateway.used("one") == 1
+
+
 async def test_nobody_runs_the_ledger(installation: Installation, temporal: Client) -> None:
     """A tenant with a quota is told to call again, the others are served. What was tried meanwhile loses its slot."""
     await start_ledger(temporal, "one", start_timeout={"seconds": 2}, **OFTEN)

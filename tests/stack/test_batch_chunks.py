@@ -13,13 +13,15 @@ from functools import partial
 from typing import Any
 
 import pytest
+from temporalio.client import WorkflowExecutionStatus
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
 from jobs import batches
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.engines.simulated import answer, decode
-from tests.support.chunks import ChunkStack, chunk_stack, ended, line
+from tests.support.chunks import PATIENCE, ChunkStack, chunk_stack, ended, line
+from tests.support.files import until
 from tests.support.jobs import unpack
 from tests.support.scrapes import scrape
 from tests.support.stacks import stack_settings
@@ -167,9 +169,14 @@ async def test_a_cancel_keeps_what_was_generated(chunks: ChunkStack) -> None:
     lines = four_short_lines()
     (request,) = await chunks.requests(lines)
     handle = await chunks.start(request)
-    async with worker(chunks, seats=8, speed=50):
+    async with worker(chunks, seats=8, speed=50) as process:
         await chunks.until(handle, lambda result, _: batches.done_count(result) >= 4 and result.counts.running == 8)
-        await asyncio.sleep(1)
+        before = await tokens_of(process, chunks)
+
+        async def have_generated() -> bool:
+            return await tokens_of(process, chunks) >= before + 8 * 20
+
+        await until(have_generated)
         await handle.cancel()
         result = await ended(handle)
     await assert_stopped(chunks, result, lines, llm_pb2.JOB_STATE_CANCELLED, "CANCELLED")
@@ -243,15 +250,34 @@ async def test_the_death_of_an_engine_costs_nothing_that_was_made(chunks: ChunkS
     assert items[20].result.attempts[0].error.code == 14
 
 
+@pytest.mark.parametrize("fault", ["kill", "die"])
+async def test_a_line_that_kills_its_worker_each_time_fails_alone(chunks: ChunkStack, fault: str) -> None:
+    lines = [line(number, max_tokens=60) for number in range(12)]
+    lines[4]["prompt"] = f"[[fault:{fault}@1]]"
+    (request,) = await chunks.requests(lines)
+    result = asyncio.create_task(ended(await chunks.start(request)))
+    workers = 0
+    while not result.done():
+        async with worker(chunks, seats=8, speed=100, ready=False) as process:
+            workers += 1
+            assert workers < 8, "its workers die for ever"
+            gone = asyncio.create_task(process.wait())
+            await asyncio.wait({gone, result}, return_when=asyncio.FIRST_COMPLETED)
+    items = await chunks.items(await result)
+    poison = items.pop(4)
+    assert (poison.state, reason_of(poison)) == (llm_pb2.JOB_STATE_FAILED, "WORKER_LOST")
+    assert {index for index, item in items.items() if item.state == SUCCEEDED} == {*range(12)} - {4}
+
+
 async def test_a_store_that_is_away_delays_and_loses_nothing(chunks: ChunkStack) -> None:
     lines = [line(number, max_tokens=50) for number in range(64)]
     folder, away = chunks.stack.state_dir / "store", chunks.stack.state_dir / "away"
     (request,) = await chunks.requests(lines)
     handle = await chunks.start(request)
-    async with worker(chunks, seats=8, speed=50):
+    async with worker(chunks, seats=8, speed=50) as process:
         found = await chunks.until(handle, lambda result, _: batches.done_count(result) >= 8)
         folder.rename(away)
-        await asyncio.sleep(3)
+        await until(lambda: "the store is away" in process.log)
         away.rename(folder)
         await chunks.until(handle, lambda result, _: batches.done_count(result) > batches.done_count(found))
         result = await ended(handle)
@@ -273,6 +299,22 @@ async def test_items_give_their_seats_to_interactive_jobs(chunks: ChunkStack) ->
     assert_whole(items, lines)
     assert sum(item.result.metadata.pauses for item in items.values()) >= 1
     assert not any(item.result.metadata.rewinds for item in items.values())
+
+
+async def test_a_batch_of_an_urgent_class_makes_way_for_a_job(chunks: ChunkStack) -> None:
+    """A worker that is full of items takes interactive jobs all the same."""
+    lines = [line(number, max_tokens=100_000) for number in range(6)]
+    batch = batch_pb2.BatchRequest(user_id="u", request_id="r", job_class=common_pb2.JOB_CLASS_HIGH)
+    (request,) = await chunks.requests(lines, batch=batch)
+    handle = await chunks.start(request)
+    async with worker(chunks, seats=2, speed=50, GPU_WORKER_PAUSE_WAIT="PT2M"):
+        await chunks.until(handle, lambda result, _: result.counts.running == 2)
+        job = await chunks.interactive(10)
+        async with asyncio.timeout(PATIENCE):
+            await job.result()
+        assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
+        await handle.cancel()
+        await ended(handle)
 
 
 async def test_a_feed_that_is_away_delays_nothing(chunks: ChunkStack) -> None:

@@ -73,11 +73,17 @@ async def test_the_command_runs_a_batch_and_comes_back_to_it(
 ) -> None:
     lines, output, errors = (tmp_path / name for name in ("lines.jsonl", "output.jsonl", "output.jsonl.errors"))
     lines.write_bytes(to_jsonl(lines_of(40)))
+    short, of_short = tmp_path / "short.jsonl", tmp_path / "short.out"
+    short.write_bytes(to_jsonl(lines_of(1)))
+    stale = tmp_path / "short.out.errors"
+    stale.write_text("of an earlier command")
     async with running(temporal, stack.state_dir, failing=frozenset({3})) as engine:
         ended = await cli(stack, "batch", "run", str(lines), str(output))
         assert ended.status == 1, ended.errors
         assert "1 of 40 lines have failed" in ended.errors
         assert "39 succeeded" in ended.errors
+        assert (await cli(stack, "batch", "run", str(short), str(of_short))).status == 0
+        assert stale.read_bytes() == b""
         began = len(engine.attempts)
         batch_id = ended.errors.splitlines()[0]
         first = output.read_bytes()

@@ -12,15 +12,18 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Replayer
 
 from deploy.local.stack import Stack
+from jobs import names
 from jobs.ids import batch_workflow_id
-from llm_pb import batch_pb2, llm_pb2
+from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
+from services.gateway.ledgers import LedgerActivities
 from tests.contract.test_replay import SANDBOX
 from tests.support.batches import Stubs, by_index, create, custom_id_of, lines_of, new_batch, running, to_jsonl
 from tests.support.files import PATIENCE, delete, until
-from tests.support.jobs import details_of, unpack
+from tests.support.jobs import details_of, new_job, run_job, unpack
 from workflows.llm_batch import LLMBatchWorkflow
 
 
@@ -64,11 +67,16 @@ async def test_a_batch_ends_with_every_line_once_in_the_order_of_its_input(
     items = by_index(await stubs.results(created.batch_id))
     assert sorted(items) == list(range(300))
     assert items[7].state == llm_pb2.JOB_STATE_FAILED
+    # What a ledger counts of it that did not learn of its end.
+    request = internal_pb2.FindEndedJobsRequest(workflow_ids=[created.batch_id])
+    found = await LedgerActivities(temporal).find_ended_jobs(request)
+    assert [*found.output_tokens] == [status.usage.output_tokens]
 
 
 async def test_results_are_read_while_a_batch_runs_and_each_once(stubs: Stubs, temporal: Client, stack: Stack) -> None:
     async with running(temporal, stack.state_dir, hold_after=10) as engine:
-        created = await create(stubs, lines_of(200))
+        # Whatever its class, it is in the queue of the background.
+        created = await create(stubs, lines_of(200), job_class="JOB_CLASS_STANDARD")
         found: list[batch_pb2.BatchItem] = []
         cursor = ""
         # Each stream breaks after a message, and the next one goes on.
@@ -160,6 +168,16 @@ async def test_a_batch_expires_with_what_has_ended(stubs: Stubs, temporal: Clien
     assert reason_of(status) == "WINDOW_OVER"
 
 
+async def test_a_batch_expires_although_the_clocks_of_workers_are_ahead(
+    stubs: Stubs, temporal: Client, stack: Stack
+) -> None:
+    async with running(temporal, stack.state_dir, ends_early=True):
+        created = await create(stubs, lines_of(2), window=timedelta(minutes=5))
+        status = await stubs.end(created.batch_id)
+    assert (status.state, reason_of(status)) == (batch_pb2.BATCH_STATE_EXPIRED, "WINDOW_OVER")
+    assert status.counts.expired == 2
+
+
 async def test_all_bad_lines_are_named_at_once_and_nothing_runs(stubs: Stubs) -> None:
     lines = lines_of(150)
     for index in range(0, 150, 2):
@@ -214,6 +232,16 @@ async def test_what_no_batch_is_is_refused(stubs: Stubs) -> None:
         await stubs.create(batch_pb2.BatchRequest(max_failure_rate=2))
     fields = {violation.field for violation in details_of(error.value)["BadRequest"].field_violations}
     assert {"batch.user_id", "batch.request_id", "batch.input.file_id", "batch.max_failure_rate"} <= fields
+
+
+async def test_the_output_of_a_job_may_be_the_input_of_a_batch(stubs: Stubs, stub: LlmServiceStub) -> None:
+    """It is read, although this one holds no line of a batch."""
+    seen = await run_job(stub, new_job("[[wide]]", params={"max_tokens": 300}))
+    assert seen.final.result.output_file.file_id
+    batch = batch_pb2.BatchRequest(user_id="alice", request_id=f"of-{seen.final.status.workflow_id}"[:128])
+    batch.input.file_id = seen.final.result.output_file.file_id
+    status = await stubs.end((await stubs.create(batch)).batch_id)
+    assert (status.state, reason_of(status)) == (batch_pb2.BATCH_STATE_FAILED, "INVALID_INPUT")
 
 
 async def test_too_many_failures_stop_a_batch(stubs: Stubs, temporal: Client, stack: Stack) -> None:
@@ -274,7 +302,13 @@ async def test_a_batch_of_two_thousand_lines_has_a_small_history(stubs: Stubs, t
     assert status.counts.succeeded == 2000
     handle = temporal.get_workflow_handle(created.batch_id)
     assert (await handle.describe()).history_length < 50 * 6 + 100
-    await replay(await handle.fetch_history())
+    history = await handle.fetch_history()
+    scheduled = [event.activity_task_scheduled_event_attributes for event in history.events]
+    queues = {one.activity_type.name: one.task_queue.name for one in scheduled if one.activity_id}
+    # Steps that take minutes keep no other step waiting.
+    assert {queues[name] for name in ("PlanBatch", "MergeBatch")} == {f"{names.WORKFLOW_QUEUE}.batches"}
+    assert queues["CleanBatch"] == names.WORKFLOW_QUEUE
+    await replay(history)
 
 
 async def replay(history: WorkflowHistory) -> None:

@@ -97,9 +97,14 @@ async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver)
 
 @pytest.fixture(scope="module")
 async def scraped(measured: Stack) -> Scrape:
-    """Scrape all processes once Temporal has reported how many jobs wait."""
+    """Scrape all processes once Temporal has reported how many jobs wait, and the batch is counted."""
     return await scrape_until(
-        measured, lambda found: found.total("approximate_backlog_count", task_type="Activity") > 0, *METRICS
+        measured,
+        lambda found: (
+            found.total("approximate_backlog_count", task_type="Activity") > 0
+            and found.total("llm_batch_ended_total") > 0
+        ),
+        *METRICS,
     )
 
 

@@ -89,8 +89,8 @@ class ChunkStack:
     queue: str
     store: Store
 
-    async def worker(self, *, seats: int = 16, speed: float = 2000, **environment: str) -> Process:
-        """Start a worker."""
+    async def worker(self, *, seats: int = 16, speed: float = 2000, ready: bool = True, **environment: str) -> Process:
+        """Start a worker, and wait until it is ready unless it may be lost before."""
         own = {
             "GPU_WORKER_MAX_CONCURRENT": str(seats),
             "GPU_WORKER_ENGINE_OPTIONS": json.dumps({"tokens_per_second": speed}),
@@ -100,7 +100,8 @@ class ChunkStack:
         }
         process = self.stack.add("gpu-worker", own)
         await process.start()
-        await process.wait_ready()
+        if ready:
+            await process.wait_ready()
         return process
 
     async def requests(
@@ -120,8 +121,7 @@ class ChunkStack:
             batch_id=batch_id,
             plan=await self._put(batch_id, planned),
             input=await self._put(batch_id, data),
-            batch=BATCH,
-            **changes,
+            **{"batch": BATCH, **changes},
         )
         common.create_time.FromDatetime(now)
         common.expire_time.FromDatetime(now + timedelta(hours=1))

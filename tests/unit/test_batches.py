@@ -25,6 +25,7 @@ from batches.results import LostItem, OutputLine, invalid_input, joined, to_line
 from batches.rules import check_create
 from batches.segments import DamagedSegment, merge, merged_pieces, read_segment, to_segment
 from jobs.errors import Cancelled, EngineFailed, RunTimeout, to_status
+from jobs.field_rules import Violation
 from jobs.ids import batch_workflow_id, tenant_of
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 
@@ -314,6 +315,18 @@ def test_a_segment_that_was_cut_or_repeats_a_line_is_refused() -> None:
         list(joined(lines[:1], merge([read_segment(BytesIO(data))]), batch_pb2.BatchItem()))
 
 
+@pytest.mark.parametrize("value", [ours("a"), theirs("a")])
+def test_a_result_stands_whatever_later_rules_say_of_its_line(value: Any) -> None:
+    """A later version merges what an earlier one has accepted and run."""
+    line = one(value)
+    refused = line.with_problem(Violation("prompt", "is not allowed any more"))
+    ((_, found),) = joined([refused], [item(line)], batch_pb2.BatchItem())
+    succeeded, text = answered(refused, found)
+    assert succeeded
+    assert "Hello" in text.decode()
+    assert "not allowed" not in text.decode()
+
+
 _LINES = st.sampled_from(["ours", "openai", "bad json", "bad field", "repeated", "blank", "long"])
 
 
@@ -443,8 +456,9 @@ def test_what_is_said_of_a_bad_line_is_bounded() -> None:
     list(lines_of(source, text_of(*({"é" * 100_000: 1, f"n{n}": 1} for n in range(100)))))
     error = invalid_input(source.violations)
     assert error.details[0].type_url.endswith("ErrorInfo")
-    assert len(source.violations) == 100
-    assert error.ByteSize() < 256 * 1024
+    # A page of 100 batches fits a message.
+    assert 0 < len(source.violations) < 100
+    assert error.ByteSize() < 40 * 1024
     assert len(error.message) <= 2000
 
 

@@ -10,9 +10,11 @@ from batches.segment_writer import MAX_SEGMENTS, SegmentWriter
 from batches.segments import read_segment
 from feed.memory import MemoryFeed
 from jobs.batches import done_count
+from jobs.errors import EngineDead, EngineFailed, JobError, to_status
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.batch import chunk_log
 from services.gpu_worker.batch.chunk_log import ChunkLog
+from services.gpu_worker.batch.losses import Losses, losses_of
 from services.gpu_worker.seats import Demand, Seats
 from store.objects import ObjectStore, open_objects
 from store.settings import StoreSettings
@@ -144,10 +146,59 @@ async def test_a_log_of_ended_items_is_written_anew(monkeypatch: pytest.MonkeyPa
     assert (await texts(ChunkLog(feed, "batch/0", 2, "w"), 0))[0].startswith("kept")
 
 
+def attempt(number: int, *records: internal_pb2.FeedRecord) -> list[internal_pb2.FeedRecord]:
+    """Return the records of an attempt at an item."""
+    started = internal_pb2.FeedRecord(attempt_started=internal_pb2.AttemptStarted(attempt=number))
+    found = [started, *records]
+    for one in found:
+        one.writer = str(number)
+    return found
+
+
+def tokens(first: int, count: int) -> internal_pb2.FeedRecord:
+    return internal_pb2.FeedRecord(tokens_made=internal_pb2.TokensMade(token_offset=first, token_ids=range(count)))
+
+
+def end(kind: "llm_pb2.AttemptEnd.ValueType", error: JobError | None = None) -> internal_pb2.FeedRecord:
+    ended = llm_pb2.JobAttempt(end=kind)
+    if error is not None:
+        ended.error.CopyFrom(to_status(error))
+    return internal_pb2.FeedRecord(attempt_ended=internal_pb2.AttemptEnded(attempt=ended))
+
+
+BEGUN = internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan())
+DEAD = end(llm_pb2.ATTEMPT_END_FAILED, EngineDead("it died"))
+
+
+@pytest.mark.parametrize(
+    ("records", "losses"),
+    [
+        ([], (0, 0)),
+        # The engine had not got the item.
+        (attempt(1), (0, 0)),
+        (attempt(1, BEGUN), (1, 1)),
+        (attempt(1, BEGUN, tokens(0, 5)), (1, 0)),
+        ([*attempt(1, BEGUN), *attempt(2, BEGUN)], (2, 2)),
+        # A repeat of the takeover, after the broker was away.
+        (attempt(1, BEGUN, attempt(1)[0]), (1, 1)),
+        # The second one starts over and comes as far as the first one, the third one comes further.
+        ([*attempt(1, BEGUN, tokens(0, 5)), *attempt(2, BEGUN, tokens(0, 5))], (2, 1)),
+        ([*attempt(1, BEGUN, tokens(0, 5)), *attempt(2, BEGUN), *attempt(3, BEGUN, tokens(5, 1))], (3, 0)),
+        (attempt(1, BEGUN, DEAD), (1, 1)),
+        ([*attempt(1, BEGUN, DEAD), *attempt(2, BEGUN, end(llm_pb2.ATTEMPT_END_HANDED_OVER))], (1, 0)),
+        (attempt(1, BEGUN, end(llm_pb2.ATTEMPT_END_FAILED, EngineFailed("it failed"))), (0, 0)),
+    ],
+)
+def test_the_losses_of_an_item_are_those_that_it_may_be_to_blame_for(
+    records: list[internal_pb2.FeedRecord], losses: tuple[int, int]
+) -> None:
+    assert losses_of(records) == Losses(*losses)
+
+
 async def test_a_worker_takes_no_more_chunks_than_it_has_seats_for() -> None:
     seats = Seats(16, 1)
     assert seats.slots(background=True) == 16
-    demand = Demand(background=True)
+    demand = Demand()
     demand.items = 16
     with seats.chunk(demand):
         # The chunk itself is one of them.

@@ -52,6 +52,36 @@ async def test_the_youngest_background_attempt_makes_way_and_scheduled_ones_befo
     assert not old.leaving
 
 
+@pytest.mark.parametrize("job_class", [HIGH, STANDARD, BACKGROUND])
+async def test_an_item_of_a_batch_makes_way_for_every_interactive_job(
+    job_class: "common_pb2.JobClass.ValueType", present: ExitStack
+) -> None:
+    """Whatever the class of its batch, and although it is older."""
+    seats, request = Seats(1, 0), internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=job_class))
+    item = present.enter_context(seats.attempt(request, item=True))
+    assert item.ask()
+    assert seats.slots(background=False) == 1
+    job = attempt(seats, STANDARD, 10, present)
+    assert item.leaving
+    item.free()
+    assert not item.ask()
+    assert job.taken
+    job.free()
+    assert item.taken
+
+
+async def test_the_class_of_a_batch_orders_it_among_background_work(present: ExitStack) -> None:
+    seats, request = Seats(1, 0), internal_pb2.RunRequest(job=llm_pb2.JobRequest(job_class=STANDARD))
+    request.create_time.FromSeconds(5)
+    running, job = [attempt(seats, BACKGROUND, created, present) for created in (1, 2)]
+    item = present.enter_context(seats.attempt(request, item=True))
+    item.ask()
+    # Background work does not make way for it.
+    assert not running.leaving
+    running.free()
+    assert (item.taken, job.taken) == (True, False)
+
+
 async def test_one_seat_is_asked_for_each_that_needs_one(present: ExitStack) -> None:
     seats = Seats(3, 0)
     held = [attempt(seats, BACKGROUND, created, present) for created in range(3)]

@@ -90,14 +90,10 @@ class AsyncBatches:
 
         Raises ApiError, and ValueError for a filter that ListBatchesRequest does not have.
         """
-        request = batch_pb2.ListBatchesRequest(**filters)
-        while True:
-            response: batch_pb2.ListBatchesResponse = await self._stub.unary("ListBatches", request)
-            for status in response.batches:
+        listed = self._stub.listed("ListBatches", batch_pb2.ListBatchesRequest(**filters), "batches")
+        async with aclosing(listed):
+            async for status in listed:
                 yield status
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
 
 def _hash_of(path: str | os.PathLike[str]) -> str:

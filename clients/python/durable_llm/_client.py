@@ -5,6 +5,7 @@ import copy
 import os
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -204,14 +205,10 @@ class AsyncClient:
 
         Raises ApiError, and ValueError for a filter that ListRequest does not have.
         """
-        request = llm_pb2.ListRequest(**filters)
-        while True:
-            response: llm_pb2.ListResponse = await self._stub.unary("List", request)
-            for summary in response.jobs:
+        listed = self._stub.listed("List", llm_pb2.ListRequest(**filters), "jobs")
+        async with aclosing(listed):
+            async for summary in listed:
                 yield summary
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def delete_jobs(self, user_id: str, **filters: Any) -> llm_pb2.Deletion:
         """Delete the jobs of a user that match; return the deletion once it has ended.

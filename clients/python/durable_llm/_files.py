@@ -107,14 +107,10 @@ class AsyncFiles:
 
         Raises ApiError, and ValueError for a filter that ListFilesRequest does not have.
         """
-        request = file_pb2.ListFilesRequest(**filters)
-        while True:
-            response: file_pb2.ListFilesResponse = await self._stub.unary("ListFiles", request)
-            for file in response.files:
+        listed = self._stub.listed("ListFiles", file_pb2.ListFilesRequest(**filters), "files")
+        async with aclosing(listed):
+            async for file in listed:
                 yield file
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def list_page(self, **fields: Any) -> file_pb2.ListFilesResponse:
         """Return one page. The fields are those of ListFilesRequest. Raises like list()."""

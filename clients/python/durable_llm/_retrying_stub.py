@@ -74,6 +74,16 @@ class RetryingStub:
                 self._answered = True
                 return response
 
+    async def listed(self, method: str, request: Any, field: str) -> AsyncGenerator[Any, None]:
+        """Yield what the pages of a list hold in a field, page after page. Raises ApiError."""
+        while True:
+            response = await self.unary(method, request)
+            for item in getattr(response, field):
+                yield item
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
     async def deletion(self, deletion: llm_pb2.Deletion) -> llm_pb2.Deletion:
         """Return a deletion once it has ended. Raises ApiError."""
         wait = _FIRST_LOOK

@@ -1,6 +1,7 @@
 """The calls of ScheduleService."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,10 @@ class AsyncSchedules:
 
         Raises ApiError, and ValueError for a filter that ListSchedulesRequest does not have.
         """
-        request = schedule_pb2.ListSchedulesRequest(**filters)
-        while True:
-            response: schedule_pb2.ListSchedulesResponse = await self._stub.unary("ListSchedules", request)
-            for summary in response.schedules:
+        listed = self._stub.listed("ListSchedules", schedule_pb2.ListSchedulesRequest(**filters), "schedules")
+        async with aclosing(listed):
+            async for summary in listed:
                 yield summary
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
 
     async def update(
         self, schedule_id: str, schedule: schedule_pb2.Schedule | None = None, /, **fields: Any

@@ -5,17 +5,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from durable_llm._schedules import AsyncSchedules
+from durable_llm._sync_files import Runner
 from llm_pb import schedule_pb2
 
 if TYPE_CHECKING:
-    from durable_llm._sync import _Loop
     from llm_pb.schedule_pb2 import OverlapPolicy, ScheduleStatus
 
 
 class Schedules:
     """AsyncSchedules for code without asyncio: `Client.schedules`."""
 
-    def __init__(self, loop: "_Loop", schedules: AsyncSchedules) -> None:
+    def __init__(self, loop: Runner, schedules: AsyncSchedules) -> None:
         self._loop = loop
         self._schedules = schedules
 

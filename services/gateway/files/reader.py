@@ -1,6 +1,5 @@
 """Reads the records of files from Temporal: what a file is, and which objects hold its content."""
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from datetime import timedelta
@@ -23,13 +22,13 @@ from llm_pb import file_pb2, internal_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway.errors import file_not_found, invalid, temporal_unavailable
+from services.gateway.errors import file_not_found, temporal_unavailable
 from services.gateway.files.outputs import JobOutputs
-from services.gateway.page_token import REFUSED, PageTokens
+from services.gateway.page_token import PageTokens
 from services.gateway.runs import Runs
+from services.gateway.visibility import DEFAULT_PAGE_SIZE, own_page, terms_of
 
 _log = logging.getLogger(__name__)
-_DEFAULT_PAGE_SIZE: Final = 20
 _LIST_TIMEOUT: Final = timedelta(seconds=10)
 
 
@@ -109,27 +108,15 @@ class FileReader:
         Raises ApiError INVALID_ARGUMENT for a page_token that Temporal refuses, UNAVAILABLE when it does not answer in
         time; RPCError; KeysUnavailable when the files of a filter may have hashes.
         """
-        token = self._page_tokens.unseal(caller.tenant, request)
         page = self._client.list_workflows(
             await self._query(caller.tenant, request.user_id),
-            page_size=request.page_size or _DEFAULT_PAGE_SIZE,
-            next_page_token=token,
+            page_size=request.page_size or DEFAULT_PAGE_SIZE,
+            next_page_token=self._page_tokens.unseal(caller.tenant, request),
         )
-        try:
-            async with asyncio.timeout(_LIST_TIMEOUT.total_seconds()):
-                await page.fetch_next_page()
-        except TimeoutError as error:
-            raise temporal_unavailable("Temporal did not list the files in time; call again") from error
-        except RPCError as error:
-            if token is not None and error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN):
-                raise invalid([REFUSED]) from error
-            raise
-        response = file_pb2.ListFilesResponse(
-            next_page_token=self._page_tokens.seal(caller.tenant, request, page.next_page_token)
-        )
-        for item in page.current_page or ():
-            # The id decides. A workflow that was started by hand may have any search attributes.
-            file = await _readable(item) if tenant_of(item.id) == caller.tenant else None
+        own, following = await own_page(page, caller.tenant, request, self._page_tokens, _LIST_TIMEOUT)
+        response = file_pb2.ListFilesResponse(next_page_token=following)
+        for item in own:
+            file = await _readable(item)
             if file is not None and request.user_id in ("", file.user_id) and request.purpose in ("", file.purpose):
                 response.files.append(file)
         return response
@@ -142,18 +129,10 @@ class FileReader:
                 yield file
 
     async def _query(self, tenant: str, user_id: str) -> str:
-        """Return the visibility query. Every value has passed a rule that forbids quotes."""
-        terms = [f"WorkflowType = '{names.FILE_WORKFLOW_TYPE}'", "ExecutionStatus = 'Running'"]
-        if tenant and self._knows_tenants:
-            terms.append(f"{names.TENANT_ID.name} = '{tenant}'")
-        elif self._knows_tenants:
-            terms.append(f"{names.TENANT_ID.name} IS NULL")
-        if user_id:
-            values = [user_id]
-            if self._encryption is not None and (hash_ := await self._encryption.known_search_hash(tenant)):
-                values.append(hash_(names.USER_ID.name, user_id))
-            terms.append(f"{names.USER_ID.name} IN ({', '.join(repr(value) for value in values)})")
-        return " AND ".join(terms)
+        """Return the visibility query: see terms_of."""
+        hash_ = await self._encryption.known_search_hash(tenant) if self._encryption is not None and user_id else None
+        own = terms_of(tenant, {names.USER_ID: user_id}, hash_, knows_tenants=self._knows_tenants)
+        return " AND ".join((f"WorkflowType = '{names.FILE_WORKFLOW_TYPE}'", "ExecutionStatus = 'Running'", *own))
 
 
 async def file_of(execution: WorkflowExecution) -> file_pb2.File | None:

@@ -52,6 +52,7 @@ class RunBatchChunk:
         self._settings = settings
         self._worker = worker
         self._metrics = ChunkMetrics(meter, settings.model)
+        self._suspects = asyncio.Lock()
 
     @activity.defn(name=names.ACTIVITY_RUN_BATCH_CHUNK)
     async def __call__(self, request: internal_pb2.ChunkRequest) -> internal_pb2.ChunkResult:
@@ -74,12 +75,13 @@ class RunBatchChunk:
             request,
             chunk,
             ItemRunner(request, number, self._jobs, self._engine, self._settings, self._worker),
-            ChunkLog(feed, f"{request.batch_id}/{request.chunk}", number, self._worker),
+            ChunkLog(feed, batches.log_key(request.batch_id, request.chunk), number, self._worker),
             SegmentWriter(self._store, request, earlier.segments),
             ChunkLines(self._store, request),
             self._jobs,
             self._settings,
             self._metrics,
+            self._suspects,
         )
         try:
             await run.run(first=number == 1)

@@ -13,6 +13,7 @@ from typing import Final
 
 from feed.feed import Feed, Fence, RecordHandler, ignore
 from llm_pb import internal_pb2
+from services.gpu_worker.batch.losses import Losses, losses_of
 
 _log = logging.getLogger(__name__)
 _TAKEOVER_PAUSES: Final = (0, 1, 2)
@@ -61,6 +62,10 @@ class ChunkLog:
                 self._begun = True
                 self._earlier = await self._read(wanted)
                 return
+
+    def losses(self, place: int) -> Losses:
+        """Return the losses of an item whose log was not asked for yet."""
+        return losses_of(self._earlier.get(place, ()))
 
     def item(self, place: int) -> "ItemLog":
         """Return the log of an item, with what earlier attempts have written. Call it once for each item."""
@@ -172,6 +177,11 @@ class ItemLog:
         """See Feed."""
         self._records.append(record)
         self._bytes += self._log.add(self._place, record)
+        if record.HasField("engine_began"):
+            # Those that begin in the same moment share a record of the log. It is under way before the engine begins.
+            await asyncio.sleep(0)
+            await self._log.flush()
+            await asyncio.sleep(0)
 
     async def sync(self, key: str, record: internal_pb2.FeedRecord) -> bool:
         """See Feed. The record is stored with the next flush of the chunk's log."""

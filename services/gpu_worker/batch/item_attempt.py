@@ -4,23 +4,23 @@ import time
 from typing import Any, Final
 
 from jobs.errors import Cancelled, JobError, WorkerLost
-from jobs.stages import PAUSED
-from llm_pb import llm_pb2
+from jobs.stages import PAUSED, PREFILL
+from llm_pb import internal_pb2, llm_pb2
 from services.gpu_worker.attempt import Attempt
+from services.gpu_worker.batch.losses import Losses, has_lost_engine
 from services.gpu_worker.engines.engine import Engine, Output
 from services.gpu_worker.seats import Seat
 
 LOG_SECONDS: Final = 0.1
 """Time after which tokens are published. So much of an output is generated again after a kill, twice that at most."""
-_MAX_LOST: Final = 10
-"""Number of lost workers after which an item fails: it may be what kills them."""
 
 
 class ItemAttempt(Attempt):
     """See Attempt. The text and the tokens of a tenth of a second become one record."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, losses: Losses) -> None:
         super().__init__(*arguments)
+        self._losses = losses
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[llm_pb2.TokenLogprobs] = []
@@ -30,10 +30,15 @@ class ItemAttempt(Attempt):
     async def start(self, *, first: bool) -> bool:
         """See Attempt. Raises WorkerLost for an item that too many workers were lost with."""
         continues = await super().start(first=first)
-        lost = sum(attempt.end == llm_pb2.ATTEMPT_END_WORKER_LOST for attempt in self.output.attempts)
-        if lost >= _MAX_LOST:
-            raise WorkerLost(f"{lost} workers that ran the item were lost")
+        if self._losses.are_too_many:
+            raise WorkerLost(f"{self._losses.total} workers that ran the item were lost")
         return continues
+
+    async def enter(self, stage: str) -> None:
+        """See Attempt. The log knows of an item before the engine has it, because it may kill the worker."""
+        await super().enter(stage)
+        if stage == PREFILL:
+            await self._writer.write(internal_pb2.FeedRecord(engine_began=internal_pb2.EngineBegan()))
 
     async def add(self, output: Output) -> None:
         """See Attempt."""
@@ -61,9 +66,9 @@ class ItemAttempt(Attempt):
 
     @property
     def failures(self) -> int:
-        """Number of attempts that have failed, this one included."""
+        """Number of attempts that have failed, this one included. The item is not to blame for a lost engine."""
         failed = (llm_pb2.ATTEMPT_END_FAILED, llm_pb2.ATTEMPT_END_TIMED_OUT)
-        return sum(attempt.end in failed for attempt in self.output.attempts)
+        return sum(attempt.end in failed and not has_lost_engine(attempt) for attempt in self.output.attempts)
 
     def item_result(
         self, engine: Engine, error: JobError | None, reason: "llm_pb2.FinishReason.ValueType | None"

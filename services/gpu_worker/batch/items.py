@@ -29,6 +29,7 @@ from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
 from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
+from services.gpu_worker.batch.losses import Losses
 from services.gpu_worker.batch.stops import Stop
 from services.gpu_worker.engines.engine import Engine
 from services.gpu_worker.report_throttle import ReportThrottle
@@ -49,6 +50,7 @@ class RunningItem:
     place: int
     seat: Seat
     log: ItemLog
+    losses: Losses
     attempt: ItemAttempt | None = None
     task: "asyncio.Task[None] | None" = None
     hung: bool = False
@@ -114,6 +116,7 @@ class ItemRunner:
                 item.log,
                 self._settings,
                 self._throttle,
+                losses=item.losses,
             )
             reason, error = await self._run_attempt(item, attempt, limit.total_seconds())
             stop = self.stop

@@ -24,7 +24,6 @@ from batches.chunk_lines import ChunkLines, PlacedLine
 from batches.patience import patiently
 from batches.segment_writer import SegmentWriter
 from jobs import batches
-from jobs.classes import is_background
 from jobs.errors import EngineDead, JobError, WorkerShutdown
 from llm_pb import batch_pb2, common_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -58,7 +57,9 @@ class ChunkRun:
         jobs: RunLLMOnGPU,
         settings: GpuWorkerSettings,
         metrics: ChunkMetrics,
+        suspects: asyncio.Lock,
     ) -> None:
+        """`suspects` is held by the one suspect that the worker runs: see losses.py."""
         self.chunk = chunk
         self._request = request
         self._runner = runner
@@ -67,6 +68,7 @@ class ChunkRun:
         self._lines = lines
         self._jobs = jobs
         self._metrics = metrics
+        self._suspects = suspects
         self._job_class = request.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
@@ -80,7 +82,7 @@ class ChunkRun:
         self._flushed = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._left = 0
-        self._demand = Demand(background=is_background(self._job_class))
+        self._demand = Demand()
         self._working: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -100,6 +102,8 @@ class ChunkRun:
         with self._jobs.seats.chunk(self._demand), self._beside():
             if not first:
                 await self._log.take_over(set(todo))
+                # The others do not wait for them.
+                todo.sort(key=lambda place: self._log.losses(place).in_vain > 0)
             working = self._working = asyncio.create_task(self._work(todo))
             try:
                 left = self._request.expire_time.ToDatetime(UTC) - datetime.now(UTC)
@@ -165,14 +169,17 @@ class ChunkRun:
                 if self._is_spent:
                     return
                 with ExitStack() as stack:
-                    seat = stack.enter_context(self._jobs.seats.attempt(self._seat_request(line)))
+                    if (losses := self._log.losses(line.place)).in_vain:
+                        await self._suspects.acquire()
+                        stack.callback(self._suspects.release)
+                    seat = stack.enter_context(self._jobs.seats.attempt(self._seat_request(line), item=True))
                     if not seat.ask():
                         self._asking = seat
                         try:
                             await seat.wait(None)
                         finally:
                             self._asking = None
-                    item = RunningItem(line.place, seat, self._log.item(line.place))
+                    item = RunningItem(line.place, seat, self._log.item(line.place), losses)
                     self._running.add(item)
                     item.task = group.create_task(self._run_item(item, line))
                     item.task.add_done_callback(partial(self._end_item, item, stack.pop_all()))

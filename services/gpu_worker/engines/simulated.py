@@ -10,6 +10,7 @@ tokens of output have been generated, including those of earlier attempts:
     failed    the generation raises EngineFailed
     die       the engine is dead
     hang      no more tokens come, until the generation is cancelled
+    kill      the process is killed
 
 `KIND@N:once` occurs in the job's first attempt only: not if an earlier attempt left tokens to continue, and not twice
 in one process.
@@ -28,8 +29,10 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import os
 import random
 import re
+import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -65,7 +68,7 @@ WORD_IDS: Final = [[FIRST_PIECE + PIECES.index(piece) for piece in word] for wor
 EARLY_SECONDS: Final = 0.002
 """Maximum time that a token comes before it is due, because uvloop's clock and timers count in whole milliseconds."""
 
-FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang)@(?P<at>\d+)(?P<once>:once)?")
+FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang|kill)@(?P<at>\d+)(?P<once>:once)?")
 SCRIPT: Final = re.compile(r"\[\[when (?P<pattern>.*?): (?P<answer>.*?)\]\]", re.DOTALL)
 VARY: Final = "[[vary]]"
 WIDE: Final = "[[wide]]"
@@ -216,6 +219,8 @@ class SimulatedEngine:
             raise EngineFailed("scripted: the engine failed on this job")
         if kind == "die":
             self._die("scripted: the engine died")
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         await self._pause(None)
 
 

@@ -86,7 +86,7 @@ def run(
             for reference, path in ((status.output, output), (status.errors, errors)):
                 if reference.file_id:
                     client.files.download(reference.file_id, path)
-                elif path == output:
+                elif path == output or os.path.exists(path):
                     # So that what an earlier command has left is not taken for the result.
                     with open(path, "wb"):
                         pass
