@@ -136,9 +136,10 @@ def _refine(spec: pipeline_pb2.RefineSpec) -> Iterator[Violation]:
             yield from check_duration(map_path("refine.step_timeouts", name), spec.step_timeouts[name])
     if not 0 <= spec.quality_threshold <= MAX_SCORE:
         yield Violation("refine.quality_threshold", f"must be 0 to {MAX_SCORE}")
-    for name in ("max_rounds", "patience"):
-        if spec.HasField(name) and not 1 <= getattr(spec, name) <= MAX_ROUNDS:
-            yield Violation(f"refine.{name}", f"must be 1 to {MAX_ROUNDS}")
+    if spec.HasField("max_rounds") and not 1 <= spec.max_rounds <= MAX_ROUNDS:
+        yield Violation("refine.max_rounds", f"must be 1 to {MAX_ROUNDS}")
+    if spec.HasField("patience") and not 1 <= spec.patience <= MAX_ROUNDS:
+        yield Violation("refine.patience", f"must be 1 to {MAX_ROUNDS}")
 
 
 def _path(path: str, *, required: bool) -> Iterator[Violation]:
