@@ -63,6 +63,9 @@ def set_price(request: internal_pb2.RunRequest, options: internal_pb2.JobOptions
 
 
 def add_cost(metadata: llm_pb2.ResultMetadata, options: internal_pb2.JobOptions) -> None:
-    """Write what the job costs into the metadata of its result, if its model had a price as it was accepted."""
-    if options.HasField("price"):
+    """Write what the job costs into the metadata of its result, if its model had a price as it was accepted.
+
+    What a provider has charged stays.
+    """
+    if options.HasField("price") and not metadata.HasField("cost_micros"):
         metadata.cost_micros = cost_micros(options.price, metadata.prompt_tokens, metadata.output_tokens)

@@ -50,6 +50,8 @@ class JobError(Exception):
 
     reason: str
     """The error's name on the wire. Branches have none."""
+    retry_after: timedelta | None = None
+    """Wait before another attempt that a provider asks for. None means the wait of `RULES`."""
 
 
 class JobRejected(JobError):
@@ -230,8 +232,7 @@ RULES: Final[dict[type[JobError], Rule]] = {
 }
 
 _MAX_MESSAGE: Final = 2000
-"""Maximum length of a message in characters. An engine's message may be pages long, too long for Temporal's memo and
-gRPC's trailers."""
+"""Maximum length of a message in characters: an engine's may be too long for Temporal's memo and gRPC's trailers."""
 
 BY_REASON: Final[dict[str, type[JobError]]] = {error.reason: error for error in RULES}
 
@@ -257,7 +258,7 @@ def to_attempt_error(
         *details,
         type=error.reason,
         non_retryable=rule.handed_over or not rule.retryable,
-        next_retry_delay=rule.retry_delay,
+        next_retry_delay=error.retry_after or rule.retry_delay,
         category=category,
     )
 

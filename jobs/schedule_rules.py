@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jobs import cron
 from jobs.field_rules import Violation, check_bounded_duration, check_enum, check_id, check_line, too_large
 from jobs.ids import WORKFLOW_ID_PATTERN
-from jobs.rules import MAX_PAGE_SIZE, MAX_REASON_BYTES, check_submit
-from jobs.schedules import MAX_REQUEST_ID, as_submitted
+from jobs.rules import MAX_PAGE_SIZE, check_submit
+from jobs.schedules import CANARY_USER, MAX_REQUEST_ID, as_submitted
 from llm_pb import schedule_pb2
 
 MAX_SCHEDULE_BYTES: Final = 256 * 1024
@@ -22,6 +22,8 @@ MAX_INTERVAL_SECONDS: Final = 365 * 24 * 3600
 MAX_JITTER_SECONDS: Final = 24 * 3600
 MIN_CATCH_UP_SECONDS: Final = 10
 """What Temporal itself raises a shorter window to."""
+MAX_NOTE_BYTES: Final = 1000
+"""Temporal's own limit."""
 _NO_TIME: Final = "must be a time of the years 1970 to 9999"
 
 
@@ -56,7 +58,7 @@ def check_pause(
     """Return the violations of a PauseScheduleRequest or UnpauseScheduleRequest."""
     return [
         *_schedule_id(request.schedule_id),
-        *check_line("note", request.note, MAX_REASON_BYTES, required=False),
+        *check_line("note", request.note, MAX_NOTE_BYTES, required=False),
     ]
 
 
@@ -84,6 +86,8 @@ def _schedule(schedule: schedule_pb2.Schedule | None) -> Iterator[Violation]:
         yield Violation("schedule", too_large(schedule.ByteSize(), MAX_SCHEDULE_BYTES))
         return
     yield from check_id("schedule.user_id", schedule.user_id, required=True)
+    if schedule.user_id == CANARY_USER:
+        yield Violation("schedule.user_id", "must be another one: the operator's canaries have it")
     yield from check_id("schedule.request_id", schedule.request_id, required=True)
     if MAX_REQUEST_ID < len(schedule.request_id) <= 128:
         yield Violation("schedule.request_id", f"must have at most {MAX_REQUEST_ID} characters")
@@ -146,9 +150,20 @@ def _jitter(times: schedule_pb2.ScheduleTimes, path: str) -> Iterator[Violation]
         return
     wrong = list(check_bounded_duration(f"{path}jitter", times.jitter, 0, MAX_JITTER_SECONDS))
     yield from wrong
-    shortest = min((_seconds(interval.every) for interval in times.intervals), default=MAX_JITTER_SECONDS)
+    shortest = min(_distances(times), default=MAX_JITTER_SECONDS)
     if not wrong and _seconds(times.jitter) > shortest:
-        yield Violation(f"{path}jitter", "must be at most the shortest interval")
+        yield Violation(f"{path}jitter", "must be at most the shortest distance of two times")
+
+
+def _distances(times: schedule_pb2.ScheduleTimes) -> Iterator[float]:
+    yield from (_seconds(interval.every) for interval in times.intervals[:MAX_INTERVALS])
+    for expression in times.cron[:MAX_CRONS]:
+        try:
+            minutes = cron.parse(expression).shortest_minutes
+        except ValueError:
+            # It breaks a rule of its own.
+            continue
+        yield 60 * minutes
 
 
 def _range(

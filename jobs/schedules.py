@@ -10,6 +10,8 @@ _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_LENGTH: Final = len("2026-11-26T06:00:00Z")
 MAX_REQUEST_ID: Final = 128 - 1 - _TIME_LENGTH
 """Maximum length of a schedule's request_id in characters: the request_id of a job is it, a hyphen and a time."""
+CANARY_USER: Final = "llm.canary"
+"""The user whose jobs the canaries' are. Callers have no schedules of it."""
 FAILED: Final = frozenset({llm_pb2.JOB_STATE_FAILED, llm_pb2.JOB_STATE_TIMED_OUT})
 """The final states of a job that make its run a failed one. A job that was cancelled was stopped by somebody."""
 

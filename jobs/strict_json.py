@@ -44,11 +44,22 @@ def read_object(data: bytes) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        value = json.loads(data, object_pairs_hook=unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        # A UnicodeDecodeError is a ValueError, too. Its words hold the text.
-        words = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be read"
-        raise NoObject(f"is no JSON: {words}") from None
+        # Of bytes, the json module would take UTF-16 and UTF-32 as well.
+        text = data.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise NoObject(f"is no UTF-8 from byte {error.start} on") from None
+    except UnicodeEncodeError:
+        raise NoObject("has a key with half a surrogate pair") from None
+    except json.JSONDecodeError as error:
+        raise NoObject(f"is no JSON: {error}") from None
+    except _Constant as error:
+        raise NoObject(f"is no JSON: {error} is no number") from None
+    except RecursionError:
+        raise NoObject("is nested too deeply") from None
+    except ValueError:
+        # Python's own limit.
+        raise NoObject("holds a number of too many digits") from None
     if repeated:
         raise RepeatedKeys(repeated[:_MAX_VIOLATIONS])
     if not isinstance(value, dict):
@@ -58,8 +69,12 @@ def read_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+class _Constant(ValueError):
+    """NaN or an Infinity."""
+
+
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise _Constant(name)
 
 
 def _count(value: Any) -> int:

@@ -12,6 +12,7 @@ def usage_of(metadata: llm_pb2.ResultMetadata) -> common_pb2.Usage:
     """Return what a job has used."""
     usage = common_pb2.Usage(
         prompt_tokens=metadata.prompt_tokens,
+        cached_prompt_tokens=metadata.cached_prompt_tokens,
         output_tokens=metadata.output_tokens,
         wasted_tokens=metadata.wasted_tokens,
     )

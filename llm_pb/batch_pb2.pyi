@@ -175,7 +175,8 @@ class BatchRequest(_message.Message):
     @_builtins.property
     def budget(self) -> _common_pb2.Budget:
         """What all items together may use. The batch ends as BATCH_STATE_FAILED with the reason BUDGET_SPENT when it is spent. Items
-        that run then may exceed it by what they had been granted. Default: no limit.
+        that run then may exceed it by what they had been granted. With cost_micros a line whose model has no price is bad. Default: no
+        limit.
         """
 
     @_builtins.property

@@ -1385,12 +1385,13 @@ class ResultMetadata(_message.Message):
     ENGINE_TIME_FIELD_NUMBER: _builtins.int
     WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     PAUSES_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Number of tokens of the prompt, those of the chat template included."""
     output_tokens: _builtins.int
     """Number of tokens of the output."""
     engine: _builtins.str
-    """"torch", "vllm" or "simulated"."""
+    """"torch", "vllm", "openai" or "simulated"."""
     model: _builtins.str
     """The model that answered."""
     worker: _builtins.str
@@ -1407,8 +1408,8 @@ class ResultMetadata(_message.Message):
     """
     cost_micros: _builtins.int
     """What prompt_tokens and output_tokens cost by the price of the model at Submit, in millionths of ModelPrice.currency, rounded up
-    once. A partial result costs what it has. Set once the outcome is settled. Unset for a model without a price, and for a
-    workflow that was started by hand.
+    once. What a provider says that it charged (engine "openai") comes before the price. A partial result costs what it has.
+    Set once the outcome is settled. Unset for a model without a price, and for a workflow that was started by hand.
     """
     wasted_tokens: _builtins.int
     """Number of output tokens that were generated and are no part of the output, because an attempt started over or continued
@@ -1419,6 +1420,8 @@ class ResultMetadata(_message.Message):
     """Number of times that the job gave up its seat before its end, and went on later: to a more urgent job, or because its waits
     had used up timeouts.run. Pauses are no attempts, and those of an attempt that was lost count up to its last heartbeat.
     """
+    cached_prompt_tokens: _builtins.int
+    """Those of prompt_tokens that came from a cache of the engine. 0 where the engine does not tell, and for a partial result."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """From Submit to the first attempt's start."""
@@ -1471,10 +1474,11 @@ class ResultMetadata(_message.Message):
         engine_time: _duration_pb2.Duration | None = ...,
         wasted_tokens: _builtins.int = ...,
         pauses: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "queue_time", b"queue_time", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "attempts", b"attempts", "cached_prompt_tokens", b"cached_prompt_tokens", "cost_micros", b"cost_micros", "engine", b"engine", "engine_time", b"engine_time", "first_token_time", b"first_token_time", "gpu", b"gpu", "latency", b"latency", "lowest_rewind_offset", b"lowest_rewind_offset", "model", b"model", "output_tokens", b"output_tokens", "pauses", b"pauses", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "rewinds", b"rewinds", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token", "wasted_tokens", b"wasted_tokens", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
     _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015

@@ -88,7 +88,7 @@ class Schedule(_message.Message):
     CATCH_UP_WINDOW_FIELD_NUMBER: _builtins.int
     PAUSE_ON_FAILURE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whom the jobs are for, as in JobRequest. Required."""
+    """The user whom the jobs are for, as in JobRequest. Required. llm.canary is taken."""
     request_id: _builtins.str
     """The caller's own id of the schedule, unique for each user among the schedules: the idempotency key. Required. It has the form
     of JobRequest.request_id and at most 107 characters, because the request_id of each job is this id, a hyphen and the run's
@@ -174,7 +174,7 @@ class ScheduleTimes(_message.Message):
     @_builtins.property
     def jitter(self) -> _duration_pb2.Duration:
         """Starts each run later by a random time of at most this, to spread load. The nominal time of a run stays as it is. At most 1 day
-        and at most the shortest interval. Default: 0.
+        and at most the shortest interval, and the shortest distance of two times of a cron expression. Default: 0.
         """
 
     def __init__(
@@ -618,7 +618,7 @@ class PauseScheduleRequest(_message.Message):
     schedule_id: _builtins.str
     """The id that CreateSchedule returned. Required."""
     note: _builtins.str
-    """The reason, for people. At most 1024 bytes, no control characters. It is not encrypted."""
+    """The reason, for people. At most 1000 bytes, no control characters. It is not encrypted."""
     def __init__(
         self,
         *,

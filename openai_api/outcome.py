@@ -64,15 +64,20 @@ def failed_completion(ending: Ending) -> tuple[HTTPStatus, dict[str, Any]] | Non
 def completion_usage(result: llm_pb2.JobResult) -> dict[str, Any]:
     """Return what a completion used, in tokens."""
     prompt, output = result.metadata.prompt_tokens, result.metadata.output_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": result.metadata.cached_prompt_tokens},
+    }
 
 
 def response_usage(result: llm_pb2.JobResult) -> dict[str, Any]:
-    """Return what a response used, in tokens. Nothing tells how many of them came from a cache."""
+    """Return what a response used, in tokens."""
     prompt, output = result.metadata.prompt_tokens, result.metadata.output_tokens
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": result.metadata.cached_prompt_tokens, "cache_write_tokens": 0},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": prompt + output,

@@ -17,7 +17,7 @@ from temporalio.client import Client
 from encryption import Encryption
 from jobs.ids import schedule_id
 from jobs.options import duration
-from jobs.schedules import MAX_REQUEST_ID
+from jobs.schedules import CANARY_USER, MAX_REQUEST_ID
 from llm_pb import common_pb2, schedule_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -32,8 +32,6 @@ from services.gateway.schedule_service import ScheduleService
 from services.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
-USER: Final = "llm.canary"
-"""The user whose jobs the canaries' are."""
 _OPERATOR: Final = Caller("", "gateway", SCOPES)
 _PROMPT: Final = "Say something."
 _TOKENS: Final = 8
@@ -74,7 +72,7 @@ class Canaries:
 
     async def _keep(self) -> None:
         wanted = {canary.request_id: canary for canary in self._wanted()}
-        request = schedule_pb2.ListSchedulesRequest(user_id=USER, page_size=100)
+        request = schedule_pb2.ListSchedulesRequest(user_id=CANARY_USER, page_size=100)
         while True:
             page = await self._listing.list_page(_OPERATOR, request)
             for summary in page.schedules:
@@ -139,7 +137,7 @@ async def keeping_canaries(
 
 def canary_of(model: str, interval: timedelta) -> schedule_pb2.Schedule:
     """Return the canary of a model."""
-    canary = schedule_pb2.Schedule(user_id=USER, request_id=_name_of(model))
+    canary = schedule_pb2.Schedule(user_id=CANARY_USER, request_id=_name_of(model))
     canary.times.intervals.add(every=duration(timedelta(seconds=round(interval.total_seconds()))))
     job = canary.job
     # Of the class that users have who wait, so that it shows what they see.

@@ -29,10 +29,15 @@ def decode(stream: str, text: str, kind: type[M]) -> M:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         if data[:_TAG_BYTES] != _tag(stream):
             raise BadCursor("the cursor is of another one")
-        unpacked = zlib.decompressobj().decompress(data[_TAG_BYTES:], _MAX_BYTES)
+        inflater = zlib.decompressobj()
+        unpacked = inflater.decompress(data[_TAG_BYTES:], _MAX_BYTES)
+        if not inflater.eof or inflater.unused_data:
+            raise BadCursor("the cursor is not whole")
         return kind.FromString(unpacked)
-    except (binascii.Error, ValueError, zlib.error, DecodeError) as error:
-        raise BadCursor(str(error)) from None
+    except BadCursor:
+        raise
+    except (binascii.Error, ValueError, zlib.error, DecodeError):
+        raise BadCursor("the cursor cannot be read") from None
 
 
 def _tag(stream: str) -> bytes:

@@ -56,6 +56,8 @@ class Attempt:
         self._writer = FeedWriter(feed, key, event)
         self._progress_timer = ReportTimer(throttle, settings.progress_interval)
         self._logprobs_bytes = 0
+        self._last: Output | None = None
+        """The engine's last output, once there is one."""
         self.max_output_bytes = 0
         """Maximum size of output and logprobs, where the output may be a file; 0 where it may not."""
 
@@ -146,6 +148,8 @@ class Attempt:
             limit = most if size > most > 0 else MAX_OUTPUT_BYTES
             raise ResultTooLarge(f"output and logprobs exceed {limit} bytes; ask for fewer tokens or logprobs")
         self._logprobs_bytes = logprobs_bytes
+        if output.finish_reason is not None:
+            self._last = output
         if output.token_ids:
             self.times.last_token = now
             if so_far.first_token is None:
@@ -203,6 +207,10 @@ class Attempt:
         result.metadata.model = self.job.model
         if self.watchdog.stage != LOADING:
             result.metadata.gpu.CopyFrom(engine.gpu)
+        if self._last is not None:
+            result.metadata.cached_prompt_tokens = self._last.cached_prompt_tokens
+            if self._last.cost_micros is not None:
+                result.metadata.cost_micros = self._last.cost_micros
         self.times.describe(result.metadata, output.first_token)
         return result
 

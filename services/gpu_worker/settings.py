@@ -38,13 +38,14 @@ class GpuWorkerSettings(MetricsSettings):
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
 
-    engine: Literal["torch", "vllm", "simulated"] = "torch"
+    engine: Literal["torch", "vllm", "openai", "simulated"] = "torch"
     """The engine that runs the model."""
     model: str = "docstrings"
     """Name of the model, as jobs ask for it."""
     model_path: str = ""
-    """A folder in Hugging Face format, or a hub name. If unset, the worker uses the bundled model docstrings. A model
-    of another name needs a path, except with the engine simulated."""
+    """A folder in Hugging Face format, or a hub name; with the engine openai the model's name at the provider. If
+    unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with the engine
+    simulated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """The engine's own options, as JSON. For vllm they are the fields of its AsyncEngineArgs, structured_floor and
     structured_slowdown."""

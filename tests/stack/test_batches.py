@@ -263,6 +263,14 @@ async def test_a_spent_budget_stops_a_batch(stubs: Stubs, temporal: Client, stac
     assert status.counts.succeeded + status.counts.cancelled == 1000
 
 
+async def test_a_budget_of_money_needs_models_with_prices(stubs: Stubs) -> None:
+    """Nothing would bound such a batch. See the budget of a job, which is refused for this, too."""
+    status = await stubs.end((await create(stubs, lines_of(2), budget={"cost_micros": 5})).batch_id)
+    assert status.state == batch_pb2.BATCH_STATE_FAILED
+    fields = {found.field for found in unpack(status.error)["BadRequest"].field_violations}
+    assert fields == {"lines[0].model", "lines[1].body.model"}
+
+
 async def test_batches_are_listed(stubs: Stubs, temporal: Client, stack: Stack) -> None:
     async with running(temporal, stack.state_dir):
         first = await create(stubs, lines_of(2), "lister")

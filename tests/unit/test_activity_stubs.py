@@ -12,6 +12,7 @@ from services.gateway.batches.activities import BatchActivities
 from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
+from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -42,6 +43,8 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.write_manifest: BatchActivities.write_manifest,
     activities.merge_batch: BatchActivities.merge_batch,
     activities.clean_batch: BatchActivities.clean_batch,
+    activities.admit_step: PipelineSteps.admit_step,
+    activities.publish_pipeline: PipelineSteps.publish_pipeline,
 }
 
 

@@ -94,6 +94,7 @@ ONLY = {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
     },
+    "openai": {"services/gpu_worker/engines/openai.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }
 """Modules that may import each heavy dependency."""

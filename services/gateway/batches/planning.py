@@ -36,6 +36,8 @@ class _OperatorsRules:
     ) -> None:
         self._files = files
         self._bounds = JobBounds(models, settings, None)
+        self._models = models
+        self._needs_price = bool(task.request.batch.budget.cost_micros)
         self._creator = Caller(task.request.tenant, "", frozenset(task.request.scopes))
         # The checks of the gateway wait for threads that count tokens.
         self._loop = asyncio.new_event_loop()
@@ -46,6 +48,9 @@ class _OperatorsRules:
         violations = self._loop.run_until_complete(self._bounds.check(request)) or self._files.check(job)
         for field, description in violations:
             yield Violation(field.removeprefix(_OF_JOB), description)
+        model = self._models.get(job.model)
+        if self._needs_price and model is not None and model.price is None:
+            yield Violation("model", "has no price, so the budget.cost_micros of the batch cannot be kept")
         try:
             check_submit(self._creator, request)
         except Refusal as refusal:

@@ -126,7 +126,7 @@ class BatchSubmission:
         """Return the violations of the operator's settings."""
         most, window = self._settings.batch_max_window, request.batch.window
         if window.seconds + window.nanos / 1e9 > most.total_seconds():
-            return [Violation("batch.window", f"must be at most {most}")]
+            return [Violation("batch.window", f"must be at most {most.total_seconds():g} s")]
         return []
 
     async def _check_input(self, caller: Caller, batch: batch_pb2.BatchRequest) -> None:

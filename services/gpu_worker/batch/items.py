@@ -193,7 +193,7 @@ class ItemRunner:
     ) -> batch_pb2.BatchItem:
         result = attempt.item_result(self._engine, error, reason)
         metadata = result.metadata
-        if self._request.HasField("price"):
+        if self._request.HasField("price") and not metadata.HasField("cost_micros"):
             metadata.cost_micros = cost_micros(self._request.price, metadata.prompt_tokens, metadata.output_tokens)
         ended = batch_pb2.BatchItem(
             index=line.index, custom_id=line.custom_id, state=final_state(error), result=result, error=status

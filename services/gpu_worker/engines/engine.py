@@ -1,4 +1,4 @@
-"""The interface between the worker and the engine that runs the model: one Protocol, one contract suite, three engines.
+"""The interface between the worker and the engine that runs the model: one Protocol, one contract suite, all engines.
 
 An engine is chosen by name and only its module is imported, so that a worker without a GPU never loads vllm.
 """
@@ -16,6 +16,7 @@ from llm_pb import llm_pb2
 ENGINES: Final = {
     "torch": "services.gpu_worker.engines.torch",
     "vllm": "services.gpu_worker.engines.vllm",
+    "openai": "services.gpu_worker.engines.openai",
     "simulated": "services.gpu_worker.engines.simulated",
 }
 """The module of each engine by its name. `create(config: EngineConfig) -> Engine` in it returns the engine."""
@@ -89,11 +90,17 @@ class Output:
     token_ids: tuple[int, ...]
     """The step's new tokens."""
     prompt_tokens: int
-    """Number of tokens of the prompt, including the chat template's. The same in every output."""
+    """Number of tokens of the prompt, including the chat template's. The same in every output, or 0 in all but the last
+    where only the end tells it."""
     finish_reason: "llm_pb2.FinishReason.ValueType | None" = None
     """FINISH_REASON_STOP or _LENGTH in the last output, None before."""
     logprobs: tuple[llm_pb2.TokenLogprobs, ...] = ()
     """One for each of token_ids when params.logprobs is set, with its offset."""
+    cached_prompt_tokens: int = 0
+    """Of the prompt's tokens, in the last output: those that came from a cache of the engine."""
+    cost_micros: int | None = None
+    """What a provider charges for the whole output, in millionths of the currency, in the last output. None: the
+    model's price decides."""
 
 
 class Load(NamedTuple):

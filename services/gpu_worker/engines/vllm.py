@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -126,7 +127,7 @@ class VllmEngine:
                             raise UnsupportedParams(f"params.{form} {self._guard.reason()}")
                         member.decoding = True
                         output = self._output(llm, writer, request.outputs[0], job.params)
-                        yield output
+                        yield replace(output, cached_prompt_tokens=request.num_cached_tokens or 0)
                         if output.finish_reason is not None:
                             return
                 except EngineDeadError as error:

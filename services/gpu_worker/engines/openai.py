@@ -1,0 +1,302 @@
+"""Any OpenAI-compatible provider as an engine: the job runs there, and its text goes the way of every other job's.
+
+A provider has neither tokens nor state to give. So a token is what a piece of its stream holds, until its own count at
+the end says how many there were, and an attempt cannot continue another's output: it starts over.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import openai
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionChunk
+from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl
+
+from jobs.errors import EngineDead, EngineFailed, InvalidJob, JobError, PromptTooLong, UnsupportedParams
+from llm_pb import llm_pb2
+from services.gpu_worker.engines.chat import ROLE_NAMES
+from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
+
+log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS: Final = 10
+_SILENCE_SECONDS: Final = 600
+"""Maximum wait for bytes of a provider. The worker's own limits (prefill_timeout, decode_timeout) are shorter."""
+_MAX_RETRY_AFTER: Final = timedelta(hours=1)
+_REASONS: Final = {"stop": llm_pb2.FINISH_REASON_STOP, "length": llm_pb2.FINISH_REASON_LENGTH}
+_OF_OPENAI: Final = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+_OF_VLLM: Final = ("top_k", "min_p", "min_tokens", "repetition_penalty")
+
+
+class OpenAIOptions(BaseModel):
+    """The openai engine's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: HttpUrl
+    """Where the provider's API begins, "/v1" included."""
+    context_tokens: int = Field(ge=2)
+    """Maximum number of tokens of prompt and output together, which a provider does not tell."""
+    api_key_file: Path | None = None
+    """A file with the key, which is read for each request. Default: the environment variable OPENAI_API_KEY."""
+    dialect: Literal["openai", "vllm"] = "openai"
+    """Whether the provider knows vLLM's parameters as well: top_k, min_p, min_tokens, repetition_penalty, regex and
+    choice."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The name of the field that bounds the output."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More members of each request."""
+
+
+class OpenAIEngine:
+    """See Engine. It starts every generation over."""
+
+    name = "openai"
+
+    def __init__(self, config: EngineConfig, options: OpenAIOptions) -> None:
+        self._model = config.model_path
+        self._options = options
+        self.context_tokens = options.context_tokens
+        self.gpu = llm_pb2.GpuInfo(name=urlsplit(str(options.base_url)).netloc)
+        self.dead = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._client = openai.AsyncOpenAI(
+            base_url=str(options.base_url),
+            api_key=_key_reader(options.api_key_file),
+            # Temporal tries again.
+            max_retries=0,
+            timeout=openai.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
+        )
+
+    async def start(self) -> None:
+        """Ask the provider whether it accepts the key. One that cannot be reached may be back when a job comes."""
+        try:
+            await self._client.models.list(timeout=_CONNECT_SECONDS)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise EngineDead(f"the provider refuses the key: HTTP {error.status_code}") from error
+        except (openai.OpenAIError, OSError) as error:
+            log.warning("the provider does not list its models: %s", type(error).__name__)
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
+        """Yield a generation's output; see Engine.generate."""
+        if generation.resume_token_ids:
+            raise CannotContinue("a provider starts every output over")
+        room = generation.room(0, self.context_tokens)
+        request = chat_request(generation.job, room, self._options)
+        if self.dead.is_set():
+            raise EngineDead("the engine was closed")
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  a generator runs in a task
+        pieces = _Pieces(request.get("logprobs", False))
+        self._running.add(task)
+        try:
+            yield Output("", (), 0)
+            async with _as_job_errors():
+                stream = await self._client.chat.completions.create(model=self._model, **request)
+                async with stream, contextlib.aclosing(_until(stream, self.dead)) as chunks:
+                    async for chunk in chunks:
+                        if (output := pieces.add(chunk)) is not None:
+                            yield output
+            yield pieces.last(stream.response.headers)
+        finally:
+            self._running.discard(task)
+
+    def load(self) -> Load:
+        """Count the generations at the provider."""
+        return IDLE._replace(running=len(self._running))
+
+    async def close(self) -> None:
+        """End running generations and close the connections."""
+        self.dead.set()
+        await self._client.close()
+
+
+async def _until(
+    stream: AsyncIterator[ChatCompletionChunk], dead: asyncio.Event
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    """Yield the chunks of a stream. Raises EngineDead once the engine is closed."""
+    closed = asyncio.ensure_future(dead.wait())
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(stream, None))
+            try:
+                await asyncio.wait({following, closed}, return_when=asyncio.FIRST_COMPLETED)
+                if closed.done():
+                    raise EngineDead("the engine was closed")
+                if (chunk := await following) is None:
+                    return
+            finally:
+                following.cancel()
+            yield chunk
+    finally:
+        closed.cancel()
+
+
+class _Pieces:
+    """Turns the chunks of one stream into outputs."""
+
+    def __init__(self, logprobs: bool) -> None:
+        self._logprobs = logprobs
+        self._tokens = 0
+        self._bytes = 0
+        self._reason: str | None = None
+        self._usage: CompletionUsage | None = None
+
+    def add(self, chunk: ChatCompletionChunk) -> Output | None:
+        """Return the output of a chunk, if it holds any."""
+        self._usage = chunk.usage or self._usage
+        if not chunk.choices:
+            return None
+        choice = chunk.choices[0]
+        self._reason = choice.finish_reason or self._reason
+        # Half of a surrogate pair is no text.
+        text = (choice.delta.content or "").encode(errors="replace").decode()
+        logprobs = tuple(_logprobs(choice.logprobs, self._bytes)) if self._logprobs else ()
+        if not (text or logprobs):
+            return None
+        self._bytes += len(text.encode())
+        count = len(logprobs) if self._logprobs else 1
+        self._tokens += count
+        return Output(text, (0,) * count, 0, logprobs=logprobs)
+
+    def last(self, headers: Mapping[str, str]) -> Output:
+        """Return the last output, with what the provider counted. Raises JobError if the provider has not finished."""
+        if self._reason == "content_filter":
+            raise InvalidJob("the provider's content filter ended the output")
+        if self._reason not in _REASONS:
+            raise EngineFailed(f"the provider's stream ended without an end: finish_reason {self._reason}")
+        usage = self._usage
+        if usage is None:
+            return Output("", (), 0, _REASONS[self._reason], cost_micros=_cost(None, headers))
+        details = usage.prompt_tokens_details
+        # With log probabilities there is one for each token that the output holds.
+        more = 0 if self._logprobs else max(usage.completion_tokens - self._tokens, 0)
+        return Output(
+            "",
+            (0,) * more,
+            usage.prompt_tokens,
+            _REASONS[self._reason],
+            cached_prompt_tokens=(details.cached_tokens or 0) if details else 0,
+            cost_micros=_cost(usage, headers),
+        )
+
+
+def chat_request(job: llm_pb2.JobRequest, room: int, options: OpenAIOptions) -> dict[str, Any]:
+    """Return the members of a job's chat completion. Raises UnsupportedParams for what the dialect cannot say."""
+    params = job.params
+    messages = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in job.messages]
+    request: dict[str, Any] = {
+        "messages": messages or [{"role": "user", "content": job.prompt}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        options.max_tokens_field: min(params.max_tokens, room),
+    }
+    asked = {field.name: value for field, value in params.ListFields()}
+    request |= {name: asked[name] for name in _OF_OPENAI if name in asked}
+    if params.stop:
+        request["stop"] = list(params.stop)
+    if params.HasField("logprobs"):
+        request |= {"logprobs": True, "top_logprobs": params.logprobs}
+    if params.HasField("json_schema"):
+        schema = {"name": "output", "schema": json.loads(params.json_schema), "strict": True}
+        request["response_format"] = {"type": "json_schema", "json_schema": schema}
+    of_vllm = {name: asked[name] for name in _OF_VLLM if name in asked}
+    forms: dict[str, Any] = {}
+    if params.HasField("regex"):
+        forms["regex"] = params.regex
+    elif params.HasField("choice"):
+        forms["choice"] = list(params.choice.options)
+    if options.dialect != "vllm":
+        for name in (*of_vllm, *forms):
+            raise UnsupportedParams(f"params.{name}: the provider does not support it")
+    request["extra_body"] = {**options.extra_body, **of_vllm, **({"structured_outputs": forms} if forms else {})}
+    return request
+
+
+def _logprobs(logprobs: ChoiceLogprobs | None, offset: int) -> Iterator[llm_pb2.TokenLogprobs]:
+    for place in (logprobs.content if logprobs else None) or ():
+        yield llm_pb2.TokenLogprobs(
+            chosen=llm_pb2.TokenLogprob(token=place.token, logprob=place.logprob),
+            top=[llm_pb2.TokenLogprob(token=top.token, logprob=top.logprob) for top in place.top_logprobs],
+            offset=offset,
+        )
+        offset += len(place.token.encode(errors="replace"))
+
+
+def _cost(usage: CompletionUsage | None, headers: Mapping[str, str]) -> int | None:
+    """Return what the provider says that the output cost, in millionths, rounded up; None if it says nothing.
+
+    OpenRouter says it in the usage, a LiteLLM proxy in a header.
+    """
+    told = (usage.model_extra or {}).get("cost") if usage is not None else None
+    try:
+        cost = float(headers.get("x-litellm-response-cost", "") if told is None else told)
+    except (TypeError, ValueError):
+        return None
+    return math.ceil(round(cost * 1_000_000, 6)) if 0 <= cost < 1_000_000 else None
+
+
+def _key_reader(path: Path | None) -> str | Callable[[], Awaitable[str]] | None:
+    """Return how the client gets the key. None: from its environment variable."""
+    if path is None:
+        # A provider without callers' keys needs none, and the client refuses to start without one.
+        return os.environ.get("OPENAI_API_KEY") or "none"
+
+    async def read() -> str:
+        try:
+            return (await asyncio.to_thread(path.read_text)).strip()
+        except OSError as error:
+            raise EngineFailed(f"the key of the provider cannot be read: {error.strerror}") from error
+
+    return read
+
+
+@contextlib.asynccontextmanager
+async def _as_job_errors() -> AsyncIterator[None]:
+    """Raise what the provider answers as a JobError. Its own words may hold the prompt, so they are left out."""
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _job_error(error) from error
+    except openai.APIConnectionError as error:
+        raise EngineFailed(f"the provider cannot be reached: {type(error.__cause__ or error).__name__}") from error
+    except JobError:
+        raise
+    except Exception as error:  # whatever the client's transport raises, this generation ends, not the engine
+        raise EngineFailed(f"the provider's stream broke: {type(error).__name__}") from error
+
+
+def _job_error(error: openai.APIStatusError) -> JobError:
+    status = error.status_code
+    said = ", ".join(f"{name} {value}" for name, value in (("code", error.code), ("param", error.param)) if value)
+    answer = f"HTTP {status}{f' ({said})' if said else ''}"
+    if error.code == "context_length_exceeded":
+        return PromptTooLong("prompt and max_tokens exceed the context of the provider's model")
+    if status in (400, 413, 415, 422):
+        return UnsupportedParams(f"params: the provider refuses the request: {answer}")
+    failed = EngineFailed(f"the provider answered {answer}")
+    failed.retry_after = _retry_after(error.response.headers)
+    return failed
+
+
+def _retry_after(headers: Mapping[str, str]) -> timedelta | None:
+    try:
+        seconds = float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return min(timedelta(seconds=seconds), _MAX_RETRY_AFTER) if seconds > 0 else None
+
+
+def create(config: EngineConfig) -> OpenAIEngine:
+    """Return the engine. Raises ValueError for an unknown or bad option."""
+    return OpenAIEngine(config, OpenAIOptions.model_validate(dict(config.options)))

@@ -1,0 +1,18 @@
+"""The cursor of StreamBatchResults."""
+
+import pytest
+
+from services.gateway.batches.cursor import Cursor
+from services.gateway.cursor_text import BadCursor
+
+
+def test_a_cursor_that_was_cut_or_lengthened_is_refused() -> None:
+    """What it then says of the items that its reader has would be wrong."""
+    cursor = Cursor("llmbatch-alice-1")
+    for chunk in range(0, 90, 3):
+        cursor.deliver(chunk, chunk * 7 % 128)
+    text = cursor.encode()
+    assert Cursor("llmbatch-alice-1", text).bits(3) == 1 << 21
+    for broken in [text[:end] for end in range(1, len(text))] + [text + text, text + "AAAA"]:
+        with pytest.raises(BadCursor):
+            Cursor("llmbatch-alice-1", broken)
