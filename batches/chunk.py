@@ -26,6 +26,7 @@ class Chunk:
         self._known.counts.total = request.count
         self._done = bytearray(earlier.done.ljust((request.count + 7) // 8, b"\0"))
         self._ended = batches.done_count(earlier)
+        self._known.ClearField("needed")
 
     @property
     def usage(self) -> common_pb2.Usage:
@@ -52,6 +53,10 @@ class Chunk:
         del self._known.segments[:]
         self._known.segments.extend(segments)
         self._known.done = bytes(self._done)
+
+    def need(self, grant: common_pb2.Budget) -> None:
+        """Note the least grant with which the chunk can go on."""
+        self._known.needed.CopyFrom(grant)
 
     def result(self, running: int = 0) -> internal_pb2.ChunkResult:
         """Return what Temporal is to know. `running` is the number of items that run."""

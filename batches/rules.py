@@ -22,7 +22,7 @@ MAX_PAGE_SIZE: Final = 100
 MAX_STATES: Final = 16
 MAX_REASON_BYTES: Final = 1024
 CURSOR_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,4096}")
-MIN_WINDOW_SECONDS: Final = 60
+MIN_WINDOW_SECONDS: Final = 1
 MAX_WINDOW_SECONDS: Final = 365 * 24 * 60 * 60
 """Maximum of any operator's bound: a timer of a year."""
 

@@ -47,6 +47,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("fairness", False, PLAIN),
     ("seats", False, PLAIN),
     ("batch", False, PLAIN),
+    ("batch_throughput", True, PLAIN),
     ("cancel_latency", False, PLAIN),
     ("tracing_cost", False, PLAIN),
     ("quota_cost", False, PLAIN),
@@ -54,7 +55,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("idle_memory", False, PLAIN),
 )
 """Each script, whether it can use vLLM, and its arguments."""
-NEEDS_VLLM: Final = {("first_token", VLLM_TOO), *(run[::2] for run in RUNS if run[0] == "throughput")}
+NEEDS_VLLM: Final = {("first_token", VLLM_TOO), *(run[::2] for run in RUNS if run[0].endswith("throughput"))}
 
 
 def shown(name: str, arguments: tuple[str, ...]) -> str:

@@ -13,6 +13,8 @@ MAX_CHUNKS: Final = 50
 """Default of the maximum number of chunks that run or wait at the same time."""
 CHUNK_ITEMS: Final = 128
 """Default of the maximum number of items of a chunk."""
+MANIFEST_CHUNKS: Final = 256
+"""Default of the number of ended chunks from which on a manifest is written: a new run gets little of the last one."""
 MAX_WATCHED: Final = 100
 """Default of the maximum number of items with "watch": true that run or wait at the same time."""
 WATCHED_CHUNKS: Final = 4
@@ -137,6 +139,20 @@ def add_usage(total: common_pb2.Usage, more: common_pb2.Usage, *, first: bool) -
         total.ClearField("cost_micros")
 
 
+def add_ended(progress: internal_pb2.BatchProgress, chunk: internal_pb2.EndedChunk) -> None:
+    """Add a chunk that has ended to what a batch has done, unless no item of it has ended."""
+    result = chunk.result
+    if not result.done.strip(b"\0"):
+        return
+    first = not ended(progress.counts)
+    add_counts(progress.counts, result.counts)
+    add_usage(progress.usage, result.usage, first=first)
+    result.ClearField("counts")
+    result.ClearField("usage")
+    result.ClearField("needed")
+    progress.recent.append(chunk)
+
+
 def ended(counts: common_pb2.WorkCounts) -> int:
     """Return the number of ended items."""
     return counts.succeeded + counts.failed + counts.cancelled + counts.expired
@@ -163,6 +179,16 @@ def too_many_failures(batch: batch_pb2.BatchRequest, counts: common_pb2.WorkCoun
     return judged >= MIN_JUDGED and 0 < batch.max_failure_rate < counts.failed / judged
 
 
+def stop_of_use(batch: batch_pb2.BatchRequest, progress: internal_pb2.BatchProgress) -> Stop | None:
+    """Return why a batch must not go on for what it has used, or for what has failed; None if it may."""
+    if field := spent(batch, progress.usage):
+        return stop_spent(field)
+    if too_many_failures(batch, progress.counts):
+        message = f"{progress.counts.failed} of {ended(progress.counts)} items have failed"
+        return stop_failed(TOO_MANY_FAILURES, message)
+    return None
+
+
 def describe(status: batch_pb2.BatchStatus, batch: batch_pb2.BatchRequest) -> None:
     """Write into the status what it repeats of the batch."""
     status.user_id, status.request_id, status.project_id = batch.user_id, batch.request_id, batch.project_id
@@ -173,6 +199,11 @@ def describe(status: batch_pb2.BatchStatus, batch: batch_pb2.BatchRequest) -> No
 def stop_failed(reason: str, message: str) -> Stop:
     """Return the stop of a batch that cannot be done."""
     return Stop(batch_pb2.BATCH_STATE_FAILED, batch_error(code_pb2.FAILED_PRECONDITION, reason, message))
+
+
+def stop_spent(field: str) -> Stop:
+    """Return the stop of a batch that has used all that a field of its budget allows."""
+    return stop_failed(BUDGET_SPENT, f"budget.{field} of the batch is spent")
 
 
 def stop_cancelled(message: str) -> Stop:

@@ -168,15 +168,18 @@ class BatchRequest(_message.Message):
 
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """Time from CreateBatch after which no further item begins, and those that run end. At least 1 min, within the operator's
+        """Time from CreateBatch after which no further item begins, and those that run end. At least 1 s, within the operator's
         bound. Default 24 h.
         """
 
     @_builtins.property
     def budget(self) -> _common_pb2.Budget:
-        """What all items together may use. The batch ends as BATCH_STATE_FAILED with the reason BUDGET_SPENT when it is spent. Items
-        that run then may exceed it by what they had been granted. With cost_micros a line whose model has no price is bad. Default: no
-        limit.
+        """What all items together may use, exact to the token: an item begins once the most that it may generate is left (its max_tokens,
+        or its own budget), so more items run at the same time where these are honest. When the next item does not fit any more and
+        no other one runs, it has what remains. If that does not suffice, the item ends with BUDGET_SPENT, the items that have not
+        begun never do, and the batch ends as BATCH_STATE_FAILED with the reason BUDGET_SPENT. engine_time is looked at ten times a
+        second. Tokens of a prompt are reserved by its bytes before it runs, which its chat template may exceed; what counts is what the
+        engine says. A line whose model has no price is bad where cost_micros is set. Default: no limit.
         """
 
     @_builtins.property

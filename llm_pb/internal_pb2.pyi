@@ -692,21 +692,27 @@ class ItemRecord(_message.Message):
 
     ITEM_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    ENGINE_TIME_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     """Place of the item in the chunk, from 0."""
     @_builtins.property
     def record(self) -> Global___FeedRecord:
         """The record, as a job's own log would hold it."""
 
+    @_builtins.property
+    def engine_time(self) -> _duration_pb2.Duration:
+        """For how long engines have generated for the item, in all attempts until then."""
+
     def __init__(
         self,
         *,
         item: _builtins.int = ...,
         record: Global___FeedRecord | None = ...,
+        engine_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine_time", b"engine_time", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_time", b"engine_time", "item", b"item", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1698,6 +1704,7 @@ class ChunkRequest(_message.Message):
     MAX_CONCURRENT_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    LAST_GRANT_FIELD_NUMBER: _builtins.int
     OTHERWISE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
@@ -1714,6 +1721,10 @@ class ChunkRequest(_message.Message):
     """Maximum number of items of the chunk that run at the same time. 0: what the worker has free."""
     default_max_tokens: _builtins.int
     """The model's default of SamplingParams.max_tokens, as RunRequest.default_max_tokens."""
+    last_grant: _builtins.bool
+    """Whether the batch has nothing left beyond the grant. An item that it does not suffice for then begins nevertheless, once no
+    other one runs, and ends with BUDGET_SPENT where the grant does.
+    """
     otherwise: _llm_pb2.JobState.ValueType
     """State of the items of watched chunks that end by error."""
     @_builtins.property
@@ -1742,7 +1753,10 @@ class ChunkRequest(_message.Message):
 
     @_builtins.property
     def grant(self) -> _common_pb2.Budget:
-        """What the chunk may use, granted from the batch's budget. Unset: no limit."""
+        """What the chunk may use in all its activities: its lease of the batch's budget, with what the items in earlier have used. 0 and
+        unset are no limit, as in the budget. An item begins once the most that it may use fits beside what others have used or may
+        use yet. The activity ends with ChunkResult.needed where that cannot be, and the next one has a larger grant.
+        """
 
     @_builtins.property
     def price(self) -> _llm_pb2.ModelPrice:
@@ -1772,12 +1786,13 @@ class ChunkRequest(_message.Message):
         max_concurrent: _builtins.int = ...,
         default_max_tokens: _builtins.int = ...,
         price: _llm_pb2.ModelPrice | None = ...,
+        last_grant: _builtins.bool = ...,
         otherwise: _llm_pb2.JobState.ValueType = ...,
         error: _status_pb2.Status | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "grant", b"grant", "input", b"input", "plan", b"plan", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "max_concurrent", b"max_concurrent", "otherwise", b"otherwise", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_id", b"batch_id", "chunk", b"chunk", "count", b"count", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier", b"earlier", "error", b"error", "expire_time", b"expire_time", "first", b"first", "grant", b"grant", "input", b"input", "last_grant", b"last_grant", "max_concurrent", b"max_concurrent", "otherwise", b"otherwise", "plan", b"plan", "price", b"price", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1796,6 +1811,7 @@ class ChunkResult(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
     done: _builtins.bytes
     """A bit for each item of the chunk that has ended, in the plan's order: item n is bit n % 8, from the lowest, of byte n / 8."""
     attempts: _builtins.int
@@ -1817,6 +1833,12 @@ class ChunkResult(_message.Message):
     def usage(self) -> _common_pb2.Usage:
         """What the items in done have used."""
 
+    @_builtins.property
+    def needed(self) -> _common_pb2.Budget:
+        """The least grant with which the chunk can go on. It is set when the activity has ended because its grant did not suffice, for
+        the fields that it lacked; after a last grant, for those that are spent.
+        """
+
     def __init__(
         self,
         *,
@@ -1825,10 +1847,11 @@ class ChunkResult(_message.Message):
         counts: _common_pb2.WorkCounts | None = ...,
         usage: _common_pb2.Usage | None = ...,
         attempts: _builtins.int = ...,
+        needed: _common_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "needed", b"needed", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "done", b"done", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "counts", b"counts", "done", b"done", "needed", b"needed", "segments", b"segments", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2138,6 +2161,8 @@ class BatchOptions(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
+    MANIFEST_CHUNKS_FIELD_NUMBER: _builtins.int
+    RUN_CHUNKS_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     MAX_WATCHED_FIELD_NUMBER: _builtins.int
     chunk_items: _builtins.int
@@ -2146,6 +2171,10 @@ class BatchOptions(_message.Message):
     """Maximum number of chunks that run or wait for a worker at the same time. Default 50."""
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the batch as an open job. Empty: none does."""
+    manifest_chunks: _builtins.int
+    """Number of ended chunks that one manifest names. Default 256."""
+    run_chunks: _builtins.int
+    """Number of chunks after which the workflow continues as a new run, if Temporal does not suggest it earlier. 0: only then."""
     max_watched: _builtins.int
     """Maximum number of items with "watch": true that run or wait for a worker at the same time. Default 100."""
     @_builtins.property
@@ -2183,12 +2212,14 @@ class BatchOptions(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ledger: _builtins.str = ...,
         scopes: _abc.Iterable[_builtins.str] | None = ...,
+        manifest_chunks: _builtins.int = ...,
+        run_chunks: _builtins.int = ...,
         delivery: Global___JobOptions | None = ...,
         max_watched: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "max_chunks", b"max_chunks", "max_watched", b"max_watched", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_items", b"chunk_items", "create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "limits", b"limits", "manifest_chunks", b"manifest_chunks", "max_chunks", b"max_chunks", "max_watched", b"max_watched", "run_chunks", b"run_chunks", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 with workflow.unsafe.imports_passed_through():
     from jobs import batches, errors, names
     from jobs.classes import queue_of
+    from jobs.leases import Lease, Leases, Spent, limits_of
     from llm_pb import common_pb2, internal_pb2
 
 from workflows import activities
@@ -30,6 +31,10 @@ _GRACE: Final = timedelta(minutes=10)
 """Time for which a chunk may be longer than the window of its batch: the workflow cancels it at the window's end. By so
 much may the clocks of workers be ahead."""
 _HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
+_MAX_TASK_BYTES: Final = 2 * 1024 * 1024
+"""Size of the chunks that a step of the workflow starts together, at most about so much: Temporal refuses 4 MB."""
+_OWN_BYTES: Final = 4096
+"""Size of a chunk's request without the batch, about."""
 _MAX_IDLE_STARTS: Final = 20
 """Number of times that a chunk may end without having done anything."""
 
@@ -44,6 +49,9 @@ class _Running:
         self.result = internal_pb2.ChunkResult()
         """What it has done, as far as that is known here."""
         self.handle: workflow.ActivityHandle[internal_pb2.ChunkResult] | None = None
+        """None while it waits for a lease."""
+        self.is_last = False
+        """Whether it has all that is left of the batch's budget."""
 
     @property
     def has_ended(self) -> bool:
@@ -81,6 +89,10 @@ class Chunks:
         self._batch = internal_pb2.ChunkRequest().batch
         self._batch.CopyFrom(run.batch)
         self._batch.ClearField("input")
+        limited = bool(limits_of(run.batch.budget)) and workflow.patched(names.PATCH_LEASES)
+        self._leases = Leases(
+            run.batch.budget if limited else common_pb2.Budget(), batches.max_chunks(run.options, run.batch)
+        )
         # It may hold a secret, and no item needs it.
         self._batch.ClearField("notify")
         self.incomplete = False
@@ -94,6 +106,13 @@ class Chunks:
         """Write down where the next run of the workflow begins, once no chunk runs."""
         progress.ended_chunks = self._others.next
         progress.ended_watched = self._watched.next - self._watched.first
+
+    @property
+    def run_is_long(self) -> bool:
+        """Whether as many chunks have begun in this run of the workflow as are to begin in one."""
+        progress, watched = self._run.progress, self._watched.next - self._watched.first
+        begun = self._others.next - progress.ended_chunks + watched - progress.ended_watched
+        return 0 < self._run.options.run_chunks <= begun
 
     @property
     def all_begun(self) -> bool:
@@ -115,18 +134,27 @@ class Chunks:
 
     def begin(self) -> None:
         """Start as many further chunks as there is room for."""
+        fit = max(_MAX_TASK_BYTES // (self._batch.ByteSize() + _OWN_BYTES), 1)
         for window in (self._watched, self._others):
-            self._begin(window)
+            self._begin(window, fit)
 
-    def _begin(self, window: _Window) -> None:
-        while window.next < window.end:
+    def _begin(self, window: _Window, fit: int) -> None:
+        while window.next < window.end and not self.run_is_long:
             running = [number for number in self._running if window.first <= number < window.end]
             first = min(running, default=window.next)
-            if len(running) >= window.most or window.next >= first + batches.span(self._run.options):
+            if len(running) >= min(window.most, fit) or window.next >= first + batches.span(self._run.options):
                 return
-            begun = self._running[window.next] = _Running(self._all[window.next])
+            begun = _Running(self._all[window.next])
+            if not self._start(begun):
+                return
+            self._running[window.next] = begun
             window.next += 1
-            self._start(begun)
+
+    def resume(self) -> None:
+        """Start the chunks that waited for a lease, as far as there is one now."""
+        for running in self._running.values():
+            if running.handle is None and not self._start(running):
+                return
 
     def take(self) -> Iterator[internal_pb2.EndedChunk]:
         """Yield the chunks that have ended since. One with items left is started again."""
@@ -135,6 +163,9 @@ class Chunks:
                 continue
             before = batches.done_count(running.result)
             self._settle(running)
+            lacks = running.result.HasField("needed")
+            if lacks and running.is_last:
+                self._spend(next(iter(limits_of(running.result.needed)), ""))
             if batches.is_done(running.result, running.chunk):
                 yield self._ended(number)
                 continue
@@ -143,7 +174,8 @@ class Chunks:
                 self.incomplete = True
                 yield self._ended(number)
                 continue
-            running.idle_starts = running.idle_starts + 1 if batches.done_count(running.result) == before else 0
+            idle = batches.done_count(running.result) == before and not lacks
+            running.idle_starts = running.idle_starts + 1 if idle else 0
             if running.idle_starts == _MAX_IDLE_STARTS:
                 self.failure = batches.stop_failed(batches.CHUNK_FAILED, f"chunk {number} does not get on")
                 if workflow.now() >= self._run.options.expire_time.ToDatetime(UTC) - _GRACE:
@@ -152,11 +184,12 @@ class Chunks:
                 self.incomplete = True
                 yield self._ended(number)
                 continue
+            running.handle = None
             self._start(running)
 
     async def stop(self, why: batches.Stop | None) -> list[internal_pb2.EndedChunk]:
         """Cancel what runs, wait for its end, and return what was done. Cancels of the workflow itself must wait."""
-        if any(not running.has_ended for running in self._running.values()):
+        if any(running.handle and not running.has_ended for running in self._running.values()):
             collected = await workflow.execute_activity(
                 activities.collect_chunks,
                 internal_pb2.CollectRequest(batch_id=self._batch_id),
@@ -190,15 +223,24 @@ class Chunks:
             self._settle(running)
 
     def _ended(self, number: int) -> internal_pb2.EndedChunk:
+        self._leases.drop(number)
         running = self._running.pop(number)
         if not batches.is_done(running.result, running.chunk):
             self.unfinished.append(number)
         return internal_pb2.EndedChunk(chunk=number, result=running.result)
 
-    def _start(self, running: _Running, stop: batches.Stop | None = None) -> None:
-        """Start a chunk, or with `stop` its end: then none of its items begins."""
+    def _start(self, running: _Running, stop: batches.Stop | None = None) -> bool:
+        """Start a chunk, and return whether there was a lease for it; or with `stop` its end: then no item begins."""
         chunk, run = running.chunk, self._run
-        watched = chunk.group.watched
+        watched, lease = chunk.group.watched, Lease(common_pb2.Budget(), last=False)
+        if stop is None:
+            found = self._leases.lease(chunk.number, chunk.group, run.progress.usage, running.result)
+            if isinstance(found, Spent):
+                self._spend(found.field)
+            if not isinstance(found, Lease):
+                return False
+            lease = found
+        running.is_last = lease.last
         request = internal_pb2.ChunkRequest(
             batch_id=self._batch_id,
             chunk=chunk.number,
@@ -211,6 +253,8 @@ class Chunks:
             tenant=self._tenant,
             create_time=run.options.create_time,
             expire_time=run.options.expire_time,
+            grant=lease.grant if self._leases.limited and stop is None else None,
+            last_grant=lease.last,
             max_concurrent=batches.concurrent_items(run.options, run.batch, watched=watched),
             default_max_tokens=chunk.group.default_max_tokens,
             price=chunk.group.price if chunk.group.HasField("price") else None,
@@ -237,6 +281,10 @@ class Chunks:
             priority=workflow.info().priority,
         )
         running.starts += 1
+        return True
+
+    def _spend(self, field: str) -> None:
+        self.failure, self.incomplete = self.failure or batches.stop_spent(field), True
 
     def _settle(self, running: _Running) -> None:
         """Take over what an ended activity has done, and note a failure that the batch does not survive."""
@@ -255,3 +303,4 @@ class Chunks:
                 message = errors.message_of(errors.EngineFailed(cause.message))
                 self.failure = batches.stop_failed(cause.type or batches.CHUNK_FAILED, message)
         running.result = batches.later(found, running.result)
+        self._leases.settle(running.chunk.number, running.result.usage)

@@ -7,14 +7,14 @@
 It closes as a job does: SUCCEEDED is Completed, CANCELLED is Canceled, FAILED and EXPIRED are Failed with the reason as
 the type. Its memo then holds the BatchStatus and the BatchProgress, by which results are read.
 
-A run of the workflow begins no more chunks once Temporal suggests to continue in a new one. The new one begins when all
-of them have ended.
+A run of the workflow begins no more chunks once it has begun so many or Temporal suggests to continue in a new one. The
+new one begins when all of them have ended.
 """
 
 import asyncio
 from collections.abc import Coroutine, Iterable
 from datetime import UTC, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
@@ -34,8 +34,6 @@ from workflows.cancellation import Cancellation
 from workflows.deliveries import DeliveryLoops, new_state
 
 _T = TypeVar("_T")
-_MAX_RECENT: Final = 256
-"""Number of ended chunks from which on a manifest is written: what a run passes to the next one stays small."""
 
 
 @workflow.defn(name=names.BATCH_WORKFLOW_TYPE)
@@ -153,19 +151,26 @@ class LLMBatchWorkflow:
     async def _run_chunks(self) -> None:
         """Run the chunks until all have ended or the batch has to stop. May continue as a new run."""
         chunks, full = Chunks(self._run, self._id, self._tenant), False
+        recent = self._run.options.manifest_chunks or batches.MANIFEST_CHUNKS
         while not chunks.finished() and not self._is_over():
-            full = full or workflow.info().is_continue_as_new_suggested()
+            full = full or chunks.run_is_long or workflow.info().is_continue_as_new_suggested()
+            chunks.resume()
             if not full:
                 chunks.begin()
                 if not self._progress.HasField("start_time"):
                     self._progress.start_time.FromDatetime(workflow.now())
+            if chunks.failure is not None:
+                self._stop = chunks.failure
+                break
             if chunks.idle:
                 chunks.note_begun(self._progress)
                 workflow.continue_as_new(self._run)
             await self._cancellation.wait(lambda: chunks.has_news() or self._has_to_stop())
             self._note(chunks.take())
-            self._stop = self._stop or chunks.failure or (None if chunks.finished() else self._spent())
-            if len(self._progress.recent) >= _MAX_RECENT:
+            self._stop = self._stop or chunks.failure
+            if self._stop is None and not chunks.finished():
+                self._stop = batches.stop_of_use(self._run.batch, self._progress)
+            if len(self._progress.recent) >= recent:
                 await self._write_manifest()
         self._status.state = batch_pb2.BATCH_STATE_FINALIZING
         self._note(await self._finish(chunks.stop(self._stop)))
@@ -174,28 +179,8 @@ class LLMBatchWorkflow:
 
     def _note(self, ended: Iterable[internal_pb2.EndedChunk]) -> None:
         """Add ended chunks to the sums and to the list."""
-        progress = self._progress
         for chunk in ended:
-            result = chunk.result
-            if not result.done.strip(b"\0"):
-                continue
-            first = not batches.ended(progress.counts)
-            batches.add_counts(progress.counts, result.counts)
-            batches.add_usage(progress.usage, result.usage, first=first)
-            result.ClearField("counts")
-            result.ClearField("usage")
-            progress.recent.append(chunk)
-
-    def _spent(self) -> batches.Stop | None:
-        """Return why the batch must not go on for what it has used, or for what has failed."""
-        batch, progress = self._run.batch, self._progress
-        if field := batches.spent(batch, progress.usage):
-            return batches.stop_failed(batches.BUDGET_SPENT, f"budget.{field} of the batch is spent")
-        if batches.too_many_failures(batch, progress.counts):
-            counts = progress.counts
-            message = f"{counts.failed} of {batches.ended(counts)} items have failed"
-            return batches.stop_failed(batches.TOO_MANY_FAILURES, message)
-        return None
+            batches.add_ended(self._progress, chunk)
 
     async def _write_manifest(self) -> None:
         progress = self._progress

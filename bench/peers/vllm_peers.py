@@ -1,7 +1,7 @@
-"""vLLM without the suite: a bare AsyncLLM and `vllm serve`, each in a process of its own. vLLM is not imported here.
+"""vLLM without the suite: a bare AsyncLLM, `vllm serve` and `vllm run-batch`, each in a process of its own.
 
-All engines of a run, including the suite's, get the same options. They share one machine. On a GPU each gets a part of
-its memory.
+vLLM is not imported here. All engines of a run, including the suite's, get the same options. They share one machine. On
+a GPU each gets a part of its memory.
 """
 
 import asyncio
@@ -67,10 +67,68 @@ def worker_environment(
 
 
 @dataclass
-class BareVllm:
-    """An AsyncLLM in its own process, which gets lines of JSON: see bench.peers.bare_vllm."""
+class _Answering:
+    """A peer in its own process, which gets lines of JSON and answers each with one."""
 
     _process: asyncio.subprocess.Process
+
+    @classmethod
+    @asynccontextmanager
+    async def _running(cls, module: str, options: dict[str, Any]) -> AsyncIterator[Self]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, json.dumps(options)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            env=os.environ | _QUIET,
+            limit=_LINE_BYTES,
+        )
+        peer = cls(process)
+        try:
+            await peer._answer()
+            yield peer
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+            await process.wait()
+
+    async def _ask(self, request: dict[str, Any]) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        return await self._answer()
+
+    async def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(START_SECONDS):
+            line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a peer ended")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+class RunBatch(_Answering):
+    """`vllm run-batch`, whose engine is kept from one file to the next: see bench.peers.run_batch."""
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, model_path: str, name: str, max_concurrent: int = 16, extra: dict[str, Any] | None = None
+    ) -> AsyncIterator[Self]:
+        """Run its engine while the context is open. `name` is the model's in the lines."""
+        options = {**engine_options(extra), "max_num_seqs": max_concurrent}
+        options |= {"model": model_path, "served_model_name": name}
+        flags = [word for option, value in options.items() for word in _flag(option, value)]
+        async with cls._running("bench.peers.run_batch", {"flags": flags}) as peer:
+            yield peer
+
+    async def seconds(self, lines: Path, output: Path) -> float:
+        """Run a file of lines, write its output, and return the time that it took."""
+        return (await self._ask({"lines": str(lines), "output": str(output)}))["seconds"]
+
+
+class BareVllm(_Answering):
+    """An AsyncLLM in its own process: see bench.peers.bare_vllm."""
 
     @classmethod
     @asynccontextmanager
@@ -79,41 +137,16 @@ class BareVllm:
     ) -> AsyncIterator[Self]:
         """Run the AsyncLLM while the context is open."""
         options = {**engine_options(extra), "model": model_path, "max_num_seqs": max_concurrent}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bench.peers.bare_vllm", json.dumps(options)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            env=os.environ | _QUIET,
-            limit=_LINE_BYTES,
-        )
-        bare = cls(process)
-        try:
-            await bare._answer()
+        async with cls._running("bench.peers.bare_vllm", options) as bare:
             yield bare
-        finally:
-            if process.stdin is not None:
-                process.stdin.close()
-            await process.wait()
 
     async def run(self, prompts: list[str], tokens: int) -> dict[str, float]:
         """Generate for all prompts concurrently; return `tokens_per_second` and the first prompt's `first_token_ms`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "tokens": tokens}).encode() + b"\n")
-        return await self._answer()
+        return await self._ask({"prompts": prompts, "tokens": tokens})
 
     async def first_token_ms(self, prompt: str) -> float:
         """Return the milliseconds until the first token of a prompt."""
         return (await self.run([prompt], 2))["first_token_ms"]
-
-    async def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        async with asyncio.timeout(START_SECONDS):
-            line = await self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the bare AsyncLLM ended")
-        answer: dict[str, float] = json.loads(line)
-        return answer
 
 
 @dataclass

@@ -235,6 +235,12 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum number of items that a GPU worker takes from a batch at once."""
     batch_max_chunks: int = Field(50, ge=1, le=100)
     """Maximum number of such parts of one batch that run or wait for a worker at the same time."""
+    batch_manifest_chunks: int = Field(64, ge=1, le=256)
+    """Number of such parts that have ended from which on the workflow of a batch writes what it knows of them into the
+    store."""
+    batch_run_chunks: int = Field(500, ge=1, le=5000)
+    """Number of such parts after which the workflow of a batch continues as a new run, which bounds its history. A part
+    takes six events, one that ends without all its items as many again. Temporal may suggest it earlier."""
     batch_max_watched: int = Field(100, ge=4, le=1000)
     """Maximum number of items of one batch with "watch": true that run or wait for a worker at the same time."""
     open_jobs_interval: timedelta = Field(timedelta(seconds=15), ge=timedelta(0))

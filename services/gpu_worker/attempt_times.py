@@ -53,6 +53,10 @@ class AttemptTimes:
         self.pauses = metadata.pauses
         self._engine_seconds = metadata.engine_time.ToTimedelta().total_seconds()
 
+    def go_on_from(self, engine_time: timedelta) -> None:
+        """Add for how long engines have generated in earlier attempts."""
+        self._engine_seconds += engine_time.total_seconds()
+
     def describe(self, metadata: llm_pb2.ResultMetadata, first_token: datetime | None) -> None:
         """Write pauses and durations into the metadata; `first_token` is that of the output, None in a heartbeat."""
         metadata.queue_time.CopyFrom(self.queue_time)

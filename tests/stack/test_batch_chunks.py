@@ -125,10 +125,57 @@ async def test_a_killed_workers_items_go_on(chunks: ChunkStack) -> None:
     # Half a second of all seats, of the machine's time.
     assert again <= 400
     continued = [item for item in items.values() if item.result.metadata.attempts == 2]
+    # That of the first attempt counts, up to what was lost.
+    assert all(item.result.metadata.engine_time.ToTimedelta() > timedelta(seconds=1.7) for item in continued)
     assert len(continued) >= 8
     assert not any(item.result.metadata.rewinds for item in items.values())
     assert continued[0].result.attempts[0].end == llm_pb2.ATTEMPT_END_WORKER_LOST
     assert result.attempts >= 2
+
+
+async def test_a_crash_neither_loses_a_grant_nor_doubles_it(chunks: ChunkStack) -> None:
+    lines = [line(number, max_tokens=100) for number in range(64)]
+    (request,) = await chunks.requests(lines, grant={"output_tokens": 2450})
+    handle = await chunks.start(request)
+    async with worker(chunks, seats=8, speed=50) as first:
+        await chunks.until(handle, lambda result, _: batches.done_count(result) >= 8 and result.counts.running == 8)
+        await first.kill()
+    async with worker(chunks, seats=8, speed=200):
+        result = await ended(handle)
+        assert (result.usage.output_tokens, result.counts.succeeded) == (2400, 24)
+        assert result.needed == common_pb2.Budget(output_tokens=2500)
+        # The next one goes on, and its last item has what is left.
+        request.earlier.CopyFrom(result)
+        request.grant.output_tokens, request.last_grant = 2950, True
+        (result,) = await chunks.run([request])
+    assert (result.usage.output_tokens, result.counts.succeeded, result.counts.failed) == (2950, 29, 1)
+    assert result.needed.output_tokens == 2951
+    items = await chunks.items(result)
+    assert sum(item.result.metadata.output_tokens for item in items.values()) == 2950
+
+
+@pytest.mark.parametrize("last", [False, True])
+async def test_the_time_in_engines_is_that_of_all_items(chunks: ChunkStack, last: bool) -> None:
+    lines = [line(number, max_tokens=1000) for number in range(8)]
+    (request,) = await chunks.requests(lines, grant={"engine_time": timedelta(seconds=8)}, last_grant=last)
+    async with worker(chunks, seats=4, speed=50):
+        (result,) = await chunks.run([request])
+        assert result.HasField("needed")
+        assert result.counts.failed == (4 if last else 0)
+        if last:
+            items = await chunks.items(result)
+            assert {reason_of(item) for item in items.values()} == {"BUDGET_SPENT"}
+            assert all(item.result.output for item in items.values())
+            return
+    # With more time the next activity goes on at the token.
+    async with worker(chunks, seats=8, speed=5000):
+        request.earlier.CopyFrom(result)
+        request.ClearField("grant")
+        (result,) = await chunks.run([request])
+    items = await chunks.items(result)
+    assert_whole(items, lines)
+    assert sum(len(item.result.attempts) == 2 for item in items.values()) == 4
+    assert not any(item.result.metadata.wasted_tokens for item in items.values())
 
 
 async def test_a_stopping_worker_hands_its_chunk_over(chunks: ChunkStack) -> None:

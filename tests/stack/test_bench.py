@@ -50,7 +50,7 @@ async def test_a_script_prints_one_report_with_its_peers(name: str) -> None:
 
 def test_every_script_is_here_or_needs_vllm() -> None:
     scripts = {path.stem for path in (ROOT / "bench").glob("*.py") if "script.run(" in path.read_text()}
-    assert scripts == SCRIPTS.keys() | {"throughput"}
+    assert scripts == SCRIPTS.keys() | {"throughput", "batch_throughput"}
 
 
 async def report_of(name: str) -> dict[str, Any]:

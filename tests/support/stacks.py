@@ -29,6 +29,8 @@ FAST = {
         "GATEWAY_SCHEDULE_MIN_INTERVAL": "PT1S",
         "GATEWAY_KEEPALIVE": "PT1S",
         "GATEWAY_SHUTDOWN_GRACE": "PT2S",
+        "GATEWAY_BATCH_MANIFEST_CHUNKS": "5",
+        "GATEWAY_BATCH_RUN_CHUNKS": "13",
         "GATEWAY_MODELS": """[
             {"name": "docstrings", "context_tokens": 8192, "max_output_tokens": 8192, "default_max_tokens": 64,
              "tokenizer": "models/docstrings/tokenizer.json"},

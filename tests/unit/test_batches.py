@@ -414,7 +414,7 @@ def test_every_bad_field_of_a_batch_is_named() -> None:
         user_id="-",
         project_id="a b",
         defaults={"prompt": "x"},
-        window={"seconds": 59},
+        window={"nanos": 999_999_999},
         job_class=9,  # type: ignore[arg-type]
         budget={"output_tokens": -1, "engine_time": {"seconds": -1}},
         max_concurrent=-1,

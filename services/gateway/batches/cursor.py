@@ -31,9 +31,10 @@ class Cursor:
         self._bits[chunk] = self._bits.get(chunk, 0) | 1 << place
 
     def pass_ended(self, whole: dict[int, int]) -> None:
-        """Forget the bits of the first chunks whose items were all delivered. `whole` has all bits of ended chunks."""
+        """Forget the first chunks whose items were all delivered. They leave `whole`, the bits of ended chunks, too."""
         while self.low in whole and not whole[self.low] & ~self._bits.get(self.low, 0):
             self._bits.pop(self.low, None)
+            whole.pop(self.low)
             self.low += 1
 
     def encode(self) -> str:

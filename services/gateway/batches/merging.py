@@ -19,7 +19,7 @@ from services.gateway.batches.local_files import JSONL, fetch, pieces_of, put, s
 from store.store import Store
 
 _MERGED_AT_ONCE: Final = 64
-"""Number of segments that are merged into one run: so many files are open at the same time."""
+"""Number of segments that are merged into one run, and of runs into a larger one: so many files are open at a time."""
 _COUNT_OF: Final = {
     llm_pb2.JOB_STATE_SUCCEEDED: "succeeded",
     llm_pb2.JOB_STATE_FAILED: "failed",
@@ -39,13 +39,18 @@ async def merge(task: internal_pb2.MergeTask, store: Store) -> internal_pb2.Merg
     """
     request = task.request
     with ExitStack() as stack:
-        segments = [ref async for ref in _segments(store, request.manifests)]
-        runs: list[IO[bytes]] = []
-        for first in range(0, len(segments), _MERGED_AT_ONCE):
-            runs.append(stack.enter_context(await _run_of(store, segments[first : first + _MERGED_AT_ONCE])))
+        runs = stack.enter_context(Runs())
+        group: list[common_pb2.FileRef] = []
+        async for segment in _segments(store, request.manifests):
+            group.append(segment)
+            if len(group) == _MERGED_AT_ONCE:
+                await runs.add(await _run_of(store, group))
+                group.clear()
+        if group:
+            await runs.add(await _run_of(store, group))
         lines = stack.enter_context(await fetch(store, [stored(request.input)]))
         output, errors, rest = (stack.enter_context(TemporaryFile()) for _ in range(3))
-        result = await asyncio.to_thread(_write, request, lines, runs, output, errors, rest)
+        result = await asyncio.to_thread(_write, request, lines, runs.files, output, errors, rest)
         if output.tell():
             result.output.CopyFrom(await put(store, task.output_prefix, output, JSONL))
         if errors.tell():
@@ -68,13 +73,56 @@ async def _segments(store: Store, manifests: Iterable[common_pb2.FileRef]) -> As
                 yield segment
 
 
+class Runs:
+    """Segments in temporary files. There are few, however many are added: those of a level become one of the next."""
+
+    def __init__(self, at_once: int = _MERGED_AT_ONCE) -> None:
+        self._at_once = at_once
+        self._levels: list[list[IO[bytes]]] = []
+
+    def __enter__(self) -> "Runs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files:
+            file.close()
+
+    @property
+    def files(self) -> list[IO[bytes]]:
+        """The segments that hold what all segments that were added hold."""
+        return [file for level in self._levels for file in level]
+
+    async def add(self, file: IO[bytes]) -> None:
+        """Add a segment, whose file is closed here. Raises DamagedSegment."""
+        level = 0
+        while True:
+            if level == len(self._levels):
+                self._levels.append([])
+            files = self._levels[level]
+            files.append(file)
+            if len(files) < self._at_once:
+                return
+            file = await _merged(files)
+            while files:
+                files.pop().close()
+            level += 1
+
+
 async def _run_of(store: Store, segments: Sequence[common_pb2.FileRef]) -> IO[bytes]:
     """Return one segment that holds what some segments hold."""
-    run = TemporaryFile()  # noqa: SIM115  # the caller closes it
     with ExitStack() as stack:
-        files = [stack.enter_context(await fetch(store, [stored(ref)])) for ref in segments]
+        return await _merged([stack.enter_context(await fetch(store, [stored(ref)])) for ref in segments])
+
+
+async def _merged(files: Sequence[IO[bytes]]) -> IO[bytes]:
+    """Return the segment that holds what the segments in some files hold. The caller closes it."""
+    run = TemporaryFile()  # noqa: SIM115  # the caller closes it
+    try:
         await asyncio.to_thread(lambda: run.writelines(merged_pieces([read_segment(file) for file in files])))
-    run.seek(0)
+        run.seek(0)
+    except BaseException:
+        run.close()
+        raise
     return run
 
 

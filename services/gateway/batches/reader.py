@@ -32,6 +32,8 @@ from services.gateway.runs import Runs
 
 _RATE_OVER: Final = timedelta(minutes=1)
 _MAX_RATES: Final = 1000
+_MAX_RECORDS: Final = 32
+"""Number of records that are remembered. Those of long batches have some 100 KB."""
 _CLOSED_STATES: Final = {
     WorkflowExecutionStatus.COMPLETED: batch_pb2.BATCH_STATE_SUCCEEDED,
     WorkflowExecutionStatus.FAILED: batch_pb2.BATCH_STATE_FAILED,
@@ -60,6 +62,8 @@ class BatchReader:
         self._shared = SharedCalls()
         self._rates: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
         """By batch: time, output tokens and ended items, as they were seen."""
+        self._records: OrderedDict[tuple[str, str, int], internal_pb2.BatchRecord] = OrderedDict()
+        """By batch, run and length of the run's history. A query costs a workflow task, and would return the same."""
 
     async def describe(self, caller: Caller, batch_id: str) -> WorkflowExecutionDescription:
         """Return Temporal's description of a batch that the caller may see. Raises ApiError NOT_FOUND, RPCError."""
@@ -114,6 +118,17 @@ class BatchReader:
         return BatchView(record, pending)
 
     async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.BatchRecord:
+        """Return the record as the workflow has it. The caller may change it."""
+        key, asked = (description.id, description.run_id, description.history_length), internal_pb2.BatchRecord()
+        if (record := self._records.get(key)) is None:
+            record = await self._query(description)
+            self._records[key] = record
+            if len(self._records) > _MAX_RECORDS:
+                self._records.popitem(last=False)
+        asked.CopyFrom(record)
+        return asked
+
+    async def _query(self, description: WorkflowExecutionDescription) -> internal_pb2.BatchRecord:
         handle = self._client.get_workflow_handle(description.id, run_id=description.run_id)
         try:
             record: internal_pb2.BatchRecord = await handle.query(

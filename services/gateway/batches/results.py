@@ -117,8 +117,10 @@ class _Reading:
         self._store = store
         self._cursor = cursor
         self._chunks: list[batches.Chunk] = []
-        self._read: set[str] = set()
-        """Segments and manifests of which everything was delivered."""
+        self._manifests: set[str] = set()
+        """Manifests of which everything was delivered."""
+        self._segments: dict[int, set[str]] = {}
+        """Segments of which everything was delivered, by the chunks of which something is missing."""
         self._whole: dict[int, int] = {}
         """The bits of ended chunks, from the cursor on."""
 
@@ -129,11 +131,11 @@ class _Reading:
             self._chunks = batches.chunks_of(record.progress.plan, record.options)
         try:
             for ref in record.progress.manifests:
-                if ref.file_id not in self._read:
+                if ref.file_id not in self._manifests:
                     for chunk in (await read_manifest(self._store, ref)).chunks:
                         async for items in self._of_chunk(record, chunk, ended=True):
                             yield items
-                    self._read.add(ref.file_id)
+                    self._manifests.add(ref.file_id)
             for chunk in record.progress.recent:
                 async for items in self._of_chunk(record, chunk, ended=True):
                     yield items
@@ -154,9 +156,10 @@ class _Reading:
         number, done = chunk.chunk, int.from_bytes(chunk.result.done, "little")
         if done & ~self._cursor.bits(number):
             planned = self._chunks[number]
+            read = self._segments.setdefault(number, set())
             place_of = await self._places(record.progress.plan.plan, planned)
             for ref in chunk.result.segments:
-                if ref.file_id in self._read:
+                if ref.file_id in read:
                     continue
                 async for group in self._groups(ref):
                     fresh = []
@@ -167,8 +170,9 @@ class _Reading:
                             fresh.append(item)
                     if fresh:
                         yield fresh
-                self._read.add(ref.file_id)
-        if ended:
+                read.add(ref.file_id)
+        if ended and number >= self._cursor.low:
+            self._segments.pop(number, None)
             self._whole[number] = done
             self._cursor.pass_ended(self._whole)
 

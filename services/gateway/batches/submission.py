@@ -162,6 +162,8 @@ class BatchSubmission:
             limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
             chunk_items=settings.batch_chunk_items,
             max_chunks=settings.batch_max_chunks,
+            manifest_chunks=settings.batch_manifest_chunks,
+            run_chunks=settings.batch_run_chunks,
             max_watched=settings.batch_max_watched,
             heartbeat_timeout=options.duration(settings.heartbeat_timeout),
             create_time=now,

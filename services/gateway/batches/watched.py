@@ -17,8 +17,9 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
-from batches.chunk import Chunk
+from batches.chunk import Chunk, usage_of
 from batches.chunk_lines import ChunkLines, PlacedLine
+from batches.grants import Grant
 from batches.lines import Line, LineReader
 from batches.patience import patiently
 from batches.results import bad_item
@@ -96,6 +97,7 @@ class _Run:
         self._metrics = metrics
         self._lines = ChunkLines(store, request)
         self._reader = LineReader(request.batch)
+        self._grant = Grant(request, chunk.usage, 0)
         self._stopping = request.HasField("error")
         self._room = asyncio.Semaphore(request.max_concurrent or request.count)
         self._running = 0
@@ -124,6 +126,8 @@ class _Run:
                 if leaving.done() and not working.done():
                     message = "the gateway was asked to stop"
                     raise ApplicationError(message, type="WORKER_SHUTDOWN", next_retry_delay=_RETRY_DELAY)
+            if self._grant.needed is not None:
+                self._chunk.need(self._grant.needed)
             await self._flush()
             try:
                 working.result()
@@ -137,19 +141,22 @@ class _Run:
     async def _work(self) -> None:
         plan = await self._lines.plan()
         async with asyncio.TaskGroup() as group, aclosing(self._lines.read(plan, self._chunk.todo())) as lines:
-            async for line in lines:
-                await self._room.acquire()
-                if self._is_spent:
+            async for placed in lines:
+                line = self._reader.read(placed.raw)
+                if line.job is not None and not await self._grant.reserve(placed.place, line.job):
                     return
-                group.create_task(self._run_item(line))
+                await self._room.acquire()
+                group.create_task(self._run_item(placed, line))
 
-    async def _run_item(self, placed: PlacedLine) -> None:
+    async def _run_item(self, placed: PlacedLine, line: Line) -> None:
         self._running += 1
         try:
-            line = self._reader.read(placed.raw)
             item = await self._item(line)
         finally:
             self._running -= 1
+        if item is not None:
+            self._grant.settle(placed.place, item, usage_of(item))
+        self._grant.release(placed.place)
         if item is None:
             self._room.release()
             return
@@ -187,10 +194,6 @@ class _Run:
             if (item := await _insistently(lambda: self._jobs.ended(workflow_id, line))) is not None:
                 return item
         return None
-
-    @property
-    def _is_spent(self) -> bool:
-        return bool(batches.spent(batch_pb2.BatchRequest(budget=self._request.grant), self._chunk.usage))
 
     async def _flush(self) -> None:
         """Make the items that have ended durable, and report it. Waits for a store that is away."""

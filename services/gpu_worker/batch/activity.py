@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError
 
 from batches.chunk import Chunk
 from batches.chunk_lines import ChunkLines
+from batches.grants import Grant
 from batches.segment_writer import SegmentWriter
 from feed.feed import Feed
 from jobs import batches, names
@@ -79,6 +80,7 @@ class RunBatchChunk:
             SegmentWriter(self._store, request, earlier.segments),
             ChunkLines(self._store, request),
             self._jobs,
+            Grant(request, earlier.usage, self._settings.default_max_tokens),
             self._settings,
             self._metrics,
             self._suspects,
@@ -92,7 +94,7 @@ class RunBatchChunk:
             raise ApplicationError(str(error), chunk.result(), type=batches.INPUT_GONE, non_retryable=True) from error
         finally:
             _log.info("attempt at a chunk ended", extra={**about, "done": batches.done_count(chunk.result())})
-        if (stop := run.stop) is None or stop.status is not None:
+        if (stop := run.stop) is None or stop.status is not None or stop.for_grant:
             return chunk.result()
         spans.describe_error(stop.error)
         raise ApplicationError(message_of(stop.error), type=error_type(stop.error), next_retry_delay=_RETRY_DELAY)

@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from datetime import timedelta
 from typing import Final
 
 from feed.feed import Feed, Fence, RecordHandler, ignore
@@ -42,6 +43,7 @@ class ChunkLog:
         self._renewals = 0
         self._pending: list[internal_pb2.ItemRecord] = []
         self._earlier: dict[int, list[internal_pb2.FeedRecord]] = {}
+        self._engine_times: dict[int, timedelta] = {}
         self._needed_bytes = 0
         self._bytes = 0
         self._flushing = asyncio.Lock()
@@ -69,12 +71,15 @@ class ChunkLog:
 
     def item(self, place: int) -> "ItemLog":
         """Return the log of an item, with what earlier attempts have written. Call it once for each item."""
-        return ItemLog(self, place, self._earlier.pop(place, []))
+        return ItemLog(self, place, self._earlier.pop(place, []), self._engine_times.pop(place, timedelta()))
 
-    def add(self, place: int, record: internal_pb2.FeedRecord) -> int:
+    def add(self, place: int, record: internal_pb2.FeedRecord, engine_time: timedelta) -> int:
         """Add a record of an item, to be written with the next flush, and return its size in bytes."""
-        self._pending.append(internal_pb2.ItemRecord(item=place, record=record))
-        size = record.ByteSize()
+        added = internal_pb2.ItemRecord(item=place, record=record)
+        if engine_time:
+            added.engine_time.FromTimedelta(engine_time)
+        self._pending.append(added)
+        size = added.ByteSize()
         self._needed_bytes += size
         return size
 
@@ -132,6 +137,7 @@ class ChunkLog:
                         for part in record.item_records.records:
                             if part.item in wanted:
                                 found[part.item].append(part.record)
+                                self._engine_times[part.item] = part.engine_time.ToTimedelta()
                     return False
 
                 await self._feed.read(self._key, on_record)
@@ -148,7 +154,12 @@ class ItemLog:
     here.
     """
 
-    def __init__(self, log: ChunkLog, place: int, earlier: list[internal_pb2.FeedRecord]) -> None:
+    def __init__(
+        self, log: ChunkLog, place: int, earlier: list[internal_pb2.FeedRecord], engine_time: timedelta
+    ) -> None:
+        """`engine_time` is that of earlier attempts."""
+        self.engine_time: Callable[[], timedelta] = lambda: engine_time
+        """Returns for how long engines have generated for the item, in all attempts."""
         self._log = log
         self._place = place
         self._records = earlier
@@ -176,7 +187,7 @@ class ItemLog:
     async def append(self, key: str, record: internal_pb2.FeedRecord) -> None:
         """See Feed."""
         self._records.append(record)
-        self._bytes += self._log.add(self._place, record)
+        self._bytes += self._log.add(self._place, record, self.engine_time())
         if record.HasField("engine_began"):
             # Those that begin in the same moment share a record of the log. It is under way before the engine begins.
             await asyncio.sleep(0)

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from google.rpc import status_pb2
@@ -25,7 +26,7 @@ from jobs.errors import (
 from jobs.field_rules import Violation
 from jobs.options import DEFAULT_RUN_TIMEOUT
 from jobs.outcome import final_state
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ItemLog
 from services.gpu_worker.batch.item_attempt import ItemAttempt, ItemWaits
@@ -83,18 +84,22 @@ class ItemRunner:
         self.stop: Stop | None = None
         """Set before the tasks of items are cancelled."""
 
-    async def run(self, item: RunningItem, line: PlacedLine) -> batch_pb2.BatchItem:
+    def parse(self, line: PlacedLine) -> Line:
+        """Return the line of an item with its job, or as a bad one."""
+        parsed = self._reader.read(line.raw)
+        if parsed.job is not None and parsed.watch:
+            return parsed.with_problem(Violation("watch", "is not supported in a chunk"))
+        return parsed
+
+    async def run(self, item: RunningItem, parsed: Line) -> batch_pb2.BatchItem:
         """Return the item once it has ended by itself, or by a stop with a status.
 
         Raises CancelledError for any other stop, WorkerGone when the engine is dead. The log then has what was made.
         """
-        with self._spans.item(line.raw.index):
-            return await self._run(item, line)
+        with self._spans.item(parsed.index):
+            return await self._run(item, parsed)
 
-    async def _run(self, item: RunningItem, line: PlacedLine) -> batch_pb2.BatchItem:
-        parsed = self._reader.read(line.raw)
-        if parsed.job is not None and parsed.watch:
-            parsed = parsed.with_problem(Violation("watch", "is not supported in a chunk"))
+    async def _run(self, item: RunningItem, parsed: Line) -> batch_pb2.BatchItem:
         if parsed.job is None:
             ended = bad_item(parsed)
             ended.end_time.GetCurrentTime()
@@ -107,17 +112,20 @@ class ItemRunner:
         )
         limit = parsed.job.timeouts.run.ToTimedelta() or DEFAULT_RUN_TIMEOUT
         while True:
+            before = item.log.engine_time()
             attempt = item.attempt = ItemAttempt(
                 request,
                 self._number,
                 datetime.now(UTC),
-                str(line.place),
+                str(item.place),
                 self._worker,
                 item.log,
                 self._settings,
                 self._throttle,
                 losses=item.losses,
             )
+            attempt.times.go_on_from(before)
+            item.log.engine_time = partial(_engine_time, attempt)
             reason, error = await self._run_attempt(item, attempt, limit.total_seconds())
             stop = self.stop
             if stop is not None and (error is stop.error or isinstance(error, WorkerGone)):
@@ -200,3 +208,15 @@ class ItemRunner:
         )
         ended.end_time.GetCurrentTime()
         return ended
+
+
+def _engine_time(attempt: ItemAttempt) -> timedelta:
+    return attempt.times.engine_time
+
+
+def seat_request(chunk: internal_pb2.ChunkRequest, place: int) -> internal_pb2.RunRequest:
+    """Return what orders an item among those who want a seat: one that has paused goes before one that begins."""
+    request = internal_pb2.RunRequest(create_time=chunk.create_time)
+    request.job.job_class = chunk.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
+    request.create_time.FromNanoseconds(request.create_time.ToNanoseconds() + place)
+    return request

@@ -4,7 +4,7 @@ The attempt ends in one of these ways:
 
     every item is durable          the result says so
     a cancel, the window's end     what runs ends with what it has generated; the result lacks what never began
-    the grant is spent             the result lacks what never began
+    the grant is spent             the result says what is needed; what runs goes on with that, or ends if none is left
     the worker stops, its engine   what runs is in the log, and the next attempt goes on with it
     is dead, it has no seat
 """
@@ -19,24 +19,26 @@ from typing import Final
 
 from temporalio import activity
 
-from batches.chunk import Chunk
-from batches.chunk_lines import ChunkLines, PlacedLine
+from batches.chunk import Chunk, usage_of
+from batches.chunk_lines import ChunkLines
+from batches.grants import Grant
+from batches.lines import Line
 from batches.patience import patiently
 from batches.segment_writer import SegmentWriter
-from jobs import batches
 from jobs.errors import EngineDead, JobError, WorkerShutdown
-from llm_pb import batch_pb2, common_pb2, internal_pb2
+from llm_pb import batch_pb2, internal_pb2
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.chunk_log import ChunkLog
 from services.gpu_worker.batch.item_attempt import LOG_SECONDS
-from services.gpu_worker.batch.items import ItemRunner, RunningItem
+from services.gpu_worker.batch.items import ItemRunner, RunningItem, seat_request
 from services.gpu_worker.batch.metrics import ChunkMetrics
-from services.gpu_worker.batch.stops import Stop, first_of, stop_expired, stop_of
+from services.gpu_worker.batch.stops import Stop, first_of, stop_expired, stop_for_grant, stop_of
 from services.gpu_worker.seats import Demand, Seat
 from services.gpu_worker.settings import GpuWorkerSettings
 
-_FLUSH_SECONDS: Final = 1.0
-"""Time after which results are written to the store."""
+_FLUSH_SECONDS: Final = 2.0
+"""Time after which results are written to the store, and named in a heartbeat. A heartbeat costs Temporal as much as
+several items, and results are to be read 5 s after they were generated."""
 _MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 """Size of results that wait for a store that is away, from which on no further item begins."""
 _LAST_FLUSH: Final = timedelta(seconds=5)
@@ -55,12 +57,14 @@ class ChunkRun:
         segments: SegmentWriter,
         lines: ChunkLines,
         jobs: RunLLMOnGPU,
+        grant: Grant,
         settings: GpuWorkerSettings,
         metrics: ChunkMetrics,
         suspects: asyncio.Lock,
     ) -> None:
         """`suspects` is held by the one suspect that the worker runs: see losses.py."""
         self.chunk = chunk
+        self._grant = grant
         self._request = request
         self._runner = runner
         self._log = log
@@ -69,7 +73,6 @@ class ChunkRun:
         self._jobs = jobs
         self._metrics = metrics
         self._suspects = suspects
-        self._job_class = request.batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         self._most = min(request.max_concurrent or settings.max_concurrent, settings.max_concurrent)
         self._room = asyncio.Semaphore(self._most)
         self._pause_seconds = settings.pause_wait.total_seconds()
@@ -82,6 +85,7 @@ class ChunkRun:
         self._flushed = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._left = 0
+        self._reported_at = 0.0
         self._demand = Demand()
         self._working: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
@@ -140,10 +144,6 @@ class ChunkRun:
         else:
             self._runner.stop = self.stop or stop
 
-    def result(self) -> internal_pb2.ChunkResult:
-        """Return what Temporal is to know now."""
-        return self.chunk.result(len(self._running))
-
     async def _work(self, todo: list[int]) -> None:
         async with asyncio.TaskGroup() as group:
             beginning = group.create_task(self._begin(group, todo))
@@ -154,43 +154,47 @@ class ChunkRun:
                 await asyncio.wait({beginning})
             finally:
                 draining.cancel()
-        if self._left and self.stop is None and not self._is_spent:
+        if self._left and self.stop is None and self._grant.needed is None:
             self._runner.stop = Stop(WorkerShutdown("the worker was asked to stop"))
 
     async def _begin(self, group: asyncio.TaskGroup, todo: list[int]) -> None:
         """Begin each item when there is room for it."""
         plan = await self._lines.plan()
         async with aclosing(self._lines.read(plan, todo)) as lines:
-            async for line in lines:
+            async for placed in lines:
+                line = self._runner.parse(placed)
+                if line.job is not None and not await self._grant.reserve(placed.place, line.job):
+                    return
                 await self._room.acquire()
                 while self._waiting_bytes > _MAX_WAITING_BYTES:
                     self._flushed.clear()
                     await self._flushed.wait()
-                if self._is_spent:
-                    return
                 with ExitStack() as stack:
-                    if (losses := self._log.losses(line.place)).in_vain:
+                    if (losses := self._log.losses(placed.place)).in_vain:
                         await self._suspects.acquire()
                         stack.callback(self._suspects.release)
-                    seat = stack.enter_context(self._jobs.seats.attempt(self._seat_request(line), item=True))
+                    seat = stack.enter_context(
+                        self._jobs.seats.attempt(seat_request(self._request, placed.place), item=True)
+                    )
                     if not seat.ask():
                         self._asking = seat
                         try:
                             await seat.wait(None)
                         finally:
                             self._asking = None
-                    item = RunningItem(line.place, seat, self._log.item(line.place), losses)
+                    item = RunningItem(placed.place, seat, self._log.item(placed.place), losses)
                     self._running.add(item)
                     item.task = group.create_task(self._run_item(item, line))
                     item.task.add_done_callback(partial(self._end_item, item, stack.pop_all()))
 
-    async def _run_item(self, item: RunningItem, line: PlacedLine) -> None:
+    async def _run_item(self, item: RunningItem, line: Line) -> None:
         try:
             ended = await self._runner.run(item, line)
         except JobError as error:
             # The engine is dead, for all items.
             self._runner.stop = self.stop or Stop(error)
             raise
+        self._grant.settle(item.place, ended, usage_of(ended))
         self._ended.append((item, ended))
         self._waiting_bytes += ended.ByteSize()
         self._left -= 1
@@ -199,21 +203,11 @@ class ChunkRun:
     def _end_item(self, item: RunningItem, seat: ExitStack, _: object) -> None:
         # A task that is cancelled before its first step runs no code of its own.
         self._running.remove(item)
+        self._grant.release(item.place)
         self._room.release()
         # Another chunk may come for the seats that this one does not need any more.
         self._demand.items = min(self._left, self._most)
         seat.close()
-
-    def _seat_request(self, line: PlacedLine) -> internal_pb2.RunRequest:
-        """Return what orders an item among those who want a seat: one that has paused goes before one that begins."""
-        request = internal_pb2.RunRequest(create_time=self._request.create_time)
-        request.job.job_class = self._job_class
-        request.create_time.FromNanoseconds(request.create_time.ToNanoseconds() + line.place)
-        return request
-
-    @property
-    def _is_spent(self) -> bool:
-        return bool(batches.spent(batch_pb2.BatchRequest(budget=self._request.grant), self.chunk.usage))
 
     async def flush(self) -> None:
         """Make the items that have ended durable. Waits for a store that is away."""
@@ -230,7 +224,11 @@ class ChunkRun:
             self._waiting_bytes -= sum(item.ByteSize() for _, item in ended)
             self._flushed.set()
             self._metrics.flushed(time.monotonic() - began)
-        activity.heartbeat(self.result())
+        self._report()
+
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
+        activity.heartbeat(self.chunk.result(len(self._running)))
 
     async def _finish(self) -> None:
         """Make durable what can be, and leave the rest in the log."""
@@ -246,6 +244,8 @@ class ChunkRun:
         finally:
             leaving.cancel()
             flushing.cancel()
+        if self._grant.needed is not None:
+            self.chunk.need(self._grant.needed)
         if self.stop is None or self.stop.status is not None:
             await self._log.remove()
         else:
@@ -265,6 +265,8 @@ class ChunkRun:
         while True:
             await asyncio.sleep(LOG_SECONDS)
             await self._log.flush()
+            if self._grant.is_over({item.place: item.log.engine_time() for item in self._running}):
+                self._halt(stop_for_grant(is_last=self._grant.is_last))
 
     async def _keep_flushing(self) -> None:
         while True:
@@ -278,10 +280,12 @@ class ChunkRun:
                 return
 
     async def _beat(self) -> None:
-        interval = activity.info().heartbeat_timeout or timedelta(seconds=30)
+        timeout = activity.info().heartbeat_timeout or timedelta(seconds=30)
+        interval = min(self._heartbeat_seconds, timeout.total_seconds() / 3)
         while True:
-            activity.heartbeat(self.result())
-            await asyncio.sleep(min(self._heartbeat_seconds, interval.total_seconds() / 3))
+            if time.monotonic() - self._reported_at > min(_FLUSH_SECONDS, timeout.total_seconds() / 3) - interval / 2:
+                self._report()
+            await asyncio.sleep(interval)
             self._end_hung_items()
             self._hand_over_without_seats()
 
@@ -293,7 +297,7 @@ class ChunkRun:
             if attempt is None or not (item.suspected and suspected) or item.hung:
                 continue
             if self._jobs.blame_engine(attempt):
-                self._halt(EngineDead("the engine hangs"))
+                self._halt(Stop(EngineDead("the engine hangs")))
             elif item.task is not None:
                 item.hung = True
                 item.task.cancel()
@@ -304,10 +308,9 @@ class ChunkRun:
         if any(seat.taken for seat in seats) or not waiting:
             self._seated_at = now
         elif now - self._seated_at > self._pause_seconds:
-            self._halt(WorkerShutdown("the seats of the worker are taken by more urgent jobs"))
+            self._halt(Stop(WorkerShutdown("the seats of the worker are taken by more urgent jobs")))
 
-    def _halt(self, error: JobError) -> None:
-        """Hand the chunk over."""
-        self._runner.stop = self.stop or Stop(error)
+    def _halt(self, stop: Stop) -> None:
+        self._runner.stop = self.stop or stop
         if self._working is not None:
             self._working.cancel()
