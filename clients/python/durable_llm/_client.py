@@ -19,15 +19,18 @@ from durable_llm._batches import AsyncBatches
 from durable_llm._file_stub import RetryingFileStub
 from durable_llm._files import AsyncFiles
 from durable_llm._job import AsyncJob
+from durable_llm._pipelines import AsyncPipelines
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm._schedules import AsyncSchedules
 from durable_llm._services import SERVICE_OF
+from durable_llm._streaming_stub import StreamingStub
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 
 J = TypeVar("J")
@@ -98,6 +101,7 @@ class AsyncClient:
         self._stub = RetryingStub(LlmServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
         self._files = RetryingFileStub(FileServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
         self._batches = RetryingBatchStub(BatchServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
+        self._pipelines = StreamingStub(PipelineServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,6 +124,7 @@ class AsyncClient:
         client._stub = self._stub.with_metadata(tuple(metadata.items()))
         client._files = self._files.with_metadata(tuple(metadata.items()))
         client._batches = self._batches.with_metadata(tuple(metadata.items()))
+        client._pipelines = self._pipelines.with_metadata(tuple(metadata.items()))
         return client
 
     @property
@@ -137,17 +142,25 @@ class AsyncClient:
         """The batches of the caller's tenant."""
         return AsyncBatches(self._batches, self.files)
 
+    @property
+    def pipelines(self) -> AsyncPipelines:
+        """The pipelines of the caller's tenant."""
+        return AsyncPipelines(self._pipelines)
+
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of any service, by its name in the proto files and with its messages.
 
         It is for what the other methods do not offer. `method` has one request and one response. Raises ApiError;
         KeyError for a method that does not exist.
         """
-        service = SERVICE_OF[method].name
-        if service == "ScheduleService":
-            stub = self._stub.of(ScheduleServiceStub(self.channel))
-        else:
-            stub = {"BatchService": self._batches, "FileService": self._files, "LlmService": self._stub}[service]
+        stubs = {
+            "BatchService": self._batches,
+            "FileService": self._files,
+            "LlmService": self._stub,
+            "PipelineService": self._pipelines,
+        }
+        # Of schedules there is none that stays.
+        stub = stubs.get(SERVICE_OF[method].name) or self._stub.of(ScheduleServiceStub(self.channel))
         return await stub.unary(method, request)
 
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
