@@ -116,7 +116,7 @@ class AsyncClient:
         await self.channel.close()
 
     def with_metadata(self, metadata: Mapping[str, str]) -> Self:
-        """Return a client on the same channel that sends other metadata, for a server that calls in the name of others."""
+        """Return a client on the same channel that sends other metadata, for a server that calls for others."""
         client = copy.copy(self)
         pairs = tuple(metadata.items())
         for stub in ("_stub", "_files", "_batches", "_pipelines"):
