@@ -116,15 +116,11 @@ class AsyncClient:
         await self.channel.close()
 
     def with_metadata(self, metadata: Mapping[str, str]) -> Self:
-        """Return a client on the same channel that sends other metadata. It needs no close of its own.
-
-        A server that calls in the name of its own callers takes one for each.
-        """
+        """Return a client on the same channel that sends other metadata, for a server that calls for others."""
         client = copy.copy(self)
-        client._stub = self._stub.with_metadata(tuple(metadata.items()))
-        client._files = self._files.with_metadata(tuple(metadata.items()))
-        client._batches = self._batches.with_metadata(tuple(metadata.items()))
-        client._pipelines = self._pipelines.with_metadata(tuple(metadata.items()))
+        pairs = tuple(metadata.items())
+        for stub in ("_stub", "_files", "_batches", "_pipelines"):
+            setattr(client, stub, getattr(self, stub).with_metadata(pairs))
         return client
 
     @property
