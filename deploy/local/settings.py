@@ -51,7 +51,7 @@ class StackSettings(BaseSettings):
     """The port at which the demo receives the outcome."""
 
     engine: Literal["torch", "vllm", "openai", "simulated"] = "torch"
-    """The engine of the GPU workers: torch, vllm, openai or simulated. With openai set GPU_WORKER_ENGINE_OPTIONS, too."""
+    """The engine of the GPU workers: torch, vllm, simulated, or openai, which needs GPU_WORKER_ENGINE_OPTIONS."""
     gpu_workers: Annotated[int, Field(ge=0)] = 1
     """Number of GPU workers."""
 
