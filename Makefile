@@ -47,7 +47,7 @@ endif
 
 .PHONY: check
 check: lint ## Run lint, and the tests of units and of contracts: under a minute
-	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile tests/unit tests/contract
+	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile --hypothesis-profile=quick tests/unit tests/contract
 
 # Each in an environment of its own, because their versions collide.
 .PHONY: test-clients
@@ -109,14 +109,25 @@ test-gpu: $(GPU)/.installed ## Run the tests of the vLLM engine on this machine'
 # The newest release; before the first one, a commit from before the resume token.
 FROM = $(or $(shell git tag --sort=-creatordate 2> /dev/null | head -n 1),1652636)
 EARLIER := .tools/earlier
+EARLIER_ENV := .tools/earlier-env
 
+# The earlier version has an environment of its own, with the packages of its lock. The simulated engine needs no torch.
 .PHONY: test-upgrade
-test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, beside an earlier version (FROM=<commit>, default the newest tag)
+test-upgrade: $(DEV)/.installed ## Run a rolling upgrade and its rollback, next to an earlier version (FROM=<commit>, default the newest tag)
 	@mkdir -p .tools
 	@git worktree remove --force $(EARLIER) 2> /dev/null || true
 	git worktree add --force --detach $(EARLIER) $(FROM)
 	trap 'git worktree remove --force $(EARLIER)' EXIT; \
-	UPGRADE_FROM=$(EARLIER) $(DEV)/bin/python -m pytest tests/chaos/test_upgrade.py
+	lock=$(EARLIER)/requirements/run.txt; [ -e "$$lock" ] || lock=$(EARLIER)/requirements/dev.txt; \
+	if ! cmp -s "$$lock" $(EARLIER_ENV)/installed.txt; then \
+		$(PYTHON) -m venv --clear $(EARLIER_ENV); \
+		$(EARLIER_ENV)/bin/python deploy/install.py "$$lock"; \
+		cp "$$lock" $(EARLIER_ENV)/installed.txt; \
+	fi; \
+	UPGRADE_FROM=$(EARLIER) UPGRADE_PYTHON=$(EARLIER_ENV)/bin/python $(DEV)/bin/python -m pytest tests/chaos/test_upgrade.py
+
+# Without stored bytecode each process of a test would compile all modules that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # buf's plugin and the compiler's own plugins are programs of the environment.
 lint format generate: export PATH := $(CURDIR)/$(DEV)/bin:$(PATH)

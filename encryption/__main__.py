@@ -52,7 +52,7 @@ def main() -> None:
                 sys.exit("KMS rotates its keys itself")
             sys.stdout.write(f"current key-encryption key: {wrapper.turn()}\n")
         elif arguments.command == "rewrap":
-            sys.stdout.write(f"data keys wrapped anew: {asyncio.run(_rewrap(store, wrapper))}\n")
+            sys.stdout.write(f"data keys wrapped by the current key: {asyncio.run(_rewrap(store, wrapper))}\n")
         elif arguments.command == "hash":
             keys, tenant = DataKeys(store, wrapper), checked_tenant(arguments.tenant)
             sys.stdout.write(f"{asyncio.run(_hash(keys, tenant, arguments.attribute, arguments.value))}\n")

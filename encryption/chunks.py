@@ -1,4 +1,4 @@
-"""The encrypted form of an object: a header, and chunks of AES-256-GCM that can be read from any one on.
+"""The encrypted form of an object: a header, and chunks of AES-256-GCM. Reading can start at any chunk.
 
     LLMS1 | tenant (32 bytes, NULs after it) | name of its data key (25) | salt (16) | chunk 0 | chunk 1 | …
 
@@ -66,7 +66,7 @@ class ChunkCipher:
     """Encrypts and decrypts the chunks of one object."""
 
     def __init__(self, key: DataKey, header: Header, name: str) -> None:
-        """`name` is the object's."""
+        """`name` is the name of the object."""
         self._aead = AESGCM(key.derive(f"object {header.salt.hex()} {name}"))
         self._name = name
         self._authenticated = header.encode()

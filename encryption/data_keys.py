@@ -19,13 +19,13 @@ from encryption.key_store import KeyStore, Slot, WrappedKey
 from encryption.key_wrapper import KeyWrapper
 
 RECHECK: Final = timedelta(seconds=5)
-"""How often a key in memory is looked up in the store: the longest use of a deleted key."""
+"""Interval at which a key in memory is looked up in the store, and the longest use of a deleted key."""
 _PATIENCE: Final = timedelta(seconds=2)
 """Maximum wait for one look-up. It goes on in the background."""
 _PAUSE: Final = timedelta(seconds=1)
 """Pause after a look-up that failed."""
 _RECENT: Final = timedelta(minutes=1)
-"""How long a failed look-up counts for `available`."""
+"""Time for which `available` is False after a failed look-up."""
 _THREADS: Final = 8
 """Threads that read the key store. They are not the process's, because a network file system may block them all."""
 
@@ -157,7 +157,7 @@ class DataKeys:
         return cached.key
 
     def _begin(self, slot: Slot, *, create: bool) -> _LookUp:
-        """Return the running look-up of the key, begun now if there is none."""
+        """Return the running look-up of the key. Starts one if there is none."""
         look_up = self._look_ups.get(slot)
         if look_up is None:
             look_up = _LookUp(time.monotonic(), asyncio.create_task(self._look_up(slot, create=create)))

@@ -19,7 +19,7 @@ from encryption.keyring import Keyring
 from encryption.search_hash import SearchHash
 
 KEY_PATIENCE: Final = timedelta(seconds=20)
-"""How long a worker waits for an unavailable key before the attempt fails. Less than the heartbeat timeout."""
+"""Maximum wait of a worker for an unavailable key. It is less than the heartbeat timeout."""
 _RETRY: Final = timedelta(seconds=1)
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _no_tenant(_workflow_id: str) -> str:
 
 @dataclass(frozen=True)
 class Encryption:
-    """How this process encrypts."""
+    """Encryption at rest in this process."""
 
     keys: DataKeys
     write: bool = True

@@ -1,8 +1,8 @@
-"""Who calls a server: a Caller is made of a credential, whatever the protocol of the server is.
+"""Authentication without a protocol: an Authenticator turns a credential into a Caller.
 
-A token (`authorization: Bearer …`) counts, and a client certificate only without one. What kinds of credentials there
-are is for the Authenticators to say: see runtime.auth_keys, auth_jwt and auth_certificates. runtime.grpc_auth and
-services.codec ask for credentials in their protocols, runtime.health for that of who reads metrics.
+A token (`authorization: Bearer …`) takes precedence over a client certificate. Each kind of credential has an
+Authenticator: see runtime.auth_keys, auth_jwt and auth_certificates. runtime.grpc_auth, services.codec and
+runtime.health, which serves metrics, read credentials from the requests of their protocols.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 _log = logging.getLogger(__name__)
 CHECK_INTERVAL: Final = timedelta(seconds=1)
-"""How often authenticators are refreshed, and the credentials of running calls checked."""
+"""Interval at which authenticators are refreshed and the credentials of running calls are checked."""
 _SCHEME: Final = "bearer"
 
 
@@ -31,7 +31,7 @@ class Caller:
     """The name of the caller within the tenant. Empty: anonymous."""
     scopes: frozenset[str]
     key_id: str = ""
-    """Which credential it was: the id of an API key, the `kid` of a JWT, the SPIFFE id of a certificate."""
+    """Id of the credential: that of an API key, the `kid` of a JWT, the SPIFFE id of a certificate."""
     user_id: str = ""
     """The one user whose jobs the caller may submit and read. Empty: those of all users of the tenant."""
     not_after: datetime | None = None
@@ -42,13 +42,13 @@ class Caller:
         return scope in self.scopes or f"{scope.partition(':')[0]}:*" in self.scopes
 
     def may_see(self, user_id: str) -> bool:
-        """Return whether the jobs of a user are the caller's to see."""
+        """Return whether the caller may see the jobs of a user."""
         return self.user_id in ("", user_id)
 
 
 @dataclass(frozen=True)
 class Presented:
-    """What a call has presented: a token, or else a client certificate, or neither."""
+    """The credential of a call: a token, or else a client certificate, or neither."""
 
     token: str | None = None
     """What follows `Bearer` in the metadata."""
@@ -60,15 +60,15 @@ class Code(Enum):
     """What is wrong with a credential, by the names of google.rpc.Code."""
 
     UNAUTHENTICATED = auto()
-    """There is none, or none that counts here."""
+    """There is none, or none that is valid here."""
     PERMISSION_DENIED = auto()
-    """It counts, but not for this."""
+    """It is valid, but does not allow this."""
     UNAVAILABLE = auto()
     """It cannot be verified now."""
 
 
 class Refusal(Exception):
-    """A call that ends for who made it. The message is for the client: never a part of a credential."""
+    """A call is refused because of its credential. The message is for the client and holds no part of a credential."""
 
     def __init__(self, code: Code, reason: str, message: str, about: Mapping[str, str] | None = None) -> None:
         """`reason` and `about` are those of google.rpc.ErrorInfo."""
@@ -84,24 +84,24 @@ def credential_missing(message: str) -> Refusal:
 
 
 def credential_invalid(message: str) -> Refusal:
-    """UNAUTHENTICATED: the credential is not, or is no longer, one that counts here."""
+    """UNAUTHENTICATED: the credential is not, or no longer, valid here."""
     return Refusal(Code.UNAUTHENTICATED, "CREDENTIAL_INVALID", message)
 
 
 def credential_expired() -> Refusal:
-    """UNAUTHENTICATED: the credential was good."""
+    """UNAUTHENTICATED: the credential was valid and has expired."""
     return Refusal(Code.UNAUTHENTICATED, "CREDENTIAL_EXPIRED", "the credential has expired; call with a new one")
 
 
 def scope_missing(*scopes: str) -> Refusal:
-    """PERMISSION_DENIED: the credential is good, but not for this."""
+    """PERMISSION_DENIED: the credential is valid, but lacks the scopes."""
     message = f"the credential lacks the scope {', '.join(scopes)}"
     return Refusal(Code.PERMISSION_DENIED, "MISSING_SCOPE", message, {"scope": " ".join(scopes)})
 
 
 def authentication_unavailable() -> Refusal:
-    """UNAVAILABLE: whether the credential is good cannot be told now."""
-    message = "the issuer's keys cannot be had, so that the JWT cannot be verified; call again"
+    """UNAVAILABLE: the credential cannot be verified now."""
+    message = "the JWT cannot be verified, because the issuer's keys are unavailable; call again"
     return Refusal(Code.UNAVAILABLE, "AUTHENTICATION_UNAVAILABLE", message)
 
 
@@ -115,10 +115,10 @@ class Authenticator(Protocol):
         """Return the caller. None when nothing of this kind is presented. Raises Refusal."""
 
     def check(self, caller: Caller) -> None:
-        """Raise Refusal if the credential of a caller, whom authenticate() has returned, does not count any more."""
+        """Raise Refusal if the credential of a caller that authenticate() has returned is no longer valid."""
 
     async def refresh(self) -> None:
-        """Learn what has changed: called every second. Logs what fails and goes on with what it knows."""
+        """Read what has changed. It is called every second. A failure is logged and leaves everything as it was."""
 
 
 def check_expiry(caller: Caller, leeway: timedelta = timedelta(0)) -> None:
@@ -137,7 +137,7 @@ def challenge(refusal: Refusal) -> str | None:
 def bearer_token(values: Sequence[str | bytes]) -> str | None:
     """Return the token in the values of `authorization`, in ASCII; None without a value.
 
-    Raises Refusal for what is no token.
+    Raises Refusal for several values and for a value that is no token.
     """
     if not values:
         return None
@@ -147,7 +147,7 @@ def bearer_token(values: Sequence[str | bytes]) -> str | None:
     if scheme.lower() != _SCHEME or not token.strip():
         raise credential_invalid("the credential must be sent as `authorization: Bearer <credential>`")
     if not token.isascii():
-        raise credential_invalid("the credential has characters that no credential has")
+        raise credential_invalid("the credential must consist of ASCII characters")
     return token.strip()
 
 
@@ -158,7 +158,7 @@ async def authenticate(authenticators: Sequence[Authenticator], presented: Prese
             return authenticator, caller
     hints = " or ".join(authenticator.hint for authenticator in authenticators)
     if presented.token is not None:
-        raise credential_invalid(f"no credential of this kind counts here; send {hints}")
+        raise credential_invalid(f"this kind of credential is not accepted here; send {hints}")
     raise credential_missing(f"the call has no credential; send {hints}")
 
 
@@ -172,5 +172,5 @@ async def _keep_refreshing(authenticator: Authenticator) -> None:
         await asyncio.sleep(CHECK_INTERVAL.total_seconds())
         try:
             await authenticator.refresh()
-        except Exception:  # noqa: BLE001  # whatever it was, revocations have to be seen from now on, too
+        except Exception:  # noqa: BLE001  # revocations have to be noticed after any failure
             _log.exception("cannot refresh %s", type(authenticator).__name__)

@@ -15,19 +15,19 @@ from runtime.auth import Caller, Presented, check_expiry, credential_invalid, cr
 from runtime.tenants import TenantName, check_tenant
 
 PROXY: Final = "proxy"
-"""The scope of what calls for others: it needs their credentials, and has no rights itself."""
+"""The scope of a proxy. It sends the credentials of its callers and has no rights itself."""
 _TENANT: Final = "tenant"
 """The group of a pattern that matches the tenant's name."""
 _SPIFFE: Final = "spiffe://"
 
 
 class CertificateRule(BaseModel):
-    """What certificates with a SPIFFE id of some form may do."""
+    """The scopes and the tenant of certificates whose SPIFFE id matches a pattern."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pattern: re.Pattern[str]
-    """What the whole id matches."""
+    """Regular expression for the whole id."""
     scopes: frozenset[str]
     tenant: TenantName | None = None
     """The tenant of all these certificates. None: the tenant that the pattern's group `tenant` matches, or none without
@@ -40,7 +40,7 @@ class CertificateRule(BaseModel):
         return self
 
     def tenant_of(self, match: re.Match[str]) -> str:
-        """Return the tenant of a certificate whose id has matched. Raises Refusal if the id names none that can be."""
+        """Return the tenant of a certificate whose id has matched. Raises Refusal for an invalid name in the id."""
         if _TENANT not in self.pattern.groupindex:
             return self.tenant or ""
         try:
@@ -55,7 +55,7 @@ class ClientCertificates:
     hint = "a client certificate"
 
     def __init__(self, rules: Sequence[CertificateRule]) -> None:
-        """The first rule that an id matches counts."""
+        """The first rule that an id matches applies."""
         self._rules = rules
 
     async def authenticate(self, presented: Presented) -> Caller | None:
@@ -67,18 +67,20 @@ class ClientCertificates:
             if (match := rule.pattern.fullmatch(spiffe_id)) is None:
                 continue
             if PROXY in rule.scopes:
-                raise credential_missing("a proxy calls for others: send the credential of who calls it")
+                raise credential_missing(
+                    "this is the certificate of a proxy: it must send the credential of its caller"
+                )
             caller = Caller(rule.tenant_of(match), spiffe_id, rule.scopes, spiffe_id, not_after=not_after)
             check_expiry(caller)
             return caller
-        raise credential_invalid("the client certificate's SPIFFE id is none that counts here")
+        raise credential_invalid("no rule matches the client certificate's SPIFFE id")
 
     def check(self, caller: Caller) -> None:
         """See Authenticator."""
         check_expiry(caller)
 
     async def refresh(self) -> None:
-        """Nothing changes: the certificate authorities are those of the TLS connection."""
+        """Do nothing: the certificate authorities belong to the TLS connection."""
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,6 @@
 """JSON Web Tokens of an issuer, verified with the public keys of its JSON Web Key Set.
 
-Only asymmetric algorithms count: with a symmetric one, whoever knows the public key could sign.
+Only asymmetric algorithms are accepted: with a symmetric one, whoever knows the public key could sign.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256
 _MAX_SUBJECT: Final = 256
 ANY_USER: Final = re.compile(".*", re.DOTALL)
 _LEEWAY: Final = timedelta(minutes=1)
-"""How far the clocks of this process and an issuer may differ."""
+"""Maximum difference between the clocks of this process and an issuer."""
 
 
 class TokenError(Exception):
-    """A token does not count. The message says why."""
+    """A token is not accepted. The message says why."""
 
 
 def claims_of(token: str, issuer: str, audience: str) -> Mapping[str, Any]:
@@ -59,7 +59,7 @@ def claims_of(token: str, issuer: str, audience: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class JwtRules:
-    """Which tokens count, and what their claims mean."""
+    """Which tokens are accepted, and what their claims mean."""
 
     issuer: str
     """The claim `iss`."""
@@ -67,15 +67,15 @@ class JwtRules:
     """The claim `aud`, or one of its values."""
     algorithms: tuple[Algorithm, ...]
     leeway: timedelta
-    """How far the clocks of issuer and gateway may differ."""
+    """Maximum difference between the clocks of issuer and service."""
     scopes_claim: str
-    """A text of scopes with spaces between, or a list of them. Others than the known ones are overlooked."""
+    """Scopes, as a text with spaces between them or as a list. Unknown scopes are ignored."""
     tenant_claim: str
     """The caller's tenant; a token without the claim is refused. Empty: no caller has a tenant."""
     user_claim: str
-    """The one user whose jobs the caller may submit and read. Empty: no such bound."""
+    """The one user whose jobs the caller may submit and read. Empty: those of all users of the tenant."""
     user_form: re.Pattern[str] = ANY_USER
-    """What the whole of the user claim must match. A user that no job can have would be refused at each call."""
+    """Regular expression for the whole user claim. A user that no job can have would be refused at each call."""
 
 
 class Jwts:
@@ -89,7 +89,7 @@ class Jwts:
         self._known_scopes = frozenset(known_scopes)
 
     async def authenticate(self, presented: Presented) -> Caller | None:
-        """See Authenticator. Takes every token: belongs behind those that know theirs by a prefix."""
+        """See Authenticator. It takes every token, so Authenticators that know theirs by a prefix come before it."""
         if presented.token is None:
             return None
         try:
@@ -110,12 +110,12 @@ class Jwts:
         except jwt.ExpiredSignatureError:
             raise credential_expired() from None
         except (jwt.PyJWTError, RecursionError, OverflowError) as error:
-            # The last two: brackets within brackets, numbers without end.
+            # The last two come from deeply nested brackets and from very long numbers.
             raise credential_invalid(_problem(error)) from None
         return self._caller(claims, kid)
 
     def check(self, caller: Caller) -> None:
-        """See Authenticator. A token cannot be revoked, it expires."""
+        """See Authenticator. A token cannot be revoked. It expires."""
         check_expiry(caller, self._rules.leeway)
 
     async def refresh(self) -> None:
@@ -144,10 +144,10 @@ class Jwts:
 
 
 def _problem(error: Exception) -> str:
-    """Return what is wrong with a token. The library's own texts may repeat what the token says."""
+    """Return what is wrong with a token. The library's own messages may quote the token."""
     match error:
         case jwt.InvalidSignatureError():
-            return "the JWT's signature is not that of the key it names"
+            return "the JWT's signature does not match the key that it names"
         case jwt.InvalidAudienceError():
             return "the JWT is for another audience (aud)"
         case jwt.InvalidIssuerError():

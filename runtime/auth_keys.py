@@ -1,6 +1,6 @@
-"""API keys: `llmk_<id>_<secret>`, of which a file holds the SHA-256 alone.
+"""API keys: `llmk_<id>_<secret>`. A file holds only their SHA-256.
 
-The secret has 256 random bits, so that a fast hash is enough. The file is read again whenever it has changed.
+The secret has 256 random bits, so a fast hash is enough. The file is read again whenever it has changed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def _tenant_or_none(tenant: str) -> str:
 
 
 class ApiKey(BaseModel):
-    """What the file holds of a key."""
+    """The entry of a key in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9]{1,32}$")
-    """The part of the key that may be shown."""
+    """The part of the key that is no secret."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The SHA-256 of the whole key in hexadecimal."""
     tenant: Annotated[str, AfterValidator(_tenant_or_none)] = ""
@@ -55,7 +55,7 @@ class ApiKey(BaseModel):
     """When the key expires. None: never."""
 
     def caller(self) -> Caller:
-        """Return who calls with the key."""
+        """Return the caller that has the key."""
         return Caller(self.tenant, f"{PREFIX}{self.id}", frozenset(self.scopes), self.id, self.user_id, self.not_after)
 
 
@@ -63,7 +63,7 @@ _FILE: Final = TypeAdapter(tuple[ApiKey, ...])
 
 
 class KeyFileError(Exception):
-    """The file of the keys cannot be used. The message says why, without what is in it."""
+    """The file of the keys cannot be used. The message says why and quotes nothing of the file."""
 
 
 def make_key() -> tuple[str, str, str]:
@@ -93,7 +93,7 @@ def read_keys(path: Path, known_scopes: Collection[str]) -> dict[str, ApiKey]:
 
 
 def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
-    """Replace the file at once. A new one is readable for its owner alone. Raises OSError."""
+    """Replace the file atomically. Only its owner can read a new one. Raises OSError."""
     data = json.dumps([key.model_dump(mode="json", exclude_defaults=True) for key in keys], indent=2)
     durable_file.replace(path, data + "\n")
 
@@ -116,7 +116,7 @@ class ApiKeys:
         if not token.startswith(PREFIX):
             return None
         key = self._file.last.get(token.removeprefix(PREFIX).partition("_")[0])
-        # A key that is not there takes as long as one that is wrong.
+        # An unknown id takes as long as a wrong secret.
         same = hmac.compare_digest(_sha256(token), key.sha256 if key is not None else _NO_DIGEST)
         if key is None or not same:
             raise credential_invalid("the API key is unknown or revoked")
@@ -125,7 +125,7 @@ class ApiKeys:
         return caller
 
     def check(self, caller: Caller) -> None:
-        """See Authenticator. A key whose scopes, user or end have changed counts from the next call on."""
+        """See Authenticator. A change of scopes, user or expiry ends the running calls of the key."""
         key = self._file.last.get(caller.key_id)
         if key is None or key.caller() != caller:
             raise credential_invalid("the API key has been revoked or changed")

@@ -1,4 +1,4 @@
-"""The settings of who may call a service, to be inherited by the service's settings, and the Authenticators of them."""
+"""The settings of authentication, which the settings of a service inherit, and their Authenticators."""
 
 import re
 from datetime import timedelta
@@ -28,7 +28,7 @@ class AuthSettings(ServerTlsSettings):
     """Address to listen on; loopback unless set."""
     allow_anonymous: bool = False
     """Whether the service may listen elsewhere than on loopback without authentication, because a proxy in front of it
-    knows the callers. Without it does not start there. Means nothing where authentication is configured."""
+    authenticates the callers. Otherwise it does not start there. Ignored where authentication is configured."""
     api_keys_file: Path | None = None
     """The file of the API keys that may call, which `python -m services.gateway.keys` writes. It is read again whenever
     it has changed. Unset: no API keys."""
@@ -41,9 +41,10 @@ class AuthSettings(ServerTlsSettings):
     jwt_algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
     """The algorithms that a token may be signed with, as JSON: RS, PS or ES with 256, 384 or 512, EdDSA."""
     jwt_leeway: timedelta = Field(timedelta(minutes=1), ge=timedelta(0), le=timedelta(minutes=5))
-    """How far the clocks of issuer and service may differ: a token counts this much longer. PT0S: not at all."""
+    """Maximum difference between the clocks of issuer and service. A token is accepted for this much longer. PT0S: for
+    no longer."""
     jwt_scopes_claim: str = Field("scope", min_length=1)
-    """The claim with the caller's scopes: a text with spaces between, or a list."""
+    """The claim with the caller's scopes: a text with spaces between them, or a list."""
     jwt_tenant_claim: str = ""
     """The claim with the caller's tenant. A token without it is refused. Unset: the callers have no tenant."""
     jwt_user_claim: str = ""
@@ -52,7 +53,7 @@ class AuthSettings(ServerTlsSettings):
     client_certificates: tuple[CertificateRule, ...] = ()
     """What client certificates may call, by their SPIFFE ids, as JSON: pattern, a regular expression for the whole id,
     and scopes. A group `tenant` in the pattern, or else the field tenant, names the tenant. The first rule that matches
-    counts. The scope `proxy` is for those that send their callers' credentials. Needs …_TLS_CLIENT_CA."""
+    applies. The scope `proxy` is for proxies that send their callers' credentials. Needs …_TLS_CLIENT_CA."""
 
     @property
     def listens(self) -> bool:
@@ -84,9 +85,9 @@ class AuthSettings(ServerTlsSettings):
         if not self.listens or authenticated or self.allow_anonymous or is_loopback(self.host):
             return self
         raise ValueError(
-            f"{prefix}HOST {self.host} is not loopback, and nobody who calls there would be known. Set one of "
-            f"{prefix}API_KEYS_FILE, {prefix}JWT_ISSUER and {prefix}CLIENT_CERTIFICATES; or, behind a proxy that knows "
-            f"the callers, {prefix}ALLOW_ANONYMOUS=true"
+            f"{prefix}HOST {self.host} is not loopback, so callers have to be authenticated. Set one of "
+            f"{prefix}API_KEYS_FILE, {prefix}JWT_ISSUER and {prefix}CLIENT_CERTIFICATES; or, behind a proxy that "
+            f"authenticates them, {prefix}ALLOW_ANONYMOUS=true"
         )
 
     @model_validator(mode="after")
@@ -98,9 +99,9 @@ class AuthSettings(ServerTlsSettings):
 
 
 async def open_authenticators(settings: AuthSettings, user_form: re.Pattern[str] = ANY_USER) -> list[Authenticator]:
-    """Return an Authenticator for each kind of credential in the settings, none if there is none.
+    """Return an Authenticator for each kind of credential in the settings.
 
-    They know what there is to know. `user_form` is that of a JWT's user claim. Raises KeyFileError.
+    Each was refreshed once. `user_form` is the form of a JWT's user claim. Raises KeyFileError.
     """
     authenticators: list[Authenticator] = []
     if settings.api_keys_file is not None:
@@ -125,7 +126,7 @@ async def open_authenticators(settings: AuthSettings, user_form: re.Pattern[str]
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on is of this machine alone. A name other than `localhost` is not."""
+    """Return whether only this machine reaches an address to listen on. Of names only `localhost` is loopback."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -133,6 +134,6 @@ def is_loopback(host: str) -> bool:
 
 
 def is_confidential(url: str) -> bool:
-    """Return whether what is sent to a URL, and what comes from there, passes no other machine unencrypted."""
+    """Return whether requests to a URL and their answers are encrypted or stay on this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))

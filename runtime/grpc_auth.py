@@ -1,6 +1,6 @@
-"""Who makes a gRPC call: its Caller is made of its credential, before anything of its request is read.
+"""Authentication of gRPC calls, before their requests are read.
 
-A credential in the metadata (`authorization: Bearer …`) counts, and a client certificate only without one.
+A token in the metadata (`authorization: Bearer …`) takes precedence over a client certificate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from runtime.tracebacks import forget_frames
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger(__name__)
 _MAX_UNREAD: Final = 100
-"""Refusals that may be unread for longer than a moment."""
+"""Maximum number of refusals that clients leave unread."""
 _METADATA_KEY: Final = "authorization"
 
 
@@ -41,7 +41,7 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 
 
 def current_caller() -> Caller:
-    """Return who makes the call that is being handled. Raises LookupError outside of a call.
+    """Return the caller of the call that is being handled. Raises LookupError outside of a call.
 
     A task that outlives the call, or that works for several of them, must be given its caller instead.
     """
@@ -59,7 +59,7 @@ class _Running:
         self.ending = Ending()
 
     def check(self) -> None:
-        """End the call if its credential does not count any more; after the message that is being sent."""
+        """End the call if its credential is no longer valid, after the message that is being sent."""
         try:
             self._authenticator.check(self._caller)
         except Refusal as refusal:
@@ -69,16 +69,17 @@ class _Running:
                 self._task.cancel()
 
     def reason_of_cancel(self) -> Exception | None:
-        """Return why check() has cancelled the call; None if somebody else has, too: gRPC, for a client that left."""
+        """Return why check() has cancelled the call. None if gRPC has cancelled it, too, because the client has
+        left."""
         if self._task is None or not self._cancelled or self._task.uncancel():
             return None
         return self.ending.error
 
 
 class AuthInterceptor(Interceptor):
-    """Makes the Caller of each call, and refuses calls without one or without the scope of the method.
+    """Authenticates each call, and refuses calls without a valid credential or without the scope of the method.
 
-    Health and reflection are open to everybody. Belongs behind the telemetry, which measures refusals, and before all
+    Health and reflection are open to everybody. It comes after the telemetry, which measures refusals, and before all
     interceptors that read requests.
     """
 
@@ -89,7 +90,7 @@ class AuthInterceptor(Interceptor):
         scopes: Mapping[str, str],
         details: Callable[[Refusal], Sequence[tuple[str, bytes]]],
     ) -> None:
-        """`anonymous` makes the calls when there are no authenticators.
+        """`anonymous` is the caller of all calls when there are no authenticators.
 
         `scopes`: the scope of each method by its path, /llm.v1.LlmService/Submit. A method without one is refused.
         `details`: the trailing metadata of a refusal.
@@ -121,7 +122,7 @@ class AuthInterceptor(Interceptor):
         return with_behavior(handler, call_as)
 
     async def keep_current(self) -> None:
-        """Refresh the authenticators, and end the calls whose credentials do not count any more, until cancelled."""
+        """Refresh the authenticators and end the calls whose credentials are no longer valid, until cancelled."""
         await asyncio.gather(keep_refreshing(self._authenticators), self._keep_checking())
 
     async def _admit(
@@ -143,7 +144,7 @@ class AuthInterceptor(Interceptor):
         return await authenticate(self._authenticators, _presented(tokens, context))
 
     async def _while_valid(self, running: _Running, handling: Awaitable[Any]) -> Any:
-        """Return what handles a call; raises Refusal when its credential does not count any more."""
+        """Await the handler of a call. Raises Refusal when its credential is no longer valid."""
         self._running.add(running)
         ENDING.set(running.ending)
         try:
@@ -161,7 +162,7 @@ class AuthInterceptor(Interceptor):
         context.add_done_callback(done)
         trailers = [*self._details(refusal)]
         if (needed := challenge(refusal)) is not None:
-            trailers.append(("www-authenticate", needed))  # type: ignore[arg-type]  # text is as good as bytes
+            trailers.append(("www-authenticate", needed))  # type: ignore[arg-type]  # text is accepted, too
         await audit.refuse(refusal.code.name, refusal.reason)
         try:
             await context.abort(grpc.StatusCode[refusal.code.name], str(refusal), tuple(trailers))
@@ -175,12 +176,12 @@ class AuthInterceptor(Interceptor):
             for running in tuple(self._running):
                 try:
                     running.check()
-                except Exception:  # noqa: BLE001  # whatever it was, the credentials of other calls have to be checked
+                except Exception:  # noqa: BLE001  # the other calls have to be checked after any failure
                     _log.exception("cannot check the credential of a running call")
 
 
 def _presented(tokens: Sequence[str | bytes], context: _Context) -> Presented:
-    """Return what the call presents. Raises Refusal for metadata that is no credential of any kind."""
+    """Return the credential of the call. Raises Refusal for metadata that is no credential."""
     if tokens:
         return Presented(token=bearer_token(tokens))
     about: Any = context.auth_context()

@@ -20,6 +20,8 @@ from tests.support.stacks import stack_settings
 
 # A busy machine makes an example slow. That says nothing of the code.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# That of `make check`. All other runs try more examples.
+settings.register_profile("quick", settings.get_profile("suite"), max_examples=20)
 settings.load_profile("suite")
 
 

@@ -41,7 +41,11 @@ def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[Se
         ]
     )
     size = 0 if result is None else result.ByteSize()
-    workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RESULT_BYTES: size})
+    stored = llm_pb2.JobStatus()
+    stored.CopyFrom(status)
+    # Readers take the class from the search attribute. Version 0.1.0 refuses a memo with a field that it does not know.
+    stored.ClearField("job_class")
+    workflow.upsert_memo({names.MEMO_STATUS: to_memo(stored), names.MEMO_RESULT_BYTES: size})
 
 
 async def raise_failure(

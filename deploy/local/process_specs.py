@@ -174,8 +174,8 @@ def _gateway(wiring: Wiring) -> ProcessSpec:
             # A newcomer to the stack has no proto file for grpcurl.
             "GATEWAY_REFLECTION": "true",
             "STORE_URL": (wiring.state_dir / STORE).as_uri(),
-            # Without an endpoint for them, jobs that name no target need not ask the notifier.
-            **({} if _has_operators_endpoint(wiring) else {"GATEWAY_NOTIFY_OPERATOR": "false"}),
+            # A stack whose notifier has an endpoint for jobs that name no target uses it.
+            **({"GATEWAY_NOTIFY_OPERATOR": "true"} if _has_operators_endpoint(wiring) else {}),
         },
         probe=is_ready(f"{HOST}:{wiring.ports.gateway_metrics}", wiring.ca),
     )

@@ -121,9 +121,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Factor of each further wait between attempts of RunLLMOnGPU."""
     retry_attempts: int = Field(DEFAULT_RETRY_ATTEMPTS, ge=1)
     """Maximum number of attempts of RunLLMOnGPU."""
-    notify_operator: bool | None = None
+    notify_operator: bool = False
     """Whether the operator's endpoint (NOTIFIER_DEFAULT_WEBHOOK_URL, NOTIFIER_USERS, NOTIFIER_TENANTS) is notified of
-    jobs that name no target. `false` spares such a job an activity. Unset: the notifier is asked for each of them."""
+    jobs that name no target. `true`: the notifier looks for an endpoint, which costs each of these jobs an activity.
+    `false`: nobody is notified of them."""
     notify_hold: timedelta = Field(DEFAULT_NOTIFY_HOLD, ge=timedelta(0))
     """Maximum time for which an ended job stays open for its deliveries. They continue without it after that.
     PT0S: it closes at once."""

@@ -69,8 +69,8 @@ class JobSubmission:
     ) -> llm_pb2.SubmitResponse:
         """Start the job, or return the equal job that was started under its key. The job has passed all checks.
 
-        `waiter` is as for job_start(). `notify_operator`: whether the operator's settings decide on their endpoint's
-        part; False: it hears nothing of the job.
+        `waiter` is as for job_start(). `notify_operator`: False if the operator's endpoint is not notified of the job,
+        whatever GATEWAY_NOTIFY_OPERATOR says.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another job, RESOURCE_EXHAUSTED beyond the rate of the
         job's class or the tenant's quota of open jobs or of output tokens, UNAVAILABLE when that cannot be told;

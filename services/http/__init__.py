@@ -8,6 +8,6 @@ services.http.app has the list. What such a function needs:
 - `front.gateway.of(request)` of services.http.gateway: calls the gateway with the credential of the request.
 - services.http.failures: the one table from gRPC's codes to HTTP's. A handler raises Failure, or lets durable_llm's
   ApiError pass; the package says in its `answer` which body such an error gets.
-- `read_object` of services.http.bodies: the JSON body of a request.
+- `read_object` of services.http.bodies: reads the JSON body of a request.
 - services.http.events: writes server-sent events.
 """

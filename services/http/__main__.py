@@ -1,4 +1,4 @@
-"""`python -m services.http`: serve the HTTP API until told to stop."""
+"""`python -m services.http`: serve the HTTP API until asked to stop."""
 
 from typing import Final
 

@@ -44,7 +44,7 @@ def make_app(front: Front) -> ASGIApp:
 
 
 class _CorsOfTheApi(CORSMiddleware):
-    """Lets pages of other origins call the API. The console's pages are for the front's own alone."""
+    """Lets pages of other origins call the API. Only the front's own pages may call the console."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -55,7 +55,7 @@ class _CorsOfTheApi(CORSMiddleware):
 
 
 class _RawPath:
-    """Makes the router see paths as they were sent. In a decoded path an id's own `/` is not to be told from others."""
+    """Makes the router see paths as they were sent. A decoded path does not show which `/` belongs to an id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

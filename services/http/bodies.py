@@ -1,4 +1,4 @@
-"""What a request says: its JSON body and its query, read within bounds."""
+"""The JSON body and the query of a request, read within bounds."""
 
 import asyncio
 import email.message
@@ -14,7 +14,7 @@ from services.http.failures import Failure, bad_request
 from services.http.settings import HttpSettings
 
 _DRAINED: Final = 4
-"""A body that is too large is read, and dropped, up to this many times the limit."""
+"""A body that is too large is read and dropped, up to this many times the limit."""
 _CLOSE: Final = {"Connection": "close"}
 """Ends a connection whose request was not read to its end."""
 
@@ -22,9 +22,9 @@ _CLOSE: Final = {"Connection": "close"}
 async def read_object(request: Request, settings: HttpSettings, *, optional: bool = False) -> dict[str, Any]:
     """Return the JSON object that is the body of a request. An `optional` body may be missing: that is {}.
 
-    Raises Failure: 415 for another type than JSON, which a form of a foreign page has, another charset than UTF-8 or a
-    compressed body; 413 for a body over the limit,
-    408 for one that does not come in time; 400 for one that is no JSON, has a key twice, or holds too many values.
+    Raises Failure: 415 for another type than JSON, as the form of a foreign page has, for another charset than UTF-8
+    and for a compressed body; 413 for a body over the limit; 408 for one that does not come in time; 400 for one that
+    is no JSON, has a key twice or holds too many values.
     """
     kind = _media_type(request)
     data = await read_body(request, settings)
@@ -41,9 +41,9 @@ async def read_object(request: Request, settings: HttpSettings, *, optional: boo
 
 
 def query_of(request: Request, names: Collection[str], *, repeated: Collection[str] = ()) -> dict[str, list[str]]:
-    """Return the values of the query's parameters by name. Those in `repeated` may be there more than once.
+    """Return the values of the query's parameters by name. Those in `repeated` may occur more than once.
 
-    Raises Failure, 400, that names every other parameter.
+    Raises Failure, 400, which names every other parameter.
     """
     values: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():

@@ -1,4 +1,4 @@
-"""A connection of a client, with the times that uvicorn does not have: for the head of a request, and to read."""
+"""The connection of a client. It adds two limits that uvicorn lacks: on the head of a request, and on unread data."""
 
 import asyncio
 import functools
@@ -20,7 +20,7 @@ class Connection(H11Protocol):
         self._read: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a request."""
+        """Start to wait for a request."""
         super().connection_made(transport)
         self._head = self._abort_after(self._times.request_timeout)
 
@@ -32,7 +32,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come. The first bytes of a further request begin to wait for its rest."""
+        """Read what has come. The first bytes of a further request start the wait for its rest."""
         if self._head is None and (self.cycle is None or self.cycle.response_complete):
             self._head = self._abort_after(self._times.request_timeout)
         super().data_received(data)
@@ -46,7 +46,7 @@ class Connection(H11Protocol):
             self._head = None
 
     def pause_writing(self) -> None:
-        """Begin to wait for the client to read."""
+        """Start to wait for the client to read."""
         super().pause_writing()
         if self._read is None:
             self._read = self._abort_after(self._times.stall_timeout)

@@ -1,6 +1,6 @@
 """Errors of the HTTP API: one exception, and the one table from gRPC's codes to HTTP's.
 
-The packages of the API differ in the bodies of their errors. Status, headers and words are the same.
+The packages of the API differ in the bodies of their errors. Status, headers and messages are the same.
 """
 
 import math
@@ -36,7 +36,7 @@ STATUS: Final = {
 """The HTTP status of each code with which a call of the gateway fails."""
 
 CALL_AGAIN: Final = "; call again"
-"""Ends the message of a failure that passes. Where another remedy is known, that one stands instead."""
+"""Ends the message of a failure that may pass, unless the message has another remedy."""
 _RETRY: Final = timedelta(seconds=1)
 
 
@@ -73,7 +73,7 @@ def of_call(error: ApiError) -> Failure:
     headers = {"WWW-Authenticate": _challenge(error)} if status is HTTPStatus.UNAUTHORIZED else {}
     message = str(error)
     if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-        # The words are those of gRPC, with addresses of the inside.
+        # The message is that of gRPC, with internal addresses.
         message = f"the gateway does not answer{CALL_AGAIN}"
     wait = error.retry_delay
     if wait is None and status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT):

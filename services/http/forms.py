@@ -89,7 +89,8 @@ class UploadForm:
                 raise bad_request(message="the form is cut off")
 
     async def drain(self) -> None:
-        """Read, and drop, what a client still sends that would not read an answer before: within bounds."""
+        """Read and drop what the client still sends, within bounds. Some clients read no answer before they have sent
+        all."""
         left = _DRAINED_BYTES
         try:
             async with asyncio.timeout(self._seconds):

@@ -23,10 +23,10 @@ class Front:
     streams: int = 0
     """Number of open streams."""
     background: list[Callable[[], Coroutine[None, None, None]]] = field(default_factory=list)
-    """What runs as long as the front serves. The packages add to it."""
+    """Tasks that run as long as the front serves. The packages add to it."""
 
     def require_place(self) -> None:
-        """Raise Failure, 503, when a further stream has no place."""
+        """Raise Failure, 503, when no further stream may open."""
         if self.draining.is_set():
             raise unavailable("the front is shutting down; call again", "FRONT_SHUTDOWN")
         if self.streams >= self.settings.max_streams:

@@ -39,9 +39,9 @@ _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
 _FILE_SERVICE: Final = file_pb2.DESCRIPTOR.services_by_name["FileService"].full_name
 _BATCH_SERVICE: Final = batch_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
 _OPTIONS: Final = (
-    # The gateway is near: a proxy of the environment is for calls to the outside.
+    # A proxy of the environment is for calls to the outside.
     ("grpc.enable_http_proxy", 0),
-    # What a client of a stream has not read waits here. By default the window grows to megabytes for each stream.
+    # Bounds what a client of a stream has not read. By default the window grows to megabytes for each stream.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
@@ -53,7 +53,7 @@ _CALLS: Final = "gateway_calls"
 
 
 class _Retry(RetryPolicy):
-    """Repeats what another gateway may do. A caller that is over a limit learns that at once."""
+    """Repeats calls that another gateway may answer. A caller over a limit gets the error at once."""
 
     def backoff(self, error: ApiError, failures: int, silence: timedelta, *, answered: bool) -> timedelta | None:
         """See RetryPolicy."""
@@ -71,7 +71,7 @@ class Gateway:
         self._retry = _Retry(connect_timeout=settings.gateway_retry, give_up_after=settings.gateway_retry)
         self._tracer = tracer
         self._open_until = 0.0
-        """Until when it is known that the gateway asks for no credential, on the monotonic clock."""
+        """Until this time of the monotonic clock the gateway is known to ask for no credential."""
         tls = settings.gateway_tls
         self._client = AsyncClient(
             settings.gateway,
@@ -88,7 +88,7 @@ class Gateway:
         await self._client.close()
 
     def of(self, request: Request) -> "Calls":
-        """Return the calls of a request's caller. Raises Failure for several credentials, or one that is none."""
+        """Return the calls of a request's caller. Raises Failure for several credentials and for an invalid one."""
         if _CALLS not in request.scope:
             request.scope[_CALLS] = self.in_name_of(_credential(request))
         calls: Calls = request.scope[_CALLS]
@@ -99,16 +99,16 @@ class Gateway:
         return Calls(self._client, self._tracer, credential)
 
     async def judge(self, request: Request) -> None:
-        """Return once the credential of a request is judged. Raises Failure, and ApiError for one that is refused.
+        """Return once the gateway has accepted the credential of a request. Raises Failure, and ApiError for a refusal.
 
-        That has happened if any call of the request was answered. Otherwise a call is made for it, which counts like
-        any other. That no credential is needed is known for some seconds.
+        An answered call of the request is enough. Otherwise this makes a call, which the caller's rate counts. The
+        answer that no credential is needed is kept for some seconds.
         """
         calls, anonymous = self.of(request), "authorization" not in request.headers
         if calls.answered or (anonymous and time.monotonic() < self._open_until):
             return
         try:
-            # It names no job, so that the gateway does nothing more than judge the caller.
+            # It names no job, so the gateway only authenticates the caller.
             await calls.call("GetStatus", llm_pb2.GetStatusRequest())
         except ApiError as error:
             if error.code not in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED):
@@ -130,10 +130,10 @@ class Gateway:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def require_authentication(self, settings: HttpSettings) -> None:
-        """Return once it is known that callers from elsewhere are known. Raises RuntimeError if they would not be.
+        """Return once callers from other machines are known to be authenticated. Raises RuntimeError if they are not.
 
-        For an address on loopback, or where the settings allow everybody, that is at once. Otherwise it waits for the
-        gateway, and asks it without a credential.
+        For an address on loopback, or where the settings allow everybody, it returns at once. Otherwise it waits for
+        the gateway and calls it without a credential.
         """
         if settings.allow_anonymous or is_loopback(settings.host):
             return
@@ -148,7 +148,7 @@ class Gateway:
             else:
                 raise RuntimeError(
                     f"HTTP_HOST {settings.host} is not loopback, and the gateway asks nobody for a credential. Let it"
-                    " know its callers (see docs/security.md); or, behind a proxy that knows them,"
+                    " authenticate its callers (see docs/security.md); or, behind a proxy that does so,"
                     " HTTP_ALLOW_ANONYMOUS=true"
                 )
 
@@ -202,7 +202,7 @@ class Calls:
             self.answered = True
             _end(span, grpc.StatusCode.OK)
         except ApiError as error:
-            # The reason is the gateway's own: without one there was no gateway.
+            # Only a gateway sends a reason. Without one no gateway has answered.
             self.answered = self.answered or bool(error.reason)
             _end(span, error.code)
             raise

@@ -1,4 +1,4 @@
-"""Keeps web pages of others out: a browser lets any page send requests to any server, also to one on loopback."""
+"""Refuses requests of foreign web pages. A browser lets any page call any server, also one on loopback."""
 
 import re
 from collections.abc import Callable
@@ -21,8 +21,8 @@ _HOST: Final = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0
 class Guard:
     """Refuses requests for other hosts with 421, and requests of pages of other origins with 403.
 
-    A page whose own name was made to lead here (DNS rebinding) is of this server's origin to a browser. Only the Host
-    tells. Programs that are no browsers send no Origin.
+    By DNS rebinding the host name of a foreign page leads to this server, so the browser sees one origin. Only the
+    header Host shows that. Programs that are no browsers send no Origin.
     """
 
     def __init__(self, app: ASGIApp, settings: HttpSettings, answer: Callable[[str], Answer]) -> None:

@@ -1,4 +1,4 @@
-"""Outputs that are files, as HTTP gives them: the gateway's stream of the job brings their text."""
+"""Outputs that are files. Their text comes from the gateway's stream of the job."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -24,7 +24,7 @@ async def with_text(calls: Calls, workflow_id: str, result: llm_pb2.JobResult, m
         return result
     if file.size_bytes > most:
         message = (
-            f"the output has {file.size_bytes} bytes, and at most {most} are put into an answer: read the file"
+            f"the output has {file.size_bytes} bytes, more than the {most} of an answer: read the file"
             f" {file.file_id}, or stream the job"
         )
         raise Failure(HTTPStatus.UNPROCESSABLE_ENTITY, message, "OUTPUT_TOO_LARGE")

@@ -13,7 +13,7 @@ class HttpMetrics:
         self.duration = meter.create_histogram(
             HTTP_SERVER_REQUEST_DURATION,
             unit="s",
-            description="Duration of HTTP requests. That of a stream reaches to its end.",
+            description="Duration of HTTP requests. A stream lasts until its end.",
             explicit_bucket_boundaries_advisory=SHORT_SECONDS,
         )
         self.streams = meter.create_up_down_counter(

@@ -4,6 +4,6 @@
 def is_own(origin: str, host: str) -> bool:
     """Return whether a page of an origin (the header Origin) was served by the host that a request is for (Host).
 
-    A proxy that ends TLS changes the scheme, so that it does not count. No page of another server has this host.
+    The scheme is ignored, because a proxy that ends TLS changes it. No page of another server has this host.
     """
     return origin.partition("://")[2].lower() == host.lower()

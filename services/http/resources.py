@@ -1,4 +1,4 @@
-"""The paths of the API: what a package of it consists of, and how a request finds its handler."""
+"""The paths of the API: the parts of a package, and the way of a request to its handler."""
 
 import logging
 import re
@@ -20,21 +20,21 @@ from services.http.failures import Failure, of_call
 _log = logging.getLogger(__name__)
 
 ROUTE: Final = "http_route"
-"""The key of a scope with the template of the path that a request has met."""
+"""The key of a scope with the template of the request's path."""
 
 _CONVERTOR: Final = re.compile(r":\w+}")
 
 Handler = Callable[[Request], Awaitable[Response]]
 """Answers a request. It raises Failure, or ApiError of a call that has failed."""
 Judge = Callable[[Request], Awaitable[None]]
-"""Returns once the credential of a request is judged. Raises Failure or ApiError for one that does not count."""
+"""Returns once the credential of a request was accepted. Raises Failure or ApiError for one that is refused."""
 Answer = Callable[[Failure], Response]
 """Returns the answer to a request that has failed."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A path, and what its methods do."""
+    """A path and the handlers of its methods."""
 
     path: str
     """The template of the path. `{id:id}` is a job's id."""
@@ -58,16 +58,16 @@ class Package:
     answer: Answer
     """Gives an error the package's form."""
     has_sessions: bool = False
-    """Whether sessions say who calls, and not the header Authorization: then the package judges its requests itself."""
+    """Whether sessions authenticate callers, instead of the header Authorization. The package checks them itself."""
 
 
 class IdConvertor(Convertor[str]):
-    """An id in a path. It may hold `/` as it is; `%2F` is a `/` that is no border of the path's segments."""
+    """An id in a path. It may hold a plain `/`. `%2F` is a `/` that separates no segments."""
 
     regex = ".+"
 
     def convert(self, value: str) -> str:
-        """Return the id. What is no UTF-8 becomes an id that nothing has."""
+        """Return the id. One that is no UTF-8 becomes an id that does not exist."""
         return unquote(value)
 
     def to_string(self, value: str) -> str:
@@ -106,7 +106,7 @@ class _Endpoint:
                 words = f"{self._resource.template} takes {allow}"
                 raise Failure(HTTPStatus.METHOD_NOT_ALLOWED, words, headers={"Allow": allow})
             if expected.lower() != "100-continue":
-                words = f"the expectation {expected!r} is not known here; only 100-continue is"
+                words = f"the expectation {expected!r} is not supported; only 100-continue is"
                 raise Failure(HTTPStatus.EXPECTATION_FAILED, words, headers={"Connection": "close"})
             return await self._handle(request, handler)
         except Failure as failure:
@@ -118,10 +118,10 @@ class _Endpoint:
             return self._answer(Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "the front has failed", "INTERNAL"))
 
     async def _handle(self, request: Request, handler: Handler) -> Response:
-        """Answer a request whose caller may know what is wrong with it.
+        """Answer a request. What is wrong with it is shown only to callers with a valid credential, if one is needed.
 
-        The body of one without a credential is read only if none is needed. One with a credential is judged by the
-        gateway's call for the request itself, or before the front's own refusal: so a good request costs one call.
+        Without a credential the body is read only if none is needed. Otherwise the call for the request itself checks
+        the credential, or a further call before the front refuses the request. So a valid request costs one call.
         """
         if self._judge is None:
             return await handler(request)

@@ -13,7 +13,7 @@ from runtime.tls import ClientTls, ServerTlsSettings, client_tls
 from services.http.signin.settings import SignInSettings
 
 _LINK: Final = r"^(https?://[^\s{}]*(\{(trace_id|workflow_id|run_id)\}[^\s{}]*)*)?$"
-"""An address of the Web with placeholders, or nothing."""
+"""An http or https URL with placeholders, or nothing."""
 
 
 class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
@@ -31,14 +31,14 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     allow_anonymous: bool = False
     """Whether the front may listen elsewhere than on loopback although the gateway asks for no credential, because a
-    proxy in front of it knows the callers. Without it the front does not start there."""
+    proxy in front of it authenticates the callers. Otherwise the front does not start there."""
     gateway: str = Field("127.0.0.1:50051", min_length=1)
     """Address of the gateway, as gRPC takes it: host:port, `dns:///name:port`, or `ipv4:10.0.0.1:50051,10.0.0.2:50051`.
     Calls go to all its addresses in turn."""
     gateway_tls_ca: FilePath | None = None
     """PEM file of the CAs that may have issued the gateway's certificate. Unset: no TLS."""
     gateway_tls_cert: FilePath | None = None
-    """PEM file of the front's own certificate for the gateway, followed by the intermediate ones. The gateway has to
+    """PEM file of the front's own certificate for the gateway, followed by the intermediate ones. The gateway must
     give it the scope `proxy`. A changed file is read when the front restarts."""
     gateway_tls_key: FilePath | None = None
     """PEM file of the private key of the front's own certificate, not encrypted."""
@@ -48,7 +48,7 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """Time for which a call or a stream is tried again while no gateway answers. After that a request is answered with
     503 or 504, and a stream ends, so that its client comes back. PT0S: there is one try."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
-    """The names and addresses by which the front may be called, as well as HTTP_HOST, separated by commas. `*` allows
+    """Names and addresses by which the front may be called in addition to HTTP_HOST, separated by commas. `*` allows
     any, which is safe only where the gateway asks for credentials."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """The origins whose pages may call the front, as scheme://host[:port], separated by commas; `*` for all. Unset:
@@ -62,7 +62,7 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """Maximum number of concurrent connections. Requests of further ones get 503."""
     max_streams: int = Field(1500, ge=1, le=2000)
     """Maximum number of concurrent streams. Further ones get 503. The gateway takes 2000 calls on one connection
-    (GATEWAY_MAX_CALLS_PER_CONNECTION), and other calls need room, too."""
+    (GATEWAY_MAX_CALLS_PER_CONNECTION), and calls that are no streams need some of them."""
     request_timeout: timedelta = Field(timedelta(seconds=20), ge=timedelta(milliseconds=100))
     """Maximum time for a client to send the head of a request, and as long again for its body."""
     keep_alive: timedelta = Field(timedelta(seconds=75), ge=timedelta(seconds=1))
@@ -70,17 +70,17 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     stall_timeout: timedelta = Field(timedelta(minutes=2), ge=timedelta(milliseconds=100))
     """Maximum time for which a client may leave what was sent to it unread. The front then closes the connection."""
     stream_keepalive: timedelta = Field(timedelta(seconds=15), gt=timedelta(0))
-    """Maximum time between two messages of a stream; a comment is sent when there is no event."""
+    """Maximum time without data on a stream. A comment is sent when there is no event."""
     stream_retry: timedelta = Field(timedelta(seconds=1), gt=timedelta(0))
-    """The wait before a browser opens a stream again that has broken."""
+    """Wait of a browser before it opens a broken stream again."""
     unwatched_timeout: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=10), le=timedelta(days=1))
     """Time after which the job of a request of OpenAI's API that is not in the background is cancelled when its front
     has died. It is at least a 2,000th of the job's total time: see `cancel_if_unwatched`."""
     console: bool = True
     """Whether the front has the console, pages for people at `/console/`."""
     console_docs_url: str = Field("", pattern=r"^(https?://\S+)?$")
-    """The link from the reason of an error in the console to what is written about it, such as the address of
-    `docs/errors.md`. Unset: there is no link; what a reason means stands in the page in any case."""
+    """The link from the reason of an error in the console to its documentation, such as the address of
+    `docs/errors.md`. Unset: there is no link. The page explains the reason in any case."""
     console_trace_url: str = Field("", pattern=_LINK)
     """The link from a job's page in the console to its trace; `{trace_id}` stands for the id of the trace. Unset: there
     is no link."""
@@ -88,7 +88,7 @@ class HttpSettings(SignInSettings, ServerTlsSettings, MetricsSettings):
     """The link from a job's page in the console to Temporal's Web UI; `{workflow_id}` and `{run_id}` stand for the
     job's ids. Unset: there is no link."""
     shutdown_grace: timedelta = Field(timedelta(seconds=10), ge=timedelta(0))
-    """Maximum time for running requests to end after SIGTERM; streams end at once. PT0S: all are ended at once."""
+    """Maximum time for running requests to end after SIGTERM. Streams end at once. PT0S: all requests end at once."""
 
     @property
     def gateway_tls(self) -> ClientTls | None:

@@ -27,7 +27,7 @@ class Telemetry:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and observe it to its end."""
-        # A method or a path that a caller made up is no label.
+        # A method or path that the caller has invented must not become a label.
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         labels: dict[str, Any] = {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]}
         # None: the client has gone before there was an answer.

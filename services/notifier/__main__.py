@@ -26,6 +26,9 @@ SERVICE: Final = "notifier"
 async def main() -> None:
     """Run one worker for outcomes and one for progress."""
     settings, readiness = NotifierSettings(), Readiness(SERVICE)
+    log = logging.getLogger("services.notifier")
+    if settings.has_endpoints:
+        log.info("notifies endpoints of its settings of the jobs whose gateway has GATEWAY_NOTIFY_OPERATOR=true")
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     async with (
         serving_metrics(settings, readiness) as metrics,
@@ -49,7 +52,7 @@ async def main() -> None:
             max_heartbeat_throttle_interval=timedelta(seconds=1),
         )
         async with outcomes, progress:
-            logging.getLogger("services.notifier").info("ready")
+            log.info("ready")
             with readiness.serving():
                 await process.forever()
 

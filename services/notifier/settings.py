@@ -211,6 +211,12 @@ class NotifierSettings(MetricsSettings):
         )
 
     @property
+    def has_endpoints(self) -> bool:
+        """Whether any job that names no target has an endpoint."""
+        users = [*self.users.values(), *(user for tenant in self.tenants.values() for user in tenant.users.values())]
+        return bool(self.default_webhook_url or any(one.url for one in (*users, *self.tenants.values())))
+
+    @property
     def nats_tls(self) -> ClientTls | None:
         """The files of TLS with NATS. None: no CA is set."""
         return client_tls(self, "nats_")

@@ -1,7 +1,7 @@
 """Rolling upgrade and rollback: processes of an earlier version run next to processes of this version.
 
-UPGRADE_FROM is the folder of the earlier version's checkout, which `make test-upgrade` creates. Without it all tests of
-this module are skipped. The earlier version runs in this version's environment.
+UPGRADE_FROM is the folder of the earlier version's checkout, and UPGRADE_PYTHON the interpreter of an environment with
+the packages of its lock. `make test-upgrade` creates both. Without them all tests of this module are skipped.
 """
 
 import asyncio
@@ -42,8 +42,9 @@ from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 
 FROM: Final = os.environ.get("UPGRADE_FROM", "")
+PYTHON: Final = os.environ.get("UPGRADE_PYTHON", "")
 pytestmark = [
-    pytest.mark.skipif(not FROM, reason="UPGRADE_FROM names no checkout of an earlier version"),
+    pytest.mark.skipif(not (FROM and PYTHON), reason="UPGRADE_FROM and UPGRADE_PYTHON name no earlier version"),
     pytest.mark.timeout(600),
 ]
 upgrade_and_rollback = pytest.mark.parametrize(
@@ -70,7 +71,7 @@ async def versions(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ve
     settings = stack_settings(tmp_path_factory.mktemp("upgrade"))
     async with Stack(settings, only=("temporal", "nats"), environment=ENVIRONMENT) as stack:
         temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
-        yield Versions(stack, temporal, FROM)
+        yield Versions(stack, temporal, FROM, PYTHON)
 
 
 def assert_whole(seen: Seen) -> None:

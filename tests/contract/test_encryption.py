@@ -236,7 +236,7 @@ async def test_turning_and_retiring_key_encryption_keys(keys: Keys) -> None:
     process = encrypting(keys.encryption())
     assert await process.decode(payloads) == [MARKER]
     assert (await process.encode([""]))[0].metadata["encryption-key-id"] == payloads[0].metadata["encryption-key-id"]
-    assert "wrapped anew: 1" in await command("rewrap", **keys.environment)
+    assert "wrapped by the current key: 1" in await command("rewrap", **keys.environment)
     ring = json.loads(keys.ring)
     keys.ring = json.dumps({"current": ring["current"], "keys": {ring["current"]: ring["keys"][ring["current"]]}})
     assert await encrypting(keys.encryption()).decode(payloads) == [MARKER]

@@ -1,21 +1,28 @@
-"""Behaviour of the torch engine alone: its sampling, its failures, and continuing sampled output."""
+"""Behaviour of the torch engine alone: its sampling, its failures, and continuing sampled output.
+
+The tests import torch, and not the module: every process of pytest-xdist imports all modules, and torch takes seconds.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from jobs.errors import EngineDead, EngineFailed, OutOfMemory, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import CannotContinue, EngineConfig, Generation, Output
-from services.gpu_worker.engines.torch import TorchEngine, create
-from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions, load_model
-from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, candidates, choose, sampling_of
 from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    import torch
+
+    from services.gpu_worker.engines.torch import TorchEngine
+    from services.gpu_worker.engines.torch_model import LoadedModel, TorchOptions
 
 MODEL = str(ROOT / "models" / "docstrings")
 CONFIG = EngineConfig(MODEL, 3, {"device": "cpu", "threads": 1, "context_tokens": 512, "prefill_tokens": 8})
@@ -23,6 +30,8 @@ CONFIG = EngineConfig(MODEL, 3, {"device": "cpu", "threads": 1, "context_tokens"
 
 @pytest.fixture(scope="module")
 async def engine() -> AsyncIterator[TorchEngine]:
+    from services.gpu_worker.engines.torch import create
+
     engine = create(CONFIG)
     await engine.start()
     yield engine
@@ -84,14 +93,20 @@ async def test_tokens_of_another_model_cannot_be_continued(engine: TorchEngine) 
 
 
 def test_an_unset_parameter_is_the_models_own_default() -> None:
+    from services.gpu_worker.engines.torch_sampling import Sampling, sampling_of
+
     defaults = {"temperature": 0.7, "top_p": 0.95}
     assert sampling_of(llm_pb2.SamplingParams(seed=1), defaults) == Sampling(seed=1, temperature=0.7, top_p=0.95)
     asked = llm_pb2.SamplingParams(seed=1, temperature=0, logprobs=0)
     assert sampling_of(asked, defaults) == Sampling(seed=1, temperature=0, top_p=0.95, logprobs=0)
 
 
-# The probabilities are 0.5, 0.3, 0.15 and 0.05.
-SCORES = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+@pytest.fixture(scope="module")
+def scores() -> torch.Tensor:
+    """The scores of four tokens whose probabilities are 0.5, 0.3, 0.15 and 0.05."""
+    import torch
+
+    return torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
 
 @pytest.mark.parametrize(
@@ -107,17 +122,27 @@ SCORES = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
         ({"min_p": 1.0}, [0]),
     ],
 )
-def test_narrowing_keeps_the_likeliest(narrowing: dict[str, Any], left: list[int]) -> None:
-    assert candidates(SCORES, Sampling(seed=0, **narrowing)).nonzero().flatten().tolist() == left
+def test_narrowing_keeps_the_likeliest(scores: torch.Tensor, narrowing: dict[str, Any], left: list[int]) -> None:
+    from services.gpu_worker.engines.torch_sampling import Sampling, candidates
+
+    assert candidates(scores, Sampling(seed=0, **narrowing)).nonzero().flatten().tolist() == left
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    drawn = [choose(SCORES, Sampling(seed=1), SamplingContext([], [0] * position, [])) for position in range(4000)]
+def test_tokens_are_drawn_as_often_as_they_are_likely(scores: torch.Tensor) -> None:
+    import torch
+
+    from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, choose
+
+    drawn = [choose(scores, Sampling(seed=1), SamplingContext([], [0] * position, [])) for position in range(4000)]
     shares = torch.tensor(drawn).bincount(minlength=4) / len(drawn)
-    assert torch.allclose(shares, SCORES.exp(), atol=0.03)
+    assert torch.allclose(shares, scores.exp(), atol=0.03)
 
 
 def test_penalties_count_what_they_say() -> None:
+    import torch
+
+    from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, choose
+
     context = SamplingContext(prompt=[0], output=[1, 1], end_ids=[])
 
     def after(**penalty: Any) -> list[int]:
@@ -135,10 +160,12 @@ def test_penalties_count_what_they_say() -> None:
     assert after(presence_penalty=-1.0) == [1, 0, 2, 3]
 
 
-def test_no_end_is_chosen_before_min_tokens() -> None:
+def test_no_end_is_chosen_before_min_tokens(scores: torch.Tensor) -> None:
+    from services.gpu_worker.engines.torch_sampling import Sampling, SamplingContext, choose
+
     sampling = Sampling(seed=0, temperature=0, min_tokens=2)
-    assert choose(SCORES, sampling, SamplingContext([], [2], end_ids=[0, 1])) == 2
-    assert choose(SCORES, sampling, SamplingContext([], [2, 2], end_ids=[0, 1])) == 0
+    assert choose(scores, sampling, SamplingContext([], [2], end_ids=[0, 1])) == 2
+    assert choose(scores, sampling, SamplingContext([], [2, 2], end_ids=[0, 1])) == 0
 
 
 Before = Callable[[int, int], None]
@@ -159,6 +186,9 @@ class Watched:
 
 
 async def watched_engine(before: Before) -> TorchEngine:
+    from services.gpu_worker.engines.torch import TorchEngine
+    from services.gpu_worker.engines.torch_model import TorchOptions, load_model
+
     def load(path: str, options: TorchOptions) -> LoadedModel:
         loaded = load_model(path, options)
         return replace(loaded, model=Watched(loaded, before))
@@ -205,6 +235,8 @@ async def test_a_generation_cancelled_while_its_prompt_is_read_is_read_no_furthe
 
 
 async def test_too_little_memory_for_a_batch_ends_the_last_to_join_and_changes_no_other() -> None:
+    import torch
+
     def before(rows: int, _: int) -> None:
         if rows == 3:
             torch.empty(1 << 60)  # more than the machine has, so that the allocator itself fails
@@ -239,6 +271,8 @@ async def test_an_error_of_the_model_fails_the_generations_in_the_step_and_the_e
 
 
 async def test_an_error_of_the_device_ends_the_engine() -> None:
+    import torch
+
     def before(*_: int) -> None:
         raise torch.AcceleratorError("scripted")
 

@@ -33,7 +33,7 @@ from llm_pb import llm_pb2
 from payload_converter import MAX_PAYLOAD_BYTES, PayloadError, data_converter
 from tests.support import payload_converter_workflow as flow
 from tests.support.paths import ROOT
-from tests.support.stacks import temporal_cli, tool
+from tests.support.stacks import stack_settings, temporal_cli, tool
 
 CONVERTER = data_converter.payload_converter
 BETTERPROTO_WORKFLOW = "tests.support.payload_converter_betterproto_workflow"
@@ -325,6 +325,13 @@ class OwnerHeader(Interceptor):
                 return await super().start_workflow(input)
 
         return AddHeader(next)
+
+
+@pytest.fixture(scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Run Temporal alone."""
+    async with Stack(stack_settings(tmp_path_factory.mktemp("temporal")), only=("temporal",)) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")

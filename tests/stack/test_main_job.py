@@ -7,6 +7,7 @@ from typing import ClassVar
 import grpc
 import nats
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.duration_pb2 import Duration
 from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
@@ -31,6 +32,7 @@ from tests.support.jobs import (
     watch,
     webhook,
 )
+from tests.support.paths import ROOT
 from tests.support.receivers import Receiver, status
 from workflows.llm_job import LLMJobWorkflow
 
@@ -86,6 +88,19 @@ async def test_a_job_succeeds(stub: LlmServiceStub, temporal: Client, receiver: 
     (delivered,) = status.notifications
     assert delivered.state == llm_pb2.NOTIFY_STATE_DELIVERED
     assert delivered.target == describe(job.notify[0])
+
+
+async def test_version_0_1_0_can_read_the_memo_of_a_job(stub: LlmServiceStub, temporal: Client) -> None:
+    """During an upgrade its gateways describe jobs of this version. They refuse a field that they do not know."""
+    image = descriptor_pb2.FileDescriptorSet.FromString((ROOT / "tests/contract/protos/0.1.0.binpb").read_bytes())
+    pool = descriptor_pool.DescriptorPool()
+    for file in image.file:
+        pool.Add(file)  # type: ignore[no-untyped-call]
+    seen = await run_job(stub, new_job(params={"max_tokens": 5}))
+    description = await temporal.get_workflow_handle(seen.final.status.workflow_id).describe()
+    for key, name in ((names.MEMO_STATUS, "llm.v1.JobStatus"), (names.MEMO_OPTIONS, "llm.v1.JobOptions")):
+        kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+        json_format.ParseDict(await description.memo_value(key), kind())
 
 
 async def test_a_job_has_one_time_of_each_kind(stub: LlmServiceStub, receiver: Receiver) -> None:

@@ -13,6 +13,7 @@ import nats
 import pytest
 from standardwebhooks import Webhook
 
+from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
@@ -34,6 +35,7 @@ OWN = secret("own").get_secret_value()
 class Brokers(NamedTuple):
     """A gateway whose notifier has both brokers, and endpoints for jobs that name no target."""
 
+    notifier: Process
     stub: LlmServiceStub
     address: str
     nats: NatsPeer
@@ -68,7 +70,7 @@ async def brokers(stack: Stack) -> AsyncIterator[Brokers]:
         )
         gateway = stack.add("gateway", {"GATEWAY_NOTIFY_QUEUE": QUEUE, "GATEWAY_NOTIFY_OPERATOR": "true"})
         async with running(stack, notifier, gateway) as stub:
-            yield Brokers(stub, stack.address(gateway.name), nats_peer, kafka, receiver)
+            yield Brokers(notifier, stub, stack.address(gateway.name), nats_peer, kafka, receiver)
 
 
 def expect(event: CloudEvent, final: llm_pb2.StreamStatusResponse, place: int) -> None:
@@ -151,8 +153,13 @@ async def test_what_a_broker_never_takes_is_not_tried_again(
     assert says in attempt.error.message
 
 
+async def test_a_notifier_with_an_endpoint_names_the_setting_that_gateways_need(brokers: Brokers, stack: Stack) -> None:
+    assert "GATEWAY_NOTIFY_OPERATOR=true" in brokers.notifier.log
+    assert "GATEWAY_NOTIFY_OPERATOR" not in stack.processes["notifier"].log
+
+
 async def test_the_stack_notifies_an_endpoint_that_only_its_notifier_knows(tmp_path: Path) -> None:
-    """Unless GATEWAY_NOTIFY_OPERATOR is set, the gateway asks the notifier for each job that names no target."""
+    """The local stack sets GATEWAY_NOTIFY_OPERATOR where its notifier has an endpoint for jobs that name no target."""
     async with receiving() as receiver:
         environment = {
             **FAST,

@@ -62,12 +62,15 @@ class Running:
 
 
 class Versions:
-    """Starts processes and clients of either version with the same settings and environment."""
+    """Starts processes and clients of either version with the same settings and environment variables."""
 
-    def __init__(self, stack: Stack, temporal: Client, earlier: str) -> None:
+    def __init__(self, stack: Stack, temporal: Client, earlier: str, python: str) -> None:
+        """`earlier` is the folder of the earlier checkout, `python` the interpreter of its environment."""
         self.stack = stack
         self.temporal = temporal
         self._folders: Final = {"earlier": Path(earlier).absolute(), "this": ROOT}
+        # Not resolved: the link of a virtual environment is what makes it one.
+        self._pythons: Final = {"earlier": os.path.abspath(python), "this": sys.executable}
 
     @asynccontextmanager
     async def running(
@@ -78,8 +81,7 @@ class Versions:
         `worker` holds extra environment variables of the GPU worker.
         """
         extra = {"gpu-worker": worker}
-        folder = self._folders[version]
-        processes = {kind: self.stack.add(kind, extra.get(kind), working_dir=folder) for kind in kinds}
+        processes = {kind: self._process(version, kind, extra.get(kind)) for kind in kinds}
         address = self.stack.address(processes["gateway"].name)
         try:
             await _start(processes.values())
@@ -94,7 +96,7 @@ class Versions:
     @asynccontextmanager
     async def worker(self, version: Version) -> AsyncIterator[Process]:
         """Run a GPU worker while the context is open. Its end kills the worker."""
-        process = self.stack.add("gpu-worker", working_dir=self._folders[version])
+        process = self._process(version, "gpu-worker")
         try:
             await _start([process])
             yield process
@@ -116,9 +118,15 @@ class Versions:
         history = await self.temporal.get_workflow_handle(id_).fetch_history()
         return sum(event.event_type == kind for event in history.events)
 
+    def _process(self, version: Version, kind: str, environment: Mapping[str, str] | None = None) -> Process:
+        process = self.stack.add(kind, environment, working_dir=self._folders[version])
+        _, *arguments = process.command
+        process.command = (self._pythons[version], *arguments)
+        return process
+
     async def _earlier_client(self, *arguments: str) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(ROOT / "tests" / "support" / "earlier_client.py"), *arguments),
+            *(self._pythons["earlier"], str(ROOT / "tests" / "support" / "earlier_client.py"), *arguments),
             env={**os.environ, "PYTHONPATH": str(self._folders["earlier"])},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -37,6 +37,7 @@ from runtime.jwt_keys import KeySet
 from runtime.scopes import ANONYMOUS
 from services.gateway import scopes
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer, claims_of, id_of, reason
+from tests.support.examples import examples
 
 SERVICE, METHOD = "test.Service", "/test.Service/Who"
 RULES = (
@@ -386,7 +387,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(
     header=JSON | st.fixed_dictionaries({"alg": st.sampled_from(["RS256", "ES256", "none"]), "kid": JSON}),
     claims=JSON,
@@ -507,7 +508,7 @@ async def test_a_refusal_repeats_nothing_of_the_token(issuer: Issuer, key_file: 
     good = issuer.token("a")
     header, claims, signature = good.split(".")
     tokens = {
-        "the JWT's signature is not that of the key it names": f"{header}.{claims}.{signature[:-8]}AAAAAAAA",
+        "the JWT's signature does not match the key that it names": f"{header}.{claims}.{signature[:-8]}AAAAAAAA",
         "the JWT is for another audience (aud)": issuer.token("a", aud="secret-audience"),
         "the JWT is of another issuer (iss)": issuer.token("a", iss="secret-issuer"),
         "the JWT is not valid yet (nbf, iat)": issuer.token("a", nbf=4_000_000_000),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -28,6 +28,7 @@ from jobs.errors import Cancelled, EngineFailed, RunTimeout, to_status
 from jobs.field_rules import Violation
 from jobs.ids import batch_workflow_id, tenant_of
 from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
+from tests.support.examples import examples
 
 BATCH = batch_pb2.BatchRequest(
     user_id="u",
@@ -331,7 +332,7 @@ _LINES = st.sampled_from(["ours", "openai", "bad json", "bad field", "repeated",
 
 
 @given(kinds=st.lists(_LINES, min_size=1, max_size=30), piece=st.integers(1, 400), seed=st.integers(0, 1 << 30))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_output_and_errors_hold_every_line_once_and_in_order(kinds: list[str], piece: int, seed: int) -> None:
     made: dict[str, Any] = {
         "bad json": b"{]",
@@ -493,7 +494,7 @@ def with_body(url: str, more: dict[str, Any]) -> dict[str, Any]:
         max_size=4,
     )
 )
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_whatever_a_line_holds_it_is_a_job_or_is_answered_with_its_problems(values: list[Any]) -> None:
     data = text_of(ours("first"), *values)
     lines = read(data)

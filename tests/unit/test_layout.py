@@ -1,6 +1,7 @@
 """Rules of the layout: which package may import which, and the maximum size of a module."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,8 +42,8 @@ MAY_IMPORT = {
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},
     "store": {"encryption", "jobs", "llm_pb"},
-    "services": {"batches", "encryption", "feed", "jobs", "models", "openai_api", "runtime", "llm_pb"},
     "services/gpu_worker": {"batches", "encryption", "feed", "jobs", "models", "runtime", "llm_pb", "store"},
+    "services/notifier": {"encryption", "feed", "jobs", "llm_pb", "runtime"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
     "services/http": {"durable_llm", "jobs", "llm_pb", "openai_api", "runtime"},
     "services/gateway": {
@@ -52,7 +53,6 @@ MAY_IMPORT = {
         "feed",
         "jobs",
         "models",
-        "openai_api",
         "pipelines",
         "runtime",
         "llm_pb",
@@ -61,7 +61,7 @@ MAY_IMPORT = {
     },
 }
 """Our packages that each package may import, next to itself. The codec reads payloads, the gateway runs
-workflows, the HTTP front is the gateway's client."""
+workflows, the HTTP front is the gateway's client. CONTRIBUTING.md has the same table."""
 
 ONLY = {
     "botocore": {"encryption/kms.py"},
@@ -157,7 +157,7 @@ NOT_OF_CALLS = {
 }
 """Modules of the gateway that may start and signal workflows."""
 
-PACKAGES = [name for name in MAY_IMPORT if "/" not in name]
+PACKAGES = sorted({name.partition("/")[0] for name in MAY_IMPORT})
 
 
 def modules() -> list[Path]:
@@ -175,7 +175,7 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_keeps_the_import_rules(path: Path) -> None:
     parts = path.relative_to(ROOT).parts
-    allowed = MAY_IMPORT.get("/".join(parts[:2]), MAY_IMPORT[parts[0]])
+    allowed = MAY_IMPORT.get("/".join(parts[:2]), MAY_IMPORT.get(parts[0], set()))
     for name in imports(path):
         top, *rest = name.split(".")
         if top in OURS and top != parts[0]:
@@ -235,6 +235,17 @@ def modules_of_ours(path: Path) -> Iterator[Path]:
         for name in names:
             place = ROOT.joinpath(*name.split("."))
             yield from (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file())
+
+
+def test_the_layout_of_contributing_is_complete() -> None:
+    """It names every package with the packages that it may import, and every proto file."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w/]+)/` \|.*\| ([^|]*?) ?\|$", page, re.MULTILINE))
+    named = {path: set(re.findall(r"`(\w+)`", imports)) for path, imports in rows.items()}
+    named["durable_llm"] = named.pop("clients/python", set())
+    assert {path: named.get(path) for path in MAY_IMPORT} == MAY_IMPORT
+    for proto in (ROOT / "proto").glob("*.proto"):
+        assert f"`proto/{proto.name}`" in page
 
 
 def test_entry_points_only_join_parts() -> None:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import errors
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.job_record import FINAL_STATES
 from services.gateway.status_merge import with_answer, with_record
+from tests.support.examples import examples
 
 QUEUED, RUNNING = llm_pb2.JOB_STATE_QUEUED, llm_pb2.JOB_STATE_RUNNING
 NOTIFYING, SUCCEEDED = llm_pb2.JOB_STATE_NOTIFYING, llm_pb2.JOB_STATE_SUCCEEDED
@@ -90,7 +91,7 @@ def seen(first: llm_pb2.JobStatus, following: Sequence[Step]) -> list[llm_pb2.Jo
     return statuses
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(answers, steps)
 def test_an_open_job_never_goes_back(first: llm_pb2.JobStatus, following: Sequence[Step]) -> None:
     statuses = seen(first, following)

@@ -6,7 +6,7 @@ gateway's transcript and a reader's cursor.
 
 from collections.abc import Iterator, Sequence
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feed.output import GeneratedOutput
@@ -14,6 +14,7 @@ from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cursor import Cursor
 from services.gpu_worker.engines.engine import Output
 from services.gpu_worker.engines.output_text import OutputWriter
+from tests.support.examples import examples
 
 END = 0
 PROMPT = [int.from_bytes(b"\1p")]
@@ -76,7 +77,7 @@ def read_on(cursor: Cursor, known: bytes, *, final: bool = False) -> bytes:
     return known
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(text=texts, sizes=st.lists(st.integers(1, 3), max_size=20), stop=st.lists(texts, max_size=1))
 @example(text=HARD, sizes=[3] * 20, stop=[])
 @example(text=HARD, sizes=[1] * 60, stop=["字 🏳️"])

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feed.feed import Fence
@@ -19,6 +19,7 @@ from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2
 from services.gateway.cursor import MAX_DELTA_BYTES, Cursor
 from services.gpu_worker.engines.output_text import OutputWriter
+from tests.support.examples import examples
 from tests.unit.test_stream_cuts import END, decode, texts, tokens_of, writer
 
 sizes = st.lists(st.integers(1, 3), max_size=20)
@@ -95,7 +96,7 @@ class Watcher:
         self.received += places
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(text=texts, cut=sizes, stop=stops, steps=sizes, data=st.data())
 def test_whatever_gateways_a_watcher_crosses_it_gets_each_tokens_logprobs_once(
     text: str, cut: list[int], stop: list[str], steps: list[int], data: st.DataObject
@@ -125,7 +126,7 @@ def test_whatever_gateways_a_watcher_crosses_it_gets_each_tokens_logprobs_once(
     assert watcher.places == [*result.logprobs]
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(text=texts, other=texts, cuts=st.tuples(sizes, sizes), stop=stops, data=st.data())
 def test_an_attempt_that_starts_over_leaves_no_token_of_the_earlier_one(
     text: str, other: str, cuts: tuple[list[int], list[int]], stop: list[str], data: st.DataObject

@@ -16,7 +16,7 @@ def caller_of(request: Request) -> Mapping[str, str]:
 
 
 def context_of(request: Request | None) -> dict[str, Any]:
-    """Return what all templates know of the session. The page of a path that does not exist has no request.
+    """Return the values of the session that all templates use. The page of a path that does not exist has no request.
 
     `csrf_field` is the hidden field of a form, `user` the name to show of who has signed in. Each may be empty.
     """

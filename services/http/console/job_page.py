@@ -1,4 +1,4 @@
-"""The page of a job, and what people do to the job there."""
+"""The page of a job, and the forms on it."""
 
 import asyncio
 from contextlib import suppress
@@ -26,7 +26,7 @@ from services.http.large_outputs import beginning, download
 from services.http.rest.stream import PARAMETER, stream_to
 
 _SHOWN_BYTES: Final = 64 * 1024
-"""How much of an output that is a file the page shows, in characters."""
+"""Maximum number of characters that the page shows of an output that is a file."""
 
 
 class JobPage:
@@ -63,13 +63,13 @@ class JobPage:
         )
 
     async def confirm(self, request: Request) -> Response:
-        """Ask whether a job is to be deleted."""
+        """Show the form that confirms the deletion of a job."""
         message = llm_pb2.GetStatusRequest(workflow_id=_id(request))
         found = await self._calls(request).call("GetStatus", message)
         return self._pages.render(request, "delete.html", status=found.status)
 
     async def delete(self, request: Request) -> Response:
-        """Delete a job, and show how far its deletion is."""
+        """Delete a job and show the progress of its deletion."""
         await read_form(request, self._front.settings)
         message = llm_pb2.DeleteJobRequest(workflow_id=_id(request))
         found = await self._calls(request).call("DeleteJob", message)
@@ -77,7 +77,7 @@ class JobPage:
         return RedirectResponse(path, HTTPStatus.SEE_OTHER)
 
     async def deletion(self, request: Request) -> Response:
-        """Show how far a deletion is."""
+        """Show the progress of a deletion."""
         message = llm_pb2.GetDeletionRequest(deletion_id=_id(request))
         deletion = (await self._calls(request).call("GetDeletion", message)).deletion
         words = words_of(llm_pb2.DeletionState, deletion.state, "DELETION_STATE_")
@@ -88,7 +88,7 @@ class JobPage:
         return self._front.gateway.in_name_of(caller_of(request))
 
     async def _do(self, request: Request, method: str, message: object) -> Response:
-        """Make a call and return to the job's page. What the gateway refuses stands in the page."""
+        """Make a call and return to the job's page, which shows the error of a refused call."""
         try:
             await self._calls(request).call(method, message)
         except ApiError as error:

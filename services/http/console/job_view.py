@@ -1,4 +1,4 @@
-"""What the page of a job shows of it."""
+"""The values on the page of a job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class JobView:
         self._attempts = answer.attempts
         self.final = answer.status.state in FINAL
         self.settled = answer.status.state in _SETTLED
-        """Whether the outcome is there, so that a cancel changes nothing."""
+        """Whether the outcome is settled, so that a cancel changes nothing."""
         self.problem = problem_of(answer.status.error) if answer.status.HasField("error") else None
         self.trace_url = _url(settings.console_trace_url, trace_id=answer.status.trace_id)
         self.temporal_url = _url(

@@ -22,7 +22,7 @@ class ClassRow(NamedTuple):
     job_class: "common_pb2.JobClass.ValueType"
     weight: float
     share: float
-    """Its part of the turns while the other class of its queue waits, too."""
+    """Its share of the turns while the other class of its queue waits, too."""
     backlog: int
 
 
@@ -34,7 +34,8 @@ class Models:
         self._pages = pages
 
     async def show(self, request: Request) -> Response:
-        """Show the models and classes with their queues, the caller's quotas and, to whom may see them, the workers."""
+        """Show the models and classes with their queues, the caller's quotas and, to callers with the scope, the
+        workers."""
         calls = self._front.gateway.in_name_of(caller_of(request))
         listed, quota, workers = await asyncio.gather(
             calls.call("ListModels", llm_pb2.ListModelsRequest()),

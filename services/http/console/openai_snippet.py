@@ -16,10 +16,10 @@ _NO_PARAMETER: Final = ("project_id", "timeouts", "notify_options", "cancel_if_u
 
 
 def openai_snippet(job: llm_pb2.JobRequest, base: str, *, credential: bool) -> str:
-    """Return the call. A text that is continued needs another one than a conversation.
+    """Return the call: a completion for a prompt, a chat completion for a conversation.
 
-    What the API has no parameter for is left out, and the call names it. `base` is the URL of the front, `credential`
-    says whether a call needs one.
+    A comment in the call names the fields that the API has no parameter for. `base` is the URL of the front,
+    `credential` says whether a call needs one.
     """
     key = 'os.environ["LLM_CREDENTIAL"]' if credential else '"none"'
     arguments: dict[str, Any] = {"model": job.model, "user": job.user_id}

@@ -1,4 +1,4 @@
-"""Parts of a page that the page can do without: the caller may lack the scope for them, or a broker may be away."""
+"""Optional parts of a page. The caller may lack the scope for them, or a broker may be away."""
 
 from typing import Any, Final, NamedTuple
 
@@ -17,12 +17,12 @@ _SHOWN: Final = ("requests", "open_jobs", "output_tokens", "weight")
 
 
 class Part(NamedTuple):
-    """The answer of a call, if it can be had."""
+    """The answer of a call, or the reason why there is none."""
 
     answer: Any
     """The answer; None if the call has failed."""
     problem: str = ""
-    """Why the call has failed, for people. Empty when it is not for this caller, or not of this gateway."""
+    """Why the call has failed, for people. Empty when the caller lacks the scope or the gateway lacks the call."""
 
 
 async def ask(calls: Calls, method: str, request: Message) -> Part:

@@ -1,4 +1,4 @@
-"""Renders the pages of the console. Whatever a job, a user or a model wrote is text in them."""
+"""Renders the pages of the console. Whatever a job, a user or a model wrote is escaped."""
 
 from http import HTTPStatus
 from typing import Any, Final

@@ -34,7 +34,7 @@ _CLASSES: Final = {
     "" if number == common_pb2.JOB_CLASS_STANDARD else common_pb2.JobClass.Name(number): name.capitalize()
     for number, name in NAMES.items()
 }
-"""The classes in words, by the value of the form. A job of the usual one names none."""
+"""The classes in words, by the value of the form. A job of the default class names none."""
 _MAX_LINES: Final = 100
 _NONCE: Final = re.compile("[0-9a-f]{12}")
 _FIRST: Final = {"kind": "prompt", "max_tokens": "200"}
@@ -59,9 +59,9 @@ class Playground:
         return await self._render(request, calls, again.form, again=again)
 
     async def submit(self, request: Request) -> Response:
-        """Submit the job of a form, and lead to its page.
+        """Submit the job of a form and redirect to its page.
 
-        What is refused stands beside the form. So does that the session has ended: nobody loses a text to that.
+        After an error, also when the session has ended, the page shows the filled form again, so that no text is lost.
         """
         form = await read_fields(request, self._front.settings, "nonce", *NUMBERS, *_TEXTS)
         calls = self._front.gateway.in_name_of(caller_of(request))
@@ -115,7 +115,7 @@ class Playground:
             HTTPStatus.OK if failure is None else failure.status,
             form={name: form.get(name, "") for name in (*NUMBERS, *_TEXTS)},
             nonce=form.get("nonce") or nonce or secrets.token_hex(6),
-            # An answer to a form is not what going back loads.
+            # Going back does not load the answer to a form.
             kept=request.method == "GET",
             models=models,
             classes=_CLASSES,
@@ -148,7 +148,7 @@ def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:
         value["job_class"] = form["job_class"]
     value["params"] = {name: form[name].strip() for name in NUMBERS if form.get(name, "").strip()}
     if form.get("stop"):
-        # A text of very many lines would be a message that takes seconds to build, to be refused then.
+        # Building a message of very many lines would take seconds before it is refused.
         stop = form["stop"].split("\n", _MAX_LINES)
         if len(stop) > _MAX_LINES:
             raise bad_request(Violation("params.stop", f"must have at most {_MAX_LINES} lines"))
@@ -164,7 +164,7 @@ def _job_of(form: dict[str, str]) -> llm_pb2.JobRequest:
     else:
         value["prompt"] = text
     job = parse(value, llm_pb2.JobRequest())
-    # A form that is sent twice makes one job, and one that was changed after going back another one.
+    # A form that is sent twice starts one job. One that was changed in between starts another.
     digest = hashlib.sha256(_bytes(job)).hexdigest()[:12]
     job.request_id = f"play-{form.get('nonce') or secrets.token_hex(6)}-{digest}"
     return job

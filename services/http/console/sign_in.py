@@ -58,7 +58,7 @@ class SignIn:
         return tuple(self._signed_in.with_sessions(resource) for resource in (*own, *resources))
 
     async def show(self, request: Request) -> Response:
-        """Show the form, or lead on who need not sign in. Raises ApiError while the gateway is away."""
+        """Show the form. Redirect callers who need not sign in. Raises ApiError while the gateway is away."""
         following, session = next_page.checked(request.query_params.get("next", "")), session_of(request)
         if await self._counts(session):
             return RedirectResponse(following, HTTPStatus.SEE_OTHER)
@@ -90,7 +90,7 @@ class SignIn:
     async def begin_oidc(self, request: Request) -> Response:
         """Send the browser to the OpenID provider.
 
-        Who has signed in stays who they are: a link of another site must not change that.
+        A caller who has signed in is not sent: a link of another site must not change the session.
         """
         assert self._oidc is not None  # noqa: S101  # otherwise there is no such path
         following, session = next_page.checked(request.query_params.get("next", "")), session_of(request)
@@ -99,7 +99,7 @@ class SignIn:
         return await self._oidc.begin(request, following)
 
     async def complete_oidc(self, request: Request) -> Response:
-        """Sign in who comes back from the OpenID provider."""
+        """Sign in a caller who comes back from the OpenID provider."""
         assert self._oidc is not None  # noqa: S101  # otherwise there is no such path
         try:
             session, following = await self._oidc.complete(request)
@@ -117,13 +117,13 @@ class SignIn:
         return response
 
     async def _counts(self, session: Session) -> bool:
-        """Return whether the gateway takes the session's credential. Raises ApiError when it cannot tell."""
+        """Return whether the gateway accepts the session's credential. Raises ApiError when it cannot check it."""
         try:
             await self._front.gateway.in_name_of(session.metadata).call("GetQuota", llm_pb2.GetQuotaRequest())
         except ApiError as error:
             if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 return False
-            # Who lacks the scope for this one call may have others.
+            # A caller without the scope of this call may have others.
             if error.code is not grpc.StatusCode.PERMISSION_DENIED:
                 raise
         return True

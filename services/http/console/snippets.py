@@ -39,7 +39,7 @@ def snippets(
 
 
 def base_of(request: Request) -> str:
-    """Return the URL of the front, as the caller knows it."""
+    """Return the URL by which the caller reaches the front."""
     return str(request.base_url).rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""A job as the form of the playground holds it, and what the form has no place for."""
+"""A job in the form of the playground, and the fields that the form has no place for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -8,9 +8,9 @@ from jobs.classes import class_of
 from llm_pb import common_pb2, llm_pb2
 
 NUMBERS: Final = ("temperature", "top_p", "top_k", "max_tokens", "seed")
-"""The parameters that are numbers of the form."""
+"""The parameters that are number fields of the form."""
 _FIELDS: Final = ("user_id", "request_id", "model", "prompt", "messages", "params", "project_id", "job_class")
-"""The fields of a job that the form holds, or that each form has of its own."""
+"""The fields of a job that the form holds or sets anyway."""
 
 
 class UsedAgain(NamedTuple):

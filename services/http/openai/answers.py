@@ -14,7 +14,7 @@ from services.http.failures import Failure
 from services.http.resources import Handler
 
 NEVER_AGAIN: Final = {"x-should-retry": "false"}
-"""Stops OpenAI's clients, which repeat every 408, 409, 429 and 5xx."""
+"""Header that stops OpenAI's clients from repeating a request. They repeat every 408, 409, 429 and 5xx."""
 _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
 """The statuses after which the same request may succeed."""
 
@@ -44,7 +44,7 @@ def refuse(failure: Failure) -> Response:
 
 
 def answered(body: dict[str, Any], after: Callable[[], Awaitable[None]] | None = None) -> Response:
-    """Return the answer to a request that was done. `after` is awaited once the answer was sent."""
+    """Return the answer to a request that has succeeded. `after` is awaited once the answer was sent."""
     return JSONResponse(body, headers={"Cache-Control": "no-store"}, background=_task(after))
 
 

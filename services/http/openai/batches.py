@@ -58,7 +58,7 @@ class Batches:
                 try:
                     status = await batches.create(batch)
                 except UserNotAllowed as error:
-                    # The credential is for one user, who is meant.
+                    # The credential is for one user. The request means that user.
                     if not (bound := error.metadata.get("user_id")):
                         raise
                     batch.user_id = bound

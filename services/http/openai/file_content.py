@@ -1,4 +1,4 @@
-"""The content of a file on its way through the front: hashed as it comes, and sent as it is read."""
+"""Streams the content of a file through the front. Uploads are hashed as they come."""
 
 import hashlib
 import logging
@@ -36,7 +36,7 @@ class SentContent:
         return piece
 
     async def require_same(self, file: file_pb2.File) -> None:
-        """Read what is left. Raises Failure, 409, if the file has another content: it is that of an earlier request."""
+        """Read what is left. Raises Failure, 409, if an earlier request has uploaded another content."""
         async for _ in self:
             if self._size > file.ref.size_bytes:
                 break
@@ -51,7 +51,8 @@ def key_reused() -> Failure:
 
 
 class ContentResponse(StreamingResponse):
-    """The content of a file, as it comes. One that breaks ends its connection, so that nobody takes it for whole."""
+    """The content of a file, as it comes. If reading fails the connection ends, so that no client takes a part for
+    all."""
 
     def __init__(self, pieces: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         super().__init__(pieces, headers=headers, media_type="application/octet-stream")

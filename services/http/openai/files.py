@@ -134,13 +134,13 @@ class Page(NamedTuple):
 
     files: list[file_pb2.File]
     has_more: bool
-    """Whether there are files after it, also ones that are beyond what a request looks at."""
+    """Whether more files follow, also those beyond the 20,000 that a request reads."""
 
 
 async def page_of(listed: AsyncIterator[file_pb2.File], after: str, limit: int) -> Page:
     """Return the page that follows the file `after`, or the first one. Raises InvalidBody for a file that is not found.
 
-    The gateway does not seek, so a page costs the files before it. One request looks at 20,000.
+    The gateway cannot seek, so a page costs the files before it. One request reads at most 20,000.
     """
     files: list[file_pb2.File] = []
     found, more, scanned = not after, False, 0
@@ -192,7 +192,7 @@ async def _upload(calls: Calls, form: UploadForm, request_id: str) -> file_pb2.F
             try:
                 file = await files.upload(content, user_id=user_id, **upload)
             except UserNotAllowed as error:
-                # The credential is for one user, who is meant by a request that names none. No data was sent yet.
+                # A request without a user means the one user of the credential. No data was sent yet.
                 if fields.get(_USER) or not (bound := error.metadata.get("user_id")):
                     raise
                 file = await files.upload(content, user_id=bound, **upload)

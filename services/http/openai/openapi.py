@@ -93,7 +93,7 @@ PARAMETERS: Final[Mapping[str, Mapping[str, _Schema]]] = {
         "metadata": {"type": "object", "additionalProperties": _TEXT},
     },
 }
-"""The parameters of the bodies that are taken, some with one value alone: docs/openai.md says which."""
+"""The accepted parameters of the bodies. docs/openai.md says which of them take a single value."""
 _REQUIRED: Final = {
     "/v1/responses": ["model", "input"],
     "/v1/chat/completions": ["model", "messages"],
@@ -140,7 +140,7 @@ _FORMS: Final[Mapping[str, _Schema]] = {
         "additionalProperties": False,
     }
 }
-"""The forms that are taken."""
+"""The accepted forms."""
 _STREAMED: Final = {"/v1/responses", "/v1/chat/completions", "/v1/completions"}
 _ERROR: Final[_Schema] = {
     "type": "object",

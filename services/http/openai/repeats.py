@@ -1,9 +1,9 @@
 """The request_id of a job, by which a repeated request finds the job of the first one.
 
-With an `Idempotency-Key` that is certain. OpenAI's clients send none, only the number of the try, so a repeated try is
-known by its caller and body: the first request with them, within a period of ten minutes, has a request_id that is made
-of these, and a further try within ten minutes finds it. Another request with the same caller and body, which its client
-sends for the first time, is a job of its own with a random id. No replica needs a memory for that.
+An `Idempotency-Key` identifies the request. OpenAI's clients send none, only the number of the try, so a repeated try
+is identified by its caller and body. In each period of ten minutes the first request with them gets a request_id that
+is derived from them, and a further try within ten minutes finds it. Another first try with the same caller and body is
+a job of its own with a random id. No replica needs a memory for that.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from jobs.ids import ID_PATTERN
 from openai_api.errors import invalid
 
 WITHIN: Final = timedelta(minutes=10)
-"""How long a repeated try finds the job of the first one."""
+"""Time for which a repeated try finds the job of the first one."""
 _HEADER: Final = "Idempotency-Key"
 _KEY: Final = _HEADER.lower()
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -31,7 +31,7 @@ _MAX_KEY: Final = 1024
 
 
 class Tries(NamedTuple):
-    """What tells whether a request repeats another one."""
+    """The parts of a request that show whether it repeats another one."""
 
     key: str = ""
     """The request_id that the client chose, in the form of one; empty if it chose none."""
@@ -44,7 +44,7 @@ class Tries(NamedTuple):
 
     @classmethod
     def of(cls, request: Request, body: Mapping[str, Any]) -> "Tries":
-        """Return what a request tells. Raises InvalidBody for a key that is none."""
+        """Return these parts of a request. Raises InvalidBody for an invalid key."""
         if key := request_id_of(request):
             return cls(key)
         count = request.headers.get(_TRY, "")
@@ -55,12 +55,12 @@ class Tries(NamedTuple):
     def may_follow(self, *, stream: bool) -> bool:
         """Return whether another try of the request may want its job when this one's client has gone.
 
-        A client that counts its tries gives up a stream only before it has begun, and does not repeat it after that.
+        A client that counts its tries repeats a stream only if it has received nothing of it.
         """
         return bool(self.key) or self.repeated or (self.counted and not stream)
 
     def request_ids(self) -> tuple[str, str]:
-        """Return the request_ids that are made of caller and body, in this period and in the one before."""
+        """Return the request_ids that are derived from caller and body, in this period and in the one before."""
         period = int(time.time() // WITHIN.total_seconds())
         this, before = (f"repeat-{_sha256(f'{self.digest} {number}')[:32]}" for number in (period, period - 1))
         return this, before

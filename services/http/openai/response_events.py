@@ -1,16 +1,16 @@
-"""The events of a response, a pure function of what its job has generated.
+"""The events of a response: a pure function of what its job has generated.
 
-Each event has a number that any replica gives it, at any time:
+Each event has a number that is the same at every replica and at any time:
 
     0 created, 1 queued, 2 in_progress, 3 output_item.added, 4 content_part.added
     4 + n     the output_text.delta whose text ends at byte n of the output
     5 + N     output_text.done, where N is the size of the output; then content_part.done, output_item.done, the end
 
-Each rewind, where output that readers may hold was replaced, raises all numbers by 2^36. So a number says which output
-its reader holds, and how much of it; a stream that continues after a number needs no memory of the first stream.
+Each rewind, which replaces output that readers may hold, raises all numbers by 2^36. So a number says which output its
+reader holds and how much of it, and a stream that continues after a number needs no memory of the first stream.
 
-An error ends a stream, and is no event of the response. Its number is that of the event before it plus 2^30. The events
-of a stream that continues after it are raised by that, too: for its reader each number is higher than the one before.
+An error ends a stream and is no event of the response. Its number is that of the event before it plus 2^30. The numbers
+of a stream that continues after it are raised by 2^30, too, so that a reader sees growing numbers only.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ from openai_api.response_object import has_item, item_id, message_item, response
 from services.http.failures import CALL_AGAIN
 
 EPOCH: Final = 2**36
-"""What one rewind adds to the numbers of events."""
+"""Number that one rewind adds to the numbers of events."""
 ERROR: Final = 2**30
-"""What an error adds to the numbers of a reader's further events. It is larger than any output, in bytes."""
+"""Number that an error adds to the numbers of a reader's further events. It is larger than any output, in bytes."""
 _CREATED, _QUEUED, _IN_PROGRESS, _ITEM_ADDED, _PART_ADDED = range(5)
 _LAST_EVENT: Final = {"completed": "response.completed", "failed": "response.failed"}
-"""The type of the last event by the response's status. Of a cancelled response there is no event but incomplete."""
+"""The type of the last event by the response's status. A cancelled response ends as an incomplete one."""
 
 Event = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Rewound(Exception):
 
 
 class Place(NamedTuple):
-    """A reader's place among the events: all up to and with `starting_after` are known to it."""
+    """A reader's place among the events: it has all up to and including `starting_after`."""
 
     starting_after: int = -1
     """The number of an event, -1 before the first one."""
@@ -132,13 +132,13 @@ class ResponseEvents:
         yield from self._numbered(_PART_ADDED + size + 4, {"type": last, "response": response})
 
     def rewound(self) -> Event:
-        """Return the event that ends a stream whose output was replaced. So is the stream that continues after it."""
+        """Return the event that ends a stream whose output was replaced. Streams that continue after it end so, too."""
         remedy = "call again" if self._unstored else "retrieve the response"
         words = f"the job has started over and its output differs: drop the text, and {remedy}"
         return self.error("output_replaced", words)
 
     def broken(self, code: str, message: str) -> Event:
-        """Return the event that ends a stream which cannot go on now. An unstored job is deleted then."""
+        """Return the event that ends a stream that cannot continue now. An unstored job is deleted then."""
         remedy = "call again" if self._unstored else "retrieve the response to continue"
         return self.error(code, f"{message.removesuffix(CALL_AGAIN)}; {remedy}")
 

@@ -54,7 +54,7 @@ class Responses:
         )
 
     async def create(self, request: Request) -> Response:
-        """Submit a job, and answer with its response or the events of it."""
+        """Submit a job and answer with its response or its events."""
         query_of(request, ())
         body = await read_object(request, self._front.settings)
         asked = read_responses_request(body)
@@ -84,7 +84,7 @@ class Responses:
         return answered(response_object(job, *ending), after)
 
     async def retrieve(self, request: Request) -> Response:
-        """Answer with a response as it is, or with its events after one that the client has."""
+        """Answer with the present response, or with its events after one that the client has."""
         query = query_of(request, ("stream", "starting_after", "include_obfuscation"), repeated=_INCLUDE)
         for name in (name for key in _INCLUDE for name in query.get(key, ())):
             if name != LOGPROBS:
@@ -103,7 +103,7 @@ class Responses:
         return EventStream(response_stream(calls, job, now, place, self._most), self._front, retry=False)
 
     async def cancel(self, request: Request) -> Response:
-        """Cancel a response that is made in the background, and answer with what it is then."""
+        """Cancel a response in the background and answer with the response after that."""
         query_of(request, ())
         calls, id_ = self._front.gateway.of(request), _workflow_id(request)
         job, now = await find(calls, id_)

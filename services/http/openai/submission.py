@@ -54,7 +54,7 @@ async def submit(calls: Calls, asked: Asked, tries: Tries, unwatched_timeout: ti
     if tries.repeated and (found := await _find(calls, job, (this, before))) is not None:
         return found
     try:
-        # The nonce makes it another job than that of an equal request.
+        # The nonce separates it from the job of an equal request.
         return await _submit(calls, asked, job, this, nonce=random_id())
     except _TAKEN:
         # The first try may have been on its way.
@@ -77,7 +77,7 @@ async def _submit(calls: Calls, asked: Asked, job: llm_pb2.JobRequest, request_i
     except UserNotAllowed as error:
         if not (anyones and error.metadata.get("user_id")):
             raise
-        # The credential is for one user, who is meant by a request that names none.
+        # A request without a user means the one user of the credential.
         job.user_id = error.metadata["user_id"]
         return await _submit(calls, asked, job, request_id, nonce)
     return Accepted(job, response.status)
@@ -110,7 +110,7 @@ async def _default_user(calls: Calls) -> str:
 
 
 async def require_may_delete(calls: Calls) -> None:
-    """Raise ApiError for a caller who may not delete jobs, or where that cannot be told now."""
+    """Raise ApiError for a caller who may not delete jobs, and when that cannot be checked now."""
     with suppress(DeletionNotFound):
         await calls.call("GetDeletion", llm_pb2.GetDeletionRequest(deletion_id="none"))
 

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 Cleanup = Callable[[], Awaitable[None]]
 _DONE = "[DONE]"
-"""Ends the stream of a completion."""
+"""The event that ends the stream of a completion."""
 _NOT_STARTED = (llm_pb2.JOB_STATE_UNSPECIFIED, llm_pb2.JOB_STATE_QUEUED)
 
 
@@ -46,7 +46,7 @@ async def ending_of(calls: Calls, workflow_id: str, most: int) -> Ending:
 
 
 async def whole(calls: Calls, ending: Ending, most: int) -> Ending:
-    """Return how a job stands, with the output of one that has ended. Raises as ending_of."""
+    """Return the present state of a job, with the output of one that has ended. Raises as ending_of."""
     return Ending(ending.status, await with_text(calls, ending.status.workflow_id, ending.result, most))
 
 
@@ -76,7 +76,7 @@ async def ending_for(request: Request, front: Front, calls: Calls, workflow_id: 
 async def response_stream(
     calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place, most: int
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a response that follow a place, to its end. `now` is how the job stands.
+    """Yield the events of a response that follow a place, to its end. `now` is the present state of the job.
 
     The stream of an output of more than `most` bytes ends with an error: the last events would hold all of it.
     """
@@ -155,7 +155,7 @@ async def completion_stream(calls: Calls, accepted: Accepted, completion: Comple
 
 @asynccontextmanager
 async def no_answer(after: Cleanup | None) -> AsyncIterator[None]:
-    """Await `after` when the block raises: no answer will do it. It is done before the client can try again."""
+    """Await `after` when the block raises, because no answer will await it. The client cannot try again before that."""
     try:
         yield
     except Exception:
@@ -165,7 +165,7 @@ async def no_answer(after: Cleanup | None) -> AsyncIterator[None]:
 
 
 def cleanups(calls: Calls, workflow_id: str, asked: Asked, tries: Tries) -> tuple[Cleanup | None, Cleanup | None]:
-    """Return what is done with a job when its answer has ended, and when its client has gone before. None: nothing.
+    """Return what to do with a job when its answer has ended, and when its client has gone before. None: nothing.
 
     A job that another try of the request may want is left to its lease: see JobRequest.cancel_if_unwatched.
     """
@@ -197,7 +197,7 @@ async def _try(calls: Calls, method: str, request: llm_pb2.CancelRequest | llm_p
 
 
 def _later(last: Ending, message: llm_pb2.StreamStatusResponse) -> Ending:
-    """Return how a job stands after a message of its stream."""
+    """Return the state of a job after a message of its stream."""
     return Ending(
         message.status if message.HasField("status") else last.status,
         message.result if message.HasField("result") else last.result,

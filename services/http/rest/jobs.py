@@ -1,4 +1,4 @@
-"""What the paths of the REST API do. Each is one call of the gateway."""
+"""The handlers of the REST API. Each makes one call of the gateway."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -115,7 +115,7 @@ class Jobs:
         return await read_object(request, self._front.settings, optional=optional)
 
     async def _with_body(self, request: Request, message: Any) -> Any:
-        """Return the message, of the job in the path, with what the body adds."""
+        """Return the message for the job in the path, with the fields of the body."""
         value = await self._body(request, optional=True)
         return _of(request, parse(value, message, without=("workflow_id", "workflowId")))
 

@@ -13,7 +13,7 @@ _PROBLEM: Final = {
     "description": "What is wrong, as RFC 9457 defines it.",
     "required": ["title", "status", "detail"],
     "properties": {
-        "title": {"type": "string", "description": "The words of the HTTP status."},
+        "title": {"type": "string", "description": "The name of the HTTP status."},
         "status": {"type": "integer", "description": "The HTTP status."},
         "detail": {"type": "string", "description": "What is wrong, for people."},
         "reason": {"type": "string", "description": "What is wrong, for programs: see docs/errors.md."},

@@ -1,4 +1,4 @@
-"""What the REST API offers: each operation with its handler, and with what its description in /openapi.json needs."""
+"""The operations of the REST API: the handler of each, and its description for /openapi.json."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +19,17 @@ class Parameter:
 
     description: str
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
-    """The JSON Schema of the value. A parameter of the type `array` may be there more than once."""
+    """The JSON Schema of the value. A parameter of the type `array` may occur more than once."""
 
     @property
     def repeated(self) -> bool:
-        """Whether the parameter may be there more than once."""
+        """Whether the parameter may occur more than once."""
         return bool(self.schema["type"] == "array")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What a method of a path does."""
+    """The handler of a method of a path, and its description."""
 
     name: str
     """The name of the method of LlmService, or of what the front adds."""
@@ -42,7 +42,7 @@ class Operation:
     media_type: str = "application/json"
     """The media type of the answer."""
     ends: str = ""
-    """When the answer is 204, without a body."""
+    """The condition of the answer 204, which has no body."""
     body: type[Message] | None = None
     """The message that the request's body holds."""
     body_without: tuple[str, ...] = ()

@@ -22,11 +22,11 @@ _CLASSES: Final = [value.name for value in common_pb2.JobClass.DESCRIPTOR.values
 _LIST: Final = {
     "user_id": Parameter("Lists only jobs of this user."),
     "state": Parameter(
-        "Lists only jobs in this state. It may be there up to 16 times.",
+        "Lists only jobs in this state. It may occur up to 16 times.",
         {"type": "array", "items": {"type": "string", "enum": _STATES}},
     ),
     "class": Parameter(
-        "Lists only jobs of this class. It may be there up to 16 times.",
+        "Lists only jobs of this class. It may occur up to 16 times.",
         {"type": "array", "items": {"type": "string", "enum": _CLASSES}},
     ),
     "model": Parameter("Lists only jobs for this model."),
@@ -36,7 +36,9 @@ _LIST: Final = {
 }
 _WORKERS: Final = {"model": Parameter("Lists only workers that serve this model.")}
 _STREAM: Final = {
-    "last_event_id": Parameter("The id of the last event that the client holds; the header Last-Event-ID goes before.")
+    "last_event_id": Parameter(
+        "The id of the last event that the client holds. The header Last-Event-ID takes precedence."
+    )
 }
 
 
@@ -56,7 +58,7 @@ def package(front: Front, further: Mapping[str, Any]) -> Package:
 
 
 def _paths(front: Front, jobs: Jobs) -> Paths:
-    """Return the operations. The paths with a suffix come first, because an id may hold `/`."""
+    """Return the operations. Paths with a suffix come first, because an id may hold `/`."""
     pb, of_path = llm_pb2, ("workflow_id",)
     return {
         "/jobs": {

@@ -8,7 +8,7 @@ from services.http.failures import Failure
 
 
 def problem(failure: Failure) -> dict[str, Any]:
-    """Return the body of an error. `reason` and `errors` are there where they say something."""
+    """Return the body of an error. Empty `reason` and `errors` are left out."""
     body: dict[str, Any] = {
         "title": failure.status.phrase,
         "status": int(failure.status),

@@ -1,8 +1,8 @@
 """A job's stream as server-sent events.
 
 Each message of StreamStatus is an event `update`, the last one is `end`. The id of an event is its resume token, with
-which a client that comes back continues. That of `end` says that there is nothing to come back for: a browser that
-opens the stream once more, as it does whenever a stream ends, gets 204 and stops.
+which a client that comes back continues. The id of `end` says that nothing follows: a browser that
+opens the stream again, as it does whenever a stream ends, gets 204 and stops.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -30,7 +30,7 @@ _Messages = AsyncGenerator[llm_pb2.StreamStatusResponse, None]
 
 
 async def stream(front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
-    """Answer with the stream of a job to whom the request's credential names."""
+    """Answer with the stream of a job. The request's credential names the caller."""
     return await stream_to(front.gateway.of(request), front, request, query)
 
 
@@ -65,7 +65,7 @@ async def _events(first: llm_pb2.StreamStatusResponse, messages: _Messages) -> A
                 yield _event(message)
         except ApiError as error:
             failure = of_call(error)
-            # A client that comes back after another error finds a front and a gateway that go on.
+            # After any other error the client comes back and continues, here or at another front.
             if failure.status < HTTPStatus.INTERNAL_SERVER_ERROR and failure.status != HTTPStatus.TOO_MANY_REQUESTS:
                 yield event(problem(failure), name="problem")
 

@@ -37,7 +37,7 @@ class Attempts:
 
     @asynccontextmanager
     async def attempt(self, request: Request) -> AsyncIterator["Attempt"]:
-        """Hold the place of an attempt while the context is open.
+        """Count an attempt while the context is open.
 
         Raises Failure, 429, after too many failures and while too many attempts run.
         """
@@ -69,7 +69,7 @@ class Attempt:
 
 
 def _client(request: Request) -> str:
-    """Return the address that the client is known by: of IPv6, the network that one host can have."""
+    """Return the address that identifies the client: of IPv6 the /64 network, which one host may have as a whole."""
     host = request.client.host if request.client is not None else ""
     try:
         address = ip_address(host.partition("%")[0])

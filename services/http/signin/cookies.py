@@ -15,7 +15,7 @@ MAX_VALUE: Final = _PART * _PARTS - 2
 
 
 class TooLarge(Exception):
-    """A value that no browser keeps."""
+    """The value is too large for a browser to keep."""
 
 
 class Cookies:
@@ -28,7 +28,7 @@ class Cookies:
         self._secure = secure
 
     def read(self, request: Request, name: str) -> str:
-        """Return the value; empty when there is none, or only a part."""
+        """Return the value. It is empty when there is none or a part is missing."""
         first, _, value = request.cookies.get(self._name(name, 0), "").partition(".")
         if first not in ("1", "2", "3"):
             return ""
@@ -42,7 +42,7 @@ class Cookies:
         """
         if len(value) > MAX_VALUE:
             raise TooLarge
-        # The first cookie tells how many there are. Those of a longer value before may still be there.
+        # The first cookie holds their number. Cookies of an earlier, longer value may still exist.
         count = math.ceil((len(value) + 2) / _PART)
         text = f"{count}.{value}"
         for number in range(count):

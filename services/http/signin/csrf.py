@@ -1,4 +1,4 @@
-"""Tells the forms of the console's own pages from those that pages of others make a browser send."""
+"""Refuses forms that pages of other origins make a browser send."""
 
 import hmac
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ FIELD: Final = "csrf_token"
 
 
 def require_own_page(request: Request) -> None:
-    """Raise Failure, 403, for a request that a page of another origin makes.
+    """Raise Failure, 403, for a request from a page of another origin.
 
     HTTP_CORS_ORIGINS is for the API, not for the console. A browser sends Origin with each form that is posted, and
     Sec-Fetch-Site where the page came by TLS or from loopback.
@@ -29,7 +29,7 @@ def require_own_page(request: Request) -> None:
 def check_token(form: Mapping[str, str], session: Session) -> None:
     """Raise Failure, 403, for a form that is of another session, or of none."""
     token = form.get(FIELD, "")
-    # In bytes: a text that is no ASCII cannot be compared.
+    # compare_digest() takes no text with other characters than ASCII.
     if not hmac.compare_digest(token.encode("utf-8", "replace"), session.secret.encode()):
         words = "the form is out of date; go back, load the page again and send the form once more"
         raise Failure(HTTPStatus.FORBIDDEN, words, "CSRF_TOKEN_INVALID")

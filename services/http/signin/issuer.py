@@ -27,30 +27,30 @@ _TIMEOUT: Final = timedelta(seconds=10)
 _MAX_ANSWER: Final = 256 * 1024
 """Maximum size of an answer of the provider, in bytes."""
 _RETRY_INTERVAL: Final = 5.0
-"""Time after which the provider is asked again for metadata that could not be had, in seconds."""
+"""Seconds after which metadata that could not be read are requested again."""
 _MARGIN: Final = 60.0
-"""A token is renewed this many seconds before it expires, but not before half of its life."""
+"""A token is renewed this many seconds before it expires, but not in the first half of its life."""
 _MAX_USER: Final = 100
 CALLBACK: Final = "/console/signin/oidc/callback"
 """The path to which the provider sends a browser back."""
 
 
 class IssuerUnavailable(Exception):
-    """The provider cannot be reached, or its answer is none. The message is for the log of the front."""
+    """The provider cannot be reached or its answer is invalid. The message is for the log of the front."""
 
 
 class GrantRefused(Exception):
-    """The provider gives no tokens for this, or tokens that do not count. The message is for the log of the front."""
+    """The provider refuses the grant, or its tokens are invalid. The message is for the log of the front."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the provider has given."""
+    """Tokens of the provider, and what they say of their owner."""
 
     credential: str
     """The token for the gateway."""
     subject: str
-    """Who it is to the provider; empty where a refresh said nothing of that."""
+    """The subject (`sub`). Empty after a refresh without an id token."""
     user: str
     """A name to show."""
     refresh_token: str
@@ -64,7 +64,7 @@ class _Metadata:
     authorization_endpoint: str
     token_endpoint: str
     in_body: bool
-    """Whether the client's secret is sent in the body, because the provider takes it nowhere else."""
+    """Whether the client's secret is sent in the body, because the provider accepts it only there."""
 
 
 class Issuer:
@@ -83,7 +83,7 @@ class Issuer:
         self._redirect_uri = settings.public_url + CALLBACK
         self._metadata: _Metadata | None = None
         self._read_next = 0.0
-        """When the metadata are due, on the monotonic clock."""
+        """Time of the monotonic clock at which the metadata are read again."""
         self._problem = ""
         """Why the metadata could not be read the last time; empty if they could."""
         self._reading = SharedCalls()
@@ -99,7 +99,7 @@ class Issuer:
         return urlsplit(self._settings.oidc_issuer).hostname or ""
 
     async def authorization_url(self, state: str, nonce: str, verifier: str) -> str:
-        """Return where a browser has to go. Raises IssuerUnavailable."""
+        """Return the URL to which the browser is redirected. Raises IssuerUnavailable."""
         metadata = await self._discover()
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
         query = {
@@ -146,7 +146,7 @@ class Issuer:
         try:
             claims = claims_of(str(answer.get("id_token", "")), self._settings.oidc_issuer, client_id)
         except TokenError as error:
-            raise GrantRefused(f"the id token does not count: {error}") from None
+            raise GrantRefused(f"the id token is invalid: {error}") from None
         if claims.get("azp", client_id) != client_id:
             raise GrantRefused("the id token is for another client")
         return claims
@@ -159,7 +159,7 @@ class Issuer:
         now, life = time.time(), answer.get("expires_in")
         if self._settings.oidc_token == "id":  # noqa: S105  # which kind it is
             life = float(claims["exp"]) - now
-        # A token without a known end is not renewed. The person signs in again once the gateway refuses it.
+        # A token without a known expiry is not renewed. The person signs in again once the gateway refuses it.
         life = float(life) if isinstance(life, int | float) else 0.0
         user = next((claims[key] for key in ("email", "preferred_username", "sub") if key in claims), "")
         return Tokens(
@@ -185,12 +185,13 @@ class Issuer:
         status, answer = await self._send("POST", metadata.token_endpoint, data=form, headers=headers)
         if status == HTTPStatus.OK:
             return answer
-        # A status of the provider's own trouble says nothing of the grant.
+        # A 5xx of the provider says nothing of the grant.
         error = GrantRefused if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.TOO_MANY_REQUESTS else IssuerUnavailable
         raise error(f"the token endpoint answers {status}: {str(answer.get('error', ''))[:100]}")
 
     async def _discover(self) -> _Metadata:
-        """Return the provider's metadata: the last good ones while it gives none. Raises IssuerUnavailable."""
+        """Return the provider's metadata, or the last valid ones while they cannot be read. Raises
+        IssuerUnavailable."""
         if time.monotonic() >= self._read_next:
             await self._reading.joined("metadata", self._renew_metadata)
         if self._metadata is None:
@@ -207,7 +208,7 @@ class Issuer:
         self._read_next = time.monotonic() + (_RETRY_INTERVAL if self._problem else self._metadata_lifetime)
 
     async def _read_metadata(self) -> _Metadata:
-        """Return the provider's metadata as they are now. Raises IssuerUnavailable."""
+        """Request the provider's metadata and return them. Raises IssuerUnavailable."""
         issuer = self._settings.oidc_issuer
         status, found = await self._send("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if status != HTTPStatus.OK:

@@ -1,4 +1,4 @@
-"""The keys of sessions: they encrypt what a browser keeps for the front, and detect what it has changed.
+"""The keys of sessions. They encrypt what a browser keeps for the front, and detect changes.
 
 The cipher is Fernet of the library `cryptography`: AES-128-CBC and HMAC-SHA256, with the time of the encryption.
 """
@@ -32,10 +32,10 @@ class Sealed(NamedTuple):
 
 
 class SessionKeys:
-    """Encrypts small JSON objects. One kind is never taken for another."""
+    """Encrypts small JSON objects. An object of one kind cannot be used as another kind."""
 
     def __init__(self, path: Path | None) -> None:
-        """Without a file, what this object encrypts is for this object alone. Raises ValueError for a bad file."""
+        """Without a file only this object can decrypt what it encrypts. Raises ValueError for an invalid file."""
         self._file: Reloaded[MultiFernet] | None = None
         self._own = MultiFernet([Fernet(Fernet.generate_key())])
         if path is not None:
@@ -60,7 +60,8 @@ class SessionKeys:
             return None
 
     async def follow(self) -> None:
-        """Take a changed file as long as this runs. No request waits for the file. Without one this ends at once."""
+        """Read the file whenever it has changed, until cancelled. Requests do not wait for it. Returns without a
+        file."""
         while self._file is not None:
             await asyncio.sleep(_LOOK_INTERVAL.total_seconds())
             await asyncio.to_thread(self._file.current)

@@ -1,4 +1,4 @@
-"""Signing in with an OpenID provider: what the browser keeps while it is there, and who comes back."""
+"""Signing in with an OpenID provider: the redirect to the provider, and the way back."""
 
 import hmac
 import logging
@@ -21,13 +21,13 @@ from services.http.signin.session import Session
 _log = logging.getLogger(__name__)
 _COOKIE: Final = "llm_oidc"
 _LIFETIME: Final = 600
-"""Seconds that a person may take at the provider."""
+"""Maximum time of a sign-in at the provider, in seconds."""
 _MAX_PARAMETER: Final = 4096
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A sign-in that has begun in a browser."""
+    """A sign-in that a browser has started."""
 
     state: str
     nonce: str
@@ -36,7 +36,7 @@ class _Begun:
 
 
 class Oidc:
-    """Begins sign-ins and completes them."""
+    """Starts sign-ins and completes them."""
 
     def __init__(self, issuer: Issuer, keys: SessionKeys, cookies: Cookies, attempts: Attempts) -> None:
         self._issuer = issuer
@@ -56,7 +56,7 @@ class Oidc:
         """
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         begun = _Begun(state, nonce, verifier, next_page)
-        # No failure of the person: a provider that is away leaves the attempts with a key.
+        # A provider that is away does not use up the attempts with a key.
         async with self._attempts.attempt(request):
             try:
                 url = await self._issuer.authorization_url(begun.state, begun.nonce, begun.verifier)
@@ -67,7 +67,7 @@ class Oidc:
         return response
 
     async def complete(self, request: Request) -> tuple[Session, str]:
-        """Return the session of who comes back from the provider, and the page to go on with.
+        """Return the session of a caller who comes back from the provider, and the page to continue at.
 
         Raises Failure: 400 for a sign-in that did not begin in this browser, 401 for one that the provider refuses, 429
         after too many of them, 503 while the provider is away.
@@ -99,7 +99,7 @@ class Oidc:
         return session, begun.next_page
 
     def end(self, request: Request, response: Response) -> None:
-        """Let the browser forget that a sign-in has begun."""
+        """Delete the cookie of a started sign-in."""
         self._cookies.delete(request, response, _COOKIE)
 
     def _begun(self, request: Request) -> _Begun | None:

@@ -14,7 +14,7 @@ from services.http.signin.session import Session
 
 _log = logging.getLogger(__name__)
 _REMEMBERED: Final = 30.0
-"""How long the outcome of a renewal is remembered, in seconds."""
+"""Seconds for which the outcome of a renewal is remembered."""
 _MAX_REMEMBERED: Final = 10_000
 
 
@@ -26,8 +26,8 @@ class _Renewal(NamedTuple):
 class Renewals:
     """Renews sessions by their refresh tokens.
 
-    A page makes several requests at once, all with the same refresh token, and a provider may take each once. So they
-    share one renewal, and those that are still under way when it has ended get its outcome.
+    A page makes several concurrent requests with the same refresh token, which a provider may accept only once. So they
+    share one renewal. A request that arrives after it has ended gets its outcome, too.
     """
 
     def __init__(self, issuer: Issuer | None, fits: Callable[[Session], bool]) -> None:
@@ -37,13 +37,13 @@ class Renewals:
         self._renewals: OrderedDict[bytes, _Renewal] = OrderedDict()
 
     async def renewed(self, session: Session) -> Session:
-        """Return the session with a new credential if that is due and can be had, or else the session as it is.
+        """Return the session with a new credential if one is due and available, or else the session unchanged.
 
         The gateway says whether an old credential still counts.
         """
         if self._issuer is None or not session.refresh_token or time.time() < session.renew_at:
             return session
-        # A session that was signed in anew has the same refresh token at some providers.
+        # At some providers a new sign-in has the same refresh token.
         key = hashlib.sha256(f"{session.secret} {session.refresh_token}".encode()).digest()
         self._forget()
         if key not in self._renewals:

@@ -30,14 +30,14 @@ _USES: Final = 10
 
 @dataclass(frozen=True)
 class Session:
-    """What the front knows of a browser. Without a credential it is anonymous."""
+    """The session of a browser. Without a credential it is anonymous."""
 
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    """What the forms of the session's pages carry. It changes with signing in and out."""
+    """The secret in the forms of the session's pages. It changes with signing in and out."""
     began: float = field(default_factory=time.time)
     """When the person signed in, in seconds since 1970."""
     used_at: float = field(default_factory=time.time)
-    """When the person last opened a page or sent a form, about, in seconds since 1970."""
+    """When the person last opened a page or sent a form, approximately, in seconds since 1970."""
     credential: str = field(default="", repr=False)
     """A credential of the gateway."""
     user: str = ""
@@ -56,7 +56,7 @@ class Session:
 
 
 def is_navigation(request: Request) -> bool:
-    """Return whether the answer is shown as a page, and not read by a module of an open one.
+    """Return whether the browser shows the answer as a page. False: a module of an open page reads it.
 
     A browser sends Sec-Fetch-Mode by TLS and on loopback only. The modules send the other headers themselves.
     """
@@ -84,7 +84,7 @@ class Sessions:
         self._cookies = cookies
 
     def open(self, request: Request) -> Opened:
-        """Return the session of a request; an anonymous one if it has none that counts."""
+        """Return the session of a request, an anonymous one if it has no valid one."""
         secret = self._cookies.read(request, _SECRET_COOKIE)
         if not _SECRET.fullmatch(secret):
             return Opened(Session(), stored=False)

@@ -1,4 +1,4 @@
-"""The settings of signing in, to be inherited by those of the front."""
+"""The settings of signing in, which the settings of the front inherit."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -28,8 +28,7 @@ class SignInSettings(BaseSettings):
     session_lifetime: timedelta = Field(timedelta(hours=12), gt=timedelta(0))
     """Time after which a person has to sign in again."""
     session_idle: timedelta = Field(timedelta(hours=1), gt=timedelta(0))
-    """Time after which a person has to sign in again who has opened no page and sent no form meanwhile, give or take a
-    tenth of it."""
+    """Time without an opened page or a sent form after which a person has to sign in again, within a tenth of it."""
     oidc_issuer: str = ""
     """The OpenID provider with which people may sign in: its issuer, a URL with https or on loopback. Set
     HTTP_OIDC_CLIENT_ID and HTTP_PUBLIC_URL, too. Unset: people sign in with an API key or a token."""
@@ -38,10 +37,10 @@ class SignInSettings(BaseSettings):
     oidc_client_secret_file: FilePath | None = None
     """File of the secret of the console at the OpenID provider. Unset: it is a public client."""
     oidc_scopes: str = "openid"
-    """The scopes to request, with spaces between; `openid` must be one of them. `offline_access` brings a refresh token
-    at many providers, with which a session outlives its token."""
+    """The scopes to request, with spaces between them. `openid` must be one of them. `offline_access` brings a refresh
+    token at many providers, with which a session outlives its token."""
     oidc_token: Literal["id", "access"] = "access"  # noqa: S105  # which kind it is
-    """Which token of the provider goes to the gateway, which has to take it (GATEWAY_JWT_…)."""
+    """Which token of the provider is sent to the gateway, whose GATEWAY_JWT_… settings have to accept it."""
     oidc_tls_ca: FilePath | None = None
     """PEM file of the CAs that may have issued the provider's certificate. Unset: the system's."""
 
@@ -95,7 +94,7 @@ class SignInSettings(BaseSettings):
             try:
                 client_context(self.oidc_tls)
             except OSError as error:
-                # Settings report a ValueError as theirs.
+                # pydantic reports a ValueError as an invalid setting.
                 raise ValueError(str(error)) from error
         return self
 

@@ -1,4 +1,4 @@
-"""Gives each request of the console its session, and asks to sign in where the gateway takes its credential no more."""
+"""Gives each request of the console its session, and asks to sign in once the gateway refuses its credential."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _SESSION: Final = "llm_session"
 """The key of a scope with the session of a request."""
 CREDENTIAL_BYTES: Final = 8000
-"""What a session holds of credential and refresh token together."""
+"""Maximum size of the credential and the refresh token of a session together, in bytes."""
 assert (CREDENTIAL_BYTES + 400) * 4 / 3 < MAX_VALUE  # noqa: S101  # base64, and what else is in a session
 
 
@@ -74,7 +74,7 @@ class SignedIn:
                 self._sessions.store(request, response, session)
             except TooLarge:
                 if session.secret == opened.session.secret:
-                    # Nobody has signed in by this request. What the browser has still counts.
+                    # This request signed nobody in. The session that the browser has stays valid.
                     _log.warning("a session has become too large for its cookies and stays as it was")
                     return response
                 words = f"the credential is too large: a session holds {CREDENTIAL_BYTES} bytes"
