@@ -187,8 +187,8 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Approximate time after which a client is asked to open a new connection. Its running calls continue. PT0S:
     never."""
     max_watchers: int = Field(5000, gt=0)
-    """Maximum number of concurrent StreamStatus calls, and as many of StreamBatch and of StreamPipeline. Further calls get
-    RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent StreamStatus calls, and as many of StreamBatch and of StreamPipeline. Further calls
+    get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)
     """Maximum number of concurrent StreamStatus calls for the jobs of one user. Further calls get
     RESOURCE_EXHAUSTED."""
