@@ -14,6 +14,7 @@ from jobs.field_rules import (
     check_labels,
     check_line,
 )
+from jobs.file_rules import check_file
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.rules import check_job
 from llm_pb import batch_pb2, common_pb2, llm_pb2
@@ -76,8 +77,7 @@ def _batch(batch: batch_pb2.BatchRequest) -> Iterator[Violation]:
     yield from check_id("user_id", batch.user_id, required=True)
     yield from check_id("request_id", batch.request_id, required=True)
     yield from check_id("project_id", batch.project_id, required=False)
-    if not batch.input.file_id:
-        yield Violation("input.file_id", "is required: the id of an uploaded file")
+    yield from check_file("input", batch.input)
     yield from check_defaults(batch.defaults)
     if batch.HasField("window"):
         yield from check_bounded_duration("window", batch.window, MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS)

@@ -41,9 +41,9 @@ class Sizes:
     """The options of the command line. `lines` and `tokens` are of different prompts, `groups`, `members` of shared."""
 
     rounds: int = 7
-    lines: int = 256
+    lines: int = 2048
     tokens: int = 64
-    groups: int = 48
+    groups: int = 128
     members: int = 8
     max_concurrent: int = 64
     model_path: str = "models/docstrings"

@@ -14,6 +14,7 @@ MAX_MEDIA_TYPE_BYTES: Final = 255
 MAX_PAGE_SIZE: Final = 100
 PURPOSE_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHA256_BYTES: Final = 32
+_FILE_ID: Final = "must be the file_id that UploadFile returned"
 
 
 def check_upload(request: file_pb2.UploadFileRequest) -> list[Violation]:
@@ -51,7 +52,7 @@ def check_file_id(
 ) -> list[Violation]:
     """Return the violations of a request that only names a file."""
     if FILE_ID_PATTERN.fullmatch(request.file_id) is None:
-        return [Violation("file_id", "must be the file_id that UploadFile returned")]
+        return [Violation("file_id", _FILE_ID)]
     return []
 
 
@@ -78,12 +79,17 @@ def check_prompt_file(field: str, ref: common_pb2.FileRef) -> Iterator[Violation
     """Yield the violations of the prompt_file of a job."""
     if ref.file_id.startswith(OUTPUT_ID_PREFIX):
         yield Violation(f"{field}.file_id", "is the output of a job; upload it as a file first")
-    elif FILE_ID_PATTERN.fullmatch(ref.file_id) is None:
-        yield Violation(f"{field}.file_id", "must be the file_id that UploadFile returned")
-    yield from _ref(field, ref)
+    yield from check_file(field, ref)
 
 
-def _ref(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
+def check_file(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
+    """Yield the violations of a reference to any file, also one that is the output of a job."""
+    if FILE_ID_PATTERN.fullmatch(ref.file_id) is None:
+        yield Violation(f"{field}.file_id", _FILE_ID)
+    yield from _content(field, ref)
+
+
+def _content(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
     if len(ref.sha256) not in (0, _SHA256_BYTES):
         yield Violation(f"{field}.sha256", f"must be {_SHA256_BYTES} bytes, or empty")
     if ref.size_bytes < 0:
@@ -95,7 +101,7 @@ def _file(file: file_pb2.File, path: str) -> Iterator[Violation]:
     yield from check_line(f"{path}filename", file.filename, MAX_FILENAME_BYTES, required=False)
     yield from check_line(f"{path}ref.media_type", file.ref.media_type, MAX_MEDIA_TYPE_BYTES, required=False)
     yield from _purpose(f"{path}purpose", file.purpose)
-    yield from _ref(f"{path}ref", file.ref)
+    yield from _content(f"{path}ref", file.ref)
     if file.HasField("expire_time"):
         try:
             file.expire_time.ToDatetime()

@@ -8,9 +8,13 @@ from jobs.field_rules import (
     Violation,
     check_bounded_duration,
     check_budget,
+    check_duration,
     check_enum,
     check_id,
     check_line,
+    check_model,
+    check_size,
+    map_path,
     too_large,
 )
 from jobs.ids import WORKFLOW_ID_PATTERN
@@ -22,6 +26,10 @@ MAX_PAGE_SIZE: Final = 100
 MAX_REASON_BYTES: Final = 1024
 MAX_FOLLOWED: Final = 16
 MAX_INPUT_BYTES: Final = 64 * 1024
+MAX_TOPIC_BYTES: Final = 16 * 1024
+MAX_SCORE: Final = 10
+MAX_ROUNDS: Final = 100
+REFINE_STEPS: Final = ("write", "critique", "check", "edit")
 MAX_TIMEOUT_SECONDS: Final = 365 * 24 * 60 * 60
 """Maximum of any operator's bound: a timer of a year."""
 CURSOR_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,8192}")
@@ -108,6 +116,30 @@ def _pipeline(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[Violation]:
                 yield Violation("custom.name", "must be the name of a pipeline that the operator has registered")
             if (size := pipeline.custom.ByteSize()) > MAX_INPUT_BYTES:
                 yield Violation("custom.input", too_large(size, MAX_INPUT_BYTES))
+        case "refine":
+            yield from _refine(pipeline.refine)
+
+
+def _refine(spec: pipeline_pb2.RefineSpec) -> Iterator[Violation]:
+    yield from check_size("refine.topic", spec.topic, MAX_TOPIC_BYTES)
+    names = ", ".join(REFINE_STEPS)
+    if "write" not in spec.models:
+        yield Violation("refine.models", "must have the model of write")
+    for field, values in (("refine.models", spec.models), ("refine.step_timeouts", spec.step_timeouts)):
+        for name in values:
+            if name not in REFINE_STEPS:
+                yield Violation(map_path(field, name), f"must be of a step: {names}")
+    for name in REFINE_STEPS:
+        if name in spec.models:
+            yield from check_model(map_path("refine.models", name), spec.models[name], required=True)
+        if name in spec.step_timeouts:
+            yield from check_duration(map_path("refine.step_timeouts", name), spec.step_timeouts[name])
+    if not 0 <= spec.quality_threshold <= MAX_SCORE:
+        yield Violation("refine.quality_threshold", f"must be 0 to {MAX_SCORE}")
+    if spec.HasField("max_rounds") and not 1 <= spec.max_rounds <= MAX_ROUNDS:
+        yield Violation("refine.max_rounds", f"must be 1 to {MAX_ROUNDS}")
+    if spec.HasField("patience") and not 1 <= spec.patience <= MAX_ROUNDS:
+        yield Violation("refine.patience", f"must be 1 to {MAX_ROUNDS}")
 
 
 def _path(path: str, *, required: bool) -> Iterator[Violation]:

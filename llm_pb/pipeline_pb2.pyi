@@ -93,6 +93,7 @@ class PipelineRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
     NOTIFY_FIELD_NUMBER: _builtins.int
+    REFINE_FIELD_NUMBER: _builtins.int
     CUSTOM_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the pipeline is for, as JobRequest.user_id. Required."""
@@ -119,6 +120,10 @@ class PipelineRequest(_message.Message):
         """The targets to which the outcome is delivered. At most 4. This version refuses targets, and delivers nothing."""
 
     @_builtins.property
+    def refine(self) -> Global___RefineSpec:
+        """Write, criticise, check and edit an article until it is good. The result is a RefineResult."""
+
+    @_builtins.property
     def custom(self) -> Global___CustomSpec:
         """A pipeline that the operator has registered."""
 
@@ -132,17 +137,163 @@ class PipelineRequest(_message.Message):
         budget: _common_pb2.Budget | None = ...,
         total_timeout: _duration_pb2.Duration | None = ...,
         notify: _abc.Iterable[_llm_pb2.NotifyTarget] | None = ...,
+        refine: Global___RefineSpec | None = ...,
         custom: Global___CustomSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "spec", b"spec", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "refine", b"refine", "spec", b"spec", "total_timeout", b"total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "job_class", b"job_class", "notify", b"notify", "project_id", b"project_id", "request_id", b"request_id", "spec", b"spec", "total_timeout", b"total_timeout", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "job_class", b"job_class", "notify", b"notify", "project_id", b"project_id", "refine", b"refine", "request_id", b"request_id", "spec", b"spec", "total_timeout", b"total_timeout", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["custom"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["refine", "custom"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
 Global___PipelineRequest: _TypeAlias = PipelineRequest  # noqa: Y015
+
+@_typing.final
+class RefineSpec(_message.Message):
+    """An article that is refined until it is good.
+
+    A round is rounds/<n>/write, rounds/<n>/critique, which judges the draft from 0 to 10, and rounds/<n>/check where the critique
+    finds facts doubtful. The writer gets its last draft with the critique and what the check has found. Rounds end with a draft of at
+    least quality_threshold, after max_rounds, or after patience rounds without a better draft. Then "edit" polishes the best draft.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ModelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StepTimeoutsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _duration_pb2.Duration: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    QUALITY_THRESHOLD_FIELD_NUMBER: _builtins.int
+    MAX_ROUNDS_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    STEP_TIMEOUTS_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """What the article is about. 1 to 16384 bytes. Required."""
+    quality_threshold: _builtins.float
+    """The score from which a draft is good: 0 to 10. Default 8."""
+    max_rounds: _builtins.int
+    """Maximum number of rounds: 1 to 100. Default 10."""
+    patience: _builtins.int
+    """Number of rounds in a row without a better draft after which rounds end: 1 to 100. Default 3."""
+    @_builtins.property
+    def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The models by step: "write", "critique", "check", "edit". A step without one has that of "write", which is required. The model of
+        "critique" must support structured output.
+        """
+
+    @_builtins.property
+    def step_timeouts(self) -> _containers.MessageMap[_builtins.str, _duration_pb2.Duration]:
+        """Maximum time of each step, the wait for a worker included, by the names of models. Default: 5 min for "write" and "check", 3 min
+        for "critique" and "edit".
+        """
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        models: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        quality_threshold: _builtins.float | None = ...,
+        max_rounds: _builtins.int | None = ...,
+        patience: _builtins.int | None = ...,
+        step_timeouts: _abc.Mapping[_builtins.str, _duration_pb2.Duration] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_rounds", b"_max_rounds", "_patience", b"_patience", "_quality_threshold", b"_quality_threshold", "max_rounds", b"max_rounds", "patience", b"patience", "quality_threshold", b"quality_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_rounds", b"_max_rounds", "_patience", b"_patience", "_quality_threshold", b"_quality_threshold", "max_rounds", b"max_rounds", "models", b"models", "patience", b"patience", "quality_threshold", b"quality_threshold", "step_timeouts", b"step_timeouts", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_rounds: _TypeAlias = _typing.Literal["max_rounds"]  # noqa: Y015
+    _WhichOneofArgType__max_rounds: _TypeAlias = _typing.Literal["_max_rounds", b"_max_rounds"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
+    _WhichOneofReturnType__quality_threshold: _TypeAlias = _typing.Literal["quality_threshold"]  # noqa: Y015
+    _WhichOneofArgType__quality_threshold: _TypeAlias = _typing.Literal["_quality_threshold", b"_quality_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_rounds) -> _WhichOneofReturnType__max_rounds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_threshold) -> _WhichOneofReturnType__quality_threshold | None: ...
+
+Global___RefineSpec: _TypeAlias = RefineSpec  # noqa: Y015
+
+@_typing.final
+class RefineResult(_message.Message):
+    """What a refinement has made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTICLE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    BELOW_THRESHOLD_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    BEST_ROUND_FIELD_NUMBER: _builtins.int
+    article: _builtins.str
+    """The edited article."""
+    score: _builtins.float
+    """The score of the best draft, which was edited."""
+    below_threshold: _builtins.bool
+    """Whether score is below quality_threshold."""
+    rounds: _builtins.int
+    """Number of rounds."""
+    best_round: _builtins.int
+    """The round of the best draft, from 1."""
+    def __init__(
+        self,
+        *,
+        article: _builtins.str = ...,
+        score: _builtins.float = ...,
+        below_threshold: _builtins.bool = ...,
+        rounds: _builtins.int = ...,
+        best_round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["article", b"article", "below_threshold", b"below_threshold", "best_round", b"best_round", "rounds", b"rounds", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefineResult: _TypeAlias = RefineResult  # noqa: Y015
 
 @_typing.final
 class CustomSpec(_message.Message):

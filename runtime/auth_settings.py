@@ -2,7 +2,6 @@
 
 import re
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from runtime.addresses import is_loopback
 from runtime.auth import Authenticator
 from runtime.auth_certificates import PROXY, CertificateRule, ClientCertificates
 from runtime.auth_jwt import ANY_USER, Algorithm, JwtRules, Jwts
@@ -123,14 +123,6 @@ async def open_authenticators(settings: AuthSettings, user_form: re.Pattern[str]
     for authenticator in authenticators:
         await authenticator.refresh()
     return authenticators
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address to listen on. Of names only `localhost` is loopback."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_confidential(url: str) -> bool:

@@ -16,26 +16,27 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
 import grpc
 
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
+from runtime.request_places import GivenUpError, Places, Wait
 from runtime.tracebacks import forget_frames
 
-MAX_QUEUED: Final = 1000
-"""Maximum number of calls that wait for a place."""
 _Context = grpc.aio.ServicerContext[Any, Any]
-_MOMENT: Final = timedelta(milliseconds=100)
-"""Time within which a request that has arrived is read."""
 _LATE: Final = 2
 _STALLED: Final = 10
 
 
-class GivenUpError(Exception):
-    """The call has waited for its request, and other calls need its place."""
+class RequestLateError(Exception):
+    """The next request of a call has not come in time. The call has to end with this status."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Unread:
@@ -85,98 +86,6 @@ class Unread:
 class _Sent:
     peer: str
     checks: int = 0
-
-
-@dataclass(eq=False)
-class _Wait:
-    """A call that waits for a request."""
-
-    peer: str
-    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    given_up: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    seen: bool = False
-
-    def give_up(self) -> None:
-        if not self.given_up.done():
-            self.given_up.set_result(None)
-
-
-class Places:
-    """A limited number of calls that ask for their requests concurrently. The others queue by connection.
-
-    A call whose request has arrived leaves its place within a moment. While others queue, calls that have had their
-    place for longer are given up, except as many as half of the places. The connection with most of them loses its
-    oldest call first.
-    """
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-        # In order of entry, oldest first.
-        self._taken: dict[_Wait, None] = {}
-        self._queues: dict[str, dict[_Wait, None]] = {}
-        self._queued = 0
-        self._sweeping = False
-
-    async def enter(self, wait: _Wait) -> None:
-        """Wait for a place. Raises GivenUpError when too many calls wait. Call leave() in any case."""
-        self._queues.setdefault(wait.peer, {})[wait] = None
-        self._queued += 1
-        if not self._sweeping:
-            self._sweeping = True
-            self._sweep_later()
-        self._fill()
-        if self._queued > MAX_QUEUED:
-            longest: dict[_Wait, None] = max(self._queues.values(), key=len)
-            oldest = next(iter(longest))
-            self._unqueue(oldest)
-            oldest.give_up()
-        await asyncio.wait((wait.turn, wait.given_up), return_when=asyncio.FIRST_COMPLETED)
-        if wait.given_up.done():
-            raise GivenUpError
-
-    def leave(self, wait: _Wait) -> None:
-        """Free the call's place, or remove the call from the queue."""
-        if wait in self._taken:
-            del self._taken[wait]
-        elif wait in self._queues.get(wait.peer, ()):
-            self._unqueue(wait)
-        self._fill()
-
-    def _fill(self) -> None:
-        while self._queues and len(self._taken) < self._places:
-            held = Counter(wait.peer for wait in self._taken)
-            peer = min(self._queues, key=lambda one: held[one])
-            wait = next(iter(self._queues[peer]))
-            self._unqueue(wait)
-            if peer in self._queues:
-                # The connection goes behind all others with as many places.
-                self._queues[peer] = self._queues.pop(peer)
-            self._taken[wait] = None
-            wait.turn.set_result(None)
-
-    def _unqueue(self, wait: _Wait) -> None:
-        queue = self._queues[wait.peer]
-        del queue[wait]
-        self._queued -= 1
-        if not queue:
-            del self._queues[wait.peer]
-
-    def _sweep_later(self) -> None:
-        asyncio.get_running_loop().call_later(_MOMENT.total_seconds(), self._sweep)
-
-    def _sweep(self) -> None:
-        self._sweeping = bool(self._taken)
-        if not self._sweeping:
-            return
-        self._sweep_later()
-        slow = [wait for wait in self._taken if wait.seen and not wait.given_up.done()]
-        for wait in self._taken:
-            wait.seen = True
-        for _ in range(min(self._queued, len(slow) - self._places // 2)):
-            held = Counter(wait.peer for wait in slow)
-            oldest = next(wait for wait in slow if held[wait.peer] == max(held.values()))
-            oldest.give_up()
-            slow.remove(oldest)
 
 
 @dataclass(eq=False)
@@ -240,25 +149,33 @@ class OneRequest(Interceptor):
                     await _write(context, response)
 
         async def each(context: _Context) -> AsyncIterator[Any]:
+            # A method may read its requests in a task of its own, and end the call meanwhile. So this one does not.
             while (request := await self._next(context, self._idle)) is not None:
                 yield request
 
         async def many(_: object, context: _Context) -> Any:
-            return await handle(each(context), context)
+            try:
+                return await handle(each(context), context)
+            except RequestLateError as error:
+                await self._refuse(context, error)
 
         behavior = many if handler.request_streaming else stream if handler.response_streaming else unary
         return with_behavior(handler, behavior, request_streaming=True)
 
     async def _first(self, context: _Context) -> Any:
-        request = await self._next(context, self._limit)
-        if request is None:
-            message = "the call has ended without a request; send one"
-            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, message)
+        try:
+            request = await self._next(context, self._limit)
+            if request is None:
+                message = "the call has ended without a request; send one"
+                raise RequestLateError(grpc.StatusCode.INVALID_ARGUMENT, message)
+        except RequestLateError as error:
+            await self._refuse(context, error)
         return request
 
     async def _next(self, context: _Context, limit: timedelta) -> Any:
-        """Return the next request, None when the client has sent all. Abort the call when the wait is too long."""
-        wait = _Wait(context.peer())
+        """Return the next request, None when the client has sent all. Raises RequestLateError."""
+        wait = Wait(context.peer())
+        late = False
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 await self._places.enter(wait)
@@ -271,20 +188,26 @@ class OneRequest(Interceptor):
             request = coming.result()
             return None if request is grpc.aio.EOF else request
         except GivenUpError:
+            late = True
             message = "too many calls wait for their requests; call again"
-            await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+            raise RequestLateError(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
         except TimeoutError:
+            late = True
             message = f"no request has come within {limit.total_seconds():g} s"
-            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, message)
+            raise RequestLateError(grpc.StatusCode.INVALID_ARGUMENT, message) from None
         finally:
-            # Only after the refusal was sent: until then gRPC keeps what has arrived.
-            self._places.leave(wait)
+            if late:
+                # Only once the call is over: until then gRPC keeps what has arrived.
+                leave: Any = lambda _: self._places.leave(wait)  # noqa: E731
+                context.add_done_callback(leave)
+            else:
+                self._places.leave(wait)
 
-    async def _refuse(self, context: _Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    async def _refuse(self, context: _Context, error: RequestLateError) -> NoReturn:
         self.unread.add(context)
         done: Any = self.unread.remove
         context.add_done_callback(done)
-        await refuse(context, code, message, self._details)
+        await refuse(context, error.code, str(error), self._details)
 
 
 async def _write(context: _Context, response: Any) -> None:

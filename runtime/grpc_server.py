@@ -21,8 +21,9 @@ from runtime.grpc_health import Health
 from runtime.grpc_interceptor import Details, Handler, Interceptor, behavior_of, refuse, with_behavior
 from runtime.grpc_parsing import OwnServices
 from runtime.grpc_reflection import add_reflection
-from runtime.grpc_requests import MAX_QUEUED, OneRequest, Unread
+from runtime.grpc_requests import OneRequest, Unread
 from runtime.grpc_telemetry import RpcTelemetryInterceptor
+from runtime.request_places import MAX_QUEUED
 from runtime.tls import ServerTls, grpc_server_credentials
 
 _log = logging.getLogger(__name__)

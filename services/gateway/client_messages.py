@@ -6,6 +6,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
+from runtime.grpc_requests import RequestLateError
+
 _DRAINED_BYTES: Final = 32 * 1024 * 1024
 _DRAIN_TIME: Final = timedelta(seconds=2)
 
@@ -50,7 +52,7 @@ class ClientMessages:
         A client of grpc.aio that is sending when its call ends reports INTERNAL and not the call's status.
         """
         left = _DRAINED_BYTES
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, RequestLateError):
             async with asyncio.timeout(_DRAIN_TIME.total_seconds()):
                 async for message in self:
                     left -= len(message)

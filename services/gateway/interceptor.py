@@ -29,6 +29,7 @@ from runtime.auth import Caller, Refusal
 from runtime.grpc_auth import current_caller
 from runtime.grpc_interceptor import Handler, Interceptor, behavior_of, with_behavior
 from runtime.grpc_parsing import MAX_REQUEST_BYTES
+from runtime.tracebacks import forget_frames
 from services.gateway.auditing import WRITES, describe_request
 from services.gateway.client_messages import ClientMessages
 from services.gateway.errors import (
@@ -195,6 +196,8 @@ def _client_stream(handle: Any, count: Count, admit: Admit, answers: Answers, ti
             await audit.allow()
             await _drain(coming, context)
         except _ANSWERED as error:
+            # The frames hold the message that was refused, and the client may go on for a while.
+            forget_frames(error)
             await _drain(coming, context)
             await _abort(context, error)
             raise

@@ -27,7 +27,7 @@ from starlette.requests import Request
 
 from durable_llm import ApiError, AsyncBatches, AsyncClient, AsyncFiles, RetryPolicy
 from llm_pb import batch_pb2, file_pb2, llm_pb2
-from runtime.auth_settings import is_loopback
+from runtime.addresses import is_loopback
 from runtime.health import CHECK_TIMEOUT
 from runtime.telemetry import current_headers
 from runtime.tls import ClientTls

@@ -7,7 +7,7 @@ from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from durable_llm._address import require_ports
-from runtime.auth_settings import is_loopback
+from runtime.addresses import is_loopback
 from runtime.metrics_settings import MetricsSettings
 from runtime.tls import ClientTls, ServerTlsSettings, client_tls
 from services.http.signin.settings import SignInSettings

@@ -107,8 +107,12 @@ async def test_a_request_may_have_all_that_the_rules_allow(channel: grpc.aio.Cha
 
 @pytest.mark.parametrize("rpc", [rpc for rpc in REQUESTS if rpc != "Submit"])
 async def test_a_request_of_any_other_method_is_at_most_64_kib(channel: grpc.aio.Channel, rpc: str) -> None:
-    """All bytes count, those of unknown fields as well. A schedule may have 256 KiB."""
-    most = 256 * 1024 + 512 if rpc in ("CreateSchedule", "UpdateSchedule") else 64 * 1024
+    """All bytes count, those of unknown fields as well. A schedule may have 256 KiB, the data of a file 1 MiB."""
+    most = {
+        **dict.fromkeys(("CreateSchedule", "UpdateSchedule"), 256 * 1024 + 512),
+        "UploadFile": 1024 * 1024 + 64 * 1024,
+        "SubmitPipeline": 2 * 64 * 1024,
+    }.get(rpc, 64 * 1024)
     error = await send(channel, rpc, length_delimited(999, b"x" * most))
     assert error is not None
     assert (error.code(), error.details()) == (

@@ -7,38 +7,37 @@ import pytest
 from deploy.local.settings import StackSettings
 from jobs.rules import check_job
 from jobs.targets import describe
-from llm_pb import file_pb2, llm_pb2
+from llm_pb import llm_pb2
+from services.gateway.batches.servicer import BatchServicer
 from services.gateway.files.servicer import FileServicer
-from services.gateway.methods import VALIDATORS
+from services.gateway.methods import SERVICES, VALIDATORS
+from services.gateway.pipelines.servicer import PipelineServicer
 from services.gateway.schedule_servicer import ScheduleServicer
 from services.gateway.scopes import OF_METHOD
 from services.gateway.servicer import LlmServicer
 from services.gpu_worker.engines.engine import ENGINES
 from services.gpu_worker.settings import GpuWorkerSettings
 from tests.contract import test_engines
-from tests.support.bad_requests import PATHS, REQUESTS
+from tests.support.bad_requests import PATHS
 from tests.support.fuzz_calls import WEIGHTS
 from tests.support.jobs import new_job
 from tests.support.peers import PEERS
 
-FILE_METHODS = file_pb2.DESCRIPTOR.services_by_name["FileService"].methods_by_name
+SERVICERS = (LlmServicer, FileServicer, BatchServicer, PipelineServicer, ScheduleServicer)
 TARGETS = [field.name for field in llm_pb2.NotifyTarget.DESCRIPTOR.oneofs_by_name["target"].fields]
 
 
 @pytest.mark.parametrize("method", PATHS)
 def test_a_method_is_served_checked_and_attacked(method: str) -> None:
-    assert method in {**vars(LlmServicer), **vars(ScheduleServicer)}, "no servicer has such a method"
+    assert [servicer for servicer in SERVICERS if method in vars(servicer)], "no servicer has such a method"
     assert method in VALIDATORS, "its request has no validator"
-    assert method in REQUESTS, "no bad requests are sent to it"
+    assert f"/{PATHS[method]}" in OF_METHOD, "it has no scope"
     assert PATHS[method] in WEIGHTS, "the fuzzer does not call it"
 
 
-@pytest.mark.parametrize("method", FILE_METHODS)
-def test_a_method_of_files_is_served_checked_and_needs_a_scope(method: str) -> None:
-    assert method in vars(FileServicer), "FileServicer has no such method"
-    assert method in VALIDATORS, "its request has no validator"
-    assert f"/llm.v1.FileService/{method}" in OF_METHOD, "it has no scope"
-    assert method not in PATHS, "the interceptor knows methods by their names alone"
+def test_no_two_services_have_a_method_of_the_same_name() -> None:
+    """The interceptor knows methods by their names alone."""
+    assert len(PATHS) == sum(len(service.methods) for service in SERVICES.values())
 
 
 @pytest.mark.parametrize("kind", TARGETS)

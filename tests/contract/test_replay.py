@@ -7,6 +7,7 @@ sandbox, which is faster.
 import base64
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jobs import names
 from jobs.rules import check_job
 from llm_pb import llm_pb2
 from payload_converter import data_converter
+from pipelines.workflow import LLMPipelineWorkflow
 from tests.support.outcomes import OUTCOMES
 from tests.support.paths import ROOT
 from workflows.llm_batch import LLMBatchWorkflow
@@ -35,11 +37,15 @@ from workflows.llm_scheduled import LLMScheduledWorkflow
 
 with workflow.unsafe.imports_passed_through():
     # The sandbox loads this module, too, and the whole stack is no concern of its.
+    from services.gateway.pipelines.catalogue import load_pipelines
+    from tests.support.pipelines import REGISTERED
     from tests.support.record_histories import HISTORIES, main
 
 # The generated types register themselves once for each process, so the sandbox must share them.
 SANDBOX = SandboxedWorkflowRunner(
-    restrictions=SandboxRestrictions.default.with_passthrough_modules("google", "jobs", "llm_pb", "payload_converter")
+    restrictions=SandboxRestrictions.default.with_passthrough_modules(
+        "google", "jobs", "llm_pb", "payload_converter", "essay", "other_pipelines"
+    )
 )
 WORKFLOWS = (
     LLMJobWorkflow,
@@ -51,6 +57,7 @@ WORKFLOWS = (
     LLMFileWorkflow,
     LLMBatchWorkflow,
     LLMScheduledWorkflow,
+    LLMPipelineWorkflow,
 )
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))
@@ -78,6 +85,13 @@ async def test_a_version_is_recorded_only_once() -> None:
     for version in versions:
         with pytest.raises(FileExistsError, match=f"{version} .* next free version is v[0-9]+"):
             await main(version)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    """The pipelines of the recorded histories, as a gateway has them."""
+    sys.path.append(str(REGISTERED))
+    load_pipelines()
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)

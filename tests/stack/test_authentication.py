@@ -25,16 +25,34 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.errors import CredentialInvalid
-from jobs.ids import workflow_id
-from llm_pb import llm_pb2, schedule_pb2
+from jobs.ids import batch_workflow_id, workflow_id
+from llm_pb import batch_pb2, file_pb2, llm_pb2, schedule_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from services.gateway import scopes
+from services.gateway.methods import SERVICES
 from tests.support.attacks import stalled_clients
-from tests.support.bad_requests import PATHS, SERVICES
+from tests.support.bad_batches import batch
+from tests.support.bad_files import NO_FILE
+from tests.support.bad_pipelines import valid_pipeline
+from tests.support.bad_requests import METHODS, PATHS
 from tests.support.bad_schedules import valid
+from tests.support.batches import Stubs, create, lines_of
 from tests.support.commands import run
-from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, KeySetServer, Metadata, bearer, claims_of
+from tests.support.credentials import (
+    AUDIENCE,
+    ISSUER,
+    CallsAs,
+    Issuer,
+    KeyFile,
+    KeySetServer,
+    Metadata,
+    bearer,
+    claims_of,
+)
+from tests.support.files import get, listed, new_file, until, upload
 from tests.support.jobs import details_of, new_job, webhook
 from tests.support.schedules import new_schedule
 from tests.support.scrapes import Scrape, scrape_until
@@ -43,8 +61,7 @@ from tests.support.temporal_proxy import temporal_proxy
 
 SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
-METHODS = {method.name: method for service in SERVICES for method in service.methods}
-NO_JOB = "llmjob-nobody-1"
+NO_JOB, NO_BATCH = "llmjob-nobody-1", "llmbatch-nobody-1"
 REQUESTS: Mapping[str, Callable[[], Message]] = {
     "Submit": lambda: llm_pb2.SubmitRequest(job=new_job(model="idle")),
     "GetStatus": lambda: llm_pb2.GetStatusRequest(workflow_id=NO_JOB),
@@ -62,10 +79,27 @@ REQUESTS: Mapping[str, Callable[[], Message]] = {
     "GetDeletion": lambda: llm_pb2.GetDeletionRequest(deletion_id=f"llmdelete-{NO_JOB}"),
     "CreateSchedule": lambda: schedule_pb2.CreateScheduleRequest(schedule=new_schedule(), paused=True),
     **{name: partial(valid, name) for name in METHODS if "Schedule" in name and name != "CreateSchedule"},
+    "UploadFile": lambda: file_pb2.UploadFileRequest(**new_file(), data=b"x", last=True),
+    "DownloadFile": lambda: file_pb2.DownloadFileRequest(file_id=NO_FILE),
+    "GetFile": lambda: file_pb2.GetFileRequest(file_id=NO_FILE),
+    "ListFiles": lambda: file_pb2.ListFilesRequest(),
+    "DeleteFile": lambda: file_pb2.DeleteFileRequest(file_id=NO_FILE),
+    "CreateBatch": lambda: batch_pb2.CreateBatchRequest(batch=batch()),
+    "GetBatch": lambda: batch_pb2.GetBatchRequest(batch_id=NO_BATCH),
+    "StreamBatch": lambda: batch_pb2.StreamBatchRequest(batch_id=NO_BATCH),
+    "StreamBatchResults": lambda: batch_pb2.StreamBatchResultsRequest(batch_id=NO_BATCH),
+    "CancelBatch": lambda: batch_pb2.CancelBatchRequest(batch_id=NO_BATCH),
+    "ListBatches": lambda: batch_pb2.ListBatchesRequest(),
+    **{name: partial(valid_pipeline, name) for name in METHODS if "Pipeline" in name or name == "AnswerStep"},
 }
-"""A valid request of each method, about a job or a schedule that does not exist."""
+"""A valid request of each method, about a job, schedule, file, batch or pipeline that does not exist."""
+ALSO_NEEDED = {"CreateBatch": "files:read"}
+"""The scope that a method needs as well as its own, whatever the request is."""
 FINDS_NOTHING = {"GetStatus", "GetJob", "StreamStatus", "Cancel", "ListDeliveries", "Redeliver", "DeleteJob"}
 FINDS_NO_SCHEDULE = {name for name in METHODS if "Schedule" in name} - {"CreateSchedule", "ListSchedules"}
+FINDS_NO_FILE = {"DownloadFile", "GetFile", "DeleteFile", "CreateBatch"}
+FINDS_NO_BATCH = {"GetBatch", "StreamBatch", "StreamBatchResults", "CancelBatch"}
+FINDS_NO_PIPELINE = {"GetPipeline", "StreamPipeline", "CancelPipeline", "AnswerStep"}
 OF_ANOTHER_TENANT: Mapping[str, str] = {
     "Submit": "is a job of its own",
     "GetStatus": "is not found",
@@ -84,15 +118,28 @@ OF_ANOTHER_TENANT: Mapping[str, str] = {
     "CreateSchedule": "is a schedule of its own",
     "ListSchedules": "is no listed schedule",
     **dict.fromkeys(sorted(FINDS_NO_SCHEDULE), "is no schedule"),
+    "UploadFile": "is a file of its own",
+    "ListFiles": "is no listed file",
+    **dict.fromkeys(sorted(FINDS_NO_FILE), "is no file"),
+    "ListBatches": "is no listed batch",
+    **dict.fromkeys(sorted(FINDS_NO_BATCH), "is no batch"),
+    # These gateways have registered no pipeline: see test_pipeline_callers.py.
+    **dict.fromkeys(sorted({*FINDS_NO_PIPELINE, "SubmitPipeline", "ListPipelines"}), "is tested elsewhere"),
 }
-"""What a job or schedule of another tenant is to each method."""
+"""What a job, schedule, file or batch of another tenant is to each method."""
 
 
 def nothing_at(method: str) -> str | None:
     """Return the reason for which a valid request about nothing fails; None if it does not."""
-    if method == "GetDeletion":
-        return "DELETION_NOT_FOUND"
-    return "JOB_NOT_FOUND" if method in FINDS_NOTHING else "SCHEDULE_NOT_FOUND" if method in FINDS_NO_SCHEDULE else None
+    reasons = {
+        "JOB_NOT_FOUND": FINDS_NOTHING,
+        "DELETION_NOT_FOUND": {"GetDeletion"},
+        "SCHEDULE_NOT_FOUND": FINDS_NO_SCHEDULE,
+        "FILE_NOT_FOUND": FINDS_NO_FILE,
+        "BATCH_NOT_FOUND": FINDS_NO_BATCH,
+        "PIPELINE_NOT_FOUND": FINDS_NO_PIPELINE,
+    }
+    return next((reason for reason, methods in reasons.items() if method in methods), None)
 
 
 PATIENCE = 60
@@ -115,6 +162,9 @@ class Guarded:
         self.without_scope = {
             scope: self.file.add(scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"}) for scope in self.by_scope
         }
+        self.with_further_scope = {
+            method: self.file.add([scopes.OF_METHOD[f"/{PATHS[method]}"], also]) for method, also in ALSO_NEEDED.items()
+        }
         self.all = self.file.add(ALL)
         self.of_tenant = {tenant: self.file.add(ALL, tenant=tenant) for tenant in TENANTS}
         self.channel: grpc.aio.Channel
@@ -135,6 +185,14 @@ class Guarded:
     @property
     def schedules(self) -> ScheduleServiceStub:
         return ScheduleServiceStub(self.channel)
+
+    def files(self, credential: str) -> Any:
+        stub: Any = FileServiceStub(self.channel)
+        return CallsAs(stub, credential)
+
+    def batches(self, credential: str) -> Stubs:
+        stub: Any = BatchServiceStub(self.channel)
+        return Stubs(self.files(credential), CallsAs(stub, credential))
 
     async def call(self, method: str, metadata: Metadata, data: bytes | None = None) -> grpc.aio.AioRpcError | None:
         """Call a method; return what it failed with, if it did."""
@@ -160,7 +218,9 @@ async def call(
     request = REQUESTS[method]().SerializeToString() if data is None else data
     path = f"/{PATHS[method]}"
     try:
-        if METHODS[method].server_streaming:
+        if METHODS[method].client_streaming:
+            await channel.stream_unary(path)(iter([request]), metadata=metadata, timeout=PATIENCE)
+        elif METHODS[method].server_streaming:
             await channel.unary_stream(path)(request, metadata=metadata, timeout=PATIENCE).read()
         else:
             await channel.unary_unary(path)(request, metadata=metadata, timeout=PATIENCE)
@@ -296,9 +356,7 @@ async def test_every_service_of_a_gateway_is_in_the_matrix(guarded: Guarded) -> 
     answer = await stub.ServerReflectionInfo(iter([LIST_SERVICES])).read()
     served = {service.name for service in answer.list_services_response.service}
     assert served | {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} == {
-        *(service.full_name for service in SERVICES),
-        # Their rows are in test_file_callers.py and test_batch_callers.py.
-        *("llm.v1.FileService", "llm.v1.BatchService"),
+        *SERVICES,
         *(method.partition("/")[0] for method in OPEN),
     }
 
@@ -358,17 +416,20 @@ async def test_the_scope_of_a_method_is_needed_and_enough(guarded: Guarded, meth
     scope = scopes.OF_METHOD[f"/{PATHS[method]}"]
     kid = EC if kind == "EC token" else RSA
     if kind == "key":
-        without, right = guarded.without_scope[scope], guarded.by_scope[scope]
+        right = guarded.with_further_scope.get(method, guarded.by_scope[scope])
+        without = guarded.without_scope[scope]
     else:
         without = guarded.issuer.token(kid, scopes.SCOPES - {scope, f"{scope.partition(':')[0]}:*"})
-        right = guarded.issuer.token(kid, [scope, "openid"])
+        right = guarded.issuer.token(kid, [scope, ALSO_NEEDED.get(method, "openid")])
     error = await guarded.call(method, bearer(without), b"\xff\xff\xff")
     assert reason_of(error) == DENIED
     assert error is not None
     assert details_of(error)["ErrorInfo"].metadata["scope"] == scope
     error = await guarded.call(method, bearer(right))
     nothing = nothing_at(method)
-    assert (None if error is None else reason_of(error)) == (nothing and ("NOT_FOUND", nothing))
+    # No pipeline is registered here.
+    unknown = ("INVALID_ARGUMENT", "INVALID_REQUEST") if method == "SubmitPipeline" else None
+    assert (None if error is None else reason_of(error)) == (("NOT_FOUND", nothing) if nothing else unknown)
 
 
 async def test_a_credential_of_any_bytes_is_refused_and_not_logged(stack: Stack, tmp_path: Path) -> None:
@@ -513,7 +574,7 @@ def answer_of(error: grpc.aio.AioRpcError | None, id_: str) -> str:
 
 
 @pytest.mark.parametrize(("owner", "other"), [("acme", "acme-2"), ("acme", ""), ("", "acme")])
-@pytest.mark.parametrize("method", OF_ANOTHER_TENANT)
+@pytest.mark.parametrize("method", [name for name, what in OF_ANOTHER_TENANT.items() if what != "is tested elsewhere"])
 async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, owner: str, other: str) -> None:
     """It and one that does not exist are the same bytes, whoever has more scopes."""
     credentials = {"": guarded.all, **guarded.of_tenant}
@@ -566,6 +627,45 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
                 answers.append(answer_of(await guarded.call(method, mine, request.SerializeToString()), id_))
             assert len({*answers}) <= 1
             assert all("SCHEDULE_NOT_FOUND" in answer for answer in answers)
+        case "is a file of its own":
+            key = new_file()
+            own_file, their_file = [await upload(guarded.files(credentials[one]), key, b"x") for one in (other, owner)]
+            assert own_file.ref.file_id != their_file.ref.file_id
+        case "is no file" | "is no listed file":
+            owners, others = guarded.files(credentials[owner]), guarded.files(credentials[other])
+            file = await upload(owners, new_file(), b"x")
+            id_ = file.ref.file_id
+            if method == "ListFiles":
+                await until(lambda: is_listed(owners, file))
+                assert not await listed(others, user_id=file.user_id)
+            else:
+                answers = []
+                for one in (id_, NO_FILE):
+                    asked = about_file(method, one).SerializeToString()
+                    answers.append(answer_of(await guarded.call(method, mine, asked), one))
+                assert len({*answers}) == 1
+                assert "FILE_NOT_FOUND" in answers[0]
+            assert await get(owners, id_) == file
+        case "is no batch" | "is no listed batch":
+            theirs_ = guarded.batches(credentials[owner])
+            created_ = await create(theirs_, lines_of(1))
+            listing_ = batch_pb2.ListBatchesRequest(user_id=created_.user_id)
+            if method == "ListBatches":
+                async with asyncio.timeout(PATIENCE):
+                    while not (await theirs_.batches.ListBatches(listing_)).batches:  # noqa: ASYNC110
+                        await asyncio.sleep(0.1)
+                assert not (await guarded.batches(credentials[other]).batches.ListBatches(listing_)).batches
+            else:
+                id_ = created_.batch_id
+                own_form = batch_workflow_id("u", "x", other).ljust(len(id_), "x")
+                answers = [
+                    answer_of(await guarded.call(method, mine, kind(batch_id=one).SerializeToString()), one)
+                    for one in (id_, f"{id_[:-1]}x", own_form, id_)
+                ]
+                assert len({*answers}) == 1
+                assert "BATCH_NOT_FOUND" in answers[0]
+            assert not (await theirs_.get(created_.batch_id)).cancel_requested
+            await theirs_.cancel(created_.batch_id)
         case "is not counted":
             quota = await guarded.stub.GetQuota(llm_pb2.GetQuotaRequest(), metadata=mine)
             assert quota == llm_pb2.GetQuotaResponse(tenant=other, **({"weight": 1} if other else {}))
@@ -598,6 +698,17 @@ async def test_a_job_of_another_tenant_is_none(guarded: Guarded, method: str, ow
     assert status.state == llm_pb2.JOB_STATE_QUEUED
     assert not status.cancel_requested
     await guarded.stub.Cancel(llm_pb2.CancelRequest(workflow_id=foreign), metadata=theirs)
+
+
+async def is_listed(files: Any, file: file_pb2.File) -> bool:
+    return await listed(files, user_id=file.user_id) == [file]
+
+
+def about_file(method: str, file_id: str) -> Message:
+    """Return a valid request of a method about a file."""
+    if method == "CreateBatch":
+        return batch_pb2.CreateBatchRequest(batch=batch(input={"file_id": file_id}))
+    return type(REQUESTS[method]())(file_id=file_id)  # type: ignore[call-arg]
 
 
 async def test_temporal_is_not_asked_about_another_tenants_job(stack: Stack, tmp_path: Path) -> None:

@@ -156,6 +156,12 @@ async def test_a_cancel_keeps_what_a_chunk_did_whose_worker_is_gone(
     status = await stubs.end(created.batch_id)
     assert status.counts.succeeded >= 10
     assert status.counts.succeeded + status.counts.cancelled == 16
+    # The chunk's log is removed at the end, because its worker cannot do it any more.
+    history = await temporal.get_workflow_handle(created.batch_id).fetch_history()
+    scheduled = [event.activity_task_scheduled_event_attributes for event in history.events]
+    (inputs,) = [one.input.payloads for one in scheduled if one.activity_type.name == "CleanBatch"]
+    (request,) = await data_converter.decode(inputs, [internal_pb2.CleanRequest])
+    assert [*request.chunks] == ([0] if status.counts.cancelled else [])
 
 
 async def test_a_batch_expires_with_what_has_ended(stubs: Stubs, temporal: Client, stack: Stack) -> None:

@@ -22,6 +22,7 @@ from tests.contract.test_replay import SANDBOX
 from tests.stack.test_readiness import ask_until
 from tests.support.encryption import SERVICES, Keys
 from tests.support.jobs import details_of, new_job, run_job, unpack, until_output, watch, webhook
+from tests.support.marked import reads, write_marked
 from tests.support.otlp import Collector
 from tests.support.receivers import receiving, status
 from tests.support.stacks import FAST, stack_settings, temporal_cli
@@ -78,7 +79,10 @@ def holds(folder: Path, needle: str) -> bool:
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["in clear", "encrypted"])
 async def test_what_users_write_is_nowhere_in_clear(tmp_path: Path, encrypted: bool) -> None:
-    """Neither in histories nor on a disk, nor in logs and spans. Without encryption the same search finds it."""
+    """Neither in histories nor on a disk, nor in logs and spans. Without encryption the same search finds it.
+
+    They write jobs, files, batches and schedules.
+    """
     keys = Keys(tmp_path)
     converter = encrypting(keys.encryption()) if encrypted else data_converter
     async with Collector() as collector, receiving() as receiver:
@@ -104,6 +108,8 @@ async def test_what_users_write_is_nowhere_in_clear(tmp_path: Path, encrypted: b
                 names.JOB_WORKFLOW_TYPE, {MARKER: 1}, id="foreign", task_queue=names.WORKFLOW_QUEUE
             )
             assert MARKER in (await watch(stub, "foreign")).final.status.error.message
+            async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+                marked = await write_marked(channel, MARKER)
             ids = [succeeded.final.status.workflow_id, failed.final.status.workflow_id, cancelled, "foreign"]
             long = await submit(stub, MARKER, params=LONG)
             await until_output(stub, long)
@@ -111,7 +117,7 @@ async def test_what_users_write_is_nowhere_in_clear(tmp_path: Path, encrypted: b
             worker = ""
             while not worker:
                 worker = (await status_of(stub, long)).status.progress.worker
-            histories = {id_: await history_of(stack, id_) for id_ in [*ids, long]}
+            histories = {id_: await history_of(stack, id_) for id_ in [*ids, long, *marked.workflows]}
             replayer = Replayer(
                 workflows=[LLMJobWorkflow, LLMDeliveryWorkflow], data_converter=converter, workflow_runner=SANDBOX
             )
@@ -123,9 +129,11 @@ async def test_what_users_write_is_nowhere_in_clear(tmp_path: Path, encrypted: b
             )
             assert MARKER in shown, "the codec server shows it"
         found = {
-            "history": any(
-                MARKER.encode() in event.SerializeToString() for each in histories.values() for event in each.events
-            ),
+            **{
+                id_: any(MARKER.encode() in event.SerializeToString() for event in history.events)
+                for id_, history in histories.items()
+            },
+            "store": holds(stack.state_dir / "store", MARKER),
             "database": any(MARKER.encode() in path.read_bytes() for path in stack.state_dir.glob("temporal.db*")),
             # A record holds a few characters: what names its worker is in one piece.
             "feed": holds(stack.state_dir / "nats", worker) or any(not item.HasField("encrypted") for item in records),
@@ -297,6 +305,8 @@ async def test_a_key_encryption_key_is_turned_while_jobs_run(encrypted: Encrypte
 async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypted: Encrypted) -> None:
     """With a clear error, and no task that is repeated for ever. What is submitted afterwards has a new key."""
     stack, stub, keys = encrypted
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        marked = await write_marked(channel, "ended")
     job = new_job("ended", params={"max_tokens": 20}, labels={"kept": "until then"})
     ended = (await run_job(stub, job)).final.status.workflow_id
     open_ = await submit(stub, "open", params={"max_tokens": 8000})
@@ -315,6 +325,12 @@ async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypte
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await watch(stub, ended)
     assert error.value.code() == grpc.StatusCode.DATA_LOSS
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        for method, read in reads(channel, marked).items():
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await read
+            assert error.value.code() == grpc.StatusCode.DATA_LOSS, method
+            assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
     listed = await stub.List(llm_pb2.ListRequest(user_id=job.user_id))
     assert [item.status.state for item in listed.jobs] == [llm_pb2.JOB_STATE_SUCCEEDED]
     assert not listed.jobs[0].labels

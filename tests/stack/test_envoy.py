@@ -19,18 +19,32 @@ from deploy.local.process import Process
 from deploy.local.stack import Stack
 from durable_llm import AsyncClient
 from durable_llm.errors import CredentialInvalid, CredentialMissing, InvalidRequest, LimitReached
-from llm_pb import llm_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from tests.support.batches import Stubs, create, lines_of
 from tests.support.certificates import Authority, credentials
 from tests.support.commands import missing, run
 from tests.support.credentials import CallsAs, KeyFile, bearer
-from tests.support.envoy import ORIGIN, RECIPE, Envoy, connection_manager, envoy_program, http_filter, running_envoy
+from tests.support.envoy import (
+    ORIGIN,
+    RECIPE,
+    Envoy,
+    connection_manager,
+    envoy_program,
+    http_filter,
+    routes_of,
+    running_envoy,
+)
+from tests.support.files import OpenUpload, content, download, new_file
 from tests.support.jobs import details_of, new_job, until_output
 from tests.support.paths import ROOT
 
-SCOPES = ("jobs:submit", "jobs:read", "jobs:cancel", "models:read")
+SCOPES = ("jobs:submit", "jobs:read", "jobs:cancel", "models:read", "files:read", "files:write")
 CONNECT_WEB = ROOT / "tests" / "clients" / "connect-web"
 SERVICE = "/llm.v1.LlmService"
+MIB = 1024 * 1024
 PROTO = {"content-type": "application/proto", "connect-protocol-version": "1"}
 
 
@@ -103,11 +117,17 @@ async def settled(stub: LlmServiceStub, id_: str) -> llm_pb2.GetStatusResponse:
 
 
 @pytest.fixture
-async def direct(gateways: Gateways, key: str) -> AsyncIterator[Any]:
-    """Calls one gateway as the tenant, with the proxy's certificate and the key."""
+async def to_gateway(gateways: Gateways) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to one gateway, with the proxy's certificate."""
     certificate = gateways.ca.issue_spiffe("direct", "spiffe://test/envoy")
     async with grpc.aio.secure_channel(gateways.addresses[1], credentials(gateways.ca, certificate)) as channel:
-        yield CallsAs(LlmServiceStub(channel), key)
+        yield channel
+
+
+@pytest.fixture
+async def direct(to_gateway: grpc.aio.Channel, key: str) -> Any:
+    """Calls the gateway as the tenant, with the key."""
+    return CallsAs(LlmServiceStub(to_gateway), key)
 
 
 async def test_the_recipe_is_valid_as_it_stands(tmp_path: Path) -> None:
@@ -391,6 +411,89 @@ async def test_a_silent_stream_outlives_the_idle_timeout(gateways: Gateways, key
                 break
         assert count == 10
         await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
+
+
+def silent_for_a_second(recipe: Any) -> None:
+    connection_manager(recipe)["stream_idle_timeout"] = "1s"
+
+
+async def test_files_of_any_size_pass_also_from_a_client_that_pauses(
+    gateways: Gateways, key: str, tmp_path: Path
+) -> None:
+    """More bytes than a request of one message may have, and a pause for longer than another call may be silent."""
+    sent = content(6 * MIB)
+    async with (
+        running_envoy(tmp_path / "run", gateways.ca, gateways.addresses, silent_for_a_second) as envoy,
+        grpc.aio.secure_channel(envoy.address, credentials(envoy.tls)) as channel,
+    ):
+        unbound: Any = FileServiceStub(channel)
+        files = CallsAs(unbound, key)
+        upload = OpenUpload(files)
+        upload.send(**new_file(), data=sent[:MIB])
+        await asyncio.sleep(3)
+        for offset in range(MIB, 6 * MIB, MIB):
+            upload.send(offset=offset, data=sent[offset : offset + MIB], last=offset == 5 * MIB)
+        upload.end()
+        file = (await upload.call).file
+        assert file.state == file_pb2.FILE_STATE_READY
+        assert await download(files, file.ref.file_id) == sent
+
+
+async def test_a_batch_that_waits_keeps_its_streams(
+    gateways: Gateways, key: str, to_gateway: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    """No message comes for longer than another call may be silent."""
+    behind = stubs_of(to_gateway, key)
+    created = await create(behind, lines_of(1))
+    async with (
+        running_envoy(tmp_path / "run", gateways.ca, gateways.addresses, silent_for_a_second) as envoy,
+        grpc.aio.secure_channel(envoy.address, credentials(envoy.tls)) as channel,
+    ):
+        stubs = stubs_of(channel, key)
+        request = batch_pb2.StreamBatchRequest(batch_id=created.batch_id)
+        watched = asyncio.ensure_future(last_of(stubs.batches.StreamBatch(request, timeout=120)))
+        results = asyncio.ensure_future(stubs.results(created.batch_id))
+        ended, _ = await asyncio.wait({watched, results}, timeout=4, return_when=asyncio.FIRST_COMPLETED)
+        assert not ended
+        await behind.cancel(created.batch_id)
+        assert (await watched).status.state == batch_pb2.BATCH_STATE_CANCELLED
+        await results
+
+
+def stubs_of(channel: grpc.aio.Channel, key: str) -> Stubs:
+    files: Any = FileServiceStub(channel)
+    batches: Any = BatchServiceStub(channel)
+    return Stubs(CallsAs(files, key), CallsAs(batches, key))
+
+
+async def last_of(stream: Any) -> Any:
+    return [message async for message in stream][-1]
+
+
+async def test_a_request_that_does_not_come_is_ended(gateways: Gateways, key: str, tmp_path: Path) -> None:
+    """It would hold its call for ever: the route bounds the time of a call with its request."""
+
+    def impatient(recipe: Any) -> None:
+        for route in routes_of(recipe):
+            if "max_stream_duration" in route:
+                route["max_stream_duration"] = {"max_stream_duration": "2s"}
+
+    ended = asyncio.Event()
+
+    async def without_end() -> AsyncIterator[bytes]:
+        yield b""
+        await ended.wait()
+
+    async with (
+        running_envoy(tmp_path / "run", gateways.ca, gateways.addresses, impatient) as envoy,
+        grpc.aio.secure_channel(envoy.address, credentials(envoy.tls)) as channel,
+    ):
+        method: Any = channel.stream_unary(f"{SERVICE}/Submit")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await method(without_end(), metadata=bearer(key), timeout=60)
+        ended.set()
+    assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "duration timeout" in (error.value.details() or "")
 
 
 async def test_a_drain_lets_streams_end(gateways: Gateways, key: str, direct: Any, tmp_path: Path) -> None:

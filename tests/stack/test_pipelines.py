@@ -12,6 +12,8 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from deploy.local.stack import Stack
+from durable_llm import AsyncClient
+from durable_llm import Client as Client_
 from jobs import names
 from jobs.errors import reason_of
 from llm_pb import llm_pb2, pipeline_pb2
@@ -118,6 +120,31 @@ async def test_an_answer_counts_once_and_what_was_done_is_undone(pipelines: Any)
         "undo/2": SUCCEEDED,
     }
     assert seen.steps["undo/2"].end_time.ToNanoseconds() <= seen.steps["undo/1"].start_time.ToNanoseconds()
+
+
+async def test_the_python_client_runs_pipelines(stack: Stack) -> None:
+    """With asyncio and without."""
+    request = new_pipeline("careful", StringValue(value="this"))
+    with Client_(stack.address("gateway")) as client:
+        id_ = client.pipelines.submit(request).pipeline_id
+        for message in client.pipelines.watch(id_):
+            if any(step.state == NEEDS_ANSWER for step in message.steps):
+                break
+        assert client.pipelines.answer(id_, "review/approve", approved=False).summary_json
+        assert text_of(client.pipelines.result(id_).result) == "not approved"
+        assert [found.pipeline_id for found in client.pipelines.list(user_id=request.user_id)] == [id_]
+        assert client.pipelines.cancel(id_).state == llm_pb2.JOB_STATE_SUCCEEDED
+        assert [step.path for step in client.pipelines.get(id_, "review").steps] == ["review", "review/approve"]
+    request = new_pipeline("essay", StringValue(value="snow"))
+    async with AsyncClient(stack.address("gateway")) as client_:
+        started = await client_.pipelines.submit(request)
+        messages = [message async for message in client_.pipelines.watch(started.pipeline_id, ["parts/*/write"])]
+        assert messages[-1].HasField("result")
+        assert {message.delta.path for message in messages if message.HasField("delta")} <= {
+            f"parts/{number}/write" for number in range(3)
+        }
+        late = [message async for message in client_.pipelines.watch(started.pipeline_id, cursor=messages[-2].cursor)]
+        assert late[-1].result == messages[-1].result
 
 
 async def test_a_cancel_stops_all_steps_and_keeps_what_they_made(pipelines: Any, stub: LlmServiceStub) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -9,7 +11,10 @@ import pytest
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from runtime.scopes import SCOPES
+from tests.support.credentials import CallsAs, KeyFile
 from tests.support.jobs import assert_not_tried_again, new_job, run_job, unpack, until_output, watch
+from tests.support.scrapes import scrape, scrape_until
 from tests.support.stacks import stack_settings
 
 GREEDY = {"temperature": 0.0, "max_tokens": 60}
@@ -22,14 +27,17 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-async def real(engine: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlmServiceStub]:
+async def real_stack(engine: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     settings = stack_settings(tmp_path_factory.mktemp(engine), engine=engine)
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
     environment = {"gpu-worker": {"GPU_WORKER_REPORT_INTERVAL": "PT0.5S"}}
-    async with (
-        Stack(settings, only=only, environment=environment) as stack,
-        grpc.aio.insecure_channel(stack.address("gateway")) as channel,
-    ):
+    async with Stack(settings, only=only, environment=environment) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+async def real(real_stack: Stack) -> AsyncIterator[LlmServiceStub]:
+    async with grpc.aio.insecure_channel(real_stack.address("gateway")) as channel:
         yield LlmServiceStub(channel)
 
 
@@ -117,3 +125,46 @@ async def test_a_conversation_over_the_context_fails_for_good(real: LlmServiceSt
     assert seen.states[-1] == "FAILED"
     assert unpack(seen.final.status.error)["ErrorInfo"].reason == "PROMPT_TOO_LONG"
     assert_not_tried_again(seen)
+
+
+async def test_only_jobs_of_one_user_of_one_tenant_share_cached_prompts(
+    real_stack: Stack, engine: str, tmp_path: Path
+) -> None:
+    """So the time of a first token tells nothing of what others ask. vLLM itself counts the tokens that it finds."""
+    if engine != "vllm":
+        pytest.skip("only vLLM caches prompts")
+    file = KeyFile(tmp_path / "keys.json")
+    keys = {tenant: file.add(SCOPES, tenant=tenant) for tenant in ("acme", "globex", "")}
+    gateway = real_stack.add("gateway", {"GATEWAY_API_KEYS_FILE": str(file.path)})
+    await gateway.start()
+    await gateway.wait_ready()
+    prompt = "Return the number of bits. " * 60
+    async with grpc.aio.insecure_channel(real_stack.address(gateway.name)) as channel:
+
+        async def found(tenant: str, user_id: str) -> bool:
+            """Run a job, and return whether vLLM has found its prompt in the cache."""
+            stub: Any = CallsAs(LlmServiceStub(channel), keys[tenant])
+            queried, hits = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+            before = await scrape(real_stack, "gpu-worker")
+            seen = await run_job(stub, new_job(prompt, user_id=user_id, params={"max_tokens": 1}))
+            tokens = seen.final.result.metadata.prompt_tokens
+            # Blocks of 128 tokens are cached.
+            assert tokens > 256
+            after = await scrape_until(
+                real_stack, lambda now: now.total(queried) >= before.total(queried) + tokens, "gpu-worker"
+            )
+            return after.total(hits) > before.total(hits)
+
+        assert [
+            await found(tenant, user_id)
+            for tenant, user_id in (
+                ("acme", "alice"),
+                ("acme", "alice"),
+                ("globex", "alice"),
+                ("acme", "bob"),
+                ("", "alice"),
+                ("globex", "alice"),
+                ("acme", "alice"),
+            )
+        ] == [False, True, False, False, False, True, True]
+    await gateway.terminate()

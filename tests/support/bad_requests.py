@@ -8,43 +8,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import grpc
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from jobs import limits
-from llm_pb import common_pb2, llm_pb2, schedule_pb2
+from llm_pb import common_pb2, llm_pb2
+from services.gateway.methods import SERVICES
 
-REQUESTS: Final[Mapping[str, type[Message]]] = {
-    "Submit": llm_pb2.SubmitRequest,
-    "GetStatus": llm_pb2.GetStatusRequest,
-    "GetJob": llm_pb2.GetJobRequest,
-    "StreamStatus": llm_pb2.StreamStatusRequest,
-    "Cancel": llm_pb2.CancelRequest,
-    "List": llm_pb2.ListRequest,
-    "ListModels": llm_pb2.ListModelsRequest,
-    "ListWorkers": llm_pb2.ListWorkersRequest,
-    "ListDeliveries": llm_pb2.ListDeliveriesRequest,
-    "Redeliver": llm_pb2.RedeliverRequest,
-    "GetQuota": llm_pb2.GetQuotaRequest,
-    "DeleteJob": llm_pb2.DeleteJobRequest,
-    "DeleteJobs": llm_pb2.DeleteJobsRequest,
-    "GetDeletion": llm_pb2.GetDeletionRequest,
-    "CreateSchedule": schedule_pb2.CreateScheduleRequest,
-    "GetSchedule": schedule_pb2.GetScheduleRequest,
-    "ListSchedules": schedule_pb2.ListSchedulesRequest,
-    "UpdateSchedule": schedule_pb2.UpdateScheduleRequest,
-    "PauseSchedule": schedule_pb2.PauseScheduleRequest,
-    "UnpauseSchedule": schedule_pb2.UnpauseScheduleRequest,
-    "TriggerSchedule": schedule_pb2.TriggerScheduleRequest,
-    "BackfillSchedule": schedule_pb2.BackfillScheduleRequest,
-    "DeleteSchedule": schedule_pb2.DeleteScheduleRequest,
+METHODS: Final[Mapping[str, MethodDescriptor]] = {
+    method.name: method for service in SERVICES.values() for method in service.methods
 }
-"""The request type of each method. No two services have a method of the same name."""
-SERVICES: Final = tuple(
-    service for file in (llm_pb2.DESCRIPTOR, schedule_pb2.DESCRIPTOR) for service in file.services_by_name.values()
-)
-PATHS: Final = {method.name: f"{service.full_name}/{method.name}" for service in SERVICES for method in service.methods}
+"""The gateway's own methods by name. No two services have a method of the same name."""
+REQUESTS: Final[Mapping[str, type[Message]]] = {
+    name: GetMessageClass(method.input_type) for name, method in METHODS.items()
+}
+"""The request type of each method."""
+PATHS: Final[Mapping[str, str]] = {
+    name: f"{method.containing_service.full_name}/{name}" for name, method in METHODS.items()
+}
 """The full name of each method."""
 
 NO_BAD_VALUE: Final[Mapping[str, str]] = {
@@ -59,6 +42,15 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "CreateSchedule paused": "true and false are both valid",
     "CreateSchedule schedule.pause_on_failure": "true and false are both valid",
     "UpdateSchedule schedule.pause_on_failure": "true and false are both valid",
+    "UploadFile file.ref": "a message: its fields have the rules, and empty says nothing of the content",
+    "UploadFile file.committed_bytes": "ignored in an upload",
+    "UploadFile file.create_time": "ignored in an upload",
+    "UploadFile file.state": "ignored in an upload",
+    "SubmitPipeline pipeline.custom": "a message: its name is required",
+    "SubmitPipeline pipeline.budget": "a message: its fields have the rules, and empty means no limit",
+    "CreateBatch batch.input": "a message: its file_id is required",
+    "CreateBatch batch.budget": "a message: its fields have the rules, and empty means no limit",
+    "CreateBatch batch.defaults": "a message: its fields have the rules, and empty means no defaults",
 }
 """Fields that have no bad value, with the reason."""
 
@@ -73,6 +65,8 @@ class Row(NamedTuple):
     """The serialized request."""
     fields: frozenset[str]
     """Exactly the fields that the error must name."""
+    earlier: tuple[bytes, ...] = ()
+    """Good messages that come before the bad one, of a client that streams."""
 
 
 def job(**changes: Any) -> llm_pb2.JobRequest:
@@ -474,11 +468,19 @@ def not_utf8_rows() -> Iterator[Row]:
         yield _row(f"a {what} of a label is not UTF-8", b"\x0a" + bytes([len(data)]) + data, path)
 
 
-async def send(channel: grpc.aio.Channel, rpc: str, data: bytes) -> grpc.aio.AioRpcError | None:
-    """Send bytes as the request of a method. Return the error of the call, or None if there is an answer."""
+async def send(
+    channel: grpc.aio.Channel, rpc: str, data: bytes, earlier: tuple[bytes, ...] = ()
+) -> grpc.aio.AioRpcError | None:
+    """Send bytes as the request of a method. Return the error of the call, or None if there is an answer.
+
+    `earlier` are the messages before it, of a method whose client streams.
+    """
     method = f"/{PATHS[rpc]}"
     try:
-        if rpc == "StreamStatus":
+        if METHODS[rpc].client_streaming:
+            sending: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(method)
+            await sending(iter((*earlier, data)), timeout=30)
+        elif METHODS[rpc].server_streaming:
             stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method)
             await stream(data, timeout=30).read()
         else:

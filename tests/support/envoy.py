@@ -49,6 +49,12 @@ def http_filter(recipe: Any, name: str) -> Any:
     return filters[f"envoy.filters.http.{name}"]
 
 
+def routes_of(recipe: Any) -> list[Any]:
+    """Return what the routes to the gateways do."""
+    (host,) = connection_manager(recipe)["route_config"]["virtual_hosts"]
+    return [one["route"] for one in host["routes"] if "route" in one]
+
+
 @asynccontextmanager
 async def running_envoy(
     folder: Path, ca: Authority, gateways: Iterable[str], change: Callable[[Any], None] = lambda recipe: None

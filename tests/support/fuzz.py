@@ -28,12 +28,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.probes import CHANNEL_OPTIONS
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2
+from llm_pb import batch_pb2, file_pb2, llm_pb2
+from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime.scopes import SCOPES
 from tests.support.attacks import stalled_clients
+from tests.support.bad_requests import METHODS, PATHS
 from tests.support.credentials import AUDIENCE, ISSUER, Issuer, KeyFile, Metadata, bearer
-from tests.support.fuzz_calls import REFLECTION, SERVICE, Call, Calls
+from tests.support.files import new_file
+from tests.support.fuzz_calls import REFLECTION, SERVICE, UPLOAD, Call, Calls
 from tests.support.hostile_requests import BODIES
 from tests.support.jobs import new_job
 from tests.support.stacks import FAST, stack_settings
@@ -70,7 +73,9 @@ ANSWERS_TO: Final[Mapping[str, frozenset[grpc.StatusCode]]] = {
     "reader": ANSWERS | {Code.PERMISSION_DENIED},
     "": frozenset({Code.UNAUTHENTICATED}),
 }
-"""The answers to calls of LlmService, by their credential. Those to all others are the answer to none."""
+"""The answers to calls of the gateway's own services, by credential. Those to all others are the answer to none."""
+OF_UPLOADS: Final = frozenset({Code.OUT_OF_RANGE, Code.ABORTED})
+"""Further answers to UploadFile: the file is not as long as the client thinks, or another call writes it."""
 RAW_CREDENTIAL: Final = b"raw-credential"
 """What the credentials of raw_credentials hold, and no log may."""
 RAW_NAMES: Final = ("authorization", "authorization", "x-any", "traceparent")
@@ -104,7 +109,7 @@ async def big_messages(address: str, rng: random.Random, caller: Metadata) -> li
         async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
             for name, data in bodies:
                 code, details = await _outcome(channel, Call(0, f"{SERVICE}/{name}", (data,), (), None), caller)
-                if code not in ANSWERS:
+                if code not in ANSWERS and code != SILENT:
                     problems.append(f"{name} with {len(data)} bytes: {code} {details}")
         return problems
 
@@ -113,10 +118,13 @@ async def big_messages(address: str, rng: random.Random, caller: Metadata) -> li
 
 
 async def slow_readers(address: str, rng: random.Random, caller: Metadata) -> list[str]:
-    """Call GetStatus, GetJob, StreamStatus, List and ListModels many times without reading the answers."""
+    """Call methods with large answers, and streams, many times without reading the answers."""
     job = new_job(params={"max_tokens": 400}, user_id=f"slow-{rng.randrange(1 << 30)}")
     async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
         stub = LlmServiceStub(channel)
+        key = new_file(file={"user_id": job.user_id})
+        messages = [file_pb2.UploadFileRequest(**key, data=bytes(1 << 20), last=True)]
+        uploaded = await FileServiceStub(channel).UploadFile(iter(messages), timeout=CALL_SECONDS, metadata=caller)
         submitted = await stub.Submit(llm_pb2.SubmitRequest(job=job), timeout=CALL_SECONDS, metadata=caller)
         id_ = submitted.workflow_id
         requests: dict[str, Message] = {
@@ -125,6 +133,9 @@ async def slow_readers(address: str, rng: random.Random, caller: Metadata) -> li
             f"{SERVICE}/StreamStatus": llm_pb2.StreamStatusRequest(workflow_id=id_),
             f"{SERVICE}/List": llm_pb2.ListRequest(page_size=100),
             f"{SERVICE}/ListModels": llm_pb2.ListModelsRequest(),
+            PATHS["DownloadFile"]: file_pb2.DownloadFileRequest(file_id=uploaded.file.ref.file_id),
+            PATHS["ListFiles"]: file_pb2.ListFilesRequest(page_size=100),
+            PATHS["ListBatches"]: batch_pb2.ListBatchesRequest(page_size=100),
         }
         async with stalled_clients(address, 4, rng.choice((0, 1, 100))) as clients:
             for method, request in requests.items():
@@ -153,6 +164,28 @@ async def large_requests(address: str, rng: random.Random, caller: Metadata) -> 
     return []
 
 
+async def broken_uploads(address: str, rng: random.Random, caller: Metadata) -> list[str]:
+    """Upload files whose client sends part of a message and no more, or leaves."""
+    key = new_file(file={"user_id": f"broken-{rng.randrange(1 << 30)}"})
+    body = file_pb2.UploadFileRequest(**key, data=rng.randbytes(1 << 20)).SerializeToString()
+    async with stalled_clients(address, 6, 1 << 16) as clients:
+        await asyncio.gather(
+            *(
+                client.upload(f"/{UPLOAD}", body, 20, caller, withheld=number % 3, followed_by=body[: number % 2 * 99])
+                for number, client in enumerate(clients)
+            )
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):
+                await asyncio.gather(*(client.all_ended() for client in clients[::2]))
+        ended = {number: len(client.ended) for number, client in enumerate(clients)}
+        closed = [number for number, client in enumerate(clients) if client.closed.is_set()]
+    hanging = (
+        {number: count for number, count in ended.items() if count < 20 and number % 2 == 0} if closed == [] else {}
+    )
+    return [f"uploads hang: of 20 of a client have ended {hanging}"] if hanging else []
+
+
 async def raw_credentials(address: str, rng: random.Random, _caller: Metadata) -> list[str]:
     """Send credentials of arbitrary bytes, which the libraries of gRPC do not send."""
     request = llm_pb2.ListModelsRequest()
@@ -170,7 +203,13 @@ async def raw_credentials(address: str, rng: random.Random, _caller: Metadata) -
 
 
 Attack = Callable[[str, random.Random, Metadata], Coroutine[Any, Any, list[str]]]
-ATTACKS: Final[Sequence[Attack]] = (big_messages, slow_readers, large_requests, raw_credentials)
+ATTACKS: Final[Sequence[Attack]] = (
+    big_messages,
+    slow_readers,
+    large_requests,
+    broken_uploads,
+    raw_credentials,
+)
 """Attacks that run during the second half of the calls. Each takes the gateway's address and the metadata of a caller
 who may do everything, and returns problems."""
 _OWN_CONNECTION: Final = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
@@ -209,7 +248,8 @@ class Keys:
 async def fuzzed_stack(folder: Path, *, credentials: bool) -> AsyncIterator[tuple[Stack, Keys | None]]:
     """Run a stack to be fuzzed, whose gateway may ask for credentials."""
     keys = Keys(folder) if credentials else None
-    environment = FAST if keys is None else {**FAST, "gateway": {**FAST["gateway"], **keys.settings}}
+    gateway = {**FAST["gateway"], "GATEWAY_UPLOAD_STALL_TIMEOUT": "PT1S", **(keys.settings if keys is not None else {})}
+    environment = {**FAST, "gateway": gateway}
     async with Stack(stack_settings(folder / "stack"), environment=environment) as stack:
         yield stack, keys
 
@@ -263,18 +303,21 @@ async def fuzz(stack: Stack, keys: Keys | None, seed: int, count: int, seconds: 
 async def _outcome(channel: grpc.aio.Channel, call: Call, credential: Metadata) -> tuple[grpc.StatusCode | str, str]:
     """Make a call, and return its status code (or another end) with the error message."""
     request: Any = iter(call.requests)
+    over = asyncio.Event()
     if "Reflection" in call.method:
         making: Any = channel.stream_stream(f"/{call.method}")
+    elif call.method == UPLOAD:
+        making = channel.stream_unary(f"/{call.method}")
+        request = _stalling(call.requests, over) if call.stalls else request
     else:
         (request,) = call.requests
-        streams = call.method.rpartition("/")[2] in ("StreamStatus", "Watch")
-        making = channel.unary_stream(f"/{call.method}") if streams else channel.unary_unary(f"/{call.method}")
+        making = channel.unary_stream(f"/{call.method}") if _streams(call) else channel.unary_unary(f"/{call.method}")
     made = making(request, metadata=(*call.metadata, *credential), timeout=CALL_SECONDS)
     if call.leave is not None:
         await asyncio.sleep(call.leave)
         made.cancel()
     try:
-        if isinstance(made, grpc.aio.UnaryUnaryCall):
+        if isinstance(made, grpc.aio.UnaryUnaryCall | grpc.aio.StreamUnaryCall):
             await made
         elif not await _read(made):
             return SILENT, ""
@@ -284,7 +327,22 @@ async def _outcome(channel: grpc.aio.Channel, call: Call, credential: Metadata) 
         return error.code(), error.details() or ""
     except asyncio.CancelledError:
         return LEFT, ""
+    finally:
+        over.set()
     return Code.OK, ""
+
+
+def _streams(call: Call) -> bool:
+    """Return whether a method of one request answers with a stream."""
+    name = call.method.rpartition("/")[2]
+    return name == "Watch" or (name in METHODS and METHODS[name].server_streaming)
+
+
+async def _stalling(requests: Sequence[bytes], until: asyncio.Event) -> AsyncIterator[bytes]:
+    """Yield the requests, and then nothing more, without an end before the event."""
+    for request in requests:
+        yield request
+    await until.wait()
 
 
 async def _read(stream: Any) -> bool:
@@ -306,8 +364,11 @@ async def _read(stream: Any) -> bool:
 def _is_answer(call: Call, code: grpc.StatusCode | str, *, asked: bool) -> bool:
     of_service = call.method.startswith("llm.v1.") and "Nothing" not in call.method
     if asked and of_service and isinstance(code, Code) and code != Code.CANCELLED:
-        return code in ANSWERS_TO.get(call.credential, ANSWERS_TO[""])
-    if code in ANSWERS or (code == OVERTAKEN and REFLECTION in call.method):
+        answers = ANSWERS_TO.get(call.credential, ANSWERS_TO[""])
+        return code in (answers | OF_UPLOADS if call.method == UPLOAD and answers > {Code.OK} else answers)
+    if code in ANSWERS or (code in OF_UPLOADS and call.method == UPLOAD):
+        return True
+    if code == OVERTAKEN and (REFLECTION in call.method or call.method == UPLOAD):
         return True
     if code == SILENT:
         return True
@@ -332,7 +393,11 @@ def _troubles(stack: Stack) -> list[str]:
     logs = {name: stack.processes[name].log for name in PYTHON}
     lines = [(name, line) for name, log in logs.items() for line in log.splitlines() if "Traceback" in line]
     leaks = [f"{name} logs credentials" for name, log in logs.items() if RAW_CREDENTIAL.decode() in log]
-    return ended + leaks + [f"{len(lines)} tracebacks, first in {name}: {line[:3000]}" for name, line in lines[:1]]
+    return (
+        ended
+        + leaks
+        + [f"{len(lines)} tracebacks, first in {name}: {line[:1500]} … {line[-1500:]}" for name, line in lines[:1]]
+    )
 
 
 async def _serves(address: str) -> bool:

@@ -3,21 +3,24 @@
 Call number n of a seed is always the same, whatever the calls before it did.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from jobs.ids import deletion_workflow_id, schedule_id, workflow_id
-from llm_pb import llm_pb2, schedule_pb2
+from jobs.ids import batch_workflow_id, deletion_workflow_id, file_id, pipeline_workflow_id, schedule_id, workflow_id
+from llm_pb import batch_pb2, file_pb2, llm_pb2, pipeline_pb2, schedule_pb2
 from tests.support.bad_requests import PATHS, REQUESTS
 
 SERVICE: Final = "llm.v1.LlmService"
 REFLECTION: Final = "ServerReflection/ServerReflectionInfo"
+UPLOAD: Final = PATHS["UploadFile"]
 WEIGHTS: Final[Mapping[str, int]] = {
     f"{SERVICE}/Submit": 24,
     f"{SERVICE}/GetStatus": 14,
@@ -42,6 +45,23 @@ WEIGHTS: Final[Mapping[str, int]] = {
     PATHS["TriggerSchedule"]: 1,
     PATHS["BackfillSchedule"]: 1,
     PATHS["DeleteSchedule"]: 2,
+    PATHS["UploadFile"]: 8,
+    PATHS["DownloadFile"]: 3,
+    PATHS["GetFile"]: 2,
+    PATHS["ListFiles"]: 2,
+    PATHS["DeleteFile"]: 1,
+    PATHS["CreateBatch"]: 4,
+    PATHS["GetBatch"]: 3,
+    PATHS["StreamBatch"]: 2,
+    PATHS["StreamBatchResults"]: 3,
+    PATHS["CancelBatch"]: 1,
+    PATHS["ListBatches"]: 2,
+    PATHS["SubmitPipeline"]: 2,
+    PATHS["GetPipeline"]: 1,
+    PATHS["StreamPipeline"]: 1,
+    PATHS["CancelPipeline"]: 1,
+    PATHS["AnswerStep"]: 1,
+    PATHS["ListPipelines"]: 1,
     "grpc.health.v1.Health/Check": 5,
     "grpc.health.v1.Health/Watch": 3,
     "grpc.health.v1.Health/List": 2,
@@ -78,12 +98,14 @@ class Call(NamedTuple):
     number: int
     method: str
     requests: tuple[bytes, ...]
-    """One request; for reflection, which takes a stream, none to three."""
+    """One request; for methods that take a stream, none to three or so."""
     metadata: tuple[tuple[str, str], ...]
     leave: float | None
     """Seconds after which the client cancels. None: it reads the answer, or some messages of a stream."""
     credential: str = ""
     """One of CREDENTIALS, or a text that is none. Empty: the call has none."""
+    stalls: bool = False
+    """Whether the client of a stream sends nothing more after its requests, and does not end them."""
 
     def __str__(self) -> str:
         data = b" ".join(self.requests)
@@ -107,29 +129,49 @@ class Calls:
         """Return call number n."""
         rng = random.Random(f"{self._seed} {number}")
         (method,) = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
-        count = rng.randint(0, 3) if REFLECTION in method else 1
-        requests = tuple(self._request(rng, KINDS.get(method, llm_pb2.SubmitRequest)) for _ in range(count))
+        requests = self._requests(rng, method)
         metadata = ((rng.choice(("traceparent", "tracestate", "x-any")), _header(rng)),) if rng.random() < 0.2 else ()
         leave = rng.random() * 0.05 if rng.random() < 0.1 else None
-        return Call(number, method, requests, metadata, leave, _credential(rng) if self._credentials else "")
+        credential = _credential(rng) if self._credentials else ""
+        return Call(number, method, requests, metadata, leave, credential, method == UPLOAD and rng.random() < 0.1)
+
+    def _requests(self, rng: random.Random, method: str) -> tuple[bytes, ...]:
+        if method != UPLOAD:
+            count = rng.randint(0, 3) if REFLECTION in method else 1
+            return tuple(self._request(rng, KINDS.get(method, llm_pb2.SubmitRequest)) for _ in range(count))
+        number = rng.randrange(self._jobs)
+        user, request = self._key(number)
+        intact = rng.random() < 0.5
+        found = [
+            self._sent(rng, message) if not intact and rng.random() < 0.5 else message.SerializeToString()
+            for message in upload(rng, number, user, request)
+        ]
+        return tuple(found if intact else found[: rng.randint(0, len(found))])
 
     def _request(self, rng: random.Random, kind: type[Message]) -> bytes:
+        return self._sent(rng, self._valid(rng, kind))
+
+    def _sent(self, rng: random.Random, message: Message) -> bytes:
+        """Return the bytes that a client sends for a valid message: the message, a changed one, or any."""
         how = rng.random()
         if how < 0.1:
             return rng.randbytes(rng.choice((0, 1, 2, 5, 20, 200, 5000)))
         if how < 0.3:
-            return random_message(rng, kind).SerializeToString()
-        message = self._valid(rng, kind)
+            return random_message(rng, type(message)).SerializeToString()
         if how < 0.6:
             for _ in range(rng.randint(1, 3)):
                 change(rng, message)
         data = message.SerializeToString()
         return damage(rng, data) if how > 0.85 else data
 
+    def _key(self, number: int) -> tuple[str, str]:
+        """Return user and request of a job, of a schedule, of a file and of a batch."""
+        # Users and jobs are few, so that calls meet jobs of earlier calls, and an equal Submit finds the first one.
+        return f"fuzz-{number % 7}", f"{self._seed}-{number}"
+
     def _valid(self, rng: random.Random, kind: type[Message]) -> Message:
         number = rng.randrange(self._jobs)
-        # Users and jobs are few, so that calls meet jobs of earlier calls, and an equal Submit finds the first one.
-        user, request = f"fuzz-{number % 7}", f"{self._seed}-{number}"
+        user, request = self._key(number)
         if kind is llm_pb2.SubmitRequest:
             return llm_pb2.SubmitRequest(job=job(number, user, request))
         if kind is llm_pb2.ListRequest:
@@ -141,6 +183,18 @@ class Calls:
         if kind is reflection_pb2.ServerReflectionRequest:
             return reflection_pb2.ServerReflectionRequest(file_containing_symbol=rng.choice(TEXTS))
         message = kind()
+        if "file_id" in kind.DESCRIPTOR.fields_by_name:
+            message.file_id = file_id(user, request, "")  # type: ignore[attr-defined]
+        if "pipeline_id" in kind.DESCRIPTOR.fields_by_name:
+            message.pipeline_id = pipeline_workflow_id(user, request)  # type: ignore[attr-defined]
+        if isinstance(message, pipeline_pb2.SubmitPipelineRequest):
+            message.pipeline.MergeFrom(
+                pipeline_pb2.PipelineRequest(user_id=user, request_id=request, custom={"name": "refine"})
+            )
+        if "batch_id" in kind.DESCRIPTOR.fields_by_name:
+            message.batch_id = batch_workflow_id(user, request)  # type: ignore[attr-defined]
+        if isinstance(message, batch_pb2.CreateBatchRequest):
+            message.batch.CopyFrom(batch(user, request))
         if "schedule_id" in kind.DESCRIPTOR.fields_by_name:
             message.schedule_id = schedule_id(user, request)  # type: ignore[attr-defined]
         if isinstance(message, schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest):
@@ -169,6 +223,26 @@ def schedule(number: int, user: str, request: str) -> schedule_pb2.Schedule:
     made = schedule_pb2.Schedule(user_id=user, request_id=request, job=job(number, "", ""))
     made.times.cron.append("0 0 1 1 *")
     return made
+
+
+def upload(rng: random.Random, number: int, user: str, request: str) -> list[file_pb2.UploadFileRequest]:
+    """Return the messages of an upload of the lines of a batch, cut anywhere."""
+    lines = [job(number + line, "", f"line-{line}") for line in range(1 + number % 3)]
+    content = b"".join(MessageToJson(line, indent=None).encode() + b"\n" for line in lines)
+    cuts = sorted(rng.randint(0, len(content)) for _ in range(rng.randint(0, 2)))
+    found = [
+        file_pb2.UploadFileRequest(offset=start, data=content[start:end])
+        for start, end in itertools.pairwise((0, *cuts, len(content)))
+    ]
+    found[0].file.CopyFrom(file_pb2.File(user_id=user, filename="lines.jsonl", purpose="batch"))
+    found[0].request_id = request
+    found[-1].last = True
+    return found
+
+
+def batch(user: str, request: str) -> batch_pb2.BatchRequest:
+    """Return a batch of the file of upload()."""
+    return batch_pb2.BatchRequest(user_id=user, request_id=request, input={"file_id": file_id(user, request, "")})
 
 
 def random_message(rng: random.Random, kind: Any, depth: int = 0) -> Message:

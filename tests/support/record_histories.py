@@ -13,6 +13,7 @@ import tempfile
 from typing import Any, Final
 
 import grpc
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
@@ -22,6 +23,7 @@ from llm_pb import common_pb2, internal_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from payload_converter import data_converter
 from tests.support.batches import Stubs, lines_of
@@ -34,8 +36,9 @@ from tests.support.jobs import new_job, until_message, until_output, watch, webh
 from tests.support.ledgers import start_ledger
 from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
+from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
 from tests.support.schedules import create, ended, new_schedule, trigger, until
-from tests.support.stacks import FAST, stack_settings
+from tests.support.stacks import stack_settings
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
 
@@ -162,6 +165,23 @@ async def batches(stubs: Stubs, stub: LlmServiceStub) -> dict[str, str]:
     return {"batch-watched": ran.batch_id, "batch-watched-cancelled": idle.batch_id}
 
 
+async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
+    """Run a pipeline that succeeds, one that fails after an answer, and cancel one; return the ids by name."""
+    stub: Any = PipelineServiceStub(channel)
+    essay = (await submit(stub, new_pipeline("essay", StringValue(value="rain")))).pipeline_id
+    await follow(stub, essay)
+    careful = (await submit(stub, new_pipeline("careful", StringValue(value="this")))).pipeline_id
+    asked = "review/approve"
+    await follow(stub, careful, until=lambda seen: asked in seen.steps and seen.steps[asked].question)
+    await answer(stub, careful, asked, "yes", approved=True)
+    await follow(stub, careful)
+    fan = (await submit(stub, new_pipeline("fan", Int32Value(value=3)))).pipeline_id
+    await follow(stub, fan, "**", until=lambda seen: len(seen.outputs) == 3)
+    await cancel(stub, fan)
+    await follow(stub, fan)
+    return {"pipeline": essay, "pipeline-failed": careful, "pipeline-cancelled": fan}
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -173,7 +193,7 @@ async def main(version: str) -> None:
         raise FileExistsError(f"{version} has histories, which must stay: the next free version is {free}")
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            Stack(stack_settings(folder), environment=FAST) as stack,
+            Stack(stack_settings(folder), environment=WITH_PIPELINES) as stack,
             grpc.aio.insecure_channel(stack.address("gateway")) as channel,
         ):
             temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
@@ -194,6 +214,7 @@ async def main(version: str) -> None:
             stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
             further = {
                 **await batches(stubs, stub),
+                **await pipelines(channel),
                 **await deletions(stub),
                 **await scheduled(ScheduleServiceStub(channel), stub, temporal),
             }

@@ -408,7 +408,7 @@ def test_a_probability_of_zero_is_a_number_of_json(url: str) -> None:
 
 def test_every_bad_field_of_a_batch_is_named() -> None:
     good = batch_pb2.BatchRequest(
-        user_id="u", request_id="b", input={"file_id": "file-1"}, job_class="JOB_CLASS_STANDARD"
+        user_id="u", request_id="b", input={"file_id": "file-" + "0" * 64}, job_class="JOB_CLASS_STANDARD"
     )
     assert check_create(batch_pb2.CreateBatchRequest(batch=good)) == []
     bad = batch_pb2.BatchRequest(

@@ -138,8 +138,9 @@ def test_a_queues_name_fits_temporals_tables(
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
 def test_a_setting_comes_from_the_environment(settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without it a gateway takes no other address than loopback.
-    monkeypatch.setenv("GATEWAY_ALLOW_ANONYMOUS", "true")
+    # Without these a gateway, or the listener of metrics, takes no other address than loopback.
+    for name in ("ALLOW_ANONYMOUS", "METRICS_ALLOW_ANONYMOUS"):
+        monkeypatch.setenv(f"{settings.model_config['env_prefix']}{name}", "true")
     texts = {name: field.annotation for name, field in settings.model_fields.items()}
     name, kind = next((n, kind) for n, kind in texts.items() if kind in (str, bool) or get_origin(kind) is Literal)
     changed = {str: "changed", bool: "false"}.get(kind) or get_args(kind)[-1]

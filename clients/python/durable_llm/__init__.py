@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from durable_llm._client import AsyncClient, Outcome
     from durable_llm._files import AsyncFiles
     from durable_llm._job import AsyncJob, Piece
+    from durable_llm._pipelines import AsyncPipelines
     from durable_llm._retrying_stub import FINAL_STATES, is_last
     from durable_llm._sync import Client, Job
     from durable_llm._sync_batches import Batches
     from durable_llm._sync_files import Files
+    from durable_llm._sync_pipelines import Pipelines
     from durable_llm.errors import ApiError, DurableLLMError, JobError
     from durable_llm.output import Output
     from durable_llm.retry import RetryPolicy
     from llm_pb.batch_pb2 import BatchItem, BatchRequest, BatchStatus
     from llm_pb.file_pb2 import File
     from llm_pb.llm_pb2 import ChatMessage, JobRequest, JobResult, JobStatus, SamplingParams
+    from llm_pb.pipeline_pb2 import PipelineRequest, PipelineStatus, StepStatus
 
 __all__ = [
     "FINAL_STATES",
@@ -34,6 +37,7 @@ __all__ = [
     "AsyncClient",
     "AsyncFiles",
     "AsyncJob",
+    "AsyncPipelines",
     "BatchItem",
     "BatchRequest",
     "BatchStatus",
@@ -51,8 +55,12 @@ __all__ = [
     "Outcome",
     "Output",
     "Piece",
+    "PipelineRequest",
+    "PipelineStatus",
+    "Pipelines",
     "RetryPolicy",
     "SamplingParams",
+    "StepStatus",
     "is_last",
 ]
 
@@ -61,15 +69,18 @@ _NAMES: Final = {
     "durable_llm._client": ("AsyncClient", "Outcome"),
     "durable_llm._files": ("AsyncFiles",),
     "durable_llm._job": ("AsyncJob", "Piece"),
+    "durable_llm._pipelines": ("AsyncPipelines",),
     "durable_llm._retrying_stub": ("FINAL_STATES", "is_last"),
     "durable_llm._sync": ("Client", "Job"),
     "durable_llm._sync_batches": ("Batches",),
     "durable_llm._sync_files": ("Files",),
+    "durable_llm._sync_pipelines": ("Pipelines",),
     "durable_llm.errors": ("ApiError", "DurableLLMError", "JobError"),
     "durable_llm.output": ("Output",),
     "durable_llm.retry": ("RetryPolicy",),
     "llm_pb.batch_pb2": ("BatchItem", "BatchRequest", "BatchStatus"),
     "llm_pb.file_pb2": ("File",),
+    "llm_pb.pipeline_pb2": ("PipelineRequest", "PipelineStatus", "StepStatus"),
     "llm_pb.llm_pb2": ("ChatMessage", "JobRequest", "JobResult", "JobStatus", "SamplingParams"),
 }
 """The public names by the modules that define them."""

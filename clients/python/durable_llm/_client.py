@@ -19,14 +19,17 @@ from durable_llm._batches import AsyncBatches
 from durable_llm._file_stub import RetryingFileStub
 from durable_llm._files import AsyncFiles
 from durable_llm._job import AsyncJob
+from durable_llm._pipelines import AsyncPipelines
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm._schedules import AsyncSchedules
+from durable_llm._streaming_stub import StreamingStub
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 
 J = TypeVar("J")
@@ -97,6 +100,7 @@ class AsyncClient:
         self._stub = RetryingStub(LlmServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
         self._files = RetryingFileStub(FileServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
         self._batches = RetryingBatchStub(BatchServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
+        self._pipelines = StreamingStub(PipelineServiceStub(self.channel), pairs, timeout, idle_timeout, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,6 +123,7 @@ class AsyncClient:
         client._stub = self._stub.with_metadata(tuple(metadata.items()))
         client._files = self._files.with_metadata(tuple(metadata.items()))
         client._batches = self._batches.with_metadata(tuple(metadata.items()))
+        client._pipelines = self._pipelines.with_metadata(tuple(metadata.items()))
         return client
 
     @property
@@ -135,6 +140,11 @@ class AsyncClient:
     def batches(self) -> AsyncBatches:
         """The batches of the caller's tenant."""
         return AsyncBatches(self._batches, self.files)
+
+    @property
+    def pipelines(self) -> AsyncPipelines:
+        """The pipelines of the caller's tenant."""
+        return AsyncPipelines(self._pipelines)
 
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of LlmService, by its name in llm.proto and with its messages.

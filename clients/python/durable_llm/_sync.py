@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 
@@ -23,7 +23,9 @@ from durable_llm._client import (
 )
 from durable_llm._job import AsyncJob, Piece
 from durable_llm._sync_batches import Batches
+from durable_llm._sync_call import Call
 from durable_llm._sync_files import Files
+from durable_llm._sync_pipelines import Pipelines
 from durable_llm._sync_schedules import Schedules
 from durable_llm.retry import RetryPolicy
 from llm_pb import llm_pb2
@@ -121,6 +123,11 @@ class Client:
     def batches(self) -> Batches:
         """See AsyncClient.batches."""
         return Batches(self._loop, self._client.batches)
+
+    @property
+    def pipelines(self) -> Pipelines:
+        """See AsyncClient.pipelines."""
+        return Pipelines(self._loop, self._client.pipelines)
 
     @property
     def files(self) -> Files:
@@ -221,7 +228,7 @@ class _Loop:
 
         Raises RuntimeError when the loop is closed, and in the loop's own thread, which would wait for itself.
         """
-        call = _Call(coroutine)
+        call = Call(coroutine)
         try:
             self._require_other_thread()
             # close() ends every call that begins before it.
@@ -240,7 +247,7 @@ class _Loop:
         except asyncio.CancelledError:
             raise RuntimeError(_CLOSED) from None
 
-    def _cancel(self, call: "_Call[Any]") -> None:
+    def _cancel(self, call: "Call[Any]") -> None:
         """Cancel a call, and wait until it has ended."""
         inside = threading.current_thread() is self._thread
         with self._lock:
@@ -285,36 +292,3 @@ class _Loop:
     def _require_other_thread(self) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError("the client was called in its own thread, which would wait for itself")
-
-
-class _Call(Generic[T]):
-    """A coroutine that a loop's thread runs for another thread."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self.ended = threading.Event()
-        self._coroutine = coroutine
-        self._task: asyncio.Task[T] | None = None
-
-    def start(self) -> None:
-        """Start the coroutine. Call it in the loop's thread."""
-        self._task = asyncio.get_running_loop().create_task(self._coroutine)
-        self._task.add_done_callback(self._end)
-
-    def cancel(self) -> None:
-        """End the coroutine, also before its start. Call it in the loop's thread, or after that thread has ended."""
-        if self._task is None:
-            self._coroutine.close()
-            self.ended.set()
-        elif not self._task.done():
-            self._task.cancel()
-
-    def _end(self, task: asyncio.Task[T]) -> None:
-        if not task.cancelled():
-            # After Ctrl-C nobody asks for the result, and asyncio would log the exception.
-            task.exception()
-        self.ended.set()
-
-    def result(self) -> T:
-        """Return the result of the coroutine, which has ended. Raises its exception, or CancelledError."""
-        assert self._task is not None  # noqa: S101  # it has ended
-        return self._task.result()

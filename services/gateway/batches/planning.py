@@ -39,7 +39,6 @@ class _OperatorsRules:
         self._models = models
         self._needs_price = bool(task.request.batch.budget.cost_micros)
         self._creator = Caller(task.request.tenant, "", frozenset(task.request.scopes))
-        self._models = models
         # The checks of the gateway wait for threads that count tokens.
         self._loop = asyncio.new_event_loop()
 

@@ -8,15 +8,20 @@ from google.protobuf.message import DecodeError
 from jobs.field_rules import Violation
 from jobs.pipelines import name_of
 from llm_pb import pipeline_pb2
+from pipelines import refine as refine  # it registers itself
 from pipelines.registry import REGISTERED
 
 GROUP: Final = "durable_llm.pipelines"
 """The entry points that name modules with pipelines."""
 _TYPED: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
+"""Pipelines that come along, and have a field of their own."""
 
 
 def load_pipelines() -> None:
-    """Import the pipelines. Raises RuntimeError for a module that cannot be imported, or a name that two have."""
+    """Import the pipelines of installed packages.
+
+    Raises RuntimeError for a module that cannot be imported, or a name that two have.
+    """
     for entry in entry_points(group=GROUP):
         try:
             entry.load()

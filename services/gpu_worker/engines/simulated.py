@@ -18,6 +18,9 @@ in one process.
 `[[vary]]` in the prompt makes each attempt generate another text, like a model without a seed. The output of an earlier
 attempt then cannot be continued.
 
+`[[when PATTERN: ANSWER]]` in the prompt scripts the answer, of whatever form the job asks for: that of the first script
+whose regular expression is found in the rest of the prompt.
+
 `[[wide]]` in the prompt makes each token 4 KiB of text: for outputs of many megabytes.
 """
 
@@ -66,6 +69,7 @@ EARLY_SECONDS: Final = 0.002
 """Maximum time that a token comes before it is due, because uvloop's clock and timers count in whole milliseconds."""
 
 FAULT: Final = re.compile(r"(?P<kind>oom|failed|die|hang|kill)@(?P<at>\d+)(?P<once>:once)?")
+SCRIPT: Final = re.compile(r"\[\[when (?P<pattern>.*?): (?P<answer>.*?)\]\]", re.DOTALL)
 VARY: Final = "[[vary]]"
 WIDE: Final = "[[wide]]"
 FIRST_WIDE: Final = 1 << 20
@@ -109,7 +113,8 @@ class ActiveGeneration:
 class SimulatedEngine:
     """See Engine. It honours stop, min_tokens, max_tokens, seed, choice and logprobs.
 
-    Parameters of sampling change nothing. json_schema and regex are unsupported.
+    Parameters of sampling change nothing. json_schema and regex are unsupported, unless the
+    prompt scripts the answer.
     """
 
     name = "simulated"
@@ -234,6 +239,8 @@ def prompt_text(job: llm_pb2.JobRequest) -> str:
 
 def answer(prompt: str, params: llm_pb2.SamplingParams, length: int | None) -> Iterator[int]:
     """Yield the answer's tokens, for ever unless it has a length. Raises UnsupportedParams."""
+    if (scripted := scripted_answer(prompt)) is not None:
+        return iter([*(FIRST_BYTE + byte for byte in scripted.encode()), END])
     kind = params.WhichOneof("structured_output")
     if kind in ("json_schema", "regex"):
         raise UnsupportedParams(f"params.{kind}: the simulated engine supports only choice")
@@ -252,6 +259,12 @@ def answer(prompt: str, params: llm_pb2.SamplingParams, length: int | None) -> I
     if length is None:
         return tokens
     return itertools.chain(itertools.islice(tokens, max(length, params.min_tokens)), [END])
+
+
+def scripted_answer(prompt: str) -> str | None:
+    """Return the answer that the prompt scripts; None if it scripts none."""
+    rest = SCRIPT.sub("", prompt)
+    return next((found["answer"] for found in SCRIPT.finditer(prompt) if re.search(found["pattern"], rest)), None)
 
 
 def decode(ids: Sequence[int]) -> str:

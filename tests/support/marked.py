@@ -1,0 +1,89 @@
+"""Everything besides single jobs that holds what users write: a file, a large output, a batch and a schedule."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from jobs.ids import file_workflow_id
+from llm_pb import batch_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
+from tests.support import schedules
+from tests.support.batches import Stubs, create
+from tests.support.files import PATIENCE, download, get, new_file, upload
+from tests.support.jobs import new_job, run_job
+from tests.support.schedules import new_schedule
+
+MODEL = "docstrings"
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The ids of what was written."""
+
+    file: str
+    output: str
+    """The file that is the large output of a job."""
+    batch: batch_pb2.BatchStatus
+    schedule: str
+
+    @property
+    def workflows(self) -> list[str]:
+        """The ids of workflows whose histories hold what users wrote."""
+        return [file_workflow_id(self.file, ""), self.batch.batch_id]
+
+
+async def write_marked(channel: grpc.aio.Channel, marker: str) -> Marked:
+    """Put the marker into what a caller can write, and look that it is where its reader expects it."""
+    files: Any = FileServiceStub(channel)
+    batches: Any = BatchServiceStub(channel)
+    stubs = Stubs(files, batches)
+    content = f"{marker} of a file\n".encode() * 5000
+    key = new_file(file={"filename": f"{marker}.txt"})
+    file = (await upload(files, key, content)).ref.file_id
+    assert await download(files, file) == content
+
+    seen = await run_job(LlmServiceStub(channel), new_job(f"[[wide]] {marker}", params={"max_tokens": 500, "seed": 7}))
+    output = seen.final.result.output_file.file_id
+    assert output, seen.final.status
+
+    said = {"max_tokens": 20, "choice": {"options": [f"{marker} said so"]}}
+    fails = {"prompt": f"{marker} [[fault:failed@3]]", "params": {"max_tokens": 9}}
+    lines: list[dict[str, Any]] = [
+        {"request_id": f"{marker}-1", "model": MODEL, "prompt": marker, "params": said},
+        {"request_id": f"{marker}-2", "model": MODEL, **fails},
+    ]
+    created = await create(stubs, lines, labels={"marker": marker})
+    batch = await stubs.end(created.batch_id)
+    assert (batch.counts.succeeded, batch.counts.failed) == (1, 1), batch
+    assert marker in str(await stubs.read(batch.output))
+    assert marker in str(await stubs.read(batch.errors))
+    unknown = await create(stubs, [{"request_id": "x", "model": MODEL, "prompt": marker, marker: 1}])
+    bad = await stubs.end(unknown.batch_id)
+    assert marker in str(bad.error), bad
+
+    schedule = await schedules.create(ScheduleServiceStub(channel), new_schedule(marker), paused=True)
+    return Marked(file, output, batch, schedule)
+
+
+def reads(channel: grpc.aio.Channel, marked: Marked) -> dict[str, Awaitable[Any]]:
+    """Return a call of each method that shows what was written."""
+    files: Any = FileServiceStub(channel)
+    batches: Any = BatchServiceStub(channel)
+    of_schedules: Any = ScheduleServiceStub(channel)
+    batch_id = marked.batch.batch_id
+    results = batch_pb2.StreamBatchResultsRequest(batch_id=batch_id)
+    return {
+        "GetFile": get(files, marked.file),
+        "DownloadFile": download(files, marked.file),
+        "DownloadFile of an output": download(files, marked.output),
+        "DownloadFile of the output of a batch": download(files, marked.batch.output.file_id),
+        "GetBatch": batches.GetBatch(batch_pb2.GetBatchRequest(batch_id=batch_id), timeout=PATIENCE),
+        "StreamBatch": batches.StreamBatch(batch_pb2.StreamBatchRequest(batch_id=batch_id), timeout=PATIENCE).read(),
+        "StreamBatchResults": batches.StreamBatchResults(results, timeout=PATIENCE).read(),
+        "GetSchedule": schedules.get(of_schedules, marked.schedule),
+    }
