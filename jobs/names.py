@@ -155,6 +155,8 @@ MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
 MEMO_WAITER: Final = "waiter"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
+# ResultMetadata.cost_micros, which List shows. Only jobs that have a cost have it.
+MEMO_COST_MICROS: Final = "cost_micros"
 # Memo of a file's workflow: the File as it is now, as JSON, empty once the file is deleted; and the digest of what its
 # upload says of it, which distinguishes a repeated upload from another file under the same key.
 MEMO_FILE: Final = "file"

@@ -2077,6 +2077,7 @@ class JobSummary(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     JOB_CLASS_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for. Empty, as are request_id and project_id, if it is hashed in Temporal and cannot be
     decrypted.
@@ -2089,6 +2090,10 @@ class JobSummary(_message.Message):
     """The job's label. May be empty."""
     job_class: _common_pb2.JobClass.ValueType
     """The job's class, JOB_CLASS_STANDARD if it names none."""
+    cost_micros: _builtins.int
+    """What the job has cost, as ResultMetadata.cost_micros. Unset while the job is open, without a price or without a result, for
+    a job that Temporal ended itself, such as a terminated one, and for one that an earlier version of the gateway ended.
+    """
     @_builtins.property
     def status(self) -> Global___JobStatus:
         """The job's status, without progress and notifications."""
@@ -2107,12 +2112,15 @@ class JobSummary(_message.Message):
         project_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         job_class: _common_pb2.JobClass.ValueType = ...,
+        cost_micros: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_class", b"job_class", "labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "job_class", b"job_class", "labels", b"labels", "model", b"model", "project_id", b"project_id", "request_id", b"request_id", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micros) -> _WhichOneofReturnType__cost_micros | None: ...
 
 Global___JobSummary: _TypeAlias = JobSummary  # noqa: Y015
 

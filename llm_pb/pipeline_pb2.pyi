@@ -658,7 +658,9 @@ class StreamPipelineResponse(_message.Message):
     """The cursor with which to continue after this message: opaque, at most 8192 characters of A-Z a-z 0-9 . _ -."""
     @_builtins.property
     def status(self) -> Global___PipelineStatus:
-        """The pipeline's status. Set in the first message, after changes, and in the last message."""
+        """The pipeline's status. Set in the first message of a pipeline that has not ended, after changes, and in the last message, which
+        alone has a final state.
+        """
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepStatus]:

@@ -93,10 +93,11 @@ def credential_expired() -> Refusal:
     return Refusal(Code.UNAUTHENTICATED, "CREDENTIAL_EXPIRED", "the credential has expired; call with a new one")
 
 
-def scope_missing(*scopes: str) -> Refusal:
-    """PERMISSION_DENIED: the credential is valid, but lacks the scopes."""
+def scope_missing(*scopes: str, user_id: str = "") -> Refusal:
+    """PERMISSION_DENIED: the credential is valid, but lacks the scopes. `user_id` is the user whom it is bound to."""
     message = f"the credential lacks the scope {', '.join(scopes)}"
-    return Refusal(Code.PERMISSION_DENIED, "MISSING_SCOPE", message, {"scope": " ".join(scopes)})
+    bound = {"user_id": user_id} if user_id else {}
+    return Refusal(Code.PERMISSION_DENIED, "MISSING_SCOPE", message, {"scope": " ".join(scopes), **bound})
 
 
 def authentication_unavailable() -> Refusal:

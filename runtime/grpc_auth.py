@@ -132,7 +132,7 @@ class AuthInterceptor(Interceptor):
         audit.describe(tenant=caller.tenant, subject=caller.subject, key_id=caller.key_id)
         scope = self._scopes.get(method)
         if scope is None or not caller.may(scope):
-            raise scope_missing(scope or "of this method, which nobody has")
+            raise scope_missing(scope or "of this method, which nobody has", user_id=caller.user_id)
         _caller.set(caller)
         return authenticator, caller
 

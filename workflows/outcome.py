@@ -45,7 +45,10 @@ def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[Se
     stored.CopyFrom(status)
     # Readers take the class from the search attribute. Version 0.1.0 refuses a memo with a field that it does not know.
     stored.ClearField("job_class")
-    workflow.upsert_memo({names.MEMO_STATUS: to_memo(stored), names.MEMO_RESULT_BYTES: size})
+    memo = {names.MEMO_STATUS: to_memo(stored), names.MEMO_RESULT_BYTES: size}
+    if isinstance(result, llm_pb2.JobResult) and result.metadata.HasField("cost_micros"):
+        memo[names.MEMO_COST_MICROS] = result.metadata.cost_micros
+    workflow.upsert_memo(memo)
 
 
 async def raise_failure(

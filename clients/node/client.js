@@ -8,20 +8,14 @@
 // opened again after LLM_IDLE_SECONDS, by default 60, without a message: more than the gateway's GATEWAY_KEEPALIVE.
 // The other calls have LLM_TIMEOUT_SECONDS, by default 30, to be answered.
 //
-// LLM_CREDENTIAL is an API key or a token. LLM_CA is the PEM file of the gateway's CA, without which there is no TLS.
-// LLM_CERT and LLM_KEY are the PEM files of a client certificate.
+// connection.js says how to use TLS and credentials.
 'use strict';
 
-const fs = require('node:fs');
-const path = require('node:path');
 const { setTimeout: delay } = require('node:timers/promises');
-const grpc = require('@grpc/grpc-js');
-const loader = require('@grpc/proto-loader');
+const { grpc, call, connect, parseJob, retryDelay } = require('./connection.js');
 
-const ROOT = path.join(__dirname, '..', '..');
 const ADDRESS = process.env.LLM_ADDRESS ?? '127.0.0.1:50051';
 const IDLE_MS = Number(process.env.LLM_IDLE_SECONDS ?? 60) * 1000;
-const TIMEOUT_MS = Number(process.env.LLM_TIMEOUT_SECONDS ?? 30) * 1000;
 const RETRY_MS = 1000;
 // How often in a row a watch may fail: less often as long as no gateway has answered, for the address may be wrong.
 const TRIES = 60;
@@ -31,81 +25,6 @@ const PASSING = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
 // What gRPC makes of a stream that a proxy resets. The gateway's own errors have details.
 const RESET = [grpc.status.INTERNAL, grpc.status.UNKNOWN];
 const FINAL_STATES = ['SUCCEEDED', 'FAILED', 'CANCELLED', 'TIMED_OUT'].map((name) => `JOB_STATE_${name}`);
-const PROTO = loader.loadSync(['llm.proto', 'google/rpc/error_details.proto'], {
-  includeDirs: [path.join(ROOT, 'proto'), path.join(ROOT, 'third_party', 'googleapis')],
-  keepCase: true,
-  enums: String,
-  // Offsets and token counts are far below 2^53.
-  longs: Number,
-  defaults: true,
-});
-
-function connect(address) {
-  const { LlmService } = grpc.loadPackageDefinition(PROTO).llm.v1;
-  return new LlmService(address, channelCredentials(process.env), {
-    'grpc.keepalive_time_ms': 30000,
-    interceptors: [withCredential(process.env.LLM_CREDENTIAL)],
-  });
-}
-
-function channelCredentials({ LLM_CA: ca, LLM_CERT: cert, LLM_KEY: key }) {
-  if (!ca) return grpc.credentials.createInsecure();
-  const [roots, privateKey, chain] = [ca, key, cert].map((file) => (file ? fs.readFileSync(file) : null));
-  return grpc.credentials.createSsl(roots, privateKey, chain);
-}
-
-// Returns the interceptor that sends a credential with every call.
-function withCredential(credential) {
-  return (options, nextCall) =>
-    new grpc.InterceptingCall(nextCall(options), {
-      start(metadata, listener, next) {
-        if (credential) metadata.set('authorization', `Bearer ${credential}`);
-        next(metadata, listener);
-      },
-    });
-}
-
-function call(client, method, request) {
-  return new Promise((resolve, reject) => {
-    const deadline = Date.now() + TIMEOUT_MS;
-    client[method](request, { deadline }, (error, response) => (error ? reject(error) : resolve(response)));
-  });
-}
-
-// Returns the job that the JSON describes. Throws an error that names what is wrong: proto-loader would drop a field that
-// it does not know.
-function parseJob(text) {
-  let job;
-  try {
-    job = JSON.parse(text);
-  } catch (error) {
-    throw new Error(`the job is no JSON: ${error.message}`);
-  }
-  requireKnown(job, 'llm.v1.JobRequest', 'job');
-  return job;
-}
-
-function requireKnown(value, message, place) {
-  const fields = PROTO[message]?.type.field;
-  if (!fields || value === null || typeof value !== 'object') return;
-  for (const [name, inner] of Object.entries(value)) {
-    const field = fields.find((known) => known.name === name);
-    if (!field) throw new Error(`${place} has no field ${name}; it has ${fields.map((known) => known.name).join(', ')}`);
-    const type = field.typeName.includes('.') ? field.typeName : `llm.v1.${field.typeName}`;
-    for (const item of [inner].flat()) requireKnown(item, type, `${place}.${name}`);
-  }
-}
-
-// Returns the delay in milliseconds that the gateway asks for by RetryInfo, undefined when it asks for none.
-function retryDelay(error) {
-  const [packed] = error.metadata?.get('grpc-status-details-bin') ?? [];
-  if (!packed) return undefined;
-  const { details } = PROTO['google.rpc.Status'].deserialize(packed);
-  const info = details.find(({ type_url }) => type_url.endsWith('/google.rpc.RetryInfo'));
-  if (!info) return undefined;
-  const { retry_delay } = PROTO['google.rpc.RetryInfo'].deserialize(info.value);
-  return retry_delay ? retry_delay.seconds * 1000 + retry_delay.nanos / 1e6 : 0;
-}
 
 // Follows a job to its end and returns the last message: the final status and the result. A stream that breaks is
 // opened again where it broke, so that `onMessage` sees every byte of the output once. Throws an error that does not pass

@@ -35,6 +35,8 @@ CLOSED_STATES: Final[Mapping[WorkflowExecutionStatus, "llm_pb2.JobState.ValueTyp
 }
 """The state of a job by how its workflow closed, where its record has no outcome."""
 
+_MAX_INT64: Final = 2**63 - 1
+
 FIRST_RUN_EVENTS: Final = 6
 """Maximum number of events in a history without result and hand-over: the first task, and two scheduled activities."""
 
@@ -100,6 +102,15 @@ async def labels_of(execution: WorkflowExecution) -> dict[str, str]:
     with suppress(PayloadError, KeysUnavailable):
         return _texts(await execution.memo_value(names.MEMO_LABELS, None))
     return {}
+
+
+async def cost_of(execution: WorkflowExecution) -> int | None:
+    """Return what the result of a closed job costs, as its workflow wrote it; None without one, or if unreadable."""
+    with suppress(PayloadError, KeysUnavailable):
+        cost = await execution.memo_value(names.MEMO_COST_MICROS, None)
+        # A workflow that was started by hand may hold anything.
+        return cost if isinstance(cost, int) and 0 <= cost <= _MAX_INT64 else None
+    return None
 
 
 async def add_memo_cost(metadata: llm_pb2.ResultMetadata, execution: WorkflowExecution) -> None:

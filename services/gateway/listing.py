@@ -18,6 +18,7 @@ from services.gateway.job_reader import JobReader
 from services.gateway.job_record import (
     bare_status,
     base_status,
+    cost_of,
     final_status,
     job_class_of,
     labels_of,
@@ -113,6 +114,7 @@ class JobListing:
             project_id=attributes.get(names.PROJECT_ID.name, ""),
             labels=await labels_of(execution),
             job_class=job_class_of(execution),
+            cost_micros=await cost_of(execution),
         )
 
     async def _hash_for(self, tenant: str, request: llm_pb2.ListRequest) -> Hash | None:

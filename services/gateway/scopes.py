@@ -99,7 +99,7 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
         READ_FILES: job.HasField("prompt_file"),
     }
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
-        raise scope_missing(*missing)
+        raise scope_missing(*missing, user_id=caller.user_id)
     _require_user(caller, job.user_id)
 
 
@@ -141,7 +141,7 @@ def check_create_batch(caller: Caller, request: batch_pb2.CreateBatchRequest) ->
     batch = request.batch
     needed = {READ_FILES: True, NOTIFY: bool(batch.notify), PRIORITY: batch.job_class == common_pb2.JOB_CLASS_HIGH}
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
-        raise scope_missing(*missing)
+        raise scope_missing(*missing, user_id=caller.user_id)
     _require_user(caller, batch.user_id)
 
 

@@ -36,7 +36,7 @@ def make_app(front: Front) -> ASGIApp:
         app = _CorsOfTheApi(
             app,
             allow_origins=front.settings.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
             allow_headers=("*",),
             expose_headers=("Location", "Retry-After", "WWW-Authenticate"),
         )

@@ -26,7 +26,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from starlette.requests import Request
 
 from durable_llm import ApiError, AsyncBatches, AsyncClient, AsyncFiles, RetryPolicy
-from llm_pb import batch_pb2, file_pb2, llm_pb2
+from durable_llm._services import SERVICE_OF
+from llm_pb import llm_pb2
 from runtime.addresses import is_loopback
 from runtime.health import CHECK_TIMEOUT
 from runtime.telemetry import current_headers
@@ -36,8 +37,6 @@ from services.http.settings import HttpSettings
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
-_FILE_SERVICE: Final = file_pb2.DESCRIPTOR.services_by_name["FileService"].full_name
-_BATCH_SERVICE: Final = batch_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
 _OPTIONS: Final = (
     # A proxy of the environment is for calls to the outside.
     ("grpc.enable_http_proxy", 0),
@@ -164,7 +163,7 @@ class Calls:
         """Whether the gateway has answered a call, and so knows the caller."""
 
     async def call(self, method: str, request: Any) -> Any:
-        """Return the response of a method of LlmService, which has one response. Raises ApiError."""
+        """Return the response of a method, which has one request and one response. Raises ApiError."""
         with self._observed(method) as client:
             return await client.call(method, request)
 
@@ -181,18 +180,19 @@ class Calls:
     @contextmanager
     def files(self, method: str) -> Iterator[AsyncFiles]:
         """Yield the files of the caller, for a call of a method of FileService, in a span."""
-        with self._observed(method, _FILE_SERVICE) as client:
+        with self._observed(method) as client:
             yield client.files
 
     @contextmanager
     def batches(self, method: str) -> Iterator[AsyncBatches]:
         """Yield the batches of the caller, for a call of a method of BatchService, in a span."""
-        with self._observed(method, _BATCH_SERVICE) as client:
+        with self._observed(method) as client:
             yield client.batches
 
     @contextmanager
-    def _observed(self, method: str, service: str = _SERVICE) -> Iterator[AsyncClient]:
+    def _observed(self, method: str) -> Iterator[AsyncClient]:
         """Yield the client of a call, in a span. The span is not the current one, for a generator has no context."""
+        service = SERVICE_OF[method].full_name
         attributes = {RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value, RPC_METHOD: f"{service}/{method}"}
         span = self._tracer.start_span(f"{service}/{method}", kind=SpanKind.CLIENT, attributes=attributes)
         with trace.use_span(span):

@@ -1,5 +1,6 @@
 """What jobs cost and what their budgets allow: exact, whatever dies, on a stack of its own whose model has a price."""
 
+import asyncio
 import json
 import re
 import signal
@@ -21,6 +22,7 @@ from llm_pb import common_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from payload_converter import data_converter
 from tests.support.commands import run
+from tests.support.http_fronts import running_front
 from tests.support.jobs import (
     assert_not_tried_again,
     details_of,
@@ -98,8 +100,18 @@ def reason_of(status: llm_pb2.JobStatus) -> str:
     return str(unpack(status.error)["ErrorInfo"].reason)
 
 
+async def until_listed(stub: LlmServiceStub, costs: dict[str, int]) -> None:
+    """Return once List shows these costs of these jobs, by their ids."""
+    async with asyncio.timeout(60):
+        found: dict[str, int] = {}
+        while {id_: found.get(id_) for id_ in costs} != costs:
+            await asyncio.sleep(0.2)
+            listed = await stub.List(llm_pb2.ListRequest(page_size=100))
+            found = {job.status.workflow_id: job.cost_micros for job in listed.jobs if job.HasField("cost_micros")}
+
+
 async def test_every_outcome_costs_what_it_has(priced: Stack, client: LlmServiceStub, receiver: Receiver) -> None:
-    """Whole, cancelled, failed and timed-out results: stream, GetStatus, GetJob and the event tell the same cost."""
+    """Whole, cancelled, failed and timed-out results. All that shows a job tells the same cost."""
     url = receiver.on("/costs", status(200))
     async with worker(priced, **SLOW):
         seen = [await run_job(client, new_job(params={"max_tokens": 7}, notify=webhook(url)))]
@@ -121,6 +133,8 @@ async def test_every_outcome_costs_what_it_has(priced: Stack, client: LlmService
         read = await client.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_))
         job = await client.GetJob(llm_pb2.GetJobRequest(workflow_id=id_))
         assert read.result.metadata == job.result.metadata == metadata
+    costs = {one.final.status.workflow_id: one.final.result.metadata.cost_micros for one in seen}
+    await until_listed(client, costs)
     (request,) = await receiver.received("/costs")
     assert request.event["data"]["result"]["metadata"]["costMicros"] == str(seen[0].final.result.metadata.cost_micros)
     total = sum(one.final.result.metadata.cost_micros for one in seen)
@@ -148,13 +162,20 @@ async def test_models_tell_their_price(client: LlmServiceStub) -> None:
 
 
 async def test_people_see_prices_and_costs(priced: Stack, client: LlmServiceStub) -> None:
-    """On the command line."""
+    """On the command line and in the console's list."""
     async with worker(priced):
         seen = await run_job(client, new_job("Hi.", params={"max_tokens": 3}))
     command, address = (sys.executable, "-m", "durable_llm"), ("--address", priced.address("gateway"))
     shown = await run(*command, "get", seen.final.status.workflow_id, *address)
     assert re.search(r"^cost +0\.000003$", shown.output, re.MULTILINE), shown
     assert "0.15 + 0.70 EUR/M" in (await run(*command, "models", *address)).output
+    job = seen.final.status.workflow_id
+    await until_listed(client, {job: seen.final.result.metadata.cost_micros})
+    async with running_front(priced) as front:
+        page = (await front.client.get("/console/")).text
+    row = re.search(rf'<tr data-key="{job}">.*?</tr>', page, re.DOTALL)
+    assert row is not None
+    assert ">0.000003</td>" in row[0]
 
 
 async def test_a_budget_of_tokens_is_exact_across_a_kill(priced: Stack, client: LlmServiceStub) -> None:

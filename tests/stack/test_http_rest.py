@@ -1,7 +1,6 @@
 """The REST API of the HTTP front: jobs by plain HTTP, through the real stack."""
 
 import asyncio
-import importlib.util
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +14,7 @@ from jobs.response_ids import response_id
 from llm_pb import llm_pb2, llm_pb2_grpc
 from tests.support.http_events import Event, events_of, text_of
 from tests.support.jobs import new_job, until_output, watch
-from tests.support.openapi import Description
+from tests.support.openapi import Description, checked_client, description_of
 from tests.support.receivers import Receiver
 
 ENDED = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_TIMED_OUT"}
@@ -28,20 +27,12 @@ def body_of(job: llm_pb2.JobRequest, **names: bool) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def described(stack: Stack) -> Description | None:
-    """Return the description of the API; None where the packages that check answers are not installed."""
-    if importlib.util.find_spec("openapi_spec_validator") is None:
-        return None
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return Description((await client.get(f"http://{stack.address('http')}/openapi.json")).json())
+    return await description_of(f"http://{stack.address('http')}")
 
 
 @pytest.fixture(scope="module")
 async def http(stack: Stack, described: Description | None) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield a client that checks every answer of this module against the description."""
-    base, hooks = f"http://{stack.address('http')}", [described.check] if described is not None else []
-    async with httpx.AsyncClient(
-        base_url=base, timeout=60, trust_env=False, event_hooks={"response": [*hooks]}
-    ) as client:
+    async with checked_client(f"http://{stack.address('http')}", described) as client:
         yield client
 
 

@@ -22,12 +22,14 @@ from llm_pb import llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
-from tests.support.batches import Stubs, create, lines_of
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
+from tests.support import batches
 from tests.support.certificates import Authority
 from tests.support.credentials import KeyFile
 from tests.support.jobs import new_job, run_job, webhook
 from tests.support.paths import ROOT
 from tests.support.receivers import Receiver
+from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.scrapes import Scrape, get, measured_stack, scrape_until
 
 FOLDER = ROOT / "deploy" / "observability"
@@ -40,8 +42,7 @@ ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text())
 WORDS = {"and", "or", "unless", "bool", "offset"}
 CLAUSE = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 MADE_BY_PROMETHEUS = {"up"}
-OF_CANARIES = {"llm_canary_runs_total"}
-"""Metrics of canaries, which are off here: tests/stack/test_canaries.py has them."""
+CANARY = {"interval": "PT5M", "models": ["docstrings"]}
 
 
 def program(name: str) -> str:
@@ -82,36 +83,40 @@ def test_names_are_found_in_a_query() -> None:
 
 @pytest.fixture(scope="module")
 async def measured(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> AsyncIterator[Stack]:
-    """Run a stack with ended jobs of every outcome, one delivery, one job that waits for a worker, and an ended
-    batch."""
-    async with measured_stack(tmp_path_factory.mktemp("observed")) as stack:
+    """Run a stack with ended jobs of every outcome, one successful delivery, and one job that waits for a worker.
+
+    A batch, a schedule and a canary have ended, too.
+    """
+    async with measured_stack(tmp_path_factory.mktemp("observed"), GATEWAY_CANARY=json.dumps(CANARY)) as stack:
         async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
             client = LlmServiceStub(channel)
             job = new_job(params={"max_tokens": 1}, notify=webhook(f"{receiver.url}/observed"))
             await run_job(client, job)
             await client.Submit(llm_pb2.SubmitRequest(job=new_job(model="idle")))
-            stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
-            await stubs.end((await create(stubs, lines_of(1, model="docstrings"))).batch_id)
+            stubs = batches.Stubs(FileServiceStub(channel), BatchServiceStub(channel))
+            await stubs.end((await batches.create(stubs, batches.lines_of(1, model="docstrings"))).batch_id)
+            schedules: ScheduleServiceStub = ScheduleServiceStub(channel)
+            for id_ in (await create(schedules, new_schedule()), "llmschedule-llm.canary-docstrings"):
+                await trigger(schedules, id_)
+                await until(schedules, id_, ended)
         yield stack
 
 
 @pytest.fixture(scope="module")
 async def scraped(measured: Stack) -> Scrape:
-    """Scrape all processes once Temporal has reported how many jobs wait, and the batch is counted."""
-    return await scrape_until(
-        measured,
-        lambda found: (
-            found.total("approximate_backlog_count", task_type="Activity") > 0
-            and found.total("llm_batch_ended_total") > 0
-        ),
-        *METRICS,
-    )
+    """Scrape all processes once Temporal has reported how many jobs wait, and batch and canary are counted."""
+
+    def whole(found: Scrape) -> bool:
+        waiting = found.total("approximate_backlog_count", task_type="Activity")
+        return all((waiting, found.total("llm_batch_ended_total"), found.total("llm_canary_runs_total")))
+
+    return await scrape_until(measured, whole, *METRICS)
 
 
 @pytest.mark.parametrize("query", [*queries().values(), *rules().values()], ids=[*queries(), *rules()])
 async def test_every_metric_asked_for_exists(scraped: Scrape, query: str) -> None:
     """This holds for the dashboard and the alerts."""
-    served = {sample.name for sample in scraped.samples} | MADE_BY_PROMETHEUS | OF_CANARIES
+    served = {sample.name for sample in scraped.samples} | MADE_BY_PROMETHEUS
     assert metrics_in(query)
     assert not metrics_in(query) - served
 

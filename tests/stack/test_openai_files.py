@@ -105,7 +105,7 @@ async def test_what_is_wrong_with_a_form_is_told(stack: Stack, http: httpx.Async
     await description.check(made)
     id_ = made.json()["id"]
     found = await http.get(f"/v1/files/{id_}/content")
-    assert (found.content, found.headers["content-disposition"]) == (b"content", "attachment")
+    assert (found.content, found.headers["content-disposition"]) == (b"content", "attachment; filename*=UTF-8''a.txt")
     assert (await http.head(f"/v1/files/{id_}/content")).headers["content-length"] == "7"
     for path in ("/v1/files?limit=0", "/v1/files?order=asc", "/v1/files?after=nothing"):
         answer = await http.get(path)

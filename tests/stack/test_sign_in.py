@@ -43,6 +43,7 @@ class Guarded:
         self.streaming = self.keys.add(SCOPES)
         self.reads_jobs = self.keys.add(["jobs:read"], user_id="nobody-yet")
         self.bound = self.keys.add(["jobs:read", "jobs:submit", "models:read"], user_id="alice")
+        self.bound_submits = self.keys.add(["jobs:submit"], user_id="alice")
         self.reads_models = self.keys.add(["models:read"])
         self.expired = self.keys.add(SCOPES, not_after=datetime.now(UTC) - timedelta(seconds=1))
         self.session_keys = folder / "session-keys"
@@ -187,6 +188,7 @@ async def test_a_key_with_any_scope_signs_in(guarded: Guarded, browser: Browser)
     page = await browser.get("/console/")
     assert page.status_code == 403
     assert "jobs:read" in page.text
+    assert 'class="button" href="/console/playground"' in page.text, "it leads to what the key is for"
 
 
 async def test_the_playground_is_for_a_key_that_may_only_submit(guarded: Guarded, browser: Browser) -> None:
@@ -203,7 +205,8 @@ async def test_the_playground_is_for_a_key_that_may_only_submit(guarded: Guarded
 
 
 async def test_the_playground_knows_the_user_of_a_key(guarded: Guarded, browser: Browser) -> None:
-    for key, user in ((guarded.bound, "alice"), (guarded.key, "console")):
+    """Also of one that may do nothing but submit."""
+    for key, user in ((guarded.bound, "alice"), (guarded.bound_submits, "alice"), (guarded.key, "console")):
         await browser.sign_in(key)
         assert f'name="user_id" type="text" value="{user}"' in (await browser.get("/console/playground")).text
         browser.client.cookies.clear()

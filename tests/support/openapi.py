@@ -1,10 +1,31 @@
 """Checks answers against the description at /openapi.json."""
 
+import importlib.util
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+
+
+async def description_of(base: str) -> "Description | None":
+    """Return the description of a front's API; None where the packages that check answers are not installed."""
+    if importlib.util.find_spec("openapi_spec_validator") is None:
+        return None
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return Description((await client.get(f"{base}/openapi.json")).json())
+
+
+@asynccontextmanager
+async def checked_client(base: str, described: "Description | None") -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of a front that checks every answer against the description."""
+    hooks = [described.check] if described is not None else []
+    async with httpx.AsyncClient(
+        base_url=base, timeout=60, trust_env=False, event_hooks={"response": [*hooks]}
+    ) as client:
+        yield client
 
 
 class Description:

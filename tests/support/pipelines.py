@@ -63,6 +63,7 @@ class Followed:
     messages: int = 0
 
     def take(self, message: pipeline_pb2.StreamPipelineResponse) -> None:
+        assert not self.ended, "the message with the final state is the last one"
         self.messages += 1
         if message.HasField("status"):
             self.status = message.status

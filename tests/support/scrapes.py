@@ -57,15 +57,15 @@ class Scrape:
 
 
 @asynccontextmanager
-async def measured_stack(folder: Path) -> AsyncIterator[Stack]:
-    """Run a stack in which only one job of every outcome has run.
+async def measured_stack(folder: Path, **gateway: str) -> AsyncIterator[Stack]:
+    """Run a stack in which only one job of every outcome has run. `gateway` are further settings of its gateway.
 
     The job that uses up its total time is left out. Its last workflow task comes so close to Temporal's own timeout of
     the workflow that the task may be lost and then be counted twice: see workflows.outcome_metrics.
     """
     models = json.loads(FAST["gateway"]["GATEWAY_MODELS"])
     models[0]["price"] = {"currency": "EUR", "prompt_per_million": 1, "output_per_million": 2}
-    environment = {**FAST, "gateway": {**FAST["gateway"], "GATEWAY_MODELS": json.dumps(models)}}
+    environment = {**FAST, "gateway": {**FAST["gateway"], "GATEWAY_MODELS": json.dumps(models), **gateway}}
     async with Stack(stack_settings(folder), environment=environment) as stack:
         temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
         chosen = [run for name, run in OUTCOMES.items() if name != "timed-out-in-all"]

@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, llm_pb2_grpc
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
+from payload_converter import data_converter
 from runtime.scopes import SCOPES
+from tests.support.batches import Stubs, lines_of, running
+from tests.support.batches import create as create_batch
 from tests.support.browser import SIZES, new_page, running_browser
 from tests.support.credentials import KeyFile
 from tests.support.http_fronts import running_front
 from tests.support.jobs import new_job, run_job
 from tests.support.paths import ROOT
+from tests.support.schedules import create as create_schedule
+from tests.support.schedules import ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
 
 FOLDER = ROOT / "docs" / "images"
@@ -75,7 +84,9 @@ async def take_all(folder: Path) -> None:
         running_browser() as browser,
         new_page(browser, f"http://{stack.address('http')}", []) as page,
     ):
-        await _picture(page, folder, "list-empty", "/console/")
+        for name in ("list", "batches", "schedules", "files"):
+            await _picture(page, folder, f"{name}-empty", f"/console/{'' if name == 'list' else name}")
+        await _take_work(stack, page, folder)
         jobs = await _submit_all(stub)
         for name, id_ in jobs.items():
             await _picture(page, folder, f"job-{name}", f"/console/jobs/{id_}")
@@ -109,6 +120,42 @@ async def take_all(folder: Path) -> None:
         await page.wait_for_selector("#stale", state="visible")
         await _picture(page, folder, "list-not-up-to-date")
         await _take_signed_out(stack, browser, folder)
+
+
+async def _take_work(stack: Stack, page: Any, folder: Path) -> None:
+    """Take pictures of batches, schedules and files: running, ended, bad and paused."""
+    temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        stubs = Stubs(FileServiceStub(channel), BatchServiceStub(channel))
+        stub: ScheduleServiceStub = ScheduleServiceStub(channel)
+        bad = [*lines_of(2), {"request_id": "bad", "model": "unknown", "prompt": "", "x": 1}]
+        ids = {"bad": (await create_batch(stubs, bad, "bob")).batch_id}
+        async with running(temporal, stack.state_dir, failing=frozenset({3})):
+            ids["ended"] = (await create_batch(stubs, lines_of(300), "alice", labels={"run": "nightly-4"})).batch_id
+            await stubs.end(ids["ended"])
+        await stubs.end(ids["bad"])
+        ids["queued"] = (await create_batch(stubs, lines_of(50), "alice")).batch_id
+        async with running(temporal, stack.state_dir, hold_after=4):
+            ids["running"] = (await create_batch(stubs, lines_of(120), "alice", project_id="docs")).batch_id
+            await page.goto(f"/console/batches/{ids['running']}")
+            await page.wait_for_selector("#batch progress[max='120']:not([value='0'])")
+            for name, id_ in ids.items():
+                await _picture(page, folder, f"batch-{name}", f"/console/batches/{id_}")
+            await _picture(page, folder, "batches", "/console/batches")
+        times = {"cron": ["0 6 * * MON-FRI"], "time_zone": "Europe/Berlin", "intervals": [{"every": {"seconds": 7200}}]}
+        good = new_schedule("Return the", user_id="alice", times=times)
+        failing = new_schedule("[[fault:failed@1]]", user_id="bob", pause_on_failure=True)
+        for name, schedule in (("schedule", good), ("schedule-paused", failing)):
+            id_ = await create_schedule(stub, schedule)
+            await trigger(stub, id_)
+            await until(stub, id_, ended)
+            await page.goto(f"/console/schedules/{id_}")
+            await page.click("summary:has-text('Delete')")
+            await _picture(page, folder, name)
+        await _picture(page, folder, "schedules", "/console/schedules")
+        await page.goto("/console/files")
+        await page.click("summary >> nth=0")
+        await _picture(page, folder, "files")
 
 
 async def _take_signed_out(stack: Stack, browser: Any, folder: Path) -> None:

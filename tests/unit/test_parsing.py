@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.parsing import InvalidFields, parse
-from llm_pb import llm_pb2
+from llm_pb import llm_pb2, schedule_pb2
 
 
 def test_a_value_that_is_no_base64_is_named() -> None:
@@ -17,3 +17,12 @@ def test_a_value_that_is_no_base64_is_named() -> None:
 
 def test_base64_is_taken() -> None:
     assert parse({"prompt_file": {"sha256": "aGk="}}, llm_pb2.JobRequest()).prompt_file.sha256 == b"hi"
+
+
+def test_a_time_is_taken_and_what_is_none_is_named() -> None:
+    parsed = parse({"startTime": "2026-01-01T00:00:00Z"}, schedule_pb2.BackfillScheduleRequest())
+    assert parsed.start_time.ToJsonString() == "2026-01-01T00:00:00Z"
+    with pytest.raises(InvalidFields) as wrong:
+        parse({"start_time": "today", "end_time": {"seconds": 5}}, schedule_pb2.BackfillScheduleRequest())
+    expected = 'must be a time of RFC 3339, such as "2026-11-26T06:00:00Z"'
+    assert wrong.value.violations == (("start_time", expected), ("end_time", expected))

@@ -22,6 +22,7 @@ from durable_llm._job import AsyncJob
 from durable_llm._pipelines import AsyncPipelines
 from durable_llm._retrying_stub import Metadata, RetryingStub
 from durable_llm._schedules import AsyncSchedules
+from durable_llm._services import SERVICE_OF
 from durable_llm._streaming_stub import StreamingStub
 from durable_llm.errors import DurableLLMError, InvalidRequest
 from durable_llm.retry import RetryPolicy
@@ -147,11 +148,20 @@ class AsyncClient:
         return AsyncPipelines(self._pipelines)
 
     async def call(self, method: str, request: Any) -> Any:
-        """Return the response of a method of LlmService, by its name in llm.proto and with its messages.
+        """Return the response of a method of any service, by its name in the proto files and with its messages.
 
-        It is for what the other methods do not offer. `method` has one response. Raises ApiError.
+        It is for what the other methods do not offer. `method` has one request and one response. Raises ApiError;
+        KeyError for a method that does not exist.
         """
-        return await self._stub.unary(method, request)
+        stubs = {
+            "BatchService": self._batches,
+            "FileService": self._files,
+            "LlmService": self._stub,
+            "PipelineService": self._pipelines,
+        }
+        # Of schedules there is none that stays.
+        stub = stubs.get(SERVICE_OF[method].name) or self._stub.of(ScheduleServiceStub(self.channel))
+        return await stub.unary(method, request)
 
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
         """Start a job and return it. The job that was started before under the same user_id and request_id is returned.

@@ -173,7 +173,9 @@ class _Reading:
     def _changes(self) -> Iterator[pipeline_pb2.StreamPipelineResponse]:
         """Yield the status and the nodes that the reader does not have, in messages that have room."""
         follower, version = self._follower, self._follower.version
-        message = pipeline_pb2.StreamPipelineResponse(status=follower.status)
+        # Who gets a final status has the last message: the result comes with it.
+        status = None if follower.ended else follower.status
+        message = pipeline_pb2.StreamPipelineResponse(status=status)
         size = 0
         for node in [node for node in follower.nodes.values() if node.version > self._version]:
             if message.steps and size + node.step.ByteSize() > self._room():

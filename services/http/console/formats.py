@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from durable_llm._enums import name_of
 from durable_llm._prices import amount
-from llm_pb import common_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, llm_pb2
 
 
 def moment(value: Timestamp) -> Markup:
@@ -38,6 +38,11 @@ def clock(value: Timestamp) -> Markup:
     time = value.ToDatetime(UTC)
     exact = time.isoformat(timespec="milliseconds")
     return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%H:%M:%S}</time>').format(exact, time, time)
+
+
+def minute(value: Timestamp) -> str:
+    """Return a time to the minute."""
+    return f"{value.ToDatetime(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def duration(seconds: float | Duration) -> str:
@@ -67,6 +72,14 @@ def number(value: float) -> str:
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
+def size(count: int) -> str:
+    """Return a number of bytes in one unit."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:.1f} {unit}"
+    return f"{count} B"
+
+
 def as_path(value: str) -> str:
     """Return an id as it stands in a path: one segment."""
     return quote(value, safe="")
@@ -89,6 +102,11 @@ def state(value: int) -> str:
     return words_of(llm_pb2.JobState, value, "JOB_STATE_")
 
 
+def batch_state(value: int) -> str:
+    """Return the name of a BatchState in words."""
+    return words_of(batch_pb2.BatchState, value, "BATCH_STATE_")
+
+
 def worker_state(value: int) -> str:
     """Return the name of a WorkerState in words."""
     return words_of(llm_pb2.WorkerState, value, "WORKER_STATE_")
@@ -106,8 +124,10 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "clock": clock,
     "duration": duration,
     "job_class": job_class,
+    "minute": minute,
     "moment": moment,
     "number": number,
+    "size": size,
     "state": state,
     "verbatim": verbatim,
     "worker_state": worker_state,

@@ -15,13 +15,10 @@ from services.http.bodies import query_of
 from services.http.console.caller import caller_of
 from services.http.console.formats import as_path, words_of
 from services.http.console.forms import read_form
+from services.http.console.item_page import ItemPage, id_of
 from services.http.console.job_view import FINAL, JobView, problem_of
 from services.http.console.optional import ask
-from services.http.console.pages import Pages
 from services.http.console.snippets import base_of, snippets
-from services.http.failures import of_call
-from services.http.front import Front
-from services.http.gateway import Calls
 from services.http.large_outputs import beginning, download
 from services.http.rest.stream import PARAMETER, stream_to
 
@@ -29,16 +26,10 @@ _SHOWN_BYTES: Final = 64 * 1024
 """Maximum number of characters that the page shows of an output that is a file."""
 
 
-class JobPage:
+class JobPage(ItemPage):
     """The handlers."""
 
-    def __init__(self, front: Front, pages: Pages) -> None:
-        self._front = front
-        self._pages = pages
-
-    async def show(self, request: Request) -> Response:
-        """Show a job."""
-        return await self._show(request)
+    place = "/console/jobs"
 
     async def events(self, request: Request) -> Response:
         """Answer with the stream of a job, for an EventSource."""
@@ -51,7 +42,7 @@ class JobPage:
     async def cancel(self, request: Request) -> Response:
         """Request that a job stops."""
         form = await read_form(request, self._front.settings, "reason")
-        message = llm_pb2.CancelRequest(workflow_id=_id(request), reason=form.get("reason", "").strip())
+        message = llm_pb2.CancelRequest(workflow_id=id_of(request), reason=form.get("reason", "").strip())
         return await self._do(request, "Cancel", message)
 
     async def redeliver(self, request: Request) -> Response:
@@ -59,48 +50,33 @@ class JobPage:
         form = await read_form(request, self._front.settings, "delivery_id")
         ids = [form["delivery_id"]] if form.get("delivery_id") else []
         return await self._do(
-            request, "Redeliver", llm_pb2.RedeliverRequest(workflow_id=_id(request), delivery_ids=ids)
+            request, "Redeliver", llm_pb2.RedeliverRequest(workflow_id=id_of(request), delivery_ids=ids)
         )
 
     async def confirm(self, request: Request) -> Response:
         """Show the form that confirms the deletion of a job."""
-        message = llm_pb2.GetStatusRequest(workflow_id=_id(request))
+        message = llm_pb2.GetStatusRequest(workflow_id=id_of(request))
         found = await self._calls(request).call("GetStatus", message)
         return self._pages.render(request, "delete.html", status=found.status)
 
     async def delete(self, request: Request) -> Response:
         """Delete a job and show the progress of its deletion."""
         await read_form(request, self._front.settings)
-        message = llm_pb2.DeleteJobRequest(workflow_id=_id(request))
+        message = llm_pb2.DeleteJobRequest(workflow_id=id_of(request))
         found = await self._calls(request).call("DeleteJob", message)
         path = f"/console/deletions/{as_path(found.deletion.deletion_id)}"
         return RedirectResponse(path, HTTPStatus.SEE_OTHER)
 
     async def deletion(self, request: Request) -> Response:
         """Show the progress of a deletion."""
-        message = llm_pb2.GetDeletionRequest(deletion_id=_id(request))
+        message = llm_pb2.GetDeletionRequest(deletion_id=id_of(request))
         deletion = (await self._calls(request).call("GetDeletion", message)).deletion
         words = words_of(llm_pb2.DeletionState, deletion.state, "DELETION_STATE_")
         parts = [words_of(llm_pb2.JobPart, part, "JOB_PART_").lower() for part in deletion.removed]
         return self._pages.render(request, "deletion.html", deletion=deletion, words=words, parts=parts)
 
-    def _calls(self, request: Request) -> Calls:
-        return self._front.gateway.in_name_of(caller_of(request))
-
-    async def _do(self, request: Request, method: str, message: object) -> Response:
-        """Make a call and return to the job's page, which shows the error of a refused call."""
-        try:
-            await self._calls(request).call(method, message)
-        except ApiError as error:
-            failure = of_call(error)
-            # A page of the job's that cannot be shown has its own error.
-            page = await self._show(request, failure.message, failure.status)
-            page.headers.update(failure.headers)
-            return page
-        return RedirectResponse(f"/console/jobs/{as_path(_id(request))}", HTTPStatus.SEE_OTHER)
-
     async def _show(self, request: Request, refused: str = "", status: HTTPStatus = HTTPStatus.OK) -> Response:
-        workflow_id, calls = _id(request), self._calls(request)
+        workflow_id, calls = id_of(request), self._calls(request)
         found, listed = await asyncio.gather(
             calls.call("GetJob", llm_pb2.GetJobRequest(workflow_id=workflow_id)),
             ask(calls, "ListDeliveries", llm_pb2.ListDeliveriesRequest(workflow_id=workflow_id)),
@@ -153,8 +129,3 @@ def _option(value: object) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     return ", ".join(map(repr, value))  # type: ignore[call-overload]  # a repeated field
-
-
-def _id(request: Request) -> str:
-    value: str = request.path_params["id"]
-    return value

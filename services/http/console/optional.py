@@ -23,6 +23,8 @@ class Part(NamedTuple):
     """The answer; None if the call has failed."""
     problem: str = ""
     """Why the call has failed, for people. Empty when the caller lacks the scope or the gateway lacks the call."""
+    bound_user: str = ""
+    """The user whom the credential is bound to, as the refusal names it. Empty: unknown, or nobody."""
 
 
 async def ask(calls: Calls, method: str, request: Message) -> Part:
@@ -30,7 +32,8 @@ async def ask(calls: Calls, method: str, request: Message) -> Part:
     try:
         return Part(await calls.call(method, request))
     except ApiError as error:
-        return Part(None, "" if error.code in _NOT_FOR_CALLER else of_call(error).message)
+        problem = "" if error.code in _NOT_FOR_CALLER else of_call(error).message
+        return Part(None, problem, error.metadata.get("user_id", ""))
 
 
 async def quota_of(calls: Calls) -> Part:

@@ -6,11 +6,16 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from services.http.console.batch_list import BatchList
+from services.http.console.batch_page import BatchPage
+from services.http.console.file_list import FileList
 from services.http.console.job_list import JobList
 from services.http.console.job_page import JobPage
 from services.http.console.models import Models
 from services.http.console.pages import Pages
 from services.http.console.playground import Playground
+from services.http.console.schedule_list import ScheduleList
+from services.http.console.schedule_page import SchedulePage
 from services.http.console.sign_in import SignIn
 from services.http.console.static_files import StaticFiles
 from services.http.front import Front
@@ -28,7 +33,8 @@ def package(front: Front) -> Package:
     async def home(_: Request) -> Response:
         return RedirectResponse("/console/", HTTPStatus.FOUND)
 
-    job, playground = JobPage(front, pages), Playground(front, pages)
+    job, batch, schedule = JobPage(front, pages), BatchPage(front, pages), SchedulePage(front, pages)
+    uploads, playground = FileList(front, pages), Playground(front, pages)
     # The paths with a suffix come first, because an id may hold `/`.
     resources = (
         Resource("/", {"GET": home}),
@@ -41,6 +47,19 @@ def package(front: Front) -> Package:
         Resource("/console/jobs/{id:id}/delete", {"GET": job.confirm, "POST": job.delete}),
         Resource("/console/jobs/{id:id}", {"GET": job.show}),
         Resource("/console/deletions/{id:id}", {"GET": job.deletion}),
+        Resource("/console/batches", {"GET": BatchList(front, pages).show}),
+        Resource("/console/batches/{id:id}/events", {"GET": batch.events}),
+        Resource("/console/batches/{id:id}/cancel", {"POST": batch.cancel}),
+        Resource("/console/batches/{id:id}", {"GET": batch.show}),
+        Resource("/console/schedules", {"GET": ScheduleList(front, pages).show}),
+        Resource("/console/schedules/{id:id}/pause", {"POST": schedule.pause}),
+        Resource("/console/schedules/{id:id}/resume", {"POST": schedule.resume}),
+        Resource("/console/schedules/{id:id}/trigger", {"POST": schedule.trigger}),
+        Resource("/console/schedules/{id:id}/delete", {"POST": schedule.delete}),
+        Resource("/console/schedules/{id:id}", {"GET": schedule.show}),
+        Resource("/console/files", {"GET": uploads.show}),
+        Resource("/console/files/{id:id}/content", {"GET": uploads.content}),
+        Resource("/console/files/{id:id}/delete", {"POST": uploads.delete}),
         Resource("/console/models", {"GET": Models(front, pages).show}),
         Resource("/console/playground", {"GET": playground.show, "POST": playground.submit}),
     )

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from llm_pb import llm_pb2
+from llm_pb import file_pb2, llm_pb2
 from services.http.console import formats
 from services.http.console.caller import context_of
 from services.http.console.static_files import StaticFiles
@@ -43,6 +43,7 @@ class Pages:
             "settings": settings,
             "JobState": llm_pb2.JobState,
             "DeletionState": llm_pb2.DeletionState,
+            "FileState": file_pb2.FileState,
         }
 
     def render(

@@ -108,7 +108,8 @@ class Playground:
         signed_out = failure is not None and failure.status == HTTPStatus.UNAUTHORIZED
         quota = Part(None) if signed_out else await ask(calls, "GetQuota", llm_pb2.GetQuotaRequest())
         if not form.get("user_id") and request.method == "GET":
-            form = {**form, "user_id": (quota.answer and quota.answer.user_id) or "console"}
+            bound_user = quota.bound_user if quota.answer is None else quota.answer.user_id
+            form = {**form, "user_id": bound_user or "console"}
         page = self._pages.render(
             request,
             "playground.html",

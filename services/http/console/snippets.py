@@ -46,8 +46,13 @@ def base_of(request: Request) -> str:
 def curl_call(job: llm_pb2.JobRequest, base: str, *, credential: bool) -> str:
     """Return the call of curl. The arguments are those of snippets()."""
     text = json.dumps(json_format.MessageToDict(job, preserving_proto_field_name=True), ensure_ascii=False, indent=2)
+    return curl_post(f"{base}/jobs", text, credential=credential)
+
+
+def curl_post(url: str, text: str, *, credential: bool) -> str:
+    """Return the call of curl that posts JSON."""
     return (
-        f"curl --fail-with-body -s {shlex.quote(f'{base}/jobs')} {_header(credential=credential)}"
+        f"curl --fail-with-body -s {shlex.quote(url)} {_header(credential=credential)}"
         f"-H 'Content-Type: application/json' --data {shlex.quote(text)}"
     )
 

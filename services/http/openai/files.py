@@ -18,11 +18,12 @@ from openai_api.asked import DEFAULT_USER
 from openai_api.errors import InvalidBody, invalid, unsupported
 from services.http.bodies import query_of, require_no_coding
 from services.http.failures import Failure, with_fields
+from services.http.file_downloads import download_file
 from services.http.forms import UploadForm
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.openai.answers import answered
-from services.http.openai.file_content import ContentResponse, SentContent, begun_content, key_reused
+from services.http.openai.file_content import SentContent, key_reused
 from services.http.openai.repeats import request_id_of
 from services.http.resources import Resource
 
@@ -108,17 +109,7 @@ class Files:
     async def content(self, request: Request) -> Response:
         """Return the content of a file, as it comes."""
         query_of(request, ())
-        calls, id_ = self._front.gateway.of(request), _id(request)
-        with calls.files("GetFile") as files:
-            file = await files.get(id_)
-        if file.state != file_pb2.FILE_STATE_READY:
-            raise Failure(HTTPStatus.CONFLICT, f"the upload of {id_} has not ended", "FILE_NOT_READY")
-        headers = {"Content-Length": str(file.ref.size_bytes), "Cache-Control": "no-store"}
-        # Whatever the uploader called it, a browser must not run it as a page of this server.
-        headers |= {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
-        if request.method == "HEAD":
-            return Response(headers=headers, media_type="application/octet-stream")
-        return ContentResponse(await begun_content(calls, id_), headers)
+        return await download_file(self._front.gateway.of(request), request, _id(request))
 
     async def delete(self, request: Request) -> Response:
         """Delete a file."""

@@ -5,10 +5,10 @@ which a client that comes back continues. The id of `end` says that nothing foll
 opens the stream again, as it does whenever a stream ends, gets 204 and stops.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,7 +26,7 @@ END: Final = "end"
 """The id of the event that ends a stream. No resume token has so few characters."""
 PARAMETER: Final = "last_event_id"
 """The parameter of the query with the id of the last event that a client holds, for clients that set no header."""
-_Messages = AsyncGenerator[llm_pb2.StreamStatusResponse, None]
+M = TypeVar("M")
 
 
 async def stream(front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
@@ -36,33 +36,49 @@ async def stream(front: Front, request: Request, query: Mapping[str, list[str]])
 
 async def stream_to(calls: Calls, front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
     """Answer with the stream of a job from where the client left, or from its start."""
-    (asked,) = query.get(PARAMETER, [""])
-    # A browser repeats the query when it comes back, and adds the header.
-    place = request.headers.get("last-event-id") or asked
-    if not place.isascii():
-        raise bad_request(message="the last event id is none of this API")
+    place = place_of(request, query)
     workflow_id = request.path_params["id"]
     if request.method == "HEAD" or place == END:
         await calls.call("GetStatus", llm_pb2.GetStatusRequest(workflow_id=workflow_id))
         if place == END:
             return Response(status_code=HTTPStatus.NO_CONTENT)
         return Response(media_type=EventStream.media_type)
-    messages = calls.watch(workflow_id, place)
+    return await opened(calls.watch(workflow_id, place), _event, front)
+
+
+def place_of(request: Request, query: Mapping[str, list[str]]) -> str:
+    """Return the id of the last event that the client holds; empty without one. Raises Failure, 400."""
+    (asked,) = query.get(PARAMETER, [""])
+    # A browser repeats the query when it comes back, and adds the header.
+    place = request.headers.get("last-event-id") or asked
+    if not place.isascii():
+        raise bad_request(message="the last event id is none of this API")
+    return place
+
+
+async def opened(messages: AsyncGenerator[M, None], as_event: Callable[[M], bytes], front: Front) -> Response:
+    """Answer with a stream whose first message has come: a call that is refused has an HTTP status of its own."""
     try:
-        # A call that is refused has an HTTP status of its own.
         first = await anext(messages)
-        return EventStream(_events(first, messages), front)
+        return EventStream(_with_first(as_event(first), events_of(messages, as_event)), front)
     except BaseException:
         await messages.aclose()
         raise
 
 
-async def _events(first: llm_pb2.StreamStatusResponse, messages: _Messages) -> AsyncGenerator[bytes, None]:
+async def _with_first(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        yield first
+        async for one in events:
+            yield one
+
+
+async def events_of(messages: AsyncGenerator[M, None], as_event: Callable[[M], bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield messages as events. After an error that a new try meets again, the last event is `problem`."""
     async with aclosing(messages):
-        yield _event(first)
         try:
             async for message in messages:
-                yield _event(message)
+                yield as_event(message)
         except ApiError as error:
             failure = of_call(error)
             # After any other error the client comes back and continues, here or at another front.

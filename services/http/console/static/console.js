@@ -62,4 +62,9 @@ for (const form of document.querySelectorAll("form[data-once]")) {
   }
 }
 
+// The answer to a refused form is at a path that takes only forms.
+for (const { dataset } of document.querySelectorAll("[data-page]")) {
+  if (location.pathname !== dataset.page) history.replaceState(null, "", dataset.page);
+}
+
 for (const part of document.querySelectorAll("[data-refresh]")) refresh(part, enhance);

@@ -1,11 +1,11 @@
 // A job's page: its text as it comes, and the rest of the page as the job changes.
 import { announce, enhance } from "./console.js";
+import { Events, pause } from "./events.js";
 import { refresh, renew } from "./refresh.js";
 import { duration } from "./times.js";
 
 const output = document.getElementById("output");
-const connection = document.getElementById("connection");
-const OPEN_AGAIN = 1000, MAX_WAIT = 15000, SHOW_EVERY = 60;
+const SHOW_EVERY = 60;
 
 // The text that is held, and its size: deltas have offsets in UTF-8 bytes. It is shown a few times a second, because a
 // browser lays out all of it each time.
@@ -74,78 +74,17 @@ class Speaker {
 class Job {
   constructor() {
     this.held = new Output(output);
-    this.last = "";
-    this.wait = OPEN_AGAIN;
-    this.ended = false;
     this.renewing = false;
     new Speaker(this.held);
-    // A browser has six connections to a server. Pages that nobody looks at leave theirs, and continue later.
-    document.addEventListener("visibilitychange", () => (document.hidden ? this.leaveSoon() : this.come()));
-    this.open();
-  }
-
-  leaveSoon() {
-    this.leaving = setTimeout(() => {
-      this.source?.close();
-      this.source = null;
-    }, 10000);
-  }
-
-  come() {
-    clearTimeout(this.leaving);
-    if (!this.ended && !this.source) this.open();
-  }
-
-  open() {
-    const place = this.last ? `?last_event_id=${encodeURIComponent(this.last)}` : "";
-    const source = (this.source = new EventSource(output.dataset.stream + place));
-    source.addEventListener("open", () => {
-      connection.textContent = "live";
-      this.wait = OPEN_AGAIN;
-    });
-    source.addEventListener("update", (event) => this.take(event));
-    source.addEventListener("end", (event) => {
-      this.ended = true;
-      source.close();
-      connection.textContent = "";
-      this.take(event);
+    this.events = new Events(output.dataset.stream, document.getElementById("connection"), (message, ended) => {
+      this.take(message);
+      if (!ended) return;
       this.held.show();
       this.renew();
     });
-    source.addEventListener("problem", (event) => {
-      const { status, detail } = JSON.parse(event.data);
-      source.close();
-      connection.textContent = detail;
-      // The credential has expired. The session may hold a new one, or the page leads to signing in.
-      if (status === 401) this.refused();
-      else this.ended = true;
-    });
-    source.addEventListener("error", () => {
-      if (this.ended) return;
-      connection.textContent = "connecting again…";
-      // A broken connection is opened again by the browser, with Last-Event-ID. A refused one is not.
-      if (source.readyState === EventSource.CLOSED) this.refused();
-    });
   }
 
-  async refused() {
-    this.source = null;
-    await pause(this.wait);
-    this.wait = Math.min(2 * this.wait, MAX_WAIT);
-    let answer = null;
-    try {
-      answer = await fetch(location.href, { headers: { "X-Requested-With": "fetch" }, cache: "no-store" });
-    } catch {
-      // The front is away.
-    }
-    // The job was deleted, or the session is over: the page says so.
-    if (answer && (answer.redirected || [401, 403, 404].includes(answer.status))) return location.reload();
-    if (!this.source && !document.hidden) this.open();
-  }
-
-  take(event) {
-    if (event.lastEventId) this.last = event.lastEventId;
-    const message = JSON.parse(event.data);
+  take(message) {
     if (message.delta) {
       this.held.add(message.delta);
       if (message.delta.rewind) document.getElementById("rewound").hidden = false;
@@ -205,20 +144,12 @@ function between(start, end) {
   return duration((Date.parse(end) - Date.parse(start)) / 1000);
 }
 
-function pause(milliseconds) {
-  return new Promise((done) => setTimeout(done, milliseconds));
-}
-
 // Time passes while a job is open.
 function showDuration() {
   const created = document.querySelector("#job time");
   const element = document.querySelector('[data-fact="duration"]');
-  if (job && !job.ended && created && element) element.textContent = duration((Date.now() - Date.parse(created.dateTime)) / 1000);
+  if (job && !job.events.ended && created && element) element.textContent = duration((Date.now() - Date.parse(created.dateTime)) / 1000);
 }
-
-// The answer to a refused form is at a path that takes only forms.
-const { page } = document.getElementById("job").dataset;
-if (location.pathname !== page) history.replaceState(null, "", page);
 
 const job = output.dataset.stream ? new Job() : null;
 setInterval(showDuration, 1000);
