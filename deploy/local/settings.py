@@ -50,8 +50,8 @@ class StackSettings(BaseSettings):
     demo_webhook_port: Port = 8235
     """The port at which the demo receives the outcome."""
 
-    engine: Literal["torch", "vllm", "simulated"] = "torch"
-    """The engine of the GPU workers: torch, vllm or simulated."""
+    engine: Literal["torch", "vllm", "openai", "simulated"] = "torch"
+    """The engine of the GPU workers: torch, vllm, openai or simulated. With openai set GPU_WORKER_ENGINE_OPTIONS, too."""
     gpu_workers: Annotated[int, Field(ge=0)] = 1
     """Number of GPU workers."""
 

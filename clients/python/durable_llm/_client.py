@@ -116,15 +116,11 @@ class AsyncClient:
         await self.channel.close()
 
     def with_metadata(self, metadata: Mapping[str, str]) -> Self:
-        """Return a client on the same channel that sends other metadata. It needs no close of its own.
-
-        A server that calls in the name of its own callers takes one for each.
-        """
+        """Return a client on the same channel that sends other metadata, for a server that calls for others."""
         client = copy.copy(self)
-        client._stub = self._stub.with_metadata(tuple(metadata.items()))
-        client._files = self._files.with_metadata(tuple(metadata.items()))
-        client._batches = self._batches.with_metadata(tuple(metadata.items()))
-        client._pipelines = self._pipelines.with_metadata(tuple(metadata.items()))
+        pairs = tuple(metadata.items())
+        for stub in ("_stub", "_files", "_batches", "_pipelines"):
+            setattr(client, stub, getattr(self, stub).with_metadata(pairs))
         return client
 
     @property
@@ -150,17 +146,12 @@ class AsyncClient:
     async def call(self, method: str, request: Any) -> Any:
         """Return the response of a method of any service, by its name in the proto files and with its messages.
 
-        It is for what the other methods do not offer. `method` has one request and one response. Raises ApiError;
-        KeyError for a method that does not exist.
+        It is for what the other methods do not offer. `method` has one request and one response. Raises ApiError.
         """
-        stubs = {
-            "BatchService": self._batches,
-            "FileService": self._files,
-            "LlmService": self._stub,
-            "PipelineService": self._pipelines,
-        }
-        # Of schedules there is none that stays.
-        stub = stubs.get(SERVICE_OF[method].name) or self._stub.of(ScheduleServiceStub(self.channel))
+        services = {"BatchService": self._batches, "FileService": self._files, "PipelineService": self._pipelines}
+        stub = services.get(SERVICE_OF[method].name, self._stub)
+        if SERVICE_OF[method].name == "ScheduleService":
+            stub = self._stub.of(ScheduleServiceStub(self.channel))
         return await stub.unary(method, request)
 
     async def submit(self, job: llm_pb2.JobRequest | None = None, /, **fields: Any) -> AsyncJob:
