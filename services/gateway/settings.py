@@ -187,13 +187,14 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Approximate time after which a client is asked to open a new connection. Its running calls continue. PT0S:
     never."""
     max_watchers: int = Field(5000, gt=0)
-    """Maximum number of concurrent StreamStatus calls. Further calls get RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent StreamStatus calls, and as many of StreamBatch and of StreamPipeline. Further calls
+    get RESOURCE_EXHAUSTED."""
     max_watchers_per_user: int = Field(1000, gt=0)
     """Maximum number of concurrent StreamStatus calls for the jobs of one user. Further calls get
     RESOURCE_EXHAUSTED."""
     max_watchers_per_tenant: int = Field(2500, gt=0)
-    """Maximum number of concurrent StreamStatus calls for the jobs of one tenant. Further calls get RESOURCE_EXHAUSTED.
-    Jobs without a tenant have no such limit."""
+    """Maximum number of concurrent StreamStatus calls for the jobs of one tenant, and as many of StreamBatch and of
+    StreamPipeline. Further calls get RESOURCE_EXHAUSTED. What has no tenant has no such limit."""
     keepalive: timedelta = Field(timedelta(seconds=15), gt=timedelta(0))
     """Maximum time between two messages of a stream."""
     ping_interval: timedelta = Field(PING_INTERVAL, gt=timedelta(0))

@@ -1,7 +1,7 @@
 """StreamStatus: the watchers of this gateway. Watchers of the same job share one Watch."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager
 
 from feed.feed import Feed
 from jobs.ids import owner
@@ -16,6 +16,7 @@ from services.gateway.job_reader import JobReader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import Watch
+from services.gateway.watchers import Watchers
 from store.store import Store
 
 
@@ -37,19 +38,11 @@ class Streams:
         self._feed = feed
         self._settings = settings
         self._watches: dict[str, Watch] = {}
-        most, most_of_user = settings.max_watchers, settings.max_watchers_per_user
-        most_of_tenant = settings.max_watchers_per_tenant
-        self._all = KeyedLimiter(
-            most, lambda: exhausted(f"this gateway serves {most} streams, its limit; call again or call another")
-        )
+        most_of_user = settings.max_watchers_per_user
+        self._watchers = Watchers(settings, "jobs")
         self._of_user = KeyedLimiter(
             most_of_user,
             lambda: exhausted(f"{most_of_user} streams watch this user's jobs, the limit; end one first"),
-        )
-
-        self._of_tenant = KeyedLimiter(
-            most_of_tenant,
-            lambda: exhausted(f"{most_of_tenant} streams watch this tenant's jobs, the limit; end one first"),
         )
 
     async def stream(
@@ -62,8 +55,7 @@ class Streams:
         """
         require_own(caller, request.workflow_id)
         async with (
-            self._all.acquired(),
-            self._of_tenant.acquired(caller.tenant) if caller.tenant else nullcontext(),
+            self._watchers.acquired(caller),
             self.joined(caller, request.workflow_id) as watch,
             self._of_user.acquired(owner(watch.user_id, caller.tenant)),
         ):

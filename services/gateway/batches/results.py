@@ -21,6 +21,7 @@ from services.gateway.cursor_text import BadCursor
 from services.gateway.errors import content_unreadable, exhausted, files_disabled, invalid, shutting_down
 from services.gateway.files.failures import store_errors
 from services.gateway.settings import GatewaySettings
+from services.gateway.watchers import Watchers
 from store.store import ObjectMissing, Store
 
 _MAX_ITEMS: Final = 100
@@ -39,8 +40,8 @@ class BatchStreams:
         self._store = store
         self._poll = max(settings.poll.total_seconds(), 1.0)
         self._stopping = asyncio.Event()
-        watchers, readers = settings.max_watchers, settings.max_downloads
-        self._watchers = KeyedLimiter(watchers, lambda: exhausted(f"this gateway serves {watchers} such streams"))
+        readers = settings.max_downloads
+        self._watchers = Watchers(settings, "batches")
         self._readers = KeyedLimiter(
             readers, lambda: exhausted(f"this gateway serves {readers} streams of results; call again or call another")
         )
@@ -57,7 +58,7 @@ class BatchStreams:
     ) -> AsyncGenerator[batch_pb2.StreamBatchResponse, None]:
         """Yield the messages of StreamBatch. Raises ApiError, RPCError."""
         last = None
-        async with self._watchers.acquired():
+        async with self._watchers.acquired(caller):
             while True:
                 status = await self._reader.status(caller, request.batch_id)
                 if status != last:

@@ -13,15 +13,15 @@ from jobs.resume_token import ResumeToken
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.answers import Answer
 from runtime.auth import Caller
-from runtime.keyed_limiter import KeyedLimiter
 from services.gateway import cursor_text
-from services.gateway.errors import JobNotFound, exhausted, invalid, shutting_down
+from services.gateway.errors import JobNotFound, invalid, shutting_down
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.follower import PipelineFollower
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 from services.gateway.stream import Streams
+from services.gateway.watchers import Watchers
 
 _MAX_STEPS: Final = 64
 """Maximum number of steps whose output one stream brings."""
@@ -42,8 +42,7 @@ class PipelineStreams:
         self._keepalive = settings.keepalive.total_seconds()
         self._followers: dict[str, PipelineFollower] = {}
         self._stopping = asyncio.Event()
-        watchers = settings.max_watchers
-        self._watchers = KeyedLimiter(watchers, lambda: exhausted(f"this gateway serves {watchers} such streams"))
+        self._watchers = Watchers(settings, "pipelines")
 
     def close(self) -> None:
         """End every stream with UNAVAILABLE. Its client continues with another gateway, or with this one later."""
@@ -59,7 +58,7 @@ class PipelineStreams:
                 cursor = cursor_text.decode(request.pipeline_id, request.cursor, internal_pb2.PipelineCursor)
             except cursor_text.BadCursor as error:
                 raise invalid([Violation("cursor", f"must be a cursor of this pipeline: {error}")]) from None
-        async with self._watchers.acquired(), self._joined(caller, request.pipeline_id) as follower:
+        async with self._watchers.acquired(caller), self._joined(caller, request.pipeline_id) as follower:
             reading = _Reading(self._jobs, follower, request, cursor, answer)
             try:
                 async with aclosing(reading.messages(self._stopping, self._keepalive)) as messages:
