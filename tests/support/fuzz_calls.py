@@ -272,7 +272,11 @@ def fill(rng: random.Random, message: Message, field: FieldDescriptor, depth: in
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         entry = field.message_type.fields_by_name
         for _ in range(rng.choice((1, 1, 2, 5, 20))):
-            getattr(message, field.name)[scalar(rng, entry["key"])] = scalar(rng, entry["value"])
+            values, key = getattr(message, field.name), scalar(rng, entry["key"])
+            if entry["value"].message_type is not None:
+                values[key].CopyFrom(random_message(rng, type(values[key]), depth + 1))
+            else:
+                values[key] = scalar(rng, entry["value"])
     elif field.is_repeated:
         items = getattr(message, field.name)
         for _ in range(rng.choice((1, 1, 2, 5, 20, 1100))):
