@@ -29,7 +29,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "simulated": {"context_tokens": CONTEXT, "tokens_per_second": 1000, "prefill_seconds": 0.02},
     # Prefill in small pieces, so that a long prompt takes many steps.
     "torch": {"context_tokens": CONTEXT, "prefill_tokens": 16, "device": "cpu", "threads": 1},
-    "vllm": {"max_model_len": CONTEXT, "dtype": "float32"},
+    # The small model would fill JSON with white space.
+    "vllm": {
+        "max_model_len": CONTEXT,
+        "dtype": "float32",
+        "structured_outputs_config": {"disable_any_whitespace": True},
+    },
 }
 NAMES = [
     "simulated",

@@ -30,6 +30,8 @@ LEAST: Final = {
     ("files", "put"): ("pyproject.toml",),
     ("batch", "run"): ("pyproject.toml", os.devnull),
     ("files", "get"): (f"file-{'0' * 64}", "x"),
+    ("pipeline", "run"): ("refine", '{"topic": "t", "models": {"write": "structured"}}', "--detach"),
+    ("pipeline", "answer"): ("llmpipe-nobody-1", "x", "--yes"),
 }
 """The arguments without which a command does nothing, where they are no id of a job."""
 

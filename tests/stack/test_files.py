@@ -168,28 +168,28 @@ async def test_a_deleted_file_is_gone_with_its_objects_and_its_key_is_free(
 
 
 async def test_files_are_listed_by_user_and_purpose_in_pages(files: FileServiceStub) -> None:
-    keys = [new_file(file={"user_id": "lister", "purpose": purpose}) for purpose in ("batch", "vision", "batch")]
+    keys = [new_file(file={"user_id": "file-lister", "purpose": purpose}) for purpose in ("batch", "vision", "batch")]
     sent = [await upload(files, key, b"1") for key in keys]
 
     seen: list[list[file_pb2.File]] = []
 
     async def are_listed(number: int) -> bool:
-        seen.append(await listed(files, user_id="lister"))
+        seen.append(await listed(files, user_id="file-lister"))
         return len(seen[-1]) == number
 
     try:
         await until(lambda: are_listed(3))
     except TimeoutError:
         pytest.fail(f"listed at last: {seen[-1]}, uploaded: {sent}")
-    assert await listed(files, user_id="lister", page_size=1) == sent[::-1]
-    assert await listed(files, user_id="lister", purpose="batch") == [sent[2], sent[0]]
+    assert await listed(files, user_id="file-lister", page_size=1) == sent[::-1]
+    assert await listed(files, user_id="file-lister", purpose="batch") == [sent[2], sent[0]]
     assert await listed(files, user_id="nobody") == []
-    page = await files.ListFiles(file_pb2.ListFilesRequest(user_id="lister", page_size=1))
+    page = await files.ListFiles(file_pb2.ListFilesRequest(user_id="file-lister", page_size=1))
     request = file_pb2.ListFilesRequest(user_id="other", page_token=page.next_page_token)
     assert await bad_fields(files.ListFiles(request)) == {"page_token"}
     await delete(files, sent[1].ref.file_id)
     await until(lambda: are_listed(2))
-    assert await listed(files, user_id="lister") == [sent[2], sent[0]]
+    assert await listed(files, user_id="file-lister") == [sent[2], sent[0]]
 
 
 async def test_a_message_that_does_not_continue_ends_the_upload(files: FileServiceStub) -> None:

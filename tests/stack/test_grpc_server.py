@@ -50,6 +50,7 @@ async def test_reflection_lists_the_services(stack: Stack) -> None:
         "llm.v1.FileService",
         "llm.v1.ScheduleService",
         "llm.v1.BatchService",
+        "llm.v1.PipelineService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -101,8 +102,8 @@ async def test_health_lists_all_that_it_knows(stack: Stack) -> None:
     """The library itself would answer this method with a traceback."""
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
-    services = {"llm.v1.LlmService", "llm.v1.FileService", "llm.v1.ScheduleService", "llm.v1.BatchService"}
-    assert answer.statuses.keys() == {"", *services}
+    kinds = ("Llm", "File", "Schedule", "Batch", "Pipeline")
+    assert answer.statuses.keys() == {"", *(f"llm.v1.{kind}Service" for kind in kinds)}
     assert all(state.status == SERVING for state in answer.statuses.values())
 
 

@@ -18,7 +18,7 @@ _BAD_DEFAULTS: Final[dict[str, Any]] = {
     "job_class": common_pb2.JOB_CLASS_STANDARD,
 }
 _BAD_WINDOWS: Final = {
-    "too short": Duration(seconds=59),
+    "too short": Duration(nanos=999_999_999),
     "negative": Duration(seconds=-60),
     "over the operator's bound": Duration(seconds=364 * 24 * 3600),
     "too long": Duration(seconds=2**62),

@@ -15,6 +15,21 @@ _NAME: Final = "pipeline.custom.name"
 """What an error names as well: the stack has registered no pipeline."""
 _OF_ID: Final = ("GetPipeline", "StreamPipeline", "CancelPipeline", "AnswerStep")
 _BAD_PATHS: Final = ("/", "a//b", "a b", "é", "a\n", "a/" * 2000)
+_BAD_REFINEMENTS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
+    ("no topic", "topic", {"topic": ""}),
+    ("a long topic", "topic", {"topic": "t" * 16_385}),
+    ("no model of write", "models", {"models": {"edit": "structured"}}),
+    ("a model of nothing", 'models["x"]', {"models": {"write": "structured", "x": "structured"}}),
+    ("a time of nothing", 'step_timeouts["x"]', {"step_timeouts": {"x": Duration(seconds=9)}}),
+    ("no time", 'step_timeouts["edit"]', {"step_timeouts": {"edit": Duration(seconds=-1)}}),
+    ("a score above 10", "quality_threshold", {"quality_threshold": 10.1}),
+    ("no score", "quality_threshold", {"quality_threshold": float("nan")}),
+    ("no rounds", "max_rounds", {"max_rounds": 0}),
+    ("101 rounds", "max_rounds", {"max_rounds": 101}),
+    ("no patience", "patience", {"patience": 0}),
+    ("more patience", "patience", {"patience": 101}),
+)
+"""What is wrong, the field that the error must name, and the values that make it so."""
 
 
 def pipeline(**changes: Any) -> pipeline_pb2.PipelineRequest:
@@ -39,7 +54,7 @@ def pipeline_rows() -> Iterator[Row]:
     yield Row("SubmitPipeline", "no pipeline", b"", frozenset({"pipeline"}))
     for what, changes, *fields in _pipelines():
         row = _row("SubmitPipeline", what, *(f"pipeline.{field}" for field in fields), pipeline=pipeline(**changes))
-        yield row._replace(fields=row.fields if "custom" in changes else row.fields | {_NAME})
+        yield row._replace(fields=row.fields if {"custom", "refine"} & changes.keys() else row.fields | {_NAME})
     for rpc in _OF_ID:
         for what, value in BAD_WORKFLOW_IDS.items():
             yield _row(rpc, f"pipeline_id with {what}", "pipeline_id", pipeline_id=value)
@@ -82,6 +97,9 @@ def _pipelines() -> Iterator[tuple[Any, ...]]:
         yield f"name {name[:12]!r}", {"custom": {"name": name}}, "custom.name"
     large = {"name": "none", "input": AnyMessage(value=bytes(65 * 1024))}
     yield "a large input", {"custom": large}, "custom.name", "custom.input"
+    for what, field, values in _BAD_REFINEMENTS:
+        spec = {"topic": "t", "models": {"write": "structured"}, **values}
+        yield f"refine of {what}", {"custom": None, "refine": spec}, f"refine.{field}"
 
 
 def _row(rpc: str, what: str, *fields: str, **values: Any) -> Row:

@@ -47,6 +47,7 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "UploadFile file.create_time": "ignored in an upload",
     "UploadFile file.state": "ignored in an upload",
     "SubmitPipeline pipeline.custom": "a message: its name is required",
+    "SubmitPipeline pipeline.refine": "a message: its topic is required",
     "SubmitPipeline pipeline.budget": "a message: its fields have the rules, and empty means no limit",
     "CreateBatch batch.input": "a message: its file_id is required",
     "CreateBatch batch.budget": "a message: its fields have the rules, and empty means no limit",

@@ -11,6 +11,7 @@ from durable_llm._details import reason_of
 from durable_llm.batch_errors import BATCH_ERRORS
 from durable_llm.errors import API_ERRORS, JOB_ERRORS, ApiError, JobError, Unavailable, Violation
 from durable_llm.file_errors import FILE_ERRORS
+from durable_llm.pipeline_errors import PIPELINE_ERRORS
 from llm_pb import llm_pb2
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -31,8 +32,8 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
         detail.Unpack(info)
     reason = reason_of(status)
     otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
-    kind = API_ERRORS.get(reason) or FILE_ERRORS.get(reason) or BATCH_ERRORS.get(reason, otherwise)
-    return kind(
+    known = {**API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS}
+    return known.get(reason, otherwise)(
         message,
         code,
         reason,

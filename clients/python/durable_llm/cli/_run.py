@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from durable_llm.cli import _batch, _chat, _config, _files, _manage, _run_jobs, _schedules, _service
+from durable_llm.cli import _batch, _chat, _config, _files, _manage, _pipelines, _run_jobs, _schedules, _service
 from durable_llm.cli._exits import CommandError, Exit, Interrupted, ReaderGone
 from durable_llm.cli._options import take_text
 from durable_llm.cli._stdout import StandardOutput, hold_descriptors, write_line
@@ -27,6 +27,7 @@ _COMMANDS = (
     _service.quota,
     _files.files,
     _batch.batch,
+    _pipelines.pipeline,
     _chat.chat,
     _config.config,
     _config.completion,

@@ -1,0 +1,145 @@
+"""Follows a pipeline to its end, and describes it and its steps."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from durable_llm._enums import name_of
+from durable_llm.cli._exits import CommandError, Exit, Interrupted
+from durable_llm.cli._interrupts import interruptible
+from durable_llm.cli._stdout import on_terminal, write, write_json
+from durable_llm.cli._text import say, visible
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from durable_llm import Client
+    from llm_pb.pipeline_pb2 import PipelineStatus, StepDelta, StepStatus
+
+_BY_STATE = {"CANCELLED": Exit.CANCELLED, "TIMED_OUT": Exit.TIMED_OUT, "FAILED": Exit.FAILED}
+
+
+def follow_pipeline(
+    client: "Client",
+    pipeline_id: str,
+    follow: Sequence[str],
+    *,
+    cursor: str = "",
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Follow a pipeline to its end. Raises CommandError for one that did not succeed, ApiError, and Interrupted."""
+    status: PipelineStatus | None = None
+    outputs = _Outputs()
+    try:
+        with (
+            interruptible(),
+            contextlib.closing(client.pipelines.watch(pipeline_id, follow, cursor)) as messages,
+        ):
+            for message in messages:
+                cursor = message.cursor or cursor
+                if message.HasField("status"):
+                    status = message.status
+                if as_json:
+                    write_json(as_fields(message))
+                    continue
+                for step in message.steps:
+                    if not quiet:
+                        say(visible(described(step, step.path)))
+                if message.HasField("delta"):
+                    outputs.add(message.delta)
+                if message.HasField("result"):
+                    outputs.close()
+                    write_json(as_fields(message.result.value))
+    except KeyboardInterrupt:
+        more = "".join(f" --follow '{pattern}'" for pattern in follow) + (f" --cursor {cursor}" if cursor else "")
+        raise Interrupted(f"The pipeline goes on: durable-llm pipeline watch {pipeline_id}{more}") from None
+    outputs.close()
+    state = "" if status is None else state_of(status)
+    if status is not None and state != "SUCCEEDED":
+        raise CommandError(f"{state}{error_of(status.root)}", _BY_STATE.get(state, Exit.FAILED))
+
+
+class _Outputs:
+    """The output of followed steps, each under the name of its step."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._last = "\n"
+
+    def add(self, delta: "StepDelta") -> None:
+        """Write a piece. A rewind is told, because what stands above is void then."""
+        if delta.delta.rewind:
+            self.close()
+            say(f"{delta.path} started over: what follows replaces its text from byte {delta.delta.offset} on")
+        if delta.path != self._path:
+            self.close()
+            write(f"--- {delta.path}\n")
+            self._path = delta.path
+        if text := delta.delta.text:
+            write(visible(text) if on_terminal() else text)
+            self._last = text[-1]
+
+    def close(self) -> None:
+        """End the last line."""
+        if self._last != "\n":
+            write("\n")
+        self._path, self._last = None, "\n"
+
+
+def described(step: "StepStatus", name: str) -> str:
+    """Return the line of text for a step."""
+    from llm_pb.pipeline_pb2 import StepState
+
+    state = name_of(StepState, step.state, "STEP_STATE_")
+    parts = [name, state]
+    if step.HasField("counts"):
+        parts.append(f"{step.counts.succeeded}/{step.counts.total}")
+    parts += [part for part in (step.summary_json, step.question) if part]
+    return " ".join(parts) + error_of(step)
+
+
+def error_of(step: "StepStatus") -> str:
+    """Return the end of a line of text for why a step failed, if it has."""
+    return f": {visible(step.error.message)}" if step.HasField("error") else ""
+
+
+def state_of(status: "PipelineStatus") -> str:
+    """Return the name of the state of a pipeline, and whether a cancel was requested."""
+    from llm_pb.llm_pb2 import JobState
+
+    requested = ", cancel requested" if status.cancel_requested and not status.root.HasField("end_time") else ""
+    return name_of(JobState, status.state, "JOB_STATE_") + requested
+
+
+def as_fields(message: Any) -> dict[str, Any]:
+    """Return a message as protobuf's JSON. A value of a type that this command does not know stays in base64."""
+    # The import of a type is what makes it known.
+    from google.protobuf import (
+        json_format,
+        struct_pb2,  # noqa: F401
+        wrappers_pb2,  # noqa: F401
+    )
+
+    try:
+        fields: dict[str, Any] = json_format.MessageToDict(message)
+    except TypeError:
+        return _opaque(message)
+    return fields
+
+
+def _opaque(message: Any) -> dict[str, Any]:
+    import base64
+
+    from google.protobuf import any_pb2, json_format
+
+    def opaque(value: "AnyMessage") -> dict[str, str]:
+        return {"@type": value.type_url, "value": base64.b64encode(value.value).decode()}
+
+    if isinstance(message, any_pb2.Any):
+        return opaque(message)
+    copy = type(message)()
+    copy.CopyFrom(message)
+    copy.ClearField("result")
+    fields: dict[str, Any] = json_format.MessageToDict(copy)
+    return {**fields, "result": {"value": opaque(message.result.value)}}
