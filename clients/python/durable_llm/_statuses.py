@@ -15,6 +15,7 @@ from durable_llm.pipeline_errors import PIPELINE_ERRORS
 from llm_pb import llm_pb2
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
+_BY_REASON: Final = {**API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS}
 
 
 def from_call(error: grpc.aio.AioRpcError) -> ApiError:
@@ -32,8 +33,7 @@ def from_call(error: grpc.aio.AioRpcError) -> ApiError:
         detail.Unpack(info)
     reason = reason_of(status)
     otherwise = Unavailable if code == grpc.StatusCode.UNAVAILABLE else ApiError
-    known = {**API_ERRORS, **FILE_ERRORS, **BATCH_ERRORS, **PIPELINE_ERRORS}
-    return known.get(reason, otherwise)(
+    return _BY_REASON.get(reason, otherwise)(
         message,
         code,
         reason,

@@ -1,4 +1,4 @@
-"""A stub whose streams are opened anew when they break."""
+"""A stub whose streams are opened again when they break."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -12,7 +12,7 @@ from durable_llm._statuses import from_call
 from durable_llm.errors import ApiError, Unavailable
 
 _QUIET: Final = timedelta(minutes=5)
-"""Time without a message after which a stream is opened anew. What is watched may be quiet for long while it waits."""
+"""Time without a message after which a stream is opened again. What is watched may be quiet for long while it waits."""
 
 
 class StreamingStub(RetryingStub):
@@ -21,7 +21,7 @@ class StreamingStub(RetryingStub):
     async def messages(
         self, method: str, request: Callable[[], Any], *, until_end: bool = False
     ) -> AsyncGenerator[Any, None]:
-        """Yield the messages of a stream, opened anew when it breaks. It ends with OK, if not `until_end`."""
+        """Yield the messages of a stream, opened again when it breaks. It ends with OK, if not `until_end`."""
         silence = Silence()
         while True:
             call = getattr(self._stub, method)(request(), metadata=self._metadata)
@@ -33,7 +33,7 @@ class StreamingStub(RetryingStub):
                             async with asyncio.timeout(_QUIET.total_seconds()):
                                 message = await anext(messages, None)
                     except TimeoutError:
-                        # Nothing was lost: it is opened anew, which shows whether the service is there.
+                        # Nothing was lost: it is opened again, which shows whether the service is there.
                         silence = Silence()
                         break
                     except grpc.aio.AioRpcError as error:

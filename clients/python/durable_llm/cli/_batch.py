@@ -14,7 +14,7 @@ from durable_llm.cli._connection import Connection
 from durable_llm.cli._exits import CommandError, Exit, Interrupted
 from durable_llm.cli._interrupts import interruptible
 from durable_llm.cli._jobs_to_submit import target_of, user_of
-from durable_llm.cli._options import NAME, Duration, connection_options, json_option
+from durable_llm.cli._options import NAME, ClassName, Duration, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age, say, visible
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llm_pb.batch_pb2 import BatchStatus
 
 _STATES = ("validating", "running", "finalizing", "succeeded", "failed", "cancelled", "expired")
-_CLASSES = ("high", "standard", "background", "scheduled")
 _BY_STATE = {"CANCELLED": Exit.CANCELLED, "EXPIRED": Exit.TIMED_OUT, "FAILED": Exit.FAILED}
 
 
@@ -37,7 +36,7 @@ def batch() -> None:
 @click.option("--errors", default="", help="Path for what failed. [default: OUTPUT.errors]")
 @click.option("--user", type=NAME, help="User whom the batch is for. [default: your login name]")
 @click.option("--project", "project_id", type=NAME, help="A label to list batches by.")
-@click.option("--class", "job_class", type=click.Choice(_CLASSES, case_sensitive=False), help="How urgent it is.")
+@click.option("--class", "job_class", type=ClassName(), help="How urgent it is.")
 @click.option("--window", type=Duration(), help="Time after which no further line begins. [default: 24h]")
 @click.option("--max-concurrent", type=click.IntRange(1, 2**31 - 1), help="Maximum number of lines that run at once.")
 @click.option("--max-failure-rate", type=click.FloatRange(0, 1), help="Share of failures that ends the batch.")
@@ -64,7 +63,7 @@ def run(
     """Run the lines of a file and write their results in its order. A repeat of the command comes back to the batch."""
     fields: dict[str, Any] = {
         "project_id": project_id or "",
-        "job_class": f"JOB_CLASS_{job_class.upper()}" if job_class else None,
+        "job_class": job_class,
         "window": window,
         "max_concurrent": max_concurrent or 0,
         "max_failure_rate": max_failure_rate or 0.0,
