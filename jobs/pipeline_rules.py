@@ -20,6 +20,7 @@ from jobs.field_rules import (
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.pipelines import FOLLOW_PATTERN, MAX_PATH, NAME_PATTERN, PATH_PATTERN
 from jobs.rules import check_job
+from jobs.training_rules import check_preprocess, check_training
 from llm_pb import common_pb2, llm_pb2, pipeline_pb2
 
 MAX_PAGE_SIZE: Final = 100
@@ -118,6 +119,10 @@ def _pipeline(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[Violation]:
                 yield Violation("custom.input", too_large(size, MAX_INPUT_BYTES))
         case "refine":
             yield from _refine(pipeline.refine)
+        case "training":
+            yield from check_training(pipeline.training)
+        case "preprocess":
+            yield from check_preprocess(pipeline.preprocess)
 
 
 def _refine(spec: pipeline_pb2.RefineSpec) -> Iterator[Violation]:

@@ -88,7 +88,10 @@ class Canaries:
         canary = self._settings.canary
         if canary is None:
             return []
-        models = canary.models if canary.models is not None else tuple(model.name for model in self._settings.models)
+        # A canary has no tenant, so it may not name the model of one.
+        models = canary.models
+        if models is None:
+            models = tuple(model.name for model in self._settings.models if model.tenant is None)
         return [canary_of(model, canary.interval) for model in models]
 
     async def _put(self, canary: schedule_pb2.Schedule) -> None:

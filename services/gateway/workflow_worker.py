@@ -52,6 +52,7 @@ from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+from workflows.llm_models import LLMModelsWorkflow
 from workflows.llm_redelivery import LLMRedeliveryWorkflow
 from workflows.llm_scheduled import LLMScheduledWorkflow
 
@@ -226,6 +227,7 @@ def workflow_worker(
             LLMFileWorkflow,
             LLMBatchWorkflow,
             LLMPipelineWorkflow,
+            LLMModelsWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),

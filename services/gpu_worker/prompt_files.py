@@ -11,13 +11,13 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from encryption import KeysUnavailable, Unreadable
-from jobs import names
 from jobs.errors import EngineFailed, InvalidJob, PromptFileMissing, PromptTooLong
 from jobs.ids import file_workflow_id, tenant_of
 from jobs.limits import MAX_PROMPT_FILE_BYTES
+from jobs.records import read_record
 from llm_pb import common_pb2, file_pb2, internal_pb2
 from runtime.temporal import RPC_TIMEOUT
 from store.store import ObjectMissing, Store, StoredObject, StoreUnavailable
@@ -51,7 +51,7 @@ class PromptFiles:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _read(self, store: Store, ref: common_pb2.FileRef, record_id: str) -> str:
-        record = await _record(record_id)
+        record = await read_record(activity.client(), record_id, internal_pb2.FileRecord, RPC_TIMEOUT)
         found = record.file
         if found.state != file_pb2.FILE_STATE_READY:
             raise PromptFileMissing(f"there is no file {ref.file_id} any more: it was deleted, or has expired")
@@ -70,17 +70,3 @@ class PromptFiles:
             return content.decode()
         except UnicodeDecodeError as error:
             raise InvalidJob(f"prompt_file is no UTF-8 at byte {error.start}") from error
-
-
-async def _record(record_id: str) -> internal_pb2.FileRecord:
-    """Return the record of a file; an empty one if there is none. Raises RPCError, WorkflowQueryFailedError."""
-    handle = activity.client().get_workflow_handle(record_id)
-    try:
-        record: internal_pb2.FileRecord = await handle.query(
-            names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord, rpc_timeout=RPC_TIMEOUT
-        )
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND:
-            return internal_pb2.FileRecord()
-        raise
-    return record

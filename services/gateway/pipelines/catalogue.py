@@ -8,7 +8,8 @@ from google.protobuf.message import DecodeError
 from jobs.field_rules import Violation
 from jobs.pipelines import name_of
 from llm_pb import pipeline_pb2
-from pipelines import refine as refine  # it registers itself
+from pipelines import refine as refine  # it registers itself, and so does the next one
+from pipelines import training as training
 from pipelines.registry import REGISTERED
 
 GROUP: Final = "durable_llm.pipelines"

@@ -20,6 +20,7 @@ from jobs.start import FAIRNESS_KEY
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 from runtime import audit
 from runtime.auth import Caller
+from runtime.grpc_auth import current_caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway import work_start
@@ -27,6 +28,7 @@ from services.gateway.effects import Effects
 from services.gateway.errors import ApiError, answer_refused, pipeline_key_reused, temporal_unavailable
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.catalogue import check_registered
+from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
@@ -46,7 +48,9 @@ class PipelineSubmission:
         open_jobs: OpenJobQuotas,
         settings: GatewaySettings,
         encryption: Encryption | None,
+        datasets: Datasets,
     ) -> None:
+        self._datasets = datasets
         self._effects = effects
         self._reader = reader
         self._open_jobs = open_jobs
@@ -151,7 +155,7 @@ class PipelineSubmission:
             violations.append(Violation("pipeline.notify", "is not supported here: watch it, or look at it later"))
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
             violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
-        return violations
+        return violations + await self._datasets.check(current_caller(), pipeline)
 
     async def _answered(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
         """Return a step of a pipeline that has ended, if it got this answer before."""

@@ -1,0 +1,53 @@
+"""The rules that pipeline.proto states for TrainingSpec and PreprocessSpec, as code."""
+
+from collections.abc import Iterator
+
+from jobs.field_rules import Violation, check_model
+from jobs.file_rules import check_prompt_file
+from jobs.training import (
+    ALIAS_PATTERN,
+    MAX_CHECKPOINT_STEPS,
+    MAX_IMPROVEMENT,
+    MAX_STEP_TOKENS,
+    MAX_STEPS,
+    MODEL_NAME_PATTERN,
+)
+from llm_pb import pipeline_pb2
+
+
+def check_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
+    """Yield the violations of a TrainingSpec. Fields begin with "training."."""
+    yield from _data("training", spec)
+    if MODEL_NAME_PATTERN.fullmatch(spec.model) is None:
+        yield Violation("training.model", "must be a letter or digit, then up to 63 of A-Z a-z 0-9 . _ -")
+    if spec.alias and ALIAS_PATTERN.fullmatch(spec.alias) is None:
+        yield Violation("training.alias", "must be a letter, then up to 63 of A-Z a-z 0-9 . _ -")
+    if not 1 <= spec.steps <= MAX_STEPS:
+        yield Violation("training.steps", f"must be 1 to {MAX_STEPS}")
+    for field, most, least in (
+        ("checkpoint_every", MAX_CHECKPOINT_STEPS, 1),
+        ("step_tokens", MAX_STEP_TOKENS, 2),
+    ):
+        if spec.HasField(field) and not least <= getattr(spec, field) <= most:
+            yield Violation(f"training.{field}", f"must be {least} to {most}")
+    if spec.HasField("learning_rate") and not 0 < spec.learning_rate <= 1:
+        yield Violation("training.learning_rate", "must be above 0, to 1")
+    if not 0 <= spec.min_improvement <= MAX_IMPROVEMENT:
+        yield Violation("training.min_improvement", f"must be 0 to {MAX_IMPROVEMENT:g}")
+    if spec.lora_rank:
+        yield Violation("training.lora_rank", "must be 0: adapters are not served here, all weights are trained")
+
+
+def check_preprocess(spec: pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:
+    """Yield the violations of a PreprocessSpec. Fields begin with "preprocess."."""
+    yield from _data("preprocess", spec)
+
+
+def _data(name: str, spec: pipeline_pb2.TrainingSpec | pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:
+    yield from check_model(f"{name}.base_model", spec.base_model, required=True)
+    if not spec.HasField("dataset"):
+        yield Violation(f"{name}.dataset", "is required: the file with the data set")
+    else:
+        yield from check_prompt_file(f"{name}.dataset", spec.dataset)
+    if spec.HasField("held_out"):
+        yield from check_prompt_file(f"{name}.held_out", spec.held_out)
