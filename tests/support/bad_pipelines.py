@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from llm_pb import llm_pb2, pipeline_pb2
 from tests.support.bad_files import BAD_PAGES
 from tests.support.bad_requests import BAD_IDS, BAD_WORKFLOW_IDS, REQUESTS, Row
+from tests.support.bad_trainings import bad_trainings
 
 NO_PIPELINE: Final = "llmpipe-u-none"
 _NAME: Final = "pipeline.custom.name"
@@ -54,7 +55,11 @@ def pipeline_rows() -> Iterator[Row]:
     yield Row("SubmitPipeline", "no pipeline", b"", frozenset({"pipeline"}))
     for what, changes, *fields in _pipelines():
         row = _row("SubmitPipeline", what, *(f"pipeline.{field}" for field in fields), pipeline=pipeline(**changes))
-        yield row._replace(fields=row.fields if {"custom", "refine"} & changes.keys() else row.fields | {_NAME})
+        yield row._replace(
+            fields=row.fields
+            if {"custom", "refine", "training", "preprocess"} & changes.keys()
+            else row.fields | {_NAME}
+        )
     for rpc in _OF_ID:
         for what, value in BAD_WORKFLOW_IDS.items():
             yield _row(rpc, f"pipeline_id with {what}", "pipeline_id", pipeline_id=value)
@@ -100,6 +105,8 @@ def _pipelines() -> Iterator[tuple[Any, ...]]:
     for what, field, values in _BAD_REFINEMENTS:
         spec = {"topic": "t", "models": {"write": "structured"}, **values}
         yield f"refine of {what}", {"custom": None, "refine": spec}, f"refine.{field}"
+    for what, field, values in bad_trainings():
+        yield what, {"custom": None, **values}, field
 
 
 def _row(rpc: str, what: str, *fields: str, **values: Any) -> Row:

@@ -1,22 +1,26 @@
 """A model of two layers that trains in seconds, and data sets for it."""
 
+import itertools
 import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-import transformers
-
+from llm_pb import common_pb2, pipeline_pb2
 from models import DOCSTRINGS
 
-hugging_face: Any = transformers
+_numbers = itertools.count(1)
 _WORDS: Final = ["rain", "sun", "wind", "snow", "fog", "hail", "cold", "warm", "wet", "dry", "grey", "blue"]
 
 
 def write_tiny_model(folder: Path) -> Path:
     """Write an untrained model of two layers with the tokenizer of the bundled model, and return its folder."""
+    # A second of imports, for those alone who need a model.
+    import torch
+    import transformers
+
+    hugging_face: Any = transformers
     tokenizer = hugging_face.AutoTokenizer.from_pretrained(DOCSTRINGS)
     torch.manual_seed(7)
     config = hugging_face.LlamaConfig(
@@ -49,3 +53,12 @@ def sentences(count: int, seed: int = 1) -> list[str]:
 def jsonl(texts: Iterable[str]) -> bytes:
     """Return texts as a data set."""
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def new_training(dataset: common_pb2.FileRef, **changes: Any) -> pipeline_pb2.PipelineRequest:
+    """Return a training of the tiny model under a new key."""
+    number = next(_numbers)
+    pipeline = pipeline_pb2.PipelineRequest(user_id="trainer", request_id=f"train-{number}")
+    values = {"base_model": "tiny", "model": "tuned", "steps": 40, "learning_rate": 0.01, "step_tokens": 128, **changes}
+    pipeline.training.CopyFrom(pipeline_pb2.TrainingSpec(dataset=dataset, **values))
+    return pipeline

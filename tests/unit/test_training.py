@@ -13,6 +13,7 @@ from jobs import training
 from llm_pb import internal_pb2
 from services.trainer.checkpoints import recipe_of
 from services.trainer.dataset import inspect, read
+from services.trainer.failures import step_errors
 from services.trainer.tokenizing import Tokenizing
 from services.trainer.training import Recipe, TrainedModel, TrainingRun
 from tests.support.training import jsonl, sentences, write_tiny_model
@@ -160,3 +161,9 @@ def test_messages_become_the_text_of_the_models_template(tiny: Path, tmp_path: P
     tokenizing: Any = Tokenizing(tiny)
     (tokens,) = tokenizing.tokens(read(tmp_path / "a", "dataset", 10))
     assert tokenizing._tokenizer.decode([*tokens]) == "<|user|>\nhi<|end|>\n<|assistant|>\nho<|end|>\n<|endoftext|>"
+
+
+def test_a_full_disk_is_named_and_tried_again() -> None:
+    with pytest.raises(ApplicationError, match="TRAINER_WORK_DIR") as caught, step_errors():
+        Path("/dev/full").write_bytes(b"a" * 100_000)
+    assert (caught.value.type, caught.value.non_retryable) == (training.OUT_OF_SPACE, False)
