@@ -19,7 +19,7 @@ from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
-from tests.support.files import PATIENCE, bad_fields, new_file, refusal, upload
+from tests.support.files import PATIENCE, bad_fields, new_file, refusal, until, upload
 from tests.support.jobs import watch
 from tests.support.pipelines import Followed, cancel, follow, submit
 from tests.support.stacks import stack_settings
@@ -95,10 +95,12 @@ async def stack(tenants: Tenants, tmp_path_factory: pytest.TempPathFactory) -> A
     }
     folder = tmp_path_factory.mktemp("training")
     only = ("temporal", "nats", "gateway", "trainer")
-    async with Stack(stack_settings(folder, engine="torch"), only=only, environment=environment) as running:
-        async with grpc.aio.insecure_channel(running.address("gateway")) as channel:
-            tenants.channel = channel
-            yield running
+    async with (
+        Stack(stack_settings(folder, engine="torch"), only=only, environment=environment) as running,
+        grpc.aio.insecure_channel(running.address("gateway")) as channel,
+    ):
+        tenants.channel = channel
+        yield running
 
 
 def objects(stack: Stack, folder: str) -> list[str]:
@@ -181,8 +183,8 @@ async def test_a_killed_trainers_training_has_the_weights_of_an_undisturbed_one(
     following = asyncio.create_task(follow(pipelines, id_))
     step = 0
     for _ in range(KILLS):
-        while last_step(stack) <= step and not following.done():
-            await asyncio.sleep(0.01)
+        before = step
+        await until(lambda before=before: last_step(stack) > before or following.done())
         assert not following.done(), "the training ended before it was disturbed"
         await trainer.kill()
         step = last_step(stack)
@@ -203,8 +205,7 @@ async def test_a_trainer_that_stops_hands_over_at_its_step(stack: Stack, tenants
     id_ = (await submit(pipelines, new_training(dataset, **spec))).pipeline_id
     await follow(pipelines, id_, until=lambda seen: "train" in seen.steps)
     following = asyncio.create_task(follow(pipelines, id_))
-    while "training begins" not in trainer.log and not following.done():
-        await asyncio.sleep(0.01)
+    await until(lambda: "training begins" in trainer.log or following.done())
     await trainer.terminate()
     stopped = last_step(stack)
     assert stopped, "it has left no checkpoint"
@@ -212,8 +213,7 @@ async def test_a_trainer_that_stops_hands_over_at_its_step(stack: Stack, tenants
     here.rename(away)
     here.write_text("no folder")
     await trainer.start()
-    while "STORE_UNAVAILABLE" not in trainer.log:
-        await asyncio.sleep(0.05)
+    await until(lambda: "the store is away" in trainer.log)
     here.unlink()
     away.rename(here)
     assert result_of(await following).sha256 == whole.sha256
@@ -227,8 +227,7 @@ async def test_a_cancelled_training_keeps_its_last_checkpoint_and_an_equal_one_g
     spec = {"steps": 300, "checkpoint_every": 10, "model": "cancelled"}
     pipelines, trainer = tenants.pipelines(), stack.processes["trainer"]
     id_ = (await submit(pipelines, new_training(dataset, **spec))).pipeline_id
-    while not last_step(stack):
-        await asyncio.sleep(0.01)
+    await until(lambda: last_step(stack) > 0)
     await cancel(pipelines, id_)
     seen = await follow(pipelines, id_)
     assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
