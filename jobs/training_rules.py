@@ -24,12 +24,10 @@ def check_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
         yield Violation("training.alias", "must be a letter, then up to 63 of A-Z a-z 0-9 . _ -")
     if not 1 <= spec.steps <= MAX_STEPS:
         yield Violation("training.steps", f"must be 1 to {MAX_STEPS}")
-    for field, most, least in (
-        ("checkpoint_every", MAX_CHECKPOINT_STEPS, 1),
-        ("step_tokens", MAX_STEP_TOKENS, 2),
-    ):
-        if spec.HasField(field) and not least <= getattr(spec, field) <= most:
-            yield Violation(f"training.{field}", f"must be {least} to {most}")
+    if spec.HasField("checkpoint_every") and not 1 <= spec.checkpoint_every <= MAX_CHECKPOINT_STEPS:
+        yield Violation("training.checkpoint_every", f"must be 1 to {MAX_CHECKPOINT_STEPS}")
+    if spec.HasField("step_tokens") and not 2 <= spec.step_tokens <= MAX_STEP_TOKENS:
+        yield Violation("training.step_tokens", f"must be 2 to {MAX_STEP_TOKENS}")
     if spec.HasField("learning_rate") and not 0 < spec.learning_rate <= 1:
         yield Violation("training.learning_rate", "must be above 0, to 1")
     if not 0 <= spec.min_improvement <= MAX_IMPROVEMENT:

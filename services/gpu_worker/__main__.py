@@ -8,7 +8,7 @@ from typing import Final
 from opentelemetry import trace
 from temporalio.client import Client
 
-from encryption import Encryption, EncryptionSettings, open_encryption
+from encryption import EncryptionSettings, open_encryption
 from encryption.settings import KEY_PATIENCE
 from feed.encrypted import open_feed
 from feed.feed import FeedSettings
@@ -34,13 +34,7 @@ async def main() -> None:
     settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
-    with model_folder(settings) as path:
-        await run(settings, readiness, encryption, path)
-
-
-async def run(settings: GpuWorkerSettings, readiness: Readiness, encryption: Encryption | None, path: str) -> None:
-    """Run the worker with the model in a folder. Raises EngineDead."""
-    async with serving_metrics(settings, readiness) as metrics:
+    async with serving_metrics(settings, readiness) as metrics, model_folder(settings) as path:
         config = EngineConfig(
             path,
             settings.max_concurrent,

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 2
 
 
-@contextmanager
-def model_folder(settings: GpuWorkerSettings) -> Iterator[str]:
+@asynccontextmanager
+async def model_folder(settings: GpuWorkerSettings) -> AsyncIterator[str]:
     """Provide the path of the model: that of the settings, or for a trained model a folder until the context closes."""
     if not settings.is_trained:
         yield settings.model_path

@@ -40,7 +40,7 @@ class Datasets:
                     continue
                 size, _, sha256 = parts[-2].partition("-")
                 file = internal_pb2.StoredFile(object=item.name, size=int(size), sha256=bytes.fromhex(sha256))
-                return internal_pb2.TokenizedDataset.FromString(await read_object(self._store, file))
+                return internal_pb2.TokenizedDataset.FromString(bytes(await read_object(self._store, file)))
         return None
 
     async def write_shard(self, tokens: "array[int]") -> internal_pb2.StoredFile:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from temporalio import activity
 from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
@@ -194,7 +194,7 @@ class TrainingSteps:
             alias=task.spec.alias,
             version=internal_pb2.RegisteredVersion(version=version, files=evaluation.files),
         )
-        start = WithStartWorkflowOperation(
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
             names.MODELS_WORKFLOW_TYPE,
             internal_pb2.ModelRegistry(),
             id=models_workflow_id(_tenant()),

@@ -154,8 +154,8 @@ async def test_a_training_makes_a_better_model_that_its_tenant_alone_uses(stack:
     await worker.wait_ready()
     job = llm_pb2.JobRequest(user_id="u", request_id="r", model="tuned@latest", prompt="Day 7:")
     submitted = await tenants.jobs().Submit(llm_pb2.SubmitRequest(job=job), timeout=PATIENCE)
-    ended = (await watch(tenants.jobs(), submitted.workflow_id))[-1]
-    assert ended.status.state == llm_pb2.JOB_STATE_SUCCEEDED, ended.status
+    ended = await watch(tenants.jobs(), submitted.workflow_id)
+    assert ended.final.status.state == llm_pb2.JOB_STATE_SUCCEEDED, ended.final
     assert await bad_fields(tenants.jobs("globex").Submit(llm_pb2.SubmitRequest(job=job), timeout=PATIENCE)) == {
         "job.model"
     }

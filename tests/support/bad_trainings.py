@@ -38,7 +38,6 @@ _BAD_DATA: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             ("size_bytes", -1),
         )
     ),
-    *((f"an unknown {field}", f"{field}.file_id", {field: NO_FILE}) for field in ("dataset", "held_out")),
 )
 
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from jobs.field_rules import Violation
-from jobs.file_rules import check_prompt_file
 from llm_pb import common_pb2, file_pb2, pipeline_pb2
 from runtime.auth import Caller
 from services.gateway.errors import FileNotFound
@@ -21,7 +20,7 @@ class Datasets:
         self._has_store = has_store
 
     async def check(self, caller: Caller, pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
-        """Return what is wrong with the files of a training for the caller, beyond the rules.
+        """Return what is wrong with the files of a training for the caller. It keeps the rules.
 
         Raises RPCError, PayloadError.
         """
@@ -41,9 +40,6 @@ class Datasets:
         return violations
 
     async def _file(self, caller: Caller, field: str, asked: common_pb2.FileRef) -> AsyncIterator[Violation]:
-        if [*check_prompt_file("", asked)]:
-            # The rules have said so.
-            return
         try:
             file = await self._reader.get(caller, asked.file_id)
         except FileNotFound:

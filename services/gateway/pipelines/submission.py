@@ -14,6 +14,7 @@ from encryption import Encryption
 from jobs import names, options
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
+from jobs.pipeline_rules import check_submit
 from jobs.pipelines import FINAL_STATES, new_status
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
@@ -155,7 +156,10 @@ class PipelineSubmission:
             violations.append(Violation("pipeline.notify", "is not supported here: watch it, or look at it later"))
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
             violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
-        return violations + await self._datasets.check(current_caller(), pipeline)
+        if violations or check_submit(request):
+            # Temporal is not asked about a bad request.
+            return violations
+        return await self._datasets.check(current_caller(), pipeline)
 
     async def _answered(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
         """Return a step of a pipeline that has ended, if it got this answer before."""
