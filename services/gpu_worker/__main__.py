@@ -18,10 +18,10 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.activity import RunBatchChunk
-from services.gpu_worker.engines.engine import EngineConfig, create_engine
+from services.gpu_worker.chosen_engine import chosen_engine
 from services.gpu_worker.polling import polling
 from services.gpu_worker.reporting import reporting
-from services.gpu_worker.settings import GpuWorkerSettings, wrong_engine_options
+from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.trained_model import load, model_folder
 from store.encrypted import open_store
 from store.settings import StoreSettings
@@ -35,16 +35,7 @@ async def main() -> None:
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
     async with serving_metrics(settings, readiness) as metrics, model_folder(settings) as path:
-        config = EngineConfig(
-            path,
-            settings.max_concurrent,
-            settings.engine_options,
-            special_tokens_in_messages=settings.special_tokens_in_messages,
-        )
-        try:
-            engine = create_engine(settings.engine, config)
-        except ValueError as error:
-            raise wrong_engine_options(error) from error
+        engine = chosen_engine(settings, path)
         feed, reports = open_feed(FeedSettings(), SERVICE, encryption)
         store = open_store(StoreSettings(), encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
