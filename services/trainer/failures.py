@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 
 from encryption import KeysUnavailable, Unreadable
-from jobs.training import OBJECT_MISSING, OUT_OF_MEMORY, OUT_OF_SPACE, STORE_UNAVAILABLE
+from jobs.training import OBJECT_MISSING, OUT_OF_MEMORY, OUT_OF_SPACE, STORE_UNAVAILABLE, TRAINING_FAILED
 from store.store import ObjectMissing, StoreUnavailable
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -31,10 +32,13 @@ def step_errors() -> Iterator[None]:
             raise
         message = "the disk of the trainer is full: see TRAINER_WORK_DIR"
         raise ApplicationError(message, type=OUT_OF_SPACE) from error
+    except RPCError:
+        # It is a RuntimeError, and Temporal being away passes.
+        raise
     except RuntimeError as error:
         # torch's own class is known to the modules that import torch alone.
         if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in str(error):
-            raise
+            raise ApplicationError(f"torch: {error}", type=TRAINING_FAILED, non_retryable=True) from error
         raise _out_of_memory() from error
 
 

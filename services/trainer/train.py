@@ -18,6 +18,7 @@ from jobs.training import (
     DEFAULT_LEARNING_RATE,
     DEFAULT_STEP_TOKENS,
     HANDED_OVER,
+    TRAINING_FAILED,
 )
 from llm_pb import internal_pb2
 from services.trainer.base_models import BaseModels
@@ -58,8 +59,13 @@ class TrainModel:
         """
         with step_errors(), TemporaryDirectory(dir=self._settings.work_dir, prefix="training-") as folder:
             attempt = _Attempt(self._store, self._device, self._metrics, task, Path(folder))
-            await attempt.load(self._models, self._settings)
-            return await attempt.run()
+            try:
+                await attempt.load(self._models, self._settings)
+                return await attempt.run()
+            except (ValueError, TypeError, KeyError) as error:
+                # No attempt mends the code, or a model that it does not know.
+                message = f"{type(error).__name__}: {error}"
+                raise ApplicationError(message, type=TRAINING_FAILED, non_retryable=True) from error
 
 
 class _Attempt:

@@ -185,8 +185,10 @@ class TrainedModel:
         for start in range(0, rows.count, _EVALUATED_ROWS):
             numbers = [*range(start, min(start + _EVALUATED_ROWS, rows.count))]
             part = rows.rows(numbers).to(self._device)
+            # The mode is the thread's, so it must end before the generator rests.
             with torch.inference_mode():
-                yield model(input_ids=part, labels=part, use_cache=False).loss.item(), len(numbers)
+                loss = model(input_ids=part, labels=part, use_cache=False).loss.item()
+            yield loss, len(numbers)
         self._model.to(self._dtype)
 
     def export(self, folder: Path) -> None:

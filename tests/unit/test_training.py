@@ -75,6 +75,13 @@ def test_a_trained_model_is_better_and_its_export_is_always_the_same(tiny: Path,
     assert exported[0].keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
 
 
+def test_an_evaluation_that_rests_changes_nothing_for_others(tiny: Path, tokens: bytes) -> None:
+    """Threads are shared: one that has evaluated some rows trains another model next."""
+    losses = TrainedModel(tiny, "cpu").losses(bytearray(tokens))
+    next(losses)
+    TrainingRun(tiny, Recipe(1, 0, 1e-2, 64), bytearray(tokens), "cpu").advance(1, 600)
+
+
 def loss_of(model: TrainedModel, tokens: bytes) -> float:
     parts = [*model.losses(bytearray(tokens))]
     return sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
