@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Final
 
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError
 
 from encryption import KeysUnavailable, Unreadable
 from jobs.training import OBJECT_MISSING, OUT_OF_MEMORY, OUT_OF_SPACE, STORE_UNAVAILABLE, TRAINING_FAILED
@@ -32,9 +31,6 @@ def step_errors() -> Iterator[None]:
             raise
         message = "the disk of the trainer is full: see TRAINER_WORK_DIR"
         raise ApplicationError(message, type=OUT_OF_SPACE) from error
-    except RPCError:
-        # It is a RuntimeError, and Temporal being away passes.
-        raise
     except RuntimeError as error:
         # torch's own class is known to the modules that import torch alone.
         if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in str(error):
