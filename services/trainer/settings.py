@@ -60,7 +60,8 @@ class TrainerSettings(MetricsSettings):
     """Folder for what a step needs on disk while it runs: a data set, a model, a checkpoint, which is three times as
     large as the model in 32-bit numbers. Unset: that of the system for temporary files."""
     shutdown_grace: timedelta = Field(timedelta(seconds=60), ge=timedelta(0))
-    """Time that running steps have after SIGTERM. A training writes a checkpoint in it, and another trainer goes on."""
+    """Time that running steps have after SIGTERM. A training writes a checkpoint in it, and another trainer goes on.
+    PT0S: they are cancelled at once."""
     metrics_port: int = Field(9470, ge=0, le=65535)
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
 
