@@ -10,6 +10,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,15 +34,15 @@ def create_secrets(folder: Path) -> list[str]:
     if not all((folder / name).exists() for name in _TLS):
         for name, text in _new_certificate().items():
             (folder / name).unlink(missing_ok=True)
-            _write(folder / name, lambda text=text: text)
+            _write(folder / name, partial(str, text))
             made.append(name)
     for role in _NKEYS:
         if _write(folder / f"{role}.nk", _new_seed):
             made.append(f"{role}.nk")
     public = {role: nkeys.from_seed((folder / f"{role}.nk").read_bytes()).public_key.decode() for role in _NKEYS}
-    text = "".join(f"NATS_{role.upper().replace('-', '_')}_NKEY={key}\n" for role, key in public.items())
+    lines = "".join(f"NATS_{role.upper().replace('-', '_')}_NKEY={key}\n" for role, key in public.items())
     (folder / "nats.env").unlink(missing_ok=True)
-    _write(folder / "nats.env", lambda: text)
+    _write(folder / "nats.env", partial(str, lines))
     return made
 
 
@@ -54,7 +55,8 @@ def _session_key() -> str:
 
 
 def _new_seed() -> str:
-    return nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER).decode()
+    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    return seed.decode()
 
 
 def _new_certificate() -> Mapping[str, str]:
