@@ -84,12 +84,12 @@ def name_of(pipeline: pipeline_pb2.PipelineRequest) -> str:
 
 
 def with_defaults(
-    pipeline: pipeline_pb2.PipelineRequest, defaults: pipeline_pb2.PipelineRequest
+    pipeline: pipeline_pb2.PipelineRequest, defaults: pipeline_pb2.PipelineRequest | None
 ) -> pipeline_pb2.PipelineRequest:
     """Return a pipeline with the operator's defaults of its spec. What the pipeline sets wins, in maps key by key."""
     whole = pipeline_pb2.PipelineRequest()
     kind = pipeline.WhichOneof("spec")
-    if kind is not None and kind == defaults.WhichOneof("spec"):
+    if kind is not None and defaults is not None and kind == defaults.WhichOneof("spec"):
         whole.CopyFrom(defaults)
     whole.MergeFrom(pipeline)
     return whole

@@ -73,7 +73,7 @@ class _Steps:
     def __init__(self, spec: pipeline_pb2.WorldSpec) -> None:
         self._spec = spec
         self._seed = spec.seed if spec.HasField("seed") else None
-        self._of_jobs: dict[str, int] = {} if self._seed is None else {"seed": self._seed}
+        self._of_jobs: dict[str, Any] = {} if self._seed is None else {"seed": self._seed}
         if spec.HasField("max_tokens"):
             self._of_jobs["max_tokens"] = spec.max_tokens
         self.about = ""

@@ -63,7 +63,7 @@ async def clients(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cli
 
 
 def image_job(prompt: str = "a cat", **changes: Any) -> llm_pb2.JobRequest:
-    return new_job(prompt, model="painter", params=None, **changes)
+    return new_job(prompt, model="painter", **changes)
 
 
 async def test_an_image_is_a_job_whose_file_its_user_can_download(clients: Clients) -> None:
@@ -159,7 +159,7 @@ async def test_a_world_with_a_failed_leaf_keeps_the_rest_and_goes_on_when_it_is_
     await clients.painter.terminate()
     await prude.start()
     await prude.wait_ready()
-    request = new_world("dragons", bad_post="a dragon")
+    request = new_world("filtered", bad_post="a dragon")
     id_ = (await submit(clients.pipelines, request)).pipeline_id
     seen = await follow(clients.pipelines, id_, "posts/*/write")
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED

@@ -13,6 +13,7 @@ MODELS: Final = [
         "max_output_tokens": 8192,
         "default_max_tokens": 300,
         "structured_output": True,
+        "price": {"currency": "EUR", "prompt_per_million": "0", "output_per_million": "0"},
     },
     {
         "name": "painter",
