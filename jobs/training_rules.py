@@ -16,13 +16,13 @@ from llm_pb import pipeline_pb2
 
 
 def check_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
-    """Yield the violations of a TrainingSpec. Fields begin with "training."."""
+    """Yield the violations of the values in a TrainingSpec, whatever it lacks. Fields begin with "training."."""
     yield from _data("training", spec)
-    if MODEL_NAME_PATTERN.fullmatch(spec.model) is None:
+    if spec.model and MODEL_NAME_PATTERN.fullmatch(spec.model) is None:
         yield Violation("training.model", "must be a letter or digit, then up to 63 of A-Z a-z 0-9 . _ -")
     if spec.alias and ALIAS_PATTERN.fullmatch(spec.alias) is None:
         yield Violation("training.alias", "must be a letter, then up to 63 of A-Z a-z 0-9 . _ -")
-    if not 1 <= spec.steps <= MAX_STEPS:
+    if not 0 <= spec.steps <= MAX_STEPS:
         yield Violation("training.steps", f"must be 1 to {MAX_STEPS}")
     if spec.HasField("checkpoint_every") and not 1 <= spec.checkpoint_every <= MAX_CHECKPOINT_STEPS:
         yield Violation("training.checkpoint_every", f"must be 1 to {MAX_CHECKPOINT_STEPS}")
@@ -37,15 +37,32 @@ def check_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
 
 
 def check_preprocess(spec: pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:
-    """Yield the violations of a PreprocessSpec. Fields begin with "preprocess."."""
+    """Yield the violations of the values in a PreprocessSpec. Fields begin with "preprocess."."""
     yield from _data("preprocess", spec)
 
 
-def _data(name: str, spec: pipeline_pb2.TrainingSpec | pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:
-    yield from check_model(f"{name}.base_model", spec.base_model, required=True)
+def check_complete_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
+    """Yield what a TrainingSpec lacks. Fields begin with "pipeline.training."."""
+    yield from check_complete_preprocess(spec, "training")
+    if not spec.model:
+        yield Violation("pipeline.training.model", "must not be empty")
+    if not spec.steps:
+        yield Violation("pipeline.training.steps", f"must be 1 to {MAX_STEPS}")
+
+
+def check_complete_preprocess(
+    spec: pipeline_pb2.TrainingSpec | pipeline_pb2.PreprocessSpec, name: str = "preprocess"
+) -> Iterator[Violation]:
+    """Yield what a PreprocessSpec, or the same of a TrainingSpec, lacks. Fields begin with "pipeline." and the name."""
+    if not spec.base_model:
+        yield Violation(f"pipeline.{name}.base_model", "must not be empty")
     if not spec.HasField("dataset"):
-        yield Violation(f"{name}.dataset", "is required: the file with the data set")
-    else:
+        yield Violation(f"pipeline.{name}.dataset", "is required: the file with the data set")
+
+
+def _data(name: str, spec: pipeline_pb2.TrainingSpec | pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:
+    yield from check_model(f"{name}.base_model", spec.base_model, required=False)
+    if spec.HasField("dataset"):
         yield from check_prompt_file(f"{name}.dataset", spec.dataset)
     if spec.HasField("held_out"):
         yield from check_prompt_file(f"{name}.held_out", spec.held_out)

@@ -89,10 +89,12 @@ class Canaries:
         if canary is None:
             return []
         # A canary has no tenant, so it may not name the model of one.
-        models = canary.models
-        if models is None:
-            models = tuple(model.name for model in self._settings.models if model.tenant is None)
-        return [canary_of(model, canary.interval) for model in models]
+        return [
+            canary_of(model.name, canary.interval)
+            for model in self._settings.models
+            if not model.image_sizes
+            and (model.tenant is None if canary.models is None else model.name in canary.models)
+        ]
 
     async def _put(self, canary: schedule_pb2.Schedule) -> None:
         id_ = schedule_id(canary.user_id, canary.request_id)

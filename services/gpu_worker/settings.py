@@ -1,7 +1,7 @@
 """Settings of the GPU worker."""
 
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -35,19 +35,23 @@ def wrong_engine_options(error: ValueError) -> ValidationError:
     )
 
 
+_WITHOUT_PATH: Final = ("simulated", "simulated-images")
+"""Engines whose models have no path."""
+
+
 class GpuWorkerSettings(MetricsSettings):
     """The GPU worker: runs the jobs of one model from its queue."""
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
 
-    engine: Literal["torch", "vllm", "openai", "simulated"] = "torch"
-    """The engine that runs the model."""
+    engine: Literal["torch", "vllm", "openai", "simulated", "simulated-images", "openai-images", "diffusers"] = "torch"
+    """The engine that runs the model. The last three make images."""
     model: str = "docstrings"
     """Name of the model, as jobs ask for it."""
     model_path: str = ""
-    """A folder in Hugging Face format, or a hub name; with the engine openai the model's name at the provider. If
-    unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with the engine
-    simulated. A trained model has none: it comes from the store."""
+    """A folder in Hugging Face format, or a hub name; with the engines openai and openai-images the model's name at the
+    provider. If unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with
+    the engines simulated and simulated-images. A trained model has none: it comes from the store."""
     model_tenant: str = Field("", pattern=rf"^(?:{TENANT_PATTERN.pattern})?$")
     """The tenant that has trained the model, where GPU_WORKER_MODEL is a trained one, as <model>@<version> or
     <model>@<alias>. The worker loads the version that the alias names then, and refuses the jobs of other tenants.
@@ -97,7 +101,7 @@ class GpuWorkerSettings(MetricsSettings):
     @classmethod
     def _found(cls, path: str, info: ValidationInfo) -> str:
         """Return the path of the model. Raises ValueError for a model that is not bundled and has no path."""
-        if path or info.data.get("engine") == "simulated" or trained_model(info.data.get("model", "")):
+        if path or info.data.get("engine") in _WITHOUT_PATH or trained_model(info.data.get("model", "")):
             return path
         if (model := info.data.get("model")) == DOCSTRINGS.name:
             return str(DOCSTRINGS)
@@ -106,7 +110,7 @@ class GpuWorkerSettings(MetricsSettings):
     @property
     def is_trained(self) -> bool:
         """Whether the model is one of a training, which comes from the store."""
-        return not self.model_path and self.engine != "simulated" and trained_model(self.model) is not None
+        return not self.model_path and self.engine not in _WITHOUT_PATH and trained_model(self.model) is not None
 
 
 def queues_of(settings: GpuWorkerSettings) -> tuple[str, str]:

@@ -105,9 +105,10 @@ ONLY = {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
     }
-    | {"services/trainer/training.py"},
+    | {"services/gpu_worker/engines/diffusers.py", "services/trainer/training.py"},
     "safetensors": {"services/trainer/training.py"},
-    "openai": {"services/gpu_worker/engines/openai.py"},
+    "openai": {"services/gpu_worker/engines/openai.py", "services/gpu_worker/engines/openai_images.py"},
+    "diffusers": {"services/gpu_worker/engines/diffusers.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }
 """Modules that may import each heavy dependency."""
