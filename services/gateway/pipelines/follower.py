@@ -74,15 +74,18 @@ class PipelineFollower:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _follow(self) -> None:
-        """Ask Temporal whenever it is worth it, to the end. Raises ApiError for a pipeline that is gone."""
+        """Ask Temporal whenever it is worth it, to the end.
+
+        Raises ApiError for a pipeline that is gone, PayloadError for one that can never be read.
+        """
         looks = 0
         while True:
             self._stale.clear()
             try:
                 self._take(await self._reader.read(gateway_for(self._id), self._id))
-            except PipelineNotFound:
+            except (PipelineNotFound, PayloadError):
                 raise
-            except (ApiError, RPCError, KeysUnavailable, PayloadError) as error:
+            except (ApiError, RPCError, KeysUnavailable) as error:
                 _log.warning("cannot ask Temporal about %s: %r", self._id, error)
             if self.ended:
                 return
