@@ -54,6 +54,8 @@ MAX_STATES: Final = 16
 MAX_PAGE_SIZE: Final = 100
 
 SUBJECT_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+TABLE_PATTERN: Final = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+"""The form of a table's name. PostgreSQL cuts a name of more than 63 bytes, and that of an index is longer."""
 TOPIC_PATTERN: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
@@ -220,8 +222,11 @@ def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[V
         case "kafka":
             if TOPIC_PATTERN.fullmatch(target.kafka.topic) is None:
                 yield Violation(f"{path}.kafka.topic", "must be 1 to 249 of A-Z a-z 0-9 . _ -")
+        case "postgres":
+            if TABLE_PATTERN.fullmatch(target.postgres.table) is None:
+                yield Violation(f"{path}.postgres.table", "must be 1 to 50 of a-z 0-9 _, the first no digit")
         case None:
-            yield Violation(path, "must name a target: set webhook, nats or kafka")
+            yield Violation(path, "must name a target: set webhook, nats, kafka or postgres")
 
 
 def _notify_options(chosen: llm_pb2.NotifyOptions, path: str) -> Iterator[Violation]:
