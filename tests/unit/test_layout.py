@@ -94,7 +94,8 @@ ONLY = {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
     },
-    "openai": {"services/gpu_worker/engines/openai.py"},
+    "openai": {f"services/gpu_worker/engines/openai{part}.py" for part in ("", "_errors", "_transport")},
+    "httpx2": {"services/gpu_worker/engines/openai_transport.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }
 """Modules that may import each heavy dependency."""
