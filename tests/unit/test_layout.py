@@ -93,9 +93,11 @@ ONLY = {
     "torch": {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
-    },
-    "openai": {f"services/gpu_worker/engines/openai{part}.py" for part in ("", "_errors", "_transport")},
+    }
+    | {"services/gpu_worker/engines/diffusers.py"},
+    "openai": {f"services/gpu_worker/engines/openai{part}.py" for part in ("", "_errors", "_images", "_transport")},
     "httpx2": {"services/gpu_worker/engines/openai_transport.py"},
+    "diffusers": {"services/gpu_worker/engines/diffusers.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }
 """Modules that may import each heavy dependency."""
