@@ -54,6 +54,16 @@ class Execution:
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
         """Whether the pipeline has stopped and its compensations run, for which no limit of the pipeline counts."""
+        self.closed = False
+        """Whether no step begins any more, except those of compensations."""
+        self.refusal: StepFailed | None = None
+        """Why none may begin, where it is no cancel and not the end of the code."""
+        self.open: dict[str, asyncio.Task[Any] | None] = {}
+        """The tasks in which steps run, by path."""
+
+    def is_over(self) -> bool:
+        """Return whether the time of the whole is over."""
+        return workflow.now() >= self._options.expire_time.ToDatetime(UTC)
 
     def time_left(self) -> timedelta:
         """Return the time that is left of the whole."""
@@ -68,7 +78,7 @@ class Execution:
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """
-        self.tree.begin(path, workflow.now())
+        self._begin(path)
         step = Step(path)
         try:
             yield step
@@ -83,7 +93,24 @@ class Execution:
             raise StepFailed(path, status) from error
         self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
 
+    def _begin(self, path: str) -> None:
+        """Add a step. Raises CancelledError when none may begin any more, what Tree.begin() raises."""
+        if self.closed and not self.compensating:
+            raise asyncio.CancelledError
+        try:
+            self.tree.begin(path, workflow.now())
+        except StepFailed as error:
+            self._refuse(error)
+            raise
+        self.open[path] = asyncio.current_task()
+
+    def _refuse(self, error: StepFailed) -> None:
+        """Begin no step after this one. Code that goes on nevertheless, as in a loop, is stopped by CancelledError."""
+        if not self.compensating:
+            self.closed, self.refusal = True, error
+
     def _end(self, step: Step, state: "pipeline_pb2.StepState.ValueType", error: Any = None) -> None:
+        del self.open[step.path]
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
@@ -194,5 +221,6 @@ class Execution:
         left = self.time_left()
         if left < _SHORTEST:
             error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
-            raise StepFailed(path, error)
+            self._refuse(refusal := StepFailed(path, error))
+            raise refusal
         return left if timeout is None else max(min(timeout, left), _SHORTEST)

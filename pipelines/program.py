@@ -12,7 +12,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, failure
     from llm_pb import common_pb2, llm_pb2
-    from pipelines.errors import StepFailed
+    from pipelines.errors import StepFailed, contained
 
 from pipelines.execution import Execution
 
@@ -105,7 +105,7 @@ class Pipeline:
 
         async def call(number: int, item: _T) -> _R:
             async with turns:
-                return await function(self.within(f"{name}/{number}"), item)
+                return await contained(function(self.within(f"{name}/{number}"), item))
 
         calls = [asyncio.create_task(call(number, item)) for number, item in enumerate(items)]
         try:
