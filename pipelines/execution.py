@@ -114,8 +114,19 @@ class Execution:
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
-    async def run_job(self, step: Step, job: llm_pb2.JobRequest, timeout: timedelta | None) -> llm_pb2.JobResult:
-        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed."""
+    async def run_job(
+        self,
+        step: Step,
+        job: llm_pb2.JobRequest,
+        timeout: timedelta | None,
+        is_usable: Callable[[llm_pb2.JobResult], bool] = lambda _: True,
+    ) -> llm_pb2.JobResult:
+        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed.
+
+        A pipeline that goes on runs no job again that has succeeded, and whose result is usable.
+        """
+        if (made := await self.recall_job(step, is_usable)) is not None:
+            return made
         pipeline, info = self.pipeline, workflow.info()
         job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
         job.job_class = pipeline.job_class
@@ -138,15 +149,16 @@ class Execution:
             traceparent=workflow.memo_value(names.MEMO_TRACEPARENT, ""),
             hash_=(lambda name, _: hashes.get(name, "")) if hashes else None,
         )
+        reuse = WorkflowIDReusePolicy
         child = await workflow.start_child_workflow(
             names.JOB_WORKFLOW_TYPE,
             job,
             id=start.id,
-            memo=start.memo,
+            memo={**start.memo, names.MEMO_RERUN: True} if self._options.resumed else start.memo,
             search_attributes=start.search_attributes,
             priority=start.priority,
             execution_timeout=start.execution_timeout,
-            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_reuse_policy=reuse.ALLOW_DUPLICATE if self._options.resumed else reuse.REJECT_DUPLICATE,
             # What ends the pipeline by force must not take what its jobs have made.
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             result_type=llm_pb2.JobResult,
@@ -158,9 +170,31 @@ class Execution:
             if (partial := partial_of(error)) is not None:
                 step.usage.CopyFrom(usage_of(partial.metadata))
             raise
+        self._take(step, result)
+        return result
+
+    def _take(self, step: Step, result: llm_pb2.JobResult) -> None:
+        """Note in the tree what the job of a step has made and used."""
         step.usage.CopyFrom(usage_of(result.metadata))
-        if result.HasField("output_file"):
-            self.tree.change(step.path).files.append(result.output_file)
+        files = [*([result.output_file] if result.HasField("output_file") else ()), *result.images]
+        if files:
+            self.tree.change(step.path).files.extend(files)
+
+    async def recall_job(self, step: Step, is_usable: Callable[[llm_pb2.JobResult], bool]) -> llm_pb2.JobResult | None:
+        """Return what the step's job has made in an earlier run of the pipeline; None if it has to be run.
+
+        Raises ActivityError for a job that was deleted.
+        """
+        if not self._options.resumed:
+            return None
+        id_ = f"{self.id}/{step.path}"
+        result = await workflow.execute_local_activity(
+            activities.recall_step, id_, schedule_to_close_timeout=_ADMISSION, start_to_close_timeout=_ADMISSION
+        )
+        if not result.HasField("metadata") or not is_usable(result):
+            return None
+        self.tree.change(step.path).workflow_id = id_
+        self._take(step, result)
         return result
 
     async def run_activity(
