@@ -154,8 +154,9 @@ generate: $(DEV)/.installed ## Write llm_pb from proto/llm.proto and proto/inter
 	buf generate
 
 .PHONY: settings
-settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes
+settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes, and the alerts for Kubernetes
 	$(DEV)/bin/python -m deploy.settings_table
+	$(DEV)/bin/python -m deploy.prometheus_rule
 
 .PHONY: record
 record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
