@@ -72,9 +72,9 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
     The client and its workers propagate the trace's context and record Temporal's own spans. Spans of workflows are
     replay-safe. `runtime` is the one of the process, which has its metrics and logs: see runtime.metrics. The process
     is ready only while Temporal answers and has the namespace. `encryption` says how payloads are encrypted, None if
-    they are not. The client waits for its keys, too.
+    they are not. The client waits for its keys, too. It also waits, with a warning, while Temporal refuses its
+    credentials: an operator may give Temporal the key later.
 
-    Raises RPCError if Temporal refuses the connection, because of its credentials for example: a retry would not help.
     Raises RuntimeError if the configuration has no address of Temporal, OSError if a file that it names is unreadable.
     """
     profile = ClientConfigProfile.load()

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+from temporalio.api.enums.v1 import RoutingConfigUpdateState
+from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 from temporalio.client import Client
 
 from deploy.local.process import Process
@@ -71,20 +73,33 @@ class Versions:
         self.stubs[build] = LlmServiceStub(channel), PipelineServiceStub(channel)
         return gateway
 
-    async def set_current(self, build: str) -> None:
-        """Set the current version, as an operator would: it is there once its workers have polled."""
-        known = ("worker", "deployment", "describe-version", "--deployment-name", DEPLOYMENT, "--build-id", build)
+    async def set_current(self, build: str, deployment: str = DEPLOYMENT, queues: int = 4) -> None:
+        """Set the current version, as an operator would, once its workers have polled so many queues.
+
+        Activities and workflows of one queue count as two.
+        """
+        version = ("--deployment-name", deployment, "--build-id", build)
+        known = ("worker", "deployment", "describe-version", *version)
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     polled = json.loads(await temporal_cli(self.stack, *known, "-o", "json"))
                 except AssertionError:
                     polled = {}
-                if len(polled.get("taskQueuesInfos") or ()) >= 4:  # activities and workflows of one queue, two others
+                if len(polled.get("taskQueuesInfos") or ()) >= queues:
                     break
                 await asyncio.sleep(0.2)
-        command = ("worker", "deployment", "set-current-version", "--deployment-name", DEPLOYMENT, "--build-id", build)
-        await temporal_cli(self.stack, *command, "--yes")
+        await temporal_cli(self.stack, "worker", "deployment", "set-current-version", *version, "--yes")
+        # The task queues learn of it a moment later.
+        client = await Client.connect(self.stack.address("temporal"))
+        asked = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=deployment)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = await client.workflow_service.describe_worker_deployment(asked)
+                state = found.worker_deployment_info.routing_config_update_state
+                if state == RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_COMPLETED:
+                    return
+                await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -193,5 +208,26 @@ async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(vers
         assert set(await builds_of(client, id_)) == {"1.0"}
 
 
-async def test_workers_of_another_deployment_run_the_activities(versions: Versions, client: Client) -> None:
-    """A GPU worker has a roll-out of its own, and gets nothing while its version is not the current one."""
+async def test_gpu_workers_may_have_versions_of_their_own(versions: Versions) -> None:
+    """A worker gets jobs while its version is the current one, whatever the version of the workflow."""
+    stack, (jobs, pipelines) = versions.stack, versions.stubs["1.1"]
+    workers = {"": stack.processes["gpu-worker"]}
+    for build in ("a", "b"):
+        version = {"TEMPORAL_DEPLOYMENT_NAME": "gpu", "TEMPORAL_WORKER_BUILD_ID": build}
+        workers[build] = stack.add("gpu-worker", version)
+        await workers[build].start()
+        await workers[build].wait_ready()
+
+    async def builds() -> set[str]:
+        """Return the builds of the workers that run a few jobs."""
+        watched = [await watch(jobs, await accepted(jobs)) for _ in range(4)]
+        pids = {seen.final.result.metadata.worker.rpartition("-")[2] for seen in watched}
+        return {build for build, worker in workers.items() if str(worker.pid) in pids}
+
+    assert await builds() == {""}
+    for build in ("a", "b", "a"):
+        await versions.set_current(build, "gpu", queues=2)
+        assert await builds() == {build}
+    pipeline = (await submit(pipelines, new_pipeline("changing", StringValue()))).pipeline_id
+    seen = await follow(pipelines, pipeline)
+    assert value_of(seen.result) == "new"
