@@ -1,5 +1,9 @@
 """What a step raises in the code of its pipeline."""
 
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 from temporalio.exceptions import (
     ActivityError,
@@ -21,6 +25,17 @@ from jobs.errors import (
 )
 from jobs.pipelines import CANCELLED, PROGRAM_ERROR, failure
 from llm_pb import llm_pb2
+
+_T = TypeVar("_T")
+
+
+class Incomplete(Exception):
+    """The pipeline has a part of its result. Raised by its code, it ends the pipeline as failed, with that part."""
+
+    def __init__(self, result: Message, why: str) -> None:
+        """`result` is of the type that the pipeline was registered with. `why` names what is missing."""
+        super().__init__(why)
+        self.result = result
 
 
 class StepFailed(Exception):
@@ -61,3 +76,11 @@ def partial_of(error: BaseException) -> llm_pb2.JobResult | None:
     """Return what the job of a failed step has left; None without anything."""
     cause = error.cause if isinstance(error, ChildWorkflowError) else None
     return partial_result(cause) if isinstance(cause, ApplicationError) else None
+
+
+async def contained(work: Awaitable[_T]) -> _T:
+    """Return what the code of a pipeline returns. Raises RuntimeError for what would end the process: sys.exit()."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error

@@ -54,6 +54,16 @@ class Execution:
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
         """Whether the pipeline has stopped and its compensations run, for which no limit of the pipeline counts."""
+        self.closed = False
+        """Whether no step begins any more, except those of compensations."""
+        self.refusal: StepFailed | None = None
+        """Why none may begin, where it is no cancel and not the end of the code."""
+        self.open: dict[str, asyncio.Task[Any] | None] = {}
+        """The tasks in which steps run, by path."""
+
+    def is_over(self) -> bool:
+        """Return whether the time of the whole is over."""
+        return workflow.now() >= self._options.expire_time.ToDatetime(UTC)
 
     def time_left(self) -> timedelta:
         """Return the time that is left of the whole."""
@@ -68,7 +78,7 @@ class Execution:
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """
-        self.tree.begin(path, workflow.now())
+        self._begin(path)
         step = Step(path)
         try:
             yield step
@@ -83,12 +93,40 @@ class Execution:
             raise StepFailed(path, status) from error
         self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
 
+    def _begin(self, path: str) -> None:
+        """Add a step. Raises CancelledError when none may begin any more, what Tree.begin() raises."""
+        if self.closed and not self.compensating:
+            raise asyncio.CancelledError
+        try:
+            self.tree.begin(path, workflow.now())
+        except StepFailed as error:
+            self._refuse(error)
+            raise
+        self.open[path] = asyncio.current_task()
+
+    def _refuse(self, error: StepFailed) -> None:
+        """Begin no step after this one. Code that goes on nevertheless, as in a loop, is stopped by CancelledError."""
+        if not self.compensating:
+            self.closed, self.refusal = True, error
+
     def _end(self, step: Step, state: "pipeline_pb2.StepState.ValueType", error: Any = None) -> None:
+        del self.open[step.path]
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
-    async def run_job(self, step: Step, job: llm_pb2.JobRequest, timeout: timedelta | None) -> llm_pb2.JobResult:
-        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed."""
+    async def run_job(
+        self,
+        step: Step,
+        job: llm_pb2.JobRequest,
+        timeout: timedelta | None,
+        is_usable: Callable[[llm_pb2.JobResult], bool] = lambda _: True,
+    ) -> llm_pb2.JobResult:
+        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed.
+
+        A pipeline that goes on runs no job again that has succeeded, and whose result is usable.
+        """
+        if (made := await self.recall_job(step, is_usable)) is not None:
+            return made
         pipeline, info = self.pipeline, workflow.info()
         job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
         job.job_class = pipeline.job_class
@@ -111,15 +149,16 @@ class Execution:
             traceparent=workflow.memo_value(names.MEMO_TRACEPARENT, ""),
             hash_=(lambda name, _: hashes.get(name, "")) if hashes else None,
         )
+        reuse = WorkflowIDReusePolicy
         child = await workflow.start_child_workflow(
             names.JOB_WORKFLOW_TYPE,
             job,
             id=start.id,
-            memo=start.memo,
+            memo={**start.memo, names.MEMO_RERUN: True} if self._options.resumed else start.memo,
             search_attributes=start.search_attributes,
             priority=start.priority,
             execution_timeout=start.execution_timeout,
-            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_reuse_policy=reuse.ALLOW_DUPLICATE if self._options.resumed else reuse.REJECT_DUPLICATE,
             # What ends the pipeline by force must not take what its jobs have made.
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             result_type=llm_pb2.JobResult,
@@ -131,9 +170,31 @@ class Execution:
             if (partial := partial_of(error)) is not None:
                 step.usage.CopyFrom(usage_of(partial.metadata))
             raise
+        self._take(step, result)
+        return result
+
+    def _take(self, step: Step, result: llm_pb2.JobResult) -> None:
+        """Note in the tree what the job of a step has made and used."""
         step.usage.CopyFrom(usage_of(result.metadata))
-        if result.HasField("output_file"):
-            self.tree.change(step.path).files.append(result.output_file)
+        files = [*([result.output_file] if result.HasField("output_file") else ()), *result.images]
+        if files:
+            self.tree.change(step.path).files.extend(files)
+
+    async def recall_job(self, step: Step, is_usable: Callable[[llm_pb2.JobResult], bool]) -> llm_pb2.JobResult | None:
+        """Return what the step's job has made in an earlier run of the pipeline; None if it has to be run.
+
+        Raises ActivityError for a job that was deleted.
+        """
+        if not self._options.resumed:
+            return None
+        id_ = f"{self.id}/{step.path}"
+        result = await workflow.execute_local_activity(
+            activities.recall_step, id_, schedule_to_close_timeout=_ADMISSION, start_to_close_timeout=_ADMISSION
+        )
+        if not result.HasField("metadata") or not is_usable(result):
+            return None
+        self.tree.change(step.path).workflow_id = id_
+        self._take(step, result)
         return result
 
     async def run_activity(
@@ -194,5 +255,6 @@ class Execution:
         left = self.time_left()
         if left < _SHORTEST:
             error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
-            raise StepFailed(path, error)
+            self._refuse(refusal := StepFailed(path, error))
+            raise refusal
         return left if timeout is None else max(min(timeout, left), _SHORTEST)

@@ -12,7 +12,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, failure
     from llm_pb import common_pb2, llm_pb2
-    from pipelines.errors import StepFailed
+    from pipelines.errors import StepFailed, contained
 
 from pipelines.execution import Execution
 
@@ -84,7 +84,8 @@ class Pipeline:
         if schema is not None:
             job.params.json_schema = json.dumps(schema)
         async with self._execution.step(self._path(name)) as step:
-            result = await self._execution.run_job(step, job, timeout)
+            is_usable = (lambda _: True) if schema is None else _is_json
+            result = await self._execution.run_job(step, job, timeout, is_usable)
             if schema is None:
                 return Generated(result)
             try:
@@ -92,6 +93,28 @@ class Pipeline:
             except ValueError as error:
                 wrong = f"the output is no JSON: {error}"
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, wrong)) from None
+
+    async def image(
+        self,
+        name: str,
+        *,
+        model: str,
+        prompt: str,
+        size: llm_pb2.ImageSize | None = None,
+        seed: int | None = None,
+        timeout: timedelta | None = None,
+    ) -> common_pb2.FileRef:
+        """Run a job on a model that makes images, and return the file of the image.
+
+        `size` is one of the model's. `timeout` is as for generate(). Raises StepFailed.
+        """
+        params = llm_pb2.SamplingParams(seed=seed)
+        job = llm_pb2.JobRequest(model=model, prompt=prompt, params=params, image_size=size)
+        async with self._execution.step(self._path(name)) as step:
+            result = await self._execution.run_job(step, job, timeout, lambda result: bool(result.images))
+            if not result.images:
+                raise StepFailed(step.path, failure(INVALID_OUTPUT, f"the model {model} makes no images"))
+            return result.images[0]
 
     async def map(
         self, name: str, items: Sequence[_T], function: "Callable[[Pipeline, _T], Awaitable[_R]]", *, limit: int = 10
@@ -105,7 +128,7 @@ class Pipeline:
 
         async def call(number: int, item: _T) -> _R:
             async with turns:
-                return await function(self.within(f"{name}/{number}"), item)
+                return await contained(function(self.within(f"{name}/{number}"), item))
 
         calls = [asyncio.create_task(call(number, item)) for number, item in enumerate(items)]
         try:
@@ -152,3 +175,11 @@ class Pipeline:
 
     def _path(self, name: str) -> str:
         return f"{self._below}{name}"
+
+
+def _is_json(result: llm_pb2.JobResult) -> bool:
+    try:
+        json.loads(result.output)
+    except ValueError:
+        return False
+    return True

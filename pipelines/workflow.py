@@ -25,9 +25,19 @@ with workflow.unsafe.imports_passed_through():
     from jobs.ids import trace_id
     from jobs.inputs import one_input
     from jobs.memo import to_memo
-    from jobs.pipelines import CANCELLED, PROGRAM_ERROR, TOTAL_TIMEOUT, UNKNOWN_PIPELINE, failure, name_of, packed
+    from jobs.pipelines import (
+        CANCELLED,
+        INCOMPLETE,
+        PROGRAM_ERROR,
+        TOTAL_TIMEOUT,
+        UNKNOWN_PIPELINE,
+        failure,
+        name_of,
+        packed,
+        with_defaults,
+    )
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import StepFailed, status_of
+    from pipelines.errors import Incomplete, StepFailed, contained, status_of
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
@@ -119,36 +129,56 @@ class LLMPipelineWorkflow:
 
     async def _run_program(self) -> "llm_pb2.JobState.ValueType":
         """Run the code to its end, or stop it; return the final state. Result and error are left in their fields."""
-        program = asyncio.create_task(self._program())
+        program = asyncio.create_task(contained(self._program()))
         await self._cancellation.wait(
             lambda: program.done() or self._out_of_time or self._cancellation.error is not None
         )
         stopped = not program.done()
+        self._execution.closed = True
         if stopped:
             self._note_cancel()
             program.cancel()
             await self._cancellation.wait(program.done)
-        try:
-            self._result = program.result()
-        except asyncio.CancelledError:
-            pass
-        except StepFailed as error:
-            self._error = error.status
-        except Exception as error:  # noqa: BLE001  # whatever is wrong with the code, its pipeline must end
-            workflow.logger.exception("the code of a pipeline has failed")
-            self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
-        if not stopped:
-            return llm_pb2.JOB_STATE_SUCCEEDED if self._result is not None else llm_pb2.JOB_STATE_FAILED
-        self._result = None
+        await self._end_open_steps()
+        self._take_outcome(program)
+        late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) == TOTAL_TIMEOUT
+        if not stopped and not late:
+            return llm_pb2.JOB_STATE_SUCCEEDED if self._error is None else llm_pb2.JOB_STATE_FAILED
+        self._result = self._error = None
         if self._cancellation.error is not None:
             self._error = failure(CANCELLED, str(self._cancellation.error), code_pb2.CANCELLED)
             return llm_pb2.JOB_STATE_CANCELLED
         self._error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
         return llm_pb2.JOB_STATE_TIMED_OUT
 
+    async def _end_open_steps(self) -> None:
+        """Cancel the steps that run although the code has ended, and wait for them."""
+        open_ = self._execution.open
+        for task in open_.values():
+            if task is not None:
+                task.cancel()
+        await self._cancellation.wait(lambda: not open_)
+
+    def _take_outcome(self, program: "asyncio.Task[pipeline_pb2.PipelineResult]") -> None:
+        """Keep the result or the error of the code, which has ended."""
+        if program.cancelled():
+            error: BaseException | None = self._execution.refusal or asyncio.CancelledError("raised by the code itself")
+        else:
+            error = program.exception()
+        if error is None:
+            self._result = program.result()
+        elif isinstance(error, StepFailed):
+            self._error = error.status
+        else:
+            workflow.logger.error("the code of a pipeline has failed", exc_info=error)
+            self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
+
     async def _program(self) -> pipeline_pb2.PipelineResult:
         found, spec = self._code()
-        value = await found.program(Pipeline(self._execution), spec)
+        try:
+            value = await found.program(Pipeline(self._execution), spec)
+        except Incomplete as error:
+            value, self._error = error.result, failure(INCOMPLETE, str(error))
         if not isinstance(value, found.result):
             raise TypeError(f"{found.name} returns a {type(value).__name__}, no {found.result.__name__}")
         if (size := value.ByteSize()) > _MAX_RESULT_BYTES:
@@ -157,7 +187,7 @@ class LLMPipelineWorkflow:
 
     def _code(self) -> tuple[Registered, Message]:
         """Return what is registered, and the input. Raises StepFailed."""
-        request = self._run.pipeline
+        request = with_defaults(self._run.pipeline, self._run.options.defaults)
         found = REGISTERED.get(name_of(request))
         if found is None:
             error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name_of(request)!r} here", code_pb2.NOT_FOUND)
@@ -217,12 +247,13 @@ class LLMPipelineWorkflow:
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(status)})
         workflow.logger.info("pipeline ended", extra={"state": llm_pb2.JobState.Name(final)})
-        if self._result is not None:
+        if final == llm_pb2.JOB_STATE_SUCCEEDED and self._result is not None:
             return self._result
         error = self._error if self._error is not None else status_of(RuntimeError("no result"))
         if final == llm_pb2.JOB_STATE_CANCELLED:
             raise CancelledError(error.message)
-        raise ApplicationError(error.message, type=errors.reason_of(error), non_retryable=True)
+        details = (self._result,) if self._result is not None else ()
+        raise ApplicationError(error.message, *details, type=errors.reason_of(error), non_retryable=True)
 
     async def _finish(self, task: "asyncio.Task[Any]") -> None:
         """Wait for a task. A cancel meanwhile is noted, and does not reach it."""

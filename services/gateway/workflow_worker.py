@@ -7,7 +7,7 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import Worker
 
 from encryption import Encryption
 from feed.feed import Feed
@@ -45,6 +45,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
+from services.gateway.workflow_runner import ContainedRunner
 from store.store import Store
 from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
@@ -209,7 +210,7 @@ def workflow_worker(
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     scheduled = ScheduledJobs(submission, bounds, JobCancellation(effects, reader), reader)
-    in_pipelines = PipelineSteps(models, settings, bounds, feed, has_store=has_store)
+    in_pipelines = PipelineSteps(models, settings, bounds, feed, reader, has_store=has_store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
@@ -235,11 +236,11 @@ def workflow_worker(
             *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
             # Batches of earlier versions have these steps here.
             *(batches.plan_batch, batches.merge_batch),
-            *(in_pipelines.admit_step, in_pipelines.publish_pipeline),
+            *(in_pipelines.admit_step, in_pipelines.recall_step, in_pipelines.publish_pipeline),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
-        workflow_runner=UnsandboxedWorkflowRunner(),
+        workflow_runner=ContainedRunner(),
         max_concurrent_activities=_MAX_ACTIVITIES,
         max_concurrent_activity_task_polls=1,
         # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.

@@ -12,9 +12,10 @@ from jobs.errors import reason_of
 from jobs.ids import tenant_of
 from jobs.rules import check_submit
 from llm_pb import internal_pb2, llm_pb2
-from services.gateway.errors import ApiError
+from services.gateway.errors import ApiError, JobDeleted, JobNotFound
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_options import job_options
+from services.gateway.job_reader import JobReader
 from services.gateway.models import Models
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
@@ -27,13 +28,21 @@ class PipelineSteps:
     """What pipelines need of a gateway while they run."""
 
     def __init__(
-        self, models: Models, settings: GatewaySettings, bounds: JobBounds, feed: Feed, *, has_store: bool
+        self,
+        models: Models,
+        settings: GatewaySettings,
+        bounds: JobBounds,
+        feed: Feed,
+        reader: JobReader,
+        *,
+        has_store: bool,
     ) -> None:
         """`has_store`: whether a large output may become a file."""
         self._models = models
         self._settings = settings
         self._bounds = bounds
         self._feed = feed
+        self._reader = reader
         self._has_store = has_store
 
     @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
@@ -58,6 +67,20 @@ class PipelineSteps:
         # Nobody is notified of a step.
         chosen.notify_operator = False
         return chosen
+
+    @activity.defn(name=names.ACTIVITY_RECALL_STEP)
+    async def recall_step(self, job_id: str) -> llm_pb2.JobResult:
+        """Return the result of a step's job, of an earlier run of its pipeline; an empty one unless it has succeeded.
+
+        Raises ApplicationError, which cannot be retried, for a job that was deleted: its id stays taken.
+        """
+        try:
+            found = await self._reader.get(gateway_for(job_id), job_id)
+        except JobDeleted as error:
+            raise ApplicationError(error.status.message, type="JOB_DELETED", non_retryable=True) from error
+        except JobNotFound:
+            return llm_pb2.JobResult()
+        return found.result if found.status.state == llm_pb2.JOB_STATE_SUCCEEDED else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
     async def publish_pipeline(self, change: internal_pb2.PipelineChange) -> None:
