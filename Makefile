@@ -187,7 +187,7 @@ wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, whic
 	@rm -rf dist build clients/python/build
 	$(DEV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist . clients/python
 
-IMAGES := gateway http notifier codec gpu-worker-cpu
+IMAGES := gateway http notifier codec gpu-worker-cpu trainer
 REGISTRY := durable-llm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 .PHONY: images
