@@ -32,12 +32,15 @@ from services.gateway.job_traces import link_call
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
 from services.gateway.turns import Turns
 
 _log = logging.getLogger(__name__)
 _DEFAULT_TIMEOUT: Final = timedelta(hours=24)
+_GRACE: Final = timedelta(days=1)
+"""Time that Temporal leaves a pipeline beyond its own and that of its compensations."""
 
 
 class PipelineSubmission:
@@ -95,6 +98,8 @@ class PipelineSubmission:
                     attributes_of(work_start.about(pipeline), caller.tenant, hash_)
                 ),
                 priority=self._turns.priority(caller.tenant, pipeline.user_id, hash_, job_class),
+                # The last resort, for code that blocks or whose replay fails for ever.
+                execution_timeout=_within(pipeline, self._settings) + self._settings.max_total_timeout + _GRACE,
                 request_eager_start=True,
             )
         except WorkflowAlreadyStartedError as error:
@@ -170,7 +175,9 @@ class PipelineSubmission:
         """
         pipeline, most = request.pipeline, self._settings.pipeline_max_timeout
         whole = with_defaults(pipeline, self._settings.pipeline_defaults.of(pipeline))
-        violations = [*check_registered(pipeline), *check_complete(whole)]
+        caller = caller or current_caller()
+        own = [model for model in self._settings.models if model.tenant in (None, caller.tenant)]
+        violations = [*check_registered(pipeline), *check_complete(whole), *check_models(whole, own)]
         if pipeline.notify:
             violations.append(Violation("pipeline.notify", "is not supported here: watch it, or look at it later"))
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
@@ -178,7 +185,7 @@ class PipelineSubmission:
         if violations or check_submit(request):
             # Temporal is not asked about a bad request.
             return violations
-        return await self._datasets.check(caller or current_caller(), whole)
+        return await self._datasets.check(caller, whole)
 
     async def _answered(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
         """Return a step of a pipeline that has ended, if it got this answer before."""
@@ -216,15 +223,20 @@ class PipelineSubmission:
             max_job_timeout=options.duration(settings.max_total_timeout),
             defaults=settings.pipeline_defaults.of(pipeline),
         )
-        within = min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
-        if pipeline.HasField("total_timeout"):
-            within = pipeline.total_timeout.ToTimedelta()
+        within = _within(pipeline, settings)
         chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
         if hash_ is not None:
             for pair in attributes_of(work_start.about(pipeline)):
                 chosen.hashes[pair.key.name] = hash_(pair.key.name, pair.value)
             chosen.hashes[FAIRNESS_KEY] = hash_(FAIRNESS_KEY, pipeline.user_id)
         return chosen
+
+
+def _within(pipeline: pipeline_pb2.PipelineRequest, settings: GatewaySettings) -> timedelta:
+    """Return the time after which a pipeline is stopped."""
+    if pipeline.HasField("total_timeout"):
+        return pipeline.total_timeout.ToTimedelta()
+    return min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
 
 
 def _goes_on(status: pipeline_pb2.PipelineStatus) -> bool:
