@@ -10,6 +10,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from jobs import names
 from jobs.errors import (
     EngineFailed,
     Terminated,
@@ -51,7 +52,7 @@ def status_of(error: BaseException) -> status_pb2.Status:
     if isinstance(cause, TerminatedError):
         return to_status(Terminated("an operator has terminated the step"))
     if isinstance(cause, ApplicationError):
-        if isinstance(error, ChildWorkflowError):
+        if isinstance(error, ChildWorkflowError) and error.workflow_type == names.JOB_WORKFLOW_TYPE:
             return to_status(from_application_error(cause, EngineFailed))
         return failure(cause.type or PROGRAM_ERROR, cause.message)
     return failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}")

@@ -36,7 +36,7 @@ class OutputFiles:
         Waits for a store that is away, for the time `within` or, without one, as long as the activity may take. Raises
         TimeoutError.
         """
-        if self._store is None or not attempt.max_output_bytes or not attempt.output.is_large:
+        if self._store is None or not attempt.max_output_bytes or not attempt.output.is_large(attempt.max_inline_bytes):
             return None
         # Nothing is to be expected of the engine.
         attempt.watchdog.move(DONE)
