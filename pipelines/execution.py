@@ -18,6 +18,9 @@ with workflow.unsafe.imports_passed_through():
     from jobs.pipelines import (
         BUDGET_SPENT,
         ENDED_STEPS,
+        HISTORY_FULL,
+        MAX_HISTORY_BYTES,
+        MAX_HISTORY_EVENTS,
         MAX_PATH,
         MAX_QUESTION_BYTES,
         TOTAL_TIMEOUT,
@@ -85,6 +88,8 @@ class Execution:
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """
+        if not self.compensating:
+            _require_room(path)
         self.tree.begin(path, workflow.now(), bounded=not self.compensating)
         step = Step(path)
         async with failing_as(path):
@@ -245,6 +250,18 @@ async def failing_as(path: str) -> AsyncIterator[None]:
         raise StepFailed(path, status_of(error)) from error
     if _cancels() > before:
         raise asyncio.CancelledError
+
+
+def _require_room(path: str) -> None:
+    """Raise StepFailed before Temporal would terminate the workflow, whose compensations could not run then."""
+    info = workflow.info()
+    size, events = info.get_current_history_size(), info.get_current_history_length()
+    if size > MAX_HISTORY_BYTES or events > MAX_HISTORY_EVENTS:
+        message = (
+            f"the history of the pipeline has {size} bytes and {events} events; a step begins up to {MAX_HISTORY_BYTES}"
+            f" bytes and {MAX_HISTORY_EVENTS} events: pass texts on as files, or split it into pipelines"
+        )
+        raise StepFailed(path, failure(HISTORY_FULL, message, code_pb2.RESOURCE_EXHAUSTED))
 
 
 def _cancels() -> int:

@@ -144,3 +144,12 @@ async def test_a_cancel_reaches_the_jobs_of_pipelines_within(pipelines: Any, stu
     status = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=job), timeout=PATIENCE)
     assert status.status.state == llm_pb2.JOB_STATE_CANCELLED
     assert status.result.output
+
+
+async def test_a_pipeline_ends_before_its_history_is_full(pipelines: Any) -> None:
+    """Temporal would terminate it, and nothing would be undone."""
+    seen = await run(pipelines, new_pipeline("verbose", StringValue(value="x")))
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert reason_of(seen.status.root.error) == "HISTORY_FULL"
+    assert 30 < seen.steps["texts"].counts.total < 40
+    assert seen.steps["undo"].state == SUCCEEDED

@@ -3,6 +3,7 @@
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from jobs.pipelines import MAX_TEXT_BYTES
 from llm_pb import batch_pb2, common_pb2, llm_pb2
 from pipelines import Pipeline, StepFailed, pipeline
 
@@ -79,3 +80,16 @@ async def lasting(llm: Pipeline, prompt: StringValue) -> StringValue:
     return StringValue(
         value=(await llm.generate("write", model="docstrings", prompt=prompt.value, max_tokens=8000)).text
     )
+
+
+@pipeline("verbose", StringValue, StringValue)
+async def verbose(llm: Pipeline, text: StringValue) -> StringValue:
+    """Write a large text again and again."""
+
+    async def undo() -> None:
+        await llm.generate("undo", model="docstrings", prompt="Undo.", max_tokens=2)
+
+    llm.compensate(undo)
+    for number in range(100):
+        await llm.files.put(f"texts/{number}", text.value * MAX_TEXT_BYTES)
+    return StringValue()
