@@ -1,7 +1,7 @@
 """Steps that are workflows of their own: batches, and pipelines within pipelines."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import TypedSearchAttributes
@@ -18,6 +18,8 @@ with workflow.unsafe.imports_passed_through():
 
 from pipelines.execution import ADMISSION, Execution, Step
 from workflows import activities
+
+_C = TypeVar("_C", batch_pb2.BatchStatus, pipeline_pb2.PipelineResult)
 
 
 async def run_batch(
@@ -65,8 +67,8 @@ async def run_pipeline(
 
 
 async def _child(
-    execution: Execution, step: Step, workflow_type: str, run: Message, result_type: type[Any], memo: dict[str, Any]
-) -> Any:
+    execution: Execution, step: Step, workflow_type: str, run: Message, result_type: type[_C], memo: dict[str, Any]
+) -> _C:
     """Run a child, and count what it has used, however it ends."""
     about = work_start.about(execution.pipeline)
     try:
@@ -87,13 +89,13 @@ async def _child(
     return result
 
 
-def _count(execution: Execution, step: Step, result: Any) -> None:
+def _count(execution: Execution, step: Step, result: batch_pb2.BatchStatus | pipeline_pb2.PipelineResult) -> None:
     step.usage.CopyFrom(result.usage)
     if result.HasField("counts"):
         execution.tree.change(step.path).counts.CopyFrom(result.counts)
 
 
-def _left(error: ChildWorkflowError, result_type: type[Any]) -> Any:
+def _left(error: ChildWorkflowError, result_type: type[_C]) -> _C | None:
     """Return the result that a child has left as it failed or was cancelled; None without one."""
     cause = error.cause
     details = cause.details if isinstance(cause, ApplicationError | CancelledError) else ()

@@ -33,8 +33,8 @@ async def demo_pipelines(stack: Stack) -> None:
 async def _refine(client: AsyncClient) -> None:
     model = await first_model(client)
     spec = pipeline_pb2.RefineSpec(topic="the length of a list", models={"write": model}, max_rounds=_ROUNDS)
-    for step in ("write", "critique", "check", "edit"):
-        spec.step_timeouts[step].seconds = _STEP_SECONDS
+    for name in ("write", "critique", "check", "edit"):
+        spec.step_timeouts[name].seconds = _STEP_SECONDS
     print(f"\n== refine: write, criticise as JSON, check, edit; at most {_ROUNDS} rounds of the model {model}")
     request = pipeline_pb2.PipelineRequest(user_id="demo", request_id=uuid.uuid4().hex[:8], refine=spec)
     id_ = (await client.pipelines.submit(request)).pipeline_id

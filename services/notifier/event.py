@@ -26,7 +26,7 @@ def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = ""
     for field in ("notification_id", "target", "target_index", "event"):
         about.ClearField(field)
     data = json_format.MessageToDict(about)
-    other = next((kind for kind in ("batch", "pipeline") if request.HasField(kind)), None)  # type: ignore[arg-type]
+    other = next((kind for kind in ("batch", "pipeline") if request.HasField(kind)), None)
     if other is not None:
         data["status"] = data.pop(other)
     elif job_url:

@@ -72,19 +72,6 @@ async def test_a_cancel_counts_although_the_step_ends_well(pipelines: Any, tempo
     assert {path: step.state for path, step in seen.steps.items()} == {"turns": SUCCEEDED, "turns/0": SUCCEEDED}
 
 
-async def test_the_first_reason_to_stop_counts(pipelines: Any, temporal: Client) -> None:
-    async with taking_turns(temporal, "turns-2") as (turns, spec):
-        pipeline = new_pipeline("stubborn", spec, total_timeout={"seconds": 15})
-        id_ = (await submit(pipelines, pipeline)).pipeline_id
-        await asyncio.wait_for(turns.began.wait(), PATIENCE)
-        await asyncio.wait_for(turns.stopping.wait(), PATIENCE)
-        assert (await cancel(pipelines, id_)).state == llm_pb2.JOB_STATE_RUNNING
-        turns.may_end.set()
-        seen = await follow(pipelines, id_)
-    assert seen.status.state == llm_pb2.JOB_STATE_TIMED_OUT
-    assert reason_of(seen.status.root.error) == "TOTAL_TIMEOUT"
-
-
 async def test_a_broken_compensation_keeps_no_pipeline_open(pipelines: Any) -> None:
     """The others do their work nevertheless. A limit of 0 would let nothing begin, so it is an error."""
     seen = await follow(pipelines, (await submit(pipelines, new_pipeline("untidy", Struct()))).pipeline_id)

@@ -90,6 +90,9 @@ async def verbose(llm: Pipeline, text: StringValue) -> StringValue:
         await llm.generate("undo", model="docstrings", prompt="Undo.", max_tokens=2)
 
     llm.compensate(undo)
-    for number in range(100):
-        await llm.files.put(f"texts/{number}", text.value * MAX_TEXT_BYTES)
+
+    async def write(part: Pipeline, _: int) -> None:
+        await part.files.put("text", text.value * MAX_TEXT_BYTES)
+
+    await llm.map("texts", range(100), write, limit=4)
     return StringValue()
