@@ -46,7 +46,7 @@ class Chunk:
         """Note items that are durable, each with its place, and the segments that hold all of the chunk."""
         for place, item in ended:
             self._done[place // 8] |= 1 << place % 8
-            batches.add_usage(self.usage, usage_of(item), first=self._ended == 0)
+            batches.add_usage(self.usage, usage_of(item))
             self._ended += 1
             name = _COUNTS[item.state]
             setattr(self._known.counts, name, getattr(self._known.counts, name) + 1)

@@ -127,16 +127,19 @@ def add_counts(total: common_pb2.WorkCounts, more: common_pb2.WorkCounts) -> Non
         setattr(total, name, getattr(total, name) + getattr(more, name))
 
 
-def add_usage(total: common_pb2.Usage, more: common_pb2.Usage, *, first: bool) -> None:
-    """Add what items have used. `first`: nothing was added before, so a cost that is unset is not unknown."""
+def add_usage(total: common_pb2.Usage, more: common_pb2.Usage) -> None:
+    """Add what pieces have used. The cost of tokens without a cost is unknown, and so is the sum then."""
+    known = all(
+        usage.HasField("cost_micros") or not (usage.prompt_tokens or usage.output_tokens) for usage in (total, more)
+    )
     for name in ("prompt_tokens", "cached_prompt_tokens", "output_tokens", "wasted_tokens"):
         setattr(total, name, getattr(total, name) + getattr(more, name))
     if more.HasField("engine_time"):
         total.engine_time.FromTimedelta(total.engine_time.ToTimedelta() + more.engine_time.ToTimedelta())
-    if more.HasField("cost_micros") and (first or total.HasField("cost_micros")):
-        total.cost_micros += more.cost_micros
-    else:
+    if not known:
         total.ClearField("cost_micros")
+    elif more.HasField("cost_micros"):
+        total.cost_micros += more.cost_micros
 
 
 def add_ended(progress: internal_pb2.BatchProgress, chunk: internal_pb2.EndedChunk) -> None:
@@ -144,9 +147,8 @@ def add_ended(progress: internal_pb2.BatchProgress, chunk: internal_pb2.EndedChu
     result = chunk.result
     if not result.done.strip(b"\0"):
         return
-    first = not ended(progress.counts)
     add_counts(progress.counts, result.counts)
-    add_usage(progress.usage, result.usage, first=first)
+    add_usage(progress.usage, result.usage)
     result.ClearField("counts")
     result.ClearField("usage")
     result.ClearField("needed")

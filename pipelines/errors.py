@@ -1,5 +1,8 @@
 """What a step raises in the code of its pipeline."""
 
+from collections.abc import Awaitable
+from typing import TypeVar
+
 from google.rpc import code_pb2, status_pb2
 from temporalio.exceptions import (
     ActivityError,
@@ -22,6 +25,8 @@ from jobs.errors import (
 )
 from jobs.pipelines import CANCELLED, PROGRAM_ERROR, failure
 from llm_pb import llm_pb2
+
+_T = TypeVar("_T")
 
 
 class StepFailed(Exception):
@@ -62,3 +67,11 @@ def partial_of(error: BaseException) -> llm_pb2.JobResult | None:
     """Return what the job of a failed step has left; None without anything."""
     cause = error.cause if isinstance(error, ChildWorkflowError) else None
     return partial_result(cause) if isinstance(cause, ApplicationError) else None
+
+
+async def contained(work: Awaitable[_T]) -> _T:
+    """Return what the code of a pipeline returns. Raises RuntimeError for what would end the process: sys.exit()."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error

@@ -40,6 +40,8 @@ _M = TypeVar("_M", bound=Message)
 ADMISSION: Final = timedelta(minutes=1)
 """Maximum time to check a step and to choose its options."""
 _SHORTEST: Final = timedelta(milliseconds=1)
+_MAX_TASK_BYTES: Final = 2 * 1024 * 1024
+"""Size of what one workflow task asks for together, about: a payload has up to as much again."""
 _STEP_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
 )
@@ -70,10 +72,22 @@ class Execution:
         # What has the longest id among the workflows below has this one's and the path.
         self.tree = Tree(self.status.root, min(MAX_PATH, MAX_JOB_ID - len(self.id) - 1))
         self._answers: dict[str, bool] = {}
+        self._task_lock, self._task, self._task_bytes = asyncio.Lock(), 0, 0
+        """What the workflow task of a length of the history has asked for, in bytes."""
         self.compensations: list[Callable[[], Awaitable[object]]] = []
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
         """Whether the pipeline has stopped and its compensations run, for which no limit of the pipeline counts."""
+        self.closed = False
+        """Whether no step begins any more, except those of compensations."""
+        self.refusal: StepFailed | None = None
+        """Why none may begin, where it is no cancel and not the end of the code."""
+        self.open: dict[str, asyncio.Task[Any] | None] = {}
+        """The tasks in which steps run, by path."""
+
+    def is_over(self) -> bool:
+        """Return whether the time of the whole is over."""
+        return workflow.now() >= self.options.expire_time.ToDatetime(UTC)
 
     def time_left(self) -> timedelta:
         """Return the time that is left of the whole."""
@@ -88,9 +102,7 @@ class Execution:
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """
-        if not self.compensating:
-            _require_room(path)
-        self.tree.begin(path, workflow.now(), bounded=not self.compensating)
+        self._begin(path)
         step = Step(path)
         async with failing_as(path):
             try:
@@ -102,7 +114,26 @@ class Execution:
                 raise
             self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
 
+    def _begin(self, path: str) -> None:
+        """Add a step. Raises CancelledError when none may begin any more, what Tree.begin() raises."""
+        if self.closed and not self.compensating:
+            raise asyncio.CancelledError
+        try:
+            if not self.compensating:
+                _require_room(path)
+            self.tree.begin(path, workflow.now(), bounded=not self.compensating)
+        except StepFailed as error:
+            self._refuse(error)
+            raise
+        self.open[path] = asyncio.current_task()
+
+    def _refuse(self, error: StepFailed) -> None:
+        """Begin no step after this one. Code that goes on nevertheless, as in a loop, is stopped by CancelledError."""
+        if not self.compensating:
+            self.closed, self.refusal = True, error
+
     def _end(self, step: Step, state: "pipeline_pb2.StepState.ValueType", error: Any = None) -> None:
+        del self.open[step.path]
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
@@ -152,10 +183,25 @@ class Execution:
             raise StepFailed(step.path, failure(BUDGET_SPENT, message, code_pb2.RESOURCE_EXHAUSTED))
         return left
 
+    async def make_room(self, size: int) -> None:
+        """Wait until what the current workflow task asks Temporal for has room for so many bytes more.
+
+        Temporal refuses a message of more than 4 MB, for ever: it would end the pipeline.
+        """
+        async with self._task_lock:
+            if self._task != (task := workflow.info().get_current_history_length()):
+                self._task, self._task_bytes = task, 0
+            if self._task_bytes and self._task_bytes + size > _MAX_TASK_BYTES:
+                # A timer ends the task.
+                await workflow.sleep(_SHORTEST)
+                self._task, self._task_bytes = workflow.info().get_current_history_length(), 0
+            self._task_bytes += size
+
     async def run_child(
         self, step: Step, workflow_type: str, argument: Message, result_type: type[_M], **start: Any
     ) -> _M:
         """Run a child workflow as the step, and return its result. Raises what the child raises."""
+        await self.make_room(argument.ByteSize())
         child = await workflow.start_child_workflow(
             workflow_type,
             argument,
@@ -174,6 +220,7 @@ class Execution:
         self, step: Step, activity: Any, argument: Any, timeout: timedelta | None, settings: Mapping[str, Any]
     ) -> Any:
         """Run an activity as the step. Raises what the activity raises, StepFailed."""
+        await self.make_room(argument.ByteSize() if isinstance(argument, Message) else len(str(argument)))
         within = self.within(step.path, timeout)
         arguments = {
             "retry_policy": _STEP_RETRIES,
@@ -231,7 +278,8 @@ class Execution:
         left = self.time_left()
         if left < _SHORTEST:
             error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
-            raise StepFailed(path, error)
+            self._refuse(refusal := StepFailed(path, error))
+            raise refusal
         return left if timeout is None else max(min(timeout, left), _SHORTEST)
 
 

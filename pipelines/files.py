@@ -45,6 +45,7 @@ class Files:
             request = internal_pb2.WriteTextRequest(
                 path=step.path, user_id=execution.pipeline.user_id, text=text, media_type=media_type
             )
+            await execution.make_room(request.ByteSize())
             ref = await workflow.execute_activity(
                 activities.write_text,
                 request,

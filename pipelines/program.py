@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 
     from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, OUTPUT_TOO_LARGE, failure
     from llm_pb import batch_pb2, common_pb2, llm_pb2
-    from pipelines.errors import StepFailed
+    from pipelines.errors import StepFailed, contained
     from pipelines.registry import request_of
 
 from pipelines.execution import Execution
@@ -132,7 +132,7 @@ class Pipeline:
 
         async def call(number: int, item: _T) -> _R:
             async with turns:
-                return await function(self.within(f"{name}/{number}"), item)
+                return await contained(function(self.within(f"{name}/{number}"), item))
 
         calls = [asyncio.create_task(call(number, item)) for number, item in enumerate(items)]
         try:

@@ -8,7 +8,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from google.rpc import status_pb2
 
-    from jobs.batches import add_usage, ended
+    from jobs.batches import add_usage
     from jobs.pipelines import MAX_NODES, MAX_PATH, MAX_STEPS, TOO_MANY_STEPS, failure, is_path, parents, shown_error
     from llm_pb import common_pb2, internal_pb2, pipeline_pb2
     from pipelines.errors import StepFailed
@@ -102,11 +102,10 @@ class Tree:
             step.error.CopyFrom(shown_error(error))
         for above in parents(path):
             counted = self._status(above)
-            first = counted is None or not ended(counted.counts)
             self._count(above, "running", -1)
             self._count(above, _COUNTS[state], 1)
             if counted is not None:
-                add_usage(counted.usage, usage, first=first)
+                add_usage(counted.usage, usage)
                 if above and not counted.counts.running:
                     counted.state = state
                     counted.end_time.FromDatetime(now)

@@ -29,7 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.memo import to_memo
     from jobs.pipelines import CANCELLED, PROGRAM_ERROR, TOTAL_TIMEOUT, UNKNOWN_PIPELINE, failure, name_of, packed
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import StepFailed, status_of
+    from pipelines.errors import StepFailed, contained, status_of
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
@@ -127,25 +127,20 @@ class LLMPipelineWorkflow:
 
     async def _run_program(self) -> "llm_pb2.JobState.ValueType":
         """Run the code to its end, or stop it; return the final state. Result and error are left in their fields."""
-        program = asyncio.create_task(self._program())
+        program = asyncio.create_task(contained(self._program()))
         await self._cancellation.wait(
             lambda: program.done() or self._out_of_time or self._cancellation.error is not None
         )
         stopped, out_of_time = not program.done(), self._cancellation.error is None
+        self._execution.closed = True
         if stopped:
             self._note_cancel()
             program.cancel()
             await self._cancellation.wait(program.done)
-        try:
-            self._result = program.result()
-        except asyncio.CancelledError:
-            pass
-        except StepFailed as error:
-            self._error = error.status
-        except Exception as error:  # noqa: BLE001  # whatever is wrong with the code, its pipeline must end
-            workflow.logger.exception("the code of a pipeline has failed")
-            self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
-        if not stopped:
+        await self._end_open_steps()
+        self._take_outcome(program)
+        late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) == TOTAL_TIMEOUT
+        if not stopped and not late:
             return llm_pb2.JOB_STATE_SUCCEEDED if self._result is not None else llm_pb2.JOB_STATE_FAILED
         self._result = None
         if not out_of_time:
@@ -153,6 +148,28 @@ class LLMPipelineWorkflow:
             return llm_pb2.JOB_STATE_CANCELLED
         self._error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
         return llm_pb2.JOB_STATE_TIMED_OUT
+
+    async def _end_open_steps(self) -> None:
+        """Cancel the steps that run although the code has ended, and wait for them."""
+        open_ = self._execution.open
+        for task in open_.values():
+            if task is not None:
+                task.cancel()
+        await self._cancellation.wait(lambda: not open_)
+
+    def _take_outcome(self, program: "asyncio.Task[pipeline_pb2.PipelineResult]") -> None:
+        """Keep the result or the error of the code, which has ended."""
+        if program.cancelled():
+            error: BaseException | None = self._execution.refusal or asyncio.CancelledError("raised by the code itself")
+        else:
+            error = program.exception()
+        if error is None:
+            self._result = program.result()
+        elif isinstance(error, StepFailed):
+            self._error = error.status
+        else:
+            workflow.logger.error("the code of a pipeline has failed", exc_info=error)
+            self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
 
     async def _program(self) -> pipeline_pb2.PipelineResult:
         found, spec = self._code()

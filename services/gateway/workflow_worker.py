@@ -7,7 +7,7 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import Worker
 
 from encryption import Encryption
 from feed.feed import Feed
@@ -48,6 +48,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
 from services.gateway.unreadable_jobs import ending_unreadable
 from services.gateway.waiters import signal_settled
+from services.gateway.workflow_runner import ContainedRunner
 from store.store import Store
 from workflows.llm_batch import LLMBatchWorkflow
 from workflows.llm_deletion import LLMBulkDeletionWorkflow, LLMDeletionWorkflow, LLMJobTombstone
@@ -248,7 +249,7 @@ def workflow_worker(
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.
-        workflow_runner=UnsandboxedWorkflowRunner(),
+        workflow_runner=ContainedRunner(),
         max_concurrent_activities=_MAX_ACTIVITIES,
         max_concurrent_activity_task_polls=1,
         # Maximum wait of a job's next step for a gateway that is gone, before another one takes it.

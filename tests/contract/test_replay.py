@@ -44,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
 # The generated types register themselves once for each process, so the sandbox must share them.
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(
-        "google", "jobs", "llm_pb", "payload_converter", "essay", "other_pipelines"
+        "google", "jobs", "llm_pb", "payload_converter", "essay", "other_pipelines", "broken_pipelines"
     )
 )
 WORKFLOWS = (

@@ -109,10 +109,9 @@ class BatchReader:
         status = record.status
         for chunk in pending:
             result = chunk.ended.result
-            first = not batches.ended(status.counts)
             batches.add_counts(status.counts, result.counts)
             if batches.done_count(result):
-                batches.add_usage(status.usage, result.usage, first=first)
+                batches.add_usage(status.usage, result.usage)
             status.counts.running += result.counts.running if chunk.runs else 0
         self._add_rate(status)
         return BatchView(record, pending)

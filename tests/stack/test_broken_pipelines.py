@@ -1,0 +1,69 @@
+"""Pipelines whose code is broken: each ends, with its error, and the gateway goes on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from deploy.local.stack import Stack
+from jobs.errors import reason_of
+from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.pipelines import Followed, cancel, follow, new_pipeline, submit
+
+
+@pytest.fixture(scope="module")
+async def pipelines(stack: Stack) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        yield PipelineServiceStub(channel)
+
+
+async def ended(pipelines: Any, name: str, value: str, **changes: Any) -> Followed:
+    pipeline = new_pipeline(name, StringValue(value=value), **changes)
+    return await follow(pipelines, (await submit(pipelines, pipeline)).pipeline_id)
+
+
+async def test_whatever_the_code_raises_its_pipeline_alone_ends(pipelines: Any) -> None:
+    """sys.exit() in a pipeline ended the gateway, and the next one that ran its task."""
+    values = [
+        f"{where} {name}" for where in ("code", "map") for name in ("exit", "interrupt", "cancelled", "generator")
+    ]
+    for seen in await asyncio.gather(*(ended(pipelines, "raising", value) for value in values)):
+        assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+        assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
+    assert "SystemExit: scripted" in (await ended(pipelines, "raising", "code exit")).status.root.error.message
+
+
+@pytest.mark.parametrize(
+    ("how", "state"), [("fail", llm_pb2.JOB_STATE_FAILED), ("return", llm_pb2.JOB_STATE_SUCCEEDED)]
+)
+async def test_steps_that_the_code_has_left_are_cancelled(
+    pipelines: Any, stub: LlmServiceStub, how: str, state: "llm_pb2.JobState.ValueType"
+) -> None:
+    seen = await ended(pipelines, "leaving", how)
+    assert seen.status.state == state
+    assert seen.steps["left"].state == pipeline_pb2.STEP_STATE_CANCELLED
+    assert (seen.status.root.counts.running, seen.status.root.counts.cancelled) == (0, 1)
+    job = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=seen.steps["left"].workflow_id))
+    assert job.status.state == llm_pb2.JOB_STATE_CANCELLED
+
+
+async def test_code_that_goes_on_after_a_cancel_is_stopped(pipelines: Any) -> None:
+    id_ = (await submit(pipelines, new_pipeline("stubborn", StringValue()))).pipeline_id
+    seen = await follow(pipelines, id_, until=lambda seen: "ask" in seen.steps and bool(seen.steps["ask"].question))
+    await cancel(pipelines, id_)
+    seen = await follow(pipelines, id_, known=seen)
+    assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
+    assert seen.steps.keys() == {"ask"}
+
+
+async def test_code_that_goes_on_after_its_time_is_stopped(pipelines: Any) -> None:
+    """It ends as TIMED_OUT, whether the pipeline's or the step's timer was the first."""
+    seen = await ended(pipelines, "stubborn", "", total_timeout={"seconds": 1})
+    assert seen.status.state == llm_pb2.JOB_STATE_TIMED_OUT
+    assert reason_of(seen.status.root.error) == "TOTAL_TIMEOUT"
+    assert seen.steps.keys() <= {"ask", "again"}

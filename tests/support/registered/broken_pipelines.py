@@ -1,0 +1,55 @@
+"""Pipelines whose code does what no code should do."""
+
+import asyncio
+
+from google.protobuf.wrappers_pb2 import StringValue
+
+from pipelines import Pipeline, StepFailed, pipeline
+
+_RAISED: dict[str, type[BaseException]] = {
+    "exit": SystemExit,
+    "interrupt": KeyboardInterrupt,
+    "cancelled": asyncio.CancelledError,
+    "generator": GeneratorExit,
+}
+
+
+@pipeline("raising", StringValue, StringValue)
+async def raising(llm: Pipeline, what: StringValue) -> StringValue:
+    """Raise an error, by its name, from the code itself or from a call of map()."""
+    where, _, name = what.value.partition(" ")
+    if where == "code":
+        raise _RAISED[name]("scripted")
+
+    async def fail(part: Pipeline, item: str) -> None:
+        raise _RAISED[item]("scripted")
+
+    await llm.map("parts", [name], fail)
+    return what
+
+
+@pipeline("leaving", StringValue, StringValue)
+async def leaving(llm: Pipeline, what: StringValue) -> StringValue:
+    """Fail, or return, while a step of another task waits for its worker."""
+    task = asyncio.create_task(llm.generate("left", model="idle", prompt="Nobody waits for it."))
+    await llm.generate("first", model="docstrings", prompt="x", max_tokens=1)
+    if what.value == "fail":
+        raise KeyError("scripted")
+    return StringValue(value=str(task.done()))
+
+
+@pipeline("stubborn", StringValue, StringValue)
+async def stubborn(llm: Pipeline, what: StringValue) -> StringValue:
+    """Go on whatever comes: after a cancel, after the end of the time, and with more steps than there may be."""
+    try:
+        await llm.approve("ask", "Shall I stop?")
+    except (asyncio.CancelledError, StepFailed):
+        await llm.approve("again", "Really?")
+    number = 0
+    while True:
+        number += 1
+        try:
+            await llm.generate(f"try/{number}", model="no-such-model", prompt="x", timeout=None)
+        except StepFailed:
+            if what.value == "once":
+                return what
