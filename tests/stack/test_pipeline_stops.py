@@ -60,7 +60,7 @@ async def taking_turns(temporal: Client, queue: str) -> AsyncIterator[tuple[Turn
 async def test_a_cancel_counts_although_the_step_ends_well(pipelines: Any, temporal: Client) -> None:
     """A step that has ended its work keeps it, and no further step begins."""
     async with taking_turns(temporal, "turns-1") as (turns, spec):
-        id_ = (await submit(pipelines, new_pipeline("stubborn", spec))).pipeline_id
+        id_ = (await submit(pipelines, new_pipeline("unyielding", spec))).pipeline_id
         await asyncio.wait_for(turns.began.wait(), PATIENCE)
         await cancel(pipelines, id_)
         await asyncio.wait_for(turns.stopping.wait(), PATIENCE)

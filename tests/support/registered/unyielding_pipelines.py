@@ -9,8 +9,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from pipelines import Pipeline, pipeline
 
 
-@pipeline("stubborn", Struct, StringValue)
-async def stubborn(llm: Pipeline, spec: Struct) -> StringValue:
+@pipeline("unyielding", Struct, StringValue)
+async def unyielding(llm: Pipeline, spec: Struct) -> StringValue:
     """Run activities one after another that end well when they are cancelled."""
     for number in range(3):
         await llm.step(
