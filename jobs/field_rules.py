@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from jobs.hosts import is_host
 from jobs.ids import ID_PATTERN
-from llm_pb import common_pb2
+from llm_pb import common_pb2, llm_pb2
 
 MAX_URL_BYTES: Final = 2048
 MIN_TIMEOUT_MS: Final = 1
@@ -20,6 +20,7 @@ _ID_FORM: Final = "1 to 128 of A-Z a-z 0-9 . _ : @ = + ~ - and first a letter or
 MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@=+~-]{0,255}")
 """The form of a model's name."""
 MAX_MODEL: Final = 255
+MAX_IMAGE_SIDE: Final = 8192
 """Maximum length of a model's name in characters: a search attribute on PostgreSQL holds no more."""
 MAX_LABELS: Final = 16
 MAX_LABEL_KEY: Final = 64
@@ -130,6 +131,13 @@ def check_bounded_duration(field: str, value: Duration, least: int, most: int) -
     """Check a duration with bounds in seconds."""
     if not (least <= value.seconds + value.nanos / 1e9 <= most and 0 <= value.nanos <= 999_999_999):
         yield Violation(field, f"must be a duration of {least} s to {most} s")
+
+
+def check_image_size(field: str, size: llm_pb2.ImageSize) -> Iterator[Violation]:
+    """Check the size of an image."""
+    for name in ("width", "height"):
+        if not 1 <= getattr(size, name) <= MAX_IMAGE_SIDE:
+            yield Violation(f"{field}.{name}", f"must be 1 to {MAX_IMAGE_SIDE} pixels")
 
 
 def check_url(field: str, value: str, *, strict: bool = True) -> Iterator[Violation]:

@@ -66,6 +66,7 @@ ACTIVITY_CLEAN_BATCH: Final = "CleanBatch"
 PIPELINE_WORKFLOW_TYPE: Final = "LLMPipelineWorkflow"
 UPDATE_ANSWER_STEP: Final = "AnswerStep"
 ACTIVITY_ADMIT_STEP: Final = "AdmitStep"
+ACTIVITY_RECALL_STEP: Final = "RecallStep"
 ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
 ACTIVITY_ADMIT_BATCH: Final = "AdmitBatch"
 ACTIVITY_READ_TEXT: Final = "ReadText"
@@ -158,6 +159,8 @@ MEMO_LABELS: Final = "labels"
 MEMO_CANCEL_IF_UNWATCHED: Final = "cancel_if_unwatched"
 # Workflow id of the workflow that waits for the job, which ForgetFeed signals. Only jobs that one waits for have it.
 MEMO_WAITER: Final = "waiter"
+# Set for a job whose id may have had an earlier run, of the same step of a pipeline that had failed.
+MEMO_RERUN: Final = "rerun"
 MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 # ResultMetadata.cost_micros, which List shows. Only jobs that have a cost have it.

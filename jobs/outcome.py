@@ -66,6 +66,7 @@ def without_output(result: llm_pb2.JobResult) -> llm_pb2.JobResult:
         metadata=result.metadata,
         attempts=result.attempts,
         output_file=result.output_file if result.HasField("output_file") else None,
+        images=result.images,
     )
 
 

@@ -1,8 +1,8 @@
 """The rules that pipeline.proto states for its requests, as code. The inputs of pipelines have their own."""
 
 import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from jobs.field_rules import (
     Violation,
@@ -11,6 +11,7 @@ from jobs.field_rules import (
     check_duration,
     check_enum,
     check_id,
+    check_image_size,
     check_line,
     check_model,
     check_size,
@@ -30,6 +31,19 @@ MAX_TOPIC_BYTES: Final = 16 * 1024
 MAX_SCORE: Final = 10
 MAX_ROUNDS: Final = 100
 REFINE_STEPS: Final = ("write", "critique", "check", "edit")
+WORLD_MODELS: Final = ("describe", "write")
+WORLD_STEPS: Final = (*WORLD_MODELS, "image")
+FIRST_STEPS: Final = {"refine": "write", "world": "describe"}
+"""The step whose model the steps without one have."""
+WORLD_NUMBERS: Final = {
+    "characters": (1, 20),
+    "posts": (0, 100),
+    "images": (0, 10),
+    "image_limit": (1, 100),
+    "seed": (0, 2**63 - 1),
+    "max_tokens": (1, 2**31 - 1),
+}
+"""The least and the greatest value of each field."""
 MAX_TIMEOUT_SECONDS: Final = 365 * 24 * 60 * 60
 """Maximum of any operator's bound: a timer of a year."""
 CURSOR_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,8192}")
@@ -119,30 +133,80 @@ def _pipeline(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[Violation]:
                 yield Violation("custom.name", "must be the name of a pipeline that the operator has registered")
             if (size := pipeline.custom.ByteSize()) > MAX_INPUT_BYTES:
                 yield Violation("custom.input", too_large(size, MAX_INPUT_BYTES))
+        case _:
+            yield from check_values(pipeline)
+
+
+def check_values(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
+    """Return the violations of the values in the spec of a pipeline that comes along, whatever it lacks."""
+    match pipeline.WhichOneof("spec"):
         case "refine":
-            yield from _refine(pipeline.refine)
+            return list(_refine(pipeline.refine))
+        case "world":
+            return list(_world(pipeline.world))
+    return []
+
+
+def check_complete(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
+    """Return what the spec of a pipeline that comes along lacks, the operator's defaults included."""
+    match pipeline.WhichOneof("spec"):
+        case "refine":
+            given, models = {"topic": pipeline.refine.topic}, pipeline.refine.models
+        case "world":
+            given, models = {"theme": pipeline.world.theme}, pipeline.world.models
+        case _:
+            return []
+    kind, first = pipeline.WhichOneof("spec"), FIRST_STEPS[pipeline.WhichOneof("spec") or ""]
+    lacks = [Violation(f"pipeline.{kind}.{field}", "must not be empty") for field, text in given.items() if not text]
+    if first not in models:
+        lacks.append(Violation(f"pipeline.{kind}.models", f"must have the model of {first}"))
+    return lacks
 
 
 def _refine(spec: pipeline_pb2.RefineSpec) -> Iterator[Violation]:
-    yield from check_size("refine.topic", spec.topic, MAX_TOPIC_BYTES)
-    names = ", ".join(REFINE_STEPS)
-    if "write" not in spec.models:
-        yield Violation("refine.models", "must have the model of write")
-    for field, values in (("refine.models", spec.models), ("refine.step_timeouts", spec.step_timeouts)):
-        for name in values:
-            if name not in REFINE_STEPS:
-                yield Violation(map_path(field, name), f"must be of a step: {names}")
-    for name in REFINE_STEPS:
-        if name in spec.models:
-            yield from check_model(map_path("refine.models", name), spec.models[name], required=True)
-        if name in spec.step_timeouts:
-            yield from check_duration(map_path("refine.step_timeouts", name), spec.step_timeouts[name])
+    yield from _text("refine.topic", spec.topic)
+    yield from _of_steps("refine", spec, REFINE_STEPS, REFINE_STEPS)
     if not 0 <= spec.quality_threshold <= MAX_SCORE:
         yield Violation("refine.quality_threshold", f"must be 0 to {MAX_SCORE}")
-    if spec.HasField("max_rounds") and not 1 <= spec.max_rounds <= MAX_ROUNDS:
-        yield Violation("refine.max_rounds", f"must be 1 to {MAX_ROUNDS}")
-    if spec.HasField("patience") and not 1 <= spec.patience <= MAX_ROUNDS:
-        yield Violation("refine.patience", f"must be 1 to {MAX_ROUNDS}")
+    yield from _numbers("refine", spec, {"max_rounds": (1, MAX_ROUNDS), "patience": (1, MAX_ROUNDS)})
+
+
+def _world(spec: pipeline_pb2.WorldSpec) -> Iterator[Violation]:
+    yield from _text("world.theme", spec.theme)
+    yield from _of_steps("world", spec, WORLD_MODELS, WORLD_STEPS)
+    if spec.image_model:
+        yield from check_model("world.image_model", spec.image_model, required=False)
+    if spec.HasField("image_size"):
+        yield from check_image_size("world.image_size", spec.image_size)
+    yield from _numbers("world", spec, WORLD_NUMBERS)
+
+
+def _text(field: str, text: str) -> Iterator[Violation]:
+    if text:
+        yield from check_size(field, text, MAX_TOPIC_BYTES)
+
+
+def _of_steps(kind: str, spec: Any, with_models: Sequence[str], with_times: Sequence[str]) -> Iterator[Violation]:
+    """Check the maps of a spec whose keys are names of steps."""
+    for field, values, known in (
+        (f"{kind}.models", spec.models, with_models),
+        (f"{kind}.step_timeouts", spec.step_timeouts, with_times),
+    ):
+        for name in values:
+            if name not in known:
+                yield Violation(map_path(field, name), f"must be of a step: {', '.join(known)}")
+    for name in with_models:
+        if name in spec.models:
+            yield from check_model(map_path(f"{kind}.models", name), spec.models[name], required=True)
+    for name in with_times:
+        if name in spec.step_timeouts:
+            yield from check_duration(map_path(f"{kind}.step_timeouts", name), spec.step_timeouts[name])
+
+
+def _numbers(kind: str, spec: Any, bounds: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:
+    for name, (least, most) in bounds.items():
+        if spec.HasField(name) and not least <= getattr(spec, name) <= most:
+            yield Violation(f"{kind}.{name}", f"must be {least} to {most}")
 
 
 def _path(path: str, *, required: bool) -> Iterator[Violation]:

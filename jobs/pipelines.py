@@ -45,6 +45,7 @@ BUDGET_SPENT: Final = "BUDGET_SPENT"
 CANCELLED: Final = "CANCELLED"
 FILE_IS_NO_TEXT: Final = "FILE_IS_NO_TEXT"
 HISTORY_FULL: Final = "HISTORY_FULL"
+INCOMPLETE: Final = "INCOMPLETE"
 INVALID_OUTPUT: Final = "INVALID_OUTPUT"
 OUTPUT_TOO_LARGE: Final = "OUTPUT_TOO_LARGE"
 PROGRAM_ERROR: Final = "PROGRAM_ERROR"
@@ -90,6 +91,18 @@ def name_of(pipeline: pipeline_pb2.PipelineRequest) -> str:
     """Return the name of the code that a pipeline runs; empty where it names none."""
     kind = pipeline.WhichOneof("spec") or ""
     return pipeline.custom.name if kind == "custom" else kind
+
+
+def with_defaults(
+    pipeline: pipeline_pb2.PipelineRequest, defaults: pipeline_pb2.PipelineRequest | None
+) -> pipeline_pb2.PipelineRequest:
+    """Return a pipeline with the operator's defaults of its spec. What the pipeline sets wins, in maps key by key."""
+    whole = pipeline_pb2.PipelineRequest()
+    kind = pipeline.WhichOneof("spec")
+    if kind is not None and defaults is not None and kind == defaults.WhichOneof("spec"):
+        whole.CopyFrom(defaults)
+    whole.MergeFrom(pipeline)
+    return whole
 
 
 def new_status(

@@ -18,6 +18,7 @@ from jobs.field_rules import (
     check_duration,
     check_enum,
     check_id,
+    check_image_size,
     check_labels,
     check_line,
     check_model,
@@ -178,6 +179,8 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
         yield from check_enum(f"{path}messages[{index}].role", message.role, llm_pb2.Role)
         if not message.content:
             yield Violation(f"{path}messages[{index}].content", "must not be empty")
+    if job.HasField("image_size"):
+        yield from check_image_size(f"{path}image_size", job.image_size)
     yield from _params(job.params, f"{path}params.", strict)
     if not 0 <= job.priority <= 5:
         yield Violation(f"{path}priority", "must be 1 (first) to 5 (last), or 0 for the default")

@@ -2780,9 +2780,13 @@ class PipelineOptions(_message.Message):
     LEDGER_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
     MAX_JOB_TIMEOUT_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the pipeline as an open job. Empty: none does."""
+    resumed: _builtins.bool
+    """Whether an earlier run of the pipeline has failed: jobs of its steps that have succeeded are not run again."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the pipeline was accepted."""
@@ -2802,6 +2806,10 @@ class PipelineOptions(_message.Message):
         """The longest total time that a job of the pipeline may have."""
 
     @_builtins.property
+    def defaults(self) -> _pipeline_pb2.PipelineRequest:
+        """The operator's defaults of the spec. Only its field of the oneof spec is set, and what the pipeline sets wins."""
+
+    @_builtins.property
     def delivery(self) -> Global___JobOptions:
         """How the outcome is delivered: only the fields notify_… are set. Unset: nobody is notified."""
 
@@ -2813,11 +2821,13 @@ class PipelineOptions(_message.Message):
         ledger: _builtins.str = ...,
         hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         max_job_timeout: _duration_pb2.Duration | None = ...,
+        defaults: _pipeline_pb2.PipelineRequest | None = ...,
+        resumed: _builtins.bool = ...,
         delivery: Global___JobOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2999,8 +3009,11 @@ class PipelineCursor(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     PLACES_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the tree that the reader has. -1: none."""
+    run_id: _builtins.str
+    """The run of the pipeline's workflow that the cursor is of. Empty from gateways of earlier versions."""
     @_builtins.property
     def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelinePlace]:
         """The followed steps of which the reader has something."""
@@ -3010,10 +3023,11 @@ class PipelineCursor(_message.Message):
         *,
         version: _builtins.int = ...,
         places: _abc.Iterable[Global___PipelinePlace] | None = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "run_id", b"run_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

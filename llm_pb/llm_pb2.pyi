@@ -472,6 +472,7 @@ class JobRequest(_message.Message):
     PROMPT_FILE_FIELD_NUMBER: _builtins.int
     JOB_CLASS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the job is for, within the caller's tenant. Jobs of different users take fair turns; the users of a tenant
     share its turns in each class. Required: 1 to 128 characters of A-Z a-z 0-9 . _ : @ = + ~ -, the first of them a letter or
@@ -555,6 +556,15 @@ class JobRequest(_message.Message):
         Default: no limit but those of params and timeouts.
         """
 
+    @_builtins.property
+    def image_size(self) -> Global___ImageSize:
+        """The size of the image, for a model that makes images: one of ModelInfo.image_sizes. INVALID_ARGUMENT for any other, and for a
+        model that generates text. Default: the model's own.
+
+        A job on a model that makes images needs prompt, and takes no messages, no prompt_file and none of params but seed. Its image is
+        in JobResult.images. It counts as the model's max_output_tokens, or as what the provider has counted.
+        """
+
     def __init__(
         self,
         *,
@@ -574,14 +584,41 @@ class JobRequest(_message.Message):
         prompt_file: _common_pb2.FileRef | None = ...,
         job_class: _common_pb2.JobClass.ValueType = ...,
         budget: _common_pb2.Budget | None = ...,
+        image_size: Global___ImageSize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "notify_options", b"notify_options", "params", b"params", "prompt_file", b"prompt_file", "timeouts", b"timeouts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "image_size", b"image_size", "notify_options", b"notify_options", "params", b"params", "prompt_file", b"prompt_file", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "job_class", b"job_class", "labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "prompt_file", b"prompt_file", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cancel_if_unwatched", b"cancel_if_unwatched", "image_size", b"image_size", "job_class", b"job_class", "labels", b"labels", "messages", b"messages", "model", b"model", "notify", b"notify", "notify_options", b"notify_options", "params", b"params", "priority", b"priority", "project_id", b"project_id", "prompt", b"prompt", "prompt_file", b"prompt_file", "request_id", b"request_id", "timeouts", b"timeouts", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
+
+@_typing.final
+class ImageSize(_message.Message):
+    """The size of an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Width in pixels: 1 to 8192."""
+    height: _builtins.int
+    """Height in pixels: 1 to 8192."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageSize: _TypeAlias = ImageSize  # noqa: Y015
 
 @_typing.final
 class ModelPrice(_message.Message):
@@ -1258,6 +1295,7 @@ class JobResult(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     OUTPUT_FILE_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """The generated text. It is partial unless the job succeeded. Empty if output_file is set."""
     finish_reason: Global___FinishReason.ValueType
@@ -1291,6 +1329,12 @@ class JobResult(_message.Message):
         because the store is away, is cut to what a message holds.
         """
 
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
+        """The images of a model that makes images: one. output and output_file are unset then. Each is a file of the job, as output_file
+        is, of the media_type image/png, image/jpeg or image/webp, and at most as large as the operator's maximum of an output.
+        """
+
     def __init__(
         self,
         *,
@@ -1300,10 +1344,11 @@ class JobResult(_message.Message):
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
         output_file: _common_pb2.FileRef | None = ...,
+        images: _abc.Iterable[_common_pb2.FileRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "output_file", b"output_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "metadata", b"metadata", "output", b"output", "output_file", b"output_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "images", b"images", "logprobs", b"logprobs", "metadata", b"metadata", "output", b"output", "output_file", b"output_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2180,6 +2225,7 @@ class ModelInfo(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name, for JobRequest.model."""
     context_tokens: _builtins.int
@@ -2202,6 +2248,10 @@ class ModelInfo(_message.Message):
     def price(self) -> Global___ModelPrice:
         """What the model costs a job that is submitted now. Unset without a price."""
 
+    @_builtins.property
+    def image_sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageSize]:
+        """The sizes in which the model makes images. Empty: the model generates text."""
+
     def __init__(
         self,
         *,
@@ -2214,10 +2264,11 @@ class ModelInfo(_message.Message):
         backlog: _builtins.int = ...,
         classes: _abc.Iterable[Global___ModelClass] | None = ...,
         price: Global___ModelPrice | None = ...,
+        image_sizes: _abc.Iterable[Global___ImageSize] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "classes", b"classes", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "backlog", b"backlog", "classes", b"classes", "context_tokens", b"context_tokens", "default_max_tokens", b"default_max_tokens", "image_sizes", b"image_sizes", "max_output_tokens", b"max_output_tokens", "name", b"name", "price", b"price", "structured_output", b"structured_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,8 @@ Errors are those of llm.proto. In addition:
 | NOT_FOUND           | AnswerStep: the pipeline has no such step              | ErrorInfo STEP_NOT_FOUND               |
 | FAILED_PRECONDITION | AnswerStep: the step does not wait for an answer       | ErrorInfo STEP_NOT_WAITING             |
 | ALREADY_EXISTS      | AnswerStep: the step has got another answer            | ErrorInfo STEP_ANSWERED                |
+| UNAVAILABLE         | StreamPipeline: the pipeline was submitted again while | ErrorInfo PIPELINE_RESUMED             |
+|                     | its earlier run was followed; call again               |                                        |
 
 A pipeline is of a tenant and a user as a job is: for others it does not exist.
 """
@@ -94,6 +96,7 @@ class PipelineRequest(_message.Message):
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
     NOTIFY_FIELD_NUMBER: _builtins.int
     REFINE_FIELD_NUMBER: _builtins.int
+    WORLD_FIELD_NUMBER: _builtins.int
     CUSTOM_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the pipeline is for, as JobRequest.user_id. Required."""
@@ -127,6 +130,10 @@ class PipelineRequest(_message.Message):
         """Write, criticise, check and edit an article until it is good. The result is a RefineResult."""
 
     @_builtins.property
+    def world(self) -> Global___WorldSpec:
+        """Make a world: its description, pictures of it, its characters, their posts and pictures of these. The result is a WorldResult."""
+
+    @_builtins.property
     def custom(self) -> Global___CustomSpec:
         """A pipeline that the operator has registered."""
 
@@ -141,13 +148,14 @@ class PipelineRequest(_message.Message):
         total_timeout: _duration_pb2.Duration | None = ...,
         notify: _abc.Iterable[_llm_pb2.NotifyTarget] | None = ...,
         refine: Global___RefineSpec | None = ...,
+        world: Global___WorldSpec | None = ...,
         custom: Global___CustomSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "refine", b"refine", "spec", b"spec", "total_timeout", b"total_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "refine", b"refine", "spec", b"spec", "total_timeout", b"total_timeout", "world", b"world"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "job_class", b"job_class", "notify", b"notify", "project_id", b"project_id", "refine", b"refine", "request_id", b"request_id", "spec", b"spec", "total_timeout", b"total_timeout", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "job_class", b"job_class", "notify", b"notify", "project_id", b"project_id", "refine", b"refine", "request_id", b"request_id", "spec", b"spec", "total_timeout", b"total_timeout", "user_id", b"user_id", "world", b"world"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["refine", "custom"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["refine", "world", "custom"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -299,6 +307,300 @@ class RefineResult(_message.Message):
 Global___RefineResult: _TypeAlias = RefineResult  # noqa: Y015
 
 @_typing.final
+class WorldSpec(_message.Message):
+    """A world of characters and their posts, with pictures.
+
+    "describe" describes the world. Then images/<n>/image makes pictures of the world, and at the same time characters/<n>/describe
+    invents the characters. posts/<n>/write writes the posts, in turns for the characters, and posts/<n>/image makes their pictures.
+    Steps that fail do not stop the others: at the end the pipeline fails with INCOMPLETE, and its result has all that there is, and the
+    steps that are missing. The same SubmitPipeline again makes these, and keeps the others.
+
+    The operator may have defaults of all fields: see GATEWAY_PIPELINE_DEFAULTS. "Default" below is without any.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ModelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StepTimeoutsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _duration_pb2.Duration: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    THEME_FIELD_NUMBER: _builtins.int
+    CHARACTERS_FIELD_NUMBER: _builtins.int
+    POSTS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    IMAGE_MODEL_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    STEP_TIMEOUTS_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    IMAGE_LIMIT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    theme: _builtins.str
+    """What the world is about. 1 to 16384 bytes. Required."""
+    characters: _builtins.int
+    """Number of characters: 1 to 20. Default 3."""
+    posts: _builtins.int
+    """Number of posts of all characters together: 0 to 100. Default 10."""
+    image_model: _builtins.str
+    """The model that makes the pictures: one with ModelInfo.image_sizes. Default, and if empty: no pictures."""
+    images: _builtins.int
+    """Number of pictures of the world: 0 to 10. Default 1."""
+    image_limit: _builtins.int
+    """Maximum number of pictures of posts that are made at the same time: 1 to 100. Default 30."""
+    seed: _builtins.int
+    """Fixes chance, as SamplingParams.seed: the same seed makes the same world, where the models can do that. 0 or more. Default:
+    another world each time.
+    """
+    max_tokens: _builtins.int
+    """Maximum number of output tokens of a job that writes text. At least 1. Default: the model's."""
+    @_builtins.property
+    def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The models by step: "describe" for the world and its characters, "write" for posts. "describe" is required; "write" without one
+        has that of "describe". Both must support structured output.
+        """
+
+    @_builtins.property
+    def step_timeouts(self) -> _containers.MessageMap[_builtins.str, _duration_pb2.Duration]:
+        """Maximum time of each step, the wait for a worker included: of "describe", "write" and "image". Default: 5 min for "describe"
+        and "image", 3 min for "write".
+        """
+
+    @_builtins.property
+    def image_size(self) -> _llm_pb2.ImageSize:
+        """The size of pictures, as JobRequest.image_size."""
+
+    def __init__(
+        self,
+        *,
+        theme: _builtins.str = ...,
+        characters: _builtins.int | None = ...,
+        posts: _builtins.int | None = ...,
+        models: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        image_model: _builtins.str | None = ...,
+        images: _builtins.int | None = ...,
+        step_timeouts: _abc.Mapping[_builtins.str, _duration_pb2.Duration] | None = ...,
+        image_size: _llm_pb2.ImageSize | None = ...,
+        image_limit: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+        max_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_characters", b"_characters", "_image_limit", b"_image_limit", "_image_model", b"_image_model", "_images", b"_images", "_max_tokens", b"_max_tokens", "_posts", b"_posts", "_seed", b"_seed", "characters", b"characters", "image_limit", b"image_limit", "image_model", b"image_model", "image_size", b"image_size", "images", b"images", "max_tokens", b"max_tokens", "posts", b"posts", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_characters", b"_characters", "_image_limit", b"_image_limit", "_image_model", b"_image_model", "_images", b"_images", "_max_tokens", b"_max_tokens", "_posts", b"_posts", "_seed", b"_seed", "characters", b"characters", "image_limit", b"image_limit", "image_model", b"image_model", "image_size", b"image_size", "images", b"images", "max_tokens", b"max_tokens", "models", b"models", "posts", b"posts", "seed", b"seed", "step_timeouts", b"step_timeouts", "theme", b"theme"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__characters: _TypeAlias = _typing.Literal["characters"]  # noqa: Y015
+    _WhichOneofArgType__characters: _TypeAlias = _typing.Literal["_characters", b"_characters"]  # noqa: Y015
+    _WhichOneofReturnType__image_limit: _TypeAlias = _typing.Literal["image_limit"]  # noqa: Y015
+    _WhichOneofArgType__image_limit: _TypeAlias = _typing.Literal["_image_limit", b"_image_limit"]  # noqa: Y015
+    _WhichOneofReturnType__image_model: _TypeAlias = _typing.Literal["image_model"]  # noqa: Y015
+    _WhichOneofArgType__image_model: _TypeAlias = _typing.Literal["_image_model", b"_image_model"]  # noqa: Y015
+    _WhichOneofReturnType__images: _TypeAlias = _typing.Literal["images"]  # noqa: Y015
+    _WhichOneofArgType__images: _TypeAlias = _typing.Literal["_images", b"_images"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__posts: _TypeAlias = _typing.Literal["posts"]  # noqa: Y015
+    _WhichOneofArgType__posts: _TypeAlias = _typing.Literal["_posts", b"_posts"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__characters) -> _WhichOneofReturnType__characters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_limit) -> _WhichOneofReturnType__image_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_model) -> _WhichOneofReturnType__image_model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__images) -> _WhichOneofReturnType__images | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__posts) -> _WhichOneofReturnType__posts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___WorldSpec: _TypeAlias = WorldSpec  # noqa: Y015
+
+@_typing.final
+class WorldResult(_message.Message):
+    """A world. What is missing in an incomplete one is unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    CHARACTERS_FIELD_NUMBER: _builtins.int
+    POSTS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the world."""
+    description: _builtins.str
+    """What the world is like."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
+        """Pictures of the world, for DownloadFile."""
+
+    @_builtins.property
+    def characters(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorldCharacter]:
+        """The characters."""
+
+    @_builtins.property
+    def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorldPost]:
+        """The posts."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingStep]:
+        """The steps that have failed. Empty for a world that is complete."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        images: _abc.Iterable[_common_pb2.FileRef] | None = ...,
+        characters: _abc.Iterable[Global___WorldCharacter] | None = ...,
+        posts: _abc.Iterable[Global___WorldPost] | None = ...,
+        missing: _abc.Iterable[Global___MissingStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["characters", b"characters", "description", b"description", "images", b"images", "missing", b"missing", "name", b"name", "posts", b"posts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorldResult: _TypeAlias = WorldResult  # noqa: Y015
+
+@_typing.final
+class WorldCharacter(_message.Message):
+    """A character of a world."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The number of the character in the paths of steps, from 0."""
+    name: _builtins.str
+    """The character's name."""
+    description: _builtins.str
+    """Who the character is."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorldCharacter: _TypeAlias = WorldCharacter  # noqa: Y015
+
+@_typing.final
+class WorldPost(_message.Message):
+    """A post of a character."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CHARACTER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The number of the post in the paths of steps, from 0."""
+    character: _builtins.int
+    """WorldCharacter.number of who has written it."""
+    text: _builtins.str
+    """The text."""
+    @_builtins.property
+    def image(self) -> _common_pb2.FileRef:
+        """The picture. Unset without an image_model, and where it is missing."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        character: _builtins.int = ...,
+        text: _builtins.str = ...,
+        image: _common_pb2.FileRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["character", b"character", "image", b"image", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorldPost: _TypeAlias = WorldPost  # noqa: Y015
+
+@_typing.final
+class MissingStep(_message.Message):
+    """A step that is missing in a result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path of the step."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why, as StepStatus.error."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingStep: _TypeAlias = MissingStep  # noqa: Y015
+
+@_typing.final
 class CustomSpec(_message.Message):
     """A pipeline that the operator has registered, by its name."""
 
@@ -372,7 +674,9 @@ class StepStatus(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
-        """The output of the step, where it is a file: of a job over 64 KiB. Output and errors of a batch."""
+        """The output of the step, where it is a file: of a job over 64 KiB. The image of a step that makes one. Output and errors of a
+        batch.
+        """
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -616,7 +920,7 @@ class GetPipelineResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___PipelineResult:
-        """What the pipeline has made. Set once it has succeeded."""
+        """What the pipeline has made. Set once it has succeeded, or has failed with INCOMPLETE."""
 
     def __init__(
         self,
@@ -645,7 +949,9 @@ class StreamPipelineRequest(_message.Message):
     pipeline_id: _builtins.str
     """The pipeline_id that SubmitPipeline returned. Required."""
     cursor: _builtins.str
-    """The cursor of the last message that was received. Empty: from the beginning. INVALID_ARGUMENT for one of another pipeline."""
+    """The cursor of the last message that was received. Empty: from the beginning. INVALID_ARGUMENT for one of another pipeline. One
+    from before the pipeline was submitted again is as an empty one: all steps come again, and each output with a rewind.
+    """
     @_builtins.property
     def follow(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of the steps whose output is sent: "*" stands for one name, "**" for any number of names, as in "rounds/*/write". At most
@@ -696,7 +1002,7 @@ class StreamPipelineResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___PipelineResult:
-        """What the pipeline has made. Set in the last message of a pipeline that has succeeded."""
+        """What the pipeline has made. Set in the last message of a pipeline that has succeeded, or has failed with INCOMPLETE."""
 
     def __init__(
         self,

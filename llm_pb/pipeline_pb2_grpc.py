@@ -76,7 +76,9 @@ class PipelineServiceServicer:
         and jobs may share a request_id.
 
         The pipeline is durable once this returns OK. A repeat with an equal pipeline returns the status of the first one. A repeat
-        with a different one is ALREADY_EXISTS.
+        with a different one is ALREADY_EXISTS. A world that has failed or timed out, and a pipeline of the operator that was registered
+        so, goes on with a repeat: it runs again under the same id, with a new total_timeout, and does not repeat the jobs that
+        have succeeded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,6 +18,8 @@ Errors are those of llm.proto. In addition:
 | NOT_FOUND           | AnswerStep: the pipeline has no such step              | ErrorInfo STEP_NOT_FOUND               |
 | FAILED_PRECONDITION | AnswerStep: the step does not wait for an answer       | ErrorInfo STEP_NOT_WAITING             |
 | ALREADY_EXISTS      | AnswerStep: the step has got another answer            | ErrorInfo STEP_ANSWERED                |
+| UNAVAILABLE         | StreamPipeline: the pipeline was submitted again while | ErrorInfo PIPELINE_RESUMED             |
+|                     | its earlier run was followed; call again               |                                        |
 
 A pipeline is of a tenant and a user as a job is: for others it does not exist.
 """
@@ -40,7 +42,9 @@ class PipelineServiceStub:
     and jobs may share a request_id.
 
     The pipeline is durable once this returns OK. A repeat with an equal pipeline returns the status of the first one. A repeat
-    with a different one is ALREADY_EXISTS.
+    with a different one is ALREADY_EXISTS. A world that has failed or timed out, and a pipeline of the operator that was registered
+    so, goes on with a repeat: it runs again under the same id, with a new total_timeout, and does not repeat the jobs that
+    have succeeded.
     """
     GetPipeline: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.GetPipelineRequest, _pipeline_pb2.GetPipelineResponse]
     """Returns a pipeline, its steps and its result. NOT_FOUND when there is no such pipeline."""
@@ -71,7 +75,9 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         and jobs may share a request_id.
 
         The pipeline is durable once this returns OK. A repeat with an equal pipeline returns the status of the first one. A repeat
-        with a different one is ALREADY_EXISTS.
+        with a different one is ALREADY_EXISTS. A world that has failed or timed out, and a pipeline of the operator that was registered
+        so, goes on with a repeat: it runs again under the same id, with a new total_timeout, and does not repeat the jobs that
+        have succeeded.
         """
 
     @_abc_1.abstractmethod

@@ -10,8 +10,8 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     # What is registered, and the errors that programs catch, are the process's: Temporal's sandbox must share them.
-    from pipelines.errors import StepFailed
+    from pipelines.errors import Incomplete, StepFailed
     from pipelines.program import Generated, Pipeline
     from pipelines.registry import pipeline
 
-__all__ = ["Generated", "Pipeline", "StepFailed", "pipeline"]
+__all__ = ["Generated", "Incomplete", "Pipeline", "StepFailed", "pipeline"]

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 from temporalio.exceptions import (
     ActivityError,
@@ -27,6 +28,15 @@ from jobs.pipelines import CANCELLED, PROGRAM_ERROR, failure
 from llm_pb import llm_pb2
 
 _T = TypeVar("_T")
+
+
+class Incomplete(Exception):
+    """The pipeline has a part of its result. Raised by its code, it ends the pipeline as failed, with that part."""
+
+    def __init__(self, result: Message, why: str) -> None:
+        """`result` is of the type that the pipeline was registered with. `why` names what is missing."""
+        super().__init__(why)
+        self.result = result
 
 
 class StepFailed(Exception):

@@ -137,8 +137,19 @@ class Execution:
         self.tree.end(step.path, state, workflow.now(), step.usage, error)
         self.status.left.CopyFrom(left_of(self.pipeline.budget, self.status.root.usage))
 
-    async def run_job(self, step: Step, job: llm_pb2.JobRequest, timeout: timedelta | None) -> llm_pb2.JobResult:
-        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed."""
+    async def run_job(
+        self,
+        step: Step,
+        job: llm_pb2.JobRequest,
+        timeout: timedelta | None,
+        is_usable: Callable[[llm_pb2.JobResult], bool] = lambda _: True,
+    ) -> llm_pb2.JobResult:
+        """Run a job as the step: a child, which nobody is notified of. Raises what the child raises, StepFailed.
+
+        A pipeline that goes on runs no job again that has succeeded, and whose result is usable.
+        """
+        if (made := await self.recall_job(step, is_usable)) is not None:
+            return made
         pipeline, info = self.pipeline, workflow.info()
         job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
         job.job_class = pipeline.job_class
@@ -157,7 +168,7 @@ class Execution:
             hash_=self.hash_,
         )
         arguments = {
-            "memo": start.memo,
+            "memo": {**start.memo, names.MEMO_RERUN: True} if self.options.resumed else start.memo,
             "search_attributes": start.search_attributes,
             "priority": start.priority,
             "execution_timeout": start.execution_timeout,
@@ -168,9 +179,31 @@ class Execution:
             if (partial := partial_of(error)) is not None:
                 step.usage.CopyFrom(usage_of(partial.metadata))
             raise
+        self._take(step, result)
+        return result
+
+    def _take(self, step: Step, result: llm_pb2.JobResult) -> None:
+        """Note in the tree what the job of a step has made and used."""
         step.usage.CopyFrom(usage_of(result.metadata))
-        if result.HasField("output_file"):
-            self.tree.change(step.path).files.append(result.output_file)
+        files = [*([result.output_file] if result.HasField("output_file") else ()), *result.images]
+        if files:
+            self.tree.change(step.path).files.extend(files)
+
+    async def recall_job(self, step: Step, is_usable: Callable[[llm_pb2.JobResult], bool]) -> llm_pb2.JobResult | None:
+        """Return what the step's job has made in an earlier run of the pipeline; None if it has to be run.
+
+        Raises ActivityError for a job that was deleted.
+        """
+        if not self.options.resumed:
+            return None
+        id_ = f"{self.id}/{step.path}"
+        result = await workflow.execute_local_activity(
+            activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
+        )
+        if not result.HasField("metadata") or not is_usable(result):
+            return None
+        self.tree.change(step.path).workflow_id = id_
+        self._take(step, result)
         return result
 
     def grant(self, step: Step) -> common_pb2.Budget | None:
@@ -202,11 +235,12 @@ class Execution:
     ) -> _M:
         """Run a child workflow as the step, and return its result. Raises what the child raises."""
         await self.make_room(argument.ByteSize())
+        reuse = WorkflowIDReusePolicy
         child = await workflow.start_child_workflow(
             workflow_type,
             argument,
             id=f"{self.id}/{step.path}",
-            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_reuse_policy=reuse.ALLOW_DUPLICATE if self.options.resumed else reuse.REJECT_DUPLICATE,
             # What ends the pipeline by force must not take what its jobs have made.
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             result_type=result_type,

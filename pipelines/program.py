@@ -106,7 +106,8 @@ class Pipeline:
         if schema is not None:
             job.params.json_schema = json.dumps(schema)
         async with self._execution.step(self._path(name)) as step:
-            result = await self._execution.run_job(step, job, timeout)
+            is_usable = (lambda _: True) if schema is None else _is_json
+            result = await self._execution.run_job(step, job, timeout, is_usable)
             generated = Generated(result, self.files)
             if schema is None:
                 return generated
@@ -116,6 +117,28 @@ class Pipeline:
             except ValueError as error:
                 wrong = f"the output is no JSON: {error}"
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, wrong)) from None
+
+    async def image(
+        self,
+        name: str,
+        *,
+        model: str,
+        prompt: str,
+        size: llm_pb2.ImageSize | None = None,
+        seed: int | None = None,
+        timeout: timedelta | None = None,
+    ) -> common_pb2.FileRef:
+        """Run a job on a model that makes images, and return the file of the image.
+
+        `size` is one of the model's. `timeout` is as for generate(). Raises StepFailed.
+        """
+        params = llm_pb2.SamplingParams(seed=seed)
+        job = llm_pb2.JobRequest(model=model, prompt=prompt, params=params, image_size=size)
+        async with self._execution.step(self._path(name)) as step:
+            result = await self._execution.run_job(step, job, timeout, lambda result: bool(result.images))
+            if not result.images:
+                raise StepFailed(step.path, failure(INVALID_OUTPUT, f"the model {model} makes no images"))
+            return result.images[0]
 
     async def map(
         self, name: str, items: Sequence[_T], function: "Callable[[Pipeline, _T], Awaitable[_R]]", *, limit: int = 10
@@ -214,3 +237,11 @@ class Pipeline:
 
     def _path(self, name: str) -> str:
         return f"{self._below}{name}"
+
+
+def _is_json(result: llm_pb2.JobResult) -> bool:
+    try:
+        json.loads(result.output)
+    except ValueError:
+        return False
+    return True

@@ -28,6 +28,8 @@ class Registered:
     result: type[Message]
     """The class of what it returns."""
     program: Program
+    resumes: bool
+    """Whether it goes on when it is submitted again after it has failed."""
 
 
 TYPED: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
@@ -52,11 +54,15 @@ def request_of(name: str, spec: Message) -> tuple[pipeline_pb2.PipelineRequest, 
     return request, found
 
 
-def pipeline(name: str, spec: type[Message], result: type[Message]) -> Callable[[Any], Any]:
+def pipeline(name: str, spec: type[Message], result: type[Message], *, resumes: bool = False) -> Callable[[Any], Any]:
     """Register a coroutine function as the pipeline of a name. Raises ValueError for a bad name or one that is taken.
 
     `spec` and `result` are protobuf classes, such as google.protobuf.Struct. The function runs inside a workflow: it
     must be deterministic, so it takes time, chance and everything outside of it from its Pipeline alone.
+
+    With `resumes` a pipeline that has failed or timed out goes on when the same request is submitted again: its code
+    runs anew, and generate() and image() of a step whose job has succeeded return what the job has made. Every other
+    step runs again. This is for code whose steps ask for the same each time, and that compensates nothing.
     """
     if NAME_PATTERN.fullmatch(name) is None:
         raise ValueError(f"a pipeline cannot be named {name!r}: {NAME_PATTERN.pattern}")
@@ -65,7 +71,7 @@ def pipeline(name: str, spec: type[Message], result: type[Message]) -> Callable[
         if (earlier := REGISTERED.get(name)) is not None:
             places = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (earlier.program, program))
             raise ValueError(f"two pipelines are named {name!r}: {places}")
-        _registered[name] = Registered(name, spec, result, program)
+        _registered[name] = Registered(name, spec, result, program, resumes)
         return program
 
     return register

@@ -27,9 +27,19 @@ with workflow.unsafe.imports_passed_through():
     from jobs.ids import trace_id
     from jobs.inputs import one_input
     from jobs.memo import to_memo
-    from jobs.pipelines import CANCELLED, PROGRAM_ERROR, TOTAL_TIMEOUT, UNKNOWN_PIPELINE, failure, name_of, packed
+    from jobs.pipelines import (
+        CANCELLED,
+        INCOMPLETE,
+        PROGRAM_ERROR,
+        TOTAL_TIMEOUT,
+        UNKNOWN_PIPELINE,
+        failure,
+        name_of,
+        packed,
+        with_defaults,
+    )
     from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import StepFailed, contained, status_of
+    from pipelines.errors import Incomplete, StepFailed, contained, status_of
     from pipelines.registry import REGISTERED, Registered
 
 from pipelines.execution import Execution
@@ -141,8 +151,8 @@ class LLMPipelineWorkflow:
         self._take_outcome(program)
         late = self._execution.is_over() and self._error is not None and errors.reason_of(self._error) == TOTAL_TIMEOUT
         if not stopped and not late:
-            return llm_pb2.JOB_STATE_SUCCEEDED if self._result is not None else llm_pb2.JOB_STATE_FAILED
-        self._result = None
+            return llm_pb2.JOB_STATE_SUCCEEDED if self._error is None else llm_pb2.JOB_STATE_FAILED
+        self._result = self._error = None
         if not out_of_time:
             self._error = failure(CANCELLED, str(self._cancellation.error), code_pb2.CANCELLED)
             return llm_pb2.JOB_STATE_CANCELLED
@@ -173,7 +183,10 @@ class LLMPipelineWorkflow:
 
     async def _program(self) -> pipeline_pb2.PipelineResult:
         found, spec = self._code()
-        value = await found.program(Pipeline(self._execution), spec)
+        try:
+            value = await found.program(Pipeline(self._execution), spec)
+        except Incomplete as error:
+            value, self._error = error.result, failure(INCOMPLETE, str(error))
         if not isinstance(value, found.result):
             raise TypeError(f"{found.name} returns a {type(value).__name__}, no {found.result.__name__}")
         if (size := value.ByteSize()) > _MAX_RESULT_BYTES:
@@ -182,7 +195,7 @@ class LLMPipelineWorkflow:
 
     def _code(self) -> tuple[Registered, Message]:
         """Return what is registered, and the input. Raises StepFailed."""
-        request = self._run.pipeline
+        request = with_defaults(self._run.pipeline, self._run.options.defaults)
         found = REGISTERED.get(name_of(request))
         if found is None:
             error = failure(UNKNOWN_PIPELINE, f"no pipeline is named {name_of(request)!r} here", code_pb2.NOT_FOUND)
@@ -250,7 +263,7 @@ class LLMPipelineWorkflow:
         result.usage.CopyFrom(status.root.usage)
         if status.root.HasField("counts"):
             result.counts.CopyFrom(status.root.counts)
-        if self._result is not None:
+        if final == llm_pb2.JOB_STATE_SUCCEEDED:
             return result
         error = self._error if self._error is not None else status_of(RuntimeError("no result"))
         # A pipeline of which this one is a step counts what it has used.

@@ -1,4 +1,4 @@
-"""The outputs of jobs that are too large for a message, as objects of the store.
+"""The outputs of jobs that are too large for a message, and images, as objects of the store.
 
 The record of such a file is the job: it exists for others once a result in Temporal names its id. An object's name
 tells its job, so that a reader finds out who may see it, a deletion finds all objects of a job, and the sweeper finds
@@ -20,7 +20,7 @@ from jobs.ids import OUTPUT_ID_PREFIX, tenant_of
 from llm_pb import common_pb2
 from store.store import MAX_PIECE_BYTES, ObjectMissing, Store, StoredObject
 
-MEDIA_TYPE: Final = "text/plain; charset=utf-8"
+TEXT: Final = "text/plain; charset=utf-8"
 _FOLDER: Final = "outputs/"
 _HALF: Final = 32
 """Hexadecimal digits in each half of an id."""
@@ -39,12 +39,14 @@ class OutputObject(NamedTuple):
     """The workflow id of the job."""
 
 
-async def write_output(store: Store, job_id: str, text: bytes | bytearray) -> common_pb2.FileRef:
-    """Write the output of a job, in UTF-8, as a new object; return the file. The job's id tells the tenant.
+async def write_output(
+    store: Store, job_id: str, content: bytes | bytearray, media_type: str = TEXT
+) -> common_pb2.FileRef:
+    """Write an output of a job as a new object; return the file. The job's id tells the tenant.
 
     Raises what Store.put raises.
     """
-    nonce, sha256, data = secrets.token_hex(_HALF // 2), hashlib.sha256(), memoryview(text)
+    nonce, sha256, data = secrets.token_hex(_HALF // 2), hashlib.sha256(), memoryview(content)
     store = store.of_tenant(tenant_of(job_id))
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -60,7 +62,7 @@ async def write_output(store: Store, job_id: str, text: bytes | bytearray) -> co
         file_id=f"{OUTPUT_ID_PREFIX}{_hash(job_id)}{nonce}",
         sha256=sha256.digest(),
         size_bytes=stored.size,
-        media_type=MEDIA_TYPE,
+        media_type=media_type,
     )
 
 

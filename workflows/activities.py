@@ -150,6 +150,12 @@ async def admit_step(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
     raise NotImplementedError
 
 
+@activity.defn(name=names.ACTIVITY_RECALL_STEP)
+async def recall_step(job_id: str) -> llm_pb2.JobResult:
+    """Return the result of a step's job, of an earlier run of its pipeline; an empty one unless it has succeeded."""
+    raise NotImplementedError
+
+
 @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
 async def publish_pipeline(change: internal_pb2.PipelineChange) -> None:
     """Append a change of the pipeline's tree to its feed."""

@@ -88,8 +88,11 @@ class Canaries:
         canary = self._settings.canary
         if canary is None:
             return []
-        models = canary.models if canary.models is not None else tuple(model.name for model in self._settings.models)
-        return [canary_of(model, canary.interval) for model in models]
+        return [
+            canary_of(model.name, canary.interval)
+            for model in self._settings.models
+            if not model.image_sizes and (canary.models is None or model.name in canary.models)
+        ]
 
     async def _put(self, canary: schedule_pb2.Schedule) -> None:
         id_ = schedule_id(canary.user_id, canary.request_id)

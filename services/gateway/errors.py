@@ -229,6 +229,16 @@ def quota_exceeded(tenant: str, quota: str, description: str, wait: timedelta | 
     return ApiError(make_status(code_pb2.RESOURCE_EXHAUSTED, description, *details))
 
 
+class PipelineResumed(ApiError):
+    """UNAVAILABLE: the pipeline was submitted again. See pipeline_resumed()."""
+
+
+def pipeline_resumed() -> ApiError:
+    """UNAVAILABLE: the pipeline was submitted again while its earlier run was followed. A new call follows it."""
+    message = "the pipeline was submitted again, and goes on; call again"
+    return PipelineResumed(make_status(code_pb2.UNAVAILABLE, message, error_info("PIPELINE_RESUMED"), _retry_info()))
+
+
 def shutting_down() -> ApiError:
     """UNAVAILABLE: this gateway is about to stop. The client can continue with another one, or with this one later."""
     message = "the gateway is shutting down; call again"

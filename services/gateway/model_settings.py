@@ -1,13 +1,27 @@
 """The models of the gateway's settings, and their canaries."""
 
 from datetime import timedelta
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath
+from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from jobs import limits, names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX
+from jobs.field_rules import MAX_IMAGE_SIDE
+from llm_pb import llm_pb2
 from models import DOCSTRINGS
 from services.gateway.prices import Price
+
+
+class ImageSize(BaseModel):
+    """A size of images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(ge=1, le=MAX_IMAGE_SIDE)
+    """In pixels."""
+    height: int = Field(ge=1, le=MAX_IMAGE_SIDE)
+    """In pixels."""
 
 
 class Model(BaseModel):
@@ -31,6 +45,19 @@ class Model(BaseModel):
     GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES."""
     price: Price | None = None
     """What the model costs: see Price. None: its jobs have no cost, and no budget of costs."""
+    image_sizes: tuple[ImageSize, ...] = ()
+    """The sizes in which the model makes images, for a model whose workers have an image engine. An image counts as
+    max_output_tokens, which default_max_tokens must equal. Empty: the model generates text."""
+
+    @model_validator(mode="after")
+    def _images_count_the_same(self) -> Self:
+        if self.image_sizes and self.default_max_tokens != self.max_output_tokens:
+            raise ValueError("a model with image_sizes needs a default_max_tokens that is its max_output_tokens")
+        return self
+
+    def image_messages(self) -> list[llm_pb2.ImageSize]:
+        """Return the sizes of images as clients get them."""
+        return [llm_pb2.ImageSize(width=size.width, height=size.height) for size in self.image_sizes]
 
 
 class Canary(BaseModel):
@@ -40,7 +67,7 @@ class Canary(BaseModel):
 
     interval: timedelta = Field(timedelta(minutes=1), ge=timedelta(seconds=5), le=timedelta(minutes=5))
     models: tuple[str, ...] | None = None
-    """None: all models."""
+    """None: all models that generate text. A model that makes images has no canary."""
 
 
 EMBEDDED_MODEL = Model(

@@ -20,6 +20,7 @@ from jobs.options import duration
 from llm_pb import common_pb2, llm_pb2
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.class_settings import Classes
+from services.gateway.image_models import check_image
 from services.gateway.model_settings import Model
 from services.gateway.prompts import Lanes, Prompts
 
@@ -79,7 +80,11 @@ class Models:
             if MODEL_PATTERN.fullmatch(job.model) is None:
                 return []
             return [Violation("job.model", f"is not served here; choose one of: {', '.join(self._models)}")]
-        violations = []
+        violations = check_image(job, model)
+        if job.budget.cost_micros and model.price is None:
+            violations.append(Violation("job.budget.cost_micros", f"the model {model.name} has no price"))
+        if model.image_sizes:
+            return violations
         if job.params.max_tokens > model.max_output_tokens:
             violations.append(Violation("job.params.max_tokens", f"must be at most {model.max_output_tokens}"))
         elif not job.params.HasField("max_tokens") and job.params.min_tokens > model.default_max_tokens:
@@ -87,8 +92,6 @@ class Models:
         form = job.params.WhichOneof("structured_output")
         if form is not None and not model.structured_output:
             violations.append(Violation(f"job.params.{form}", f"is not supported by the model {model.name}"))
-        if job.budget.cost_micros and model.price is None:
-            violations.append(Violation("job.budget.cost_micros", f"the model {model.name} has no price"))
         if job.HasField("prompt_file"):
             # See services.gateway.prompt_files.
             return violations
@@ -129,6 +132,7 @@ class Models:
                 for job_class, state in of_classes
             ],
             price=None if model.price is None else model.price.message(),
+            image_sizes=model.image_messages(),
         )
 
     async def queue_info(self, client: Client, queue: str) -> llm_pb2.QueueInfo | None:

@@ -105,10 +105,12 @@ class Runs:
 
 
 async def _is_only_run(last: WorkflowExecutionDescription) -> bool:
-    """Return whether no other run had the id: a gateway starts a job once, and never under an id that had one."""
+    """Return whether no other run had the id: a gateway starts a job once, and never under an id that had one, unless
+    it is a step of a pipeline that goes on."""
     first_run_id = last.raw_description.workflow_execution_info.first_run_id
     try:
         by_gateway = await last.memo_value(names.MEMO_OPTIONS, None) is not None
+        by_gateway = by_gateway and await last.memo_value(names.MEMO_RERUN, None) is None
     except PayloadError:
         # The keys of the memo were deleted, so it does not tell.
         return False

@@ -36,6 +36,7 @@ from runtime.tenants import TenantName
 from services.gateway.audit_settings import AuditSettings
 from services.gateway.class_settings import Classes
 from services.gateway.model_settings import EMBEDDED_MODEL, Canary, Model
+from services.gateway.pipeline_settings import PipelineDefaults
 from services.gateway.tenants import TenantSettings
 
 
@@ -233,6 +234,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Maximum value of BatchRequest.window."""
     pipeline_max_timeout: timedelta = Field(timedelta(days=7), ge=timedelta(seconds=1), le=timedelta(days=365))
     """Maximum of PipelineRequest.total_timeout. A pipeline without one has 24 h, or this if it is less."""
+    pipeline_defaults: PipelineDefaults = PipelineDefaults()
+    """Defaults of the specs of pipelines that come along, in JSON, by the names of their fields in PipelineRequest:
+    {"refine": {"maxRounds": 4}, "world": {"models": {"describe": "llama"}, "imageModel": "painter"}}. What a request
+    sets wins. A running pipeline keeps those of its start."""
     batch_chunk_items: int = Field(128, ge=1, le=128)
     """Maximum number of items that a GPU worker takes from a batch at once."""
     batch_max_chunks: int = Field(50, ge=1, le=100)

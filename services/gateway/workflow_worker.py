@@ -216,7 +216,7 @@ def workflow_worker(
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     scheduled = ScheduledJobs(submission, bounds, JobCancellation(effects, reader), reader)
-    in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, has_store=has_store)
+    in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)
     texts = PipelineTexts(file_reader, produced, FileQuotas(file_reader, settings.tenants, metrics), store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
@@ -244,8 +244,8 @@ def workflow_worker(
             *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
             # Batches of earlier versions have these steps here.
             *(batches.plan_batch, batches.merge_batch),
-            *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.publish_pipeline),
-            *(texts.read_text, texts.write_text),
+            *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.recall_step),
+            *(in_pipelines.publish_pipeline, texts.read_text, texts.write_text),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

@@ -11,14 +11,14 @@ from feed.feed import Feed
 from feed.output import GeneratedOutput
 from feed.writer import FeedWriter
 from jobs.attempts import close, has_ended, pause
-from jobs.errors import EngineFailed, JobError, ResultTooLarge
+from jobs.errors import EngineFailed, InvalidJob, JobError, ResultTooLarge
 from jobs.limits import MAX_OUTPUT_BYTES
 from jobs.stages import DECODE, DONE, LOADING
 from llm_pb import common_pb2, internal_pb2, llm_pb2
 from runtime.telemetry import current_headers, current_traceparent, link_to
 from services.gpu_worker.attempt_times import AttemptTimes
 from services.gpu_worker.budget import require_more_than, require_time
-from services.gpu_worker.engines.engine import Engine, Generation, Output
+from services.gpu_worker.engines.engine import Engine, Generation, Image, Output
 from services.gpu_worker.report_throttle import ReportThrottle, ReportTimer
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.gpu_worker.spans import ATTEMPT, CONTINUED_TOKENS
@@ -62,6 +62,10 @@ class Attempt:
         """Maximum size of output and logprobs, where the output may be a file; 0 where it may not."""
         self.max_inline_bytes = request.max_inline_bytes
         """As in RunRequest."""
+        self.image: Image | None = None
+        """What the engine has made, if it makes images."""
+        self.image_file: common_pb2.FileRef | None = None
+        """The image's file, once it is written."""
 
     @property
     def output(self) -> GeneratedOutput:
@@ -150,6 +154,8 @@ class Attempt:
             limit = most if size > most > 0 else MAX_OUTPUT_BYTES
             raise ResultTooLarge(f"output and logprobs exceed {limit} bytes; ask for fewer tokens or logprobs")
         self._logprobs_bytes = logprobs_bytes
+        if output.image is not None:
+            self._keep_image(output.image)
         if output.finish_reason is not None:
             self._last = output
         if output.token_ids:
@@ -161,6 +167,13 @@ class Attempt:
         )
         if self._progress_timer.expired:
             await self._publish_progress()
+
+    def _keep_image(self, image: Image) -> None:
+        if not self.max_output_bytes:
+            raise InvalidJob("model: images need a store at gateway and worker (STORE_URL), and are of no batch")
+        if len(image.data) > self.max_output_bytes:
+            raise ResultTooLarge(f"the image exceeds {self.max_output_bytes} bytes; ask for a smaller one")
+        self.image = image
 
     def require_budget(self, context_tokens: int = 0, reason: "llm_pb2.FinishReason.ValueType | None" = None) -> None:
         """Raise BudgetSpent if the job's budget lets it generate no more, or has ended its output for that reason."""
@@ -205,6 +218,8 @@ class Attempt:
         """Return the job's result as far as this attempt generated it. `file` holds its output, if it is large."""
         output = self._writer.output
         result = output.result(reason, file)
+        if self.image_file is not None:
+            result.images.append(self.image_file)
         result.metadata.engine = engine.name
         result.metadata.model = self.job.model
         if self.watchdog.stage != LOADING:

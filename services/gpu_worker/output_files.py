@@ -31,12 +31,13 @@ class OutputFiles:
         return max_output_bytes if self._store is not None else 0
 
     async def save(self, attempt: Attempt, job_id: str, within: timedelta | None = None) -> common_pb2.FileRef | None:
-        """Write the attempt's output if it has to be a file, and return the file.
+        """Write the attempt's output if it has to be a file, and return the file. That of an image is the attempt's.
 
         Waits for a store that is away, for the time `within` or, without one, as long as the activity may take. Raises
         TimeoutError.
         """
-        if self._store is None or not attempt.max_output_bytes or not attempt.output.is_large(attempt.max_inline_bytes):
+        image, is_large = attempt.image, attempt.output.is_large(attempt.max_inline_bytes)
+        if self._store is None or not attempt.max_output_bytes or not (image or is_large):
             return None
         # Nothing is to be expected of the engine.
         attempt.watchdog.move(DONE)
@@ -44,6 +45,9 @@ class OutputFiles:
             tries = 0
             while True:
                 try:
+                    if image is not None:
+                        attempt.image_file = await write_output(self._store, job_id, image.data, image.media_type)
+                        return None
                     return await write_output(self._store, job_id, attempt.output.text)
                 except (StoreUnavailable, KeysUnavailable) as error:
                     _log.warning("the output cannot be written to the store yet: %s", error)

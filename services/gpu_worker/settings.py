@@ -38,14 +38,14 @@ class GpuWorkerSettings(MetricsSettings):
 
     model_config = SettingsConfigDict(env_prefix="GPU_WORKER_", frozen=True, use_attribute_docstrings=True)
 
-    engine: Literal["torch", "vllm", "openai", "simulated"] = "torch"
-    """The engine that runs the model."""
+    engine: Literal["torch", "vllm", "openai", "simulated", "simulated-images", "openai-images", "diffusers"] = "torch"
+    """The engine that runs the model. The last three make images."""
     model: str = "docstrings"
     """Name of the model, as jobs ask for it."""
     model_path: str = ""
-    """A folder in Hugging Face format, or a hub name; with the engine openai the model's name at the provider. If
-    unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with the engine
-    simulated."""
+    """A folder in Hugging Face format, or a hub name; with the engines openai and openai-images the model's name at the
+    provider. If unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with
+    the engines simulated and simulated-images."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """The engine's own options, as JSON. For vllm they are the fields of its AsyncEngineArgs, structured_floor and
     structured_slowdown."""
@@ -91,7 +91,7 @@ class GpuWorkerSettings(MetricsSettings):
     @classmethod
     def _found(cls, path: str, info: ValidationInfo) -> str:
         """Return the path of the model. Raises ValueError for a model that is not bundled and has no path."""
-        if path or info.data.get("engine") == "simulated":
+        if path or info.data.get("engine") in ("simulated", "simulated-images"):
             return path
         if (model := info.data.get("model")) == DOCSTRINGS.name:
             return str(DOCSTRINGS)

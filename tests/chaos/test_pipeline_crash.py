@@ -1,7 +1,13 @@
-"""Refinements with scripted answers, undisturbed and while processes are killed: the same result, no step twice."""
+"""Refinements and worlds with scripted answers, while anything is killed, are those of an undisturbed run.
+
+`make chaos` kills 100 processes; the ordinary run kills one of each kind. CHAOS_SEED chooses the moments.
+"""
 
 import asyncio
+import itertools
 import json
+import os
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +15,6 @@ import grpc
 import pytest
 from temporalio.client import Client
 
-from deploy.local.process import Process
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
@@ -18,18 +23,19 @@ from payload_converter import data_converter
 from tests.support.files import bad_fields
 from tests.support.pipelines import Followed, follow, submit
 from tests.support.stacks import stack_settings
+from tests.support.worlds import MODELS, PAINTER, new_world, world_of
 
-pytestmark = pytest.mark.timeout(600)
+KILLS = int(os.environ.get("CHAOS_PIPELINE_KILLS", "5"))
+CHANCE = random.Random(int(os.environ.get("CHAOS_SEED", "0")))
+pytestmark = pytest.mark.timeout(600 + 60 * KILLS)
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
-MODELS = [
-    {
-        "name": "docstrings",
-        "context_tokens": 8192,
-        "max_output_tokens": 8192,
-        "default_max_tokens": 300,
-        "structured_output": True,
-    }
-]
+PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+SERVICES = ("temporal", "nats", "gateway", "gpu-worker")
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +43,20 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     environment = {
         "gateway": {
             "GATEWAY_MODELS": json.dumps(MODELS),
-            "GATEWAY_HEARTBEAT_TIMEOUT": "PT10S",
+            "GATEWAY_HEARTBEAT_TIMEOUT": "PT5S",
             "GATEWAY_RETRY_INTERVAL": "PT0.1S",
+            # Each kill of a worker uses an attempt up.
+            "GATEWAY_RETRY_ATTEMPTS": "20",
         },
-        "gpu-worker": {"GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 400}', "GPU_WORKER_MAX_CONCURRENT": "16"},
+        "gpu-worker": {
+            "GPU_WORKER_ENGINE_OPTIONS": '{"tokens_per_second": 400, "context_tokens": 16384}',
+            "GPU_WORKER_MAX_CONCURRENT": "16",
+        },
     }
-    services = ("temporal", "nats", "gateway", "gpu-worker")
     folder = tmp_path_factory.mktemp("pipelines")
-    async with Stack(stack_settings(folder), only=services, environment=environment) as running:
+    stack = Stack(stack_settings(folder), only=SERVICES, environment=environment)
+    stack.add("gpu-worker", {**PAINTER, "GPU_WORKER_ENGINE_OPTIONS": '{"seconds": 0.3, "width": 64, "height": 48}'})
+    async with stack as running:
         yield running
 
 
@@ -69,6 +81,18 @@ def refinement(key: str, *scores: float, doubtful: int = 0, **changes: Any) -> p
     topic += "[[when Check the facts: It never rains.]]"
     pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id=key)
     pipeline.refine.CopyFrom(pipeline_pb2.RefineSpec(topic=topic, models={"write": "docstrings"}, **changes))
+    return pipeline
+
+
+NEW: Any = {
+    "refine": lambda key: refinement(key, 3, 4, 9),
+    "world": lambda key: new_world(key, named="same", images=2, characters=3, posts=6),
+}
+"""A new pipeline of each kind, by its key."""
+
+
+def new(kind: str, key: str) -> pipeline_pb2.PipelineRequest:
+    pipeline: pipeline_pb2.PipelineRequest = NEW[kind](f"{kind}-{key}")
     return pipeline
 
 
@@ -127,50 +151,95 @@ async def test_a_bad_refinement_is_refused(stub: Any) -> None:
     }
 
 
-async def restart(process: Process) -> None:
-    await process.kill()
-    await process.start()
-    await process.wait_ready()
+@pytest.fixture(scope="module")
+async def undisturbed(stub: Any) -> dict[str, Followed]:
+    """A refinement and a world that nothing disturbs."""
+    return {kind: await follow(stub, (await submit(stub, new(kind, "undisturbed"))).pipeline_id, "**") for kind in NEW}
 
 
-async def test_a_refinement_outlives_what_dies_and_no_step_runs_twice(stack: Stack, stub: Any) -> None:
-    """A watcher continues by its cursor. The text is that of an undisturbed run, byte for byte."""
-    scores = (3, 4, 9)
-    undisturbed = await follow(stub, (await submit(stub, refinement("undisturbed", *scores))).pipeline_id, "**")
-    id_ = (await submit(stub, refinement("disturbed", *scores))).pipeline_id
-    seen = Followed()
+async def test_pipelines_outlive_kills_of_anything_and_no_step_runs_twice(
+    stack: Stack, stub: Any, undisturbed: dict[str, Followed]
+) -> None:
+    """Watchers continue by their cursors, without a gap. Text and pictures are those of an undisturbed run."""
+    temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter, lazy=True)
+    victims, kills = itertools.cycle(stack.processes), 0
+    while kills < KILLS:
+        runs = {kind: Watched(stub, await submitted(stub, new(kind, f"disturbed-{kills}"))) for kind in NEW}
+        while kills < KILLS and not all(run.seen.ended for run in runs.values()):
+            await news_of(*runs.values())
+            # Any moment will do.
+            await asyncio.sleep(CHANCE.random() * 0.5)
+            victim = stack.processes[next(victims)]
+            await victim.kill()
+            await victim.start()
+            await victim.wait_ready()
+            kills += 1
+        for kind, run in runs.items():
+            await run.watching
+            await assert_undisturbed(temporal, kind, run, undisturbed[kind])
 
-    async def watch() -> None:
-        while not seen.ended:
-            try:
-                await follow(stub, id_, "**", known=seen)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL):
-                    raise
-                await asyncio.sleep(0.2)
 
-    async def until_output(path: str) -> None:
-        while path not in seen.outputs and not watching.done():  # noqa: ASYNC110
+class Watched:
+    """A pipeline that is followed until it ends, whatever breaks."""
+
+    def __init__(self, stub: Any, id_: str) -> None:
+        self.id = id_
+        self.seen = Followed()
+        self.watching = asyncio.create_task(self._watch(stub))
+
+    async def _watch(self, stub: Any) -> None:
+        async with asyncio.timeout(600):
+            while not self.seen.ended:
+                await patiently(lambda: follow(stub, self.id, "**", known=self.seen))
+
+
+async def news_of(*runs: Watched) -> None:
+    """Wait until a watcher that is not at its end has got something new."""
+    known = {run: run.seen.messages for run in runs}
+    async with asyncio.timeout(600):
+        while not any(run.seen.messages > known[run] for run in runs) and not all(  # noqa: ASYNC110
+            run.seen.ended for run in runs
+        ):
             await asyncio.sleep(0.01)
 
-    watching = asyncio.create_task(watch())
-    for path, name in (
-        ("rounds/1/write", "gateway"),
-        ("rounds/2/write", "gpu-worker"),
-        ("rounds/3/write", "gateway"),
-        ("edit", "gpu-worker"),
-    ):
-        await until_output(path)
-        await restart(stack.processes[name])
-    await watching
-    assert result_of(seen) == result_of(undisturbed)
+
+async def patiently(call: Any) -> Any:
+    """Call until a gateway and Temporal answer."""
+    async with asyncio.timeout(600):
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in PASSING:
+                    raise
+                await asyncio.sleep(0.1)
+
+
+async def submitted(stub: Any, pipeline: pipeline_pb2.PipelineRequest) -> str:
+    status = await patiently(lambda: submit(stub, pipeline))
+    return str(status.pipeline_id)
+
+
+async def assert_undisturbed(temporal: Client, kind: str, run: Watched, undisturbed: Followed) -> None:
+    """Assert that a pipeline has made what an undisturbed one makes, each step once."""
+    seen = run.seen
+    if kind == "refine":
+        assert result_of(seen) == result_of(undisturbed)
+    else:
+        assert nameless(world_of(seen)) == nameless(world_of(undisturbed))
     assert seen.outputs == undisturbed.outputs
     assert {path: step.state for path, step in seen.steps.items()} == dict.fromkeys(undisturbed.steps, SUCCEEDED)
-    temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
-    history = await temporal.get_workflow_handle(id_).fetch_history()
+    history = await temporal.get_workflow_handle(run.id).fetch_history()
     started = [
         event.start_child_workflow_execution_initiated_event_attributes.workflow_id
         for event in history.events
         if event.HasField("start_child_workflow_execution_initiated_event_attributes")
     ]
-    assert sorted(started) == sorted(f"{id_}/{path}" for path in seen.outputs)
+    assert sorted(started) == sorted(f"{run.id}/{path}" for path, step in seen.steps.items() if step.workflow_id)
+
+
+def nameless(world: pipeline_pb2.WorldResult) -> pipeline_pb2.WorldResult:
+    """Return a world without the ids of its files, which are random. Their hashes stay."""
+    for ref in (*world.images, *(post.image for post in world.posts)):
+        ref.ClearField("file_id")
+    return world

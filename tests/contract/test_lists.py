@@ -15,9 +15,9 @@ from services.gateway.pipelines.servicer import PipelineServicer
 from services.gateway.schedule_servicer import ScheduleServicer
 from services.gateway.scopes import OF_METHOD
 from services.gateway.servicer import LlmServicer
-from services.gpu_worker.engines.engine import ENGINES
+from services.gpu_worker.engines.engine import ENGINES, IMAGE_ENGINES
 from services.gpu_worker.settings import GpuWorkerSettings
-from tests.contract import test_engines
+from tests.contract import test_engines, test_image_engines
 from tests.support.bad_requests import PATHS
 from tests.support.fuzz_calls import WEIGHTS
 from tests.support.jobs import new_job
@@ -54,6 +54,12 @@ def test_an_engine_can_be_chosen_and_keeps_the_contract(engine: str) -> None:
         assert engine in get_args(settings.model_fields["engine"].annotation), settings.__name__
     # A provider keeps only a part of the contract, and a whole stack has to be one: tests/stack/test_openai_engine.py.
     assert engine in {*test_engines.OPTIONS, "openai"}, "the contract of engines does not test it"
+
+
+@pytest.mark.parametrize("engine", IMAGE_ENGINES)
+def test_an_image_engine_can_be_chosen_and_keeps_the_contract(engine: str) -> None:
+    assert engine in get_args(GpuWorkerSettings.model_fields["engine"].annotation)
+    assert engine in test_image_engines.OPTIONS, "the contract of image engines does not test it"
 
 
 def target(kind: str, text: str) -> llm_pb2.NotifyTarget:

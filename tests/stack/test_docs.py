@@ -145,6 +145,7 @@ def test_the_table_of_call_errors_is_the_code() -> None:
         errors.schedule_not_found("a"),
         errors.batch_not_found("a"),
         errors.pipeline_not_found("a"),
+        errors.pipeline_resumed(),
         *(errors.answer_refused(reason, "a") for reason in (STEP_NOT_FOUND, STEP_NOT_WAITING, STEP_ANSWERED)),
         errors.audit_unavailable(),
         errors.exhausted("a"),

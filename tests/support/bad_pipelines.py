@@ -30,6 +30,30 @@ _BAD_REFINEMENTS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("more patience", "patience", {"patience": 101}),
 )
 """What is wrong, the field that the error must name, and the values that make it so."""
+_BAD_WORLDS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
+    ("no theme", "theme", {"theme": ""}),
+    ("a long theme", "theme", {"theme": "t" * 16_385}),
+    ("no model of describe", "models", {"models": {"write": "structured"}}),
+    ("a model of nothing", 'models["x"]', {"models": {"describe": "structured", "x": "structured"}}),
+    ("a time of nothing", 'step_timeouts["x"]', {"step_timeouts": {"x": Duration(seconds=9)}}),
+    ("no time", 'step_timeouts["image"]', {"step_timeouts": {"image": Duration(seconds=-1)}}),
+    ("no image model", "image_model", {"image_model": "../x"}),
+    ("no size", "image_size.width", {"image_size": {"height": 64}}),
+    ("a long size", "image_size.height", {"image_size": {"width": 64, "height": 8193}}),
+    *(
+        (f"{value} {field}", field, {field: value})
+        for field, values in {
+            "characters": (-1, 0, 21),
+            "posts": (-1, 101),
+            "images": (-1, 11),
+            "image_limit": (-1, 0, 101),
+            "seed": (-1,),
+            "max_tokens": (-1, 0),
+        }.items()
+        for value in values
+    ),
+)
+"""Likewise."""
 
 
 def pipeline(**changes: Any) -> pipeline_pb2.PipelineRequest:
@@ -54,7 +78,9 @@ def pipeline_rows() -> Iterator[Row]:
     yield Row("SubmitPipeline", "no pipeline", b"", frozenset({"pipeline"}))
     for what, changes, *fields in _pipelines():
         row = _row("SubmitPipeline", what, *(f"pipeline.{field}" for field in fields), pipeline=pipeline(**changes))
-        yield row._replace(fields=row.fields if {"custom", "refine"} & changes.keys() else row.fields | {_NAME})
+        yield row._replace(
+            fields=row.fields if {"custom", "refine", "world"} & changes.keys() else row.fields | {_NAME}
+        )
     for rpc in _OF_ID:
         for what, value in BAD_WORKFLOW_IDS.items():
             yield _row(rpc, f"pipeline_id with {what}", "pipeline_id", pipeline_id=value)
@@ -100,6 +126,9 @@ def _pipelines() -> Iterator[tuple[Any, ...]]:
     for what, field, values in _BAD_REFINEMENTS:
         spec = {"topic": "t", "models": {"write": "structured"}, **values}
         yield f"refine of {what}", {"custom": None, "refine": spec}, f"refine.{field}"
+    for what, field, values in _BAD_WORLDS:
+        spec = {"theme": "t", "models": {"describe": "structured"}, **values}
+        yield f"world of {what}", {"custom": None, "world": spec}, f"world.{field}"
 
 
 def _row(rpc: str, what: str, *fields: str, **values: Any) -> Row:

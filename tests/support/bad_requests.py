@@ -48,6 +48,8 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "UploadFile file.state": "ignored in an upload",
     "SubmitPipeline pipeline.custom": "a message: its name is required",
     "SubmitPipeline pipeline.refine": "a message: its topic is required",
+    "SubmitPipeline pipeline.world": "a message: its theme is required",
+    "SubmitPipeline pipeline.world.image_size": "a message: its fields have the rules",
     "SubmitPipeline pipeline.budget": "a message: its fields have the rules, and empty means no limit",
     "CreateBatch batch.input": "a message: its file_id is required",
     "CreateBatch batch.budget": "a message: its fields have the rules, and empty means no limit",
@@ -185,6 +187,11 @@ def _submit_rows() -> Iterator[Row]:
             yield _row(f"{field} with {what}", submit(**{field: value}), f"job.{field}")
     for value in ("", "unknown", "../x", "a\x00", "a" * 256):
         yield _row(f"model {value[:12]!r}", submit(model=value), "job.model")
+    yield _row("a size of a text model", submit(image_size={"width": 1, "height": 1}), "job.image_size")
+    for side in ("width", "height"):
+        for pixels in (-1, 0, 8193):
+            size = {"width": 64, "height": 64, side: pixels}
+            yield _row(f"{side} {pixels}", submit(image_size=size), "job.image_size", f"job.image_size.{side}")
     for priority in (-1, 1, 2, 6, -(2**31), 2**31 - 1):
         yield _row(f"priority {priority}", submit(priority=priority), "job.priority")
     for job_class in (-1, 99):

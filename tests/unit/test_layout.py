@@ -93,8 +93,10 @@ ONLY = {
     "torch": {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
-    },
-    "openai": {"services/gpu_worker/engines/openai.py"},
+    }
+    | {"services/gpu_worker/engines/diffusers.py"},
+    "openai": {"services/gpu_worker/engines/openai.py", "services/gpu_worker/engines/openai_images.py"},
+    "diffusers": {"services/gpu_worker/engines/diffusers.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }
 """Modules that may import each heavy dependency."""

@@ -4,7 +4,8 @@ ApiError
 ├── PipelineNotFound  no pipeline has this id, or it is past its retention
 ├── StepNotFound      the pipeline has no such step
 ├── StepNotWaiting    the step does not wait for an answer
-└── StepAnswered      the step has got another answer
+├── StepAnswered      the step has got another answer
+└── PipelineResumed   the pipeline was submitted again while its earlier run was followed
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,13 @@ class StepAnswered(ApiError):
     reason = "STEP_ANSWERED"
 
 
+class PipelineResumed(ApiError):
+    """The pipeline was submitted again while its earlier run was followed: follow it again."""
+
+    reason = "PIPELINE_RESUMED"
+
+
 PIPELINE_ERRORS: Final[Mapping[str, type[ApiError]]] = {
-    error.reason: error for error in (PipelineNotFound, StepNotFound, StepNotWaiting, StepAnswered)
+    error.reason: error for error in (PipelineNotFound, StepNotFound, StepNotWaiting, StepAnswered, PipelineResumed)
 }
 """The class for each reason."""

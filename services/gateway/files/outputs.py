@@ -11,7 +11,7 @@ from typing import Final
 
 from temporalio.client import WorkflowExecutionStatus
 
-from llm_pb import file_pb2, internal_pb2, llm_pb2
+from llm_pb import common_pb2, file_pb2, internal_pb2, llm_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
 from services.gateway.errors import JobNotFound, file_not_found
@@ -49,8 +49,8 @@ class JobOutputs:
         except JobNotFound as error:
             raise file_not_found(file_id) from error
         response = await self._reader.status_of(description)
-        ref = response.result.output_file
-        if ref.file_id != file_id:
+        ref = _named(response.result, file_id)
+        if ref is None:
             # An attempt has left it whose result did not count.
             raise file_not_found(file_id)
         file = file_pb2.File(
@@ -113,7 +113,12 @@ class OutputSweeper:
         if description.status == WorkflowExecutionStatus.RUNNING:
             return True
         try:
-            return (await self._reader.status_of(description)).result.output_file.file_id == found.file_id
+            return _named((await self._reader.status_of(description)).result, found.file_id) is not None
         except PayloadError:
             # Nobody can read it any more. It goes with its job.
             return True
+
+
+def _named(result: llm_pb2.JobResult, file_id: str) -> common_pb2.FileRef | None:
+    """Return the file of an id that a result names; None if it names none."""
+    return next((ref for ref in (result.output_file, *result.images) if ref.file_id == file_id), None)

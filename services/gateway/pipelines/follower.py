@@ -12,7 +12,7 @@ from feed.feed import Feed
 from jobs.pipelines import FINAL_STATES
 from llm_pb import internal_pb2, pipeline_pb2
 from payload_converter import PayloadError
-from services.gateway.errors import ApiError, PipelineNotFound
+from services.gateway.errors import ApiError, PipelineNotFound, PipelineResumed, pipeline_resumed
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.scopes import gateway_for
 
@@ -39,7 +39,7 @@ class PipelineFollower:
         self.changed = asyncio.Event()
         """Set at the next change. Each change has an event of its own."""
         self._id = pipeline_id
-        self._run_id = run_id
+        self.run_id = run_id
         self._reader = reader
         self._feed = feed
         self._poll = poll
@@ -79,8 +79,11 @@ class PipelineFollower:
         while True:
             self._stale.clear()
             try:
-                self._take(await self._reader.read(gateway_for(self._id), self._id))
-            except PipelineNotFound:
+                description = await self._reader.describe(gateway_for(self._id), self._id)
+                if description.run_id != self.run_id:
+                    raise pipeline_resumed()
+                self._take(await self._reader.record_of(description))
+            except (PipelineNotFound, PipelineResumed):
                 raise
             except (ApiError, RPCError, KeysUnavailable, PayloadError) as error:
                 _log.warning("cannot ask Temporal about %s: %r", self._id, error)

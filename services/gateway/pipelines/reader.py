@@ -7,8 +7,10 @@ from temporalio.client import (
     WorkflowExecution,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowFailureError,
     WorkflowQueryFailedError,
 )
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from jobs import names
@@ -66,8 +68,8 @@ class PipelineReader:
         except Exception as error:  # noqa: BLE001  # whatever keeps the code of then from running now
             _log.warning("the tree of %s cannot be read: %r", description.id, error)
             record = internal_pb2.PipelineRecord()
-            if description.status == WorkflowExecutionStatus.COMPLETED:
-                record.result.CopyFrom(await self._result(description))
+            if (result := await self._result(description)) is not None:
+                record.result.CopyFrom(result)
         if status.state in FINAL_STATES and not status.HasField("root"):
             # An operator has ended it: what it knew is all there is.
             known, state = record.status, status.state
@@ -92,11 +94,19 @@ class PipelineReader:
             record = internal_pb2.PipelineRecord(status=await closed_status(description))
         return record
 
-    async def _result(self, description: WorkflowExecutionDescription) -> pipeline_pb2.PipelineResult:
+    async def _result(self, description: WorkflowExecutionDescription) -> pipeline_pb2.PipelineResult | None:
+        """Return what a closed pipeline has left; None without anything."""
+        if description.status not in (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED):
+            return None
         handle = self._client.get_workflow_handle(
             description.id, run_id=description.run_id, result_type=pipeline_pb2.PipelineResult
         )
-        result: pipeline_pb2.PipelineResult = await handle.result(rpc_timeout=RPC_TIMEOUT)
+        try:
+            result: pipeline_pb2.PipelineResult = await handle.result(rpc_timeout=RPC_TIMEOUT)
+        except WorkflowFailureError as error:
+            details = error.cause.details if isinstance(error.cause, ApplicationError) else ()
+            found = (detail for detail in details if isinstance(detail, pipeline_pb2.PipelineResult))
+            return next((result for result in found if result.HasField("value")), None)
         return result
 
 

@@ -16,12 +16,14 @@ from llm_pb import batch_pb2, internal_pb2, llm_pb2
 from runtime.auth import Caller
 from runtime.scopes import SCOPES
 from services.gateway.batches.submission import batch_options, check_input
-from services.gateway.errors import ApiError, invalid
+from services.gateway.errors import ApiError, JobDeleted, JobNotFound, invalid
 from services.gateway.files.reader import FileReader
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_options import job_options
+from services.gateway.job_reader import JobReader
 from services.gateway.models import Models
 from services.gateway.pipelines.texts import fail
+from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 
 _MAX_RECORD_BYTES: Final = 256 * 1024
@@ -38,6 +40,7 @@ class PipelineSteps:
         bounds: JobBounds,
         files: FileReader,
         feed: Feed,
+        reader: JobReader,
         *,
         has_store: bool,
     ) -> None:
@@ -47,6 +50,7 @@ class PipelineSteps:
         self._settings = settings
         self._bounds = bounds
         self._feed = feed
+        self._reader = reader
         self._has_store = has_store
 
     @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
@@ -82,6 +86,20 @@ class PipelineSteps:
         now = Timestamp()
         now.GetCurrentTime()
         return batch_options(self._settings, batch, now, sorted(SCOPES))
+
+    @activity.defn(name=names.ACTIVITY_RECALL_STEP)
+    async def recall_step(self, job_id: str) -> llm_pb2.JobResult:
+        """Return the result of a step's job, of an earlier run of its pipeline; an empty one unless it has succeeded.
+
+        Raises ApplicationError, which cannot be retried, for a job that was deleted: its id stays taken.
+        """
+        try:
+            found = await self._reader.get(gateway_for(job_id), job_id)
+        except JobDeleted as error:
+            raise ApplicationError(error.status.message, type="JOB_DELETED", non_retryable=True) from error
+        except JobNotFound:
+            return llm_pb2.JobResult()
+        return found.result if found.status.state == llm_pb2.JOB_STATE_SUCCEEDED else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
     async def publish_pipeline(self, change: internal_pb2.PipelineChange) -> None:

@@ -75,9 +75,8 @@ class PipelineStreams:
     async def _joined(self, caller: Caller, pipeline_id: str) -> AsyncIterator[PipelineFollower]:
         description = await self._reader.describe(caller, pipeline_id)
         await link_call(description)
-        follower = self._followers.get(pipeline_id)
-        if follower is None or follower.over:
-            run_id = description.run_id
+        follower, run_id = self._followers.get(pipeline_id), description.run_id
+        if follower is None or follower.over or follower.run_id != run_id:
             follower = PipelineFollower(pipeline_id, run_id, self._reader, self._feed, self._poll)
             self._followers[pipeline_id] = follower
         follower.watchers += 1
@@ -116,15 +115,19 @@ class _Reading:
         self._follower = follower
         self._follow = request.follow
         self._answer = answer
-        self._version = cursor.version
-        self._places = {place.number: place for place in cursor.places}
+        # Numbers and versions are of one run. Its outputs come again after a cursor of an earlier one.
+        self._again = cursor.run_id not in ("", follower.run_id)
+        self._version = -1 if self._again else cursor.version
+        self._places = {place.number: place for place in (() if self._again else cursor.places)}
         self._pieces: deque[_Piece] = deque()
         self._news = asyncio.Event()
         self._pumps: dict[int, asyncio.Task[None]] = {}
 
     def cursor(self) -> internal_pb2.PipelineCursor:
         """Return the place behind the last message."""
-        return internal_pb2.PipelineCursor(version=self._version, places=self._places.values())
+        return internal_pb2.PipelineCursor(
+            version=self._version, places=self._places.values(), run_id=self._follower.run_id
+        )
 
     async def close(self) -> None:
         """Stop reading outputs."""
@@ -213,6 +216,7 @@ class _Reading:
         place = self._place(node.number)
         if place.done:
             return
+        first = self._again
         job_id, token = node.step.workflow_id, ResumeToken.parse(place.resume_token)
         try:
             async with (
@@ -221,10 +225,10 @@ class _Reading:
             ):
                 async for message in messages:
                     if message.HasField("delta"):
-                        sent = asyncio.Event()
-                        self._pieces.append(
-                            _Piece(node.number, node.step.path, message.delta, message.resume_token, sent)
-                        )
+                        sent, delta = asyncio.Event(), llm_pb2.OutputDelta()
+                        delta.CopyFrom(message.delta)
+                        delta.rewind, first = delta.rewind or first, False
+                        self._pieces.append(_Piece(node.number, node.step.path, delta, message.resume_token, sent))
                         self._news.set()
                         await sent.wait()
         except JobNotFound:

@@ -14,10 +14,12 @@ from encryption import Encryption
 from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
-from jobs.pipelines import FINAL_STATES, new_status
+from jobs.pipeline_rules import check_complete
+from jobs.pipelines import FINAL_STATES, new_status, with_defaults
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
 from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+from pipelines.registry import REGISTERED
 from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
@@ -69,10 +71,14 @@ class PipelineSubmission:
         pipeline, traceparent = request.pipeline, current_traceparent()
         id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
         audit.describe(user_id=pipeline.user_id, job=id_)
-        if (found := await self._found(caller, id_, pipeline)) is not None:
+        found = await self._found(caller, id_, pipeline)
+        resumed = found is not None and _goes_on(found)
+        if found is not None and not resumed:
             return found
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
         chosen = self._options(caller, pipeline, hash_)
+        chosen.resumed = resumed
+        reuse = WorkflowIDReusePolicy
         # What a pipeline without a budget will use is not known. It counts when the pipeline ends.
         last_check = await self._open_jobs.admit(caller.tenant, id_, pipeline.budget.output_tokens)
         job_class = pipeline.job_class or common_pb2.JOB_CLASS_STANDARD
@@ -82,7 +88,7 @@ class PipelineSubmission:
                 internal_pb2.PipelineRun(pipeline=pipeline, options=chosen),
                 id_=id_,
                 last_check=last_check,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_reuse_policy=reuse.ALLOW_DUPLICATE_FAILED_ONLY if resumed else reuse.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 memo=work_start.memo(pipeline, chosen, chosen.create_time, traceparent, hash_),
                 search_attributes=TypedSearchAttributes(
@@ -156,7 +162,10 @@ class PipelineSubmission:
     async def check(self, request: pipeline_pb2.SubmitPipelineRequest) -> list[Violation]:
         """Return the violations of the operator's settings, and of what is registered here."""
         pipeline, most = request.pipeline, self._settings.pipeline_max_timeout
-        violations = check_registered(pipeline)
+        violations = [
+            *check_registered(pipeline),
+            *check_complete(with_defaults(pipeline, self._settings.pipeline_defaults.of(pipeline))),
+        ]
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
             violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
         return violations
@@ -196,6 +205,7 @@ class PipelineSubmission:
             ledger=self._open_jobs.ledger(caller.tenant),
             max_job_timeout=options.duration(settings.max_total_timeout),
             delivery=delivery_options(settings),
+            defaults=settings.pipeline_defaults.of(pipeline),
         )
         within = min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
         if pipeline.HasField("total_timeout"):
@@ -206,3 +216,10 @@ class PipelineSubmission:
                 chosen.hashes[pair.key.name] = hash_(pair.key.name, pair.value)
             chosen.hashes[FAIRNESS_KEY] = hash_(FAIRNESS_KEY, pipeline.user_id)
         return chosen
+
+
+def _goes_on(status: pipeline_pb2.PipelineStatus) -> bool:
+    """Return whether a pipeline that is submitted again has failed, and is one that goes on then."""
+    registered = REGISTERED.get(status.name)
+    failed = status.state in (llm_pb2.JOB_STATE_FAILED, llm_pb2.JOB_STATE_TIMED_OUT)
+    return failed and registered is not None and registered.resumes

@@ -65,10 +65,12 @@ class PipelineTexts:
 
     @activity.defn(name=names.ACTIVITY_WRITE_TEXT)
     async def write_text(self, request: internal_pb2.WriteTextRequest) -> common_pb2.FileRef:
-        """Write a file once for each path of a pipeline, and return it."""
+        """Write a file once for each path and content of a pipeline, and return it."""
         tenant, content = _tenant(), request.text.encode()
-        # No request_id of an upload has a slash.
-        id_ = file_id(request.user_id, f"pipeline/{activity.info().workflow_id}/{request.path}", tenant)
+        sha256 = hashlib.sha256(content)
+        # No request_id of an upload has a slash. A pipeline that goes on after a failure may write another content.
+        key = f"pipeline/{activity.info().workflow_id}/{request.path}/{sha256.hexdigest()}"
+        id_ = file_id(request.user_id, key, tenant)
         if (earlier := await self._files.found(id_, tenant)) is not None:
             return earlier
         try:
@@ -81,7 +83,7 @@ class PipelineTexts:
         file = file_pb2.File(
             user_id=request.user_id, filename=request.path.replace("/", "-"), purpose=_PURPOSE, ref=common_pb2.FileRef()
         )
-        file.ref.file_id, file.ref.sha256 = id_, hashlib.sha256(content).digest()
+        file.ref.file_id, file.ref.sha256 = id_, sha256.digest()
         file.ref.size_bytes, file.ref.media_type = stored.size, request.media_type
         return await self._files.record(file, tenant, stored.name)
 

@@ -20,6 +20,12 @@ ENGINES: Final = {
     "simulated": "services.gpu_worker.engines.simulated",
 }
 """The module of each engine by its name. `create(config: EngineConfig) -> Engine` in it returns the engine."""
+IMAGE_ENGINES: Final = {
+    "simulated-images": "services.gpu_worker.engines.simulated_images",
+    "openai-images": "services.gpu_worker.engines.openai_images",
+    "diffusers": "services.gpu_worker.engines.diffusers",
+}
+"""Those that make images instead of text, by services.gpu_worker.engines.images, which has their contract."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,16 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Image:
+    """An image."""
+
+    data: bytes
+    """The file."""
+    media_type: str
+    """image/png, image/jpeg or image/webp."""
+
+
+@dataclass(frozen=True)
 class Output:
     """One step's output. The texts of all outputs, joined, are the job's output.
 
@@ -101,6 +117,8 @@ class Output:
     cost_micros: int | None = None
     """What a provider charges for the whole output, in millionths of the currency, in the last output. None: the
     model's price decides."""
+    image: Image | None = None
+    """The image, in the last output of an engine of IMAGE_ENGINES."""
 
 
 class Load(NamedTuple):
@@ -158,5 +176,5 @@ class Engine(Protocol):
 
 def create_engine(name: str, config: EngineConfig) -> Engine:
     """Import the engine's module and return its engine, not yet started. Raises KeyError for an unknown name."""
-    engine: Engine = importlib.import_module(ENGINES[name]).create(config)
+    engine: Engine = importlib.import_module({**ENGINES, **IMAGE_ENGINES}[name]).create(config)
     return engine

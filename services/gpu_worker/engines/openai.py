@@ -29,7 +29,7 @@ from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfi
 
 log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS: Final = 10
+CONNECT_SECONDS: Final = 10
 _SILENCE_SECONDS: Final = 600
 """Maximum wait for bytes of a provider. The worker's own limits (prefill_timeout, decode_timeout) are shorter."""
 _MAX_RETRY_AFTER: Final = timedelta(hours=1)
@@ -72,16 +72,16 @@ class OpenAIEngine:
         self._running: set[asyncio.Task[Any]] = set()
         self._client = openai.AsyncOpenAI(
             base_url=str(options.base_url),
-            api_key=_key_reader(options.api_key_file),
+            api_key=key_reader(options.api_key_file),
             # Temporal tries again.
             max_retries=0,
-            timeout=openai.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
+            timeout=openai.Timeout(_SILENCE_SECONDS, connect=CONNECT_SECONDS),
         )
 
     async def start(self) -> None:
         """Ask the provider whether it accepts the key. One that cannot be reached may be back when a job comes."""
         try:
-            await self._client.models.list(timeout=_CONNECT_SECONDS)
+            await self._client.models.list(timeout=CONNECT_SECONDS)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise EngineDead(f"the provider refuses the key: HTTP {error.status_code}") from error
         except (openai.OpenAIError, OSError) as error:
@@ -101,7 +101,7 @@ class OpenAIEngine:
         self._running.add(task)
         try:
             yield Output("", (), 0)
-            async with _as_job_errors():
+            async with as_job_errors():
                 stream = await self._client.chat.completions.create(model=self._model, **request)
                 async with stream, contextlib.aclosing(_until(stream, self.dead)) as chunks:
                     async for chunk in chunks:
@@ -177,7 +177,7 @@ class _Pieces:
             raise EngineFailed(f"the provider's stream ended without an end: finish_reason {self._reason}")
         usage = self._usage
         if usage is None:
-            return Output("", (), 0, _REASONS[self._reason], cost_micros=_cost(None, headers))
+            return Output("", (), 0, _REASONS[self._reason], cost_micros=charged(None, headers))
         details = usage.prompt_tokens_details
         # With log probabilities there is one for each token that the output holds.
         more = 0 if self._logprobs else max(usage.completion_tokens - self._tokens, 0)
@@ -187,7 +187,7 @@ class _Pieces:
             usage.prompt_tokens,
             _REASONS[self._reason],
             cached_prompt_tokens=(details.cached_tokens or 0) if details else 0,
-            cost_micros=_cost(usage, headers),
+            cost_micros=charged((usage.model_extra or {}).get("cost"), headers),
         )
 
 
@@ -233,20 +233,20 @@ def _logprobs(logprobs: ChoiceLogprobs | None, offset: int) -> Iterator[llm_pb2.
         offset += len(place.token.encode(errors="replace"))
 
 
-def _cost(usage: CompletionUsage | None, headers: Mapping[str, str]) -> int | None:
+def charged(told: object, headers: Mapping[str, str]) -> int | None:
     """Return what the provider says that the output cost, in millionths, rounded up; None if it says nothing.
 
-    OpenRouter says it in the usage, a LiteLLM proxy in a header.
+    OpenRouter says it in the usage: `told`; a LiteLLM proxy in a header.
     """
-    told = (usage.model_extra or {}).get("cost") if usage is not None else None
+    said: Any = headers.get("x-litellm-response-cost", "") if told is None else told
     try:
-        cost = float(headers.get("x-litellm-response-cost", "") if told is None else told)
+        cost = float(said)
     except (TypeError, ValueError):
         return None
     return math.ceil(round(cost * 1_000_000, 6)) if 0 <= cost < 1_000_000 else None
 
 
-def _key_reader(path: Path | None) -> str | Callable[[], Awaitable[str]] | None:
+def key_reader(path: Path | None) -> str | Callable[[], Awaitable[str]] | None:
     """Return how the client gets the key. None: from its environment variable."""
     if path is None:
         # A provider without callers' keys needs none, and the client refuses to start without one.
@@ -262,7 +262,7 @@ def _key_reader(path: Path | None) -> str | Callable[[], Awaitable[str]] | None:
 
 
 @contextlib.asynccontextmanager
-async def _as_job_errors() -> AsyncIterator[None]:
+async def as_job_errors() -> AsyncIterator[None]:
     """Raise what the provider answers as a JobError. Its own words may hold the prompt, so they are left out."""
     try:
         yield

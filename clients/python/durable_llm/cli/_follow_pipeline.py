@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from durable_llm._enums import name_of
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from durable_llm import Client
     from llm_pb.pipeline_pb2 import PipelineStatus, StepDelta, StepStatus
 
+_ENDINGS = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 _BY_STATE = {"CANCELLED": Exit.CANCELLED, "TIMED_OUT": Exit.TIMED_OUT, "FAILED": Exit.FAILED}
 
 
@@ -25,10 +27,14 @@ def follow_pipeline(
     follow: Sequence[str],
     *,
     cursor: str = "",
+    images: str | None = None,
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Follow a pipeline to its end. Raises CommandError for one that did not succeed, ApiError, and Interrupted."""
+    """Follow a pipeline to its end, and download its images into the folder `images`, if one is given.
+
+    Raises CommandError for one that did not succeed, ApiError, and Interrupted.
+    """
     status: PipelineStatus | None = None
     outputs = _Outputs()
     try:
@@ -51,6 +57,9 @@ def follow_pipeline(
                 if message.HasField("result"):
                     outputs.close()
                     write_json(as_fields(message.result.value))
+            if images is not None:
+                outputs.close()
+                _download_images(client, pipeline_id, Path(images))
     except KeyboardInterrupt:
         more = "".join(f" --follow '{pattern}'" for pattern in follow) + (f" --cursor {cursor}" if cursor else "")
         raise Interrupted(f"The pipeline goes on: durable-llm pipeline watch {pipeline_id}{more}") from None
@@ -58,6 +67,18 @@ def follow_pipeline(
     state = "" if status is None else state_of(status)
     if status is not None and state != "SUCCEEDED":
         raise CommandError(f"{state}{error_of(status.root)}", _BY_STATE.get(state, Exit.FAILED))
+
+
+def _download_images(client: "Client", pipeline_id: str, folder: Path) -> None:
+    """Download the images of all steps into a folder, each under the path of its step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in client.pipelines.get(pipeline_id).steps:
+        images = [file for file in step.files if file.media_type in _ENDINGS]
+        for number, file in enumerate(images, 1):
+            name = step.path.replace("/", "-") + (f"-{number}" if len(images) > 1 else "")
+            path = folder / (name + _ENDINGS[file.media_type])
+            client.files.download(file.file_id, path)
+            say(f"{path} {file.size_bytes} bytes")
 
 
 class _Outputs:

@@ -22,6 +22,11 @@ _follow_option = click.option(
     type=NAME,
     help='Print the output of steps as it comes: "rounds/*/write". May be repeated.',
 )
+_images_option = click.option(
+    "--images",
+    type=click.Path(file_okay=False),
+    help="Download the images that its steps have made into this folder, however it ends.",
+)
 _quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 
 
@@ -42,6 +47,7 @@ def pipeline() -> None:
 @click.option("--request-id", default="", help="Key of the pipeline. [default: a random one]")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and do not wait.")
 @_follow_option
+@_images_option
 @_quiet_option
 @connection_options
 def run(
@@ -58,11 +64,13 @@ def run(
     request_id: str,
     detach: bool,
     follow: tuple[str, ...],
+    images: str | None,
     quiet: bool,
 ) -> None:
     """Run the pipeline NAME, and print what it has made, as JSON. SPEC is its input, as JSON.
 
-    For refine: '{"topic": "rain", "models": {"write": "docstrings"}}'. For a pipeline of the operator, a message of a
+    For refine: '{"topic": "rain", "models": {"write": "docstrings"}}'. For world: '{"theme": "rain", "models":
+    {"describe": "docstrings"}}'. For a pipeline of the operator, a message of a
     type of protobuf's own: '{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "rain"}'.
     """
     if (spec is None) == (file is None):
@@ -82,22 +90,30 @@ def run(
             write_line(started.pipeline_id)
             return
         say(started.pipeline_id)
-        follow_pipeline(client, started.pipeline_id, follow, quiet=quiet)
+        follow_pipeline(client, started.pipeline_id, follow, images=images, quiet=quiet)
 
 
 @pipeline.command()
 @click.argument("pipeline_id")
 @click.option("--cursor", default="", help="Only what came after this cursor.")
 @_follow_option
+@_images_option
 @_quiet_option
 @json_option
 @connection_options
 def watch(
-    connection: Connection, *, pipeline_id: str, cursor: str, follow: tuple[str, ...], quiet: bool, as_json: bool
+    connection: Connection,
+    *,
+    pipeline_id: str,
+    cursor: str,
+    follow: tuple[str, ...],
+    images: str | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Follow a pipeline to its end, and print what it has made, as JSON."""
     with connection.connect() as client:
-        follow_pipeline(client, pipeline_id, follow, cursor=cursor, quiet=quiet, as_json=as_json)
+        follow_pipeline(client, pipeline_id, follow, cursor=cursor, images=images, quiet=quiet, as_json=as_json)
 
 
 @pipeline.command()
