@@ -1,6 +1,8 @@
 """What a step raises in the code of its pipeline."""
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -85,3 +87,26 @@ async def contained(work: Awaitable[_T]) -> _T:
         return await work
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+@asynccontextmanager
+async def failing_as(path: str) -> AsyncIterator[None]:
+    """Raise StepFailed for whatever the body raises, CancelledError if it was cancelled by the pipeline itself.
+
+    A job or an activity that ends well although it was cancelled swallows the cancel. It is raised here.
+    """
+    before = _cancels()
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        if is_cancelled_exception(error) and _cancels() > before:
+            raise asyncio.CancelledError from error
+        raise StepFailed(path, status_of(error)) from error
+    if _cancels() > before:
+        raise asyncio.CancelledError
+
+
+def _cancels() -> int:
+    """Return how often the current task was cancelled."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

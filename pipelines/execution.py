@@ -18,9 +18,6 @@ with workflow.unsafe.imports_passed_through():
     from jobs.pipelines import (
         BUDGET_SPENT,
         ENDED_STEPS,
-        HISTORY_FULL,
-        MAX_HISTORY_BYTES,
-        MAX_HISTORY_EVENTS,
         MAX_PATH,
         MAX_QUESTION_BYTES,
         TOTAL_TIMEOUT,
@@ -31,8 +28,9 @@ with workflow.unsafe.imports_passed_through():
     from jobs.start import job_start
     from jobs.usage import left_of, spent_field, usage_of
     from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import StepFailed, partial_of, status_of
+    from pipelines.errors import StepFailed, failing_as, partial_of, status_of
 
+from pipelines.history import TaskRoom, require_history
 from pipelines.tree import Tree
 from workflows import activities
 
@@ -40,8 +38,6 @@ _M = TypeVar("_M", bound=Message)
 ADMISSION: Final = timedelta(minutes=1)
 """Maximum time to check a step and to choose its options."""
 _SHORTEST: Final = timedelta(milliseconds=1)
-_MAX_TASK_BYTES: Final = 2 * 1024 * 1024
-"""Size of what one workflow task asks for together, about: a payload has up to as much again."""
 _STEP_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
 )
@@ -72,8 +68,7 @@ class Execution:
         # What has the longest id among the workflows below has this one's and the path.
         self.tree = Tree(self.status.root, min(MAX_PATH, MAX_JOB_ID - len(self.id) - 1))
         self._answers: dict[str, bool] = {}
-        self._task_lock, self._task, self._task_bytes = asyncio.Lock(), 0, 0
-        """What the workflow task of a length of the history has asked for, in bytes."""
+        self.room = TaskRoom()
         self.compensations: list[Callable[[], Awaitable[object]]] = []
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
@@ -120,7 +115,7 @@ class Execution:
             raise asyncio.CancelledError
         try:
             if not self.compensating:
-                _require_room(path)
+                require_history(path)
             self.tree.begin(path, workflow.now(), bounded=not self.compensating)
         except StepFailed as error:
             self._refuse(error)
@@ -216,25 +211,11 @@ class Execution:
             raise StepFailed(step.path, failure(BUDGET_SPENT, message, code_pb2.RESOURCE_EXHAUSTED))
         return left
 
-    async def make_room(self, size: int) -> None:
-        """Wait until what the current workflow task asks Temporal for has room for so many bytes more.
-
-        Temporal refuses a message of more than 4 MB, for ever: it would end the pipeline.
-        """
-        async with self._task_lock:
-            if self._task != (task := workflow.info().get_current_history_length()):
-                self._task, self._task_bytes = task, 0
-            if self._task_bytes and self._task_bytes + size > _MAX_TASK_BYTES:
-                # A timer ends the task.
-                await workflow.sleep(_SHORTEST)
-                self._task, self._task_bytes = workflow.info().get_current_history_length(), 0
-            self._task_bytes += size
-
     async def run_child(
         self, step: Step, workflow_type: str, argument: Message, result_type: type[_M], **start: Any
     ) -> _M:
         """Run a child workflow as the step, and return its result. Raises what the child raises."""
-        await self.make_room(argument.ByteSize())
+        await self.room.take(argument.ByteSize())
         reuse = WorkflowIDReusePolicy
         child = await workflow.start_child_workflow(
             workflow_type,
@@ -254,7 +235,7 @@ class Execution:
         self, step: Step, activity: Any, argument: Any, timeout: timedelta | None, settings: Mapping[str, Any]
     ) -> Any:
         """Run an activity as the step. Raises what the activity raises, StepFailed."""
-        await self.make_room(argument.ByteSize() if isinstance(argument, Message) else len(str(argument)))
+        await self.room.take(argument.ByteSize() if isinstance(argument, Message) else len(str(argument)))
         within = self.within(step.path, timeout)
         arguments = {
             "retry_policy": _STEP_RETRIES,
@@ -315,38 +296,3 @@ class Execution:
             self._refuse(refusal := StepFailed(path, error))
             raise refusal
         return left if timeout is None else max(min(timeout, left), _SHORTEST)
-
-
-@asynccontextmanager
-async def failing_as(path: str) -> AsyncIterator[None]:
-    """Raise StepFailed for whatever the body raises, CancelledError if it was cancelled by the pipeline itself.
-
-    A job or an activity that ends well although it was cancelled swallows the cancel. It is raised here.
-    """
-    before = _cancels()
-    try:
-        yield
-    except (Exception, asyncio.CancelledError) as error:
-        if is_cancelled_exception(error) and _cancels() > before:
-            raise asyncio.CancelledError from error
-        raise StepFailed(path, status_of(error)) from error
-    if _cancels() > before:
-        raise asyncio.CancelledError
-
-
-def _require_room(path: str) -> None:
-    """Raise StepFailed before Temporal would terminate the workflow, whose compensations could not run then."""
-    info = workflow.info()
-    size, events = info.get_current_history_size(), info.get_current_history_length()
-    if size > MAX_HISTORY_BYTES or events > MAX_HISTORY_EVENTS:
-        message = (
-            f"the history of the pipeline has {size} bytes and {events} events; a step begins up to {MAX_HISTORY_BYTES}"
-            f" bytes and {MAX_HISTORY_EVENTS} events: pass texts on as files, or split it into pipelines"
-        )
-        raise StepFailed(path, failure(HISTORY_FULL, message, code_pb2.RESOURCE_EXHAUSTED))
-
-
-def _cancels() -> int:
-    """Return how often the current task was cancelled."""
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0

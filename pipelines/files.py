@@ -9,9 +9,9 @@ from temporalio.common import RetryPolicy
 with workflow.unsafe.imports_passed_through():
     from jobs.pipelines import MAX_TEXT_BYTES, OUTPUT_TOO_LARGE, failure
     from llm_pb import common_pb2, internal_pb2
-    from pipelines.errors import StepFailed
+    from pipelines.errors import StepFailed, failing_as
 
-from pipelines.execution import Execution, failing_as
+from pipelines.execution import Execution
 from workflows import activities
 
 TEXT: Final = "text/plain; charset=utf-8"
@@ -45,7 +45,7 @@ class Files:
             request = internal_pb2.WriteTextRequest(
                 path=step.path, user_id=execution.pipeline.user_id, text=text, media_type=media_type
             )
-            await execution.make_room(request.ByteSize())
+            await execution.room.take(request.ByteSize())
             ref = await workflow.execute_activity(
                 activities.write_text,
                 request,
