@@ -36,7 +36,7 @@ async def run_batch(
         activities.admit_batch, batch, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
     )
     run = internal_pb2.BatchRun(batch=batch, options=chosen)
-    memo = work_start.memo(batch, chosen, chosen.create_time, _traceparent(), execution.hash_)
+    memo = work_start.memo(batch, chosen, chosen.create_time, _traceparent(), execution.hash_, "")
     status = await _child(execution, step, names.BATCH_WORKFLOW_TYPE, run, batch_pb2.BatchStatus, memo)
     for name in ("output", "errors"):
         if status.HasField(name):
@@ -62,7 +62,7 @@ async def run_pipeline(
     chosen.create_time.FromDatetime(workflow.now())
     chosen.expire_time.FromDatetime(workflow.now() + within)
     run = internal_pb2.PipelineRun(pipeline=request, options=chosen)
-    memo = work_start.memo(request, chosen, chosen.create_time, _traceparent(), execution.hash_)
+    memo = work_start.memo(request, chosen, chosen.create_time, _traceparent(), execution.hash_, "")
     return await _child(execution, step, names.PIPELINE_WORKFLOW_TYPE, run, pipeline_pb2.PipelineResult, memo)
 
 

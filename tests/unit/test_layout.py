@@ -80,6 +80,7 @@ ONLY = {
         "services/notifier/sinks/nats.py",
     },
     "aiokafka": {"services/notifier/sinks/kafka.py"},
+    "asyncpg": {"services/notifier/sinks/postgres.py"},
     "aiohttp": {
         "encryption/kms.py",
         "runtime/bounded_fetch.py",
