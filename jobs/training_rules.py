@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from jobs.field_rules import Violation, check_model
-from jobs.file_rules import check_prompt_file
+from jobs.file_rules import check_file
+from jobs.ids import OUTPUT_ID_PREFIX
 from jobs.training import (
     ALIAS_PATTERN,
     MAX_CHECKPOINT_STEPS,
@@ -12,7 +13,7 @@ from jobs.training import (
     MAX_STEPS,
     MODEL_NAME_PATTERN,
 )
-from llm_pb import pipeline_pb2
+from llm_pb import common_pb2, pipeline_pb2
 
 
 def check_training(spec: pipeline_pb2.TrainingSpec) -> Iterator[Violation]:
@@ -63,6 +64,12 @@ def check_complete_preprocess(
 def _data(name: str, spec: pipeline_pb2.TrainingSpec | pipeline_pb2.PreprocessSpec) -> Iterator[Violation]:
     yield from check_model(f"{name}.base_model", spec.base_model, required=False)
     if spec.HasField("dataset"):
-        yield from check_prompt_file(f"{name}.dataset", spec.dataset)
+        yield from _file(f"{name}.dataset", spec.dataset)
     if spec.HasField("held_out"):
-        yield from check_prompt_file(f"{name}.held_out", spec.held_out)
+        yield from _file(f"{name}.held_out", spec.held_out)
+
+
+def _file(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
+    if ref.file_id.startswith(OUTPUT_ID_PREFIX):
+        yield Violation(f"{field}.file_id", "is the output of a job; upload it as a file first")
+    yield from check_file(field, ref)

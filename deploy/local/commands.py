@@ -1,4 +1,4 @@
-"""The commands `up` and `demo`: start a stack, work with it, and stop it on a signal."""
+"""The commands `up`, `demo` and `demo-pipelines`: start a stack, work with it, and stop it on a signal."""
 
 import asyncio
 import signal
@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from deploy.local.client import first_model, gateway_client
 from deploy.local.demo import demo
+from deploy.local.demo_pipelines import demo_pipelines
 from deploy.local.demo_training import ENVIRONMENT, KINDS, demo_training
 from deploy.local.hints import hints
 from deploy.local.ports import require_free
@@ -26,7 +27,7 @@ async def up(stack: Stack) -> None:
     await asyncio.Event().wait()
 
 
-COMMANDS: Final = {"up": up, "demo": demo, "demo-training": demo_training}
+COMMANDS: Final = {"up": up, "demo": demo, "demo-pipelines": demo_pipelines, "demo-training": demo_training}
 _STACKS: Final[dict[str, dict[str, Any]]] = {"demo-training": {"only": KINDS, "environment": ENVIRONMENT}}
 """Arguments of Stack, where a command needs another one than all services."""
 

@@ -11,12 +11,10 @@ from llm_pb import pipeline_pb2
 from pipelines import refine as refine  # it registers itself
 from pipelines import training as training  # likewise
 from pipelines import world as world
-from pipelines.registry import REGISTERED
+from pipelines.registry import REGISTERED, TYPED
 
 GROUP: Final = "durable_llm.pipelines"
 """The entry points that name modules with pipelines."""
-_TYPED: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
-"""Pipelines that come along, and have a field of their own."""
 
 
 def load_pipelines() -> None:
@@ -36,8 +34,8 @@ def check_registered(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
     if pipeline.WhichOneof("spec") != "custom":
         return []
     found = REGISTERED.get(name_of(pipeline))
-    if found is None or found.name in _TYPED:
-        known = ", ".join(sorted(REGISTERED.keys() - _TYPED)) or "none"
+    if found is None or found.name in TYPED:
+        known = ", ".join(sorted(REGISTERED.keys() - TYPED)) or "none"
         return [
             Violation("pipeline.custom.name", f"must be the name of a registered pipeline, of which there are: {known}")
         ]
