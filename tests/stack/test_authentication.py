@@ -833,7 +833,8 @@ async def test_health_needs_no_credential_and_reflection_is_a_setting(stack: Sta
     await gateway.wait_ready()
     async with grpc.aio.insecure_channel(stack.address(gateway.name)) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask])).read()
+            # Without a request: one that is written while the call is refused fails as INTERNAL now and then.
+            await reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo().read()
         assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
     await gateway.terminate()
 
