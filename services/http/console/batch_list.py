@@ -29,9 +29,9 @@ class BatchList(CreatingList):
     fields: ClassVar = ("input", "project_id")
 
     async def _create(self, calls: Calls, form: Mapping[str, str]) -> str:
-        names = ("user_id", "request_id", "project_id")
-        batch = batch_pb2.BatchRequest(**{name: form.get(name, "") for name in names})
-        batch.input.file_id = form.get("input", "")
+        batch = batch_pb2.BatchRequest()
+        batch.user_id, batch.request_id = form.get("user_id", ""), form.get("request_id", "")
+        batch.project_id, batch.input.file_id = form.get("project_id", ""), form.get("input", "")
         created = await calls.call("CreateBatch", batch_pb2.CreateBatchRequest(batch=batch))
         id_: str = created.status.batch_id
         return id_

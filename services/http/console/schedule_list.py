@@ -30,12 +30,11 @@ class ScheduleList(CreatingList):
     fields: ClassVar = ("model", "prompt", "cron", "time_zone")
 
     async def _create(self, calls: Calls, form: Mapping[str, str]) -> str:
-        schedule = schedule_pb2.Schedule(
-            user_id=form.get("user_id", ""),
-            request_id=form.get("request_id", ""),
-            job={"model": form.get("model", ""), "prompt": form.get("prompt", "")},
-            times={"cron": [form.get("cron", "")], "time_zone": form.get("time_zone", "")},
-        )
+        schedule = schedule_pb2.Schedule()
+        schedule.user_id, schedule.request_id = form.get("user_id", ""), form.get("request_id", "")
+        schedule.job.model, schedule.job.prompt = form.get("model", ""), form.get("prompt", "")
+        schedule.times.cron.append(form.get("cron", ""))
+        schedule.times.time_zone = form.get("time_zone", "")
         created = await calls.call("CreateSchedule", schedule_pb2.CreateScheduleRequest(schedule=schedule))
         id_: str = created.status.schedule_id
         return id_
