@@ -180,6 +180,8 @@ PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
 PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
 # A deletion of many does not try again to delete a job whose deletion has failed.
 PATCH_FAILED_DELETIONS: Final = "counts-failed-deletions"
+# The changes of a pipeline's tree are paced by timers alone, not by the time.
+PATCH_PACED: Final = "paces-by-timers"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 

@@ -730,7 +730,8 @@ class SamplingParams(_message.Message):
     """The output is JSON that this JSON Schema accepts. The schema is the text of a JSON object of at most 64 KiB. Its
     different patterns, those of patternProperties among them, have at most 4 KiB together, and each follows the rules
     of regex. Their bounds and the lengths of strings add up to at most 1024: of each different pair of minLength and
-    maxLength the larger one counts, and a length above 128 counts as 128.
+    maxLength the larger one counts, and a length above 128 counts as 128. Objects and arrays of the schema are nested at most
+    128 deep, and an object has at most 512 properties that are not required.
     """
     regex: _builtins.str
     """The whole output matches this regular expression of at most 4 KiB. An expression that would slow every job of the

@@ -9,6 +9,7 @@ Failed with the reason as the type. Its memo then holds the PipelineStatus. The 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from datetime import UTC, timedelta
 from typing import Any, Final
@@ -210,11 +211,14 @@ class LLMPipelineWorkflow:
     async def _publish(self) -> None:
         """Publish the tree whenever it has changed, until the pipeline has ended."""
         tree, last = self._execution.tree, workflow.now() - _PUBLISH_EVERY
+        # With local activities and late workflow tasks the time of a run differed from that of its replay once. So no
+        # command may depend on it.
+        paced = workflow.patched(names.PATCH_PACED)
         while True:
             await workflow.wait_condition(lambda: tree.version > self._published or self._ended)
             if self._ended:
                 return
-            if (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
+            if not paced and (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
                 await workflow.sleep(early)
             nodes = tree.changed_since(self._published)
             record = internal_pb2.PipelineRecord(status=self._status, nodes=nodes, version=tree.version)
@@ -226,6 +230,9 @@ class LLMPipelineWorkflow:
             await workflow.wait_condition(publishing.done)
             # A reader that misses it asks Temporal.
             publishing.exception()
+            if paced:
+                with contextlib.suppress(TimeoutError):
+                    await workflow.wait_condition(lambda: self._ended, timeout=_PUBLISH_EVERY)
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> pipeline_pb2.PipelineResult:
         """Publish the outcome, and close with it."""
