@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
-from jobs import names, options
+from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
 from jobs.pipeline_rules import check_complete
@@ -24,9 +24,15 @@ from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
-from services.gateway import work_start
 from services.gateway.effects import Effects
-from services.gateway.errors import ApiError, answer_refused, pipeline_key_reused, temporal_unavailable
+from services.gateway.errors import (
+    ApiError,
+    answer_refused,
+    pipeline_deleted,
+    pipeline_key_reused,
+    temporal_unavailable,
+)
+from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.reader import PipelineReader
@@ -101,7 +107,11 @@ class PipelineSubmission:
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
             if (found := await self._found(caller, id_, pipeline)) is None:
-                raise
+                if not await self._reader.was_deleted(id_):
+                    raise
+                if chosen.ledger:
+                    await self._open_jobs.release(caller.tenant, id_)
+                raise pipeline_deleted(pipeline.user_id, pipeline.request_id) from None
             if chosen.ledger and found.state in FINAL_STATES:
                 await self._open_jobs.release(caller.tenant, id_)
             return found
@@ -173,8 +183,6 @@ class PipelineSubmission:
             *check_complete(whole),
             *check_models(whole, self._settings.models),
         ]
-        if pipeline.notify:
-            violations.append(Violation("pipeline.notify", "is not supported here: watch it, or look at it later"))
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
             violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
         return violations
@@ -213,6 +221,7 @@ class PipelineSubmission:
             create_time=now,
             ledger=self._open_jobs.ledger(caller.tenant),
             max_job_timeout=options.duration(settings.max_total_timeout),
+            delivery=delivery_options(settings),
             defaults=settings.pipeline_defaults.of(pipeline),
         )
         within = _within(pipeline, settings)
