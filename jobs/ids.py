@@ -86,6 +86,16 @@ def schedule_id(user_id: str, request_id: str, tenant: str = "") -> str:
     return shortened(f"{prefix}{_doubled(user_id)}-{request_id}", MAX_SCHEDULE_ID)
 
 
+def is_batch(id_: str) -> bool:
+    """Return whether an id of a workflow that is a job, a batch or a pipeline is that of a batch."""
+    return id_.startswith(f"{_BATCH}-") and "/" not in id_
+
+
+def is_pipeline(id_: str) -> bool:
+    """Return whether an id of a workflow that is a job, a batch or a pipeline is that of a pipeline."""
+    return id_.startswith(f"{_PIPELINE}-") and "/" not in id_
+
+
 def unshortened_workflow_id(user_id: str, request_id: str) -> str:
     """Return the id that earlier versions, which knew no tenants, gave to the job, whatever its length."""
     return f"{_JOB}-{_doubled(user_id)}-{request_id}"

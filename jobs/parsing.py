@@ -32,6 +32,7 @@ _EXPECTED: Final = {
 _NUMBERS: Final = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64)
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
 _WELL_KNOWN: Final = {
+    "google.protobuf.Any": 'an object whose "@type" is a type that is known here, with the JSON of that type',
     "google.protobuf.Duration": 'a duration in seconds, such as "1.5s"',
     "google.protobuf.Timestamp": 'a time of RFC 3339, such as "2026-11-26T06:00:00Z"',
 }

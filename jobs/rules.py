@@ -5,7 +5,6 @@ Workflow and worker check again, because a workflow can be started without the g
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +23,6 @@ from jobs.field_rules import (
     check_model,
     check_size,
     check_texts,
-    check_url,
 )
 from jobs.file_rules import check_prompt_file
 from jobs.ids import WORKFLOW_ID_PATTERN
@@ -32,11 +30,11 @@ from jobs.regex_cost import check_regex
 from jobs.regex_parts import TooCostly
 from jobs.resume_token import ResumeToken
 from jobs.schema_cost import check_schema
+from jobs.target_rules import check_target
 from llm_pb import common_pb2, llm_pb2
 
 MAX_MESSAGES: Final = 1024
 MAX_NOTIFY: Final = 4
-MAX_SUBJECT_BYTES: Final = 128
 MIN_UNWATCHED_SECONDS: Final = 10
 MAX_UNWATCHED_SECONDS: Final = 24 * 60 * 60
 MIN_PROGRESS_SECONDS: Final = 1
@@ -53,9 +51,6 @@ jobs."""
 MAX_REASON_BYTES: Final = 1024
 MAX_STATES: Final = 16
 MAX_PAGE_SIZE: Final = 100
-
-SUBJECT_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-TOPIC_PATTERN: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
 def check_submit(request: llm_pb2.SubmitRequest) -> list[Violation]:
@@ -189,7 +184,7 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
     if len(job.notify) > MAX_NOTIFY:
         yield Violation(f"{path}notify", f"must hold at most {MAX_NOTIFY} targets, not {len(job.notify)}")
     for index, target in enumerate(job.notify[:MAX_NOTIFY]):
-        yield from _target(f"{path}notify[{index}]", target, strict)
+        yield from check_target(f"{path}notify[{index}]", target, strict)
         if not takes_progress(target) and not wants(job, llm_pb2.NOTIFY_EVENT_FINISHED):
             rule = "is of the outcome alone: add NOTIFY_EVENT_FINISHED to notify_options.events"
             yield Violation(f"{path}notify[{index}].webhook.format", rule)
@@ -207,24 +202,6 @@ def _job(job: llm_pb2.JobRequest, path: str, strict: bool) -> Iterator[Violation
 
 def _is_set(job: llm_pb2.JobRequest, name: str) -> bool:
     return job.HasField("prompt_file") if name == "prompt_file" else bool(getattr(job, name))
-
-
-def _target(path: str, target: llm_pb2.NotifyTarget, strict: bool) -> Iterator[Violation]:
-    match target.WhichOneof("target"):
-        case "webhook":
-            yield from check_url(f"{path}.webhook.url", target.webhook.url, strict=strict)
-            if target.webhook.format:
-                yield from check_enum(f"{path}.webhook.format", target.webhook.format, llm_pb2.WebhookFormat)
-        case "nats":
-            subject = target.nats.subject
-            if len(subject) > MAX_SUBJECT_BYTES or SUBJECT_PATTERN.fullmatch(subject) is None:
-                rule = f"must be 1 to {MAX_SUBJECT_BYTES} of A-Z a-z 0-9 _ - in tokens separated by dots"
-                yield Violation(f"{path}.nats.subject", rule)
-        case "kafka":
-            if TOPIC_PATTERN.fullmatch(target.kafka.topic) is None:
-                yield Violation(f"{path}.kafka.topic", "must be 1 to 249 of A-Z a-z 0-9 . _ -")
-        case None:
-            yield Violation(path, "must name a target: set webhook, nats or kafka")
 
 
 def _notify_options(chosen: llm_pb2.NotifyOptions, path: str) -> Iterator[Violation]:

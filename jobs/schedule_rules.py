@@ -1,18 +1,18 @@
 """The rules that schedule.proto states for the fields of a request, as code. See jobs.rules."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from jobs import cron
+from jobs import cron, pipeline_rules
 from jobs.field_rules import Violation, check_bounded_duration, check_enum, check_id, check_line, too_large
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.rules import MAX_PAGE_SIZE, check_submit
 from jobs.schedules import CANARY_USER, MAX_REQUEST_ID, as_submitted
-from llm_pb import schedule_pb2
+from llm_pb import batch_pb2, pipeline_pb2, schedule_pb2
 
 MAX_SCHEDULE_BYTES: Final = 256 * 1024
 """Maximum size of a Schedule: Temporal keeps it in the state of a workflow of its own."""
@@ -27,14 +27,21 @@ MAX_NOTE_BYTES: Final = 1000
 _NO_TIME: Final = "must be a time of the years 1970 to 9999"
 
 
-def check_create(request: schedule_pb2.CreateScheduleRequest) -> list[Violation]:
-    """Return the violations of a CreateScheduleRequest, apart from those of the operator's models and limits."""
-    return list(_schedule(request.schedule if request.HasField("schedule") else None))
+BatchRules = Callable[[batch_pb2.CreateBatchRequest], Iterable[Violation]]
 
 
-def check_update(request: schedule_pb2.UpdateScheduleRequest) -> list[Violation]:
-    """Return the violations of an UpdateScheduleRequest, apart from those of the operator's models and limits."""
-    return [*check_schedule_id(request), *_schedule(request.schedule if request.HasField("schedule") else None)]
+def check_create(request: schedule_pb2.CreateScheduleRequest, batch_rules: BatchRules) -> list[Violation]:
+    """Return the violations of a CreateScheduleRequest, apart from those of the operator's models and limits.
+
+    `batch_rules` returns those of a batch.
+    """
+    return list(_schedule(request.schedule if request.HasField("schedule") else None, batch_rules))
+
+
+def check_update(request: schedule_pb2.UpdateScheduleRequest, batch_rules: BatchRules) -> list[Violation]:
+    """Return the violations of an UpdateScheduleRequest, as check_create() does."""
+    schedule = request.schedule if request.HasField("schedule") else None
+    return [*check_schedule_id(request), *_schedule(schedule, batch_rules)]
 
 
 def check_schedule_id(
@@ -77,7 +84,7 @@ def check_backfill(request: schedule_pb2.BackfillScheduleRequest) -> list[Violat
     return violations
 
 
-def _schedule(schedule: schedule_pb2.Schedule | None) -> Iterator[Violation]:
+def _schedule(schedule: schedule_pb2.Schedule | None, batch_rules: BatchRules) -> Iterator[Violation]:
     if schedule is None:
         yield Violation("schedule", "is required")
         return
@@ -91,7 +98,7 @@ def _schedule(schedule: schedule_pb2.Schedule | None) -> Iterator[Violation]:
     yield from check_id("schedule.request_id", schedule.request_id, required=True)
     if MAX_REQUEST_ID < len(schedule.request_id) <= 128:
         yield Violation("schedule.request_id", f"must have at most {MAX_REQUEST_ID} characters")
-    yield from _job(schedule)
+    yield from _action(schedule, batch_rules)
     if schedule.HasField("times"):
         yield from _times(schedule.times, "schedule.times.")
     else:
@@ -103,18 +110,26 @@ def _schedule(schedule: schedule_pb2.Schedule | None) -> Iterator[Violation]:
         )
 
 
-def _job(schedule: schedule_pb2.Schedule) -> Iterator[Violation]:
-    if not schedule.HasField("job"):
-        yield Violation("schedule.job", "is required: what a run starts")
+def _action(schedule: schedule_pb2.Schedule, batch_rules: BatchRules) -> Iterator[Violation]:
+    kind = schedule.WhichOneof("action")
+    if kind is None:
+        yield Violation("schedule.job", "is required, or batch or pipeline: what a run starts")
         return
     if schedule.job.HasField("prompt_file"):
         yield Violation("schedule.job.prompt_file", "must be unset: the job of a schedule has its prompt in itself")
         return
-    own = ("job.user_id", "job.request_id")
+    work, own = getattr(schedule, kind), (f"{kind}.user_id", f"{kind}.request_id")
     for name in own:
-        if getattr(schedule.job, name.partition(".")[2]):
+        if getattr(work, name.partition(".")[2]):
             yield Violation(f"schedule.{name}", "must be unset: it is made of that of the schedule")
-    for field, rule in check_submit(as_submitted(schedule)):
+    request = as_submitted(schedule)
+    if isinstance(request, batch_pb2.CreateBatchRequest):
+        violations = batch_rules(request)
+    elif isinstance(request, pipeline_pb2.SubmitPipelineRequest):
+        violations = pipeline_rules.check_submit(request)
+    else:
+        violations = check_submit(request)
+    for field, rule in violations:
         if field not in own:
             yield Violation(f"schedule.{field}", rule)
 

@@ -1,10 +1,22 @@
-"""Schedules: the job that a run starts, and how a run ended."""
+"""Schedules: what a run starts, and how a run ended."""
 
 import hashlib
 from datetime import UTC, datetime
 from typing import Final
 
-from llm_pb import common_pb2, internal_pb2, llm_pb2, schedule_pb2
+from google.protobuf.message import Message
+
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2, schedule_pb2
+
+StartRequest = llm_pb2.SubmitRequest | batch_pb2.CreateBatchRequest | pipeline_pb2.SubmitPipelineRequest
+"""What a run of a schedule asks for."""
+Work = llm_pb2.JobRequest | batch_pb2.BatchRequest | pipeline_pb2.PipelineRequest
+FIELDS: Final[dict[type[Message], str]] = {
+    llm_pb2.SubmitRequest: "job",
+    batch_pb2.CreateBatchRequest: "batch",
+    pipeline_pb2.SubmitPipelineRequest: "pipeline",
+}
+"""The field of each request that holds what is started. The action of a schedule has the same name."""
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _TIME_LENGTH: Final = len("2026-11-26T06:00:00Z")
@@ -16,22 +28,36 @@ FAILED: Final = frozenset({llm_pb2.JOB_STATE_FAILED, llm_pb2.JOB_STATE_TIMED_OUT
 """The final states of a job that make its run a failed one. A job that was cancelled was stopped by somebody."""
 
 
-def job_of(schedule: schedule_pb2.Schedule, nominal: datetime) -> llm_pb2.JobRequest:
-    """Return the job of the run for a time of the schedule. Equal arguments make equal jobs."""
-    job = llm_pb2.JobRequest()
-    job.CopyFrom(schedule.job)
-    job.user_id = schedule.user_id
-    job.request_id = f"{schedule.request_id}-{nominal.astimezone(UTC).strftime(_TIME)}"
-    if not job.job_class:
-        job.job_class = common_pb2.JOB_CLASS_SCHEDULED
-    return job
+def request_of(schedule: schedule_pb2.Schedule, nominal: datetime) -> StartRequest:
+    """Return what the run for a time of the schedule asks for. Equal arguments make equal requests."""
+    return _request(schedule, f"{schedule.request_id}-{nominal.astimezone(UTC).strftime(_TIME)}")
 
 
-def as_submitted(schedule: schedule_pb2.Schedule) -> llm_pb2.SubmitRequest:
-    """Return a SubmitRequest like those of the schedule's runs, with the schedule's own request_id, for checks."""
-    job = job_of(schedule, datetime.fromtimestamp(0, UTC))
-    job.request_id = schedule.request_id
-    return llm_pb2.SubmitRequest(job=job)
+def as_submitted(schedule: schedule_pb2.Schedule) -> StartRequest:
+    """Return a request like those of the schedule's runs, with the schedule's own request_id, for checks."""
+    return _request(schedule, schedule.request_id)
+
+
+def work_of(request: StartRequest) -> Work:
+    """Return the job, batch or pipeline of a request."""
+    work: Work = getattr(request, FIELDS[type(request)])
+    return work
+
+
+def _request(schedule: schedule_pb2.Schedule, request_id: str) -> StartRequest:
+    request: StartRequest
+    match schedule.WhichOneof("action"):
+        case "batch":
+            request = batch_pb2.CreateBatchRequest(batch=schedule.batch)
+        case "pipeline":
+            request = pipeline_pb2.SubmitPipelineRequest(pipeline=schedule.pipeline)
+        case _:
+            request = llm_pb2.SubmitRequest(job=schedule.job)
+    work = work_of(request)
+    work.user_id, work.request_id = schedule.user_id, request_id
+    if not work.job_class:
+        work.job_class = common_pb2.JOB_CLASS_SCHEDULED
+    return request
 
 
 def nominal_time_of(workflow_id: str) -> datetime | None:

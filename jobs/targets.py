@@ -11,7 +11,8 @@ _HASH_DIGITS: Final = 8
 
 
 def describe(target: llm_pb2.NotifyTarget) -> str:
-    """Return the description of a target: <scheme>://<host>#<hash of the URL>, or nats:<subject>, kafka:<topic>.
+    """Return the description of a target: <scheme>://<host>#<hash of the URL>, or nats:<subject>, kafka:<topic>,
+    postgres:<table>.
 
     It leaves out a webhook's path, because whoever knows the path may send there. It is empty for a target without a
     kind, which is the operator's default, and for an invalid URL.
@@ -25,6 +26,8 @@ def describe(target: llm_pb2.NotifyTarget) -> str:
             return f"nats:{target.nats.subject}"
         case "kafka":
             return f"kafka:{target.kafka.topic}"
+        case "postgres":
+            return f"postgres:{target.postgres.table}"
     return ""
 
 

@@ -2083,10 +2083,13 @@ class CleanRequest(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    WAITER_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch's id."""
     ledger: _builtins.str
     """The ledger that counts the batch, whose slot is released. Empty: none does."""
+    waiter: _builtins.str
+    """The workflow that waits for the batch, which is signalled. Empty: none does."""
     @_builtins.property
     def progress(self) -> Global___BatchProgress:
         """What stays."""
@@ -2102,10 +2105,11 @@ class CleanRequest(_message.Message):
         progress: Global___BatchProgress | None = ...,
         ledger: _builtins.str = ...,
         chunks: _abc.Iterable[_builtins.int] | None = ...,
+        waiter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "chunks", b"chunks", "ledger", b"ledger", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "chunks", b"chunks", "ledger", b"ledger", "progress", b"progress", "waiter", b"waiter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2576,6 +2580,7 @@ class ScheduledAction(_message.Message):
     SCHEDULE_FIELD_NUMBER: _builtins.int
     CREATED_SHA256_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     created_sha256: _builtins.bytes
     """SHA-256 of the schedule as it was created, which distinguishes a repeated CreateSchedule from another schedule under the same
     key. An update keeps it.
@@ -2586,16 +2591,21 @@ class ScheduledAction(_message.Message):
     def schedule(self) -> _schedule_pb2.Schedule:
         """The schedule, as it was created or last updated."""
 
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scopes of who created the schedule or updated it last. They say what the lines of its batches may do."""
+
     def __init__(
         self,
         *,
         schedule: _schedule_pb2.Schedule | None = ...,
         created_sha256: _builtins.bytes = ...,
         canary: _builtins.bool = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "created_sha256", b"created_sha256", "schedule", b"schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "created_sha256", b"created_sha256", "schedule", b"schedule", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2610,6 +2620,7 @@ class StartScheduledJobRequest(_message.Message):
     SCHEDULE_FIELD_NUMBER: _builtins.int
     NOMINAL_TIME_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     canary: _builtins.bool
     """As in ScheduledAction."""
     @_builtins.property
@@ -2620,16 +2631,21 @@ class StartScheduledJobRequest(_message.Message):
     def nominal_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the schedule, in whole seconds."""
 
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in ScheduledAction."""
+
     def __init__(
         self,
         *,
         schedule: _schedule_pb2.Schedule | None = ...,
         nominal_time: _timestamp_pb2.Timestamp | None = ...,
         canary: _builtins.bool = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["nominal_time", b"nominal_time", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "nominal_time", b"nominal_time", "schedule", b"schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "nominal_time", b"nominal_time", "schedule", b"schedule", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -867,6 +867,7 @@ class NotifyTarget(_message.Message):
     WEBHOOK_FIELD_NUMBER: _builtins.int
     NATS_FIELD_NUMBER: _builtins.int
     KAFKA_FIELD_NUMBER: _builtins.int
+    POSTGRES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def webhook(self) -> Global___Webhook:
         """An HTTP endpoint."""
@@ -879,18 +880,23 @@ class NotifyTarget(_message.Message):
     def kafka(self) -> Global___KafkaTopic:
         """A topic on the operator's Kafka."""
 
+    @_builtins.property
+    def postgres(self) -> Global___PostgresTable:
+        """A table in the operator's PostgreSQL."""
+
     def __init__(
         self,
         *,
         webhook: Global___Webhook | None = ...,
         nats: Global___NatsSubject | None = ...,
         kafka: Global___KafkaTopic | None = ...,
+        postgres: Global___PostgresTable | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kafka", b"kafka", "nats", b"nats", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kafka", b"kafka", "nats", b"nats", "postgres", b"postgres", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kafka", b"kafka", "nats", b"nats", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kafka", b"kafka", "nats", b"nats", "postgres", b"postgres", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["webhook", "nats", "kafka"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["webhook", "nats", "kafka", "postgres"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
@@ -949,6 +955,28 @@ class NatsSubject(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NatsSubject: _TypeAlias = NatsSubject  # noqa: Y015
+
+@_typing.final
+class PostgresTable(_message.Message):
+    """A table in the operator's PostgreSQL. It has one row for each job, batch and pipeline: the last event of it, under its id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """One of the tables that the operator allows: 1 to 50 characters of a-z 0-9 _, the first no digit. Required."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostgresTable: _TypeAlias = PostgresTable  # noqa: Y015
 
 @_typing.final
 class KafkaTopic(_message.Message):
@@ -1255,7 +1283,7 @@ class NotifyStatus(_message.Message):
     target: _builtins.str
     """The target. A webhook is shown as scheme, host and port of its URL and the first 8 hexadecimal digits of the URL's
     SHA-256, which distinguish two URLs: "https://hooks.example.com#3f2a9c1b". An endpoint of the operator's is shown without
-    digits. Other targets are "nats:<subject>" or "kafka:<topic>".
+    digits. Other targets are "nats:<subject>", "kafka:<topic>" or "postgres:<table>".
     """
     state: Global___NotifyState.ValueType
     """The state of the delivery. A delivery continues after the job has ended: for 72 h by default."""

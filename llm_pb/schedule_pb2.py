@@ -22,13 +22,15 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llm_pb import batch_pb2 as llm__pb_dot_batch__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from llm_pb import llm_pb2 as llm__pb_dot_llm__pb2
+from llm_pb import pipeline_pb2 as llm__pb_dot_pipeline__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_pb/schedule.proto\x12\x06llm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x10llm_pb/llm.proto\"\xbf\x02\n\x08Schedule\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12&\n\x03job\x18\x03 \x01(\x0b\x32\x12.llm.v1.JobRequestH\x00R\x03job\x12+\n\x05times\x18\n \x01(\x0b\x32\x15.llm.v1.ScheduleTimesR\x05times\x12/\n\x07overlap\x18\x0b \x01(\x0e\x32\x15.llm.v1.OverlapPolicyR\x07overlap\x12\x41\n\x0f\x63\x61tch_up_window\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationR\rcatchUpWindow\x12(\n\x10pause_on_failure\x18\r \x01(\x08R\x0epauseOnFailureB\x08\n\x06\x61\x63tion\"\x9d\x02\n\rScheduleTimes\x12\x12\n\x04\x63ron\x18\x01 \x03(\tR\x04\x63ron\x12\x36\n\tintervals\x18\x02 \x03(\x0b\x32\x18.llm.v1.ScheduleIntervalR\tintervals\x12\x1b\n\ttime_zone\x18\x03 \x01(\tR\x08timeZone\x12\x39\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x31\n\x06jitter\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06jitter\"v\n\x10ScheduleInterval\x12/\n\x05\x65very\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x65very\x12\x31\n\x06offset\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06offset\"\x8e\x03\n\x0eScheduleStatus\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x16\n\x06paused\x18\x02 \x01(\x08R\x06paused\x12\x12\n\x04note\x18\x03 \x01(\tR\x04note\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x39\n\nnext_times\x18\x06 \x03(\x0b\x32\x1a.google.protobuf.TimestampR\tnextTimes\x12\x34\n\x0brecent_runs\x18\x07 \x03(\x0b\x32\x13.llm.v1.ScheduleRunR\nrecentRuns\x12\x12\n\x04runs\x18\x08 \x01(\x03R\x04runs\x12\x18\n\x07skipped\x18\t \x01(\x03R\x07skipped\x12\x16\n\x06missed\x18\n \x01(\x03R\x06missed\"\xa5\x02\n\x0bScheduleRun\x12=\n\x0cnominal_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0bnominalTime\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x1f\n\x0bworkflow_id\x18\x03 \x01(\tR\nworkflowId\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x10.llm.v1.JobStateR\x05state\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12)\n\x11\x66\x61ilures_in_a_row\x18\x06 \x01(\x05R\x0e\x66\x61iluresInARow\"]\n\x15\x43reateScheduleRequest\x12,\n\x08schedule\x18\x01 \x01(\x0b\x32\x10.llm.v1.ScheduleR\x08schedule\x12\x16\n\x06paused\x18\x02 \x01(\x08R\x06paused\"H\n\x16\x43reateScheduleResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x16.llm.v1.ScheduleStatusR\x06status\"5\n\x12GetScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\"s\n\x13GetScheduleResponse\x12,\n\x08schedule\x18\x01 \x01(\x0b\x32\x10.llm.v1.ScheduleR\x08schedule\x12.\n\x06status\x18\x02 \x01(\x0b\x32\x16.llm.v1.ScheduleStatusR\x06status\"k\n\x14ListSchedulesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"v\n\x15ListSchedulesResponse\x12\x35\n\tschedules\x18\x01 \x03(\x0b\x32\x17.llm.v1.ScheduleSummaryR\tschedules\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x02\n\x0fScheduleSummary\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12\x16\n\x06paused\x18\x05 \x01(\x08R\x06paused\x12\x37\n\tnext_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08nextTime\x12\x37\n\tlast_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08lastTime\"f\n\x15UpdateScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12,\n\x08schedule\x18\x02 \x01(\x0b\x32\x10.llm.v1.ScheduleR\x08schedule\"H\n\x16UpdateScheduleResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x16.llm.v1.ScheduleStatusR\x06status\"K\n\x14PauseScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x12\n\x04note\x18\x02 \x01(\tR\x04note\"\x17\n\x15PauseScheduleResponse\"M\n\x16UnpauseScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x12\n\x04note\x18\x02 \x01(\tR\x04note\"\x19\n\x17UnpauseScheduleResponse\"j\n\x16TriggerScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12/\n\x07overlap\x18\x02 \x01(\x0e\x32\x15.llm.v1.OverlapPolicyR\x07overlap\"\x19\n\x17TriggerScheduleResponse\"\xdd\x01\n\x17\x42\x61\x63kfillScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12/\n\x07overlap\x18\x04 \x01(\x0e\x32\x15.llm.v1.OverlapPolicyR\x07overlap\"0\n\x18\x42\x61\x63kfillScheduleResponse\x12\x14\n\x05times\x18\x01 \x01(\x05R\x05times\"8\n\x15\x44\x65leteScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\"\x18\n\x16\x44\x65leteScheduleResponse*\xc5\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ONE\x10\x02\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ALL\x10\x03\x12\x1f\n\x1bOVERLAP_POLICY_CANCEL_OTHER\x10\x04\x12\x1c\n\x18OVERLAP_POLICY_ALLOW_ALL\x10\x05\x32\xe7\x05\n\x0fScheduleService\x12O\n\x0e\x43reateSchedule\x12\x1d.llm.v1.CreateScheduleRequest\x1a\x1e.llm.v1.CreateScheduleResponse\x12\x46\n\x0bGetSchedule\x12\x1a.llm.v1.GetScheduleRequest\x1a\x1b.llm.v1.GetScheduleResponse\x12L\n\rListSchedules\x12\x1c.llm.v1.ListSchedulesRequest\x1a\x1d.llm.v1.ListSchedulesResponse\x12O\n\x0eUpdateSchedule\x12\x1d.llm.v1.UpdateScheduleRequest\x1a\x1e.llm.v1.UpdateScheduleResponse\x12L\n\rPauseSchedule\x12\x1c.llm.v1.PauseScheduleRequest\x1a\x1d.llm.v1.PauseScheduleResponse\x12R\n\x0fUnpauseSchedule\x12\x1e.llm.v1.UnpauseScheduleRequest\x1a\x1f.llm.v1.UnpauseScheduleResponse\x12R\n\x0fTriggerSchedule\x12\x1e.llm.v1.TriggerScheduleRequest\x1a\x1f.llm.v1.TriggerScheduleResponse\x12U\n\x10\x42\x61\x63kfillSchedule\x12\x1f.llm.v1.BackfillScheduleRequest\x1a .llm.v1.BackfillScheduleResponse\x12O\n\x0e\x44\x65leteSchedule\x12\x1d.llm.v1.DeleteScheduleRequest\x1a\x1e.llm.v1.DeleteScheduleResponseB!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_pb/schedule.proto\x12\x06llm.v1\x1a\x12llm_pb/batch.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x10llm_pb/llm.proto\x1a\x15llm_pb/pipeline.proto\"\xa4\x03\n\x08Schedule\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12&\n\x03job\x18\x03 \x01(\x0b\x32\x12.llm.v1.JobRequestH\x00R\x03job\x12,\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x14.llm.v1.BatchRequestH\x00R\x05\x62\x61tch\x12\x35\n\x08pipeline\x18\x05 \x01(\x0b\x32\x17.llm.v1.PipelineRequestH\x00R\x08pipeline\x12+\n\x05times\x18\n \x01(\x0b\x32\x15.llm.v1.ScheduleTimesR\x05times\x12/\n\x07overlap\x18\x0b \x01(\x0e\x32\x15.llm.v1.OverlapPolicyR\x07overlap\x12\x41\n\x0f\x63\x61tch_up_window\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationR\rcatchUpWindow\x12(\n\x10pause_on_failure\x18\r \x01(\x08R\x0epauseOnFailureB\x08\n\x06\x61\x63tion\"\x9d\x02\n\rScheduleTimes\x12\x12\n\x04\x63ron\x18\x01 \x03(\tR\x04\x63ron\x12\x36\n\tintervals\x18\x02 \x03(\x0b\x32\x18.llm.v1.ScheduleIntervalR\tintervals\x12\x1b\n\ttime_zone\x18\x03 \x01(\tR\x08timeZone\x12\x39\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x31\n\x06jitter\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06jitter\"v\n\x10ScheduleInterval\x12/\n\x05\x65very\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x65very\x12\x31\n\x06offset\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06offset\"\x8e\x03\n\x0eScheduleStatus\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x16\n\x06paused\x18\x02 \x01(\x08R\x06paused\x12\x12\n\x04note\x18\x03 \x01(\tR\x04note\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x39\n\nnext_times\x18\x06 \x03(\x0b\x32\x1a.google.protobuf.TimestampR\tnextTimes\x12\x34\n\x0brecent_runs\x18\x07 \x03(\x0b\x32\x13.llm.v1.ScheduleRunR\nrecentRuns\x12\x12\n\x04runs\x18\x08 \x01(\x03R\x04runs\x12\x18\n\x07skipped\x18\t \x01(\x03R\x07skipped\x12\x16\n\x06missed\x18\n \x01(\x03R\x06missed\"\xa5\x02\n\x0bScheduleRun\x12=\n\x0cnominal_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0bnominalTime\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x1f\n\x0bworkflow_id\x18\x03 \x01(\tR\nworkflowId\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x10.llm.v1.JobStateR\x05state\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12)\n\x11\x66\x61ilures_in_a_row\x18\x06 \x01(\x05R\x0e\x66\x61iluresInARow\"]\n\x15\x43reateScheduleRequest\x12,\n\x08schedule\x18\x01 \x01(\x0b\x32\x10.llm.v1.ScheduleR\x08schedule\x12\x16\n\x06paused\x18\x02 \x01(\x08R\x06paused\"H\n\x16\x43reateScheduleResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x16.llm.v1.ScheduleStatusR\x06status\"5\n\x12GetScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\"s\n\x13GetScheduleResponse\x12,\n\x08schedule\x18\x01 \x01(\x0b\x32\x10.llm.v1.ScheduleR\x08schedule\x12.\n\x06status\x18\x02 \x01(\x0b\x32\x16.llm.v1.ScheduleStatusR\x06status\"k\n\x14ListSchedulesRequest\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"v\n\x15ListSchedulesResponse\x12\x35\n\tschedules\x18\x01 \x03(\x0b\x32\x17.llm.v1.ScheduleSummaryR\tschedules\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x02\n\x0fScheduleSummary\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12\x16\n\x06paused\x18\x05 \x01(\x08R\x06paused\x12\x37\n\tnext_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08nextTime\x12\x37\n\tlast_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08lastTime\"f\n\x15UpdateScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12,\n\x08schedule\x18\x02 \x01(\x0b\x32\x10.llm.v1.ScheduleR\x08schedule\"H\n\x16UpdateScheduleResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x16.llm.v1.ScheduleStatusR\x06status\"K\n\x14PauseScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x12\n\x04note\x18\x02 \x01(\tR\x04note\"\x17\n\x15PauseScheduleResponse\"M\n\x16UnpauseScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x12\n\x04note\x18\x02 \x01(\tR\x04note\"\x19\n\x17UnpauseScheduleResponse\"j\n\x16TriggerScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12/\n\x07overlap\x18\x02 \x01(\x0e\x32\x15.llm.v1.OverlapPolicyR\x07overlap\"\x19\n\x17TriggerScheduleResponse\"\xdd\x01\n\x17\x42\x61\x63kfillScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12/\n\x07overlap\x18\x04 \x01(\x0e\x32\x15.llm.v1.OverlapPolicyR\x07overlap\"0\n\x18\x42\x61\x63kfillScheduleResponse\x12\x14\n\x05times\x18\x01 \x01(\x05R\x05times\"8\n\x15\x44\x65leteScheduleRequest\x12\x1f\n\x0bschedule_id\x18\x01 \x01(\tR\nscheduleId\"\x18\n\x16\x44\x65leteScheduleResponse*\xc5\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ONE\x10\x02\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ALL\x10\x03\x12\x1f\n\x1bOVERLAP_POLICY_CANCEL_OTHER\x10\x04\x12\x1c\n\x18OVERLAP_POLICY_ALLOW_ALL\x10\x05\x32\xe7\x05\n\x0fScheduleService\x12O\n\x0e\x43reateSchedule\x12\x1d.llm.v1.CreateScheduleRequest\x1a\x1e.llm.v1.CreateScheduleResponse\x12\x46\n\x0bGetSchedule\x12\x1a.llm.v1.GetScheduleRequest\x1a\x1b.llm.v1.GetScheduleResponse\x12L\n\rListSchedules\x12\x1c.llm.v1.ListSchedulesRequest\x1a\x1d.llm.v1.ListSchedulesResponse\x12O\n\x0eUpdateSchedule\x12\x1d.llm.v1.UpdateScheduleRequest\x1a\x1e.llm.v1.UpdateScheduleResponse\x12L\n\rPauseSchedule\x12\x1c.llm.v1.PauseScheduleRequest\x1a\x1d.llm.v1.PauseScheduleResponse\x12R\n\x0fUnpauseSchedule\x12\x1e.llm.v1.UnpauseScheduleRequest\x1a\x1f.llm.v1.UnpauseScheduleResponse\x12R\n\x0fTriggerSchedule\x12\x1e.llm.v1.TriggerScheduleRequest\x1a\x1f.llm.v1.TriggerScheduleResponse\x12U\n\x10\x42\x61\x63kfillSchedule\x12\x1f.llm.v1.BackfillScheduleRequest\x1a .llm.v1.BackfillScheduleResponse\x12O\n\x0e\x44\x65leteSchedule\x12\x1d.llm.v1.DeleteScheduleRequest\x1a\x1e.llm.v1.DeleteScheduleResponseB!\n\x06llm.v1P\x01Z\x0cllm/v1;llmv1\xaa\x02\x06Llm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,56 +38,56 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_pb.schedule_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006llm.v1P\001Z\014llm/v1;llmv1\252\002\006Llm.V1'
-  _globals['_OVERLAPPOLICY']._serialized_start=3287
-  _globals['_OVERLAPPOLICY']._serialized_end=3484
-  _globals['_SCHEDULE']._serialized_start=142
-  _globals['_SCHEDULE']._serialized_end=461
-  _globals['_SCHEDULETIMES']._serialized_start=464
-  _globals['_SCHEDULETIMES']._serialized_end=749
-  _globals['_SCHEDULEINTERVAL']._serialized_start=751
-  _globals['_SCHEDULEINTERVAL']._serialized_end=869
-  _globals['_SCHEDULESTATUS']._serialized_start=872
-  _globals['_SCHEDULESTATUS']._serialized_end=1270
-  _globals['_SCHEDULERUN']._serialized_start=1273
-  _globals['_SCHEDULERUN']._serialized_end=1566
-  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1568
-  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1661
-  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1663
-  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1735
-  _globals['_GETSCHEDULEREQUEST']._serialized_start=1737
-  _globals['_GETSCHEDULEREQUEST']._serialized_end=1790
-  _globals['_GETSCHEDULERESPONSE']._serialized_start=1792
-  _globals['_GETSCHEDULERESPONSE']._serialized_end=1907
-  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1909
-  _globals['_LISTSCHEDULESREQUEST']._serialized_end=2016
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=2018
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=2136
-  _globals['_SCHEDULESUMMARY']._serialized_start=2139
-  _globals['_SCHEDULESUMMARY']._serialized_end=2405
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=2407
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=2509
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=2511
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=2583
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=2585
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2660
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2662
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2685
-  _globals['_UNPAUSESCHEDULEREQUEST']._serialized_start=2687
-  _globals['_UNPAUSESCHEDULEREQUEST']._serialized_end=2764
-  _globals['_UNPAUSESCHEDULERESPONSE']._serialized_start=2766
-  _globals['_UNPAUSESCHEDULERESPONSE']._serialized_end=2791
-  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_start=2793
-  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_end=2899
-  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_start=2901
-  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_end=2926
-  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_start=2929
-  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_end=3150
-  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_start=3152
-  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_end=3200
-  _globals['_DELETESCHEDULEREQUEST']._serialized_start=3202
-  _globals['_DELETESCHEDULEREQUEST']._serialized_end=3258
-  _globals['_DELETESCHEDULERESPONSE']._serialized_start=3260
-  _globals['_DELETESCHEDULERESPONSE']._serialized_end=3284
-  _globals['_SCHEDULESERVICE']._serialized_start=3487
-  _globals['_SCHEDULESERVICE']._serialized_end=4230
+  _globals['_OVERLAPPOLICY']._serialized_start=3431
+  _globals['_OVERLAPPOLICY']._serialized_end=3628
+  _globals['_SCHEDULE']._serialized_start=185
+  _globals['_SCHEDULE']._serialized_end=605
+  _globals['_SCHEDULETIMES']._serialized_start=608
+  _globals['_SCHEDULETIMES']._serialized_end=893
+  _globals['_SCHEDULEINTERVAL']._serialized_start=895
+  _globals['_SCHEDULEINTERVAL']._serialized_end=1013
+  _globals['_SCHEDULESTATUS']._serialized_start=1016
+  _globals['_SCHEDULESTATUS']._serialized_end=1414
+  _globals['_SCHEDULERUN']._serialized_start=1417
+  _globals['_SCHEDULERUN']._serialized_end=1710
+  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1712
+  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1805
+  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1807
+  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1879
+  _globals['_GETSCHEDULEREQUEST']._serialized_start=1881
+  _globals['_GETSCHEDULEREQUEST']._serialized_end=1934
+  _globals['_GETSCHEDULERESPONSE']._serialized_start=1936
+  _globals['_GETSCHEDULERESPONSE']._serialized_end=2051
+  _globals['_LISTSCHEDULESREQUEST']._serialized_start=2053
+  _globals['_LISTSCHEDULESREQUEST']._serialized_end=2160
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=2162
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=2280
+  _globals['_SCHEDULESUMMARY']._serialized_start=2283
+  _globals['_SCHEDULESUMMARY']._serialized_end=2549
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=2551
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=2653
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=2655
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=2727
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=2729
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2804
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2806
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2829
+  _globals['_UNPAUSESCHEDULEREQUEST']._serialized_start=2831
+  _globals['_UNPAUSESCHEDULEREQUEST']._serialized_end=2908
+  _globals['_UNPAUSESCHEDULERESPONSE']._serialized_start=2910
+  _globals['_UNPAUSESCHEDULERESPONSE']._serialized_end=2935
+  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_start=2937
+  _globals['_TRIGGERSCHEDULEREQUEST']._serialized_end=3043
+  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_start=3045
+  _globals['_TRIGGERSCHEDULERESPONSE']._serialized_end=3070
+  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_start=3073
+  _globals['_BACKFILLSCHEDULEREQUEST']._serialized_end=3294
+  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_start=3296
+  _globals['_BACKFILLSCHEDULERESPONSE']._serialized_end=3344
+  _globals['_DELETESCHEDULEREQUEST']._serialized_start=3346
+  _globals['_DELETESCHEDULEREQUEST']._serialized_end=3402
+  _globals['_DELETESCHEDULERESPONSE']._serialized_start=3404
+  _globals['_DELETESCHEDULERESPONSE']._serialized_end=3428
+  _globals['_SCHEDULESERVICE']._serialized_start=3631
+  _globals['_SCHEDULESERVICE']._serialized_end=4374
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ScheduleServiceStub:
-    """Jobs that start at certain times, again and again.
+    """Jobs, batches and pipelines that start at certain times, again and again.
     """
 
     def __init__(self, channel):
@@ -83,7 +83,7 @@ class ScheduleServiceStub:
 
 
 class ScheduleServiceServicer:
-    """Jobs that start at certain times, again and again.
+    """Jobs, batches and pipelines that start at certain times, again and again.
     """
 
     def CreateSchedule(self, request, context):
@@ -217,7 +217,7 @@ def add_ScheduleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScheduleService:
-    """Jobs that start at certain times, again and again.
+    """Jobs, batches and pipelines that start at certain times, again and again.
     """
 
     @staticmethod

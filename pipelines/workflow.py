@@ -169,7 +169,8 @@ class LLMPipelineWorkflow:
         elif isinstance(error, StepFailed):
             self._error = error.status
         else:
-            workflow.logger.error("the code of a pipeline has failed", exc_info=error)
+            # Its message may quote what users write, and is in the status.
+            workflow.logger.error("the code of a pipeline has failed: %s at %s", type(error).__name__, _places(error))
             self._error = failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}", code_pb2.INTERNAL)
 
     async def _program(self) -> pipeline_pb2.PipelineResult:
@@ -230,7 +231,7 @@ class LLMPipelineWorkflow:
         options, status = self._run.options, self._status
         forgetting = workflow.execute_local_activity(
             activities.forget_feed,
-            args=("", options.ledger, status.root.usage.output_tokens) if options.ledger else (),
+            args=("", options.ledger, status.root.usage.output_tokens, workflow.memo_value(names.MEMO_WAITER, "")),
             start_to_close_timeout=_LOCAL,
             retry_policy=_ONCE,
         )
@@ -272,5 +273,14 @@ async def _quietly(work: "Coroutine[Any, Any, Any] | Any") -> None:
     """Do something whose failure changes nothing, and is seen elsewhere: in the tree, or by who checks later."""
     try:
         await work
-    except Exception:  # noqa: BLE001  # see above
-        workflow.logger.exception("a last step of a pipeline has failed")
+    except Exception as error:  # noqa: BLE001  # see above
+        workflow.logger.error("a last step of a pipeline has failed: %s at %s", type(error).__name__, _places(error))
+
+
+def _places(error: BaseException) -> str:
+    """Return where an exception was raised, the innermost frame last."""
+    places, traceback = [], error.__traceback__
+    while traceback is not None:
+        places.append(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return ", ".join(places)

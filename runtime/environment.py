@@ -1,8 +1,12 @@
-"""Finds environment variables that look like a setting and are none: a misspelt setting silently has no effect."""
+"""The environment variables of the settings: their files, their earlier names, and those that are misspelt.
+
+A misspelt setting would silently have no effect.
+"""
 
 import difflib
 import re
 from collections.abc import Collection, Iterable, MutableMapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
@@ -13,6 +17,8 @@ _SHARED_PREFIXES: Final = ("HTTP_", "LOG_", "TEMPORAL_")
 """Prefixes that other programs' variables have, too."""
 _SERVICE_LINK: Final = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
 """Variables that Kubernetes sets for each Service. A Service may have the name of one of ours."""
+_FILE: Final = "_FILE"
+"""Suffix of the variable that names the file of a setting's value."""
 _SIMILAR: Final = 0.6
 _ALMOST_EQUAL: Final = 0.9
 
@@ -29,16 +35,45 @@ class Unknown(NamedTuple):
         return f"{self.name} is no setting" + (f": do you mean {self.meant}?" if self.meant else "")
 
 
+def setting_names(settings: Collection[type[BaseSettings]]) -> list[str]:
+    """Return the names of the variables of the settings."""
+    return [
+        f"{kind.model_config.get('env_prefix', '')}{field.upper()}" for kind in settings for field in kind.model_fields
+    ]
+
+
+def read_variable_files(environment: MutableMapping[str, str], settings: Collection[type[BaseSettings]]) -> None:
+    """Set each variable X of the settings that has an X_FILE to the content of that file, and remove X_FILE.
+
+    A secret need not be in the environment of a container then, where everybody who may inspect it reads it. A newline
+    at the file's end is no part of the value. Raises ValueError for a file that cannot be read, and where both
+    variables are set. Its message holds no value.
+    """
+    known = set(setting_names(settings))
+    for name in known:
+        variable = f"{name}{_FILE}"
+        if variable in known or variable not in environment:
+            continue
+        if name in environment:
+            raise ValueError(f"{name} and {variable} are both set")
+        try:
+            text = Path(environment[variable]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{variable}: {error}") from error
+        environment[name] = text.removesuffix("\n")
+        del environment[variable]
+
+
 def unknown_variables(names: Iterable[str], settings: Collection[type[BaseSettings]]) -> list[Unknown]:
     """Return the names that look like a setting and are none, in their order."""
     prefixes = [str(kind.model_config.get("env_prefix", "")) for kind in settings]
-    known = [f"{p}{field.upper()}" for p, kind in zip(prefixes, settings, strict=True) for field in kind.model_fields]
+    known = setting_names(settings)
     own = [prefix for prefix in prefixes if prefix not in _SHARED_PREFIXES]
     unknown = []
     for name in names:
         # pydantic-settings ignores the case of names.
         upper = name.upper()
-        if upper in known or _SERVICE_LINK.fullmatch(upper):
+        if upper in known or upper.removesuffix(_FILE) in known or _SERVICE_LINK.fullmatch(upper):
             continue
         prefix = next((prefix for prefix in own if upper.startswith(prefix)), "")
         rest = [setting.removeprefix(prefix) for setting in known if setting.startswith(prefix)]

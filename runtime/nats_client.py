@@ -1,17 +1,23 @@
 """How the roles of the suite connect to NATS: with TLS, an NKey and an inbox of their own."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import nkeys
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.errors import Error as NatsError
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from runtime.tls import ClientTls, client_context
+
+DirectHandler = Callable[[str, bytes, Mapping[str, str] | None], Awaitable[None]]
+"""Called with the reply subject, the data and the headers of each message. Must neither raise nor wait for the
+connection's next message."""
 
 _USER_SEED: Final = b"SU"
 """The beginning of every NKey seed of a user."""
@@ -55,9 +61,9 @@ def _require_user_seed(setting: str, path: Path) -> None:
         ) from error
 
 
-def new_client(url: SecretStr, tls: ClientTls | None) -> Client:
+def new_client(url: SecretStr, tls: ClientTls | None) -> "DirectClient":
     """Return a client that is not connected yet. With `tls` or a URL of the scheme `tls` it sends nothing in clear."""
-    client = _Client()
+    client = DirectClient()
     if not _is_websocket(url):
         # nats-py has no public way to set a transport. It creates its own where there is none.
         client._transport = _Transport(tls is not None or _scheme(url) == "tls")
@@ -72,8 +78,35 @@ def _is_websocket(url: SecretStr) -> bool:
     return _scheme(url) in ("ws", "wss")
 
 
-class _Client(Client):
-    """nats-py's, which reads the NKey seed again for each connection. nats-py's own public key stays the first one."""
+class DirectClient(Client):
+    """nats-py's, which reads the NKey seed again for each connection. nats-py's own public key stays the first one.
+
+    It can deliver the messages of a subscription without nats-py's queue and task for each, which cost more than
+    everything else that a gateway does with a token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handlers: dict[int, DirectHandler] = {}
+
+    async def subscribe_directly(self, subject: str, on_message: DirectHandler) -> Subscription:
+        """Subscribe with a handler that the connection's reader calls. It gets what arrives after this has returned.
+
+        Raises as Client.subscribe does.
+        """
+        subscription = await self.subscribe(subject)
+        self._handlers[subscription._id] = on_message
+        return subscription
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if (on_message := self._handlers.get(sid)) is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            await on_message(reply.decode(), data, await self._process_headers(headers) if headers else None)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._handlers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_connect_init(self) -> None:
         try:

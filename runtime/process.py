@@ -15,7 +15,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from encryption import EncryptionSettings
 from runtime import log, telemetry
-from runtime.environment import rename_variables, setting_problems, unknown_variables
+from runtime.environment import read_variable_files, rename_variables, setting_problems, unknown_variables
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
 
     `settings` are the classes that main reads. Logs a warning for each environment variable that looks like one of them
     and is none. That is no error: an older build may be given the settings of a newer one.
+
+    A setting may come from a file: see read_variable_files.
 
     Logs an error for each wrong setting, with the name of its variable and without its value.
 
@@ -38,6 +40,7 @@ def run(service: str, main: Callable[[], Awaitable[None]], settings: Collection[
             _log.warning("%s", warning)
         for unknown in unknown_variables(os.environ, settings):
             _log.warning("%s", unknown)
+        read_variable_files(os.environ, settings)
         # A message of an error may quote content, which must not leave the process in clear.
         encrypts = EncryptionSettings in settings and EncryptionSettings().key_store is not None
         if encrypts:

@@ -233,6 +233,7 @@ class LLMBatchWorkflow:
                 progress=self._progress,
                 ledger=self._run.options.ledger,
                 chunks=self._unfinished,
+                waiter=workflow.memo_value(names.MEMO_WAITER, ""),
             ),
             start_to_close_timeout=STEP_TIMEOUT,
             retry_policy=STEP_RETRIES,

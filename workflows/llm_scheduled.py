@@ -1,4 +1,6 @@
-"""LLMScheduledWorkflow: one run of a schedule, from its time to the end of the job that it starts.
+"""LLMScheduledWorkflow: one run of a schedule, from its time to the end of what it starts.
+
+That is a job, a batch or a pipeline; a job stands for all three here.
 
     schedule of Temporal ──its time has come──▶ LLMScheduledWorkflow
         ──StartScheduledJob──▶ the gateway checks and starts the job as Submit does, or refuses it
@@ -99,7 +101,10 @@ class LLMScheduledWorkflow:
         starting = workflow.start_activity(
             activities.start_scheduled_job,
             internal_pb2.StartScheduledJobRequest(
-                schedule=action.schedule, nominal_time=self._run.nominal_time, canary=action.canary
+                schedule=action.schedule,
+                nominal_time=self._run.nominal_time,
+                canary=action.canary,
+                scopes=action.scopes,
             ),
             start_to_close_timeout=_START_TIMEOUT,
             schedule_to_close_timeout=_START_WITHIN,

@@ -1,6 +1,7 @@
 """The methods of the gateway's own services: the rules of their requests, and the sizes of requests and answers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from batches import rules as batch_rules
@@ -36,10 +37,10 @@ VALIDATORS: Final[Mapping[str, Callable[[Any], Sequence[Violation]]]] = {
     "GetFile": file_rules.check_file_id,
     "ListFiles": file_rules.check_list_files,
     "DeleteFile": file_rules.check_file_id,
-    "CreateSchedule": schedule_rules.check_create,
+    "CreateSchedule": partial(schedule_rules.check_create, batch_rules=batch_rules.check_create),
     "GetSchedule": schedule_rules.check_schedule_id,
     "ListSchedules": schedule_rules.check_list,
-    "UpdateSchedule": schedule_rules.check_update,
+    "UpdateSchedule": partial(schedule_rules.check_update, batch_rules=batch_rules.check_create),
     "PauseSchedule": schedule_rules.check_pause,
     "UnpauseSchedule": schedule_rules.check_pause,
     "TriggerSchedule": schedule_rules.check_trigger,

@@ -10,9 +10,11 @@ from typing import Final
 from jobs import cron
 from jobs.field_rules import Violation
 from jobs.schedule_rules import MAX_CRONS, MAX_INTERVALS, MAX_SCHEDULE_BYTES, to_datetime
-from jobs.schedules import as_submitted
-from llm_pb import schedule_pb2
+from jobs.schedules import StartRequest, as_submitted
+from llm_pb import batch_pb2, pipeline_pb2, schedule_pb2
+from services.gateway.batches.submission import BatchSubmission
 from services.gateway.job_bounds import JobBounds
+from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.settings import GatewaySettings
 
 _ZONE: Final = re.compile(r"(?!Local$)[A-Za-z][A-Za-z0-9_+/-]{0,63}")
@@ -21,23 +23,23 @@ UNKNOWN_ZONE: Final = Violation("schedule.times.time_zone", _NO_ZONE)
 
 
 class ScheduleBounds:
-    """Checks schedules against the operator's settings, which bound their jobs as well."""
+    """Checks schedules against the operator's settings, which bound what they start as well."""
 
-    def __init__(self, jobs: JobBounds, settings: GatewaySettings) -> None:
-        self._jobs = jobs
+    def __init__(self, work: "WorkBounds", settings: GatewaySettings) -> None:
+        self._work = work
         self._settings = settings
 
     async def check(
         self, request: schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest
     ) -> list[Violation]:
-        """Return the violations of settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
+        """Return the violations of settings. Raises like WorkBounds.check()."""
         schedule = request.schedule
         if schedule.ByteSize() > MAX_SCHEDULE_BYTES:
             # The rules refuse it.
             return []
         violations = list(self._times(schedule.times, "schedule.times."))
-        if schedule.HasField("job"):
-            bounds = await self._jobs.check(as_submitted(schedule))
+        if schedule.WhichOneof("action"):
+            bounds = await self._work.check(as_submitted(schedule))
             violations += [Violation(f"schedule.{field}", rule) for field, rule in bounds]
         return violations
 
@@ -67,6 +69,23 @@ class ScheduleBounds:
         end = to_datetime(times.end_time)
         if times.HasField("end_time") and end is not None and end <= datetime.now(UTC):
             yield Violation(f"{path}end_time", "must be in the future")
+
+
+class WorkBounds:
+    """Checks what schedules start against the operator's settings."""
+
+    def __init__(self, jobs: JobBounds, batches: BatchSubmission, pipelines: PipelineSubmission) -> None:
+        self._jobs = jobs
+        self._batches = batches
+        self._pipelines = pipelines
+
+    async def check(self, request: StartRequest) -> list[Violation]:
+        """Return the violations of settings. Raises ApiError RESOURCE_EXHAUSTED like Models.check."""
+        if isinstance(request, batch_pb2.CreateBatchRequest):
+            return await self._batches.check(request)
+        if isinstance(request, pipeline_pb2.SubmitPipelineRequest):
+            return await self._pipelines.check(request)
+        return await self._jobs.check(request)
 
 
 def _is_zone(name: str) -> bool:

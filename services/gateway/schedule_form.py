@@ -16,8 +16,8 @@ from temporalio.client import (
 )
 
 from jobs import cron, names
+from jobs.pipelines import name_of
 from jobs.schedule_rules import to_datetime
-from jobs.schedules import as_submitted
 from jobs.search import AboutUser
 from llm_pb import internal_pb2, schedule_pb2
 
@@ -49,7 +49,7 @@ def to_temporal(
             task_queue=queue,
             typed_search_attributes=about.search_attributes,
             memo=about.memo,
-            static_summary=as_submitted(schedule).job.model,
+            static_summary=schedule.job.model or name_of(schedule.pipeline),
         ),
         spec=_times(schedule.times),
         policy=SchedulePolicy(

@@ -22,12 +22,14 @@ from jobs import names
 from jobs.field_rules import Violation
 from jobs.ids import schedule_id
 from jobs.schedule_rules import to_datetime
-from jobs.schedules import as_submitted, digest_of
+from jobs.schedules import as_submitted, digest_of, work_of
 from jobs.search import Hash, about_user, attributes_of, hashed_values, user_value
 from llm_pb import internal_pb2, schedule_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway import work_start
+from services.gateway.batches.submission import BatchSubmission
 from services.gateway.effects import Effects
 from services.gateway.errors import ScheduleNotFound, exhausted, invalid, schedule_key_reused, schedule_not_found
 from services.gateway.schedule_bounds import UNKNOWN_ZONE
@@ -52,13 +54,16 @@ class ScheduleService:
         listing: ScheduleListing,
         settings: GatewaySettings,
         encryption: Encryption | None,
+        batches: BatchSubmission | None = None,
     ) -> None:
+        """`batches` checks the files of batches; None where no schedule starts one."""
         self._client = client
         self._effects = effects
         self._reader = reader
         self._listing = listing
         self._settings = settings
         self._encryption = encryption
+        self._batches = batches
 
     async def create(
         self, caller: Caller, schedule: schedule_pb2.Schedule, *, paused: bool = False, canary: bool = False
@@ -71,15 +76,21 @@ class ScheduleService:
         id_ = schedule_id(schedule.user_id, schedule.request_id, caller.tenant)
         audit.describe(schedule=id_)
         digest = digest_of(schedule)
+        if schedule.HasField("batch") and (found := await self._found(caller, id_)) is not None:
+            # Its file may be gone now.
+            return await self._as_created(found, digest)
+        await self._check_input(caller, schedule)
         if await self._listing.count(caller.tenant) >= self._settings.max_schedules:
             # The bound is of new schedules.
             if (found := await self._found(caller, id_)) is not None:
                 return await self._as_created(found, digest)
             message = f"there are {self._settings.max_schedules} schedules already; delete one first"
             raise exhausted(message, _WAIT)
-        action = internal_pb2.ScheduledAction(schedule=schedule, created_sha256=digest, canary=canary)
+        action = internal_pb2.ScheduledAction(
+            schedule=schedule, created_sha256=digest, canary=canary, scopes=sorted(caller.scopes)
+        )
         hash_ = await self._hash_for(caller.tenant)
-        job = as_submitted(schedule).job
+        job = work_start.about(work_of(as_submitted(schedule)))
         about = about_user(schedule.user_id, user_value(schedule.user_id, hash_))
         state = ScheduleState(paused=paused)
         try:
@@ -109,12 +120,15 @@ class ScheduleService:
         found = await self._reader.get(caller, id_)
         if schedule_id(schedule.user_id, schedule.request_id, caller.tenant) != id_:
             raise invalid([Violation("schedule.request_id", "must be, as user_id, that of the schedule to update")])
+        await self._check_input(caller, schedule)
         action = internal_pb2.ScheduledAction()
         action.CopyFrom(found.action)
         action.schedule.CopyFrom(schedule)
+        action.scopes[:] = sorted(caller.scopes)
         hash_ = await self._hash_for(caller.tenant)
         about = about_user(schedule.user_id, user_value(schedule.user_id, hash_))
-        attributes = TypedSearchAttributes(attributes_of(as_submitted(schedule).job, caller.tenant, hash_))
+        job = work_start.about(work_of(as_submitted(schedule)))
+        attributes = TypedSearchAttributes(attributes_of(job, caller.tenant, hash_))
 
         def updated(current: ScheduleUpdateInput) -> ScheduleUpdate:
             state = current.description.schedule.state
@@ -200,6 +214,11 @@ class ScheduleService:
         if found.action.created_sha256 != digest:
             raise schedule_key_reused(found.action.schedule.user_id, found.action.schedule.request_id)
         return await self._reader.status(found.description)
+
+    async def _check_input(self, caller: Caller, schedule: schedule_pb2.Schedule) -> None:
+        """Raise ApiError for a batch of a file that is not the caller's. Its runs may read all files of the tenant."""
+        if schedule.HasField("batch") and self._batches is not None:
+            await self._batches.check_input(caller, schedule.batch)
 
     async def _hash_for(self, tenant: str) -> Hash | None:
         return None if self._encryption is None else await self._encryption.search_hash(tenant)

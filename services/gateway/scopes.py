@@ -106,8 +106,14 @@ def check_submit(caller: Caller, request: llm_pb2.SubmitRequest) -> None:
 def check_schedule(
     caller: Caller, request: schedule_pb2.CreateScheduleRequest | schedule_pb2.UpdateScheduleRequest
 ) -> None:
-    """Raise Refusal for a schedule whose jobs are not the caller's to submit."""
-    check_submit(caller, as_submitted(request.schedule))
+    """Raise Refusal for a schedule that starts what is not the caller's to start."""
+    started = as_submitted(request.schedule)
+    if isinstance(started, batch_pb2.CreateBatchRequest):
+        check_create_batch(caller, started)
+    elif isinstance(started, pipeline_pb2.SubmitPipelineRequest):
+        check_submit_pipeline(caller, started)
+    else:
+        check_submit(caller, started)
 
 
 def check_list(
@@ -150,7 +156,7 @@ def check_submit_pipeline(caller: Caller, request: pipeline_pb2.SubmitPipelineRe
     pipeline = request.pipeline
     needed = {NOTIFY: bool(pipeline.notify), PRIORITY: pipeline.job_class == common_pb2.JOB_CLASS_HIGH}
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
-        raise scope_missing(*missing)
+        raise scope_missing(*missing, user_id=caller.user_id)
     _require_user(caller, pipeline.user_id)
 
 

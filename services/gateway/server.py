@@ -54,7 +54,7 @@ from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.queue_rates import set_queue_rates
 from services.gateway.quotas import OpenJobQuotas, RequestQuotas
-from services.gateway.schedule_bounds import ScheduleBounds
+from services.gateway.schedule_bounds import ScheduleBounds, WorkBounds
 from services.gateway.schedule_listing import ScheduleListing
 from services.gateway.schedule_reader import ScheduleReader
 from services.gateway.schedule_service import ScheduleService
@@ -132,8 +132,6 @@ async def serving_api(
     )
     files = FileServicer(effects, file_reader, store, file_quotas, answers, settings, encryption)
     schedule_listing = ScheduleListing(client, page_tokens, settings, encryption, knows_tenants=knows_tenants)
-    schedules = ScheduleService(client, effects, ScheduleReader(client), schedule_listing, settings, encryption)
-    of_schedules = ScheduleBounds(bounds, settings)
     batch_streams = BatchStreams(batch_reader, store, settings)
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
@@ -141,6 +139,10 @@ async def serving_api(
     of_pipelines = PipelineReader(client)
     pipeline_streams = PipelineStreams(of_pipelines, streams, feed, settings)
     pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption)
+    schedules = ScheduleService(
+        client, effects, ScheduleReader(client), schedule_listing, settings, encryption, batch_submission
+    )
+    of_schedules = ScheduleBounds(WorkBounds(bounds, batch_submission, pipeline_submission), settings)
     pipelines = PipelineServicer(
         pipeline_submission,
         of_pipelines,

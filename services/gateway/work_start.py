@@ -13,7 +13,9 @@ from llm_pb import llm_pb2
 
 
 def about(work: Any) -> llm_pb2.JobRequest:
-    """Return what a batch or pipeline shares with jobs: the fields that search attributes are made of."""
+    """Return what a job, batch or pipeline shares with jobs: the fields that search attributes are made of."""
+    if isinstance(work, llm_pb2.JobRequest):
+        return work
     return llm_pb2.JobRequest(user_id=work.user_id, request_id=work.request_id, project_id=work.project_id)
 
 
@@ -23,14 +25,20 @@ def digest(work: Message) -> str:
 
 
 def memo(
-    work: Message, chosen: Message, create_time: Timestamp, traceparent: str, hash_: Hash | None
+    work: Message, chosen: Message, create_time: Timestamp, traceparent: str, hash_: Hash | None, waiter: str
 ) -> dict[str, object]:
-    """Return the memo of the workflow. `chosen` is its options; `hash_` is that of the tenant."""
+    """Return the memo of the workflow.
+
+    `chosen` is its options; `hash_` is that of the tenant. `waiter` is the id of a workflow that gets the signal
+    JobSettled at its end; empty: none does.
+    """
     found: dict[str, object] = {
         names.MEMO_OPTIONS: to_memo(chosen),
         names.MEMO_DIGEST: digest(work),
         names.MEMO_CREATE_TIME: create_time.ToJsonString(),
     }
+    if waiter:
+        found[names.MEMO_WAITER] = waiter
     if traceparent:
         found[names.MEMO_TRACEPARENT] = traceparent
     if labels := dict(getattr(work, "labels", {})):

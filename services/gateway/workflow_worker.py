@@ -20,6 +20,8 @@ from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.activities import BatchActivities
 from services.gateway.batches.outputs import BatchFiles
 from services.gateway.batches.processes import MAX_PROCESSES
+from services.gateway.batches.reader import BatchReader
+from services.gateway.batches.submission import BatchSubmission
 from services.gateway.batches.sweeping import BatchSweeper
 from services.gateway.batches.watched import RunWatchedChunk
 from services.gateway.batches.watched_jobs import WatchedJobs
@@ -37,7 +39,9 @@ from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.steps import PipelineSteps
+from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
@@ -209,7 +213,15 @@ def workflow_worker(
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
-    scheduled = ScheduledJobs(submission, bounds, JobCancellation(effects, reader), reader)
+    batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client)
+    scheduled = ScheduledJobs(
+        submission,
+        bounds,
+        JobCancellation(effects, reader),
+        reader,
+        (BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption), batch_reader),
+        (PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption), pipeline_reader),
+    )
     in_pipelines = PipelineSteps(models, settings, bounds, feed, reader, has_store=has_store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(

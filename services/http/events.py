@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
@@ -51,9 +52,9 @@ class EventStream(Response):
     ) -> None:
         """Raises Failure, 503, when too many streams are open.
 
-        `events` yields what event() and comment() return, and is closed in any case. `on_disconnect` is awaited when
-        the client has left before the end, `after` when the stream has ended in any other way. `retry` tells browsers
-        when to come back.
+        `events` yields what event() and comment() return, each or several joined. It is closed in any case.
+        `on_disconnect` is awaited when the client has left before the end, `after` when the stream has ended in any
+        other way. `retry` tells browsers when to come back.
         """
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         # The length is that of the empty body.
@@ -68,10 +69,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        pumping = asyncio.create_task(self._pump(send))
+        sender = _Sender(send)
+        pumping = asyncio.create_task(self._pump(sender))
         leaving = asyncio.create_task(_disconnected(receive))
         draining = asyncio.create_task(self._front.draining.wait())
-        tasks = (pumping, leaving, draining)
+        keeping = asyncio.create_task(sender.keep_alive(self._front.settings.stream_keepalive.total_seconds()))
+        tasks = (pumping, leaving, draining, keeping)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             gone = leaving.done() and not pumping.done()
@@ -88,37 +91,49 @@ class EventStream(Response):
             if isinstance(ended, Exception):
                 raise ended
             if isinstance(ended, asyncio.CancelledError):
-                await _send(send, _LEAVING)
+                await sender.send(_LEAVING)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             if self._after is not None:
                 await self._after()
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, sender: "_Sender") -> None:
         async with aclosing(self._events) as events:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await sender.start(self.status_code, self.raw_headers)
             if self._retry:
                 milliseconds = int(self._front.settings.stream_retry.total_seconds() * 1000)
-                await _send(send, f"retry: {milliseconds}\n\n".encode())
-            while (data := await self._next(events, send)) is not None:
-                await _send(send, data)
-
-    async def _next(self, events: AsyncGenerator[bytes, None], send: Send) -> bytes | None:
-        """Return the next event, None at the end. Meanwhile comments are sent."""
-        seconds = self._front.settings.stream_keepalive.total_seconds()
-        coming = asyncio.ensure_future(anext(events, None))
-        try:
-            while not (await asyncio.wait((coming,), timeout=seconds))[0]:
-                await _send(send, _KEEP_ALIVE)
-            return coming.result()
-        finally:
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait((coming,))
+                await sender.send(f"retry: {milliseconds}\n\n".encode())
+            async for data in events:
+                await sender.send(data)
 
 
-async def _send(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+class _Sender:
+    """Sends the parts of one answer, and comments while there are none."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._quiet_since: float | None = None
+        """When the last part was sent, by the monotonic clock. None while one is being sent, and before the first."""
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the status and the headers."""
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._quiet_since = time.monotonic()
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the body."""
+        self._quiet_since = None
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._quiet_since = time.monotonic()
+
+    async def keep_alive(self, seconds: float) -> None:
+        """Send a comment whenever nothing was sent for so long."""
+        while True:
+            quiet = 0.0 if self._quiet_since is None else time.monotonic() - self._quiet_since
+            if quiet >= seconds:
+                await self.send(_KEEP_ALIVE)
+                quiet = 0.0
+            await asyncio.sleep(seconds - quiet)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -25,7 +25,7 @@ from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from starlette.requests import Request
 
-from durable_llm import ApiError, AsyncBatches, AsyncClient, AsyncFiles, RetryPolicy
+from durable_llm import ApiError, AsyncBatches, AsyncClient, AsyncFiles, AsyncPipelines, RetryPolicy
 from durable_llm._services import SERVICE_OF
 from llm_pb import llm_pb2
 from runtime.addresses import is_loopback
@@ -188,6 +188,12 @@ class Calls:
         """Yield the batches of the caller, for a call of a method of BatchService, in a span."""
         with self._observed(method) as client:
             yield client.batches
+
+    @contextmanager
+    def pipelines(self, method: str) -> Iterator[AsyncPipelines]:
+        """Yield the pipelines of the caller, for a call of a method of PipelineService, in a span."""
+        with self._observed(method) as client:
+            yield client.pipelines
 
     @contextmanager
     def _observed(self, method: str) -> Iterator[AsyncClient]:

@@ -50,6 +50,13 @@ def _proxy(url: SecretStr) -> SecretStr:
     return url
 
 
+def _postgres(url: SecretStr) -> SecretStr:
+    """Return the URL. Raises ValueError, without the URL in it, if it has another form."""
+    if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise ValueError("the URL of a database has the form postgresql://user:password@host/database")
+    return url
+
+
 def _job_url(url: str) -> str:
     if url and not (_is_http(url) and "{workflow_id}" in url):
         raise ValueError("the link has the form https://host/path/{workflow_id}, or http")
@@ -157,6 +164,22 @@ class NotifierSettings(MetricsSettings):
     """File of the NKey seed with which the process authenticates to the NATS server."""
     nats_subject_prefix: SubjectPrefix = "llm.events"
     """The prefix of the subjects that jobs name. A dot follows it."""
+    postgres_url: Annotated[SecretStr, AfterValidator(_postgres)] | None = None
+    """The URL of the PostgreSQL database for targets of the kind postgres: postgresql://user:password@host/database.
+    Unset: such targets are refused."""
+    postgres_tables: tuple[Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,49}$")], ...] = ("llm_results",)
+    """Tables that jobs may name, as JSON."""
+    postgres_migrate: bool = True
+    """Whether the notifier creates these tables, and changes those of an earlier version. If not, the operator does."""
+    postgres_connections: int = Field(4, gt=0)
+    """Maximum number of connections to PostgreSQL."""
+    postgres_tls_ca: FilePath | None = None
+    """PEM file of the CAs that may have issued PostgreSQL's certificate, whose name is checked. Unset: sslmode in the
+    URL counts."""
+    postgres_tls_cert: FilePath | None = None
+    """PEM file of the certificate to present to PostgreSQL."""
+    postgres_tls_key: FilePath | None = None
+    """PEM file of the private key of NOTIFIER_POSTGRES_TLS_CERT, not encrypted."""
     kafka_servers: str | None = None
     """The Kafka brokers for targets of the kind kafka: host:port, separated by commas. Unset: such targets are
     refused."""
@@ -169,7 +192,7 @@ class NotifierSettings(MetricsSettings):
     kafka_password: SecretStr | None = None
     """The password of NOTIFIER_KAFKA_USER."""
     broker_timeout: timedelta = Field(timedelta(seconds=10), gt=timedelta(0))
-    """Maximum wait for NATS or Kafka to acknowledge an event."""
+    """Maximum wait for NATS or Kafka to acknowledge an event, and for PostgreSQL to store it."""
     max_concurrent: int = Field(1000, gt=0)
     """Maximum number of concurrent deliveries, those that wait for their turn included."""
     max_per_user: int = Field(250, gt=0)
@@ -221,7 +244,13 @@ class NotifierSettings(MetricsSettings):
         """The files of TLS with NATS. None: no CA is set."""
         return client_tls(self, "nats_")
 
+    @property
+    def postgres_tls(self) -> ClientTls | None:
+        """The files of TLS with PostgreSQL. None: no CA is set."""
+        return client_tls(self, "postgres_")
+
     @model_validator(mode="after")
-    def _nats_tls_is_whole(self) -> Self:
+    def _tls_is_whole(self) -> Self:
         client_tls(self, "nats_")
+        client_tls(self, "postgres_")
         return self

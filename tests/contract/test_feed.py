@@ -200,6 +200,30 @@ async def test_what_a_reader_raises_ends_its_reading(
     assert await read(feed, key, 2) == [0, 1]
 
 
+async def test_a_message_of_somebody_else_changes_nothing(broker: Stack, request: pytest.FixtureRequest) -> None:
+    """Whoever knows a reader's inbox can send to it. The reader gets each record once, and others are not disturbed."""
+    feed, key = await nats_feed(broker), request.node.name
+    await feed.wait_ready()
+    readers = [Follower(feed, key), Follower(feed, f"{key}-other")]
+    for of, reader in zip((key, f"{key}-other"), readers, strict=True):
+        await feed.append(of, record(0))
+        await reader.until(0)
+    client = await nats.connect(f"nats://{broker.address('nats')}")
+    consumers = await client.jetstream().consumers_info("LLM_FEED")
+    (inbox,) = (
+        one.config.deliver_subject or "" for one in consumers if (one.config.filter_subject or "").endswith(key)
+    )
+    for reply in ("not.of.jetstream", "", "$JS.ACK.LLM_FEED.c.1.9.9.9.0"):
+        await client.publish(inbox, b"not a record", reply=reply)
+    await client.flush()
+    for of, reader in zip((key, f"{key}-other"), readers, strict=True):
+        assert await feed.sync(of, record(1))
+        assert await reader.until(1) == [0, 1]
+        await reader.close()
+    await client.close()
+    await feed.close()
+
+
 async def test_a_feed_closes_at_any_moment_of_its_start(broker: Stack) -> None:
     """One of the moments is that of the broker's answer, in which a cancellation can be lost."""
     for moment in range(300):

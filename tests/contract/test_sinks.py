@@ -26,7 +26,8 @@ from services.notifier.sinks.registry import open_sinks
 from services.notifier.sinks.sink import Sink
 from tests.support.jobs import webhook
 from tests.support.name_servers import name_server
-from tests.support.peers import LOOPBACK, PEERS, SHORT, NatsPeer, Peer, WebhookPeer, kafka_peer, secret
+from tests.support.peers import LOOPBACK, PEERS, SHORT, NatsPeer, Peer, PostgresPeer, WebhookPeer, kafka_peer, secret
+from tests.support.postgres_server import postgres_server
 from tests.support.receivers import Reply, Request, close_early, endless_headers, hang, receiving, status
 from tests.support.stacks import stack_settings
 
@@ -43,6 +44,9 @@ async def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             nats_peer = NatsPeer(stack)
             await nats_peer.start()
             yield nats_peer
+    elif request.param == "postgres":
+        async with postgres_server() as server:
+            yield PostgresPeer(server)
     else:
         async with kafka_peer() as kafka:
             yield kafka
@@ -55,7 +59,8 @@ async def sink(peer: Peer) -> AsyncIterator[Sink]:
 
 
 def event(id_: str = "1") -> CloudEvent:
-    return {"specversion": "1.0", "id": id_, "type": "t", "source": "/s", "subject": "llmjob-u-r", "data": {"é": "€"}}
+    subject = f"llmjob-u-{id_}"
+    return {"specversion": "1.0", "id": id_, "type": "t", "source": "/s", "subject": subject, "data": {"é": "€"}}
 
 
 async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
@@ -66,7 +71,7 @@ async def test_an_event_arrives_whole(peer: Peer, sink: Sink) -> None:
     assert taken.event == event()
     assert taken.id == "1"
     assert taken.content_type == "application/cloudevents+json; charset=UTF-8"
-    assert taken.key == ("llmjob-u-r" if peer.keyed else ""), "the key must be the job's id"
+    assert taken.key == (event()["subject"] if peer.keyed else ""), "the key must be the job's id"
 
 
 async def test_an_event_carries_its_trace_and_nothing_else_of_the_client(peer: Peer, sink: Sink) -> None:

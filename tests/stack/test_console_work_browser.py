@@ -1,15 +1,17 @@
-"""The console's pages of batches, schedules and files in a real browser: live, and usable by everybody."""
+"""The console's pages of batches, pipelines, schedules and files in a real browser: live, and usable by everybody."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from tests.stack.test_console_browser import check, tab_to
 from tests.support import schedules
@@ -17,6 +19,7 @@ from tests.support.batches import Stubs, create, lines_of, running
 from tests.support.browser import new_page, running_browser
 from tests.support.files import new_file, upload
 from tests.support.http_fronts import running_front
+from tests.support.pipelines import new_pipeline, submit
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -102,6 +105,31 @@ async def test_a_person_runs_pauses_and_deletes_a_schedule(
         await check(page)
         await page.click("button:has-text('Delete this schedule')")
         await page.wait_for_url("**/console/schedules")
+    assert complaints == []
+
+
+async def test_a_person_watches_a_pipeline_grow_and_answers_it(
+    stack: Stack, channel: grpc.aio.Channel, browser: Any
+) -> None:
+    stub: Any = PipelineServiceStub(channel)
+    pipeline = new_pipeline("careful", StringValue(value="rain"), user_id="browser-pipeline")
+    id_ = (await submit(stub, pipeline)).pipeline_id
+    complaints: list[str] = []
+    async with new_page(browser, f"http://{stack.address('http')}", complaints) as page:
+        await page.goto("/console/pipelines?user_id=browser-pipeline")
+        await page.wait_for_selector(f"[data-key='{id_}'] .state-running")
+        await check(page)
+        await page.click(f"[data-key='{id_}'] a")
+        await page.wait_for_selector("#tree .state-needs-answer")
+        await check(page)
+        # By keyboard alone. The page follows what comes then.
+        await tab_to(page, "#tree button[value=yes]")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("#tree [data-key='first'] .state-succeeded")
+        await page.wait_for_selector("#pipeline[data-state=JOB_STATE_FAILED]")
+        await check(page)
+        await page.click("#tree [data-key='first'] a")
+        await page.wait_for_selector("#job .state-succeeded")
     assert complaints == []
 
 

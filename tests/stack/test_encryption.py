@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import nats
@@ -16,16 +17,19 @@ from encryption import is_hash
 from jobs import names
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
 from payload_converter.encryption import encrypting
 from tests.contract.test_replay import SANDBOX
 from tests.stack.test_readiness import ask_until
 from tests.support.encryption import SERVICES, Keys
+from tests.support.files import refusal
 from tests.support.jobs import details_of, new_job, run_job, unpack, until_output, watch, webhook
 from tests.support.marked import reads, write_marked
 from tests.support.otlp import Collector
+from tests.support.pipelines import WITH_PIPELINES, get
 from tests.support.receivers import receiving, status
-from tests.support.stacks import FAST, stack_settings, temporal_cli
+from tests.support.stacks import stack_settings, temporal_cli
 from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_job import LLMJobWorkflow
 
@@ -39,8 +43,8 @@ LONG = {"max_tokens": 4000}
 @asynccontextmanager
 async def running(folder: Path, extra: Mapping[str, Mapping[str, str]]) -> AsyncIterator[tuple[Stack, LlmServiceStub]]:
     """Run a stack and yield it with a client of its gateway, which survives the gateway's restarts."""
-    kinds = {*SERVICES, *FAST, *extra}
-    environment = {kind: {**FAST.get(kind, {}), **extra.get(kind, {})} for kind in kinds}
+    kinds = {*SERVICES, *WITH_PIPELINES, *extra}
+    environment = {kind: {**WITH_PIPELINES.get(kind, {}), **extra.get(kind, {})} for kind in kinds}
     environment["gateway"]["GATEWAY_MODELS"] = MODELS
     async with (
         Stack(stack_settings(folder), environment=environment) as stack,
@@ -81,7 +85,7 @@ def holds(folder: Path, needle: str) -> bool:
 async def test_what_users_write_is_nowhere_in_clear(tmp_path: Path, encrypted: bool) -> None:
     """Neither in histories nor on a disk, nor in logs and spans. Without encryption the same search finds it.
 
-    They write jobs, files, batches and schedules.
+    They write jobs, files, batches, schedules and pipelines.
     """
     keys = Keys(tmp_path)
     converter = encrypting(keys.encryption()) if encrypted else data_converter
@@ -302,6 +306,19 @@ async def test_a_key_encryption_key_is_turned_while_jobs_run(encrypted: Encrypte
     assert answer.result.output == before.final.result.output
 
 
+async def until_unreadable(stack: Stack, pipeline_id: str) -> None:
+    """Return once an open pipeline was terminated. Meanwhile its gateway may ask to call again."""
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel, asyncio.timeout(120):
+        stub: Any = PipelineServiceStub(channel)
+        while True:
+            code, reason = await refusal(get(stub, pipeline_id))
+            if code == "DATA_LOSS":
+                assert reason == "CONTENT_UNREADABLE"
+                return
+            assert code == "UNAVAILABLE"
+            await asyncio.sleep(0.2)
+
+
 async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypted: Encrypted) -> None:
     """With a clear error, and no task that is repeated for ever. What is submitted afterwards has a new key."""
     stack, stub, keys = encrypted
@@ -328,9 +345,10 @@ async def test_deleted_keys_make_jobs_unreadable_and_end_those_that_run(encrypte
     async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
         for method, read in reads(channel, marked).items():
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                await read
+                pytest.fail(f"{method} answers {await read}")
             assert error.value.code() == grpc.StatusCode.DATA_LOSS, method
             assert details_of(error.value)["ErrorInfo"].reason == "CONTENT_UNREADABLE"
+    await until_unreadable(stack, marked.waiting)
     listed = await stub.List(llm_pb2.ListRequest(user_id=job.user_id))
     assert [item.status.state for item in listed.jobs] == [llm_pb2.JOB_STATE_SUCCEEDED]
     assert not listed.jobs[0].labels

@@ -100,7 +100,7 @@ async def test_a_front_that_stops_ends_its_streams_so_that_their_clients_come_ba
     stack: Stack, stub: llm_pb2_grpc.LlmServiceStub, http: httpx.AsyncClient
 ) -> None:
     """The stream ends whole, without the event that ends a job, and without a word of an error."""
-    workflow_id = await start_job(stub, 2000)
+    workflow_id = await start_job(stub, 8000)
     async with running_front(stack) as front:
         events = stream_of(front.client, workflow_id)
         held = await until_text(events)
@@ -109,6 +109,7 @@ async def test_a_front_that_stops_ends_its_streams_so_that_their_clients_come_ba
         await stopping
         assert front.process.returncode == 0, front.process.log
     assert {event.name for event in held} == {"update"}
+    await stub.Cancel(llm_pb2.CancelRequest(workflow_id=workflow_id))
     held += [event async for event in stream_of(http, workflow_id, held[-1].id)]
     assert text_of(held) == held[-1].json["result"]["output"]
 

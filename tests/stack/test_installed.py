@@ -231,10 +231,16 @@ def files(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
-def test_the_wheel_holds_the_model_that_comes_along(wheels: Wheels) -> None:
-    """The wheel has all files that the default of GPU_WORKER_MODEL_PATH needs."""
-    model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "models" / "docstrings").iterdir()}
-    assert model <= files(wheels.suite)
+def test_the_wheel_holds_whatever_the_services_read(wheels: Wheels) -> None:
+    """These are the model that comes along, the pages of the console, and what else is no code."""
+    read = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("services", "pipelines", "models/docstrings")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in (".md", ".pyc")
+    }
+    assert "services/http/console/templates/base.html" in read
+    assert read <= files(wheels.suite)
 
 
 def test_the_generated_code_is_in_the_clients_wheel_alone(wheels: Wheels) -> None:

@@ -10,12 +10,13 @@ import pytest
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb import common_pb2, llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.files import PATIENCE, refusal
+from tests.support.jobs import details_of
 from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, get, new_pipeline, submit
 
 TENANTS: dict[str, dict[str, Any]] = {"acme": {"max_open_jobs": 1}, "globex": {}}
@@ -35,6 +36,7 @@ class Callers:
                 ("globex", "", SCOPES),
                 ("globex", "alice", SCOPES),
                 ("globex", "", frozenset({"jobs:read"})),
+                ("globex", "alice", frozenset({"jobs:submit"})),
             )
         }
         self.channel: grpc.aio.Channel
@@ -100,6 +102,12 @@ async def test_scopes_say_what_a_caller_may_do(callers: Callers) -> None:
     ):
         assert await refusal(call) == DENIED
     assert await refusal(get(reader, "llmpipe--globex-bob-x")) == NOT_FOUND
+    bound = callers.of("globex", "alice", {"jobs:submit"})
+    urgent = new_pipeline("essay", user_id="alice", job_class=common_pb2.JOB_CLASS_HIGH)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await submit(bound, urgent)
+    named = details_of(error.value)["ErrorInfo"]
+    assert (named.reason, dict(named.metadata)) == (DENIED[1], {"scope": "jobs:priority", "user_id": "alice"})
 
 
 async def test_a_pipeline_is_one_open_job_of_the_quota(callers: Callers) -> None:

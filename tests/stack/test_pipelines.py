@@ -197,7 +197,7 @@ async def test_a_step_is_any_activity_and_broken_code_ends_its_pipeline(pipeline
     seen = await follow(pipelines, (await submit(pipelines, new_pipeline("broken", spec))).pipeline_id)
     assert seen.status.state == llm_pb2.JOB_STATE_FAILED
     assert reason_of(seen.status.root.error) == "PROGRAM_ERROR"
-    assert seen.status.root.error.message == "KeyError: 'no such thing'"
+    assert seen.status.root.error.message == "KeyError: 'no such thing as hello'"
 
 
 async def test_what_is_wrong_with_a_request_is_named(pipelines: Any) -> None:

@@ -31,6 +31,7 @@ def test_a_webhook_is_shown_by_its_server_and_a_hash() -> None:
     assert describe(llm_pb2.NotifyTarget()) == ""
     assert describe(llm_pb2.NotifyTarget(nats=llm_pb2.NatsSubject(subject="a.b"))) == "nats:a.b"
     assert describe(llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic="a"))) == "kafka:a"
+    assert describe(llm_pb2.NotifyTarget(postgres=llm_pb2.PostgresTable(table="a"))) == "postgres:a"
 
 
 @pytest.mark.parametrize("url", ["", "no url", "http://[", "https://", "/path-secret"])

@@ -35,10 +35,16 @@ NO_BAD_VALUE: Final[Mapping[str, str]] = {
     "Submit job.notify.webhook": "a message: its url has the rules",
     "Submit job.notify.nats": "a message: its subject has the rules",
     "Submit job.notify.kafka": "a message: its topic has the rules",
+    "Submit job.notify.postgres": "a message: its table has the rules",
     "Submit job.notify_options": "a message: its fields have the rules, and empty means the defaults",
     "Submit job.notify_options.include_output": "true and false are both valid",
     "Submit job.timeouts": "a message: its fields have the rules, and empty means the defaults",
     "Submit job.budget": "a message: its fields have the rules, and empty means no limit",
+    **{
+        f"{rpc} schedule.{kind}": "a message: its fields have the rules"
+        for rpc in ("CreateSchedule", "UpdateSchedule")
+        for kind in ("batch", "pipeline")
+    },
     "CreateSchedule paused": "true and false are both valid",
     "CreateSchedule schedule.pause_on_failure": "true and false are both valid",
     "UpdateSchedule schedule.pause_on_failure": "true and false are both valid",
@@ -213,6 +219,9 @@ def _submit_rows() -> Iterator[Row]:
     for topic in ("", ".", "..", "a b", "a/b", "a" * 250, "a\n"):
         targets = [llm_pb2.NotifyTarget(kafka=llm_pb2.KafkaTopic(topic=topic))]
         yield _row(f"topic {topic[:12]!r}", submit(notify=targets), "job.notify[0].kafka.topic")
+    for table in ("", "A", "1a", "a b", 'a"; --', "a" * 51):
+        targets = [llm_pb2.NotifyTarget(postgres=llm_pb2.PostgresTable(table=table))]
+        yield _row(f"table {table[:12]!r}", submit(notify=targets), "job.notify[0].postgres.table")
     for what, changes in {
         "unknown": {"format": 99},
         "negative": {"format": -1},

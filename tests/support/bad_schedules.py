@@ -100,6 +100,13 @@ def _schedules() -> Iterator[tuple[Any, ...]]:
     wrong = llm_pb2.JobRequest(model="gpt", priority=9, params={"temperature": 9})
     fields = ("schedule.job.model", "schedule.job.priority", "schedule.job.params.temperature", "schedule.job.prompt")
     yield "a bad job", {"job": wrong}, *fields
+    for what, work, *fields_ in (
+        ("a batch", {"batch": {"user_id": "u", "request_id": "r", "job_class": 99}}, "input.file_id", "job_class"),
+        ("a pipeline", {"pipeline": {"user_id": "u", "request_id": "r"}}, "spec"),
+    ):
+        (kind,) = work
+        names = ("user_id", "request_id", *fields_)
+        yield f"{what} with ids of its own", {"job": None, **work}, *(f"schedule.{kind}.{name}" for name in names)
     for overlap in _BAD_OVERLAPS:
         yield f"overlap {overlap}", {"overlap": overlap}, "schedule.overlap"
     for seconds in (-1, 0, 9, 366 * _DAY):

@@ -1,18 +1,24 @@
-"""Everything besides single jobs that holds what users write: a file, a large output, a batch and a schedule."""
+"""Everything besides single jobs that holds what users write: a file, a large output, a batch, a schedule, pipelines.
+
+A stack that is given to `write_marked` has the pipelines of tests.support.pipelines.
+"""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
 
 from jobs.ids import file_workflow_id
-from llm_pb import batch_pb2
+from llm_pb import batch_pb2, llm_pb2, pipeline_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
-from tests.support import schedules
+from tests.support import pipelines, schedules
 from tests.support.batches import Stubs, create
 from tests.support.files import PATIENCE, download, get, new_file, upload
 from tests.support.jobs import new_job, run_job
@@ -30,11 +36,18 @@ class Marked:
     """The file that is the large output of a job."""
     batch: batch_pb2.BatchStatus
     schedule: str
+    pipeline: str
+    """A pipeline that has ended."""
+    broken: str
+    """A pipeline whose code has failed."""
+    waiting: str
+    """A pipeline that waits for an answer."""
 
     @property
     def workflows(self) -> list[str]:
         """The ids of workflows whose histories hold what users wrote."""
-        return [file_workflow_id(self.file, ""), self.batch.batch_id]
+        of_pipelines = [self.pipeline, f"{self.pipeline}/first", self.broken, self.waiting]
+        return [file_workflow_id(self.file, ""), self.batch.batch_id, *of_pipelines]
 
 
 async def write_marked(channel: grpc.aio.Channel, marker: str) -> Marked:
@@ -67,7 +80,26 @@ async def write_marked(channel: grpc.aio.Channel, marker: str) -> Marked:
     assert marker in str(bad.error), bad
 
     schedule = await schedules.create(ScheduleServiceStub(channel), new_schedule(marker), paused=True)
-    return Marked(file, output, batch, schedule)
+    return Marked(file, output, batch, schedule, *await write_pipelines(channel, marker))
+
+
+async def write_pipelines(channel: grpc.aio.Channel, marker: str) -> tuple[str, str, str]:
+    """Run a pipeline to its end, one whose code fails, and one that waits for an answer. Return their ids."""
+    stub: Any = PipelineServiceStub(channel)
+    ended, waiting = [
+        (await pipelines.submit(stub, pipelines.new_pipeline("careful", StringValue(value=marker)))).pipeline_id
+        for _ in range(2)
+    ]
+    for id_ in (ended, waiting):
+        seen = await pipelines.follow(stub, id_, until=lambda seen: "review/approve" in seen.steps)
+        assert marker in seen.steps["review/approve"].question
+    await pipelines.answer(stub, ended, "review/approve", "a", approved=True)
+    assert (await pipelines.follow(stub, ended)).status.state == llm_pb2.JOB_STATE_FAILED
+    spec = Struct()
+    spec["text"] = marker
+    broken = (await pipelines.submit(stub, pipelines.new_pipeline("broken", spec))).pipeline_id
+    assert marker in (await pipelines.follow(stub, broken)).status.root.error.message
+    return ended, broken, waiting
 
 
 def reads(channel: grpc.aio.Channel, marked: Marked) -> dict[str, Awaitable[Any]]:
@@ -75,6 +107,8 @@ def reads(channel: grpc.aio.Channel, marked: Marked) -> dict[str, Awaitable[Any]
     files: Any = FileServiceStub(channel)
     batches: Any = BatchServiceStub(channel)
     of_schedules: Any = ScheduleServiceStub(channel)
+    of_pipelines: Any = PipelineServiceStub(channel)
+    follows = pipeline_pb2.StreamPipelineRequest(pipeline_id=marked.pipeline)
     batch_id = marked.batch.batch_id
     results = batch_pb2.StreamBatchResultsRequest(batch_id=batch_id)
     return {
@@ -86,4 +120,6 @@ def reads(channel: grpc.aio.Channel, marked: Marked) -> dict[str, Awaitable[Any]
         "StreamBatch": batches.StreamBatch(batch_pb2.StreamBatchRequest(batch_id=batch_id), timeout=PATIENCE).read(),
         "StreamBatchResults": batches.StreamBatchResults(results, timeout=PATIENCE).read(),
         "GetSchedule": schedules.get(of_schedules, marked.schedule),
+        "GetPipeline": pipelines.get(of_pipelines, marked.pipeline),
+        "StreamPipeline": of_pipelines.StreamPipeline(follows, timeout=PATIENCE).read(),
     }

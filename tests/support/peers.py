@@ -21,7 +21,9 @@ from deploy.local.stack import Stack
 from llm_pb import llm_pb2
 from services.notifier.event import CloudEvent
 from services.notifier.settings import NotifierSettings
+from services.notifier.sinks.sink import CONTENT_TYPE
 from tests.support.jobs import webhook
+from tests.support.postgres_server import PostgresServer
 from tests.support.receivers import Receiver, hang, status
 
 SHORT = timedelta(seconds=1)
@@ -238,7 +240,45 @@ async def kafka_peer() -> AsyncIterator[KafkaPeer]:
         await process.wait()
 
 
-PEERS = ("webhook", "nats", "kafka")
+class PostgresPeer:
+    """A PostgreSQL server."""
+
+    kind = "postgres"
+    drops_repeats = True
+    keyed = True
+    bounded = False
+    tables = ("whole", "repeat", "many", "silent", "cancelled", "large", "traced", "jobs")
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self.settings = NotifierSettings(
+            postgres_url=SecretStr(server.url), postgres_tables=self.tables, **{**LOOPBACK, "broker_timeout": 2 * SHORT}
+        )
+
+    def target(self, name: str) -> llm_pb2.NotifyTarget:
+        return llm_pb2.NotifyTarget(postgres=llm_pb2.PostgresTable(table=name))
+
+    def refused(self) -> llm_pb2.NotifyTarget:
+        return self.target("other")
+
+    async def taken(self, name: str, count: int) -> list[Taken]:
+        rows = await self.server.query(f'SELECT * FROM "{name}" ORDER BY updated_at')
+        assert len(rows) == count
+        return [
+            Taken(
+                row["event_id"], CONTENT_TYPE, json.loads(row["event"]), {"traceparent": row["traceparent"]}, row["id"]
+            )
+            for row in rows
+        ]
+
+    def fall_silent(self) -> None:
+        self.server.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.server.signal(signal.SIGCONT)
+
+
+PEERS = ("webhook", "nats", "kafka", "postgres")
 """Every kind of target, by its field in NotifyTarget. tests.contract.test_sinks starts a receiver of each."""
 
 

@@ -95,12 +95,21 @@ async def submit(stub: Any, job: llm_pb2.JobRequest) -> llm_pb2.SubmitResponse |
     return response
 
 
+async def answered(stub: Any, job: llm_pb2.JobRequest) -> llm_pb2.SubmitResponse | grpc.aio.AioRpcError:
+    """Submit a job, again while Temporal does not answer; return the answer, or what the call failed with."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            answer = await submit(stub, job)
+            if not isinstance(answer, grpc.aio.AioRpcError) or reason_of(answer) != "TEMPORAL_UNAVAILABLE":
+                return answer
+
+
 async def race(stubs: Sequence[Any], jobs: Iterable[llm_pb2.JobRequest]) -> list[str]:
     """Submit all jobs at once, at the gateways in turns; return the ids of those that were accepted.
 
     The others must have met the quota.
     """
-    answers = await asyncio.gather(*(submit(stubs[n % len(stubs)], job) for n, job in enumerate(jobs)))
+    answers = await asyncio.gather(*(answered(stubs[n % len(stubs)], job) for n, job in enumerate(jobs)))
     refused = Counter(reason_of(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError))
     assert set(refused) <= {"QUOTA_EXCEEDED"}, refused
     return [answer.workflow_id for answer in answers if isinstance(answer, llm_pb2.SubmitResponse)]

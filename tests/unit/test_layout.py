@@ -80,6 +80,7 @@ ONLY = {
         "services/notifier/sinks/nats.py",
     },
     "aiokafka": {"services/notifier/sinks/kafka.py"},
+    "asyncpg": {"services/notifier/sinks/postgres.py"},
     "aiohttp": {
         "encryption/kms.py",
         "runtime/bounded_fetch.py",
@@ -95,7 +96,8 @@ ONLY = {
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
     }
     | {"services/gpu_worker/engines/diffusers.py"},
-    "openai": {"services/gpu_worker/engines/openai.py", "services/gpu_worker/engines/openai_images.py"},
+    "openai": {f"services/gpu_worker/engines/openai{part}.py" for part in ("", "_errors", "_images", "_transport")},
+    "httpx2": {"services/gpu_worker/engines/openai_transport.py"},
     "diffusers": {"services/gpu_worker/engines/diffusers.py"},
     "xgrammar": {"services/gpu_worker/engines/torch_structured.py"},
 }

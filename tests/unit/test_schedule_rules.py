@@ -16,7 +16,8 @@ def fields_of(user_id: str = "alice", **times: Any) -> set[str]:
         job=llm_pb2.JobRequest(model="m", prompt="p"),
         times=schedule_pb2.ScheduleTimes(**times),
     )
-    return {found.field for found in schedule_rules.check_create(schedule_pb2.CreateScheduleRequest(schedule=schedule))}
+    request = schedule_pb2.CreateScheduleRequest(schedule=schedule)
+    return {found.field for found in schedule_rules.check_create(request, lambda _: ())}
 
 
 @pytest.mark.parametrize(

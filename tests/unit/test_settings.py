@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -13,7 +14,7 @@ from deploy.local.settings import StackSettings
 from deploy.settings_table import CLASSES, PAGE, with_table
 from feed.feed import FeedSettings
 from jobs.classes import NAMES
-from runtime.environment import rename_variables, setting_problems, unknown_variables
+from runtime.environment import read_variable_files, rename_variables, setting_problems, unknown_variables
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings
@@ -161,6 +162,35 @@ def test_a_setting_works_under_its_earlier_name_with_a_warning(given: dict[str, 
     assert warning.startswith("GATEWAY_NOTIFY_WITHIN is called GATEWAY_NOTIFY_MAX_DURATION now")
     assert environment == {"GATEWAY_NOTIFY_MAX_DURATION": counts}
     assert not unknown_variables(environment, CLASSES)
+
+
+def test_the_value_of_a_setting_may_be_in_a_file(tmp_path: Path) -> None:
+    """Its variable has the suffix _FILE, and the newline at the file's end is no part of the value."""
+    file = tmp_path / "page-token-key"
+    file.write_text("hush hush hush hush\n")
+    environment = {"GATEWAY_PAGE_TOKEN_KEY_FILE": str(file), "OTHER_FILE": "/nowhere"}
+    assert not unknown_variables(environment, CLASSES)
+    read_variable_files(environment, CLASSES)
+    assert environment == {"GATEWAY_PAGE_TOKEN_KEY": "hush hush hush hush", "OTHER_FILE": "/nowhere"}
+
+
+def test_a_setting_whose_own_name_ends_in_file_stays_a_path() -> None:
+    environment = {"GATEWAY_API_KEYS_FILE": "/nowhere", "STORE_SECRET_ACCESS_KEY_FILE": "/nowhere"}
+    read_variable_files(environment, CLASSES)
+    assert set(environment) == {"GATEWAY_API_KEYS_FILE", "STORE_SECRET_ACCESS_KEY_FILE"}
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"FEED_URL_FILE": "/nowhere"}, "FEED_URL_FILE.*No such file"),
+        ({"FEED_URL_FILE": "/nowhere", "FEED_URL": "hush"}, "FEED_URL and FEED_URL_FILE are both set"),
+    ],
+)
+def test_a_file_of_a_setting_that_cannot_be_used_is_named(given: dict[str, str], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as error:
+        read_variable_files(given, CLASSES)
+    assert "hush" not in str(error.value)
 
 
 def durations(settings: type[BaseSettings]) -> dict[str, str]:

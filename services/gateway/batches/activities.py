@@ -26,6 +26,7 @@ from services.gateway.batches.work import MERGE, PLAN
 from services.gateway.errors import FileNotFound
 from services.gateway.files.reader import FileReader
 from services.gateway.ledgers import SlotReleases
+from services.gateway.waiters import signal_settled
 from store.store import ObjectMissing, Store, StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class BatchActivities:
 
     @activity.defn(name=names.ACTIVITY_CLEAN_BATCH)
     async def clean_batch(self, request: internal_pb2.CleanRequest) -> None:
-        """Remove what nobody needs after the end of a batch, and release its slot in the ledger."""
+        """Remove what nobody needs after the end of a batch, release its slot, and tell who waits for it."""
         progress = request.progress
         if progress.HasField("plan"):
             try:
@@ -124,6 +125,8 @@ class BatchActivities:
             await feed.remove(batches.log_key(request.batch_id, chunk))
         if request.ledger:
             await self._releases.release(request.ledger, request.batch_id, progress.usage.output_tokens)
+        if request.waiter:
+            await signal_settled(self._client, request.waiter)
 
     async def _remove_unneeded(self, batch_id: str, progress: internal_pb2.BatchProgress) -> None:
         """Remove what StreamBatchResults does not read: it reads the plan, the manifests and what they name."""

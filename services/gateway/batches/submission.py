@@ -55,18 +55,21 @@ class BatchSubmission:
         self._turns = Turns(settings.tenants, classes=settings.classes)
         self._encryption = encryption
 
-    async def create(self, caller: Caller, request: batch_pb2.CreateBatchRequest) -> batch_pb2.BatchStatus:
+    async def create(
+        self, caller: Caller, request: batch_pb2.CreateBatchRequest, *, waiter: str = ""
+    ) -> batch_pb2.BatchStatus:
         """Start a batch, or return the equal one that was started under its key. Its request has passed the rules.
 
         Raises ApiError NOT_FOUND for an input that is no file of the caller's, ALREADY_EXISTS for a key that belongs to
         another batch, RESOURCE_EXHAUSTED beyond the quota of open jobs; RPCError, KeysUnavailable, AuditUnavailable.
+        `waiter` is the id of a workflow that gets the signal JobSettled when the batch is about to end.
         """
         batch, traceparent = request.batch, current_traceparent()
         id_ = batch_workflow_id(batch.user_id, batch.request_id, caller.tenant)
         audit.describe(user_id=batch.user_id, job=id_)
         if (found := await self._found(caller, id_, batch)) is not None:
             return found
-        await self._check_input(caller, batch)
+        await self.check_input(caller, batch)
         job_class = batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         now = Timestamp()
         now.GetCurrentTime()
@@ -82,7 +85,7 @@ class BatchSubmission:
                 last_check=last_check,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                memo=work_start.memo(batch, chosen, chosen.create_time, traceparent, hash_),
+                memo=work_start.memo(batch, chosen, chosen.create_time, traceparent, hash_, waiter),
                 search_attributes=TypedSearchAttributes(attributes_of(work_start.about(batch), caller.tenant, hash_)),
                 priority=self._turns.priority(caller.tenant, batch.user_id, hash_, job_class),
             )
@@ -122,6 +125,13 @@ class BatchSubmission:
             status.cancel_requested = True
         return status
 
+    async def find_accepted(
+        self, caller: Caller, request: batch_pb2.CreateBatchRequest
+    ) -> batch_pb2.BatchStatus | None:
+        """Return the equal batch that was started before. Raises ApiError ALREADY_EXISTS for another one."""
+        batch = request.batch
+        return await self._found(caller, batch_workflow_id(batch.user_id, batch.request_id, caller.tenant), batch)
+
     async def check(self, request: batch_pb2.CreateBatchRequest) -> list[Violation]:
         """Return the violations of the operator's settings."""
         most, window = self._settings.batch_max_window, request.batch.window
@@ -129,7 +139,8 @@ class BatchSubmission:
             return [Violation("batch.window", f"must be at most {most.total_seconds():g} s")]
         return []
 
-    async def _check_input(self, caller: Caller, batch: batch_pb2.BatchRequest) -> None:
+    async def check_input(self, caller: Caller, batch: batch_pb2.BatchRequest) -> None:
+        """Raise ApiError for a batch whose input is no file of the caller's, or none that can be a batch; RPCError."""
         file = await self._files.get(caller, batch.input.file_id)
         rule = ""
         most = self._settings.batch_max_bytes

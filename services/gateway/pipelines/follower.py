@@ -74,7 +74,10 @@ class PipelineFollower:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _follow(self) -> None:
-        """Ask Temporal whenever it is worth it, to the end. Raises ApiError for a pipeline that is gone."""
+        """Ask Temporal whenever it is worth it, to the end.
+
+        Raises ApiError for a pipeline that is gone, PayloadError for one that can never be read.
+        """
         looks = 0
         while True:
             self._stale.clear()
@@ -83,9 +86,9 @@ class PipelineFollower:
                 if description.run_id != self.run_id:
                     raise pipeline_resumed()
                 self._take(await self._reader.record_of(description))
-            except (PipelineNotFound, PipelineResumed):
+            except (PipelineNotFound, PipelineResumed, PayloadError):
                 raise
-            except (ApiError, RPCError, KeysUnavailable, PayloadError) as error:
+            except (ApiError, RPCError, KeysUnavailable) as error:
                 _log.warning("cannot ask Temporal about %s: %r", self._id, error)
             if self.ended:
                 return

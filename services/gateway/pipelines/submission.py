@@ -56,11 +56,13 @@ class PipelineSubmission:
         self._turns = Turns(settings.tenants, classes=settings.classes)
         self._encryption = encryption
 
-    async def submit(self, caller: Caller, request: pipeline_pb2.SubmitPipelineRequest) -> pipeline_pb2.PipelineStatus:
+    async def submit(
+        self, caller: Caller, request: pipeline_pb2.SubmitPipelineRequest, *, waiter: str = ""
+    ) -> pipeline_pb2.PipelineStatus:
         """Start a pipeline, or return the equal one that was started under its key. Its request has passed the rules.
 
         Raises ApiError ALREADY_EXISTS for a key that belongs to another pipeline, RESOURCE_EXHAUSTED beyond the quota
-        of open jobs; RPCError, KeysUnavailable, AuditUnavailable.
+        of open jobs; RPCError, KeysUnavailable, AuditUnavailable. `waiter` is as in BatchSubmission.create().
         """
         pipeline, traceparent = request.pipeline, current_traceparent()
         id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
@@ -84,7 +86,7 @@ class PipelineSubmission:
                 last_check=last_check,
                 id_reuse_policy=reuse.ALLOW_DUPLICATE_FAILED_ONLY if resumed else reuse.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                memo=work_start.memo(pipeline, chosen, chosen.create_time, traceparent, hash_),
+                memo=work_start.memo(pipeline, chosen, chosen.create_time, traceparent, hash_, waiter),
                 search_attributes=TypedSearchAttributes(
                     attributes_of(work_start.about(pipeline), caller.tenant, hash_)
                 ),
@@ -148,6 +150,14 @@ class PipelineSubmission:
             else:
                 return step
         return await self._answered(caller, request)
+
+    async def find_accepted(
+        self, caller: Caller, request: pipeline_pb2.SubmitPipelineRequest
+    ) -> pipeline_pb2.PipelineStatus | None:
+        """Return the equal pipeline that was started before. Raises ApiError ALREADY_EXISTS for another one."""
+        pipeline = request.pipeline
+        id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
+        return await self._found(caller, id_, pipeline)
 
     async def check(self, request: pipeline_pb2.SubmitPipelineRequest) -> list[Violation]:
         """Return the violations of the operator's settings, and of what is registered here."""

@@ -10,8 +10,8 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -22,18 +22,22 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl
 
-from jobs.errors import EngineDead, EngineFailed, InvalidJob, JobError, PromptTooLong, UnsupportedParams
+from jobs.errors import EngineDead, EngineFailed, InvalidJob, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.chat import ROLE_NAMES
 from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
+from services.gpu_worker.engines.openai_errors import as_job_errors, name_in
+from services.gpu_worker.engines.openai_transport import bounded_client
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 10
 _SILENCE_SECONDS: Final = 600
 """Maximum wait for bytes of a provider. The worker's own limits (prefill_timeout, decode_timeout) are shorter."""
-_MAX_RETRY_AFTER: Final = timedelta(hours=1)
 _REASONS: Final = {"stop": llm_pb2.FINISH_REASON_STOP, "length": llm_pb2.FINISH_REASON_LENGTH}
+_PIECES_OF_A_TOKEN: Final = 8
+"""Maximum number of pieces that a provider may make of a token. One that sends more ignores max_tokens."""
+_KEY: Final = re.compile(r"[\x21-\x7e]+")
 _OF_OPENAI: Final = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 _OF_VLLM: Final = ("top_k", "min_p", "min_tokens", "repetition_penalty")
 
@@ -75,6 +79,7 @@ class OpenAIEngine:
             api_key=key_reader(options.api_key_file),
             # Temporal tries again.
             max_retries=0,
+            http_client=bounded_client(),
             timeout=openai.Timeout(_SILENCE_SECONDS, connect=CONNECT_SECONDS),
         )
 
@@ -97,7 +102,7 @@ class OpenAIEngine:
             raise EngineDead("the engine was closed")
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a generator runs in a task
-        pieces = _Pieces(request.get("logprobs", False))
+        pieces = _Pieces(request[self._options.max_tokens_field], self.context_tokens, logprobs="logprobs" in request)
         self._running.add(task)
         try:
             yield Output("", (), 0)
@@ -107,6 +112,8 @@ class OpenAIEngine:
                     async for chunk in chunks:
                         if (output := pieces.add(chunk)) is not None:
                             yield output
+                        if pieces.is_over:
+                            break
             yield pieces.last(stream.response.headers)
         finally:
             self._running.discard(task)
@@ -145,8 +152,11 @@ async def _until(
 class _Pieces:
     """Turns the chunks of one stream into outputs."""
 
-    def __init__(self, logprobs: bool) -> None:
+    def __init__(self, max_tokens: int, context_tokens: int, *, logprobs: bool) -> None:
+        self._max_pieces = max_tokens * _PIECES_OF_A_TOKEN
+        self._context_tokens = context_tokens
         self._logprobs = logprobs
+        self._refused = False
         self._tokens = 0
         self._bytes = 0
         self._reason: str | None = None
@@ -157,38 +167,56 @@ class _Pieces:
         self._usage = chunk.usage or self._usage
         if not chunk.choices:
             return None
-        choice = chunk.choices[0]
+        choice = next((choice for choice in chunk.choices if not choice.index), None)
+        if choice is None:
+            return None
         self._reason = choice.finish_reason or self._reason
+        self._refused = self._refused or bool(choice.delta.refusal)
         # Half of a surrogate pair is no text.
         text = (choice.delta.content or "").encode(errors="replace").decode()
         logprobs = tuple(_logprobs(choice.logprobs, self._bytes)) if self._logprobs else ()
         if not (text or logprobs):
             return None
+        if self._logprobs and not logprobs:
+            raise UnsupportedParams("params.logprobs: the provider returns none")
         self._bytes += len(text.encode())
         count = len(logprobs) if self._logprobs else 1
         self._tokens += count
         return Output(text, (0,) * count, 0, logprobs=logprobs)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the output is longer than max_tokens allow, however short the pieces are."""
+        return self._tokens >= self._max_pieces
+
     def last(self, headers: Mapping[str, str]) -> Output:
         """Return the last output, with what the provider counted. Raises JobError if the provider has not finished."""
         if self._reason == "content_filter":
             raise InvalidJob("the provider's content filter ended the output")
+        if self._refused:
+            raise InvalidJob("the provider's model refuses to answer")
+        if self.is_over and self._reason is None:
+            return Output("", (), 0, llm_pb2.FINISH_REASON_LENGTH)
         if self._reason not in _REASONS:
-            raise EngineFailed(f"the provider's stream ended without an end: finish_reason {self._reason}")
+            reason = name_in(self._reason) or "unknown"
+            raise EngineFailed(f"the provider's stream ended without an end: finish_reason {reason}")
         usage = self._usage
         if usage is None:
             return Output("", (), 0, _REASONS[self._reason], cost_micros=charged(None, headers))
-        details = usage.prompt_tokens_details
         # With log probabilities there is one for each token that the output holds.
-        more = 0 if self._logprobs else max(usage.completion_tokens - self._tokens, 0)
+        more = 0 if self._logprobs else max(self._count(usage.completion_tokens) - self._tokens, 0)
         return Output(
             "",
             (0,) * more,
-            usage.prompt_tokens,
+            self._count(usage.prompt_tokens),
             _REASONS[self._reason],
-            cached_prompt_tokens=(details.cached_tokens or 0) if details else 0,
+            cached_prompt_tokens=self._count(getattr(usage.prompt_tokens_details, "cached_tokens", 0)),
             cost_micros=charged((usage.model_extra or {}).get("cost"), headers),
         )
+
+    def _count(self, told: object) -> int:
+        """Return a number of tokens that the provider tells, which may be anything; 0 for one that cannot be."""
+        return told if type(told) is int and 0 <= told <= self._context_tokens else 0
 
 
 def chat_request(job: llm_pb2.JobRequest, room: int, options: OpenAIOptions) -> dict[str, Any]:
@@ -250,51 +278,23 @@ def key_reader(path: Path | None) -> str | Callable[[], Awaitable[str]] | None:
     """Return how the client gets the key. None: from its environment variable."""
     if path is None:
         # A provider without callers' keys needs none, and the client refuses to start without one.
-        return os.environ.get("OPENAI_API_KEY") or "none"
+        return _checked(os.environ.get("OPENAI_API_KEY") or "none", "OPENAI_API_KEY")
 
     async def read() -> str:
         try:
-            return (await asyncio.to_thread(path.read_text)).strip()
-        except OSError as error:
-            raise EngineFailed(f"the key of the provider cannot be read: {error.strerror}") from error
+            key = (await asyncio.to_thread(path.read_text)).strip()
+        except (OSError, ValueError) as error:
+            raise EngineFailed(f"the key of the provider cannot be read: {type(error).__name__}") from None
+        return _checked(key, "the file of the provider's key")
 
     return read
 
 
-@contextlib.asynccontextmanager
-async def as_job_errors() -> AsyncIterator[None]:
-    """Raise what the provider answers as a JobError. Its own words may hold the prompt, so they are left out."""
-    try:
-        yield
-    except openai.APIStatusError as error:
-        raise _job_error(error) from error
-    except openai.APIConnectionError as error:
-        raise EngineFailed(f"the provider cannot be reached: {type(error.__cause__ or error).__name__}") from error
-    except JobError:
-        raise
-    except Exception as error:  # whatever the client's transport raises, this generation ends, not the engine
-        raise EngineFailed(f"the provider's stream broke: {type(error).__name__}") from error
-
-
-def _job_error(error: openai.APIStatusError) -> JobError:
-    status = error.status_code
-    said = ", ".join(f"{name} {value}" for name, value in (("code", error.code), ("param", error.param)) if value)
-    answer = f"HTTP {status}{f' ({said})' if said else ''}"
-    if error.code == "context_length_exceeded":
-        return PromptTooLong("prompt and max_tokens exceed the context of the provider's model")
-    if status in (400, 413, 415, 422):
-        return UnsupportedParams(f"params: the provider refuses the request: {answer}")
-    failed = EngineFailed(f"the provider answered {answer}")
-    failed.retry_after = _retry_after(error.response.headers)
-    return failed
-
-
-def _retry_after(headers: Mapping[str, str]) -> timedelta | None:
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return min(timedelta(seconds=seconds), _MAX_RETRY_AFTER) if seconds > 0 else None
+def _checked(key: str, source: str) -> str:
+    """Return a key that fits a header. Raises EngineFailed for another one: the client's error would show it."""
+    if not _KEY.fullmatch(key):
+        raise EngineFailed(f"{source} holds no key: one line of visible ASCII characters")
+    return key
 
 
 def create(config: EngineConfig) -> OpenAIEngine:

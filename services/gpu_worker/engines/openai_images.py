@@ -14,7 +14,9 @@ from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import EngineConfig, Image
 from services.gpu_worker.engines.images import ImageEngine, ImageOptions, Order, Painted
-from services.gpu_worker.engines.openai import CONNECT_SECONDS, as_job_errors, charged, key_reader, log
+from services.gpu_worker.engines.openai import CONNECT_SECONDS, charged, key_reader, log
+from services.gpu_worker.engines.openai_errors import as_job_errors
+from services.gpu_worker.engines.openai_transport import MAX_MESSAGE_BYTES, bounded_client
 
 _STARTS: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 """The kinds of images by the bytes with which they begin."""
@@ -49,6 +51,7 @@ class OpenAIPainter:
             api_key=key_reader(options.api_key_file),
             # Temporal tries again.
             max_retries=0,
+            http_client=bounded_client(max(MAX_MESSAGE_BYTES, options.max_answer_bytes)),
             timeout=openai.Timeout(options.timeout.total_seconds(), connect=CONNECT_SECONDS),
         )
 

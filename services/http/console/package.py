@@ -13,6 +13,8 @@ from services.http.console.job_list import JobList
 from services.http.console.job_page import JobPage
 from services.http.console.models import Models
 from services.http.console.pages import Pages
+from services.http.console.pipeline_list import PipelineList
+from services.http.console.pipeline_page import PipelinePage
 from services.http.console.playground import Playground
 from services.http.console.schedule_list import ScheduleList
 from services.http.console.schedule_page import SchedulePage
@@ -34,7 +36,7 @@ def package(front: Front) -> Package:
         return RedirectResponse("/console/", HTTPStatus.FOUND)
 
     job, batch, schedule = JobPage(front, pages), BatchPage(front, pages), SchedulePage(front, pages)
-    uploads, playground = FileList(front, pages), Playground(front, pages)
+    pipeline, uploads, playground = PipelinePage(front, pages), FileList(front, pages), Playground(front, pages)
     # The paths with a suffix come first, because an id may hold `/`.
     resources = (
         Resource("/", {"GET": home}),
@@ -51,6 +53,11 @@ def package(front: Front) -> Package:
         Resource("/console/batches/{id:id}/events", {"GET": batch.events}),
         Resource("/console/batches/{id:id}/cancel", {"POST": batch.cancel}),
         Resource("/console/batches/{id:id}", {"GET": batch.show}),
+        Resource("/console/pipelines", {"GET": PipelineList(front, pages).show}),
+        Resource("/console/pipelines/{id:id}/events", {"GET": pipeline.events}),
+        Resource("/console/pipelines/{id:id}/cancel", {"POST": pipeline.cancel}),
+        Resource("/console/pipelines/{id:id}/answer", {"POST": pipeline.answer}),
+        Resource("/console/pipelines/{id:id}", {"GET": pipeline.show}),
         Resource("/console/schedules", {"GET": ScheduleList(front, pages).show}),
         Resource("/console/schedules/{id:id}/pause", {"POST": schedule.pause}),
         Resource("/console/schedules/{id:id}/resume", {"POST": schedule.resume}),

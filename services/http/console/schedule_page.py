@@ -1,5 +1,6 @@
 """The page of a schedule, and what people do to the schedule there."""
 
+import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import NamedTuple
@@ -7,11 +8,14 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_pb import schedule_pb2
+from jobs.ids import is_batch, is_pipeline
+from jobs.pipelines import name_of
+from llm_pb import pipeline_pb2, schedule_pb2
 from services.http.console.formats import duration, state, words_of
 from services.http.console.forms import read_form
 from services.http.console.item_page import ItemPage, id_of
 from services.http.console.job_view import Problem, problem_of
+from services.http.rest.messages import to_json
 
 _DEFAULT_CATCH_UP = 3600.0
 
@@ -23,6 +27,12 @@ class Run(NamedTuple):
     words: str
     """How it stands, in words."""
     problem: Problem | None
+
+    @property
+    def place(self) -> str:
+        """The path under which the page of what it started is."""
+        id_ = self.run.workflow_id
+        return "/console/" + ("batches" if is_batch(id_) else "pipelines" if is_pipeline(id_) else "jobs")
 
 
 class SchedulePage(ItemPage):
@@ -66,12 +76,26 @@ class SchedulePage(ItemPage):
             status,
             refused=refused,
             schedule=schedule,
+            starts=_starts(schedule),
+            input=_input(schedule.pipeline) if schedule.HasField("pipeline") else "",
             stands=found.status,
             times=_times(schedule.times),
             overlap=words_of(schedule_pb2.OverlapPolicy, schedule.overlap or 1, "OVERLAP_POLICY_"),
             catch_up=duration(schedule.catch_up_window if schedule.HasField("catch_up_window") else _DEFAULT_CATCH_UP),
             runs=[_run(run) for run in reversed(found.status.recent_runs)],
         )
+
+
+def _starts(schedule: schedule_pb2.Schedule) -> str:
+    """Return what runs start: the model of a job, the name of a pipeline, or a batch."""
+    return schedule.job.model or name_of(schedule.pipeline) or "a batch"
+
+
+def _input(pipeline: pipeline_pb2.PipelineRequest) -> str:
+    """Return what a pipeline takes, as JSON."""
+    kind = pipeline.WhichOneof("spec") or ""
+    fields = to_json(pipeline.custom).get("input", {}) if kind == "custom" else to_json(pipeline).get(kind, {})
+    return json.dumps(fields, indent=2, ensure_ascii=False)
 
 
 def _run(run: schedule_pb2.ScheduleRun) -> Run:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
@@ -80,18 +80,21 @@ async def response_stream(
 
     The stream of an output of more than `most` bytes ends with an error: the last events would hold all of it.
     """
-    async with aclosing(_response_events(calls, job, now, place, most)) as events:
-        async for item in events:
-            yield event(item, name=item["type"])
+    async with aclosing(_response_events(calls, job, now, place, most)) as groups:
+        async for group in groups:
+            # Each write wakes the client, which costs more than an event.
+            if group:
+                yield b"".join(event(item, name=item["type"]) for item in group)
 
 
 async def _response_events(
     calls: Calls, job: llm_pb2.JobRequest, now: Ending, place: Place, most: int
-) -> AsyncGenerator[Event, None]:
+) -> AsyncGenerator[Sequence[Event], None]:
+    """Yield the events in groups, each of those that are known at the same time. Large ones are groups of their own."""
     size = now.result.output_file.size_bytes
     if now.status.state in FINAL_STATES and not size:
         for item in ended_events(job, now, place):
-            yield item
+            yield (item,)
         return
     metadata = now.result.metadata
     events = ResponseEvents(job, now.status, place, metadata.rewinds)
@@ -99,31 +102,28 @@ async def _response_events(
     try:
         if size and is_replaced(metadata, place):
             raise Rewound
-        for item in events.begin():
-            yield item
+        yield tuple(events.begin())
         # The closing events count as bytes.
         offset = min(place.offset, size) if size else place.offset
         async with aclosing(calls.watch(now.status.workflow_id, output_offset=offset)) as messages:
             async for message in messages:
                 last, omitted = _later(last, message), message.output_omitted
                 if last.status.state not in _NOT_STARTED:
-                    for item in events.started():
-                        yield item
+                    yield tuple(events.started())
                 if message.HasField("delta"):
-                    for item in events.text(message.delta, message.rewinds):
-                        yield item
+                    yield tuple(events.text(message.delta, message.rewinds))
         if omitted:
             _, last = await find(calls, now.status.workflow_id)
         last = await whole(calls, last, most)
         for item in events.end(last):
-            yield item
+            yield (item,)
     except Rewound:
-        yield events.rewound()
+        yield (events.rewound(),)
     except Failure as too_large:
-        yield events.error(too_large.reason.lower(), too_large.message)
+        yield (events.error(too_large.reason.lower(), too_large.message),)
     except ApiError as error:
         failure = of_call(error)
-        yield events.broken(failure.reason.lower() or "server_error", failure.message)
+        yield (events.broken(failure.reason.lower() or "server_error", failure.message),)
 
 
 async def completion_stream(calls: Calls, accepted: Accepted, completion: Completion) -> AsyncGenerator[bytes, None]:
@@ -148,9 +148,7 @@ async def completion_stream(calls: Calls, accepted: Accepted, completion: Comple
     if (failed := failed_completion(last)) is not None:
         yield event(failed[1])
     else:
-        for chunk in completion.end(last):
-            yield event(chunk)
-        yield event(_DONE)
+        yield b"".join(event(chunk) for chunk in (*completion.end(last), _DONE))
 
 
 @asynccontextmanager

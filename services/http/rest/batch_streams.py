@@ -7,7 +7,6 @@ stream, a client that opens one again after `end` gets 204.
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from http import HTTPStatus
 from typing import Any
 
 from starlette.requests import Request
@@ -19,7 +18,7 @@ from services.http.events import EventStream, event
 from services.http.front import Front
 from services.http.gateway import Calls
 from services.http.rest.messages import to_json
-from services.http.rest.stream import END, PARAMETER, events_of, opened, place_of
+from services.http.rest.stream import END, PARAMETER, events_of, opened, place_of, without_stream
 
 __all__ = ["PARAMETER", "status_to", "stream_results", "stream_status"]
 
@@ -32,7 +31,7 @@ async def stream_status(front: Front, request: Request, query: Mapping[str, list
 async def status_to(calls: Calls, front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
     """Answer with the statuses of a batch, the present one first."""
     place = place_of(request, query)
-    if (answer := await _without_stream(calls, request, place)) is not None:
+    if (answer := await without_stream(request, place, lambda: _get(calls, request))) is not None:
         return answer
     return await opened(_statuses(calls, request.path_params["id"]), _as_event, front)
 
@@ -40,21 +39,11 @@ async def status_to(calls: Calls, front: Front, request: Request, query: Mapping
 async def stream_results(front: Front, request: Request, query: Mapping[str, list[str]]) -> Response:
     """Answer with the items of a batch that have ended, from where the client left."""
     calls, place = front.gateway.of(request), place_of(request, query)
-    if (answer := await _without_stream(calls, request, place)) is not None:
+    if (answer := await without_stream(request, place, lambda: _get(calls, request))) is not None:
         return answer
     # The first item may be long in coming: this tells at once that there is such a batch.
     await _get(calls, request)
     return EventStream(_results(calls, request.path_params["id"], place), front)
-
-
-async def _without_stream(calls: Calls, request: Request, place: str) -> Response | None:
-    """Return the answer to a request that needs no stream: HEAD, or one that follows the last event."""
-    if request.method != "HEAD" and place != END:
-        return None
-    await _get(calls, request)
-    if place == END:
-        return Response(status_code=HTTPStatus.NO_CONTENT)
-    return Response(media_type=EventStream.media_type)
 
 
 async def _get(calls: Calls, request: Request) -> Any:

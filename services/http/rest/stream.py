@@ -5,10 +5,10 @@ which a client that comes back continues. The id of `end` says that nothing foll
 opens the stream again, as it does whenever a stream ends, gets 204 and stops.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,12 +38,23 @@ async def stream_to(calls: Calls, front: Front, request: Request, query: Mapping
     """Answer with the stream of a job from where the client left, or from its start."""
     place = place_of(request, query)
     workflow_id = request.path_params["id"]
-    if request.method == "HEAD" or place == END:
-        await calls.call("GetStatus", llm_pb2.GetStatusRequest(workflow_id=workflow_id))
-        if place == END:
-            return Response(status_code=HTTPStatus.NO_CONTENT)
-        return Response(media_type=EventStream.media_type)
+    known = llm_pb2.GetStatusRequest(workflow_id=workflow_id)
+    if (answer := await without_stream(request, place, lambda: calls.call("GetStatus", known))) is not None:
+        return answer
     return await opened(calls.watch(workflow_id, place), _event, front)
+
+
+async def without_stream(request: Request, place: str, look: Callable[[], Awaitable[Any]]) -> Response | None:
+    """Return the answer to a request that needs no stream: HEAD, or one that follows the last event.
+
+    `look` raises ApiError if there is nothing to watch.
+    """
+    if request.method != "HEAD" and place != END:
+        return None
+    await look()
+    if place == END:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return Response(media_type=EventStream.media_type)
 
 
 def place_of(request: Request, query: Mapping[str, list[str]]) -> str:

@@ -1,5 +1,5 @@
-"""The sinks that the settings ask for. Those of NATS and Kafka are imported only then, because their packages are
-extras."""
+"""The sinks that the settings ask for. Those of NATS, Kafka and PostgreSQL are imported only then, because their
+packages are extras."""
 
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -32,6 +32,10 @@ async def open_sinks(settings: NotifierSettings) -> AsyncIterator[Mapping[str, S
         from services.notifier.sinks.kafka import KafkaSink
 
         sinks["kafka"] = KafkaSink(settings)
+    if settings.postgres_url is not None:
+        from services.notifier.sinks.postgres import PostgresSink
+
+        sinks["postgres"] = PostgresSink(settings)
     async with AsyncExitStack() as stack:
         for sink in sinks.values():
             stack.push_async_callback(sink.close)

@@ -60,5 +60,5 @@ async def foreign(llm: Pipeline, spec: Struct) -> StringValue:
 
 @pipeline("broken", Struct, StringValue)
 async def broken(llm: Pipeline, spec: Struct) -> StringValue:
-    """Fail as code fails."""
-    raise KeyError("no such thing")
+    """Fail as code fails, with what somebody wrote."""
+    raise KeyError(f"no such thing as {spec['text']}" if "text" in spec else "no such thing")

@@ -40,7 +40,12 @@ def batch() -> None:
 @click.option("--window", type=Duration(), help="Time after which no further line begins. [default: 24h]")
 @click.option("--max-concurrent", type=click.IntRange(1, 2**31 - 1), help="Maximum number of lines that run at once.")
 @click.option("--max-failure-rate", type=click.FloatRange(0, 1), help="Share of failures that ends the batch.")
-@click.option("--notify", type=NAME, multiple=True, help="Deliver the outcome to a URL, nats:SUBJECT or kafka:TOPIC.")
+@click.option(
+    "--notify",
+    type=NAME,
+    multiple=True,
+    help="Deliver the outcome: URL, nats:SUBJECT, kafka:TOPIC, postgres:TABLE.",
+)
 @click.option("--request-id", default="", help="Key of the batch. [default: the hash of LINES]")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @connection_options

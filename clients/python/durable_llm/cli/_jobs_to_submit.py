@@ -92,10 +92,12 @@ def read_messages(path: str) -> list[dict[str, str]]:
 
 
 def target_of(target: str) -> dict[str, Any]:
-    """Return the NotifyTarget that a URL, nats:SUBJECT or kafka:TOPIC names."""
+    """Return the NotifyTarget that a URL, nats:SUBJECT, kafka:TOPIC or postgres:TABLE names."""
     kind, _, rest = target.partition(":")
     if kind == "nats":
         return {"nats": {"subject": rest}}
     if kind == "kafka":
         return {"kafka": {"topic": rest}}
+    if kind == "postgres":
+        return {"postgres": {"table": rest}}
     return {"webhook": {"url": target}}

@@ -76,7 +76,7 @@ def run(
     if (spec is None) == (file is None):
         raise CommandError("give either SPEC or --file")
     fields: dict[str, Any] = {
-        **_spec_of(name, spec if file is None else file.read()),
+        **spec_of(name, spec if file is None else file.read()),
         "user_id": user_of(user, connection.settings),
         "project_id": project_id or "",
         "request_id": request_id,
@@ -203,7 +203,7 @@ def cancel(connection: Connection, *, pipeline_ids: tuple[str, ...], reason: str
                 write_line(f"{pipeline_id} {state_of(status) if ended else 'cancel requested'}")
 
 
-def _spec_of(name: str, spec: Any) -> dict[str, Any]:
+def spec_of(name: str, spec: Any) -> dict[str, Any]:
     """Return the fields of PipelineRequest that say what to run. Raises CommandError."""
     # The import of a type is what makes it known.
     from google.protobuf import (

@@ -44,7 +44,12 @@ from durable_llm.cli._text import say
 @click.option("--request-id", type=NAME, help="Idempotency key: a repeat finds the first job. [default: a random one]")
 @click.option("--priority", type=WholeNumber(), default=0, help="1 (first) to 5 (last).")
 @click.option("--class", "job_class", type=ClassName(), help="How urgent it is. [default: standard]")
-@click.option("--notify", type=NAME, multiple=True, help="Deliver the outcome to a URL, nats:SUBJECT or kafka:TOPIC.")
+@click.option(
+    "--notify",
+    type=NAME,
+    multiple=True,
+    help="Deliver the outcome: URL, nats:SUBJECT, kafka:TOPIC, postgres:TABLE.",
+)
 @click.option("--timeout", type=Duration(), help="Time limit of the whole job, such as 90s, 5m or 1h30m.")
 @click.option("-w", "--watch", is_flag=True, help="Print the text as it is generated.")
 @quiet_option

@@ -8,8 +8,9 @@ import click
 
 from durable_llm._enums import name_of
 from durable_llm.cli._connection import Connection
-from durable_llm.cli._jobs_to_submit import content_of, job_for
+from durable_llm.cli._jobs_to_submit import content_of, job_for, user_of
 from durable_llm.cli._options import NAME, Duration, connection_options, json_option, sampling_options
+from durable_llm.cli._pipelines import spec_of
 from durable_llm.cli._progress import state_name
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age
@@ -20,7 +21,7 @@ _TIMES = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d"])
 
 @click.group()
 def schedules() -> None:
-    """Create and manage schedules, which start jobs by themselves."""
+    """Create and manage schedules, which start jobs, batches and pipelines by themselves."""
 
 
 @schedules.command()
@@ -28,6 +29,8 @@ def schedules() -> None:
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", type=click.Path(), help="Read the prompt from a file; `-` is standard input.")
 @click.option("--messages", type=click.Path(), help="Read a conversation from a file: a JSON list in OpenAI's form.")
+@click.option("--batch", "batch_input", type=NAME, metavar="FILE_ID", help="Start a batch of this file, no job.")
+@click.option("--pipeline", type=NAME, help="Start this pipeline, no job. PROMPT is its SPEC, as for `pipeline run`.")
 @click.option("-m", "--model", type=NAME, help="Model. [default: the profile's]")
 @click.option("--user", type=NAME, help="User whom the jobs are for. [default: the profile's, or your login]")
 @click.option("--project", type=NAME, help="Label to group jobs by.")
@@ -49,6 +52,8 @@ def create(
     prompt: str | None,
     file: str | None,
     messages: str | None,
+    batch_input: str | None,
+    pipeline: str | None,
     model: str | None,
     user: str | None,
     project: str | None,
@@ -64,13 +69,28 @@ def create(
     as_json: bool,
 ) -> None:
     """Create the schedule NAME. A repeat finds it."""
+    from llm_pb.pipeline_pb2 import PipelineRequest
     from llm_pb.schedule_pb2 import Schedule
 
-    content = content_of(prompt, file, messages)
-    job = job_for(connection, user=user, project=project, model=model, params=sampling, **content)
-    schedule = Schedule(user_id=job.user_id, request_id=request_id, job=job, pause_on_failure=pause_on_failure)
-    schedule.job.ClearField("user_id")
-    schedule.job.ClearField("request_id")
+    settings = connection.settings
+    schedule = Schedule(user_id=user_of(user, settings), request_id=request_id, pause_on_failure=pause_on_failure)
+    if batch_input is not None and pipeline is not None:
+        raise click.UsageError("Give at most one of --batch and --pipeline.")
+    if batch_input is not None:
+        if any(given is not None for given in (prompt, file, messages)):
+            raise click.UsageError("--batch takes no PROMPT, --file or --messages: its file has those of its lines.")
+        schedule.batch.input.file_id = batch_input
+        schedule.batch.project_id = project or settings.get("project", "")
+    else:
+        content = content_of(prompt, file, messages)
+        if pipeline is not None:
+            schedule.pipeline.MergeFrom(PipelineRequest(**spec_of(pipeline, content.get("prompt", ""))))
+            schedule.pipeline.project_id = project or settings.get("project", "")
+        else:
+            job = job_for(connection, user=user, project=project, model=model, params=sampling, **content)
+            schedule.job.CopyFrom(job)
+            schedule.job.ClearField("user_id")
+            schedule.job.ClearField("request_id")
     schedule.times.cron.extend(cron)
     for distance in every:
         schedule.times.intervals.add().every.FromTimedelta(distance)
@@ -136,6 +156,8 @@ def get(connection: Connection, *, schedule_id: str, as_json: bool) -> None:
         "zone": schedule.times.time_zone if schedule.times.cron else "",
         "overlap": name_of(OverlapPolicy, schedule.overlap or 1, "OVERLAP_POLICY_").lower(),
         "model": schedule.job.model,
+        "batch": f"of the file {schedule.batch.input.file_id}" if schedule.HasField("batch") else "",
+        "pipeline": schedule.pipeline.custom.name or schedule.pipeline.WhichOneof("spec") or "",
         "next": status.next_times[0].ToJsonString() if status.next_times else "never",
         "runs": f"{status.runs}, {status.skipped} skipped, {status.missed} missed",
     }

