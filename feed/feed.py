@@ -106,7 +106,8 @@ class FeedSettings(BaseSettings):
     )
 
     url: NatsUrl = SecretStr("nats://127.0.0.1:4222")
-    """URL of the NATS server, with JetStream. It may hold a user and password."""
+    """URL of the NATS server, with JetStream. It may hold a user and password. Those of several servers of one cluster
+    are separated by commas."""
     tls_ca: FilePath | None = None
     """PEM file of the CAs that may have issued the NATS server's certificate. If set, the connection begins with the
     TLS handshake, so the server needs handshake_first. Unset: the connection is in clear, unless the server requires
@@ -125,6 +126,9 @@ class FeedSettings(BaseSettings):
     """Maximum age of records. Older ones are deleted."""
     max_bytes: int = Field(1 << 30, gt=0)
     """Maximum disk space of all records, in bytes. The oldest are deleted first."""
+    replicas: int = Field(1, ge=1, le=5)
+    """Number of servers of a NATS cluster that hold the stream. With 3 it outlives the loss of one of them. A server
+    that is in no cluster takes 1 alone."""
     timeout: timedelta = Field(timedelta(seconds=2), gt=timedelta(0))
     """Maximum wait for the broker's answer."""
 

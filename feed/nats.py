@@ -198,6 +198,9 @@ class NatsFeed:
         try:
             await reraise_cancel(self._connect())
             await self._subscribe_reports()
+            if self._settings.replicas > 1:
+                elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{self._settings.stream}"
+                await self._client.subscribe(elected, cb=self._note_leader)
             while not self._client.is_closed:
                 self._stream_unsure.clear()
                 try:
@@ -254,6 +257,7 @@ class NatsFeed:
             storage=StorageType.FILE,
             max_age=self._settings.max_age.total_seconds(),
             max_bytes=self._settings.max_bytes,
+            num_replicas=self._settings.replicas,
         )
         try:
             found = (await reraise_cancel(self._stream.stream_info(self._settings.stream))).config
@@ -280,6 +284,10 @@ class NatsFeed:
         self._losing = True
         self._consumers.end()
 
+    async def _note_leader(self, _: Msg) -> None:
+        # What comes while a replicated stream has no leader is lost, and the connection stays.
+        self._losing = True
+
     async def _note_change(self) -> None:
         self._stream_unsure.set()
 
@@ -292,7 +300,7 @@ class NatsFeed:
 
 def _own(config: StreamConfig) -> tuple[object, ...]:
     """Return the part of a stream's configuration that the settings determine."""
-    return config.subjects, config.storage, config.max_age, config.max_bytes
+    return config.subjects, config.storage, config.max_age, config.max_bytes, config.num_replicas
 
 
 @lru_cache(maxsize=4096)  # it is needed for every record

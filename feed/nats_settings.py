@@ -6,19 +6,26 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
+from runtime.addresses import servers_of
+
 _SCHEMES: Final = ("nats", "tls", "ws", "wss")
 _WORD: Final = r"[^\s.*>]+"
 
 
 def checked_nats_url(url: SecretStr) -> SecretStr:
-    """Return the URL. Raises ValueError, without the URL in it, if nats-py could not connect to it."""
+    """Return the URL, or the URLs of several servers with commas between them.
+
+    Raises ValueError, without the URL in it, if nats-py could not connect to it.
+    """
     try:
-        parts = urlsplit(url.get_secret_value())
-        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+        servers = [urlsplit(server) for server in servers_of(url)]
+        usable = all(server.scheme in _SCHEMES and server.hostname and server.port != 0 for server in servers)
     except ValueError:
         usable = False
     if not usable:
         raise ValueError("the URL of a NATS server has the form nats://host:port or tls://host:port")
+    if len({server.scheme for server in servers}) > 1:
+        raise ValueError("the URLs of the servers of a NATS cluster must have one scheme")
     return url
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, timedelta
 from typing import Any, Final
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, VersioningBehavior
 from temporalio.exceptions import ApplicationError, CancelledError
 
 with workflow.unsafe.imports_passed_through():
@@ -51,7 +51,8 @@ _ONCE: Final = RetryPolicy(maximum_attempts=1)
 _MAX_RESULT_BYTES: Final = 1024 * 1024
 
 
-@workflow.defn(name=names.PIPELINE_WORKFLOW_TYPE)
+# No recorded history replays the code of an operator's pipelines, so a pipeline stays with the code that started it.
+@workflow.defn(name=names.PIPELINE_WORKFLOW_TYPE, versioning_behavior=VersioningBehavior.PINNED)
 class LLMPipelineWorkflow:
     """Runs one PipelineRequest and returns its PipelineResult."""
 

@@ -1,6 +1,12 @@
-"""The host of an address to listen on. An IPv6 address may stand in brackets, as in a URL, or without them."""
+"""Addresses in settings: the host to listen on, and the URLs of the servers of NATS.
 
+The IPv6 address of a host may stand in brackets, as in a URL, or without them.
+"""
+
+import re
 from ipaddress import ip_address
+
+from pydantic import SecretStr
 
 
 def bracketed(host: str) -> str:
@@ -19,3 +25,11 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def servers_of(url: SecretStr) -> list[str]:
+    """Return the URL of each server in a setting that may hold several, with commas between them.
+
+    A comma may be a part of a password.
+    """
+    return re.split(r",(?=\w+://)", url.get_secret_value())

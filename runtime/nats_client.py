@@ -13,6 +13,7 @@ from nats.errors import Error as NatsError
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
+from runtime.addresses import servers_of
 from runtime.tls import ClientTls, client_context
 
 DirectHandler = Callable[[str, bytes, Mapping[str, str] | None], Awaitable[None]]
@@ -36,7 +37,7 @@ def connect_options(settings: BaseSettings, role: str, prefix: str = "") -> dict
     """
     url, tls, nkey_seed = (getattr(settings, prefix + name) for name in ("url", "tls", "nkey_seed"))
     name = f"{settings.model_config.get('env_prefix', '')}{prefix}".upper()
-    options: dict[str, Any] = {"servers": url.get_secret_value()}
+    options: dict[str, Any] = {"servers": servers_of(url)}
     if role:
         options["inbox_prefix"] = f"_INBOX.{role}"
     if tls is not None:
@@ -71,7 +72,7 @@ def new_client(url: SecretStr, tls: ClientTls | None) -> "DirectClient":
 
 
 def _scheme(url: SecretStr) -> str:
-    return urlsplit(url.get_secret_value()).scheme
+    return urlsplit(servers_of(url)[0]).scheme
 
 
 def _is_websocket(url: SecretStr) -> bool:

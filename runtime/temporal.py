@@ -9,14 +9,15 @@ import asyncio
 import logging
 from collections.abc import Collection
 from datetime import timedelta
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, Self, cast
 
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, Plugin
-from temporalio.common import SearchAttributeKey
+from temporalio.common import SearchAttributeKey, WorkerDeploymentVersion
 from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.runtime import Runtime
@@ -26,6 +27,7 @@ from encryption import Encryption
 from payload_converter.encryption import encrypting
 from runtime.health import CHECK_TIMEOUT, Readiness
 from runtime.temporal_tls import CONNECT_TIMEOUT, TlsReloading, connect_problem, tls_paths
+from runtime.worker_versioning import WorkerVersioning
 
 _log = logging.getLogger(__name__)
 _RETRY = timedelta(seconds=1)
@@ -45,6 +47,23 @@ class TemporalSettings(BaseSettings):
     grpc_compression: Literal["none", "gzip"] = "none"
     """Compression of calls to Temporal. `gzip` is for a distant Temporal, in the cloud. With a Temporal nearby it costs
     a tenth of a job's processor time."""
+    deployment_name: str = Field("", pattern=r"^[^.:]*$")
+    """The Worker Deployment of Temporal that the workers of the process belong to. Set TEMPORAL_WORKER_BUILD_ID, too.
+    They get no task until a version of the deployment is its current one. Unset: the workers have no version."""
+    worker_build_id: str = ""
+    """The version of the code that the process runs, the tag of its image for example. Together with
+    TEMPORAL_DEPLOYMENT_NAME."""
+
+    @property
+    def version(self) -> WorkerDeploymentVersion | None:
+        """The version of the workers. None: they have no version."""
+        return WorkerDeploymentVersion(self.deployment_name, self.worker_build_id) if self.deployment_name else None
+
+    @model_validator(mode="after")
+    def _version_is_whole(self) -> Self:
+        if bool(self.deployment_name) != bool(self.worker_build_id):
+            raise ValueError("TEMPORAL_DEPLOYMENT_NAME and TEMPORAL_WORKER_BUILD_ID: set both, or none of them")
+        return self
 
 
 async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption | None = None) -> Client:
@@ -53,9 +72,9 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
     The client and its workers propagate the trace's context and record Temporal's own spans. Spans of workflows are
     replay-safe. `runtime` is the one of the process, which has its metrics and logs: see runtime.metrics. The process
     is ready only while Temporal answers and has the namespace. `encryption` says how payloads are encrypted, None if
-    they are not. The client waits for its keys, too.
+    they are not. The client waits for its keys, too. It also waits, with a warning, while Temporal refuses its
+    credentials: an operator may give Temporal the key later.
 
-    Raises RPCError if Temporal refuses the connection, because of its credentials for example: a retry would not help.
     Raises RuntimeError if the configuration has no address of Temporal, OSError if a file that it names is unreadable.
     """
     profile = ClientConfigProfile.load()
@@ -63,7 +82,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         options = profile.to_client_connect_config()
     except OSError as error:
         raise OSError(f"a file of TEMPORAL_TLS_… cannot be read: {error}") from error
-    compression = _COMPRESSIONS[TemporalSettings().grpc_compression]
+    settings = TemporalSettings()
     if "target_host" not in options:
         raise RuntimeError(
             "the address of Temporal is not set: set TEMPORAL_ADDRESS, or a profile in TEMPORAL_CONFIG_FILE"
@@ -74,6 +93,8 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         return connected.done() and await answers(connected.result(), CHECK_TIMEOUT)
 
     readiness.describe(namespace=options.get("namespace", "default"), temporal=options["target_host"])
+    if settings.version is not None:
+        readiness.describe(version=settings.version.to_canonical_string())
     readiness.need("temporal", "does not answer", ready)
     namespace = _Namespace(connected)
     readiness.need("namespace", "does not exist: create it, or correct TEMPORAL_NAMESPACE", namespace.exists)
@@ -82,6 +103,8 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         await encryption.wait_for_keys()
     while True:
         plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
+        if settings.version is not None:
+            plugins.append(WorkerVersioning(settings.version))
         if tls_paths(profile):
             plugins.append(TlsReloading(profile))
         try:
@@ -93,7 +116,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
                     data_converter=encrypting(encryption),
                     plugins=plugins,
                     runtime=runtime,
-                    grpc_compression=compression,
+                    grpc_compression=_COMPRESSIONS[settings.grpc_compression],
                 )
         except (OSError, RuntimeError) as error:
             # The SDK reports a failed connection as a plain RuntimeError. A file of TLS may be missing for a moment.

@@ -61,7 +61,7 @@ def _new_seed() -> str:
 
 def _new_certificate() -> Mapping[str, str]:
     ca = trustme.CA()
-    issued = ca.issue_cert(_NATS, common_name=_NATS)
+    issued = ca.issue_cert(_NATS, "localhost", common_name=_NATS)
     chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
     files = zip(_TLS, (ca.cert_pem.bytes(), chain, issued.private_key_pem.bytes()), strict=True)
     return {name: data.decode() for name, data in files}

@@ -2,7 +2,8 @@
 
 Temporal's visibility store knows how many jobs of a model have not ended. The model's task queues know how many of them
 wait for a worker. Visibility accepts few requests (10 a second for all gateways by default), and List needs them, too.
-So the models are counted in turn, at most one a second, and each by two counts: of all jobs, and of background jobs.
+So the models are counted in turn, at most one a second, and each by two counts: of all jobs, and of background jobs. A
+gateway whose count is refused counts less often, because gateways do not know how many they are.
 A count for each class would say no more: Temporal does not tell which jobs of a queue are of which class.
 """
 
@@ -26,6 +27,7 @@ from services.gateway.models import Models, background_queue
 
 _log = logging.getLogger(__name__)
 _MIN_PAUSE: Final = timedelta(seconds=1)
+_MAX_PAUSE: Final = timedelta(minutes=1)
 _TIMEOUT: Final = timedelta(seconds=3)
 """Timeout of a count. It is short, because the last count stays until the next one has failed."""
 _QUEUES: Final = ("interactive", "background")
@@ -53,14 +55,17 @@ class OpenJobs:
     async def keep_counting(self, interval: timedelta) -> None:
         """Count each model once per interval, until cancelled. An interval of zero counts none."""
         models = self._models.with_own_queue() if interval else []
+        least = pause = max(interval / max(len(models), 1), _MIN_PAUSE)
         try:
             for model in itertools.cycle(models):
-                await self._count(model)
-                await asyncio.sleep(max(interval / len(models), _MIN_PAUSE).total_seconds())
+                accepted = await self._count(model)
+                pause = max(0.9 * pause, least) if accepted else min(2 * pause, max(least, _MAX_PAUSE))
+                await asyncio.sleep(pause.total_seconds())
         finally:
             self._counted.clear()
 
-    async def _count(self, model: Model) -> None:
+    async def _count(self, model: Model) -> bool:
+        """Count the jobs of a model. Return False if Temporal has refused it because of its limits."""
         jobs = f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}' AND Model = '{model.name}' AND ExecutionStatus = 'Running'"
         try:
             every = await self._number(jobs)
@@ -72,8 +77,9 @@ class OpenJobs:
         except RPCError as error:
             if [self._counted.pop((model.name, queue), None) for queue in _QUEUES] != [None, None]:
                 _log.warning("the open jobs of %s cannot be counted: %s %s", model.name, error.status.name, error)
-            return
+            return error.status != RPCStatusCode.RESOURCE_EXHAUSTED
         self._counted.update({(model.name, queue): count for queue, count in counts.items()})
+        return True
 
     async def _number_in_background(self, jobs: str) -> int:
         try:

@@ -1,17 +1,27 @@
 """What runs in containers besides the services: their health check, and the job that prepares Temporal."""
 
 import asyncio
+import json
 import shutil
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+from pydantic import SecretStr
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
+from deploy.compose.secrets import create_secrets
 from deploy.local.ports import free_port
+from deploy.local.probes import listens
+from deploy.local.process import Process
 from deploy.local.stack import Stack
+from feed.feed import FeedSettings
 from jobs import names
+from runtime.nats_client import connect_options, new_client
+from tests.support import compose
 from tests.support.certificates import Authority
 from tests.support.commands import run
 from tests.support.paths import ROOT
@@ -65,6 +75,55 @@ async def test_health_is_asked_for_by_https_where_the_service_has_tls(stack: Sta
     port = port_of_metrics(stack, codec.name)
     assert await check_until('"ready": true', "CODEC", CODEC_METRICS_PORT=port, **tls) == 0
     await codec.terminate()
+
+
+@pytest.mark.parametrize("name", ["gateway-api", "gateway-workflows", "gpu-worker", "notifier"])
+async def test_a_container_of_compose_connects_to_nats(name: str, nats: tuple[int, Path]) -> None:
+    """With the settings, the secrets and the configuration of NATS that Compose gives."""
+    port, secrets = nats
+    service = compose.load()["services"][name]
+    files = compose.mounted(compose.load(), {"secrets": service["secrets"]}, Path(), secrets)
+    prefix = "NOTIFIER_NATS_" if name == "notifier" else "FEED_"
+    given = {key: files.get(value, value) for key, value in service["environment"].items() if key.startswith(prefix)}
+    url = SecretStr(str(given[f"{prefix}URL"]).replace("nats:4222", f"localhost:{port}"))
+    settings = FeedSettings(url=url, tls_ca=given[f"{prefix}TLS_CA"], nkey_seed=given[f"{prefix}NKEY_SEED"])
+    client = new_client(settings.url, settings.tls)
+    await client.connect(**connect_options(settings, "gateway"), connect_timeout=30, allow_reconnect=False)
+    assert client.is_connected
+    await client.close()
+
+
+@pytest.fixture(scope="module")
+async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[int, Path]]:
+    """Run NATS as Compose does, with new secrets. Yield its port and their folder."""
+    folder = tmp_path_factory.mktemp("compose")
+    secrets = folder / "secrets"
+    create_secrets(secrets)
+    port = free_port()
+    files = {
+        "NATS_TLS_CERT": secrets / "nats.pem",
+        "NATS_TLS_KEY": secrets / "nats.key",
+        "NATS_STORE_DIR": folder / "js",
+    }
+    program = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
+    assert program is not None
+    server = Process(
+        "nats",
+        (program, "-c", str(ROOT / "deploy" / "nats" / "nats-server.conf"), "-a", "127.0.0.1", "-p", str(port)),
+        {
+            **dict(line.split("=", 1) for line in (secrets / "nats.env").read_text().splitlines()),
+            **{variable: json.dumps(str(path)) for variable, path in files.items()},
+        },
+        log_path=folder / "nats.log",
+        probe=listens(f"127.0.0.1:{port}"),
+        working_dir=folder,
+        start_timeout=SECONDS,
+        stop_grace=SECONDS,
+    )
+    await server.start()
+    await server.wait_ready()
+    yield port, secrets
+    await server.terminate()
 
 
 async def test_the_job_creates_the_namespace_and_its_search_attributes_once(stack: Stack, temporal: Client) -> None:

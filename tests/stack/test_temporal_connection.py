@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import grpc
 import pytest
+from opentelemetry.metrics import NoOpMeter
 from pydantic import ValidationError
-from temporalio.client import WorkflowExecutionCount
+from temporalio.client import Client, WorkflowExecutionCount
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression
 
@@ -15,6 +17,9 @@ from llm_pb import llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from runtime import temporal
 from runtime.health import Readiness
+from services.gateway.models import Models
+from services.gateway.open_jobs import OpenJobs
+from services.gateway.settings import GatewaySettings
 from tests.support.jobs import new_job, run_job, watch
 from tests.support.temporal_proxy import TemporalProxy, temporal_proxy
 
@@ -105,3 +110,20 @@ async def test_a_cancel_that_temporal_lost_is_sent_again(doubtful: tuple[Tempora
 
     again = await stub.Cancel(llm_pb2.CancelRequest(workflow_id=id_))
     assert again.status.state == llm_pb2.JOB_STATE_CANCELLED
+
+
+async def test_a_count_that_temporal_refuses_is_tried_less_often(stack: Stack) -> None:
+    """List needs the requests that visibility accepts, and gateways do not know how many they are."""
+    async with temporal_proxy(stack.address("temporal")) as (proxy, address):
+        proxy.refused.add("CountWorkflowExecutions")
+        client = await Client.connect(address)
+        models, meter = Models(GatewaySettings().models), NoOpMeter("test")
+        counting = asyncio.create_task(OpenJobs(client, models, meter).keep_counting(timedelta(seconds=1)))
+        calls = proxy.called["CountWorkflowExecutions"]
+        async with asyncio.timeout(60):
+            while len(calls) < 3:  # noqa: ASYNC110  the proxy only notes them
+                await asyncio.sleep(0.1)
+        counting.cancel()
+        await asyncio.gather(counting, return_exceptions=True)
+    assert calls[1] - calls[0] >= 2
+    assert calls[2] - calls[1] >= 4

@@ -31,7 +31,7 @@ def load(name: str = "compose.yaml", environment: Mapping[str, str] | None = Non
 
 
 def mounted(compose: Mapping[str, Any], service: Mapping[str, Any], volumes: Path, secrets: Path) -> dict[str, Path]:
-    """Return the files that a container has, each with the file of this machine: secrets, and what volumes hold.
+    """Return the files that a container has, each with the file of this machine: secrets, volumes and what they hold.
 
     `volumes` has a folder for each volume, `secrets` what `make secrets` has made.
     """
@@ -43,5 +43,6 @@ def mounted(compose: Mapping[str, Any], service: Mapping[str, Any], volumes: Pat
         source, target, *_ = volume.split(":")
         folder = (FOLDER / source).resolve() if source.startswith(".") else volumes / source
         found = [folder] if folder.is_file() else [path for path in folder.rglob("*") if path.is_file()]
+        files |= {target: folder}
         files |= {f"{target}/{path.relative_to(folder)}".removesuffix("/."): path for path in found}
     return files

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,12 @@ class TemporalProxy(grpc.GenericRpcHandler):
     def __init__(self, temporal: grpc.aio.Channel) -> None:
         self.unknown: Counter[str] = Counter()
         """Number of further calls that get NOT_FOUND, by method name."""
+        self.refused: set[str] = set()
+        """Methods whose calls get RESOURCE_EXHAUSTED."""
+        self.api_key = ""
+        """The API key that each call must have. Empty: none."""
+        self.called: dict[str, list[float]] = defaultdict(list)
+        """The times of all calls by the monotonic clock, by method name."""
         self.silent: set[str] = set()
         """Methods whose calls are not answered."""
         self.delays: dict[str, float] = {}
@@ -37,6 +44,12 @@ class TemporalProxy(grpc.GenericRpcHandler):
 
         async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             name = method.rpartition("/")[2]
+            self.called[name].append(time.monotonic())
+            given = dict(context.invocation_metadata() or ()).get("authorization")
+            if self.api_key and given != f"Bearer {self.api_key}":
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the API key is wrong")
+            if name in self.refused:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "namespace rate limit exceeded")
             if self.unknown[name] > 0:
                 self.unknown[name] -= 1
                 await context.abort(grpc.StatusCode.NOT_FOUND, "sql: no rows in result set")
@@ -69,12 +82,15 @@ class TemporalProxy(grpc.GenericRpcHandler):
 
 
 @asynccontextmanager
-async def temporal_proxy(address: str) -> AsyncIterator[tuple[TemporalProxy, str]]:
-    """Run a proxy of the server at an address, and yield it with its own address."""
+async def temporal_proxy(
+    address: str, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[tuple[TemporalProxy, str]]:
+    """Run a proxy of the server at an address, and yield it with its own address. It has TLS with `credentials`."""
     async with grpc.aio.insecure_channel(address) as temporal:
         proxy, server = TemporalProxy(temporal), grpc.aio.server()
         server.add_generic_rpc_handlers((proxy,))
-        port = server.add_insecure_port("127.0.0.1:0")
+        own = "127.0.0.1:0"
+        port = server.add_secure_port(own, credentials) if credentials else server.add_insecure_port(own)
         await server.start()
         try:
             yield proxy, f"127.0.0.1:{port}"

@@ -132,6 +132,15 @@ def test_the_locks_of_images_have_the_versions_that_are_tested(lock: str) -> Non
     assert {"temporalio", "grpcio"} <= versions(lock).keys()
 
 
+@pytest.mark.parametrize("lock", ["services.txt", "gpu-worker-cpu.txt", "gpu-worker.txt"])
+def test_an_image_has_the_packages_of_every_extra_that_a_setting_may_ask_for(lock: str) -> None:
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
+    extras = PROJECT["optional-dependencies"]
+    of_engines = {"torch", "openai", "diffusers", "gpu"}
+    for extra in extras.keys() - of_engines - {"betterproto", "stack", "dev"}:
+        assert {re.split(r"[\[<>=;]", requirement)[0] for requirement in extras[extra]} <= locked
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_container_of_compose_starts_with_what_it_is_given(name: str, secrets: Path, volumes: Path) -> None:
     service = OURS[name]
@@ -190,6 +199,14 @@ def test_a_container_that_stays_has_limits_and_a_check(name: str) -> None:
         }
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_is_not_killed_within_the_grace_of_its_service(name: str) -> None:
+    service = OURS[name]
+    grace = SETTINGS[package(image_of(service) or "")][0].model_fields.get("shutdown_grace")
+    seconds = int(service.get("stop_grace_period", "10s").removesuffix("s"))
+    assert grace is None or seconds >= grace.default.total_seconds() + 10
+
+
 def test_no_database_has_a_port_outside() -> None:
     for name in ("postgres", "temporal", "nats", "loki"):
         assert "ports" not in SERVICES[name]
@@ -242,6 +259,19 @@ def test_whatever_a_container_waits_for_or_mounts_exists(secrets: Path) -> None:
             assert (secrets / Path(file).name).exists()
     assert used == COMPOSE["secrets"].keys()
     assert all((secrets / Path(secret["file"]).name).exists() for secret in COMPOSE["secrets"].values())
+
+
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]], ids=len)
+def test_docker_takes_the_files(files: list[str], tmp_path: Path) -> None:
+    docker = program("docker")
+    if subprocess.run((docker, "compose", "version"), capture_output=True, check=False).returncode:
+        pytest.skip("docker has no compose")
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets", "__pycache__"))
+    folder = tmp_path / "deploy" / "compose"
+    create_secrets(folder / "secrets")
+    model = {"GATEWAY_MODELS": "[]", "GPU_WORKER_MODEL": "m", "GPU_WORKER_MODEL_PATH": "m"}
+    command = (docker, "compose", *(word for file in files for word in ("-f", file)), "config", "--quiet")
+    subprocess.run(command, check=True, cwd=folder, env={**os.environ, **model})
 
 
 def test_vllm_replaces_the_small_model(secrets: Path, volumes: Path) -> None:

@@ -15,6 +15,7 @@ from deploy.settings_table import CLASSES, PAGE, with_table
 from feed.feed import FeedSettings
 from jobs.classes import NAMES
 from runtime.environment import read_variable_files, rename_variables, setting_problems, unknown_variables
+from runtime.temporal import TemporalSettings
 from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.notifier.settings import NotifierSettings
@@ -61,7 +62,16 @@ def test_a_secret_that_is_refused_is_not_shown(
 @pytest.mark.parametrize(
     ("settings", "name", "bad", "good", "form"),
     [
-        (FeedSettings, "FEED_URL", ["", "zz", "http://x", "nats://"], ["nats://u:p@x:4222", "tls://x"], "nats://host"),
+        (
+            FeedSettings,
+            "FEED_URL",
+            ["", "zz", "http://x", "nats://", "nats://x,http://y", "nats://x,nats://"],
+            ["nats://u:p@x:4222", "tls://x", "nats://x,nats://u:p,w@y:4222"],
+            "nats://host",
+        ),
+        (FeedSettings, "FEED_URL", ["nats://x,tls://y"], [], "one scheme"),
+        (FeedSettings, "FEED_REPLICAS", ["0", "6"], ["1", "3"], ""),
+        (TemporalSettings, "TEMPORAL_DEPLOYMENT_NAME", ["a.b", "a:b"], [], ""),
         (
             GatewaySettings,
             "GATEWAY_CLASSES",

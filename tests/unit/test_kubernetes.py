@@ -1,0 +1,355 @@
+"""deploy/kubernetes, as kubectl builds it: what Kubernetes checks, and what it would only find out at run time."""
+
+import base64
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from pydantic_settings import BaseSettings
+
+from jobs import names
+from jobs.classes import BACKGROUND_QUEUE_SUFFIX
+from llm_pb import llm_pb2
+from services.gateway.settings import GatewaySettings
+from services.notifier.settings import NotifierSettings
+from tests.support.certificates import Authority
+from tests.support.deployments import PROBES, SETTINGS, dockerfile, ports, problems
+from tests.support.paths import ROOT
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+AUTHORITY = Authority(Path(tempfile.mkdtemp()))
+PAIR = AUTHORITY.issue("any")
+TLS = {"tls.crt": PAIR.cert.read_text(), "tls.key": PAIR.key.read_text(), "ca.crt": AUTHORITY.pem.decode()}
+SECRETS = {
+    "api-keys": {"keys.json": '{"keys": []}'},
+    "gateway": {"page-token-key": "k" * 32},
+    "gateway-tls": TLS,
+    "http-session-key": {"key": base64.b64encode(bytes(32)).decode()},
+    "http-tls": TLS,
+    "nats-ca": {"ca.crt": AUTHORITY.pem.decode()},
+    "nats-gateway": {"seed": "SU"},
+    "nats-gpu-worker": {"seed": "SU"},
+    "notifier": {"webhook-secrets": '["whsec_bmV3ZXIgMDEyMzQ1Njc4OTAxMjM0NTY3"]'},
+    "temporal": {"api-key": "key"},
+    "temporal-client": TLS,
+}
+"""The secrets that an installation has, with their keys. docs/kubernetes.md names them."""
+GRACE_MARGIN = 10
+"""Minimum time in seconds between the end of a service's own grace and SIGKILL."""
+
+
+def program(name: str) -> str:
+    found = shutil.which(name, path=f"{ROOT / '.tools' / 'deploy' / 'bin'}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{name} is not there: make tools")
+    return found
+
+
+@functools.cache
+def built(name: str) -> tuple[dict[str, Any], ...]:
+    command = [program("kubectl"), "kustomize", str(FOLDER / "examples" / name)]
+    return tuple(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True).stdout))
+
+
+@pytest.fixture(params=["everything", "versioned"])
+def objects(request: pytest.FixtureRequest) -> tuple[dict[str, Any], ...]:
+    return built(request.param)
+
+
+class Pod(NamedTuple):
+    """The pods of a Deployment."""
+
+    name: str
+    template: dict[str, Any]
+    environment: dict[str, str]
+    files: dict[str, Path]
+    """The files in the container, each with one that stands for it."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.template["metadata"]["labels"]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self.template["spec"]
+
+    @property
+    def container(self) -> dict[str, Any]:
+        (container,) = self.spec["containers"]
+        return container
+
+    @property
+    def service(self) -> str:
+        return self.labels["app.kubernetes.io/component"].replace("-", "_")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {port["name"]: port["containerPort"] for port in self.container["ports"]}
+
+    def settings(self, number: int = 0) -> type[BaseSettings]:
+        return SETTINGS[self.service][number]
+
+
+def of_kind(objects: tuple[dict[str, Any], ...], *kinds: str) -> list[dict[str, Any]]:
+    return [one for one in objects if one["kind"] in kinds]
+
+
+def name_of(one: dict[str, Any]) -> str:
+    return str(one["metadata"]["name"])
+
+
+@pytest.fixture
+def pods(objects: tuple[dict[str, Any], ...], tmp_path: Path) -> list[Pod]:
+    maps = {name_of(one): one["data"] for one in of_kind(objects, "ConfigMap")}
+    found = []
+    for one in of_kind(objects, "Deployment", "WorkerDeployment"):
+        template = one["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        environment: dict[str, str] = {}
+        for source in container["envFrom"]:
+            environment |= maps[source["configMapRef"]["name"]]
+        for variable in container.get("env", ()):
+            secret = variable.get("valueFrom", {}).get("secretKeyRef")
+            value = SECRETS[secret["name"]][secret["key"]] if secret else variable["value"]
+            environment[variable["name"]] = value
+        files = dict(mounted(template["spec"], container, tmp_path))
+        found.append(Pod(name_of(one), template, environment, files))
+    return found
+
+
+def mounted(spec: dict[str, Any], container: dict[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    for mount in container["volumeMounts"]:
+        volume = volumes[mount["name"]]
+        sources = [source["secret"]["name"] for source in volume.get("projected", {}).get("sources", ())]
+        sources += [volume["secret"]["secretName"]] if "secret" in volume else []
+        for source in sources:
+            for key, content in SECRETS[source].items():
+                path = folder / f"{source}-{key}"
+                path.write_text(content)
+                yield f"{mount['mountPath']}/{key}", path
+
+
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    rules = [(one["key"], one["values"]) for one in selector.get("matchExpressions", ())]
+    rules += [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
+    return all(labels.get(key) in values for key, values in rules)
+
+
+def test_kubernetes_would_take_it(objects: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    """Custom resources have no schema there."""
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump_all(objects))
+    checked = subprocess.run(
+        [program("kubernetes-validate"), "--strict", str(path)], check=False, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_service_gets_settings_that_it_takes_and_listens_where_others_call(pods: list[Pod]) -> None:
+    assert {pod.service for pod in pods} == SETTINGS.keys()
+    for pod in pods:
+        assert not problems(pod.service, pod.environment, pod.files), pod.name
+        listens = ports(pod.service, pod.environment)
+        assert pod.ports["metrics"] == listens["metrics_port"]
+        own = {port for name, port in pod.ports.items() if name != "metrics"}
+        no_api = pod.environment.get("GATEWAY_ROLE") == "workflows"
+        assert own == (set() if no_api or "port" not in listens else {listens["port"]}), pod.name
+    for pod in pods:
+        for other in pods:
+            if pod.service != other.service:
+                prefix = str(other.settings().model_config.get("env_prefix"))
+                assert not [name for name in pod.environment if name.startswith(prefix)]
+
+
+def test_probes_ask_what_is_answered(pods: list[Pod]) -> None:
+    for pod in pods:
+        live, ready = pod.container["livenessProbe"], pod.container["readinessProbe"]
+        assert (live["periodSeconds"], live["timeoutSeconds"]) == (30, 10)
+        assert (ready["periodSeconds"], ready["timeoutSeconds"]) == (10, 5)
+        assert live["httpGet"] == {"path": "/healthz", "port": "metrics"}
+        if "grpc" in ready:
+            # Kubernetes does not probe gRPC with TLS.
+            assert "GATEWAY_TLS_CERT" not in pod.environment
+            assert ready["grpc"]["port"] == pod.ports["grpc"]
+            assert ready["grpc"]["service"] == llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
+        else:
+            assert ready["httpGet"]["path"] in PROBES
+            assert ready["httpGet"]["port"] == "metrics"
+
+
+def test_a_pod_outlives_the_grace_of_its_service(pods: list[Pod]) -> None:
+    for pod in pods:
+        kind = pod.settings()
+        field = kind.model_fields.get("shutdown_grace")
+        text = pod.environment.get(f"{kind.model_config.get('env_prefix')}SHUTDOWN_GRACE")
+        if field is None:
+            continue
+        grace = timedelta(seconds=float(text.removeprefix("PT").removesuffix("S"))) if text else field.default
+        assert pod.spec["terminationGracePeriodSeconds"] >= grace.total_seconds() + GRACE_MARGIN, pod.name
+
+
+def test_a_pod_may_do_little_and_says_what_it_needs(pods: list[Pod]) -> None:
+    versions = dict(re.findall(r'^(version) = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    stages = dockerfile(ROOT / "deploy" / "docker" / "Dockerfile")
+    for pod in pods:
+        assert pod.spec["securityContext"]["runAsNonRoot"] is True
+        assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod.spec["automountServiceAccountToken"] is False
+        own = pod.container["securityContext"]
+        assert own == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"mountPath": "/tmp", "name": "tmp"} in pod.container["volumeMounts"]
+        resources = pod.container["resources"]
+        assert resources["requests"].keys() >= {"cpu", "memory"}
+        assert "memory" in resources["limits"]
+        repository, _, tag = pod.container["image"].partition(":")
+        assert tag == versions["version"]
+        stage = stages[repository.removeprefix("durable-llm/")]
+        assert pod.spec["securityContext"]["runAsUser"] == int(str(stage["USER"]).partition(":")[0])
+        assert f"services.{pod.service}" in stage["ENTRYPOINT"]
+
+
+def test_every_name_and_selector_finds_something(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
+    labels = {pod.name: pod.labels for pod in pods}
+    for one in of_kind(objects, "Deployment"):
+        assert selects(one["spec"]["selector"], labels[name_of(one)])
+        others = [name for name, own in labels.items() if selects(one["spec"]["selector"], own)]
+        assert others == [name_of(one)], "two Deployments share pods"
+    for pod in pods:
+        for spread in pod.spec["topologySpreadConstraints"]:
+            assert selects(spread["labelSelector"], pod.labels)
+    for one in of_kind(objects, "Service"):
+        chosen = [pod for pod in pods if selects({"matchLabels": one["spec"]["selector"]}, pod.labels)]
+        assert chosen, name_of(one)
+        for port in one["spec"]["ports"]:
+            assert all(port["targetPort"] in pod.ports for pod in chosen)
+    for one in of_kind(objects, "PodDisruptionBudget"):
+        assert [pod for pod in pods if selects(one["spec"]["selector"], pod.labels)]
+    for one in of_kind(objects, "NetworkPolicy"):
+        assert [pod for pod in pods if selects(one["spec"]["podSelector"], pod.labels)], name_of(one)
+    for one in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
+        assert one["spec"]["scaleTargetRef"]["name"] in {name_of(other) for other in of_kind(objects, "Deployment")}
+    (monitor,) = of_kind(objects, "ServiceMonitor")
+    services = [one for one in of_kind(objects, "Service") if selects(monitor["spec"]["selector"], labels_of(one))]
+    assert [port["name"] for one in services for port in one["spec"]["ports"]] == [
+        endpoint["port"] for endpoint in monitor["spec"]["endpoints"]
+    ]
+    assert all(pod.labels["app.kubernetes.io/part-of"] == "durable-llm" for pod in pods), "no metrics of it"
+    issuers = {name_of(one) for one in of_kind(objects, "Issuer")}
+    assert {one["spec"]["issuerRef"]["name"] for one in of_kind(objects, "Certificate")} == issuers
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    assert not [name for name in SECRETS if f"`{name}`" not in page]
+
+
+def labels_of(one: dict[str, Any]) -> dict[str, str]:
+    return dict(one["metadata"].get("labels", {}))
+
+
+def addresses(pod: Pod) -> Iterator[int]:
+    """Yield the ports of other servers that a service is told to call."""
+    for name, value in pod.environment.items():
+        if name in ("TEMPORAL_ADDRESS", "HTTP_GATEWAY"):
+            yield int(value.rpartition(":")[2])
+        elif name in ("FEED_URL", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+            yield urlsplit(value).port or 0
+        elif name == "STORE_URL":
+            yield 443
+
+
+def test_who_calls_is_let_through(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
+    policies = [one["spec"] for one in of_kind(objects, "NetworkPolicy")]
+    assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies, "nothing is refused"
+    for pod in pods:
+        own = [policy for policy in policies if selects(policy["podSelector"], pod.labels)]
+        allowed = {
+            way: {port["port"] for policy in own for rule in policy.get(way, ()) for port in rule["ports"]}
+            for way in ("ingress", "egress")
+        }
+        assert allowed["egress"] >= set(addresses(pod)), pod.name
+        assert allowed["ingress"] >= set(pod.ports.values()), pod.name
+    # The way of a call from the front to the gateway, with its reason: the names of pods.
+    (gateway,) = [
+        policy
+        for policy in policies
+        if selects(policy["podSelector"], {"app.kubernetes.io/name": "gateway-api"})
+        and "ingress" in policy
+        and policy["podSelector"]
+    ]
+    assert {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "http"}}} in gateway["ingress"][0]["from"]
+
+
+def test_each_queue_has_its_workers_and_its_scaler(objects: tuple[dict[str, Any], ...], pods: list[Pod]) -> None:
+    workers = {pod.name: pod.environment for pod in pods if pod.service == "gpu_worker"}
+    served = {(one["GPU_WORKER_MODEL"], one["GPU_WORKER_TASK_QUEUE"]) for one in workers.values()}
+    for pod in pods:
+        if pod.service == "gateway":
+            default = GatewaySettings.model_fields["models"].default[0].queue
+            models = json.loads(pod.environment["GATEWAY_MODELS"])
+            assert {(model["name"], model.get("queue", default)) for model in models} == served
+    scalers = {name_of(one): one["spec"] for one in of_kind(objects, "ScaledObject")}
+    queues = {
+        name: [t["metadata"]["taskQueue"] for t in one["triggers"] if t["type"] == "temporal"]
+        for name, one in scalers.items()
+    }
+    for name, environment in workers.items():
+        queue = environment["GPU_WORKER_TASK_QUEUE"]
+        assert queues[name] == [queue, queue + BACKGROUND_QUEUE_SUFFIX]
+        assert scalers[name]["advanced"]["scalingModifiers"]["target"] == environment["GPU_WORKER_MAX_CONCURRENT"]
+        (running,) = [t["metadata"]["query"] for t in scalers[name]["triggers"] if t["type"] == "prometheus"]
+        assert f'"{environment["GPU_WORKER_MODEL"]}"' in running
+    notify = NotifierSettings.model_fields["task_queue"].default
+    assert queues["notifier"] == [notify, notify + names.PROGRESS_QUEUE_SUFFIX]
+    own = GatewaySettings.model_fields["workflow_queue"].default
+    suffixes = ("", names.BATCH_STEPS_QUEUE_SUFFIX, names.WATCHED_QUEUE_SUFFIX)
+    assert queues.get("gateway-workflows", [own + suffix for suffix in suffixes]) == [
+        own + suffix for suffix in suffixes
+    ]
+    assert scalers.keys() >= {*workers, "notifier"}
+    addresses = {pod.environment["TEMPORAL_ADDRESS"] for pod in pods if "TEMPORAL_ADDRESS" in pod.environment}
+    endpoints = {
+        t["metadata"]["endpoint"] for one in scalers.values() for t in one["triggers"] if t["type"] == "temporal"
+    }
+    assert endpoints == addresses
+
+
+def test_versions_have_the_pods_of_what_they_replace() -> None:
+    """And the controller connects as they do."""
+    (versioned,) = of_kind(built("versioned"), "WorkerDeployment")
+    (plain,) = [one for one in of_kind(built("everything"), "Deployment") if name_of(one) == "gateway-workflows"]
+    ours, theirs = (one["spec"]["template"]["spec"]["containers"][0] for one in (plain, versioned))
+    assert {key: ours[key] for key in ("image", "env", "resources", "livenessProbe")} == {
+        key: theirs[key] for key in ("image", "env", "resources", "livenessProbe")
+    }
+    (connection,) = of_kind(built("versioned"), "Connection")
+    assert name_of(connection) == versioned["spec"]["workerOptions"]["connectionRef"]["name"]
+    assert not [one for one in of_kind(built("versioned"), "Deployment") if name_of(one) == "gateway-workflows"]
+
+
+def test_the_alerts_are_those_of_observability() -> None:
+    """`make settings` writes them."""
+    (rule,) = of_kind(built("everything"), "PrometheusRule")
+    alerts = yaml.safe_load((ROOT / "deploy" / "observability" / "alerts.yml").read_text())
+    assert rule["spec"] == alerts
+
+
+def test_the_servers_have_what_the_suite_asks_for() -> None:
+    temporal, nats = (yaml.safe_load((FOLDER / "helm" / f"{name}.yaml").read_text()) for name in ("temporal", "nats"))
+    dynamic = yaml.safe_load((ROOT / "deploy" / "temporal" / "dynamic-config.yaml").read_text())
+    assert temporal["server"]["dynamicConfig"] == dynamic
+    feed = (FOLDER / "base" / "settings" / "feed.env").read_text()
+    assert f"FEED_REPLICAS={nats['config']['cluster']['replicas']}\n" in feed
