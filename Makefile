@@ -31,6 +31,14 @@ help: ## List the targets
 demo: $(COMMAND) ## Run everything, show one job from prompt to webhook, stop everything
 	@$(DEV)/bin/python -m deploy.local demo
 
+.PHONY: demo-pipelines
+demo-pipelines: $(COMMAND) ## Run everything, show a pipeline that refines an article, with its tree, stop everything
+	@$(DEV)/bin/python -m deploy.local demo-pipelines
+
+.PHONY: pipeline
+pipeline: $(COMMAND) ## Make a package with a new pipeline and its test (NAME=haiku, FOLDER=my-pipelines/haiku)
+	@$(DEV)/bin/python -m deploy.new_pipeline "$(NAME)" "$(or $(FOLDER),my-pipelines/$(NAME))"
+
 .PHONY: up
 up: $(COMMAND) ## Run everything until Ctrl-C (settings: STACK_*, see docs/settings.md)
 	@$(DEV)/bin/python -m deploy.local up

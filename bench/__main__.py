@@ -46,6 +46,7 @@ RUNS: Final[tuple[tuple[str, bool, tuple[str, ...]], ...]] = (
     ("growth", False, PLAIN),
     ("fairness", False, PLAIN),
     ("seats", False, PLAIN),
+    ("pipeline_steps", False, PLAIN),
     ("batch", False, PLAIN),
     ("batch_throughput", True, PLAIN),
     ("cancel_latency", False, PLAIN),

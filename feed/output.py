@@ -131,10 +131,10 @@ class GeneratedOutput:
             metadata.first_token_time.FromDatetime(self.first_token)
         return metadata
 
-    @property
-    def is_large(self) -> bool:
-        """Whether the output has to be a file, where it may be one."""
-        return len(self.text) + sum(place.ByteSize() for place in self.logprobs) > MAX_INLINE_BYTES
+    def is_large(self, max_inline_bytes: int) -> bool:
+        """Return whether the output has to be a file, where it may be one. 0: the default of RunRequest."""
+        size = len(self.text) + sum(place.ByteSize() for place in self.logprobs)
+        return size > (max_inline_bytes or MAX_INLINE_BYTES)
 
     def result(
         self,

@@ -1,8 +1,8 @@
-"""The events of jobs and batches that receivers are notified of, and the state of their deliveries."""
+"""The events of jobs, batches and pipelines that receivers are notified of, and the state of their deliveries."""
 
 from jobs import limits
 from jobs.outcome import without_output
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, internal_pb2, llm_pb2, pipeline_pb2
 
 
 def base_event(
@@ -21,6 +21,9 @@ def base_event(
 
 def event_type(event: internal_pb2.NotifyRequest) -> str:
     """Return the CloudEvent's type."""
+    if event.HasField("pipeline"):
+        state = llm_pb2.JobState.Name(event.pipeline.state)
+        return f"llm.v1.pipeline.{state.removeprefix('JOB_STATE_').lower()}"
     if event.HasField("batch"):
         return f"llm.v1.batch.{batch_pb2.BatchState.Name(event.batch.state).removeprefix('BATCH_STATE_').lower()}"
     match event.event:
@@ -61,10 +64,25 @@ def batch_event(
     )
 
 
+def pipeline_event(
+    pipeline: pipeline_pb2.PipelineRequest, outcome: pipeline_pb2.PipelineStatus, run_id: str
+) -> internal_pb2.NotifyRequest:
+    """Return the event of the end of a pipeline. `run_id` is that of its workflow."""
+    return internal_pb2.NotifyRequest(
+        event=llm_pb2.NOTIFY_EVENT_FINISHED,
+        # By these the deliveries are found again, as those of a job.
+        status=llm_pb2.JobStatus(workflow_id=outcome.pipeline_id, run_id=run_id),
+        pipeline=outcome,
+        user_id=pipeline.user_id,
+        request_id=pipeline.request_id,
+        project_id=pipeline.project_id,
+    )
+
+
 def targets_of(
-    job: llm_pb2.JobRequest | batch_pb2.BatchRequest, options: internal_pb2.JobOptions
+    job: llm_pb2.JobRequest | batch_pb2.BatchRequest | pipeline_pb2.PipelineRequest, options: internal_pb2.JobOptions
 ) -> list[llm_pb2.NotifyTarget]:
-    """Return the targets to notify of a job or batch: its own, or else the operator's endpoint as one without a kind.
+    """Return the targets to notify: those of a job, batch or pipeline, or else the operator's as one without a kind.
 
     The list is empty if it names no target and the options exclude the operator.
     """

@@ -77,8 +77,8 @@ def check_list_files(request: file_pb2.ListFilesRequest) -> list[Violation]:
 
 def check_prompt_file(field: str, ref: common_pb2.FileRef) -> Iterator[Violation]:
     """Yield the violations of the prompt_file of a job."""
-    if ref.file_id.startswith(OUTPUT_ID_PREFIX):
-        yield Violation(f"{field}.file_id", "is the output of a job; upload it as a file first")
+    if ref.file_id.startswith(OUTPUT_ID_PREFIX) and not (ref.sha256 and ref.size_bytes):
+        yield Violation(f"{field}.file_id", "is the output of a job: give its sha256 and size_bytes, too")
     yield from check_file(field, ref)
 
 

@@ -19,6 +19,9 @@ MAX_OUTPUT_BYTES: Final = MAX_RESULT_BYTES - 32 * 1024
 MAX_INLINE_BYTES: Final = 1024 * 1024
 """Maximum size of output and logprobs that a result holds where the output may be a file instead."""
 
+MAX_STEP_INLINE_BYTES: Final = 64 * 1024
+"""The same for the step of a pipeline: its result lands in the history of the pipeline, too, which has 50 MiB."""
+
 DEFAULT_MAX_OUTPUT_BYTES: Final = 50_000_000
 """Maximum size of output and logprobs where the output may be a file."""
 

@@ -68,6 +68,9 @@ UPDATE_ANSWER_STEP: Final = "AnswerStep"
 ACTIVITY_ADMIT_STEP: Final = "AdmitStep"
 ACTIVITY_RECALL_STEP: Final = "RecallStep"
 ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
+ACTIVITY_ADMIT_BATCH: Final = "AdmitBatch"
+ACTIVITY_READ_TEXT: Final = "ReadText"
+ACTIVITY_WRITE_TEXT: Final = "WriteText"
 # Types of the errors with which an answer is refused.
 STEP_NOT_FOUND: Final = "STEP_NOT_FOUND"
 STEP_NOT_WAITING: Final = "STEP_NOT_WAITING"
@@ -137,6 +140,8 @@ MEMO_NOTIFY_OPERATOR: Final = "notify_operator"
 # JobOptions.ledger, likewise. Only jobs that hold a slot have it.
 MEMO_LEDGER: Final = "ledger"
 MEMO_MAX_OUTPUT_BYTES: Final = "max_output_bytes"
+# JobOptions.max_inline_bytes, likewise. Only steps of pipelines have it.
+MEMO_MAX_INLINE_BYTES: Final = "max_inline_bytes"
 # JobOptions.price, likewise. Only jobs of a model with a price have it.
 MEMO_PRICE: Final = "price"
 # Digest of the job's bytes, the only one that older gateways write and compare.
@@ -180,6 +185,8 @@ PATCH_SHORTENED_DELIVERY_IDS: Final = "shortens-delivery-ids"
 PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
 # A deletion of many does not try again to delete a job whose deletion has failed.
 PATCH_FAILED_DELETIONS: Final = "counts-failed-deletions"
+# The changes of a pipeline's tree are paced by timers alone, not by the time.
+PATCH_PACED: Final = "paces-by-timers"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 

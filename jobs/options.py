@@ -121,8 +121,8 @@ def _override(message: Message, chosen: Message) -> None:
 def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     """Return the options as the part of a workflow's memo that `read_memo` reads.
 
-    `notify_operator`, `ledger`, `price` and `max_output_bytes` have keys of their own, because version 0.1.0 refuses
-    options with a field that it does not know.
+    `notify_operator`, `ledger`, `price` and the sizes have keys of their own, because version 0.1.0 refuses options
+    with a field that it does not know.
     """
     options = internal_pb2.JobOptions()
     options.CopyFrom(chosen)
@@ -130,6 +130,7 @@ def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
     options.ClearField("ledger")
     options.ClearField("price")
     options.ClearField("max_output_bytes")
+    options.ClearField("max_inline_bytes")
     memo: dict[str, Any] = {names.MEMO_OPTIONS: to_memo(options)}
     if chosen.HasField("notify_operator"):
         memo[names.MEMO_NOTIFY_OPERATOR] = chosen.notify_operator
@@ -139,6 +140,8 @@ def memo_of(chosen: internal_pb2.JobOptions) -> dict[str, Any]:
         memo[names.MEMO_PRICE] = to_memo(chosen.price)
     if chosen.max_output_bytes:
         memo[names.MEMO_MAX_OUTPUT_BYTES] = chosen.max_output_bytes
+    if chosen.max_inline_bytes:
+        memo[names.MEMO_MAX_INLINE_BYTES] = chosen.max_inline_bytes
     return memo
 
 
@@ -156,6 +159,8 @@ def read_memo(value: Callable[[str, Any], Any]) -> internal_pb2.JobOptions | Non
         options.price.CopyFrom(price)
     if options is not None and isinstance(most := value(names.MEMO_MAX_OUTPUT_BYTES, None), int) and most > 0:
         options.max_output_bytes = most
+    if options is not None and isinstance(most := value(names.MEMO_MAX_INLINE_BYTES, None), int) and most > 0:
+        options.max_inline_bytes = most
     return options
 
 
@@ -168,6 +173,7 @@ def run_request(
         create_time=create_time,
         default_max_tokens=options.default_max_tokens,
         max_output_bytes=options.max_output_bytes,
+        max_inline_bytes=options.max_inline_bytes,
     )
 
 

@@ -122,6 +122,9 @@ def _pipeline(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[Violation]:
     # The targets have the rules of a job's.
     job = llm_pb2.JobRequest(user_id="u", request_id="r", model="m", prompt="p", notify=pipeline.notify)
     yield from check_job(job)
+    for index, target in enumerate(pipeline.notify):
+        if target.webhook.format == llm_pb2.WEBHOOK_FORMAT_OPENAI:
+            yield Violation(f"notify[{index}].webhook.format", "OpenAI has no event of a pipeline: leave it unset")
     match pipeline.WhichOneof("spec"):
         case None:
             yield Violation("spec", "is required: set one of its fields")

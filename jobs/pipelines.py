@@ -15,8 +15,15 @@ MAX_NODES: Final = 1000
 """Maximum number of nodes of a tree. Steps beyond it are counted alone."""
 MAX_STEPS: Final = 2000
 """Maximum number of steps of a pipeline, so that its history stays within Temporal's bounds."""
+MAX_HISTORY_BYTES: Final = 32 * 1024 * 1024
+"""Size of a pipeline's history up to which steps begin. Temporal terminates a workflow beyond 50 MiB, so there is room
+for what runs then, and for compensations."""
+MAX_HISTORY_EVENTS: Final = 40_000
+"""The same for its length. Temporal's bound is 51,200."""
 MAX_SUMMARY_BYTES: Final = 256
 MAX_QUESTION_BYTES: Final = 1024
+MAX_TEXT_BYTES: Final = 1024 * 1024
+"""Maximum size of a text that the code of a pipeline reads from a file or writes to one."""
 MAX_STEP_MESSAGE: Final = 256
 """Maximum length of the message of a step's error in characters."""
 RESERVED: Final = frozenset({"status", "stream", "cancel", "deliveries"})
@@ -36,8 +43,11 @@ ENDED_STEPS: Final = frozenset(
 
 BUDGET_SPENT: Final = "BUDGET_SPENT"
 CANCELLED: Final = "CANCELLED"
+FILE_IS_NO_TEXT: Final = "FILE_IS_NO_TEXT"
+HISTORY_FULL: Final = "HISTORY_FULL"
 INCOMPLETE: Final = "INCOMPLETE"
 INVALID_OUTPUT: Final = "INVALID_OUTPUT"
+OUTPUT_TOO_LARGE: Final = "OUTPUT_TOO_LARGE"
 PROGRAM_ERROR: Final = "PROGRAM_ERROR"
 TOO_MANY_STEPS: Final = "TOO_MANY_STEPS"
 TOTAL_TIMEOUT: Final = "TOTAL_TIMEOUT"

@@ -12,6 +12,10 @@ from typing import Any, Final
 from jobs.regex_cost import MAX_BOUND, check_bounds, sum_of_bounds
 from jobs.regex_parts import TooCostly
 
+MAX_DEPTH: Final = 128
+"""Maximum depth of objects and arrays in a schema. Compiling takes the cube of it: 9 s for 300 on a busy machine."""
+MAX_OPTIONAL: Final = 512
+"""Maximum number of properties of an object that it need not have. Compiling takes the square of it."""
 MAX_PATTERN_BYTES: Final = 4 * 1024
 """Maximum size of all different patterns of a schema together."""
 _SHOWN: Final = 60
@@ -23,6 +27,7 @@ def check_schema(schema: dict[str, Any]) -> None:
     patterns: dict[str, None] = {}
     lengths: set[tuple[float, float]] = set()
     for item in _objects(schema):
+        _check_optional(item)
         patterns.update(dict.fromkeys(_patterns(item)))
         lengths.add((_length(item.get("minLength")), _length(item.get("maxLength"))))
     if sum(len(pattern.encode("utf-8", "surrogatepass")) for pattern in patterns) > MAX_PATTERN_BYTES:
@@ -45,19 +50,30 @@ def _patterns(item: dict[str, Any]) -> Iterator[str]:
 
 
 def _objects(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every object in the schema, at any depth.
+    """Yield every object in the schema. Raises TooCostly for one that is nested too deeply.
 
     They include data, such as the values of an enum: to distinguish those from a property named "enum" is not worth the
     effort.
     """
-    waiting: list[Any] = [schema]
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
     while waiting:
-        item = waiting.pop()
+        item, depth = waiting.pop()
+        if depth > MAX_DEPTH and isinstance(item, dict | list):
+            raise TooCostly(f"must nest objects and arrays at most {MAX_DEPTH} deep")
         if isinstance(item, dict):
             yield item
-            waiting.extend(item.values())
+            waiting.extend((value, depth + 1) for value in item.values())
         elif isinstance(item, list):
-            waiting.extend(item)
+            waiting.extend((value, depth + 1) for value in item)
+
+
+def _check_optional(item: dict[str, Any]) -> None:
+    properties, required = item.get("properties"), item.get("required")
+    if not isinstance(properties, dict):
+        return
+    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    if len(properties.keys() - needed) > MAX_OPTIONAL:
+        raise TooCostly(f"must have objects of at most {MAX_OPTIONAL} properties that are not required")
 
 
 def _length(value: Any) -> float:

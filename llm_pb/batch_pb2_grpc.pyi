@@ -6,7 +6,7 @@ Batches: many independent jobs from one file, run as one thing while others leav
 The input is JSONL in UTF-8: one item a line. Lines are counted from 0. A line of white space alone is no item, but counts
 as a line. A line has one of two forms, which may be mixed:
 
-- A JobRequest in proto3 JSON. request_id is the item's custom_id. prompt_file has to be a file of the batch's user.
+- A JobRequest in proto3 JSON. request_id is the item's custom_id. prompt_file has to be a file of the batch's user, and no output of a job.
 - A request of OpenAI's batches: {"custom_id": …, "method": "POST", "url": …, "body": {…}}. url is /v1/chat/completions,
   /v1/responses or /v1/completions, and body the body that POST takes there, without stream and background. custom_id has
   1 to 512 characters without control characters.

@@ -76,6 +76,7 @@ class JobOptions(_message.Message):
     LEDGER_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_INLINE_BYTES_FIELD_NUMBER: _builtins.int
     gpu_task_queue: _builtins.str
     """Task queue of the workers that serve the model. Default "llm-gpu-activities"."""
     notify_task_queue: _builtins.str
@@ -91,6 +92,10 @@ class JobOptions(_message.Message):
     max_output_bytes: _builtins.int
     """Maximum size of output and logprobs together, in bytes, where a large output may become a file. 0: it may not, and the output
     has to fit a message.
+    """
+    max_inline_bytes: _builtins.int
+    """Maximum size of output and logprobs together, in bytes, that the result holds where the output may become a file: a larger
+    output becomes one. Default 1 MiB.
     """
     @_builtins.property
     def timeouts(self) -> _llm_pb2.JobTimeouts:
@@ -138,10 +143,11 @@ class JobOptions(_message.Message):
         ledger: _builtins.str = ...,
         price: _llm_pb2.ModelPrice | None = ...,
         max_output_bytes: _builtins.int = ...,
+        max_inline_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "gpu_retry", b"gpu_retry", "heartbeat_timeout", b"heartbeat_timeout", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator", "default_max_tokens", b"default_max_tokens", "gpu_retry", b"gpu_retry", "gpu_task_queue", b"gpu_task_queue", "heartbeat_timeout", b"heartbeat_timeout", "ledger", b"ledger", "max_inline_bytes", b"max_inline_bytes", "max_output_bytes", b"max_output_bytes", "notify_hold", b"notify_hold", "notify_operator", b"notify_operator", "notify_retry", b"notify_retry", "notify_task_queue", b"notify_task_queue", "notify_timeout", b"notify_timeout", "price", b"price", "timeouts", b"timeouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__notify_operator: _TypeAlias = _typing.Literal["notify_operator"]  # noqa: Y015
     _WhichOneofArgType__notify_operator: _TypeAlias = _typing.Literal["_notify_operator", b"_notify_operator"]  # noqa: Y015
@@ -214,6 +220,7 @@ class RunRequest(_message.Message):
     PRICE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_INLINE_BYTES_FIELD_NUMBER: _builtins.int
     default_max_tokens: _builtins.int
     """max_tokens of a job that sets none. 0: the worker's own default."""
     handovers: _builtins.int
@@ -240,6 +247,8 @@ class RunRequest(_message.Message):
     """As in JobOptions. Workers write a file only where it is set, because gateways of earlier versions know none. RecoverOutput
     takes the same number.
     """
+    max_inline_bytes: _builtins.int
+    """As in JobOptions. RecoverOutput takes the same number."""
     @_builtins.property
     def job(self) -> _llm_pb2.JobRequest:
         """The job."""
@@ -282,10 +291,11 @@ class RunRequest(_message.Message):
         price: _llm_pb2.ModelPrice | None = ...,
         metadata: _llm_pb2.ResultMetadata | None = ...,
         max_output_bytes: _builtins.int = ...,
+        max_inline_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "job", b"job", "metadata", b"metadata", "price", b"price", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "default_max_tokens", b"default_max_tokens", "earlier_attempts", b"earlier_attempts", "feed_key", b"feed_key", "handovers", b"handovers", "job", b"job", "lowest_rewind_offset", b"lowest_rewind_offset", "max_inline_bytes", b"max_inline_bytes", "max_output_bytes", b"max_output_bytes", "metadata", b"metadata", "output_bytes", b"output_bytes", "price", b"price", "queue_time", b"queue_time", "rewinds", b"rewinds", "unseated", b"unseated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,6 +357,7 @@ class NotifyRequest(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     TARGET_INDEX_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
     notification_id: _builtins.str
     """The id of the delivery: the same in all its attempts, and unique among all deliveries."""
     output_omitted: _builtins.bool
@@ -381,6 +392,10 @@ class NotifyRequest(_message.Message):
         and model are unset. Unset for a job.
         """
 
+    @_builtins.property
+    def pipeline(self) -> _pipeline_pb2.PipelineStatus:
+        """The same for the outcome of a pipeline."""
+
     def __init__(
         self,
         *,
@@ -396,10 +411,11 @@ class NotifyRequest(_message.Message):
         event: _llm_pb2.NotifyEvent.ValueType = ...,
         target_index: _builtins.int | None = ...,
         batch: _batch_pb2.BatchStatus | None = ...,
+        pipeline: _pipeline_pb2.PipelineStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "pipeline", b"pipeline", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_index", b"_target_index", "batch", b"batch", "event", b"event", "model", b"model", "notification_id", b"notification_id", "output_omitted", b"output_omitted", "pipeline", b"pipeline", "project_id", b"project_id", "request_id", b"request_id", "result", b"result", "status", b"status", "target", b"target", "target_index", b"target_index", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_index: _TypeAlias = _typing.Literal["target_index"]  # noqa: Y015
     _WhichOneofArgType__target_index: _TypeAlias = _typing.Literal["_target_index", b"_target_index"]  # noqa: Y015
@@ -2782,6 +2798,7 @@ class PipelineOptions(_message.Message):
     MAX_JOB_TIMEOUT_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
     ledger: _builtins.str
     """Workflow id of the LLMLedgerWorkflow that counts the pipeline as an open job. Empty: none does."""
     resumed: _builtins.bool
@@ -2808,6 +2825,10 @@ class PipelineOptions(_message.Message):
     def defaults(self) -> _pipeline_pb2.PipelineRequest:
         """The operator's defaults of the spec. Only its field of the oneof spec is set, and what the pipeline sets wins."""
 
+    @_builtins.property
+    def delivery(self) -> Global___JobOptions:
+        """How the outcome is delivered: only the fields notify_… are set. Unset: nobody is notified."""
+
     def __init__(
         self,
         *,
@@ -2818,14 +2839,77 @@ class PipelineOptions(_message.Message):
         max_job_timeout: _duration_pb2.Duration | None = ...,
         defaults: _pipeline_pb2.PipelineRequest | None = ...,
         resumed: _builtins.bool = ...,
+        delivery: Global___JobOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "max_job_timeout", b"max_job_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "defaults", b"defaults", "delivery", b"delivery", "expire_time", b"expire_time", "hashes", b"hashes", "ledger", b"ledger", "max_job_timeout", b"max_job_timeout", "resumed", b"resumed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PipelineOptions: _TypeAlias = PipelineOptions  # noqa: Y015
+
+@_typing.final
+class ReadTextRequest(_message.Message):
+    """Input of ReadText."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user of the pipeline, whose file it has to be."""
+    @_builtins.property
+    def file(self) -> _common_pb2.FileRef:
+        """The file."""
+
+    def __init__(
+        self,
+        *,
+        file: _common_pb2.FileRef | None = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTextRequest: _TypeAlias = ReadTextRequest  # noqa: Y015
+
+@_typing.final
+class WriteTextRequest(_message.Message):
+    """Input of WriteText."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path of the step that writes. The file is written once for each."""
+    user_id: _builtins.str
+    """The user of the pipeline, whose file it becomes."""
+    text: _builtins.str
+    """The content."""
+    media_type: _builtins.str
+    """The media type of the file."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "path", b"path", "text", b"text", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteTextRequest: _TypeAlias = WriteTextRequest  # noqa: Y015
 
 @_typing.final
 class PipelineNode(_message.Message):

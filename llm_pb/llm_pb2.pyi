@@ -546,8 +546,8 @@ class JobRequest(_message.Message):
         Submit is INVALID_ARGUMENT for a file that is not there, that the credential may not see, whose upload has not ended, that is
         empty or larger than the model's context can hold, or whose first 64 KiB are no UTF-8. The file must stay until the job
         has read it, which each attempt does: a job whose file was deleted or has expired meanwhile fails with PROMPT_FILE_MISSING, and
-        one whose file is no UTF-8 further on with INVALID_JOB. An output_file of a job is no prompt_file: upload it first. Workers of
-        earlier versions end such a job with INVALID_JOB.
+        one whose file is no UTF-8 further on with INVALID_JOB. An output_file of a job may be the prompt_file of another one, with its
+        sha256 and size_bytes. Workers of earlier versions end such a job with INVALID_JOB.
         """
 
     @_builtins.property
@@ -730,7 +730,8 @@ class SamplingParams(_message.Message):
     """The output is JSON that this JSON Schema accepts. The schema is the text of a JSON object of at most 64 KiB. Its
     different patterns, those of patternProperties among them, have at most 4 KiB together, and each follows the rules
     of regex. Their bounds and the lengths of strings add up to at most 1024: of each different pair of minLength and
-    maxLength the larger one counts, and a length above 128 counts as 128.
+    maxLength the larger one counts, and a length above 128 counts as 128. Objects and arrays of the schema are nested at most
+    128 deep, and an object has at most 512 properties that are not required.
     """
     regex: _builtins.str
     """The whole output matches this regular expression of at most 4 KiB. An expression that would slow every job of the
@@ -2492,7 +2493,7 @@ class ListDeliveriesRequest(_message.Message):
 
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The id that Submit returned, or a batch_id. Required."""
+    """The id that Submit returned, or a batch_id or pipeline_id. Required."""
     def __init__(
         self,
         *,
@@ -2539,7 +2540,7 @@ class RedeliverRequest(_message.Message):
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     DELIVERY_IDS_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
-    """The id that Submit returned, or a batch_id. Required."""
+    """The id that Submit returned, or a batch_id or pipeline_id. Required."""
     @_builtins.property
     def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The deliveries of the outcome to send again, by Delivery.id. At most 4. Default: all of them."""
@@ -2600,7 +2601,8 @@ class Delivery(_message.Message):
     """The id of the CloudEvent, and the webhook-id of a webhook. It is the same in every attempt, also after Redeliver."""
     type: _builtins.str
     """The type of the CloudEvent: "llm.v1.job.started", ".progress", ".succeeded", ".failed", ".cancelled" or ".timed_out"; of a
-    batch "llm.v1.batch.succeeded", ".failed", ".cancelled" or ".expired".
+    batch "llm.v1.batch.succeeded", ".failed", ".cancelled" or ".expired"; of a pipeline "llm.v1.pipeline.succeeded", ".failed",
+    ".cancelled" or ".timed_out".
     A webhook of another format has the same one here.
     There is one entry of progress for each target, for the last event that was sent.
     """

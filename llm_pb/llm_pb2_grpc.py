@@ -196,7 +196,7 @@ class LlmServiceServicer:
     def ListDeliveries(self, request, context):
         """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
         is no such job. Entries of started and progress events appear once the job's outcome is settled. A batch_id of BatchService
-        stands for the batch.
+        or a pipeline_id of PipelineService stands for the batch or pipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,7 +206,8 @@ class LlmServiceServicer:
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
         attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
         INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
-        RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id of BatchService stands for the batch.
+        RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id or a pipeline_id stands for the batch or
+        pipeline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,8 +238,8 @@ class LlmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJobs(self, request, context):
-        """Deletes all jobs that match the filters and were submitted before the call, each as DeleteJob does. The deletion is
-        durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
+        """Deletes all jobs and pipelines that match the filters and were submitted before the call, each as DeleteJob does. A filter by
+        model matches no pipeline. The deletion is durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
         deletion looks for more until it has found none for the operator's time (30 s by default).
 
         A repeated call starts another deletion, which finds what the first one has left.

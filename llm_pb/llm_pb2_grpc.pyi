@@ -117,13 +117,14 @@ class LlmServiceStub:
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListDeliveriesRequest, _llm_pb2.ListDeliveriesResponse]
     """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
     is no such job. Entries of started and progress events appear once the job's outcome is settled. A batch_id of BatchService
-    stands for the batch.
+    or a pipeline_id of PipelineService stands for the batch or pipeline.
     """
     Redeliver: _aio.UnaryUnaryMultiCallable[_llm_pb2.RedeliverRequest, _llm_pb2.RedeliverResponse]
     """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
     attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
     INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
-    RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id of BatchService stands for the batch.
+    RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id or a pipeline_id stands for the batch or
+    pipeline.
     """
     GetQuota: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetQuotaRequest, _llm_pb2.GetQuotaResponse]
     """Returns the quotas of the caller's tenant, and how much of them is in use. UNAVAILABLE when Temporal does not tell the
@@ -142,8 +143,8 @@ class LlmServiceStub:
     an open job get the event of its cancel, as after Cancel. Deliveries that wait for their next attempt are given up.
     """
     DeleteJobs: _aio.UnaryUnaryMultiCallable[_llm_pb2.DeleteJobsRequest, _llm_pb2.DeleteJobsResponse]
-    """Deletes all jobs that match the filters and were submitted before the call, each as DeleteJob does. The deletion is
-    durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
+    """Deletes all jobs and pipelines that match the filters and were submitted before the call, each as DeleteJob does. A filter by
+    model matches no pipeline. The deletion is durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
     deletion looks for more until it has found none for the operator's time (30 s by default).
 
     A repeated call starts another deletion, which finds what the first one has left.
@@ -259,7 +260,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_llm_pb2.ListDeliveriesResponse]:
         """Lists the deliveries of a job's events with every attempt: its time, its target and its outcome. NOT_FOUND when there
         is no such job. Entries of started and progress events appear once the job's outcome is settled. A batch_id of BatchService
-        stands for the batch.
+        or a pipeline_id of PipelineService stands for the batch or pipeline.
         """
 
     @_abc_1.abstractmethod
@@ -271,7 +272,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends the outcome of an ended job again, under the same id and with a new schedule. A delivery that waits for its next
         attempt is attempted immediately. NOT_FOUND when there is no such job, FAILED_PRECONDITION while it has not ended,
         INVALID_ARGUMENT when it has no targets. A job can be sent again once a minute by default: an earlier call is
-        RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id of BatchService stands for the batch.
+        RESOURCE_EXHAUSTED, with the wait in RetryInfo. A batch_id or a pipeline_id stands for the batch or
+        pipeline.
         """
 
     @_abc_1.abstractmethod
@@ -308,8 +310,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.DeleteJobsRequest,
         context: _aio.ServicerContext[_llm_pb2.DeleteJobsRequest, _abc.Awaitable[_llm_pb2.DeleteJobsResponse]],
     ) -> _abc.Awaitable[_llm_pb2.DeleteJobsResponse]:
-        """Deletes all jobs that match the filters and were submitted before the call, each as DeleteJob does. The deletion is
-        durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
+        """Deletes all jobs and pipelines that match the filters and were submitted before the call, each as DeleteJob does. A filter by
+        model matches no pipeline. The deletion is durable once this returns OK. GetDeletion returns its progress. Jobs that List does not show yet are deleted, too: the
         deletion looks for more until it has found none for the operator's time (30 s by default).
 
         A repeated call starts another deletion, which finds what the first one has left.

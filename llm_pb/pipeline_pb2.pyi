@@ -120,7 +120,10 @@ class PipelineRequest(_message.Message):
 
     @_builtins.property
     def notify(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyTarget]:
-        """The targets to which the outcome is delivered. At most 4. This version refuses targets, and delivers nothing."""
+        """The targets to which the outcome is delivered, whatever it is. At most 4. Default: the operator's. The event is as that of a
+        job's outcome: a CloudEvent of the type "llm.v1.pipeline.succeeded", ".failed", ".cancelled" or ".timed_out" whose data.status is
+        the PipelineStatus. INVALID_ARGUMENT for a webhook in OpenAI's form, which has no such event.
+        """
 
     @_builtins.property
     def refine(self) -> Global___RefineSpec:
@@ -651,14 +654,17 @@ class StepStatus(_message.Message):
     of the one that ended last.
     """
     workflow_id: _builtins.str
-    """The job that the step is, for calls of LlmService. Empty before it has begun, and for a step that is no job."""
+    """The job that the step is, for calls of LlmService; the batch or the pipeline that it is, for those of BatchService or
+    PipelineService. Empty before it has begun, and for a step that is none of them.
+    """
     summary_json: _builtins.str
     """What the pipeline notes of the step for people, such as a score: JSON of at most 256 bytes. May be empty."""
     question: _builtins.str
     """The question that the step asks of who calls AnswerStep. At most 1024 bytes. Empty for other steps."""
     @_builtins.property
     def counts(self) -> _common_pb2.WorkCounts:
-        """The numbers of the steps below. Steps beyond the first 1000 nodes of a pipeline are nodes of no tree, and counted alone. Unset
+        """The numbers of the steps below, of the items of a batch, or of the steps of a pipeline that is a step: of the latter two once they
+        have ended. Steps beyond the first 1000 nodes of a pipeline are nodes of no tree, and counted alone. Unset
         without steps below.
         """
 
@@ -668,7 +674,9 @@ class StepStatus(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileRef]:
-        """The output of the step, where it is a file, and the image of a step that makes one."""
+        """The output of the step, where it is a file: of a job over 64 KiB. The image of a step that makes one. Output and errors of a
+        batch.
+        """
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -724,6 +732,7 @@ class PipelineStatus(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     pipeline_id: _builtins.str
     """The pipeline's id: "llmpipe-<user>-<request>", in the form of JobStatus.workflow_id."""
     state: _llm_pb2.JobState.ValueType
@@ -752,6 +761,10 @@ class PipelineStatus(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the pipeline is stopped if it has not ended."""
 
+    @_builtins.property
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[_llm_pb2.NotifyStatus]:
+        """How the deliveries of the outcome stand, one for each target. Empty before the outcome."""
+
     def __init__(
         self,
         *,
@@ -766,10 +779,11 @@ class PipelineStatus(_message.Message):
         project_id: _builtins.str = ...,
         name: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        notifications: _abc.Iterable[_llm_pb2.NotifyStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "left", b"left", "root", b"root"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "expire_time", b"expire_time", "left", b"left", "name", b"name", "pipeline_id", b"pipeline_id", "project_id", b"project_id", "request_id", b"request_id", "root", b"root", "state", b"state", "trace_id", b"trace_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "expire_time", b"expire_time", "left", b"left", "name", b"name", "notifications", b"notifications", "pipeline_id", b"pipeline_id", "project_id", b"project_id", "request_id", b"request_id", "root", b"root", "state", b"state", "trace_id", b"trace_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -782,18 +796,30 @@ class PipelineResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def value(self) -> _any_pb2.Any:
         """The message that the pipeline returns, of the type that it was registered with. At most 1 MiB."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage:
+        """What the pipeline has used."""
+
+    @_builtins.property
+    def counts(self) -> _common_pb2.WorkCounts:
+        """The numbers of its steps. Unset without steps."""
 
     def __init__(
         self,
         *,
         value: _any_pb2.Any | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        counts: _common_pb2.WorkCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "usage", b"usage", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,8 @@
 """What a step raises in the code of its pipeline."""
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -14,6 +16,7 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from jobs import names
 from jobs.errors import (
     EngineFailed,
     Terminated,
@@ -66,7 +69,7 @@ def status_of(error: BaseException) -> status_pb2.Status:
     if isinstance(cause, TerminatedError):
         return to_status(Terminated("an operator has terminated the step"))
     if isinstance(cause, ApplicationError):
-        if isinstance(error, ChildWorkflowError):
+        if isinstance(error, ChildWorkflowError) and error.workflow_type == names.JOB_WORKFLOW_TYPE:
             return to_status(from_application_error(cause, EngineFailed))
         return failure(cause.type or PROGRAM_ERROR, cause.message)
     return failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}")
@@ -84,3 +87,26 @@ async def contained(work: Awaitable[_T]) -> _T:
         return await work
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+@asynccontextmanager
+async def failing_as(path: str) -> AsyncIterator[None]:
+    """Raise StepFailed for whatever the body raises, CancelledError if it was cancelled by the pipeline itself.
+
+    A job or an activity that ends well although it was cancelled swallows the cancel. It is raised here.
+    """
+    before = _cancels()
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        if is_cancelled_exception(error) and _cancels() > before:
+            raise asyncio.CancelledError from error
+        raise StepFailed(path, status_of(error)) from error
+    if _cancels() > before:
+        raise asyncio.CancelledError
+
+
+def _cancels() -> int:
+    """Return how often the current task was cancelled."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from google.protobuf.message import Message
 from google.rpc import code_pb2
 from temporalio import workflow
 from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
@@ -13,16 +14,29 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names, options
-    from jobs.pipelines import BUDGET_SPENT, ENDED_STEPS, MAX_QUESTION_BYTES, TOTAL_TIMEOUT, failure, new_status
+    from jobs.ids import MAX_JOB_ID
+    from jobs.pipelines import (
+        BUDGET_SPENT,
+        ENDED_STEPS,
+        MAX_PATH,
+        MAX_QUESTION_BYTES,
+        TOTAL_TIMEOUT,
+        failure,
+        new_status,
+    )
+    from jobs.search import Hash
     from jobs.start import job_start
     from jobs.usage import left_of, spent_field, usage_of
     from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import StepFailed, partial_of, status_of
+    from pipelines.errors import StepFailed, failing_as, partial_of, status_of
 
+from pipelines.history import TaskRoom, require_history
 from pipelines.tree import Tree
 from workflows import activities
 
-_ADMISSION: Final = timedelta(minutes=1)
+_M = TypeVar("_M", bound=Message)
+ADMISSION: Final = timedelta(minutes=1)
+"""Maximum time to check a step and to choose its options."""
 _SHORTEST: Final = timedelta(milliseconds=1)
 _STEP_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=3
@@ -46,10 +60,15 @@ class Execution:
         info = workflow.info()
         self.id = info.workflow_id
         self.pipeline = run.pipeline
-        self._options = run.options
+        self.options = run.options
+        hashes = run.options.hashes
+        self.hash_: Hash | None = (lambda name, _: hashes.get(name, "")) if hashes else None
+        """The hash of search attributes, where they are hashed."""
         self.status = new_status(self.id, run.pipeline, run.options)
-        self.tree = Tree(self.status.root)
+        # What has the longest id among the workflows below has this one's and the path.
+        self.tree = Tree(self.status.root, min(MAX_PATH, MAX_JOB_ID - len(self.id) - 1))
         self._answers: dict[str, bool] = {}
+        self.room = TaskRoom()
         self.compensations: list[Callable[[], Awaitable[object]]] = []
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
@@ -63,14 +82,14 @@ class Execution:
 
     def is_over(self) -> bool:
         """Return whether the time of the whole is over."""
-        return workflow.now() >= self._options.expire_time.ToDatetime(UTC)
+        return workflow.now() >= self.options.expire_time.ToDatetime(UTC)
 
     def time_left(self) -> timedelta:
         """Return the time that is left of the whole."""
-        longest = self._options.max_job_timeout.ToTimedelta()
+        longest = self.options.max_job_timeout.ToTimedelta()
         if self.compensating:
             return longest
-        return min(self._options.expire_time.ToDatetime(UTC) - workflow.now(), longest)
+        return min(self.options.expire_time.ToDatetime(UTC) - workflow.now(), longest)
 
     @asynccontextmanager
     async def step(self, path: str) -> AsyncIterator[Step]:
@@ -80,25 +99,24 @@ class Execution:
         """
         self._begin(path)
         step = Step(path)
-        try:
-            yield step
-        except (Exception, asyncio.CancelledError) as error:
-            cancelled = is_cancelled_exception(error)
-            state = pipeline_pb2.STEP_STATE_CANCELLED if cancelled else pipeline_pb2.STEP_STATE_FAILED
-            status = status_of(error)
-            self._end(step, state, status)
-            task = asyncio.current_task()
-            if cancelled and task is not None and task.cancelling():
-                raise asyncio.CancelledError from error
-            raise StepFailed(path, status) from error
-        self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
+        async with failing_as(path):
+            try:
+                yield step
+            except (Exception, asyncio.CancelledError) as error:
+                cancelled = is_cancelled_exception(error)
+                state = pipeline_pb2.STEP_STATE_CANCELLED if cancelled else pipeline_pb2.STEP_STATE_FAILED
+                self._end(step, state, status_of(error))
+                raise
+            self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
 
     def _begin(self, path: str) -> None:
         """Add a step. Raises CancelledError when none may begin any more, what Tree.begin() raises."""
         if self.closed and not self.compensating:
             raise asyncio.CancelledError
         try:
-            self.tree.begin(path, workflow.now())
+            if not self.compensating:
+                require_history(path)
+            self.tree.begin(path, workflow.now(), bounded=not self.compensating)
         except StepFailed as error:
             self._refuse(error)
             raise
@@ -130,42 +148,28 @@ class Execution:
         pipeline, info = self.pipeline, workflow.info()
         job.user_id, job.request_id, job.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
         job.job_class = pipeline.job_class
-        job.timeouts.total.CopyFrom(options.duration(self._within(step.path, timeout)))
-        if not self.compensating and pipeline.HasField("budget"):
-            left = left_of(pipeline.budget, self.status.root.usage)
-            if field := spent_field(left):
-                message = f"budget.{field} of the pipeline is spent"
-                raise StepFailed(step.path, failure(BUDGET_SPENT, message, code_pb2.RESOURCE_EXHAUSTED))
+        job.timeouts.total.CopyFrom(options.duration(self.within(step.path, timeout)))
+        if (left := self.grant(step)) is not None:
             job.budget.CopyFrom(left)
         chosen = await workflow.execute_local_activity(
-            activities.admit_step, job, schedule_to_close_timeout=_ADMISSION, start_to_close_timeout=_ADMISSION
+            activities.admit_step, job, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
         )
-        hashes = self._options.hashes
         start = job_start(
             job,
             chosen,
             id_=f"{self.id}/{step.path}",
             priority=info.priority,
             traceparent=workflow.memo_value(names.MEMO_TRACEPARENT, ""),
-            hash_=(lambda name, _: hashes.get(name, "")) if hashes else None,
+            hash_=self.hash_,
         )
-        reuse = WorkflowIDReusePolicy
-        child = await workflow.start_child_workflow(
-            names.JOB_WORKFLOW_TYPE,
-            job,
-            id=start.id,
-            memo={**start.memo, names.MEMO_RERUN: True} if self._options.resumed else start.memo,
-            search_attributes=start.search_attributes,
-            priority=start.priority,
-            execution_timeout=start.execution_timeout,
-            id_reuse_policy=reuse.ALLOW_DUPLICATE if self._options.resumed else reuse.REJECT_DUPLICATE,
-            # What ends the pipeline by force must not take what its jobs have made.
-            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-            result_type=llm_pb2.JobResult,
-        )
-        self.tree.change(step.path).workflow_id = start.id
+        arguments = {
+            "memo": {**start.memo, names.MEMO_RERUN: True} if self.options.resumed else start.memo,
+            "search_attributes": start.search_attributes,
+            "priority": start.priority,
+            "execution_timeout": start.execution_timeout,
+        }
         try:
-            result: llm_pb2.JobResult = await child
+            result = await self.run_child(step, names.JOB_WORKFLOW_TYPE, job, llm_pb2.JobResult, **arguments)
         except Exception as error:
             if (partial := partial_of(error)) is not None:
                 step.usage.CopyFrom(usage_of(partial.metadata))
@@ -185,11 +189,11 @@ class Execution:
 
         Raises ActivityError for a job that was deleted.
         """
-        if not self._options.resumed:
+        if not self.options.resumed:
             return None
         id_ = f"{self.id}/{step.path}"
         result = await workflow.execute_local_activity(
-            activities.recall_step, id_, schedule_to_close_timeout=_ADMISSION, start_to_close_timeout=_ADMISSION
+            activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
         )
         if not result.HasField("metadata") or not is_usable(result):
             return None
@@ -197,24 +201,58 @@ class Execution:
         self._take(step, result)
         return result
 
+    def grant(self, step: Step) -> common_pb2.Budget | None:
+        """Return what a step may use: what is left of the budget; None without one. Raises StepFailed for nothing."""
+        if self.compensating or not self.pipeline.HasField("budget"):
+            return None
+        left = left_of(self.pipeline.budget, self.status.root.usage)
+        if field := spent_field(left):
+            message = f"budget.{field} of the pipeline is spent"
+            raise StepFailed(step.path, failure(BUDGET_SPENT, message, code_pb2.RESOURCE_EXHAUSTED))
+        return left
+
+    async def run_child(
+        self, step: Step, workflow_type: str, argument: Message, result_type: type[_M], **start: Any
+    ) -> _M:
+        """Run a child workflow as the step, and return its result. Raises what the child raises."""
+        await self.room.take(argument.ByteSize())
+        reuse = WorkflowIDReusePolicy
+        child = await workflow.start_child_workflow(
+            workflow_type,
+            argument,
+            id=f"{self.id}/{step.path}",
+            id_reuse_policy=reuse.ALLOW_DUPLICATE if self.options.resumed else reuse.REJECT_DUPLICATE,
+            # What ends the pipeline by force must not take what its jobs have made.
+            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            result_type=result_type,
+            **start,
+        )
+        self.tree.change(step.path).workflow_id = child.id
+        result: _M = await child
+        return result
+
     async def run_activity(
         self, step: Step, activity: Any, argument: Any, timeout: timedelta | None, settings: Mapping[str, Any]
     ) -> Any:
         """Run an activity as the step. Raises what the activity raises, StepFailed."""
-        within = self._within(step.path, timeout)
-        arguments = {"retry_policy": _STEP_RETRIES, "schedule_to_close_timeout": within, **settings}
-        # An activity that has ended its work when the cancel comes keeps it.
-        waits = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
-        return await workflow.execute_activity(activity, argument, cancellation_type=waits, **arguments)
+        await self.room.take(argument.ByteSize() if isinstance(argument, Message) else len(str(argument)))
+        within = self.within(step.path, timeout)
+        arguments = {
+            "retry_policy": _STEP_RETRIES,
+            # An activity that has ended its work when the cancel comes keeps it.
+            "cancellation_type": workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            **settings,
+            "schedule_to_close_timeout": min(settings.get("schedule_to_close_timeout", within), within),
+        }
+        return await workflow.execute_activity(activity, argument, **arguments)
 
     async def ask(self, step: Step, question: str, timeout: timedelta | None) -> bool:
         """Wait for an answer to the step. Raises StepFailed when none comes in time."""
         if len(question.encode()) > MAX_QUESTION_BYTES:
             raise ValueError(f"a question has at most {MAX_QUESTION_BYTES} bytes")
-        status = self.tree.change(step.path)
-        status.state, status.question = pipeline_pb2.STEP_STATE_NEEDS_ANSWER, question
+        self.tree.ask(step.path, question)
         try:
-            await workflow.wait_condition(lambda: step.path in self._answers, timeout=self._within(step.path, timeout))
+            await workflow.wait_condition(lambda: step.path in self._answers, timeout=self.within(step.path, timeout))
         except TimeoutError:
             error = failure(TOTAL_TIMEOUT, "nobody has answered in time", code_pb2.DEADLINE_EXCEEDED)
             raise StepFailed(step.path, error) from None
@@ -250,7 +288,7 @@ class Execution:
         """Return what is known, for a query."""
         return internal_pb2.PipelineRecord(status=self.status, nodes=self.tree.nodes, version=self.tree.version)
 
-    def _within(self, path: str, timeout: timedelta | None) -> timedelta:
+    def within(self, path: str, timeout: timedelta | None) -> timedelta:
         """Return the time that a step gets. Raises StepFailed when the pipeline has none left."""
         left = self.time_left()
         if left < _SHORTEST:

@@ -10,11 +10,17 @@ from typing import Any, Final, TypeVar
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, failure
-    from llm_pb import common_pb2, llm_pb2
+    from google.protobuf.json_format import MessageToDict
+    from google.protobuf.message import Message
+
+    from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, OUTPUT_TOO_LARGE, failure
+    from llm_pb import batch_pb2, common_pb2, llm_pb2
     from pipelines.errors import StepFailed, contained
+    from pipelines.registry import request_of
 
 from pipelines.execution import Execution
+from pipelines.files import JSON_LINES, Files
+from pipelines.nested import run_batch, run_pipeline
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -23,22 +29,30 @@ _ROLES: Final = {"system": llm_pb2.ROLE_SYSTEM, "user": llm_pb2.ROLE_USER, "assi
 
 @dataclass(frozen=True)
 class Generated:
-    """What a job has generated."""
+    """What a job has generated. An output of more than 64 KiB is a file, if the operator has a store."""
 
     result: llm_pb2.JobResult
     """The whole result of the job."""
+    files: Files
     json: Any = None
     """The output as JSON, where a schema was given."""
 
     @property
     def text(self) -> str:
-        """The output. Empty where it is a file."""
+        """The output. Raises StepFailed with the reason OUTPUT_TOO_LARGE where it is a file: see read()."""
+        if (file := self.file) is not None:
+            message = f"the output is a file of {file.size_bytes} bytes: pass it on as prompt_file, or read() it"
+            raise StepFailed(file.file_id, failure(OUTPUT_TOO_LARGE, message))
         return self.result.output
 
     @property
     def file(self) -> common_pb2.FileRef | None:
-        """The output as a file: one of more than 64 KiB, if the operator has a store. None otherwise."""
+        """The output as a file, for `prompt_file` of a next step; None where `text` has it."""
         return self.result.output_file if self.result.HasField("output_file") else None
+
+    async def read(self) -> str:
+        """Return the output, also where it is a file of at most 1 MiB, which then is in the history. See Files.get."""
+        return self.result.output if self.file is None else await self.files.get(self.file)
 
 
 class Pipeline:
@@ -61,6 +75,11 @@ class Pipeline:
         """Return the same pipeline for steps below a name."""
         return Pipeline(self._execution, f"{self._path(name)}/")
 
+    @property
+    def files(self) -> Files:
+        """The files of the pipeline's user."""
+        return Files(self._execution, self._below)
+
     async def generate(
         self,
         name: str,
@@ -68,17 +87,20 @@ class Pipeline:
         model: str,
         prompt: str = "",
         messages: Iterable[Mapping[str, str]] = (),
+        prompt_file: common_pb2.FileRef | None = None,
         schema: Mapping[str, Any] | None = None,
         timeout: timedelta | None = None,
         **params: Any,
     ) -> Generated:
         """Run a job and return what it has generated.
 
-        Either `prompt` or `messages` is given, each of them as {"role": "user", "content": "…"}. `schema` is a JSON
-        Schema that the output keeps. `timeout` bounds the job, the wait for a worker included; by default by the time
-        that is left to the pipeline. `params` are fields of SamplingParams. Raises StepFailed.
+        One of `prompt`, `messages` and `prompt_file` is given: a message is {"role": "user", "content": "…"}, a file is
+        one of the pipeline's user or the output of a step. `schema` is a JSON Schema that the output keeps. `timeout`
+        bounds the job, the wait for a worker included; by default by the time that is left to the pipeline. `params`
+        are fields of SamplingParams. Raises StepFailed.
         """
-        job = llm_pb2.JobRequest(model=model, prompt=prompt, params=llm_pb2.SamplingParams(**params))
+        chosen = llm_pb2.SamplingParams(**params)
+        job = llm_pb2.JobRequest(model=model, prompt=prompt, prompt_file=prompt_file, params=chosen)
         for message in messages:
             job.messages.add(role=_ROLES[message["role"]], content=message["content"])
         if schema is not None:
@@ -86,10 +108,12 @@ class Pipeline:
         async with self._execution.step(self._path(name)) as step:
             is_usable = (lambda _: True) if schema is None else _is_json
             result = await self._execution.run_job(step, job, timeout, is_usable)
+            generated = Generated(result, self.files)
             if schema is None:
-                return Generated(result)
+                return generated
+            text = await generated.read()
             try:
-                return Generated(result, json.loads(result.output))
+                return Generated(result, self.files, json.loads(text))
             except ValueError as error:
                 wrong = f"the output is no JSON: {error}"
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, wrong)) from None
@@ -123,7 +147,10 @@ class Pipeline:
 
         The function gets a pipeline whose steps are below `<name>/<number of the item>`. If it raises an error, the
         other calls are cancelled, and map() raises the error: a function that catches StepFailed keeps the rest.
+        Raises ValueError for a `limit` below 1.
         """
+        if limit < 1:
+            raise ValueError(f"limit must be 1 or more, not {limit}")
         turns = asyncio.Semaphore(limit)
 
         async def call(number: int, item: _T) -> _R:
@@ -137,6 +164,41 @@ class Pipeline:
             for task in calls:
                 task.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
+
+    async def batch(
+        self,
+        name: str,
+        lines: common_pb2.FileRef | Iterable[llm_pb2.JobRequest],
+        *,
+        timeout: timedelta | None = None,
+        **fields: Any,
+    ) -> batch_pb2.BatchStatus:
+        """Run a batch, and return how it ended: its counts, and the files of its output and of its errors.
+
+        `lines` are a file of the pipeline's user, as BatchRequest.input, or jobs, each with a request_id of its own, of
+        at most 1 MiB together. `fields` are fields of BatchRequest, such as `defaults`. Raises StepFailed for a batch
+        that does not succeed; items may have failed in one that does.
+        """
+        if not isinstance(lines, common_pb2.FileRef):
+            text = "".join(f"{json.dumps(MessageToDict(job))}\n" for job in lines)
+            lines = await self.files.put(f"{name}-lines", text, media_type=JSON_LINES)
+        batch = batch_pb2.BatchRequest(input=lines, **fields)
+        async with self._execution.step(self._path(name)) as step:
+            return await run_batch(self._execution, step, batch, timeout)
+
+    async def pipeline(self, name: str, code: str, spec: Message, *, timeout: timedelta | None = None) -> Any:
+        """Run a registered pipeline as a step, and return what it returns. `code` is its name, `spec` its input.
+
+        It has a history, a tree and a limit of 2,000 steps of its own, so many steps are split among several. It is
+        followed by its own id, which the step shows; here the step has its usage and counts once it has ended. Its
+        steps have what is left of time and budget. Raises StepFailed, and ValueError for a name that is not registered.
+        """
+        request, found = request_of(code, spec)
+        async with self._execution.step(self._path(name)) as step:
+            result = await run_pipeline(self._execution, step, request, timeout)
+            value = found.result()
+            result.value.Unpack(value)
+            return value
 
     async def step(
         self, name: str, activity: Any, argument: Any, *, task_queue: str, timeout: timedelta | None = None, **more: Any

@@ -55,7 +55,7 @@ async def refine(llm: Pipeline, spec: pipeline_pb2.RefineSpec) -> pipeline_pb2.R
     asked = f"Edit this article on {spec.topic} for language and form, and mend what the remarks name."
     article = await steps.generate(llm, "edit", f"{asked}\n\nArticle:\n{best.text}\n\nRemarks:\n{best.remarks}")
     return pipeline_pb2.RefineResult(
-        article=article.text,
+        article=await article.read(),
         score=best.score,
         below_threshold=best.score < threshold,
         rounds=last.round,
@@ -75,7 +75,7 @@ class _Steps:
         prompt = f"Write the draft of round {number} of an article on {topic}."
         if last is not None:
             prompt += f"\n\nYour last draft:\n{last.text}\n\nRemarks on it:\n{last.remarks}"
-        text = (await self.generate(here, "write", prompt)).text
+        text = await (await self.generate(here, "write", prompt)).read()
         asked = f"Criticise the draft of round {number} of an article on {topic}. Score it from 0 to 10."
         critique = (await self.generate(here, "critique", f"{asked}\n\n{text}", _CRITIQUE)).json
         score = min(max(float(critique["score"]), 0.0), 10.0)
@@ -83,7 +83,7 @@ class _Steps:
         remarks = [*critique["weaknesses"], *critique["suggestions"]]
         if critique["facts_doubtful"]:
             asked = f"Check the facts in the draft of round {number} of an article on {topic}. Name each wrong one."
-            remarks.append((await self.generate(here, "check", f"{asked}\n\n{text}")).text)
+            remarks.append(await (await self.generate(here, "check", f"{asked}\n\n{text}")).read())
         return Draft(number, text, score, "\n".join(f"- {remark}" for remark in remarks))
 
     async def generate(self, llm: Pipeline, step: str, prompt: str, schema: Mapping[str, Any] | None = None) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from jobs.pipelines import NAME_PATTERN
+from llm_pb import pipeline_pb2
 
 Program = Callable[..., Awaitable[Message]]
 """The code of a pipeline: a coroutine function of a Pipeline and its spec that returns its result."""
@@ -31,9 +32,26 @@ class Registered:
     """Whether it goes on when it is submitted again after it has failed."""
 
 
+TYPED: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
+"""Pipelines that come along, and have a field of PipelineRequest of their own."""
 _registered: Final[dict[str, Registered]] = {}
 REGISTERED: Final[Mapping[str, Registered]] = MappingProxyType(_registered)
 """All pipelines that this process has imported."""
+
+
+def request_of(name: str, spec: Message) -> tuple[pipeline_pb2.PipelineRequest, Registered]:
+    """Return what runs a registered pipeline, without a key, and the pipeline. Raises ValueError for a wrong input."""
+    if (found := REGISTERED.get(name)) is None:
+        raise ValueError(f"no pipeline is named {name!r} here")
+    if not isinstance(spec, found.spec):
+        raise ValueError(f"{name} takes a {found.spec.__name__}, no {type(spec).__name__}")
+    request = pipeline_pb2.PipelineRequest()
+    if name in TYPED:
+        getattr(request, name).CopyFrom(spec)
+    else:
+        request.custom.name = name
+        request.custom.input.Pack(spec)
+    return request, found
 
 
 def pipeline(name: str, spec: type[Message], result: type[Message], *, resumes: bool = False) -> Callable[[Any], Any]:

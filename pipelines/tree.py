@@ -9,7 +9,7 @@ with workflow.unsafe.imports_passed_through():
     from google.rpc import status_pb2
 
     from jobs.batches import add_usage
-    from jobs.pipelines import MAX_NODES, MAX_STEPS, TOO_MANY_STEPS, failure, is_path, parents, shown_error
+    from jobs.pipelines import MAX_NODES, MAX_PATH, MAX_STEPS, TOO_MANY_STEPS, failure, is_path, parents, shown_error
     from llm_pb import common_pb2, internal_pb2, pipeline_pb2
     from pipelines.errors import StepFailed
 
@@ -23,8 +23,9 @@ _COUNTS: Final = {
 class Tree:
     """The steps of a pipeline, and what is above them. Its version grows with each change."""
 
-    def __init__(self, root: pipeline_pb2.StepStatus) -> None:
-        """`root` is the node of the pipeline itself. It is kept up to date."""
+    def __init__(self, root: pipeline_pb2.StepStatus, max_path: int = MAX_PATH) -> None:
+        """`root` is the node of the pipeline itself. It is kept up to date. `max_path` is in characters."""
+        self._max_path = max_path
         self.version = 1
         self._root = root
         self._nodes: dict[str, internal_pb2.PipelineNode] = {}
@@ -45,13 +46,16 @@ class Tree:
         """Return the node of a path; None where there is none, or the step is only counted."""
         return self._nodes.get(path)
 
-    def begin(self, path: str, now: datetime) -> None:
-        """Add a step that runs. Raises ValueError for a bad path or one that is taken, StepFailed for one too many."""
-        if not is_path(path):
+    def begin(self, path: str, now: datetime, *, bounded: bool = True) -> None:
+        """Add a step that runs. Raises ValueError for a bad path or one that is taken.
+
+        Raises StepFailed for one too many, unless it is not `bounded`.
+        """
+        if not is_path(path) or len(path) > self._max_path:
             raise ValueError(f"no step can have the path {path!r}")
         if path in self._steps or path in self._above or self._steps.intersection(parents(path)):
             raise ValueError(f"the pipeline has a step at {path!r} already")
-        if len(self._steps) >= MAX_STEPS:
+        if bounded and len(self._steps) >= MAX_STEPS:
             raise StepFailed(path, failure(TOO_MANY_STEPS, f"a pipeline has at most {MAX_STEPS} steps"))
         self._steps.add(path)
         for above in parents(path):
@@ -72,6 +76,14 @@ class Tree:
             return pipeline_pb2.StepStatus()
         self._touch(path)
         return node.step
+
+    def ask(self, path: str, question: str) -> None:
+        """Note that a step waits for an answer. Raises StepFailed for one that is only counted: nobody would see it."""
+        if path not in self._nodes:
+            message = f"the step is not among the first {MAX_NODES} nodes, so that nobody can answer it"
+            raise StepFailed(path, failure(TOO_MANY_STEPS, message))
+        step = self.change(path)
+        step.state, step.question = pipeline_pb2.STEP_STATE_NEEDS_ANSWER, question
 
     def end(
         self,

@@ -1,6 +1,7 @@
 """LLMPipelineWorkflow: one pipeline from its acceptance to its end.
 
-    run its code ──▶ its compensations, if it did not succeed ──▶ remove feed, release slot (ForgetFeed) ──▶ close
+    run its code ──▶ its compensations, if it did not succeed ──▶ remove feed, release slot (ForgetFeed)
+        │                                                              └▶ notify of the outcome (NotifyUI) ──▶ close
         │ AdmitStep, then a child LLMJobWorkflow for each job; any activity for other steps
         └ PublishPipeline when the tree has changed, at most four times a second
 
@@ -9,7 +10,8 @@ Failed with the reason as the type. Its memo then holds the PipelineStatus. The 
 """
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import UTC, timedelta
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
     from google.rpc import code_pb2, status_pb2
 
     from jobs import errors, names
+    from jobs.events import notification, pipeline_event, targets_of
     from jobs.ids import trace_id
     from jobs.inputs import one_input
     from jobs.memo import to_memo
@@ -44,6 +47,7 @@ from pipelines.execution import Execution
 from pipelines.program import Pipeline
 from workflows import activities
 from workflows.cancellation import Cancellation
+from workflows.deliveries import DeliveryLoops, deliver_outcome
 
 _PUBLISH_EVERY: Final = timedelta(milliseconds=250)
 _LOCAL: Final = timedelta(seconds=10)
@@ -78,6 +82,7 @@ class LLMPipelineWorkflow:
         self._out_of_time = False
         self._ended = False
         self._published = 0
+        self._deliveries = DeliveryLoops(internal_pb2.DeliveryState())
 
     @workflow.run
     @one_input
@@ -118,6 +123,11 @@ class LLMPipelineWorkflow:
             record.result.CopyFrom(self._result)
         return record
 
+    @workflow.query(name=names.QUERY_GET_DELIVERIES)
+    def get_deliveries(self) -> internal_pb2.DeliveryState:
+        """Return the state of the deliveries, as of the pipeline's close if it has closed."""
+        return self._deliveries.state
+
     def _note_cancel(self) -> None:
         if self._cancellation.error is not None and not self._status.cancel_requested:
             self._status.cancel_requested = True
@@ -133,7 +143,7 @@ class LLMPipelineWorkflow:
         await self._cancellation.wait(
             lambda: program.done() or self._out_of_time or self._cancellation.error is not None
         )
-        stopped = not program.done()
+        stopped, out_of_time = not program.done(), self._cancellation.error is None
         self._execution.closed = True
         if stopped:
             self._note_cancel()
@@ -145,7 +155,7 @@ class LLMPipelineWorkflow:
         if not stopped and not late:
             return llm_pb2.JOB_STATE_SUCCEEDED if self._error is None else llm_pb2.JOB_STATE_FAILED
         self._result = self._error = None
-        if self._cancellation.error is not None:
+        if not out_of_time:
             self._error = failure(CANCELLED, str(self._cancellation.error), code_pb2.CANCELLED)
             return llm_pb2.JOB_STATE_CANCELLED
         self._error = failure(TOTAL_TIMEOUT, "the pipeline's time was over", code_pb2.DEADLINE_EXCEEDED)
@@ -204,17 +214,20 @@ class LLMPipelineWorkflow:
         """Undo what was done, the last first."""
         self._execution.compensating = True
         for undo in reversed(self._execution.compensations):
-            undoing = asyncio.create_task(_quietly(undo()))
+            undoing = asyncio.create_task(_quietly(undo))
             await self._cancellation.wait(undoing.done)
 
     async def _publish(self) -> None:
         """Publish the tree whenever it has changed, until the pipeline has ended."""
         tree, last = self._execution.tree, workflow.now() - _PUBLISH_EVERY
+        # With local activities and late workflow tasks the time of a run differed from that of its replay once. So no
+        # command may depend on it.
+        paced = workflow.patched(names.PATCH_PACED)
         while True:
             await workflow.wait_condition(lambda: tree.version > self._published or self._ended)
             if self._ended:
                 return
-            if (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
+            if not paced and (early := last + _PUBLISH_EVERY - workflow.now()) > timedelta(0):
                 await workflow.sleep(early)
             nodes = tree.changed_since(self._published)
             record = internal_pb2.PipelineRecord(status=self._status, nodes=nodes, version=tree.version)
@@ -226,35 +239,59 @@ class LLMPipelineWorkflow:
             await workflow.wait_condition(publishing.done)
             # A reader that misses it asks Temporal.
             publishing.exception()
+            if paced:
+                with contextlib.suppress(TimeoutError):
+                    await workflow.wait_condition(lambda: self._ended, timeout=_PUBLISH_EVERY)
 
     async def _close(self, final: "llm_pb2.JobState.ValueType") -> pipeline_pb2.PipelineResult:
         """Publish the outcome, and close with it."""
-        options, status = self._run.options, self._status
+        options, status = self._run.options, pipeline_pb2.PipelineStatus()
+        status.CopyFrom(self._status)
         forgetting = workflow.execute_local_activity(
             activities.forget_feed,
             args=("", options.ledger, status.root.usage.output_tokens, workflow.memo_value(names.MEMO_WAITER, "")),
             start_to_close_timeout=_LOCAL,
             retry_policy=_ONCE,
         )
-        await self._finish(asyncio.create_task(_quietly(forgetting)))
-        if final == llm_pb2.JOB_STATE_CANCELLED:
-            await self._cancellation.request()
+        await self._finish(asyncio.create_task(_quietly(lambda: forgetting)))
         status.state = final
         status.root.state = _STEP_STATES[final]
         status.root.end_time.FromDatetime(workflow.now())
         if self._error is not None:
             status.root.error.CopyFrom(self._error)
+        await self._notify(status)
+        if final == llm_pb2.JOB_STATE_CANCELLED:
+            await self._cancellation.request()
+        # Temporal alone makes the state final: until here the workflow's own is not.
+        self._status.CopyFrom(status)
         self._execution.tree.touch()
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
         workflow.upsert_memo({names.MEMO_STATUS: to_memo(status)})
         workflow.logger.info("pipeline ended", extra={"state": llm_pb2.JobState.Name(final)})
-        if final == llm_pb2.JOB_STATE_SUCCEEDED and self._result is not None:
-            return self._result
+        result = self._result if self._result is not None else pipeline_pb2.PipelineResult()
+        result.usage.CopyFrom(status.root.usage)
+        if status.root.HasField("counts"):
+            result.counts.CopyFrom(status.root.counts)
+        if final == llm_pb2.JOB_STATE_SUCCEEDED:
+            return result
         error = self._error if self._error is not None else status_of(RuntimeError("no result"))
+        # A pipeline of which this one is a step counts what it has used.
         if final == llm_pb2.JOB_STATE_CANCELLED:
-            raise CancelledError(error.message)
-        details = (self._result,) if self._result is not None else ()
-        raise ApplicationError(error.message, *details, type=errors.reason_of(error), non_retryable=True)
+            raise CancelledError(error.message, result)
+        raise ApplicationError(error.message, result, type=errors.reason_of(error), non_retryable=True)
+
+    async def _notify(self, outcome: pipeline_pb2.PipelineStatus) -> None:
+        """Notify the receivers of the outcome, and add how their deliveries stand. A step has no receivers."""
+        options, pipeline = self._run.options.delivery, self._run.pipeline
+        if not self._run.options.HasField("delivery"):
+            return
+        event = pipeline_event(pipeline, outcome, workflow.info().run_id)
+        targets = targets_of(pipeline, options)
+        await deliver_outcome(event, targets, options, self._cancellation, self._take_deliveries)
+        outcome.notifications.extend(map(notification, self._deliveries.state.deliveries))
+
+    def _take_deliveries(self, deliveries: DeliveryLoops) -> None:
+        self._deliveries = deliveries
 
     async def _finish(self, task: "asyncio.Task[Any]") -> None:
         """Wait for a task. A cancel meanwhile is noted, and does not reach it."""
@@ -270,10 +307,10 @@ _STEP_STATES: Final = {
 }
 
 
-async def _quietly(work: "Coroutine[Any, Any, Any] | Any") -> None:
+async def _quietly(work: Callable[[], Awaitable[object]]) -> None:
     """Do something whose failure changes nothing, and is seen elsewhere: in the tree, or by who checks later."""
     try:
-        await work
+        await work()
     except Exception as error:  # noqa: BLE001  # see above
         workflow.logger.error("a last step of a pipeline has failed: %s at %s", type(error).__name__, _places(error))
 

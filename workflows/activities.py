@@ -3,7 +3,7 @@
 from temporalio import activity
 
 from jobs import names
-from llm_pb import common_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
 
 
 @activity.defn(name=names.ACTIVITY_RUN)
@@ -31,10 +31,10 @@ async def request_cancel() -> None:
 
 
 @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-async def recover_output(feed_key: str = "", max_output_bytes: int = 0) -> llm_pb2.JobResult:
+async def recover_output(feed_key: str = "", max_output_bytes: int = 0, max_inline_bytes: int = 0) -> llm_pb2.JobResult:
     """Read the job's output back from its live feed, and close the feed to attempts that still write.
 
-    `feed_key` and `max_output_bytes` are those of the RunRequest.
+    The arguments are those of the RunRequest.
     """
     raise NotImplementedError
 
@@ -143,7 +143,7 @@ async def clean_batch(request: internal_pb2.CleanRequest) -> None:
 
 @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
 async def admit_step(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
-    """Check the job of a pipeline's step and choose its options. It and the next are in services.gateway.pipelines.
+    """Check the job of a pipeline's step and choose its options. It and those below are in services.gateway.pipelines.
 
     Raises the reason of the refusal.
     """
@@ -159,4 +159,22 @@ async def recall_step(job_id: str) -> llm_pb2.JobResult:
 @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
 async def publish_pipeline(change: internal_pb2.PipelineChange) -> None:
     """Append a change of the pipeline's tree to its feed."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_ADMIT_BATCH)
+async def admit_batch(batch: batch_pb2.BatchRequest) -> internal_pb2.BatchOptions:
+    """Check the batch of a pipeline's step and choose its options. Raises the reason of the refusal."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_READ_TEXT)
+async def read_text(request: internal_pb2.ReadTextRequest) -> str:
+    """Read a file of text. Raises FILE_NOT_FOUND, FILE_IS_NO_TEXT."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_WRITE_TEXT)
+async def write_text(request: internal_pb2.WriteTextRequest) -> common_pb2.FileRef:
+    """Write a file of text. Raises QUOTA_EXCEEDED."""
     raise NotImplementedError

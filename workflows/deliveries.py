@@ -1,11 +1,11 @@
-"""The delivery loops of the outcome of a job or batch, for workflows. Each attempt at a delivery is a run of NotifyUI.
+"""The delivery loops of the outcome of a job, batch or pipeline, for workflows. Each attempt is a run of NotifyUI.
 
 Each target has a loop of its own, so that a receiver that fails or hangs delays no other. The job's workflow starts the
 loops and stays open for a few seconds. LLMDeliveryWorkflow continues the deliveries that are left, from the same state.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import internal_pb2, llm_pb2
 
 from workflows import activities
+from workflows.cancellation import Cancellation
 
 _KEPT_ATTEMPTS: Final = 50
 _JITTER: Final = 0.2
@@ -97,6 +98,25 @@ def next_attempt(
     seconds = min(retry.initial_interval.ToTimedelta().total_seconds() * factor, longest.total_seconds())
     wait = timedelta(seconds=seconds * (1 - _JITTER + 2 * _JITTER * chance))
     return max(min(now + max(wait, min(asked, longest)), end), now)
+
+
+async def deliver_outcome(
+    event: internal_pb2.NotifyRequest,
+    targets: Sequence[llm_pb2.NotifyTarget],
+    options: internal_pb2.JobOptions,
+    cancellation: Cancellation,
+    started: "Callable[[DeliveryLoops], None]",
+) -> None:
+    """Notify the receivers of the outcome of a batch or pipeline. What does not succeed soon, its own workflow goes on
+    with. `started` gets the loops, which then know how the deliveries stand."""
+    now = workflow.now()
+    loops = DeliveryLoops(new_state(event, targets, options, now))
+    started(loops)
+    loops.start(now + options.notify_hold.ToTimedelta())
+    await cancellation.wait(loops.idle)
+    leaving = asyncio.create_task(loops.leave())
+    await cancellation.wait(leaving.done)
+    leaving.result()
 
 
 class DeliveryLoops:

@@ -31,7 +31,7 @@ from workflows import activities
 from workflows.batch_chunks import STEP_RETRIES, STEP_TIMEOUT, Chunks
 from workflows.batch_steps import merge, start_plan, stop_of
 from workflows.cancellation import Cancellation
-from workflows.deliveries import DeliveryLoops, new_state
+from workflows.deliveries import DeliveryLoops, deliver_outcome
 
 _T = TypeVar("_T")
 
@@ -72,8 +72,8 @@ class LLMBatchWorkflow:
 
     @workflow.run
     @one_input
-    async def run(self, run: internal_pb2.BatchRun | None = None) -> None:
-        """Run the batch to its end. Closes as the module's docstring says."""
+    async def run(self, run: internal_pb2.BatchRun | None = None) -> batch_pb2.BatchStatus:
+        """Run the batch to its end, and return its status. Closes as the module's docstring says."""
         left = self._run.options.expire_time.ToDatetime(UTC) - workflow.now()
         self._window = asyncio.create_task(_over(left))
         if not self._progress.HasField("plan"):
@@ -82,7 +82,7 @@ class LLMBatchWorkflow:
             self._status.state = batch_pb2.BATCH_STATE_RUNNING
             await self._run_chunks()
             await self._merge()
-        await self._close()
+        return await self._close()
 
     @workflow.signal(name=names.SIGNAL_CANCEL)
     @one_input
@@ -224,7 +224,7 @@ class LLMBatchWorkflow:
             progress.rest.CopyFrom(merged.rest)
         progress.counts.CopyFrom(merged.counts)
 
-    async def _close(self) -> None:
+    async def _close(self) -> batch_pb2.BatchStatus:
         """Notify of the outcome, publish it, and close with it."""
         cleaning = workflow.execute_activity(
             activities.clean_batch,
@@ -255,10 +255,11 @@ class LLMBatchWorkflow:
         record_batch(status)
         workflow.logger.info("batch ended", extra={"state": state})
         if stop is None:
-            return
+            return status
+        # A pipeline of which the batch is a step counts what it has used.
         if status.state == batch_pb2.BATCH_STATE_CANCELLED:
-            raise CancelledError(stop.error.message)
-        raise ApplicationError(stop.error.message, type=errors.reason_of(stop.error), non_retryable=True)
+            raise CancelledError(stop.error.message, status)
+        raise ApplicationError(stop.error.message, status, type=errors.reason_of(stop.error), non_retryable=True)
 
     async def _notify(self, outcome: batch_pb2.BatchStatus) -> None:
         """Notify the receivers of the outcome. Deliveries that do not succeed soon are left to a workflow of their
@@ -266,12 +267,12 @@ class LLMBatchWorkflow:
         options = self._run.options.delivery
         if not self._run.options.HasField("delivery"):
             return
-        batch, now = self._run.batch, workflow.now()
+        batch = self._run.batch
         event = batch_event(batch, outcome, workflow.info().run_id)
-        self._deliveries = DeliveryLoops(new_state(event, targets_of(batch, options), options, now))
-        self._deliveries.start(now + options.notify_hold.ToTimedelta())
-        await self._cancellation.wait(self._deliveries.idle)
-        await self._finish(self._deliveries.leave())
+        await deliver_outcome(event, targets_of(batch, options), options, self._cancellation, self._take_deliveries)
+
+    def _take_deliveries(self, deliveries: DeliveryLoops) -> None:
+        self._deliveries = deliveries
 
     async def _finish(self, step: Coroutine[Any, Any, _T]) -> _T:
         """Return what a step returns. A cancel meanwhile is noted, and does not reach the step."""

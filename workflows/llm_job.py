@@ -229,7 +229,7 @@ class LLMJobWorkflow:
         """Return the job's output in the live feed; None if no attempt began, or the feed is unavailable."""
         recovering = workflow.start_local_activity(
             activities.recover_output,
-            args=("", self._options.max_output_bytes),
+            args=("", self._options.max_output_bytes, self._options.max_inline_bytes),
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )

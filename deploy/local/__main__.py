@@ -1,4 +1,4 @@
-"""`python -m deploy.local up` runs the suite until Ctrl-C; `python -m deploy.local demo` shows one job and stops."""
+"""`python -m deploy.local up` runs the suite until Ctrl-C; `… demo` shows one job, `… demo-pipelines` a pipeline."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""The commands `up` and `demo`: start a stack, work with it, and stop it on a signal."""
+"""The commands `up`, `demo` and `demo-pipelines`: start a stack, work with it, and stop it on a signal."""
 
 import asyncio
 import signal
@@ -6,6 +6,7 @@ from typing import Final
 
 from deploy.local.client import first_model, gateway_client
 from deploy.local.demo import demo
+from deploy.local.demo_pipelines import demo_pipelines
 from deploy.local.hints import hints
 from deploy.local.ports import require_free
 from deploy.local.settings import StackSettings
@@ -25,7 +26,7 @@ async def up(stack: Stack) -> None:
     await asyncio.Event().wait()
 
 
-COMMANDS: Final = {"up": up, "demo": demo}
+COMMANDS: Final = {"up": up, "demo": demo, "demo-pipelines": demo_pipelines}
 
 
 async def run(command: str, settings: StackSettings) -> int:

@@ -24,12 +24,15 @@ from services.gateway.errors import JobNotFound
 from services.gateway.job_parts import delivery_ids, parts_of
 from services.gateway.job_reader import JobReader
 from services.gateway.listing import visibility_query
+from services.gateway.pipelines.reader import closed_status
 from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
 from store.store import Store
 
 _log = logging.getLogger(__name__)
 _REASON: Final = "the job is being deleted"
+DELETED_TYPES: Final = (names.PIPELINE_WORKFLOW_TYPE, names.JOB_WORKFLOW_TYPE)
+"""The types of the workflows that are deleted. The jobs of a pipeline are deleted as all others."""
 _FOUND: Final = 100
 """Maximum number of jobs that FindJobs returns."""
 _DESCRIBES: Final = 8
@@ -59,8 +62,11 @@ class DeletionSteps:
 
     @activity.defn(name=names.ACTIVITY_STOP_JOB)
     async def stop_job(self, request: internal_pb2.StopJobRequest) -> internal_pb2.StopJobResponse:
-        """Ask an open job to stop, as the request says. End the deliveries of a job that has closed."""
-        open_job = await self._open(request.workflow_id, names.JOB_WORKFLOW_TYPE)
+        """Ask an open job to stop, as the request says. End the deliveries of a job that has closed.
+
+        What is said here and below of a job holds for a pipeline as well.
+        """
+        open_job = await self._open(request.workflow_id, *DELETED_TYPES)
         if open_job is not None:
             await self._stop(open_job, request)
             return internal_pb2.StopJobResponse(closed=False)
@@ -75,7 +81,7 @@ class DeletionSteps:
     async def inspect_job(self, workflow_id: str) -> internal_pb2.JobRemains:
         """Return the runs of a closed job, and where copies of it are."""
         remains = internal_pb2.JobRemains(workflow_id=workflow_id)
-        job = _of_type(await self._runs.last(workflow_id, names.JOB_WORKFLOW_TYPE), names.JOB_WORKFLOW_TYPE)
+        job = await self._last(workflow_id)
         delivering = [
             _of_type(await self._runs.describe(id_), names.DELIVERY_WORKFLOW_TYPE) for id_ in delivery_ids(workflow_id)
         ]
@@ -98,7 +104,7 @@ class DeletionSteps:
 
         A job that is past its retention has no id to keep: somebody may have submitted it again.
         """
-        last = _of_type(await self._runs.last(workflow_id, names.JOB_WORKFLOW_TYPE), names.JOB_WORKFLOW_TYPE)
+        last = await self._last(workflow_id)
         if last is None:
             return True
         if last.status == WorkflowExecutionStatus.RUNNING:
@@ -128,23 +134,25 @@ class DeletionSteps:
         before = request.before.ToDatetime(UTC).isoformat()
         # The ids tell the tenant: see below.
         hash_ = None if self._encryption is None else await self._encryption.known_search_hash(request.tenant)
-        jobs = visibility_query(request.tenant, request.filters, hash_, knows_tenants=False)
-        query = f"{jobs} AND StartTime <= '{before}'"
         response, turns = internal_pb2.FindJobsResponse(), asyncio.Semaphore(_DESCRIBES)
 
         async def matches(item: WorkflowExecution) -> bool:
             async with turns:
                 return tenant_of(item.id) == request.tenant and await self._matches(item, request.filters)
 
-        pages = self._client.list_workflows(query, page_size=_FOUND, rpc_timeout=RPC_TIMEOUT)
-        while len(response.workflow_ids) < _FOUND:
-            await pages.fetch_next_page()
-            page = pages.current_page or ()
-            for item, match in zip(page, await asyncio.gather(*map(matches, page)), strict=True):
-                if match and item.id not in response.workflow_ids and len(response.workflow_ids) < _FOUND:
-                    response.workflow_ids.append(item.id)
-            if not pages.next_page_token:
-                break
+        # Pipelines come first: one that runs would begin further jobs.
+        for kind in DELETED_TYPES:
+            found = visibility_query(request.tenant, request.filters, hash_, kind, knows_tenants=False)
+            query = f"{found} AND StartTime <= '{before}'"
+            pages = self._client.list_workflows(query, page_size=_FOUND, rpc_timeout=RPC_TIMEOUT)
+            while len(response.workflow_ids) < _FOUND:
+                await pages.fetch_next_page()
+                page = pages.current_page or ()
+                for item, match in zip(page, await asyncio.gather(*map(matches, page)), strict=True):
+                    if match and item.id not in response.workflow_ids and len(response.workflow_ids) < _FOUND:
+                        response.workflow_ids.append(item.id)
+                if not pages.next_page_token:
+                    break
         return response
 
     async def _matches(self, item: WorkflowExecution, filters: llm_pb2.ListRequest) -> bool:
@@ -152,11 +160,17 @@ class DeletionSteps:
             return False
         if not filters.states:
             return True
+        if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+            return (await closed_status(description)).state in filters.states
         return (await self._reader.readable_status(description)).state in filters.states
 
-    async def _open(self, id_: str, kind: str) -> WorkflowExecutionDescription | None:
-        """Return the running workflow of a type under an id."""
-        last = _of_type(await self._runs.describe(id_), kind)
+    async def _last(self, id_: str) -> WorkflowExecutionDescription | None:
+        """Return the last run of the job or pipeline of an id; None without one. See Runs.last."""
+        return _of_type(await self._runs.last(id_, *DELETED_TYPES), *DELETED_TYPES)
+
+    async def _open(self, id_: str, *kinds: str) -> WorkflowExecutionDescription | None:
+        """Return the running workflow of one of the types under an id."""
+        last = _of_type(await self._runs.describe(id_), *kinds)
         return last if last is not None and last.status == WorkflowExecutionStatus.RUNNING else None
 
     async def _stop(self, job: WorkflowExecution, request: internal_pb2.StopJobRequest) -> None:
@@ -179,8 +193,8 @@ class DeletionSteps:
         _log.info("terminated for a deletion", extra={"workflow_id": execution.id, "run_id": execution.run_id})
 
 
-def _of_type(last: WorkflowExecutionDescription | None, kind: str) -> WorkflowExecutionDescription | None:
-    return last if last is not None and last.workflow_type == kind else None
+def _of_type(last: WorkflowExecutionDescription | None, *kinds: str) -> WorkflowExecutionDescription | None:
+    return last if last is not None and last.workflow_type in kinds else None
 
 
 def _require_closed(error: RPCError) -> None:

@@ -1,9 +1,10 @@
-"""ListDeliveries and Redeliver: the log of a job's or batch's deliveries, and sending them again.
+"""ListDeliveries and Redeliver: the log of the deliveries of a job, batch or pipeline, and sending them again.
 
-What is said here of a job holds for a batch as well.
+What is said here of a job holds for a batch and a pipeline as well.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -26,6 +27,7 @@ from services.gateway.errors import (
     ApiError,
     BatchNotFound,
     JobNotFound,
+    PipelineNotFound,
     exhausted,
     invalid,
     job_not_ended,
@@ -34,11 +36,13 @@ from services.gateway.errors import (
 )
 from services.gateway.job_reader import JobReader
 from services.gateway.job_traces import link_call
+from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
 
 _CLAIM_CLOSES: Final = timedelta(minutes=1)
 """Maximum time that an LLMRedeliveryWorkflow takes to close. It is short, because a job cannot be sent again before."""
+_NOT_FOUND: Final = (JobNotFound, BatchNotFound, PipelineNotFound)
 _TRIES: Final = 5
 """Maximum number of times that the state of the deliveries is read. A workflow that ends meanwhile leaves a new one."""
 
@@ -52,12 +56,14 @@ class DeliveryService:
         effects: Effects,
         jobs: JobReader,
         batches: BatchReader,
+        pipelines: PipelineReader,
         reader: DeliveryReader,
         settings: GatewaySettings,
     ) -> None:
         self._effects = effects
         self._jobs = jobs
         self._batches = batches
+        self._pipelines = pipelines
         self._reader = reader
         self._interval = settings.redeliver_interval
         self._runs = Runs(client)
@@ -100,9 +106,9 @@ class DeliveryService:
         if job is not None:
             try:
                 await self._describe(caller, request.workflow_id)
-            except (JobNotFound, BatchNotFound):
+            except _NOT_FOUND:
                 # It was deleted after its deliveries were read, and what was just started holds its outcome.
-                await self._runs.delete(standing.delivery_workflow_id, names.DELIVERY_WORKFLOW_TYPE)
+                await self._runs.delete(standing.delivery_workflow_id, (names.DELIVERY_WORKFLOW_TYPE,))
                 raise
         return llm_pb2.RedeliverResponse(deliveries=chosen)
 
@@ -182,18 +188,18 @@ class DeliveryService:
         """Return the job, and link the call to its trace; None when it is past its retention or never existed."""
         try:
             description = await self._describe(caller, workflow_id)
-        except (JobNotFound, BatchNotFound):
+        except _NOT_FOUND:
             # Its deliveries may still be known.
             return None
         await link_call(description)
         return description
 
     async def _describe(self, caller: Caller, workflow_id: str) -> WorkflowExecutionDescription:
-        """Return Temporal's description of a job or batch. Raises ApiError NOT_FOUND, RPCError."""
-        try:
-            return await self._jobs.describe(caller, workflow_id)
-        except JobNotFound:
-            return await self._batches.describe(caller, workflow_id)
+        """Return Temporal's description of a job, batch or pipeline. Raises ApiError NOT_FOUND, RPCError."""
+        for reader in (self._jobs, self._batches):
+            with suppress(*_NOT_FOUND):
+                return await reader.describe(caller, workflow_id)
+        return await self._pipelines.describe(caller, workflow_id)
 
 
 def _choose(deliveries: Sequence[llm_pb2.Delivery], ids: Sequence[str]) -> list[llm_pb2.Delivery]:

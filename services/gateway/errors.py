@@ -121,6 +121,15 @@ def pipeline_key_reused(user_id: str, request_id: str) -> ApiError:
     return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("REQUEST_ID_REUSED")))
 
 
+def pipeline_deleted(user_id: str, request_id: str) -> ApiError:
+    """ALREADY_EXISTS: the pipeline under the idempotency key was deleted."""
+    message = (
+        f"the pipeline with request_id {request_id!r} of user {user_id!r} was deleted and does not run again;"
+        " choose another request_id for a new pipeline"
+    )
+    return ApiError(make_status(code_pb2.ALREADY_EXISTS, message, error_info("JOB_DELETED")))
+
+
 def answer_refused(reason: str, message: str) -> ApiError:
     """The error for an answer that a pipeline does not take. `reason` is one of jobs.names."""
     codes = {names.STEP_NOT_FOUND: code_pb2.NOT_FOUND, names.STEP_ANSWERED: code_pb2.ALREADY_EXISTS}

@@ -3,7 +3,7 @@
 A part is removed as often as needed until nothing is left, by whichever gateway is alive.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, Protocol
 
 from feed.feed import Feed
@@ -43,15 +43,19 @@ class FeedRecords:
 
 
 class Workflows:
-    """The runs of the workflows of one type that belong to the job: not the tombstone under the job's id."""
+    """The runs of the workflows of some types that belong to the job: not the tombstone under the job's id."""
 
     def __init__(
-        self, name: "llm_pb2.JobPart.ValueType", runs: Runs, kind: str, ids: Callable[[str], Iterable[str]]
+        self,
+        name: "llm_pb2.JobPart.ValueType",
+        runs: Runs,
+        kinds: Collection[str],
+        ids: Callable[[str], Iterable[str]],
     ) -> None:
         """`ids` returns the workflow ids that belong to a job's id."""
         self.name = name
         self._runs = runs
-        self._kind = kind
+        self._kinds = kinds
         self._ids = ids
 
     async def remove(self, job: internal_pb2.JobRemains) -> bool:
@@ -59,7 +63,7 @@ class Workflows:
         gone = True
         for id_ in self._ids(job.workflow_id):
             known = {run.run_id for run in job.runs if run.workflow_id == id_}
-            gone &= await self._runs.delete(id_, self._kind, known)
+            gone &= await self._runs.delete(id_, self._kinds, known)
         return gone
 
 
@@ -68,9 +72,13 @@ def parts_of(runs: Runs, feed: Feed, store: Store | None) -> tuple[JobPart, ...]
     return (
         FeedRecords(feed),
         *([] if store is None else [OutputPart(store)]),
-        Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, names.DELIVERY_WORKFLOW_TYPE, delivery_ids),
-        Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, names.JOB_WORKFLOW_TYPE, lambda id_: [id_]),
+        Workflows(llm_pb2.JOB_PART_DELIVERIES, runs, (names.DELIVERY_WORKFLOW_TYPE,), delivery_ids),
+        Workflows(llm_pb2.JOB_PART_WORKFLOW, runs, (names.JOB_WORKFLOW_TYPE, names.PIPELINE_WORKFLOW_TYPE), _itself),
     )
+
+
+def _itself(job_workflow_id: str) -> list[str]:
+    return [job_workflow_id]
 
 
 def delivery_ids(job_workflow_id: str) -> list[str]:

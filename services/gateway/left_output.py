@@ -22,17 +22,19 @@ _WRITE_SECONDS: Final = 15
 _RETRY_SECONDS: Final = 1
 
 
-async def recovered_output(feed: Feed, key: str, store: Store | None, job_id: str) -> llm_pb2.JobResult | None:
+async def recovered_output(
+    feed: Feed, key: str, store: Store | None, job_id: str, max_inline_bytes: int = 0
+) -> llm_pb2.JobResult | None:
     """Close the job's feed and return the output that it holds; None when the feed is unavailable.
 
     What an attempt writes later does not count. A large output becomes a file. Without a store, or while it is away, it
-    is cut.
+    is cut. `max_inline_bytes` is that of the RunRequest.
     """
     output = await _closed_output(feed, key, uuid.uuid4().hex)
     if output is None:
         return None
     file = None
-    if store is not None and output.is_large:
+    if store is not None and output.is_large(max_inline_bytes):
         try:
             async with asyncio.timeout(_WRITE_SECONDS):
                 file = await _written(store, job_id, output)

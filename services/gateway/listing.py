@@ -83,6 +83,7 @@ class JobListing:
                 caller.tenant,
                 request,
                 await self._hash_for(caller.tenant, request),
+                names.JOB_WORKFLOW_TYPE,
                 knows_tenants=self._knows_tenants,
             ),
             page_size=request.page_size or DEFAULT_PAGE_SIZE,
@@ -136,10 +137,12 @@ class JobListing:
             return await base_status(execution)
 
 
-def visibility_query(tenant: str, request: llm_pb2.ListRequest, hash_: Hash | None, *, knows_tenants: bool) -> str:
-    """Return the visibility query for the jobs of a tenant: see terms_of."""
+def visibility_query(
+    tenant: str, request: llm_pb2.ListRequest, hash_: Hash | None, workflow_type: str, *, knows_tenants: bool
+) -> str:
+    """Return the visibility query for a tenant's jobs, or pipelines: see terms_of."""
     filters = {names.USER_ID: request.user_id, names.MODEL: request.model, names.PROJECT_ID: request.project_id}
-    terms = [f"WorkflowType = '{names.JOB_WORKFLOW_TYPE}'"]
+    terms = [f"WorkflowType = '{workflow_type}'"]
     terms += terms_of(tenant, filters, hash_, knows_tenants=knows_tenants)
     if request.classes:
         terms.append(f"({' OR '.join(sorted(map(_class_query, set(request.classes))))})")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from temporalio.api.common.v1 import WorkflowExecution
@@ -56,14 +56,14 @@ class Runs:
                 return None
             raise
 
-    async def last(self, id_: str, kind: str) -> WorkflowExecutionDescription | None:
-        """Return the last run under an id; None when Temporal neither has one nor lists one of the type.
+    async def last(self, id_: str, *kinds: str) -> WorkflowExecutionDescription | None:
+        """Return the last run under an id; None when Temporal neither has one nor lists one of the types.
 
         This is for decisions that cannot be taken back. Raises RPCError, and ApplicationError while Temporal lists a
         run that it does not have: the list is updated late, or Temporal is at fault.
         """
         last = await self.describe(id_)
-        if last is None and await self._listed(id_, kind):
+        if last is None and await self._listed(id_, *kinds):
             raise ApplicationError(f"Temporal lists a run of {id_}, and does not have it now")
         return last
 
@@ -76,15 +76,13 @@ class Runs:
             return {last.run_id}
         return {last.run_id, *await self._listed(last.id, last.workflow_type)}
 
-    async def delete(self, id_: str, kind: str, known: Iterable[str] = ()) -> bool:
-        """Delete the last run under an id if it has the type, and the `known` ones; return whether none is left.
+    async def delete(self, id_: str, kinds: Collection[str], known: Iterable[str] = ()) -> bool:
+        """Delete the last run under an id if it has one of the types, and the `known` ones.
 
-        Raises RPCError.
-
-        Temporal deletes some time after it was asked.
+        Return whether none is left. Raises RPCError. Temporal deletes some time after it was asked.
         """
         last = await self.describe(id_)
-        found = {last.run_id} if last is not None and last.workflow_type == kind else set()
+        found = {last.run_id} if last is not None and last.workflow_type in kinds else set()
         gone = True
         for run_id in {*known, *found}:
             if await self.describe(id_, run_id) is None:
@@ -99,11 +97,11 @@ class Runs:
                     raise
         return gone
 
-    async def _listed(self, id_: str, kind: str) -> set[str]:
+    async def _listed(self, id_: str, *kinds: str) -> set[str]:
         """Return the run ids that Temporal's visibility shows. Raises RPCError."""
         # Every id has passed a rule that forbids quotes.
         listed = self._client.list_workflows(f"WorkflowId = '{id_}'", rpc_timeout=RPC_TIMEOUT)
-        return {item.run_id async for item in listed if item.workflow_type == kind}
+        return {item.run_id async for item in listed if item.workflow_type in kinds}
 
 
 async def _is_only_run(last: WorkflowExecutionDescription) -> bool:

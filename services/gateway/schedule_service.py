@@ -18,7 +18,7 @@ from temporalio.common import TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
-from jobs import names
+from jobs import names, work_start
 from jobs.field_rules import Violation
 from jobs.ids import schedule_id
 from jobs.schedule_rules import to_datetime
@@ -28,7 +28,6 @@ from llm_pb import internal_pb2, schedule_pb2
 from runtime import audit
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
-from services.gateway import work_start
 from services.gateway.batches.submission import BatchSubmission
 from services.gateway.effects import Effects
 from services.gateway.errors import ScheduleNotFound, exhausted, invalid, schedule_key_reused, schedule_not_found

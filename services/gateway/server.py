@@ -108,7 +108,8 @@ async def serving_api(
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     listing = JobListing(client, reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batch_reader = BatchReader(client, delivery_reader)
-    deliveries = DeliveryService(client, effects, reader, batch_reader, delivery_reader, settings)
+    of_pipelines = PipelineReader(client, delivery_reader)
+    deliveries = DeliveryService(client, effects, reader, batch_reader, of_pipelines, delivery_reader, settings)
     deletions = DeletionService(client, effects, reader, delivery_reader, settings, encryption)
     answers = Answers(settings.max_calls, settings.unread_bytes)
     metrics.observe_unread(meter, lambda: answers.held_bytes)
@@ -136,7 +137,6 @@ async def serving_api(
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
-    of_pipelines = PipelineReader(client)
     pipeline_streams = PipelineStreams(of_pipelines, streams, feed, settings)
     pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption)
     schedules = ScheduleService(

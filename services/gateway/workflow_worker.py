@@ -30,6 +30,8 @@ from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.effects import Effects
 from services.gateway.files.outputs import JobOutputs, OutputSweeper
+from services.gateway.files.produced import ProducedFiles
+from services.gateway.files.quotas import FileQuotas
 from services.gateway.files.reader import FileReader
 from services.gateway.files.removal import FileRemoval, Sweeper
 from services.gateway.job_bounds import JobBounds
@@ -42,6 +44,7 @@ from services.gateway.page_token import PageTokens
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.pipelines.submission import PipelineSubmission
+from services.gateway.pipelines.texts import PipelineTexts
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.scheduled_jobs import ScheduledJobs
@@ -85,13 +88,15 @@ class LocalActivities:
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
 
     @activity.defn(name=names.ACTIVITY_RECOVER_OUTPUT)
-    async def recover_output(self, feed_key: str = "", max_output_bytes: int = 0) -> llm_pb2.JobResult:
+    async def recover_output(
+        self, feed_key: str = "", max_output_bytes: int = 0, max_inline_bytes: int = 0
+    ) -> llm_pb2.JobResult:
         """Close the job's feed and return the output that it holds. What an attempt writes later does not count.
 
-        `feed_key` and `max_output_bytes` are those of the RunRequest: without the latter the output is no file.
+        The arguments are those of the RunRequest: without `max_output_bytes` the output is no file.
         """
         store, job_id = self._store if max_output_bytes else None, activity.info().workflow_id or ""
-        result = await recovered_output(self._feed_of_tenant(), _key_of(feed_key), store, job_id)
+        result = await recovered_output(self._feed_of_tenant(), _key_of(feed_key), store, job_id, max_inline_bytes)
         return result if result is not None else llm_pb2.JobResult()
 
     @activity.defn(name=names.ACTIVITY_FORGET_FEED)
@@ -151,7 +156,7 @@ def _batch_activities(
     jobs = JobReader(client, Models(settings.models), DeliveryReader(client), feed)
     outputs = JobOutputs(store, jobs) if store is not None else None
     reader = FileReader(client, PageTokens(None), encryption, outputs, knows_tenants=False)
-    files = BatchFiles(client, reader, settings, encryption)
+    files = BatchFiles(ProducedFiles(client, reader, settings, encryption))
     return BatchActivities(client, store, feed, reader, files, SlotReleases(client))
 
 
@@ -207,13 +212,14 @@ def workflow_worker(
     deliveries = DeliveryReader(client)
     models = Models(settings.models)
     reader = JobReader(client, models, deliveries, feed)
-    file_reader = FileReader(client, PageTokens(None), encryption, knows_tenants=False)
+    outputs = JobOutputs(store, reader) if store is not None else None
+    file_reader = FileReader(client, PageTokens(None), encryption, outputs, knows_tenants=False)
     effects = Effects(client, settings.workflow_queue)
     open_jobs = OpenJobQuotas(client, settings.workflow_queue, settings.tenants, metrics)
     has_store = store is not None
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
-    batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client)
+    batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client, deliveries)
     scheduled = ScheduledJobs(
         submission,
         bounds,
@@ -222,7 +228,9 @@ def workflow_worker(
         (BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption), batch_reader),
         (PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption), pipeline_reader),
     )
-    in_pipelines = PipelineSteps(models, settings, bounds, feed, reader, has_store=has_store)
+    in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, has_store=has_store)
+    produced = ProducedFiles(client, file_reader, settings, encryption)
+    texts = PipelineTexts(file_reader, produced, FileQuotas(file_reader, settings.tenants, metrics), store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
     return Worker(
         ending_unreadable(client),
@@ -248,7 +256,8 @@ def workflow_worker(
             *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
             # Batches of earlier versions have these steps here.
             *(batches.plan_batch, batches.merge_batch),
-            *(in_pipelines.admit_step, in_pipelines.recall_step, in_pipelines.publish_pipeline),
+            *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.recall_step),
+            *(in_pipelines.publish_pipeline, texts.read_text, texts.write_text),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds
         # code that is not deterministic, so tests/contract/test_replay.py uses it.

@@ -60,6 +60,8 @@ class Attempt:
         """The engine's last output, once there is one."""
         self.max_output_bytes = 0
         """Maximum size of output and logprobs, where the output may be a file; 0 where it may not."""
+        self.max_inline_bytes = request.max_inline_bytes
+        """As in RunRequest."""
         self.image: Image | None = None
         """What the engine has made, if it makes images."""
         self.image_file: common_pb2.FileRef | None = None

@@ -36,8 +36,8 @@ class OutputFiles:
         Waits for a store that is away, for the time `within` or, without one, as long as the activity may take. Raises
         TimeoutError.
         """
-        image = attempt.image
-        if self._store is None or not attempt.max_output_bytes or not (image or attempt.output.is_large):
+        image, is_large = attempt.image, attempt.output.is_large(attempt.max_inline_bytes)
+        if self._store is None or not attempt.max_output_bytes or not (image or is_large):
             return None
         # Nothing is to be expected of the engine.
         attempt.watchdog.move(DONE)

@@ -16,10 +16,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from encryption import KeysUnavailable, Unreadable
 from jobs import names
 from jobs.errors import EngineFailed, InvalidJob, PromptFileMissing, PromptTooLong
-from jobs.ids import file_workflow_id, tenant_of
+from jobs.ids import OUTPUT_ID_PREFIX, file_workflow_id, tenant_of
 from jobs.limits import MAX_PROMPT_FILE_BYTES
 from llm_pb import common_pb2, file_pb2, internal_pb2
 from runtime.temporal import RPC_TIMEOUT
+from store.outputs import find_output
 from store.store import ObjectMissing, Store, StoredObject, StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class PromptFiles:
             raise EngineFailed("the prompt is a file, and this worker has no store (STORE_URL)")
         while True:
             try:
-                return await self._read(self._store, ref, file_workflow_id(ref.file_id, tenant_of(job_id)))
+                return await self._read(self._store, ref, tenant_of(job_id))
             except (StoreUnavailable, KeysUnavailable, WorkflowQueryFailedError, RPCError) as error:
                 _log.warning("the file of the prompt cannot be read yet: %s", error)
             except (ObjectMissing, Unreadable) as error:
@@ -50,8 +51,11 @@ class PromptFiles:
                 raise PromptFileMissing(f"the content of {ref.file_id} is gone: {error}") from error
             await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _read(self, store: Store, ref: common_pb2.FileRef, record_id: str) -> str:
-        record = await _record(record_id)
+    async def _read(self, store: Store, ref: common_pb2.FileRef, tenant: str) -> str:
+        if ref.file_id.startswith(OUTPUT_ID_PREFIX):
+            record = await _output(store, ref, tenant)
+        else:
+            record = await _record(file_workflow_id(ref.file_id, tenant))
         found = record.file
         if found.state != file_pb2.FILE_STATE_READY:
             raise PromptFileMissing(f"there is no file {ref.file_id} any more: it was deleted, or has expired")
@@ -70,6 +74,19 @@ class PromptFiles:
             return content.decode()
         except UnicodeDecodeError as error:
             raise InvalidJob(f"prompt_file is no UTF-8 at byte {error.start}") from error
+
+
+async def _output(store: Store, ref: common_pb2.FileRef, tenant: str) -> internal_pb2.FileRecord:
+    """Return the record that an uploaded file would have; an empty one without an object. Raises StoreUnavailable.
+
+    The gateway has checked who may see it, and the hash tells that it is the one that the job names.
+    """
+    stored = await find_output(store, tenant, ref.file_id)
+    if stored is None:
+        return internal_pb2.FileRecord()
+    record = internal_pb2.FileRecord(file=file_pb2.File(ref=ref, state=file_pb2.FILE_STATE_READY))
+    record.segments.add(name=stored.name, size=ref.size_bytes)
+    return record
 
 
 async def _record(record_id: str) -> internal_pb2.FileRecord:

@@ -1,4 +1,4 @@
-"""An event of a job or batch as a CloudEvent (CloudEvents 1.0.2, JSON event format)."""
+"""An event of a job, batch or pipeline as a CloudEvent (CloudEvents 1.0.2, JSON event format)."""
 
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +14,8 @@ CloudEvent = dict[str, Any]
 def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = "") -> CloudEvent:
     """Return the event: type `llm.v1.job.<what>`, subject the workflow id, data the job in proto3 JSON.
 
-    Of a batch the type is `llm.v1.batch.<state>`, and the subject its id, which is its workflow's.
+    Of a batch or pipeline the type is `llm.v1.batch.<state>` or `llm.v1.pipeline.<state>`, and the subject its id,
+    which is its workflow's.
 
     Its id is the delivery's, so that it is the same in every attempt and a receiver can drop repeats. `job_url` is the
     link to a job, in which {workflow_id} is replaced by the percent-encoded id. An empty one gives no link.
@@ -25,8 +26,9 @@ def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = ""
     for field in ("notification_id", "target", "target_index", "event"):
         about.ClearField(field)
     data = json_format.MessageToDict(about)
-    if request.HasField("batch"):
-        data["status"] = data.pop("batch")
+    other = next((kind for kind in ("batch", "pipeline") if request.HasField(kind)), None)
+    if other is not None:
+        data["status"] = data.pop(other)
     elif job_url:
         data["links"] = {"job": job_url.replace("{workflow_id}", quote(status.workflow_id, safe=""))}
     match request.event:
@@ -35,7 +37,9 @@ def to_event(request: internal_pb2.NotifyRequest, source: str, job_url: str = ""
         case llm_pb2.NOTIFY_EVENT_PROGRESS:
             time = status.progress.updated_at
         case _:
-            time = request.batch.end_time if request.HasField("batch") else status.end_time
+            time = {"batch": request.batch.end_time, "pipeline": request.pipeline.root.end_time}.get(
+                other or "", status.end_time
+            )
     return {
         "specversion": "1.0",
         "id": request.notification_id,

@@ -307,6 +307,22 @@ async def test_a_schema_that_would_be_kept_in_part_is_refused(engine: TorchEngin
         await outputs(engine, job(json_schema=json.dumps(schema)))
 
 
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}])
+@pytest.mark.parametrize("temperature", [0, 1])
+async def test_a_schema_that_nothing_keeps_is_refused(
+    engine: TorchEngine, schema: dict[str, Any], temperature: int
+) -> None:
+    """It failed as the engine's fault, and was tried again."""
+    with pytest.raises(UnsupportedParams, match="allows no output"):
+        await outputs(engine, job(json_schema=json.dumps(schema), temperature=temperature))
+
+
+async def test_what_is_wrong_with_a_schema_is_told_in_one_line(engine: TorchEngine) -> None:
+    schema = {"type": "integer", "minimum": 5, "maximum": 1}
+    with pytest.raises(UnsupportedParams, match=r"^params\.json_schema: Invalid range: [^\n]*$"):
+        await outputs(engine, job(json_schema=json.dumps(schema)))
+
+
 async def test_names_and_values_in_a_schema_are_no_keywords(engine: TorchEngine) -> None:
     schema = {"type": "object", "properties": {"not": {"const": {"not": 1}}}, "required": ["not"]}
     made = await outputs(engine, job(json_schema=json.dumps(schema), min_tokens=0))

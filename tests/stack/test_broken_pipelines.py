@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs.errors import reason_of
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.files import bad_fields
 from tests.support.pipelines import Followed, cancel, follow, new_pipeline, submit
 
 
@@ -67,3 +70,23 @@ async def test_code_that_goes_on_after_its_time_is_stopped(pipelines: Any) -> No
     assert seen.status.state == llm_pb2.JOB_STATE_TIMED_OUT
     assert reason_of(seen.status.root.error) == "TOTAL_TIMEOUT"
     assert seen.steps.keys() <= {"ask", "again"}
+
+
+async def test_a_model_that_is_not_served_is_refused_at_once(pipelines: Any) -> None:
+    """Its pipeline was accepted, and failed at the first step that named it."""
+    request = pipeline_pb2.PipelineRequest(user_id="maker", request_id="unserved")
+    request.refine.topic = "rain"
+    request.refine.models.update(write="structured", critique="no-such-model")
+    assert await bad_fields(submit(pipelines, request)) == {'pipeline.refine.models["critique"]'}
+    request.refine.models.update(critique="structured")
+    request.budget.cost_micros = 1000
+    assert await bad_fields(submit(pipelines, request)) == {"pipeline.budget.cost_micros"}
+
+
+async def test_temporal_ends_a_pipeline_that_nothing_else_ends(pipelines: Any, temporal: Client) -> None:
+    request = new_pipeline("stubborn", StringValue(), total_timeout={"seconds": 60})
+    id_ = (await submit(pipelines, request)).pipeline_id
+    description = await temporal.get_workflow_handle(id_).describe()
+    longest = description.raw_description.execution_config.workflow_execution_timeout.ToTimedelta()
+    assert timedelta(minutes=1) < longest < timedelta(days=8)
+    await cancel(pipelines, id_)

@@ -117,7 +117,9 @@ def _pipelines() -> Iterator[tuple[Any, ...]]:
     yield "a negative budget", {"budget": {"output_tokens": -1}}, "budget.output_tokens"
     for what, timeout in (("no time", Duration()), ("ages", Duration(seconds=2**62))):
         yield f"{what} as total_timeout", {"total_timeout": timeout}, "total_timeout"
-    yield "a bad target", {"notify": [llm_pb2.NotifyTarget()]}, "notify", "notify[0]"
+    yield "a bad target", {"notify": [llm_pb2.NotifyTarget()]}, "notify[0]"
+    openai = llm_pb2.Webhook(url="http://127.0.0.1:1/", format=llm_pb2.WEBHOOK_FORMAT_OPENAI)
+    yield "OpenAI's event", {"notify": [llm_pb2.NotifyTarget(webhook=openai)]}, "notify[0].webhook.format"
     yield "no spec", {"custom": None}, "spec"
     for name in ("", "a b", "../a", "a" * 300):
         yield f"name {name[:12]!r}", {"custom": {"name": name}}, "custom.name"

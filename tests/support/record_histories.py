@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from temporalio.client import Client
 
@@ -181,7 +182,23 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     await follow(stub, fan, "**", until=lambda seen: len(seen.outputs) == 3)
     await cancel(stub, fan)
     await follow(stub, fan)
-    return {"pipeline": essay, "pipeline-failed": careful, "pipeline-cancelled": fan}
+    large = (await submit(stub, new_pipeline("large", Int32Value(value=1)))).pipeline_id
+    await follow(stub, large)
+    batching = (await submit(stub, new_pipeline("batching", Int32Value(value=2)))).pipeline_id
+    await follow(stub, batching)
+    spec = Struct()
+    spec.update({"code": "careless", "topics": ["rain"]})
+    nesting = (await submit(stub, new_pipeline("nesting", spec, notify=webhook("http://127.0.0.1:1/")))).pipeline_id
+    await follow(stub, nesting)
+    return {
+        "pipeline": essay,
+        "pipeline-failed": careful,
+        "pipeline-cancelled": fan,
+        "pipeline-of-large-outputs": large,
+        "pipeline-with-a-batch": batching,
+        "pipeline-of-pipelines": nesting,
+        "pipeline-within": f"{nesting}/parts/0/write",
+    }
 
 
 async def worlds(folder: Path, version: str) -> None:

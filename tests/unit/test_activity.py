@@ -25,6 +25,7 @@ from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.engines.engine import Engine, EngineConfig, Generation, Output, create_engine
 from services.gpu_worker.settings import GpuWorkerSettings
 from store.objects import open_objects
+from store.outputs import write_output
 from store.settings import StoreSettings
 from store.store import Store
 from tests.support.jobs import new_job
@@ -456,3 +457,32 @@ async def test_output_and_logprobs_have_a_maximum(engine: Engine, store: Store) 
     small = await worker.run(new_job(params={"max_tokens": 20}), max_output_bytes=2_000_000)
     assert small.output
     assert not small.HasField("output_file")
+
+
+async def test_a_result_holds_less_where_the_job_says_so(engine: Engine, store: Store) -> None:
+    """The step of a pipeline has a smaller maximum, also where its output is read back from the feed."""
+    job, sizes = new_job("[[wide]]", params={"max_tokens": 20}), {"max_output_bytes": 2_000_000}
+    assert (await Worker(engine, MemoryFeed(), store=store).run(job, **sizes)).output
+    feed, sizes = MemoryFeed(), {**sizes, "max_inline_bytes": 65_536}
+    result = await Worker(engine, feed, store=store).run(job, **sizes)
+    assert not result.output
+    assert result.output_file.size_bytes > 65_536
+    left = await recovered_output(feed, KEY, store, "test", 65_536)
+    assert left is not None
+    assert left.output_file.sha256 == result.output_file.sha256
+
+
+async def test_the_output_of_a_job_is_the_prompt_of_another_one(engine: Engine, store: Store) -> None:
+    worker, text = Worker(engine, MemoryFeed(), store=store), "Grüße, 世界. " * 10
+    ref = await write_output(store, "test", text.encode())
+    job = new_job("", params={"max_tokens": 20}, prompt_file=ref)
+    assert (await worker.run(job)).output == (await worker.run(new_job(text, params={"max_tokens": 20}))).output
+    job.prompt_file.sha256 = bytes(32)
+    with pytest.raises(ApplicationError) as error:
+        await worker.run(job)
+    assert error.value.type == "PROMPT_FILE_MISSING"
+    # Each tenant has its own.
+    job.prompt_file.CopyFrom(ref)
+    with pytest.raises(ApplicationError) as error:
+        await worker.run(job, workflow_id=workflow_id("u", "r", "acme"))
+    assert error.value.type == "PROMPT_FILE_MISSING"

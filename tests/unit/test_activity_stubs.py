@@ -13,6 +13,7 @@ from services.gateway.deletion_steps import DeletionSteps
 from services.gateway.files.removal import FileRemoval
 from services.gateway.ledgers import LedgerActivities
 from services.gateway.pipelines.steps import PipelineSteps
+from services.gateway.pipelines.texts import PipelineTexts
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.workflow_worker import LocalActivities
 from services.gpu_worker.activity import RunLLMOnGPU
@@ -46,6 +47,9 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.admit_step: PipelineSteps.admit_step,
     activities.recall_step: PipelineSteps.recall_step,
     activities.publish_pipeline: PipelineSteps.publish_pipeline,
+    activities.admit_batch: PipelineSteps.admit_batch,
+    activities.read_text: PipelineTexts.read_text,
+    activities.write_text: PipelineTexts.write_text,
 }
 
 

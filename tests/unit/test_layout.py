@@ -155,8 +155,8 @@ NOT_OF_CALLS = {
     "waiters.py",
     # The lease of a job that is watched.
     "watch_lease.py",
-    # The files and jobs of a batch that was recorded.
-    "outputs.py",
+    # The files of a batch or pipeline that was recorded, and the jobs of such a batch.
+    "produced.py",
     "watched_jobs.py",
 }
 """Modules of the gateway that may start and signal workflows."""

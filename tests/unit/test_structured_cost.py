@@ -167,6 +167,30 @@ def test_the_lengths_of_a_schema_are_bounded_together() -> None:
     assert "lengths" in description
 
 
+def nested(depth: int) -> str:
+    return '{"type": "array", "items":' * depth + '{"type": "string"}' + "}" * depth
+
+
+def optional(count: int, required: int = 0) -> str:
+    names = [f"p{number}" for number in range(count)]
+    return json.dumps({"type": "object", "properties": {key: {} for key in names}, "required": names[:required]})
+
+
+def test_the_depth_of_a_schema_is_bounded() -> None:
+    """900 levels, a third of what fits, were compiled for minutes."""
+    assert violations(json_schema=nested(100)) == []
+    assert "128 deep" in str(violations(json_schema=nested(300)))
+    assert "128 deep" in str(violations(json_schema='{"anyOf":' + "[" * 130 + "]" * 130 + "}"))
+
+
+def test_the_optional_properties_of_an_object_are_bounded() -> None:
+    """1500 were compiled for minutes; those that are required are not."""
+    assert violations(json_schema=optional(512)) == []
+    assert violations(json_schema=optional(1500, required=1000)) == []
+    assert "512 properties" in str(violations(json_schema=optional(1500)))
+    assert violations(json_schema='{"properties": {"required": {}}, "required": 5}') == []
+
+
 def test_the_patterns_of_a_schema_are_bounded_together() -> None:
     many = {"anyOf": [{**STRING, "pattern": f"[a-z]{{{number}}}"} for number in range(1000)]}
     assert violations(json_schema=json.dumps(many))

@@ -1,6 +1,7 @@
 """CreateBatch and CancelBatch."""
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -11,7 +12,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
-from jobs import batches, names, options
+from jobs import batches, names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import batch_workflow_id, trace_id
 from jobs.search import attributes_of
@@ -20,7 +21,6 @@ from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
-from services.gateway import work_start
 from services.gateway.batches.reader import BatchReader
 from services.gateway.effects import Effects
 from services.gateway.errors import ApiError, batch_key_reused, invalid
@@ -73,7 +73,9 @@ class BatchSubmission:
         job_class = batch.job_class or common_pb2.JOB_CLASS_BACKGROUND
         now = Timestamp()
         now.GetCurrentTime()
-        chosen = self._options(caller, batch, now)
+        chosen = batch_options(self._settings, batch, now, sorted(caller.scopes))
+        chosen.ledger = self._open_jobs.ledger(caller.tenant)
+        chosen.delivery.CopyFrom(delivery_options(self._settings))
         hash_ = None if self._encryption is None else await self._encryption.search_hash(caller.tenant)
         # What a batch without a budget will use is not known. It counts when the batch ends.
         last_check = await self._open_jobs.admit(caller.tenant, id_, batch.budget.output_tokens)
@@ -140,20 +142,8 @@ class BatchSubmission:
         return []
 
     async def check_input(self, caller: Caller, batch: batch_pb2.BatchRequest) -> None:
-        """Raise ApiError for a batch whose input is no file of the caller's, or none that can be a batch; RPCError."""
-        file = await self._files.get(caller, batch.input.file_id)
-        rule = ""
-        most = self._settings.batch_max_bytes
-        if file.state != file_pb2.FILE_STATE_READY:
-            rule = "is a file whose upload has not ended"
-        elif batch.input.sha256 not in (b"", file.ref.sha256):
-            rule = "is a file with another sha256 than input says"
-        elif batch.input.size_bytes not in (0, file.ref.size_bytes):
-            rule = "is a file with another size_bytes than input says"
-        elif file.ref.size_bytes > most:
-            rule = f"is a file of {file.ref.size_bytes} bytes; at most {most} are a batch"
-        if rule:
-            raise invalid([Violation(_FILE_ID, rule)])
+        """Raise like check_input() of this module."""
+        await check_input(self._files, caller, batch, self._settings)
 
     async def _found(self, caller: Caller, id_: str, batch: batch_pb2.BatchRequest) -> batch_pb2.BatchStatus | None:
         """Return the batch under an id; None if there is none. Raises ApiError ALREADY_EXISTS for another one."""
@@ -166,22 +156,42 @@ class BatchSubmission:
             raise batch_key_reused(batch.user_id, batch.request_id)
         return (await self._reader.view_of(description)).record.status
 
-    def _options(self, caller: Caller, batch: batch_pb2.BatchRequest, now: Timestamp) -> internal_pb2.BatchOptions:
-        settings = self._settings
-        window = batch.window.ToTimedelta() if batch.HasField("window") else timedelta(0)
-        chosen = internal_pb2.BatchOptions(
-            limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
-            chunk_items=settings.batch_chunk_items,
-            max_chunks=settings.batch_max_chunks,
-            manifest_chunks=settings.batch_manifest_chunks,
-            run_chunks=settings.batch_run_chunks,
-            max_watched=settings.batch_max_watched,
-            heartbeat_timeout=options.duration(settings.heartbeat_timeout),
-            create_time=now,
-            ledger=self._open_jobs.ledger(caller.tenant),
-            scopes=sorted(caller.scopes),
-            delivery=delivery_options(settings),
-        )
-        within = window or min(batches.DEFAULT_WINDOW, settings.batch_max_window)
-        chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
-        return chosen
+
+async def check_input(
+    files: FileReader, caller: Caller, batch: batch_pb2.BatchRequest, settings: GatewaySettings
+) -> None:
+    """Raise ApiError for an input that is no file of the caller's, or not as the batch says; RPCError."""
+    file = await files.get(caller, batch.input.file_id)
+    rule = ""
+    most = settings.batch_max_bytes
+    if file.state != file_pb2.FILE_STATE_READY:
+        rule = "is a file whose upload has not ended"
+    elif batch.input.sha256 not in (b"", file.ref.sha256):
+        rule = "is a file with another sha256 than input says"
+    elif batch.input.size_bytes not in (0, file.ref.size_bytes):
+        rule = "is a file with another size_bytes than input says"
+    elif file.ref.size_bytes > most:
+        rule = f"is a file of {file.ref.size_bytes} bytes; at most {most} are a batch"
+    if rule:
+        raise invalid([Violation(_FILE_ID, rule)])
+
+
+def batch_options(
+    settings: GatewaySettings, batch: batch_pb2.BatchRequest, now: Timestamp, scopes: Sequence[str]
+) -> internal_pb2.BatchOptions:
+    """Return the options of a new batch without a ledger, and of whose end nobody is notified."""
+    window = batch.window.ToTimedelta() if batch.HasField("window") else timedelta(0)
+    chosen = internal_pb2.BatchOptions(
+        limits=internal_pb2.BatchLimits(lines=settings.batch_max_lines, bytes=settings.batch_max_bytes),
+        chunk_items=settings.batch_chunk_items,
+        max_chunks=settings.batch_max_chunks,
+        manifest_chunks=settings.batch_manifest_chunks,
+        run_chunks=settings.batch_run_chunks,
+        max_watched=settings.batch_max_watched,
+        heartbeat_timeout=options.duration(settings.heartbeat_timeout),
+        create_time=now,
+        scopes=scopes,
+    )
+    within = window or min(batches.DEFAULT_WINDOW, settings.batch_max_window)
+    chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
+    return chosen

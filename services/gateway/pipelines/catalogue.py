@@ -10,12 +10,10 @@ from jobs.pipelines import name_of
 from llm_pb import pipeline_pb2
 from pipelines import refine as refine  # it registers itself
 from pipelines import world as world  # likewise
-from pipelines.registry import REGISTERED
+from pipelines.registry import REGISTERED, TYPED
 
 GROUP: Final = "durable_llm.pipelines"
 """The entry points that name modules with pipelines."""
-_TYPED: Final = {field.name for field in pipeline_pb2.PipelineRequest.DESCRIPTOR.oneofs_by_name["spec"].fields}
-"""Pipelines that come along, and have a field of their own."""
 
 
 def load_pipelines() -> None:
@@ -35,8 +33,8 @@ def check_registered(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
     if pipeline.WhichOneof("spec") != "custom":
         return []
     found = REGISTERED.get(name_of(pipeline))
-    if found is None or found.name in _TYPED:
-        known = ", ".join(sorted(REGISTERED.keys() - _TYPED)) or "none"
+    if found is None or found.name in TYPED:
+        known = ", ".join(sorted(REGISTERED.keys() - TYPED)) or "none"
         return [
             Violation("pipeline.custom.name", f"must be the name of a registered pipeline, of which there are: {known}")
         ]

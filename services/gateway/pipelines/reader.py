@@ -20,6 +20,7 @@ from jobs.pipelines import FINAL_STATES
 from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
 from runtime.auth import Caller
 from runtime.temporal import RPC_TIMEOUT
+from services.gateway.delivery_reader import DeliveryReader
 from services.gateway.errors import pipeline_not_found, temporal_unavailable
 from services.gateway.job_record import CLOSED_STATES
 from services.gateway.job_traces import traceparent_of
@@ -32,8 +33,9 @@ _log = logging.getLogger(__name__)
 class PipelineReader:
     """Reads pipelines."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, deliveries: DeliveryReader) -> None:
         self._client = client
+        self._deliveries = deliveries
         self._runs = Runs(client)
 
     async def describe(self, caller: Caller, pipeline_id: str) -> WorkflowExecutionDescription:
@@ -42,6 +44,11 @@ class PipelineReader:
         if found is None:
             raise pipeline_not_found(pipeline_id)
         return found
+
+    async def was_deleted(self, pipeline_id: str) -> bool:
+        """Return whether a deletion keeps the id. Raises RPCError."""
+        found = await self._runs.describe(pipeline_id)
+        return found is not None and found.workflow_type == names.TOMBSTONE_WORKFLOW_TYPE
 
     async def read(self, caller: Caller, pipeline_id: str) -> internal_pb2.PipelineRecord:
         """Return a pipeline as it is now. Raises like describe() and record_of()."""
@@ -69,6 +76,7 @@ class PipelineReader:
             known.state = state
             status = known
         record.status.CopyFrom(status)
+        await self._deliveries.refresh(description.id, description.run_id, record.status.notifications)
         return record
 
     async def _ask(self, description: WorkflowExecutionDescription) -> internal_pb2.PipelineRecord:
@@ -97,7 +105,8 @@ class PipelineReader:
             result: pipeline_pb2.PipelineResult = await handle.result(rpc_timeout=RPC_TIMEOUT)
         except WorkflowFailureError as error:
             details = error.cause.details if isinstance(error.cause, ApplicationError) else ()
-            return next((detail for detail in details if isinstance(detail, pipeline_pb2.PipelineResult)), None)
+            found = (detail for detail in details if isinstance(detail, pipeline_pb2.PipelineResult))
+            return next((result for result in found if result.HasField("value")), None)
         return result
 
 

@@ -1,22 +1,28 @@
-"""The local activities of LLMPipelineWorkflow: they check the job of a step as Submit does, and publish the tree."""
+"""The activities of LLMPipelineWorkflow that check a step as its call does, and publish the tree."""
 
 from typing import Final
 
-from google.rpc import code_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from batches.rules import check_create
 from feed.feed import Feed
 from jobs import names
-from jobs.errors import reason_of
 from jobs.ids import tenant_of
+from jobs.limits import MAX_STEP_INLINE_BYTES
 from jobs.rules import check_submit
-from llm_pb import internal_pb2, llm_pb2
-from services.gateway.errors import ApiError, JobDeleted, JobNotFound
+from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from runtime.auth import Caller
+from runtime.scopes import SCOPES
+from services.gateway.batches.submission import batch_options, check_input
+from services.gateway.errors import ApiError, JobDeleted, JobNotFound, invalid
+from services.gateway.files.reader import FileReader
 from services.gateway.job_bounds import JobBounds
 from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
 from services.gateway.models import Models
+from services.gateway.pipelines.texts import fail
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 
@@ -32,12 +38,14 @@ class PipelineSteps:
         models: Models,
         settings: GatewaySettings,
         bounds: JobBounds,
+        files: FileReader,
         feed: Feed,
         reader: JobReader,
         *,
         has_store: bool,
     ) -> None:
         """`has_store`: whether a large output may become a file."""
+        self._files = files
         self._models = models
         self._settings = settings
         self._bounds = bounds
@@ -52,21 +60,32 @@ class PipelineSteps:
         Raises ApplicationError with the reason for a job that is refused.
         """
         request = llm_pb2.SubmitRequest(job=job)
-        caller = gateway_for(activity.info().workflow_id or "")
         try:
-            violations = [*check_submit(request), *await self._bounds.check(request, caller)]
+            violations = [*check_submit(request), *await self._bounds.check(request, _owner(job.user_id))]
         except ApiError as error:
-            # One that passes is tried again for a minute.
-            passes = error.status.code == code_pb2.UNAVAILABLE
-            reason = reason_of(error.status)
-            raise ApplicationError(error.status.message, type=reason, non_retryable=not passes) from error
+            fail(error)
         if violations:
             message = "; ".join(f"{field} {description}" for field, description in violations)
             raise ApplicationError(message, type="INVALID_JOB", non_retryable=True)
         chosen = job_options(self._settings, self._models, job, has_store=self._has_store)
         # Nobody is notified of a step.
         chosen.notify_operator = False
+        chosen.max_inline_bytes = MAX_STEP_INLINE_BYTES
         return chosen
+
+    @activity.defn(name=names.ACTIVITY_ADMIT_BATCH)
+    async def admit_batch(self, batch: batch_pb2.BatchRequest) -> internal_pb2.BatchOptions:
+        """Return the options of a step's batch. Raises ApplicationError with the reason for one that is refused."""
+        request = batch_pb2.CreateBatchRequest(batch=batch)
+        try:
+            if violations := check_create(request):
+                raise invalid(violations)
+            await check_input(self._files, _owner(batch.user_id), batch, self._settings)
+        except ApiError as error:
+            fail(error)
+        now = Timestamp()
+        now.GetCurrentTime()
+        return batch_options(self._settings, batch, now, sorted(SCOPES))
 
     @activity.defn(name=names.ACTIVITY_RECALL_STEP)
     async def recall_step(self, job_id: str) -> llm_pb2.JobResult:
@@ -93,3 +112,8 @@ class PipelineSteps:
             )
         feed = self._feed.of_tenant(tenant_of(info.workflow_id or ""))
         await feed.append(info.workflow_run_id or "", internal_pb2.FeedRecord(pipeline_change=change))
+
+
+def _owner(user_id: str) -> Caller:
+    """Return who may read the files of a pipeline's steps: the pipeline's user."""
+    return Caller(tenant_of(activity.info().workflow_id or ""), "", SCOPES, user_id=user_id)

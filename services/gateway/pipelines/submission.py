@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption
-from jobs import names, options
+from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
 from jobs.pipeline_rules import check_complete
@@ -24,18 +24,27 @@ from runtime import audit
 from runtime.auth import Caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
-from services.gateway import work_start
 from services.gateway.effects import Effects
-from services.gateway.errors import ApiError, answer_refused, pipeline_key_reused, temporal_unavailable
+from services.gateway.errors import (
+    ApiError,
+    answer_refused,
+    pipeline_deleted,
+    pipeline_key_reused,
+    temporal_unavailable,
+)
+from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.catalogue import check_registered
 from services.gateway.pipelines.reader import PipelineReader
+from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas import OpenJobQuotas
 from services.gateway.settings import GatewaySettings
 from services.gateway.turns import Turns
 
 _log = logging.getLogger(__name__)
 _DEFAULT_TIMEOUT: Final = timedelta(hours=24)
+_GRACE: Final = timedelta(days=1)
+"""Time that Temporal leaves a pipeline beyond its own and that of its compensations."""
 
 
 class PipelineSubmission:
@@ -91,12 +100,18 @@ class PipelineSubmission:
                     attributes_of(work_start.about(pipeline), caller.tenant, hash_)
                 ),
                 priority=self._turns.priority(caller.tenant, pipeline.user_id, hash_, job_class),
+                # The last resort, for code that blocks or whose replay fails for ever.
+                execution_timeout=_within(pipeline, self._settings) + self._settings.max_total_timeout + _GRACE,
                 request_eager_start=True,
             )
         except WorkflowAlreadyStartedError as error:
             forget_frames(error)
             if (found := await self._found(caller, id_, pipeline)) is None:
-                raise
+                if not await self._reader.was_deleted(id_):
+                    raise
+                if chosen.ledger:
+                    await self._open_jobs.release(caller.tenant, id_)
+                raise pipeline_deleted(pipeline.user_id, pipeline.request_id) from None
             if chosen.ledger and found.state in FINAL_STATES:
                 await self._open_jobs.release(caller.tenant, id_)
             return found
@@ -162,12 +177,12 @@ class PipelineSubmission:
     async def check(self, request: pipeline_pb2.SubmitPipelineRequest) -> list[Violation]:
         """Return the violations of the operator's settings, and of what is registered here."""
         pipeline, most = request.pipeline, self._settings.pipeline_max_timeout
+        whole = with_defaults(pipeline, self._settings.pipeline_defaults.of(pipeline))
         violations = [
             *check_registered(pipeline),
-            *check_complete(with_defaults(pipeline, self._settings.pipeline_defaults.of(pipeline))),
+            *check_complete(whole),
+            *check_models(whole, self._settings.models),
         ]
-        if pipeline.notify:
-            violations.append(Violation("pipeline.notify", "is not supported here: watch it, or look at it later"))
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
             violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
         return violations
@@ -206,17 +221,23 @@ class PipelineSubmission:
             create_time=now,
             ledger=self._open_jobs.ledger(caller.tenant),
             max_job_timeout=options.duration(settings.max_total_timeout),
+            delivery=delivery_options(settings),
             defaults=settings.pipeline_defaults.of(pipeline),
         )
-        within = min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
-        if pipeline.HasField("total_timeout"):
-            within = pipeline.total_timeout.ToTimedelta()
+        within = _within(pipeline, settings)
         chosen.expire_time.FromNanoseconds(now.ToNanoseconds() + int(within / timedelta(microseconds=1)) * 1000)
         if hash_ is not None:
             for pair in attributes_of(work_start.about(pipeline)):
                 chosen.hashes[pair.key.name] = hash_(pair.key.name, pair.value)
             chosen.hashes[FAIRNESS_KEY] = hash_(FAIRNESS_KEY, pipeline.user_id)
         return chosen
+
+
+def _within(pipeline: pipeline_pb2.PipelineRequest, settings: GatewaySettings) -> timedelta:
+    """Return the time after which a pipeline is stopped."""
+    if pipeline.HasField("total_timeout"):
+        return pipeline.total_timeout.ToTimedelta()
+    return min(_DEFAULT_TIMEOUT, settings.pipeline_max_timeout)
 
 
 def _goes_on(status: pipeline_pb2.PipelineStatus) -> bool:

@@ -5,6 +5,7 @@ the same tokens allows the same ones next, and a structured generation continues
 """
 
 import json
+import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
@@ -21,6 +22,7 @@ CACHE_BYTES: Final = 64 << 20
 MAX_SECONDS: Final = 0.1
 """Processor time that a form may take of a step, on average over some tokens. The whole batch waits for it."""
 _AVERAGED_TOKENS: Final = 16
+_PLACE: Final = re.compile(r"^\[[^]]*\] \S+:\d+: ")
 _IGNORED: Final = frozenset(
     [
         "multipleOf",
@@ -95,7 +97,9 @@ class StructuredForms:
             else:
                 compiled = self._compiler.compile_grammar(grammar_of(params.choice.options))
         except RuntimeError as error:
-            raise UnsupportedParams(f"params.{kind}: {error}") from error
+            # In one line, and without the place in the source of xgrammar.
+            said = str(error).strip().splitlines()[0] if str(error).strip() else "it cannot be compiled"
+            raise UnsupportedParams(f"params.{kind}: {_PLACE.sub('', said)}") from error
         return xgrammar.GrammarMatcher(compiled, override_stop_tokens=self._end_ids)
 
 
@@ -112,11 +116,13 @@ class StructuredForm:
     def masked(self, scores: torch.Tensor) -> torch.Tensor:
         """Return a row of scores in which the tokens that the form does not allow next are minus infinity.
 
-        Raises UnsupportedParams if the form takes so long that it slows the whole batch.
+        Raises UnsupportedParams if the form takes so long that it slows the whole batch, or allows no token.
         """
         since = time.thread_time()
         self._matcher.fill_next_token_bitmask(self._allowed)
         self._note(time.thread_time() - since)
+        if not self._allowed.any():
+            raise UnsupportedParams(f"params.{self._kind} allows no output, or none that goes on from here")
         scores = scores.clone()
         xgrammar.apply_token_bitmask_inplace(scores[None], self._allowed)
         return scores

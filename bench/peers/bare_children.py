@@ -1,0 +1,72 @@
+"""A peer of pipeline_steps: the smallest parent workflow with a child workflow for each step, of one remote activity.
+
+It is what a user of Temporal's SDK would write by hand for the same program, without tree, stream, budget and cancel.
+Run in a process of its own: `python -m bench.peers.bare_children TEMPORAL_ADDRESS`
+"""
+
+import asyncio
+import sys
+from datetime import timedelta
+from typing import Final
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+QUEUE: Final = "bench-bare-children"
+
+
+@activity.defn
+async def generate() -> str:
+    """Return one token."""
+    return "token"
+
+
+@workflow.defn
+class BareChild:
+    """One step."""
+
+    @workflow.run
+    async def run(self) -> str:
+        """Return what the activity returns."""
+        return await workflow.execute_activity(generate, start_to_close_timeout=timedelta(minutes=1))
+
+
+@workflow.defn
+class BareParent:
+    """Runs its steps one after another, or all at the same time."""
+
+    @workflow.run
+    async def run(self, steps: int, at_once: bool) -> int:  # an argument of a workflow
+        """Return the number of steps."""
+        own = workflow.info().workflow_id
+
+        async def step(number: int) -> None:
+            await workflow.execute_child_workflow(BareChild.run, id=f"{own}/{number}")
+
+        if at_once:
+            await asyncio.gather(*map(step, range(steps)))
+        else:
+            for number in range(steps):
+                await step(number)
+        return steps
+
+
+async def main(temporal: str) -> None:
+    """Run the worker until killed."""
+    client = await Client.connect(temporal)
+    async with Worker(
+        client,
+        task_queue=QUEUE,
+        workflows=[BareParent, BareChild],
+        activities=[generate],
+        disable_eager_activity_execution=True,
+        # The suite's worker has none either.
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    ):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,24 @@
+"""The pipelines of the benchmarks, as an operator installs them."""
+
+from google.protobuf.wrappers_pb2 import Int32Value
+
+from pipelines import Pipeline, pipeline
+
+
+@pipeline("steps", Int32Value, Int32Value)
+async def steps(llm: Pipeline, count: Int32Value) -> Int32Value:
+    """Run so many jobs one after another, of one token each."""
+    for number in range(count.value):
+        await llm.generate(f"steps/{number}", model="docstrings", prompt="Step.", max_tokens=1)
+    return count
+
+
+@pipeline("fan", Int32Value, Int32Value)
+async def fan(llm: Pipeline, count: Int32Value) -> Int32Value:
+    """Run so many jobs of one token each at the same time."""
+
+    async def one(part: Pipeline, number: int) -> None:
+        await part.generate("write", model="docstrings", prompt="Step.", max_tokens=1)
+
+    await llm.map("parts", range(count.value), one, limit=count.value)
+    return count

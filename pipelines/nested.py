@@ -1,0 +1,106 @@
+"""Steps that are workflows of their own: batches, and pipelines within pipelines."""
+
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import TypedSearchAttributes
+from temporalio.exceptions import ApplicationError, CancelledError, ChildWorkflowError
+
+with workflow.unsafe.imports_passed_through():
+    from google.protobuf.message import Message
+
+    from jobs import names, work_start
+    from jobs.ids import tenant_of
+    from jobs.options import duration
+    from jobs.search import attributes_of
+    from llm_pb import batch_pb2, internal_pb2, pipeline_pb2
+
+from pipelines.execution import ADMISSION, Execution, Step
+from workflows import activities
+
+_C = TypeVar("_C", batch_pb2.BatchStatus, pipeline_pb2.PipelineResult)
+
+
+async def run_batch(
+    execution: Execution, step: Step, batch: batch_pb2.BatchRequest, timeout: timedelta | None
+) -> batch_pb2.BatchStatus:
+    """Run a batch as the step, and return how it ended. Raises what the child raises, StepFailed."""
+    pipeline = execution.pipeline
+    batch.user_id, batch.request_id, batch.project_id = pipeline.user_id, pipeline.request_id, pipeline.project_id
+    batch.job_class = pipeline.job_class
+    batch.window.CopyFrom(duration(execution.within(step.path, timeout)))
+    if (left := execution.grant(step)) is not None:
+        batch.budget.CopyFrom(left)
+    chosen = await workflow.execute_activity(
+        activities.admit_batch, batch, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
+    )
+    run = internal_pb2.BatchRun(batch=batch, options=chosen)
+    memo = work_start.memo(batch, chosen, chosen.create_time, _traceparent(), execution.hash_, "")
+    status = await _child(execution, step, names.BATCH_WORKFLOW_TYPE, run, batch_pb2.BatchStatus, memo)
+    for name in ("output", "errors"):
+        if status.HasField(name):
+            execution.tree.change(step.path).files.append(getattr(status, name))
+    return status
+
+
+async def run_pipeline(
+    execution: Execution, step: Step, request: pipeline_pb2.PipelineRequest, timeout: timedelta | None
+) -> pipeline_pb2.PipelineResult:
+    """Run a pipeline as the step, and return its result. Raises what the child raises, StepFailed."""
+    pipeline, options = execution.pipeline, execution.options
+    request.user_id, request.request_id, request.project_id = (
+        pipeline.user_id,
+        pipeline.request_id,
+        pipeline.project_id,
+    )
+    request.job_class = pipeline.job_class
+    within = execution.within(step.path, timeout)
+    if (left := execution.grant(step)) is not None:
+        request.budget.CopyFrom(left)
+    chosen = internal_pb2.PipelineOptions(max_job_timeout=options.max_job_timeout, hashes=options.hashes)
+    chosen.create_time.FromDatetime(workflow.now())
+    chosen.expire_time.FromDatetime(workflow.now() + within)
+    run = internal_pb2.PipelineRun(pipeline=request, options=chosen)
+    memo = work_start.memo(request, chosen, chosen.create_time, _traceparent(), execution.hash_, "")
+    return await _child(execution, step, names.PIPELINE_WORKFLOW_TYPE, run, pipeline_pb2.PipelineResult, memo)
+
+
+async def _child(
+    execution: Execution, step: Step, workflow_type: str, run: Message, result_type: type[_C], memo: dict[str, Any]
+) -> _C:
+    """Run a child, and count what it has used, however it ends."""
+    about = work_start.about(execution.pipeline)
+    try:
+        result = await execution.run_child(
+            step,
+            workflow_type,
+            run,
+            result_type,
+            memo=memo,
+            search_attributes=TypedSearchAttributes(attributes_of(about, tenant_of(execution.id), execution.hash_)),
+            priority=workflow.info().priority,
+        )
+    except ChildWorkflowError as error:
+        if (left := _left(error, result_type)) is not None:
+            _count(execution, step, left)
+        raise
+    _count(execution, step, result)
+    return result
+
+
+def _count(execution: Execution, step: Step, result: batch_pb2.BatchStatus | pipeline_pb2.PipelineResult) -> None:
+    step.usage.CopyFrom(result.usage)
+    if result.HasField("counts"):
+        execution.tree.change(step.path).counts.CopyFrom(result.counts)
+
+
+def _left(error: ChildWorkflowError, result_type: type[_C]) -> _C | None:
+    """Return the result that a child has left as it failed or was cancelled; None without one."""
+    cause = error.cause
+    details = cause.details if isinstance(cause, ApplicationError | CancelledError) else ()
+    return next((detail for detail in details if isinstance(detail, result_type)), None)
+
+
+def _traceparent() -> str:
+    return str(workflow.memo_value(names.MEMO_TRACEPARENT, ""))

@@ -1,0 +1,37 @@
+"""The models that the input of a pipeline names, checked before it starts and not step by step."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jobs.field_rules import MODEL_PATTERN, Violation, map_path
+from llm_pb import pipeline_pb2
+from services.gateway.model_settings import Model
+
+
+def check_models(pipeline: pipeline_pb2.PipelineRequest, models: Iterable[Model]) -> list[Violation]:
+    """Return the violations of models that are not served here, or have no price for a budget of costs."""
+    served = {model.name: model for model in models}
+    violations = []
+    for field, name in _named(pipeline):
+        if MODEL_PATTERN.fullmatch(name) is None:
+            # The rules have refused it already.
+            continue
+        if (model := served.get(name)) is None:
+            violations.append(Violation(field, f"is not served here; choose one of: {', '.join(served)}"))
+        elif pipeline.budget.cost_micros and model.price is None:
+            violations.append(Violation("pipeline.budget.cost_micros", f"the model {name} has no price"))
+    return violations
+
+
+def _named(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[tuple[str, str]]:
+    """Yield each field that names a model, with the name. What a custom pipeline calls is not known."""
+    kind = pipeline.WhichOneof("spec")
+    if kind is None or kind == "custom":
+        return
+    spec: Any = getattr(pipeline, kind)
+    fields = spec.DESCRIPTOR.fields_by_name
+    if "models" in fields:
+        for step, name in sorted(spec.models.items()):
+            yield map_path(f"pipeline.{kind}.models", step), name
+    if "image_model" in fields and spec.image_model:
+        yield f"pipeline.{kind}.image_model", spec.image_model

@@ -1,0 +1,103 @@
+"""What comes after the end of a pipeline: its targets are notified, and DeleteJobs deletes it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.deletions import run_exists, until_ended
+from tests.support.deliveries import deliveries, settled, until
+from tests.support.files import PATIENCE, bad_fields, refusal
+from tests.support.pipelines import answer, cancel, follow, get, new_pipeline, submit
+from tests.support.receivers import Receiver, receiving, status
+
+
+@pytest.fixture(scope="module")
+async def sink() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+async def pipelines(stack: Stack) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        yield PipelineServiceStub(channel)
+
+
+def to(url: str, **changes: Any) -> llm_pb2.NotifyTarget:
+    return llm_pb2.NotifyTarget(webhook=llm_pb2.Webhook(url=url, **changes))
+
+
+async def test_the_end_of_a_pipeline_is_delivered_and_again(
+    pipelines: Any, stub: LlmServiceStub, sink: Receiver
+) -> None:
+    """One event for the whole: its steps notify nobody."""
+    target = to(sink.on("/pipeline", status(503), status(200)))
+    id_ = (await submit(pipelines, new_pipeline("essay", StringValue(value="rain"), notify=[target]))).pipeline_id
+    seen = await follow(pipelines, id_)
+    event = (await sink.received("/pipeline", 2))[1].event
+    log = await deliveries(stub, id_)
+    assert (event["id"], event["type"], event["subject"]) == (log[0].id, "llm.v1.pipeline.succeeded", id_)
+    assert event["time"] == seen.status.root.end_time.ToJsonString()
+    told = json_format.ParseDict(event["data"]["status"], pipeline_pb2.PipelineStatus())
+    ended = (await get(pipelines, id_)).status
+    assert [shown.state for shown in ended.notifications] == [llm_pb2.NOTIFY_STATE_DELIVERED]
+    ended.ClearField("notifications")
+    assert told == ended
+    await stub.Redeliver(llm_pb2.RedeliverRequest(workflow_id=id_), timeout=PATIENCE)
+    assert (await sink.received("/pipeline", 3))[2].event == event
+    await until(stub, id_, settled)
+
+
+async def test_every_outcome_is_delivered_but_not_to_openais_webhooks(pipelines: Any, sink: Receiver) -> None:
+    targets = [to(sink.on("/outcome", status(200)))]
+    failed = (await submit(pipelines, new_pipeline("broken", Struct(), notify=targets))).pipeline_id
+    waiting = (await submit(pipelines, new_pipeline("careful", StringValue(value="x"), notify=targets))).pipeline_id
+    await cancel(pipelines, waiting)
+    await follow(pipelines, failed)
+    await follow(pipelines, waiting)
+    events = [request.event for request in await sink.received("/outcome", 2)]
+    assert {event["subject"]: event["type"].rpartition(".")[2] for event in events} == {
+        failed: "failed",
+        waiting: "cancelled",
+    }
+    openai = new_pipeline("essay", notify=[*targets, to("http://127.0.0.1:1/x", format=llm_pb2.WEBHOOK_FORMAT_OPENAI)])
+    assert await bad_fields(submit(pipelines, openai)) == {"pipeline.notify[1].webhook.format"}
+
+
+async def test_deleting_the_jobs_of_a_user_deletes_their_pipelines(
+    pipelines: Any, stub: LlmServiceStub, temporal: Client
+) -> None:
+    """One that has ended and one that runs, with all of their jobs. Their keys stay taken."""
+    ended = new_pipeline("essay", StringValue(value="fog"))
+    waiting = new_pipeline("careful", StringValue(value="x"), user_id=ended.user_id)
+    ids = [(await submit(pipelines, pipeline)).pipeline_id for pipeline in (ended, waiting)]
+    await follow(pipelines, ids[0])
+    await follow(pipelines, ids[1], until=lambda seen: "review/approve" in seen.steps)
+    run_ids = [(await temporal.get_workflow_handle(id_).describe()).run_id for id_ in ids]
+    started = await stub.DeleteJobs(llm_pb2.DeleteJobsRequest(user_id=ended.user_id), timeout=PATIENCE)
+    deletion = await until_ended(stub, started.deletion.deletion_id)
+    assert deletion.state == llm_pb2.DELETION_STATE_DONE
+    # Two pipelines, and the four jobs of one of them.
+    assert deletion.deleted_jobs == 6
+    for id_, run_id in zip(ids, run_ids, strict=True):
+        assert not await run_exists(temporal, id_, run_id)
+        assert await refusal(get(pipelines, id_)) == ("NOT_FOUND", "PIPELINE_NOT_FOUND")
+    assert await refusal(answer(pipelines, ids[1], "review/approve", "a", approved=True)) == (
+        "NOT_FOUND",
+        "PIPELINE_NOT_FOUND",
+    )
+    assert await refusal(submit(pipelines, ended)) == ("ALREADY_EXISTS", "JOB_DELETED")
+    outline = llm_pb2.GetStatusRequest(workflow_id=f"{ids[0]}/outline")
+    assert await refusal(stub.GetStatus(outline, timeout=PATIENCE)) == ("NOT_FOUND", "JOB_NOT_FOUND")
+    listed = await pipelines.ListPipelines(pipeline_pb2.ListPipelinesRequest(user_id=ended.user_id), timeout=PATIENCE)
+    assert not listed.pipelines

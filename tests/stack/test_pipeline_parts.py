@@ -1,0 +1,155 @@
+"""What pipelines are made of beside single jobs: large outputs, files, batches, and pipelines within pipelines."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+from temporalio.client import Client
+
+from deploy.local.stack import Stack
+from jobs.errors import reason_of
+from llm_pb import batch_pb2, llm_pb2, pipeline_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
+from llm_pb.file_pb2_grpc import FileServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from tests.support.files import PATIENCE, download, new_file, refusal, upload
+from tests.support.files import get as get_file
+from tests.support.pipelines import Followed, follow, get, new_pipeline, submit
+
+SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
+
+
+@pytest.fixture(scope="module")
+async def channel(stack: Stack) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def pipelines(channel: grpc.aio.Channel) -> Any:
+    return PipelineServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def files(channel: grpc.aio.Channel) -> FileServiceStub:
+    return FileServiceStub(channel)
+
+
+async def run(stub: Any, pipeline: pipeline_pb2.PipelineRequest) -> Followed:
+    return await follow(stub, (await submit(stub, pipeline)).pipeline_id)
+
+
+def text_of(seen: Followed) -> str:
+    value = StringValue()
+    assert seen.result is not None, seen.status
+    assert seen.result.value.Unpack(value)
+    return value.value
+
+
+async def test_large_outputs_are_not_in_the_history(pipelines: Any, temporal: Client) -> None:
+    """500 of them stay far below Temporal's 50 MiB. The code reads one, and passes one on."""
+    seen = await run(pipelines, new_pipeline("large", Int32Value(value=8)))
+    # The context of the small model does not take it: it was read.
+    assert text_of(seen).split()[2:] == ["OUTPUT_TOO_LARGE", "PROMPT_TOO_LONG"]
+    count, size = map(int, text_of(seen).split()[:2])
+    assert (count, seen.steps["draft"].files[0].size_bytes) == (8, size)
+    assert size > 64 * 1024
+    parts = [seen.steps[f"parts/{number}/write"] for number in range(8)]
+    assert all(len(part.files) == 1 and part.files[0].size_bytes > 64 * 1024 for part in parts)
+    described = await temporal.get_workflow_handle(seen.status.pipeline_id).describe()
+    history = described.raw_description.workflow_execution_info.history_size_bytes
+    assert (history - size) / len(seen.steps) * 500 < 10 * 1024 * 1024
+
+
+async def test_a_pipeline_reads_and_writes_the_files_of_its_user(pipelines: Any, files: FileServiceStub) -> None:
+    key = new_file()
+    ref = (await upload(files, key, "Grüße".encode())).ref
+    seen = await run(pipelines, new_pipeline("librarian", ref, user_id=key["file"].user_id))
+    assert text_of(seen).startswith("Grüße and more: ")
+    written = seen.steps["notes"].files[0]
+    assert (await get_file(files, written.file_id)).user_id == key["file"].user_id
+    assert await download(files, written.file_id) == "Grüße and more".encode()
+    # Nobody reads the file of another user by a pipeline.
+    seen = await run(pipelines, new_pipeline("librarian", ref))
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert reason_of(seen.status.root.error) == "FILE_NOT_FOUND"
+    binary = new_file()
+    ref = (await upload(files, binary, b"\xff\xfe")).ref
+    seen = await run(pipelines, new_pipeline("librarian", ref, user_id=binary["file"].user_id))
+    assert reason_of(seen.status.root.error) == "FILE_IS_NO_TEXT"
+
+
+async def test_a_step_is_a_batch(pipelines: Any, channel: grpc.aio.Channel, files: FileServiceStub) -> None:
+    seen = await run(pipelines, new_pipeline("batching", Int32Value(value=5)))
+    assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status
+    step, status = seen.steps["lines"], batch_pb2.BatchStatus()
+    assert seen.result is not None
+    assert seen.result.value.Unpack(status)
+    assert (step.state, step.counts.total, step.counts.succeeded) == (SUCCEEDED, 5, 5)
+    assert step.usage.output_tokens == seen.status.root.usage.output_tokens == 20
+    assert [*step.files] == [status.output]
+    assert len((await download(files, status.output.file_id)).splitlines()) == 5
+    # It is a batch like any other.
+    found = await BatchServiceStub(channel).GetBatch(
+        batch_pb2.GetBatchRequest(batch_id=step.workflow_id), timeout=PATIENCE
+    )
+    assert found.status == status
+    # One whose lines are bad fails, and so does its step.
+    seen = await run(pipelines, new_pipeline("batching", Int32Value(value=0)))
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert seen.steps["lines"].state == pipeline_pb2.STEP_STATE_FAILED
+
+
+async def test_a_step_is_a_pipeline(pipelines: Any) -> None:
+    """It has a tree of its own, and its usage and counts are those of the step."""
+    spec = Struct()
+    spec.update({"code": "essay", "topics": ["rain", "snow"]})
+    seen = await run(pipelines, new_pipeline("nesting", spec, budget={"output_tokens": 1000}))
+    assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status
+    texts = text_of(seen).split("|")
+    for number, text in enumerate(texts):
+        step = seen.steps[f"parts/{number}/write"]
+        inner = await get(pipelines, step.workflow_id)
+        value = StringValue()
+        assert inner.result.value.Unpack(value)
+        assert (value.value, inner.status.state) == (text, llm_pb2.JOB_STATE_SUCCEEDED)
+        assert (step.counts, step.usage) == (inner.status.root.counts, inner.status.root.usage)
+        assert (step.counts.succeeded, step.usage.output_tokens) == (4, 210)
+        assert inner.steps[0].workflow_id == f"{seen.status.pipeline_id}/parts/{number}/write/outline"
+    assert seen.status.left.output_tokens == 1000 - 420
+    # What one has used counts also where it fails, and the reason is its own.
+    spec.update({"code": "careless", "topics": ["rain"]})
+    seen = await run(pipelines, new_pipeline("nesting", spec))
+    assert text_of(seen) == "PROGRAM_ERROR"
+    assert seen.status.root.usage.output_tokens == 4
+    assert await refusal(get(pipelines, f"{seen.status.pipeline_id}/parts/1/write")) == (
+        "NOT_FOUND",
+        "PIPELINE_NOT_FOUND",
+    )
+
+
+async def test_a_cancel_reaches_the_jobs_of_pipelines_within(pipelines: Any, stub: Any) -> None:
+    spec = Struct()
+    spec.update({"code": "lasting", "topics": ["rain"]})
+    id_ = (await submit(pipelines, new_pipeline("nesting", spec))).pipeline_id
+    inner, job = f"{id_}/parts/0/write", f"{id_}/parts/0/write/write"
+    await follow(pipelines, id_, until=lambda seen: inner in {step.workflow_id for step in seen.steps.values()})
+    await follow(pipelines, inner, "write", until=lambda seen: bool(seen.outputs))
+    await pipelines.CancelPipeline(pipeline_pb2.CancelPipelineRequest(pipeline_id=id_), timeout=PATIENCE)
+    assert (await follow(pipelines, id_)).status.state == llm_pb2.JOB_STATE_CANCELLED
+    assert (await follow(pipelines, inner)).status.state == llm_pb2.JOB_STATE_CANCELLED
+    status = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=job), timeout=PATIENCE)
+    assert status.status.state == llm_pb2.JOB_STATE_CANCELLED
+    assert status.result.output
+
+
+async def test_a_pipeline_ends_before_its_history_is_full(pipelines: Any) -> None:
+    """Temporal would terminate it, and nothing would be undone."""
+    seen = await run(pipelines, new_pipeline("verbose", StringValue(value="x")))
+    assert seen.status.state == llm_pb2.JOB_STATE_FAILED
+    assert reason_of(seen.status.root.error) == "HISTORY_FULL"
+    assert 30 < seen.steps["texts"].counts.succeeded < 40
+    assert seen.steps["undo"].state == SUCCEEDED

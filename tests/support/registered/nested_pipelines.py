@@ -1,0 +1,98 @@
+"""Pipelines of the tests: large outputs, files, batches, and pipelines within pipelines."""
+
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from jobs.pipelines import MAX_TEXT_BYTES
+from llm_pb import batch_pb2, common_pb2, llm_pb2
+from pipelines import Pipeline, StepFailed, pipeline
+
+_WIDE = 20
+"""Tokens of [[wide]], of 4 KiB each: more than 64 KiB of text."""
+
+
+@pipeline("large", Int32Value, StringValue)
+async def large(llm: Pipeline, count: Int32Value) -> StringValue:
+    """Generate large outputs, read one, and pass one on."""
+
+    async def write(part: Pipeline, number: int) -> common_pb2.FileRef | None:
+        return (await part.generate("write", model="docstrings", prompt=f"[[wide]] {number}", max_tokens=_WIDE)).file
+
+    files = await llm.map("parts", range(count.value), write)
+    draft = await llm.generate("draft", model="docstrings", prompt="[[wide]]", max_tokens=_WIDE)
+    reasons = []
+    try:
+        draft.text  # noqa: B018  # it raises
+    except StepFailed as error:
+        reasons.append(error.reason)
+    try:
+        await llm.generate("next", model="docstrings", prompt_file=draft.file, max_tokens=4)
+    except StepFailed as error:
+        reasons.append(error.reason)
+    text = await draft.read()
+    return StringValue(value=f"{len(files)} {len(text.encode())} {' '.join(reasons)}")
+
+
+@pipeline("librarian", common_pb2.FileRef, StringValue)
+async def librarian(llm: Pipeline, ref: common_pb2.FileRef) -> StringValue:
+    """Read a file, write another one, and generate from it."""
+    text = await llm.files.get(ref)
+    written = await llm.files.put("notes", f"{text} and more")
+    again = await llm.files.get(written)
+    generated = await llm.generate("continue", model="docstrings", prompt_file=written, max_tokens=4)
+    return StringValue(value=f"{again}: {generated.text}")
+
+
+@pipeline("batching", Int32Value, batch_pb2.BatchStatus)
+async def batching(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
+    """Run a batch of so many lines."""
+    lines = [
+        llm_pb2.JobRequest(request_id=f"line-{number}", model="docstrings", prompt=f"Line {number}.")
+        for number in range(count.value)
+    ]
+    return await llm.batch("lines", lines, defaults=llm_pb2.JobRequest(params=llm_pb2.SamplingParams(max_tokens=4)))
+
+
+@pipeline("nesting", Struct, StringValue)
+async def nesting(llm: Pipeline, spec: Struct) -> StringValue:
+    """Run pipelines within this one, of which one may fail."""
+
+    async def run(part: Pipeline, topic: str) -> str:
+        try:
+            written: StringValue = await part.pipeline("write", spec["code"], StringValue(value=topic))
+        except StepFailed as error:
+            return error.reason
+        return written.value
+
+    return StringValue(value="|".join(await llm.map("parts", list(spec["topics"]), run)))
+
+
+@pipeline("careless", StringValue, StringValue)
+async def careless(llm: Pipeline, prompt: StringValue) -> StringValue:
+    """Generate, and fail as code fails."""
+    await llm.generate("write", model="docstrings", prompt=prompt.value, max_tokens=4)
+    raise RuntimeError("careless")
+
+
+@pipeline("lasting", StringValue, StringValue)
+async def lasting(llm: Pipeline, prompt: StringValue) -> StringValue:
+    """Run a long job."""
+    return StringValue(
+        value=(await llm.generate("write", model="docstrings", prompt=prompt.value, max_tokens=8000)).text
+    )
+
+
+@pipeline("verbose", StringValue, StringValue)
+async def verbose(llm: Pipeline, text: StringValue) -> StringValue:
+    """Write a large text again and again."""
+
+    async def undo() -> None:
+        await llm.generate("undo", model="docstrings", prompt="Undo.", max_tokens=2)
+
+    llm.compensate(undo)
+
+    async def write(part: Pipeline, _: int) -> None:
+        await part.files.put("text", text.value * MAX_TEXT_BYTES)
+
+    await llm.map("texts", range(100), write, limit=4)
+    return StringValue()

@@ -1,0 +1,47 @@
+"""The tree of a pipeline's steps: what may begin, what may be asked, and when it is full."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from jobs.pipelines import MAX_NODES, MAX_STEPS
+from llm_pb import pipeline_pb2
+from pipelines import StepFailed
+from pipelines.tree import Tree
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def new_tree(steps: int = 0, max_path: int = 100) -> Tree:
+    tree = Tree(pipeline_pb2.StepStatus(), max_path)
+    for number in range(steps):
+        tree.begin(f"s{number}", NOW)
+    return tree
+
+
+def test_what_undoes_is_not_bounded() -> None:
+    """A pipeline that fails because of too many steps can still run its compensations."""
+    tree = new_tree(MAX_STEPS)
+    with pytest.raises(StepFailed) as failed:
+        tree.begin("more", NOW)
+    assert failed.value.reason == "TOO_MANY_STEPS"
+    tree.begin("undo", NOW, bounded=False)
+
+
+def test_a_step_that_nobody_can_see_asks_nothing() -> None:
+    tree = new_tree(MAX_NODES + 1)
+    tree.ask(f"s{MAX_NODES - 1}", "May I?")
+    node = tree.node(f"s{MAX_NODES - 1}")
+    assert node is not None
+    assert node.step.state == pipeline_pb2.STEP_STATE_NEEDS_ANSWER
+    with pytest.raises(StepFailed) as failed:
+        tree.ask(f"s{MAX_NODES}", "May I?")
+    assert failed.value.reason == "TOO_MANY_STEPS"
+
+
+def test_a_pipeline_within_a_pipeline_has_shorter_paths() -> None:
+    """The id of a step's job is the pipeline's id and the path, and has to fit."""
+    tree = new_tree(max_path=5)
+    tree.begin("abcde", NOW)
+    with pytest.raises(ValueError, match="no step can have the path"):
+        tree.begin("abcdef", NOW)
