@@ -40,6 +40,13 @@ FINAL_STATES: Final = frozenset(
 ENDED_STEPS: Final = frozenset(
     {pipeline_pb2.STEP_STATE_SUCCEEDED, pipeline_pb2.STEP_STATE_FAILED, pipeline_pb2.STEP_STATE_CANCELLED}
 )
+STEP_STATES: Final = {
+    llm_pb2.JOB_STATE_SUCCEEDED: pipeline_pb2.STEP_STATE_SUCCEEDED,
+    llm_pb2.JOB_STATE_FAILED: pipeline_pb2.STEP_STATE_FAILED,
+    llm_pb2.JOB_STATE_TIMED_OUT: pipeline_pb2.STEP_STATE_FAILED,
+    llm_pb2.JOB_STATE_CANCELLED: pipeline_pb2.STEP_STATE_CANCELLED,
+}
+"""The state of the root of a pipeline's tree, by that of the pipeline."""
 
 BUDGET_SPENT: Final = "BUDGET_SPENT"
 CANCELLED: Final = "CANCELLED"

@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
         CANCELLED,
         INCOMPLETE,
         PROGRAM_ERROR,
+        STEP_STATES,
         TOTAL_TIMEOUT,
         UNKNOWN_PIPELINE,
         failure,
@@ -255,7 +256,7 @@ class LLMPipelineWorkflow:
         )
         await self._finish(asyncio.create_task(_quietly(lambda: forgetting)))
         status.state = final
-        status.root.state = _STEP_STATES[final]
+        status.root.state = STEP_STATES[final]
         status.root.end_time.FromDatetime(workflow.now())
         if self._error is not None:
             status.root.error.CopyFrom(self._error)
@@ -297,14 +298,6 @@ class LLMPipelineWorkflow:
         """Wait for a task. A cancel meanwhile is noted, and does not reach it."""
         await self._cancellation.wait(task.done)
         task.result()
-
-
-_STEP_STATES: Final = {
-    llm_pb2.JOB_STATE_SUCCEEDED: pipeline_pb2.STEP_STATE_SUCCEEDED,
-    llm_pb2.JOB_STATE_FAILED: pipeline_pb2.STEP_STATE_FAILED,
-    llm_pb2.JOB_STATE_TIMED_OUT: pipeline_pb2.STEP_STATE_FAILED,
-    llm_pb2.JOB_STATE_CANCELLED: pipeline_pb2.STEP_STATE_CANCELLED,
-}
 
 
 async def _quietly(work: Callable[[], Awaitable[object]]) -> None:
