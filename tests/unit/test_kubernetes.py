@@ -134,6 +134,8 @@ def mounted(spec: dict[str, Any], container: dict[str, Any], folder: Path) -> It
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for mount in container["volumeMounts"]:
         volume = volumes[mount["name"]]
+        if "emptyDir" in volume:
+            yield mount["mountPath"], folder
         sources = [source["secret"]["name"] for source in volume.get("projected", {}).get("sources", ())]
         sources += [volume["secret"]["secretName"]] if "secret" in volume else []
         for source in sources:
