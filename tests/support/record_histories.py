@@ -40,8 +40,9 @@ from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
 from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
 from tests.support.schedules import create, ended, new_schedule, trigger, until
-from tests.support.stacks import stack_settings
+from tests.support.stacks import FAST, stack_settings
 from tests.support.training import jsonl, new_training, sentences, write_tiny_model
+from tests.support.worlds import FILTERED, MODELS, PAINTER, new_world
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
 
@@ -216,6 +217,25 @@ async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> di
     return {"training": trained, "training-cancelled": stopped, "models": models_workflow_id("")}
 
 
+async def worlds(folder: Path, version: str) -> None:
+    """Record a world that succeeds, one with a step that fails, and the second run of that one."""
+    environment = {
+        "gateway": {**FAST["gateway"], "GATEWAY_MODELS": json.dumps(MODELS)},
+        "gpu-worker": {**FAST["gpu-worker"], "GPU_WORKER_ENGINE_OPTIONS": '{"context_tokens": 16384}'},
+    }
+    services = ("temporal", "nats", "gateway", "gpu-worker")
+    stack = Stack(stack_settings(folder), only=services, environment=environment)
+    stack.add("gpu-worker", {**PAINTER, **FILTERED})
+    async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        stub: Any = PipelineServiceStub(channel)
+        whole, bad = new_world("whole"), new_world("bad", bad_post="a dragon")
+        for name, world in (("world", whole), ("world-incomplete", bad), ("world-resumed", bad)):
+            id_ = (await submit(stub, world)).pipeline_id
+            await follow(stub, id_)
+            await record(temporal, id_, f"{name}.{version}")
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -257,6 +277,7 @@ async def main(version: str) -> None:
             for name, id_ in (await trainings(stack, channel, Path(folder) / "tiny")).items():
                 await record(temporal, id_, f"{name}.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
+        await worlds(Path(folder) / "worlds", version)
 
 
 async def record(temporal: Client, id_: str, name: str) -> None:

@@ -51,6 +51,8 @@ class _OperatorsRules:
         model = self._models.get(job.model)
         if self._needs_price and model is not None and model.price is None:
             yield Violation("model", "has no price, so the budget.cost_micros of the batch cannot be kept")
+        if model is not None and model.image_sizes:
+            yield Violation("model", "makes images, which no batch does")
         try:
             check_submit(self._creator, request)
         except Refusal as refusal:
