@@ -102,9 +102,7 @@ async def connect(runtime: Runtime, readiness: Readiness, encryption: Encryption
         readiness.want("keys", "of encrypted content are not all available", lambda: encryption.keys.available)
         await encryption.wait_for_keys()
     while True:
-        plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True)]
-        if settings.version is not None:
-            plugins.append(WorkerVersioning(settings.version))
+        plugins: list[Plugin] = [OpenTelemetryPlugin(add_temporal_spans=True), WorkerVersioning(settings.version)]
         if tls_paths(profile):
             plugins.append(TlsReloading(profile))
         try:

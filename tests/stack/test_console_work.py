@@ -14,7 +14,7 @@ from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.schedule_pb2_grpc import ScheduleServiceStub
 from tests.stack.test_console import post, until
 from tests.support import schedules
-from tests.support.batches import Stubs, create, lines_of, running
+from tests.support.batches import Stubs, create, lines_of, running, to_jsonl
 from tests.support.files import new_file, upload
 from tests.support.http_events import events_of
 
@@ -86,6 +86,35 @@ async def test_cancel_leads_back_to_the_batch(http: httpx.AsyncClient, stubs: St
     assert "&lt;b&gt;enough" in page
     assert f'action="{path}/cancel"' not in page
     assert (await http.get("/console/batches/llmbatch-no-one")).status_code == 404
+
+
+async def test_forms_create_a_batch_and_a_schedule(http: httpx.AsyncClient, stubs: Stubs) -> None:
+    file = (await upload(stubs.files, new_file(), to_jsonl(lines_of(1)))).ref.file_id
+    form = {"input": file, "user_id": "console-form", "request_id": "b", "project_id": "p"}
+    answer = await post(http, "/console/batches", **form)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/batches/llmbatch-console--form-b")
+    assert (await post(http, "/console/batches", **form)).headers["location"] == answer.headers["location"]
+    await stubs.cancel("llmbatch-console--form-b")
+    lost = await post(http, "/console/batches", **{**form, "input": f"file-{'0' * 64}", "request_id": "c"})
+    assert lost.status_code == 404
+    assert 'role="alert">' in lost.text
+    refused = await post(http, "/console/batches", **{**form, "project_id": "<b>"})
+    assert refused.status_code == 400
+    assert 'value="&lt;b&gt;"' in refused.text
+    assert (await http.post("/console/batches", data=form)).status_code == 403
+    times = {"cron": "0 6 * * MON", "time_zone": "Europe/Berlin"}
+    job = {"model": "docstrings", "prompt": "<i>", "user_id": "console-form", "request_id": "s"}
+    answer = await post(http, "/console/schedules", **times, **job)
+    path = "/console/schedules/llmschedule-console--form-s"
+    assert (answer.status_code, answer.headers["location"]) == (303, path)
+    page = (await http.get(path)).text
+    assert "0 6 * * MON (Europe/Berlin)" in page
+    assert "&lt;i&gt;" in page
+    assert (await post(http, f"{path}/delete")).status_code == 303
+    bad = await post(http, "/console/schedules", **{**times, "cron": "never"}, **job)
+    assert bad.status_code == 400
+    assert "cron[0]" in bad.text
+    assert "&lt;i&gt;" in bad.text
 
 
 async def test_a_schedule_is_paused_resumed_run_and_deleted(

@@ -60,6 +60,11 @@ async def test_a_batch_is_followed_across_the_death_of_its_front_and_cancelled(
             assert await page.evaluate("window.sameDocument"), "the page was not loaded again"
             await page.wait_for_selector("#results a:has-text('Download output')")
     other = (await create(stubs, lines_of(3), "browser-batch")).batch_id
+    for place in ("batches", "schedules"):
+        async with new_page(browser, f"http://{stack.address('http')}", complaints) as page:
+            await page.goto(f"/console/{place}")
+            await page.click("summary:has-text('New ')")
+            await check(page)
     async with new_page(browser, f"http://{stack.address('http')}", complaints) as page:
         await page.goto(f"/console/batches/{id_}")
         await check(page)

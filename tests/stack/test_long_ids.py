@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
@@ -16,6 +17,7 @@ from deploy.local.stack import Stack
 from jobs import names
 from jobs.ids import (
     MAX_JOB_ID,
+    MAX_PIPELINE_ID,
     delivery_workflow_id,
     job_digest,
     unshortened_delivery_workflow_id,
@@ -23,11 +25,14 @@ from jobs.ids import (
 )
 from jobs.limits import MAX_TEMPORAL_ID
 from jobs.options import DEFAULTS
+from jobs.pipelines import MAX_PATH
 from llm_pb import internal_pb2, llm_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
 from tests.support.deliveries import QUICK, exists, settled, until
 from tests.support.jobs import details_of, new_job, run_job, watch, webhook
+from tests.support.pipelines import follow, new_pipeline, submit
 from tests.support.receivers import receiving, status
 from tests.support.stacks import FAST, stack_settings
 
@@ -88,6 +93,24 @@ async def test_two_long_requests_that_end_differently_are_two_jobs(stub: LlmServ
     jobs = [new_job(user_id=USER, request_id="q" * 127 + end, params=QUICK) for end in "ab"]
     first, second = [(await run_job(stub, job)).final.status for job in jobs]
     assert (first.workflow_id, first.run_id) != (second.workflow_id, second.run_id)
+
+
+async def test_the_longest_path_of_the_longest_pipeline_is_a_job_like_any_other(
+    stack: Stack, stub: LlmServiceStub
+) -> None:
+    path = "/".join(["p" * 32] * 3)
+    path += "/" + "q" * (MAX_PATH - len(path) - 1)
+    async with grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        pipelines = PipelineServiceStub(channel)
+        pipeline = new_pipeline("deep", StringValue(value=path), user_id=USER, request_id="r" * 128)
+        id_ = (await submit(pipelines, pipeline)).pipeline_id
+        assert len(id_) == MAX_PIPELINE_ID
+        seen = await follow(pipelines, id_)
+    assert seen.result is not None
+    step = seen.steps[path].workflow_id
+    assert len(step) == MAX_PIPELINE_ID + 1 + MAX_PATH < MAX_JOB_ID
+    answer = await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=step))
+    assert answer.status.state == llm_pb2.JOB_STATE_SUCCEEDED
 
 
 async def test_a_long_job_can_be_cancelled(stub: LlmServiceStub) -> None:

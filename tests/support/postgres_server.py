@@ -15,7 +15,6 @@ import pytest
 
 from deploy.local.ports import free_port
 from tests.support.certificates import Authority
-from tests.support.paths import ROOT
 
 _USER = "nobody"
 """Who runs the server where the tests run as root: it refuses to."""
@@ -47,10 +46,7 @@ class PostgresServer:
 
 def _program(name: str) -> str:
     """Return the path of a program of PostgreSQL's. Skips the test without it."""
-    folders = [
-        *sorted((ROOT / ".tools" / "usr" / "lib" / "postgresql").glob("*/bin")),
-        *sorted(Path("/usr/lib/postgresql").glob("*/bin")),
-    ]
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     path = shutil.which(name, path=":".join(map(str, folders))) or shutil.which(name)
     if path is None:
         pytest.skip("PostgreSQL is not installed")

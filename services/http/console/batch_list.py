@@ -1,6 +1,8 @@
-"""The list of batches."""
+"""The list of batches, with a form that creates one."""
 
-from typing import Final
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import ClassVar, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,12 +10,11 @@ from starlette.responses import Response
 from durable_llm.errors import Violation
 from llm_pb import batch_pb2
 from services.http.console.batch_view import BatchView
-from services.http.console.caller import caller_of
 from services.http.console.formats import batch_state
 from services.http.console.listing import PAGE_SIZE, ListQuery
-from services.http.console.pages import Pages
+from services.http.console.new_work import CreatingList
 from services.http.failures import bad_request
-from services.http.front import Front
+from services.http.gateway import Calls
 
 _STATES: Final = {
     value.name: batch_state(value.number) for value in batch_pb2.BatchState.DESCRIPTOR.values if value.number
@@ -21,15 +22,28 @@ _STATES: Final = {
 _FILTERS: Final = ("state", "user_id", "project_id")
 
 
-class BatchList:
-    """The handler."""
+class BatchList(CreatingList):
+    """The handlers."""
 
-    def __init__(self, front: Front, pages: Pages) -> None:
-        self._front = front
-        self._pages = pages
+    place: ClassVar = "/console/batches"
+    fields: ClassVar = ("input", "project_id")
 
-    async def show(self, request: Request) -> Response:
-        """Show a page of batches. The filters are in the URL. Raises Failure, 400, for a state that does not exist."""
+    async def _create(self, calls: Calls, form: Mapping[str, str]) -> str:
+        batch = batch_pb2.BatchRequest()
+        batch.user_id, batch.request_id = form.get("user_id", ""), form.get("request_id", "")
+        batch.project_id, batch.input.file_id = form.get("project_id", ""), form.get("input", "")
+        created = await calls.call("CreateBatch", batch_pb2.CreateBatchRequest(batch=batch))
+        id_: str = created.status.batch_id
+        return id_
+
+    async def _show(
+        self,
+        request: Request,
+        form: Mapping[str, str] | None = None,
+        refused: str = "",
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> Response:
+        """Show the page. The filters are in the URL. Raises Failure, 400, for a state that does not exist."""
         query = ListQuery.of(request, _FILTERS)
         filters = query.filters
         if filters["state"] and filters["state"] not in _STATES:
@@ -41,11 +55,14 @@ class BatchList:
             page_size=PAGE_SIZE,
             page_token=query.page_token,
         )
-        listed = await self._front.gateway.in_name_of(caller_of(request)).call("ListBatches", message)
+        listed = await self._calls(request).call("ListBatches", message)
         return self._pages.render(
             request,
             "batches.html",
-            batches=[BatchView(status) for status in listed.batches],
+            status,
+            batches=[BatchView(one) for one in listed.batches],
             states=_STATES,
+            form=self._form(form),
+            refused=refused,
             **query.shown(listed.next_page_token),
         )

@@ -37,6 +37,7 @@ def package(front: Front) -> Package:
 
     job, batch, schedule = JobPage(front, pages), BatchPage(front, pages), SchedulePage(front, pages)
     pipeline, uploads, playground = PipelinePage(front, pages), FileList(front, pages), Playground(front, pages)
+    batches, schedules = BatchList(front, pages), ScheduleList(front, pages)
     # The paths with a suffix come first, because an id may hold `/`.
     resources = (
         Resource("/", {"GET": home}),
@@ -49,7 +50,7 @@ def package(front: Front) -> Package:
         Resource("/console/jobs/{id:id}/delete", {"GET": job.confirm, "POST": job.delete}),
         Resource("/console/jobs/{id:id}", {"GET": job.show}),
         Resource("/console/deletions/{id:id}", {"GET": job.deletion}),
-        Resource("/console/batches", {"GET": BatchList(front, pages).show}),
+        Resource("/console/batches", {"GET": batches.show, "POST": batches.create}),
         Resource("/console/batches/{id:id}/events", {"GET": batch.events}),
         Resource("/console/batches/{id:id}/cancel", {"POST": batch.cancel}),
         Resource("/console/batches/{id:id}", {"GET": batch.show}),
@@ -58,7 +59,7 @@ def package(front: Front) -> Package:
         Resource("/console/pipelines/{id:id}/cancel", {"POST": pipeline.cancel}),
         Resource("/console/pipelines/{id:id}/answer", {"POST": pipeline.answer}),
         Resource("/console/pipelines/{id:id}", {"GET": pipeline.show}),
-        Resource("/console/schedules", {"GET": ScheduleList(front, pages).show}),
+        Resource("/console/schedules", {"GET": schedules.show, "POST": schedules.create}),
         Resource("/console/schedules/{id:id}/pause", {"POST": schedule.pause}),
         Resource("/console/schedules/{id:id}/resume", {"POST": schedule.resume}),
         Resource("/console/schedules/{id:id}/trigger", {"POST": schedule.trigger}),

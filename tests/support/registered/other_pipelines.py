@@ -62,3 +62,9 @@ async def foreign(llm: Pipeline, spec: Struct) -> StringValue:
 async def broken(llm: Pipeline, spec: Struct) -> StringValue:
     """Fail as code fails, with what somebody wrote."""
     raise KeyError(f"no such thing as {spec['text']}" if "text" in spec else "no such thing")
+
+
+@pipeline("deep", StringValue, StringValue)
+async def deep(llm: Pipeline, path: StringValue) -> StringValue:
+    """Generate at a path."""
+    return StringValue(value=(await llm.generate(path.value, model="docstrings", prompt="Deep.", max_tokens=4)).text)
