@@ -20,7 +20,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs import names
-from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id
+from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id, models_workflow_id
 from llm_pb import common_pb2, internal_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
@@ -41,6 +41,7 @@ from tests.support.paths import ROOT
 from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
 from tests.support.schedules import create, ended, new_schedule, trigger, until
 from tests.support.stacks import FAST, stack_settings
+from tests.support.training import jsonl, new_training, sentences, write_tiny_model
 from tests.support.worlds import FILTERED, MODELS, PAINTER, new_world
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
@@ -201,6 +202,21 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     }
 
 
+async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> dict[str, str]:
+    """Train a model that is registered, and cancel a training; return the ids of the workflows by name."""
+    models = {"tiny": str(write_tiny_model(folder))}
+    await stack.add("trainer", {"TRAINER_BASE_MODELS": json.dumps(models), "TRAINER_DEVICE": "cpu"}).start()
+    dataset = (await upload(FileServiceStub(channel), new_file(), jsonl(sentences(60)))).ref
+    stub: Any = PipelineServiceStub(channel)
+    trained = (await submit(stub, new_training(dataset, steps=20))).pipeline_id
+    await follow(stub, trained)
+    stopped = (await submit(stub, new_training(dataset, steps=100_000))).pipeline_id
+    await follow(stub, stopped, until=lambda seen: "train" in seen.steps)
+    await cancel(stub, stopped)
+    await follow(stub, stopped)
+    return {"training": trained, "training-cancelled": stopped, "models": models_workflow_id("")}
+
+
 async def worlds(folder: Path, version: str) -> None:
     """Record a world that succeeds, one with a step that fails, and the second run of that one."""
     environment = {
@@ -257,6 +273,8 @@ async def main(version: str) -> None:
                 **await scheduled(ScheduleServiceStub(channel), stub, temporal),
             }
             for name, id_ in further.items():
+                await record(temporal, id_, f"{name}.{version}")
+            for name, id_ in (await trainings(stack, channel, Path(folder) / "tiny")).items():
                 await record(temporal, id_, f"{name}.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
         await worlds(Path(folder) / "worlds", version)

@@ -45,7 +45,7 @@ class _OperatorsRules:
     def check(self, job: llm_pb2.JobRequest) -> Iterator[Violation]:
         """Yield the violations of a job."""
         request = llm_pb2.SubmitRequest(job=job)
-        violations = self._loop.run_until_complete(self._bounds.check(request)) or self._files.check(job)
+        violations = self._loop.run_until_complete(self._bounds.check(request, self._creator)) or self._files.check(job)
         for field, description in violations:
             yield Violation(field.removeprefix(_OF_JOB), description)
         model = self._models.get(job.model)
