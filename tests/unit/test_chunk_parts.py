@@ -44,7 +44,7 @@ async def indexes(store: ObjectStore, refs: list[common_pb2.FileRef]) -> list[in
     return found
 
 
-@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("size", [10, 50_000])
 async def test_a_chunk_has_few_segments_and_each_item_once(store: ObjectStore, size: int) -> None:
     """Whatever is written when. The segments of an earlier attempt are among them."""
     writer, written = SegmentWriter(store, REQUEST, []), list[int]()
@@ -75,7 +75,10 @@ async def test_a_chunk_counts_each_item_once() -> None:
     assert (known.counts.total, known.counts.succeeded, known.counts.running) == (128, 2, 4)
     again = Chunk(REQUEST, known, 2)
     assert again.todo() == [place for place in range(128) if place not in (5, 127)]
-    again.add([(place, item(place)) for place in again.todo()], [ref])
+    rest = [(place, item(place)) for place in again.todo()]
+    for _, one in rest:
+        one.result.metadata.output_tokens = 1
+    again.add(rest, [ref])
     assert again.is_done
     # The cost of the others is not known.
     assert not again.usage.HasField("cost_micros")
