@@ -98,10 +98,11 @@ tools-go: .tools/usr/bin/protoc-gen-go-grpc ## Fetch Go with gRPC from Debian's 
 	@rm -r .tools/packages
 
 .PHONY: chaos
-chaos: $(DEV)/.installed ## Kill GPU workers and what OpenAI's client streams through, 30 times each (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50), what runs a batch of 50000 lines (CHAOS_LINES=50000) 20 times (CHAOS_BATCH_KILLS=20), what runs refinements and worlds 100 times (CHAOS_PIPELINE_KILLS=100)
+chaos: $(DEV)/.installed ## Kill GPU workers and what OpenAI's client streams through, 30 times each (CHAOS_ROUNDS=30), the notifier 50 times (CHAOS_KILLS=50), what runs a batch of 50000 lines (CHAOS_LINES=50000) 20 times (CHAOS_BATCH_KILLS=20), what runs refinements and worlds 100 times (CHAOS_PIPELINE_KILLS=100), a trainer 10 times (CHAOS_TRAINING_KILLS=10)
 	CHAOS_ROUNDS=$(or $(CHAOS_ROUNDS),30) CHAOS_KILLS=$(or $(CHAOS_KILLS),50) \
 	CHAOS_LINES=$(or $(CHAOS_LINES),50000) CHAOS_BATCH_KILLS=$(or $(CHAOS_BATCH_KILLS),20) CHAOS_PIPELINE_KILLS=$(or $(CHAOS_PIPELINE_KILLS),100) \
-	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py tests/chaos/test_openai_crash.py tests/chaos/test_batch_crash.py tests/chaos/test_pipeline_crash.py
+	CHAOS_TRAINING_KILLS=$(or $(CHAOS_TRAINING_KILLS),10) \
+	$(DEV)/bin/python -m pytest -m "not vllm" tests/chaos/test_crash.py tests/chaos/test_notifier_crash.py tests/chaos/test_openai_crash.py tests/chaos/test_batch_crash.py tests/chaos/test_pipeline_crash.py tests/chaos/test_training.py
 
 .PHONY: fuzz
 fuzz: $(DEV)/.installed ## Make 100,000 calls at random against stacks of their own (FUZZ="--seed 7 --calls 1000")
@@ -177,7 +178,7 @@ screenshots: $(DEV)/.installed ## Take the pictures of the console in docs/image
 	$(DEV)/bin/python -m tests.support.screenshots $(ALL)
 
 .PHONY: histories
-histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v7)
+histories: $(DEV)/.installed ## Record workflow histories for the replay tests (make histories VERSION=v8)
 	$(DEV)/bin/python -m tests.support.record_histories $(VERSION)
 
 .PHONY: bench
@@ -193,8 +194,9 @@ bench-gpu: $(GPU)/.installed ## Measure what needs vLLM on this machine's GPU (B
 wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, which the images install
 	@rm -rf dist build clients/python/build
 	$(DEV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist . clients/python
+	@rm -rf build clients/python/build *.egg-info
 
-IMAGES := gateway http notifier codec gpu-worker-cpu
+IMAGES := gateway http notifier codec gpu-worker-cpu trainer
 REGISTRY := durable-llm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 .PHONY: images

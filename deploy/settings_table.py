@@ -18,12 +18,14 @@ from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.http.settings import HttpSettings
 from services.notifier.settings import NotifierSettings
+from services.trainer.settings import TrainerSettings
 from store.settings import StoreSettings
 
 CLASSES: Final[tuple[type[BaseSettings], ...]] = (
     GatewaySettings,
     GpuWorkerSettings,
     NotifierSettings,
+    TrainerSettings,
     HttpSettings,
     FeedSettings,
     EncryptionSettings,

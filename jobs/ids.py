@@ -30,6 +30,7 @@ _DELETION: Final = "llmdelete"
 _BULK_DELETION: Final = "llmdeletes"
 _SCHEDULE: Final = "llmschedule"
 _FILE: Final = "llmfile"
+_MODELS: Final = "llmmodels"
 _FILE_ID_PREFIX: Final = "file-"
 
 OUTPUT_ID_PREFIX: Final = "output-"
@@ -157,6 +158,11 @@ def file_id(user_id: str, request_id: str, tenant: str) -> str:
 def file_workflow_id(id_: str, tenant: str) -> str:
     """Return the id of the LLMFileWorkflow of a file: another one for each tenant, whatever the file's id is."""
     return _of_tenant(_FILE, tenant, id_.removeprefix(_FILE_ID_PREFIX))
+
+
+def models_workflow_id(tenant: str) -> str:
+    """Return the id of the LLMModelsWorkflow that has the trained models of a tenant."""
+    return _of_tenant(_MODELS, tenant, "registry")
 
 
 def _of_tenant(word: str, tenant: str, name: str) -> str:

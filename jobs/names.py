@@ -71,6 +71,18 @@ ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
 ACTIVITY_ADMIT_BATCH: Final = "AdmitBatch"
 ACTIVITY_READ_TEXT: Final = "ReadText"
 ACTIVITY_WRITE_TEXT: Final = "WriteText"
+# The steps of a training: see pipelines.training.
+ACTIVITY_VALIDATE_DATASET: Final = "ValidateDataset"
+ACTIVITY_TOKENIZE_DATASET: Final = "TokenizeDataset"
+ACTIVITY_TRAIN_MODEL: Final = "TrainModel"
+ACTIVITY_EVALUATE_MODEL: Final = "EvaluateModel"
+ACTIVITY_REGISTER_MODEL: Final = "RegisterModel"
+ACTIVITY_CLEAN_TRAINING: Final = "CleanTraining"
+# The trained models of a tenant.
+MODELS_WORKFLOW_TYPE: Final = "LLMModelsWorkflow"
+UPDATE_REGISTER_MODEL: Final = "RegisterModel"
+# Type of the error with which a model beyond the maximum is refused.
+TOO_MANY_MODELS: Final = "TOO_MANY_MODELS"
 # Types of the errors with which an answer is refused.
 STEP_NOT_FOUND: Final = "STEP_NOT_FOUND"
 STEP_NOT_WAITING: Final = "STEP_NOT_WAITING"
@@ -108,6 +120,9 @@ WATCHED_QUEUE_SUFFIX: Final = ".watched"
 BATCH_STEPS_QUEUE_SUFFIX: Final = ".batches"
 MAX_WORKFLOW_QUEUE: Final = MAX_TEMPORAL_ID - max(len(WATCHED_QUEUE_SUFFIX), len(BATCH_STEPS_QUEUE_SUFFIX))
 GPU_QUEUE: Final = "llm-gpu-activities"
+TRAINING_QUEUE: Final = "training"
+# TrainModel runs for hours, and must not take the slots of the other steps of trainings.
+TRAINING_RUNS_QUEUE: Final = "training.runs"
 NOTIFY_QUEUE: Final = "notifications-activities"
 # Appended to the notifiers' queue: NotifyProgress runs as long as its job, and must not take the slots of NotifyUI.
 PROGRESS_QUEUE_SUFFIX: Final = ".progress"

@@ -21,6 +21,12 @@ from jobs.field_rules import (
 from jobs.ids import WORKFLOW_ID_PATTERN
 from jobs.pipelines import FOLLOW_PATTERN, MAX_PATH, NAME_PATTERN, PATH_PATTERN
 from jobs.rules import check_job
+from jobs.training_rules import (
+    check_complete_preprocess,
+    check_complete_training,
+    check_preprocess,
+    check_training,
+)
 from llm_pb import common_pb2, llm_pb2, pipeline_pb2
 
 MAX_PAGE_SIZE: Final = 100
@@ -144,6 +150,10 @@ def check_values(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
             return list(_refine(pipeline.refine))
         case "world":
             return list(_world(pipeline.world))
+        case "training":
+            return list(check_training(pipeline.training))
+        case "preprocess":
+            return list(check_preprocess(pipeline.preprocess))
     return []
 
 
@@ -154,6 +164,10 @@ def check_complete(pipeline: pipeline_pb2.PipelineRequest) -> list[Violation]:
             given, models = {"topic": pipeline.refine.topic}, pipeline.refine.models
         case "world":
             given, models = {"theme": pipeline.world.theme}, pipeline.world.models
+        case "training":
+            return list(check_complete_training(pipeline.training))
+        case "preprocess":
+            return list(check_complete_preprocess(pipeline.preprocess))
         case _:
             return []
     kind, first = pipeline.WhichOneof("spec"), FIRST_STEPS[pipeline.WhichOneof("spec") or ""]

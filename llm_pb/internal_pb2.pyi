@@ -3078,3 +3078,481 @@ class PipelinePlace(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PipelinePlace: _TypeAlias = PipelinePlace  # noqa: Y015
+
+@_typing.final
+class StoredFile(_message.Message):
+    """An object of the store, with what it holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """The object's name."""
+    size: _builtins.int
+    """Size of its content, in bytes."""
+    sha256: _builtins.bytes
+    """SHA-256 of its content."""
+    path: _builtins.str
+    """Of a model: the file's name in the model's folder. Empty otherwise."""
+    def __init__(
+        self,
+        *,
+        object: _builtins.str = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredFile: _TypeAlias = StoredFile  # noqa: Y015
+
+@_typing.final
+class TrainingTask(_message.Message):
+    """Input of the activities of a training. Each needs of it what the ones before have returned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    WORKFLOW_QUEUE_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Names the run of the pipeline, whatever its runs are called in Temporal: unique among all."""
+    workflow_queue: _builtins.str
+    """Task queue of the workflows."""
+    keep_last: _builtins.bool
+    """CleanTraining: whether the last checkpoint stays, for a training that goes on there."""
+    @_builtins.property
+    def spec(self) -> _pipeline_pb2.TrainingSpec:
+        """The training. Of a PreprocessSpec: its base_model, dataset and held_out alone."""
+
+    @_builtins.property
+    def report(self) -> Global___DatasetReport:
+        """Result of ValidateDataset."""
+
+    @_builtins.property
+    def dataset(self) -> Global___TokenizedDataset:
+        """Result of TokenizeDataset."""
+
+    @_builtins.property
+    def trained(self) -> Global___TrainingCheckpoint:
+        """Result of TrainModel."""
+
+    @_builtins.property
+    def evaluation(self) -> Global___ModelEvaluation:
+        """Result of EvaluateModel."""
+
+    def __init__(
+        self,
+        *,
+        spec: _pipeline_pb2.TrainingSpec | None = ...,
+        run: _builtins.str = ...,
+        workflow_queue: _builtins.str = ...,
+        report: Global___DatasetReport | None = ...,
+        dataset: Global___TokenizedDataset | None = ...,
+        trained: Global___TrainingCheckpoint | None = ...,
+        evaluation: Global___ModelEvaluation | None = ...,
+        keep_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "evaluation", b"evaluation", "report", b"report", "spec", b"spec", "trained", b"trained"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "evaluation", b"evaluation", "keep_last", b"keep_last", "report", b"report", "run", b"run", "spec", b"spec", "trained", b"trained", "workflow_queue", b"workflow_queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingTask: _TypeAlias = TrainingTask  # noqa: Y015
+
+@_typing.final
+class DatasetReport(_message.Message):
+    """Result of the activity ValidateDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """The base model. An alias is resolved: "tuned@3"."""
+    base_sha256: _builtins.bytes
+    """SHA-256 over the files of the base model."""
+    documents: _builtins.int
+    """Number of documents in the data set, equal ones included."""
+    held_out_documents: _builtins.int
+    """Number of documents in held_out."""
+    @_builtins.property
+    def heartbeat_timeout(self) -> _duration_pb2.Duration:
+        """Maximum time between two heartbeats of the trainers."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+        base_sha256: _builtins.bytes = ...,
+        documents: _builtins.int = ...,
+        held_out_documents: _builtins.int = ...,
+        heartbeat_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_timeout", b"heartbeat_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "base_sha256", b"base_sha256", "documents", b"documents", "heartbeat_timeout", b"heartbeat_timeout", "held_out_documents", b"held_out_documents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetReport: _TypeAlias = DatasetReport  # noqa: Y015
+
+@_typing.final
+class TokenizedDataset(_message.Message):
+    """Result of the activity TokenizeDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_SHARDS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredFile]:
+        """The shards of the tokens to train on, in their order: little-endian int32."""
+
+    @_builtins.property
+    def held_out_shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredFile]:
+        """The shards of the held-out tokens."""
+
+    @_builtins.property
+    def summary(self) -> _pipeline_pb2.PreprocessResult:
+        """What the data set has become."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___StoredFile] | None = ...,
+        held_out_shards: _abc.Iterable[Global___StoredFile] | None = ...,
+        summary: _pipeline_pb2.PreprocessResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_out_shards", b"held_out_shards", "shards", b"shards", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizedDataset: _TypeAlias = TokenizedDataset  # noqa: Y015
+
+@_typing.final
+class TrainingCheckpoint(_message.Message):
+    """A checkpoint, and result of the activity TrainModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of steps that were done."""
+    loss: _builtins.float
+    """Mean loss of the last steps."""
+    tokens: _builtins.int
+    """Number of tokens that all steps have read."""
+    @_builtins.property
+    def file(self) -> Global___StoredFile:
+        """The object. Its content is in the format of safetensors."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        file: Global___StoredFile | None = ...,
+        loss: _builtins.float = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "loss", b"loss", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingCheckpoint: _TypeAlias = TrainingCheckpoint  # noqa: Y015
+
+@_typing.final
+class TrainingHeartbeat(_message.Message):
+    """Heartbeat of the activity TrainModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of steps that were done."""
+    steps: _builtins.int
+    """Number of steps in all."""
+    loss: _builtins.float
+    """Loss of the last step."""
+    tokens_per_second: _builtins.float
+    """Tokens read in a second, lately."""
+    checkpoint_step: _builtins.int
+    """The step of the last checkpoint in the store."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        tokens_per_second: _builtins.float = ...,
+        checkpoint_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "loss", b"loss", "step", b"step", "steps", b"steps", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingHeartbeat: _TypeAlias = TrainingHeartbeat  # noqa: Y015
+
+@_typing.final
+class ModelEvaluation(_message.Message):
+    """Result of the activity EvaluateModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOSS_FIELD_NUMBER: _builtins.int
+    BASE_LOSS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    loss: _builtins.float
+    """Loss per token of the trained model on the held-out documents."""
+    base_loss: _builtins.float
+    """Loss per token of the base model on them."""
+    sha256: _builtins.bytes
+    """SHA-256 of the file of weights."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredFile]:
+        """The files of the trained model in the store. Empty when it is not to be registered."""
+
+    def __init__(
+        self,
+        *,
+        loss: _builtins.float = ...,
+        base_loss: _builtins.float = ...,
+        files: _abc.Iterable[Global___StoredFile] | None = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_loss", b"base_loss", "files", b"files", "loss", b"loss", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelEvaluation: _TypeAlias = ModelEvaluation  # noqa: Y015
+
+@_typing.final
+class CleanedTraining(_message.Message):
+    """Result of the activity CleanTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_STEP_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    kept_step: _builtins.int
+    """The step of the checkpoint that stays in the store. 0: none stays."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When that one is removed."""
+
+    def __init__(
+        self,
+        *,
+        kept_step: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "kept_step", b"kept_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CleanedTraining: _TypeAlias = CleanedTraining  # noqa: Y015
+
+@_typing.final
+class RegisterModelRequest(_message.Message):
+    """Input of the update RegisterModel of LLMModelsWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name."""
+    alias: _builtins.str
+    """Names the new version, beside "latest". May be empty."""
+    @_builtins.property
+    def version(self) -> Global___RegisteredVersion:
+        """The version. Its number is ignored."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        version: Global___RegisteredVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterModelRequest: _TypeAlias = RegisterModelRequest  # noqa: Y015
+
+@_typing.final
+class RegisterModelResponse(_message.Message):
+    """Result of the update RegisterModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version's number. A repeat for the same pipeline has the same one."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterModelResponse: _TypeAlias = RegisterModelResponse  # noqa: Y015
+
+@_typing.final
+class RegisteredVersion(_message.Message):
+    """A version of a trained model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> _llm_pb2.ModelVersion:
+        """What callers see of it."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredFile]:
+        """Its files in the store."""
+
+    def __init__(
+        self,
+        *,
+        version: _llm_pb2.ModelVersion | None = ...,
+        files: _abc.Iterable[Global___StoredFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisteredVersion: _TypeAlias = RegisteredVersion  # noqa: Y015
+
+@_typing.final
+class RegisteredModel(_message.Message):
+    """A trained model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AliasesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    LAST_VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    last_version: _builtins.int
+    """The number of the newest version that there has been."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisteredVersion]:
+        """Its versions, the oldest one first."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The version that each alias names."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        versions: _abc.Iterable[Global___RegisteredVersion] | None = ...,
+        aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        last_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "last_version", b"last_version", "name", b"name", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisteredModel: _TypeAlias = RegisteredModel  # noqa: Y015
+
+@_typing.final
+class ModelRegistry(_message.Message):
+    """State of LLMModelsWorkflow: the trained models of a tenant. The query GetRecord returns it, and a run hands it to the next one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    MAX_UPDATES_FIELD_NUMBER: _builtins.int
+    max_updates: _builtins.int
+    """Number of updates after which a new run begins. 0: the workflow's own default."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisteredModel]:
+        """The models, by name."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___RegisteredModel] | None = ...,
+        max_updates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_updates", b"max_updates", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelRegistry: _TypeAlias = ModelRegistry  # noqa: Y015

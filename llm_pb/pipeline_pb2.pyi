@@ -97,7 +97,9 @@ class PipelineRequest(_message.Message):
     NOTIFY_FIELD_NUMBER: _builtins.int
     REFINE_FIELD_NUMBER: _builtins.int
     WORLD_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     CUSTOM_FIELD_NUMBER: _builtins.int
+    PREPROCESS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user whom the pipeline is for, as JobRequest.user_id. Required."""
     request_id: _builtins.str
@@ -134,8 +136,18 @@ class PipelineRequest(_message.Message):
         """Make a world: its description, pictures of it, its characters, their posts and pictures of these. The result is a WorldResult."""
 
     @_builtins.property
+    def training(self) -> Global___TrainingSpec:
+        """Fine-tune a model, and register it if it has become better. Needs the scopes models:train and files:read. The result is a
+        TrainingResult.
+        """
+
+    @_builtins.property
     def custom(self) -> Global___CustomSpec:
         """A pipeline that the operator has registered."""
+
+    @_builtins.property
+    def preprocess(self) -> Global___PreprocessSpec:
+        """Tokenize a data set for trainings. Needs the scopes models:train and files:read. The result is a PreprocessResult."""
 
     def __init__(
         self,
@@ -149,13 +161,15 @@ class PipelineRequest(_message.Message):
         notify: _abc.Iterable[_llm_pb2.NotifyTarget] | None = ...,
         refine: Global___RefineSpec | None = ...,
         world: Global___WorldSpec | None = ...,
+        training: Global___TrainingSpec | None = ...,
         custom: Global___CustomSpec | None = ...,
+        preprocess: Global___PreprocessSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "refine", b"refine", "spec", b"spec", "total_timeout", b"total_timeout", "world", b"world"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "preprocess", b"preprocess", "refine", b"refine", "spec", b"spec", "total_timeout", b"total_timeout", "training", b"training", "world", b"world"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "job_class", b"job_class", "notify", b"notify", "project_id", b"project_id", "refine", b"refine", "request_id", b"request_id", "spec", b"spec", "total_timeout", b"total_timeout", "user_id", b"user_id", "world", b"world"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "custom", b"custom", "job_class", b"job_class", "notify", b"notify", "preprocess", b"preprocess", "project_id", b"project_id", "refine", b"refine", "request_id", b"request_id", "spec", b"spec", "total_timeout", b"total_timeout", "training", b"training", "user_id", b"user_id", "world", b"world"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["refine", "world", "custom"]  # noqa: Y015
+    _WhichOneofReturnType_spec: _TypeAlias = _typing.Literal["refine", "world", "training", "custom", "preprocess"]  # noqa: Y015
     _WhichOneofArgType_spec: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_spec) -> _WhichOneofReturnType_spec | None: ...
 
@@ -599,6 +613,240 @@ class MissingStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MissingStep: _TypeAlias = MissingStep  # noqa: Y015
+
+@_typing.final
+class TrainingSpec(_message.Message):
+    """A model that is fine-tuned on a data set.
+
+    The steps are "validate", "preprocess", "train", "evaluate", "register" where the model has become better, and "clean". A trainer
+    of the operator's runs them. "train" writes a checkpoint to the store every checkpoint_every steps. When its trainer dies, another one
+    goes on at the last checkpoint. On a CPU the weights are then those of an undisturbed run, bit by bit, if all trainers have the
+    same processor, software and number of threads. A pipeline that did not succeed leaves its last checkpoint in the store for a
+    week by default. An equal spec goes on there.
+
+    The model is seen and used by the pipeline's tenant alone. ListModels returns it as ListModelsResponse.trained, and the operator
+    starts GPU workers for it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_EVERY_FIELD_NUMBER: _builtins.int
+    MIN_IMPROVEMENT_FIELD_NUMBER: _builtins.int
+    LORA_RANK_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """The model to start from: the name of one that the operator's trainers have, such as "docstrings", or a trained one as
+    "<model>@<version>" or "<model>@<alias>". The pipeline fails with UNKNOWN_BASE_MODEL when there is no such model. Required.
+    """
+    model: _builtins.str
+    """The name to register: a letter or digit, then up to 63 of A-Z a-z 0-9 . _ - . Required."""
+    steps: _builtins.int
+    """Number of steps of the optimizer: 1 to 1000000, within the operator's bound. Required."""
+    checkpoint_every: _builtins.int
+    """Number of steps between two checkpoints: 1 to 100000. The last two are kept. Default 50."""
+    min_improvement: _builtins.float
+    """The model is registered only when its loss per token on the held-out documents is lower than that of base_model, and by at
+    least this: 0 to 100. Default 0.
+    """
+    lora_rank: _builtins.int
+    """Rank of a LoRA adapter. Must be 0: this version trains all weights."""
+    seed: _builtins.int
+    """Decides the order of the data and the dropout."""
+    learning_rate: _builtins.float
+    """Peak of the learning rate: above 0, to 1. It grows over the first twentieth of the steps, and falls as a cosine to a fiftieth.
+    Default 0.0005.
+    """
+    step_tokens: _builtins.int
+    """Number of tokens in a step: 2 to 1048576, within the operator's bound. Default 2048."""
+    alias: _builtins.str
+    """An alias that names the new version, beside "latest", which always names the newest one: a letter, then up to 63 of A-Z a-z 0-9
+    . _ - . Optional.
+    """
+    @_builtins.property
+    def dataset(self) -> _common_pb2.FileRef:
+        """The file with the data set, uploaded by FileService: JSONL in UTF-8. Each line is an object with either "text", a string, or
+        "messages", an array of objects with "role" (system, user or assistant) and "content". Equal documents count once: those that
+        differ in case and white space alone. Required.
+        """
+
+    @_builtins.property
+    def held_out(self) -> _common_pb2.FileRef:
+        """The file with the held-out documents, in the form of dataset. The pipeline fails with LEAKED_DATASET when it shares a document with
+        dataset. Unset: a twentieth of the documents of dataset is held out, at least one, chosen by their hashes.
+        """
+
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+        model: _builtins.str = ...,
+        dataset: _common_pb2.FileRef | None = ...,
+        steps: _builtins.int = ...,
+        checkpoint_every: _builtins.int | None = ...,
+        min_improvement: _builtins.float = ...,
+        lora_rank: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        held_out: _common_pb2.FileRef | None = ...,
+        learning_rate: _builtins.float | None = ...,
+        step_tokens: _builtins.int | None = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every", "_learning_rate", b"_learning_rate", "_step_tokens", b"_step_tokens", "checkpoint_every", b"checkpoint_every", "dataset", b"dataset", "held_out", b"held_out", "learning_rate", b"learning_rate", "step_tokens", b"step_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every", "_learning_rate", b"_learning_rate", "_step_tokens", b"_step_tokens", "alias", b"alias", "base_model", b"base_model", "checkpoint_every", b"checkpoint_every", "dataset", b"dataset", "held_out", b"held_out", "learning_rate", b"learning_rate", "lora_rank", b"lora_rank", "min_improvement", b"min_improvement", "model", b"model", "seed", b"seed", "step_tokens", b"step_tokens", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint_every: _TypeAlias = _typing.Literal["checkpoint_every"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_every: _TypeAlias = _typing.Literal["_checkpoint_every", b"_checkpoint_every"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__step_tokens: _TypeAlias = _typing.Literal["step_tokens"]  # noqa: Y015
+    _WhichOneofArgType__step_tokens: _TypeAlias = _typing.Literal["_step_tokens", b"_step_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_every) -> _WhichOneofReturnType__checkpoint_every | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_tokens) -> _WhichOneofReturnType__step_tokens | None: ...
+
+Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
+
+@_typing.final
+class TrainingResult(_message.Message):
+    """What a training has made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    BASE_LOSS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model with its version, such as "tuned@3". Empty when it was not registered."""
+    version: _builtins.int
+    """The registered version, from 1. 0 when the model was not registered, because its loss was not low enough."""
+    loss: _builtins.float
+    """Loss per token of the trained model on the held-out documents."""
+    base_loss: _builtins.float
+    """Loss per token of base_model on the held-out documents."""
+    steps: _builtins.int
+    """Number of steps."""
+    tokens: _builtins.int
+    """Number of tokens that the steps have read."""
+    sha256: _builtins.bytes
+    """SHA-256 of the file of weights, model.safetensors: 32 bytes. Empty when the model was not registered."""
+    @_builtins.property
+    def dataset(self) -> Global___PreprocessResult:
+        """What the data set has become."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        base_loss: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        dataset: Global___PreprocessResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_loss", b"base_loss", "dataset", b"dataset", "loss", b"loss", "model", b"model", "sha256", b"sha256", "steps", b"steps", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
+
+@_typing.final
+class PreprocessSpec(_message.Message):
+    """A data set that is tokenized for trainings. A training of the same base_model, dataset and held_out finds it in the store, for half a
+    week by default.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """As TrainingSpec.base_model, whose tokenizer is used. Required."""
+    @_builtins.property
+    def dataset(self) -> _common_pb2.FileRef:
+        """As TrainingSpec.dataset. Required."""
+
+    @_builtins.property
+    def held_out(self) -> _common_pb2.FileRef:
+        """As TrainingSpec.held_out."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+        dataset: _common_pb2.FileRef | None = ...,
+        held_out: _common_pb2.FileRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "held_out", b"held_out"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "held_out", b"held_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreprocessSpec: _TypeAlias = PreprocessSpec  # noqa: Y015
+
+@_typing.final
+class PreprocessResult(_message.Message):
+    """What a data set has become."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_TOKENS_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
+    documents: _builtins.int
+    """Number of documents to train on."""
+    held_out_documents: _builtins.int
+    """Number of held-out documents."""
+    duplicates: _builtins.int
+    """Number of documents that were left out because an equal one came before."""
+    tokens: _builtins.int
+    """Number of tokens to train on."""
+    held_out_tokens: _builtins.int
+    """Number of held-out tokens."""
+    reused: _builtins.bool
+    """Whether the tokens were in the store already."""
+    def __init__(
+        self,
+        *,
+        documents: _builtins.int = ...,
+        held_out_documents: _builtins.int = ...,
+        duplicates: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        held_out_tokens: _builtins.int = ...,
+        reused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "duplicates", b"duplicates", "held_out_documents", b"held_out_documents", "held_out_tokens", b"held_out_tokens", "reused", b"reused", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreprocessResult: _TypeAlias = PreprocessResult  # noqa: Y015
 
 @_typing.final
 class CustomSpec(_message.Message):

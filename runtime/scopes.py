@@ -23,6 +23,8 @@ READ_SCHEDULES: Final = "schedules:read"
 WRITE_SCHEDULES: Final = "schedules:write"
 """To create, change, run and delete schedules, whose jobs then start without a credential."""
 READ_MODELS: Final = "models:read"
+TRAIN: Final = "models:train"
+"""To start pipelines that train a model or prepare its data set: they take a trainer for hours."""
 READ_METRICS: Final = "admin:metrics"
 """To read the metrics of a service whose settings name a file of API keys for them."""
 CODEC: Final = "admin:codec"
@@ -37,7 +39,7 @@ SCOPES: Final = frozenset(
         *(SUBMIT, READ, CANCEL, REDELIVER, DELETE, NOTIFY, STRUCTURED, PRIORITY, "jobs:*"),
         *(READ_FILES, WRITE_FILES, DELETE_FILES, "files:*"),
         *(READ_SCHEDULES, WRITE_SCHEDULES, "schedules:*"),
-        *(READ_MODELS, "models:*"),
+        *(READ_MODELS, TRAIN, "models:*"),
         *(READ_METRICS, CODEC, WORKERS, ALL_TENANTS, "admin:*"),
     }
 )

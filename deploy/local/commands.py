@@ -2,11 +2,12 @@
 
 import asyncio
 import signal
-from typing import Final
+from typing import Any, Final
 
 from deploy.local.client import first_model, gateway_client
 from deploy.local.demo import demo
 from deploy.local.demo_pipelines import demo_pipelines
+from deploy.local.demo_training import ENVIRONMENT, KINDS, demo_training
 from deploy.local.hints import hints
 from deploy.local.ports import require_free
 from deploy.local.settings import StackSettings
@@ -26,7 +27,9 @@ async def up(stack: Stack) -> None:
     await asyncio.Event().wait()
 
 
-COMMANDS: Final = {"up": up, "demo": demo, "demo-pipelines": demo_pipelines}
+COMMANDS: Final = {"up": up, "demo": demo, "demo-pipelines": demo_pipelines, "demo-training": demo_training}
+_STACKS: Final[dict[str, dict[str, Any]]] = {"demo-training": {"only": KINDS, "environment": ENVIRONMENT}}
+"""Arguments of Stack, where a command needs another one than all services."""
 
 
 async def run(command: str, settings: StackSettings) -> int:
@@ -34,7 +37,7 @@ async def run(command: str, settings: StackSettings) -> int:
 
     The first SIGINT, SIGTERM or SIGHUP stops everything in order. A second one kills what has not stopped yet.
     """
-    stack = Stack(settings, report=_report)
+    stack = Stack(settings, report=_report, **_STACKS.get(command, {}))
     task = asyncio.current_task()
     assert task is not None
 

@@ -29,6 +29,7 @@ class Ports:
     gateway_metrics: int
     gpu_worker_metrics: int
     notifier_metrics: int
+    trainer_metrics: int
     http: int
     http_metrics: int
     demo_webhook: int

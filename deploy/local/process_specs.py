@@ -215,6 +215,20 @@ def _notifier(wiring: Wiring) -> ProcessSpec:
     )
 
 
+def _trainer(wiring: Wiring) -> ProcessSpec:
+    return ProcessSpec(
+        command=(sys.executable, "-m", "services.trainer"),
+        environment={
+            **wiring.temporal,
+            **wiring.tls("trainer", "TRAINER_METRICS_TLS_"),
+            "TRAINER_METRICS_HOST": HOST,
+            "TRAINER_METRICS_PORT": str(wiring.ports.trainer_metrics),
+        },
+        defaults={"STORE_URL": (wiring.state_dir / STORE).as_uri()},
+        probe=is_ready(f"{HOST}:{wiring.ports.trainer_metrics}", wiring.ca),
+    )
+
+
 def _http(wiring: Wiring) -> ProcessSpec:
     return ProcessSpec(
         command=(sys.executable, "-m", "services.http"),
@@ -243,6 +257,7 @@ PROCESS_SPECS: Final[dict[str, Callable[[Wiring], ProcessSpec]]] = {
     "gateway": _gateway,
     "gpu-worker": _gpu_worker,
     "notifier": _notifier,
+    "trainer": _trainer,
     "http": _http,
 }
 """Every kind of process, in the order in which they start."""
@@ -262,9 +277,13 @@ METRICS: Final = {
     "gateway": "gateway_metrics",
     "gpu-worker": "gpu_worker_metrics",
     "notifier": "notifier_metrics",
+    "trainer": "trainer_metrics",
     "http": "http_metrics",
 }
 """The field of Ports where a kind serves its metrics."""
+
+OPTIONAL: Final = frozenset({"trainer"})
+"""The kinds that a stack has only if it is asked for them."""
 
 STORE: Final = "store"
 """The folder of the store of files in a state folder."""

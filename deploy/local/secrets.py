@@ -11,7 +11,7 @@ import trustme
 
 from deploy.local.ports import HOST
 
-_CERTIFICATES: Final = ("nats", "codec", "gateway", "gpu-worker", "notifier", "http")
+_CERTIFICATES: Final = ("nats", "codec", "gateway", "gpu-worker", "notifier", "trainer", "http")
 _NKEYS: Final = ("gateway", "gpu-worker", "notifier", "operator")
 """The roles that deploy/nats/nats-server.conf knows."""
 

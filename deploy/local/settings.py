@@ -43,6 +43,8 @@ class StackSettings(BaseSettings):
     """The port of the GPU worker's metrics. A second worker takes a free port."""
     notifier_metrics_port: Port = 9466
     """The port of the notifier's metrics."""
+    trainer_metrics_port: Port = 9470
+    """The port of the trainer's metrics, where a stack has one."""
     http_port: Port = 8080
     """The port of the HTTP front."""
     http_metrics_port: Port = 9469

@@ -22,7 +22,7 @@ from deploy.local import session_keys
 from deploy.local.errors import EngineMissing, StateBusy, StateShared
 from deploy.local.ports import HOST, choose_ports, free_port, require_free
 from deploy.local.process import Process
-from deploy.local.process_specs import LISTENERS, METRICS, PROCESS_SPECS, SERVERS, STORE, Wiring
+from deploy.local.process_specs import LISTENERS, METRICS, OPTIONAL, PROCESS_SPECS, SERVERS, STORE, Wiring
 from deploy.local.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Stack:
         self,
         settings: StackSettings,
         *,
-        only: Collection[str] = tuple(PROCESS_SPECS),
+        only: Collection[str] = tuple(PROCESS_SPECS.keys() - OPTIONAL),
         environment: Mapping[str, Mapping[str, str]] | None = None,
         report: Report = lambda name, words: None,
     ) -> None:

@@ -88,10 +88,12 @@ class Canaries:
         canary = self._settings.canary
         if canary is None:
             return []
+        # A canary has no tenant, so it may not name the model of one.
         return [
             canary_of(model.name, canary.interval)
             for model in self._settings.models
-            if not model.image_sizes and (canary.models is None or model.name in canary.models)
+            if not model.image_sizes
+            and (model.tenant is None if canary.models is None else model.name in canary.models)
         ]
 
     async def _put(self, canary: schedule_pb2.Schedule) -> None:

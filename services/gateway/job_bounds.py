@@ -27,7 +27,8 @@ class JobBounds:
         if job.ByteSize() > settings.max_job_bytes:
             # The other checks would take too long.
             return [Violation("job", too_large(job.ByteSize(), settings.max_job_bytes))]
-        violations = await self._models.check(job)
+        caller = caller or current_caller()
+        violations = await self._models.check(job, caller.tenant)
         if 1 <= job.priority < settings.highest_priority:
             rule = f"must be {settings.highest_priority} (first) to 5 (last) here, or 0 for the default"
             violations.append(Violation("job.priority", rule))
@@ -41,5 +42,5 @@ class JobBounds:
             if asked.seconds + asked.nanos / 1e9 > limit.total_seconds():
                 violations.append(Violation(f"job.timeouts.{name}", f"must be at most {limit}"))
         if not violations and self._prompt_files is not None:
-            violations = await self._prompt_files.check(caller or current_caller(), job)
+            violations = await self._prompt_files.check(caller, job)
         return violations

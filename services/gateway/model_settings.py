@@ -10,6 +10,7 @@ from jobs.classes import BACKGROUND_QUEUE_SUFFIX
 from jobs.field_rules import MAX_IMAGE_SIDE
 from llm_pb import llm_pb2
 from models import DOCSTRINGS
+from runtime.tenants import TenantName
 from services.gateway.prices import Price
 
 
@@ -40,6 +41,8 @@ class Model(BaseModel):
     """Path of the model's tokenizer.json. With it the gateway refuses a prompt that cannot fit and a message that holds
     a special token. Without it the worker refuses them."""
     structured_output: bool = False
+    tenant: TenantName | None = None
+    """The only tenant whose jobs may name the model, and to which ListModels shows it. None: all may."""
     special_tokens_in_messages: bool = False
     """Whether a chat message may hold special tokens of the tokenizer. The worker decides by its own setting,
     GPU_WORKER_SPECIAL_TOKENS_IN_MESSAGES."""

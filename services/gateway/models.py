@@ -72,14 +72,17 @@ class Models:
         queues = Counter(model.queue for model in self._models.values())
         return [model for model in self._models.values() if queues[model.queue] == 1]
 
-    async def check(self, job: llm_pb2.JobRequest) -> list[Violation]:
-        """Return what is wrong with the job for its model. Raises ApiError RESOURCE_EXHAUSTED like Prompts.check."""
+    async def check(self, job: llm_pb2.JobRequest, tenant: str) -> list[Violation]:
+        """Return what is wrong with the job of a tenant for its model.
+
+        Raises ApiError RESOURCE_EXHAUSTED like Prompts.check.
+        """
         model = self._models.get(job.model)
-        if model is None:
+        if model is None or not _is_of(model, tenant):
             # The rules have refused an invalid name already.
             if MODEL_PATTERN.fullmatch(job.model) is None:
                 return []
-            return [Violation("job.model", f"is not served here; choose one of: {', '.join(self._models)}")]
+            return [Violation("job.model", f"is not served here; choose one of: {', '.join(self._names(tenant))}")]
         violations = check_image(job, model)
         if job.budget.cost_micros and model.price is None:
             violations.append(Violation("job.budget.cost_micros", f"the model {model.name} has no price"))
@@ -104,9 +107,13 @@ class Models:
         prompts = self._prompts.get(name)
         return None if prompts is None else prompts.max_bytes
 
-    async def infos(self, client: Client) -> list[llm_pb2.ModelInfo]:
-        """Return every model with the state of its queues. Raises RPCError when Temporal is unavailable."""
-        return await asyncio.gather(*(self._info(client, model) for model in self._models.values()))
+    async def infos(self, client: Client, tenant: str) -> list[llm_pb2.ModelInfo]:
+        """Return every model of a tenant with the state of its queues. Raises RPCError if Temporal is unavailable."""
+        own = [self._models[name] for name in self._names(tenant)]
+        return await asyncio.gather(*(self._info(client, model) for model in own))
+
+    def _names(self, tenant: str) -> list[str]:
+        return [model.name for model in self._models.values() if _is_of(model, tenant)]
 
     async def _info(self, client: Client, model: Model) -> llm_pb2.ModelInfo:
         waiting, background = await asyncio.gather(
@@ -165,6 +172,10 @@ class Models:
         )
         self._states[queue] = (time.monotonic(), state)
         return state
+
+
+def _is_of(model: Model, tenant: str) -> bool:
+    return model.tenant in (None, tenant)
 
 
 def background_queue(model: Model) -> str:

@@ -129,7 +129,7 @@ class ScheduledJobs:
 
     async def _start_pipeline(self, run: str, request: pipeline_pb2.SubmitPipelineRequest) -> internal_pb2.ScheduledJob:
         caller = gateway_for(run)
-        violations = [*pipeline_rules.check_submit(request), *await self._pipelines.check(request)]
+        violations = [*pipeline_rules.check_submit(request), *await self._pipelines.check(request, caller)]
         if violations:
             if (accepted := await self._pipelines.find_accepted(caller, request)) is not None:
                 return _of_pipeline(accepted)

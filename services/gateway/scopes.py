@@ -27,6 +27,7 @@ from runtime.scopes import (
     SCOPES,
     STRUCTURED,
     SUBMIT,
+    TRAIN,
     WORKERS,
     WRITE_FILES,
     WRITE_SCHEDULES,
@@ -154,7 +155,13 @@ def check_create_batch(caller: Caller, request: batch_pb2.CreateBatchRequest) ->
 def check_submit_pipeline(caller: Caller, request: pipeline_pb2.SubmitPipelineRequest) -> None:
     """Raise Refusal for a pipeline that is not the caller's to submit."""
     pipeline = request.pipeline
-    needed = {NOTIFY: bool(pipeline.notify), PRIORITY: pipeline.job_class == common_pb2.JOB_CLASS_HIGH}
+    trains = pipeline.WhichOneof("spec") in ("training", "preprocess")
+    needed = {
+        NOTIFY: bool(pipeline.notify),
+        PRIORITY: pipeline.job_class == common_pb2.JOB_CLASS_HIGH,
+        TRAIN: trains,
+        READ_FILES: trains,
+    }
     if missing := [scope for scope, needs in needed.items() if needs and not caller.may(scope)]:
         raise scope_missing(*missing, user_id=caller.user_id)
     _require_user(caller, pipeline.user_id)

@@ -46,6 +46,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.listing import PipelineListing
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.servicer import PipelineServicer
@@ -138,7 +139,8 @@ async def serving_api(
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
     pipeline_streams = PipelineStreams(of_pipelines, streams, feed, settings)
-    pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption)
+    datasets = Datasets(file_reader, has_store=has_store)
+    pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption, datasets)
     schedules = ScheduleService(
         client, effects, ScheduleReader(client), schedule_listing, settings, encryption, batch_submission
     )

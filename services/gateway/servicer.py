@@ -3,6 +3,7 @@
 Requests arrive parsed and checked. Errors are raised as ApiError or RPCError: see services.gateway.interceptor.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from services.gateway.quotas import OpenJobQuotas, RequestQuotas
 from services.gateway.stream import Streams
 from services.gateway.submission import JobSubmission
 from services.gateway.tenants import TenantSettings
+from services.gateway.trained_models import trained_models
 from services.gateway.workers import Workers
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -120,7 +122,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     async def ListModels(self, request: llm_pb2.ListModelsRequest, context: _Context) -> llm_pb2.ListModelsResponse:
         """See llm.proto."""
-        return llm_pb2.ListModelsResponse(models=await self._models.infos(self._client))
+        tenant = current_caller().tenant
+        models, trained = await asyncio.gather(
+            self._models.infos(self._client, tenant), trained_models(self._client, tenant)
+        )
+        response = llm_pb2.ListModelsResponse(models=models, trained=trained)
+        await self._answers.of(context).reserve(response.ByteSize())
+        return response
 
     async def ListWorkers(self, request: llm_pb2.ListWorkersRequest, context: _Context) -> llm_pb2.ListWorkersResponse:
         """See llm.proto."""

@@ -83,9 +83,10 @@ class GatewaySettings(AuthSettings, AuditSettings, MetricsSettings):
     """Port to serve Prometheus metrics on; 0 takes a free one and logs it."""
     models: tuple[Model, ...] = Field((EMBEDDED_MODEL,), min_length=1)
     """The models that jobs may name, as JSON. Each has name, context_tokens, max_output_tokens and default_max_tokens,
-    and may have queue, tokenizer (a path), structured_output, special_tokens_in_messages, and price: an object of
-    currency ("EUR", the same for all models), prompt_per_million and output_per_million ("0.15"), the prices of a
-    million tokens. A changed price is for the jobs submitted from then on."""
+    and may have queue, tokenizer (a path), structured_output, special_tokens_in_messages, tenant, the only one that may
+    name the model, and price: an object of currency ("EUR", the same for all models), prompt_per_million and
+    output_per_million ("0.15"), the prices of a million tokens. A changed price is for the jobs submitted from then on.
+    """
     canary: Canary | None = None
     """Runs a job of 8 tokens for each model again and again, as JSON: interval, a duration of 5 s to 5 min, PT1M unless
     set; and models, a list of names, all models unless set. The gateways keep a schedule for each: see

@@ -41,6 +41,7 @@ from services.gateway.left_output import recovered_output
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.models import Models
 from services.gateway.page_token import PageTokens
+from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.steps import PipelineSteps
 from services.gateway.pipelines.submission import PipelineSubmission
@@ -60,6 +61,7 @@ from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+from workflows.llm_models import LLMModelsWorkflow
 from workflows.llm_redelivery import LLMRedeliveryWorkflow
 from workflows.llm_scheduled import LLMScheduledWorkflow
 
@@ -220,13 +222,14 @@ def workflow_worker(
     submission = JobSubmission(effects, models, reader, open_jobs, settings, metrics, encryption, has_store=has_store)
     bounds = JobBounds(models, settings, PromptFiles(file_reader, store, models))
     batch_reader, pipeline_reader = BatchReader(client, deliveries), PipelineReader(client, deliveries)
+    datasets = Datasets(file_reader, has_store=has_store)
     scheduled = ScheduledJobs(
         submission,
         bounds,
         JobCancellation(effects, reader),
         reader,
         (BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption), batch_reader),
-        (PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption), pipeline_reader),
+        (PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption, datasets), pipeline_reader),
     )
     in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)
@@ -247,6 +250,7 @@ def workflow_worker(
             LLMFileWorkflow,
             LLMBatchWorkflow,
             LLMPipelineWorkflow,
+            LLMModelsWorkflow,
         ],
         activities=[
             *(local.request_cancel, local.recover_output, local.forget_feed, of_ledgers.find_ended_jobs),

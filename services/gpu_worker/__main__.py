@@ -6,6 +6,7 @@ import socket
 from typing import Final
 
 from opentelemetry import trace
+from temporalio.client import Client
 
 from encryption import EncryptionSettings, open_encryption
 from encryption.settings import KEY_PATIENCE
@@ -17,10 +18,11 @@ from runtime.health import Readiness
 from runtime.metrics import serving_metrics
 from services.gpu_worker.activity import RunLLMOnGPU
 from services.gpu_worker.batch.activity import RunBatchChunk
-from services.gpu_worker.engines.engine import EngineConfig, create_engine
+from services.gpu_worker.chosen_engine import chosen_engine
 from services.gpu_worker.polling import polling
 from services.gpu_worker.reporting import reporting
-from services.gpu_worker.settings import GpuWorkerSettings, wrong_engine_options
+from services.gpu_worker.settings import GpuWorkerSettings
+from services.gpu_worker.trained_model import load, model_folder
 from store.encrypted import open_store
 from store.settings import StoreSettings
 
@@ -32,25 +34,18 @@ async def main() -> None:
     settings, readiness = GpuWorkerSettings(), Readiness(SERVICE)
     encryption = open_encryption(tenant_of, patience=KEY_PATIENCE)
     readiness.describe(engine=settings.engine, model=settings.model, task_queue=settings.task_queue)
-    config = EngineConfig(
-        settings.model_path,
-        settings.max_concurrent,
-        settings.engine_options,
-        special_tokens_in_messages=settings.special_tokens_in_messages,
-    )
-    async with serving_metrics(settings, readiness) as metrics:
-        try:
-            engine = create_engine(settings.engine, config)
-        except ValueError as error:
-            raise wrong_engine_options(error) from error
+    async with serving_metrics(settings, readiness) as metrics, model_folder(settings) as path:
+        engine = chosen_engine(settings, path)
         feed, reports = open_feed(FeedSettings(), SERVICE, encryption)
         store = open_store(StoreSettings(), encryption)
         name = f"{socket.gethostname()}-{os.getpid()}"
-        loading = asyncio.create_task(engine.start())
+        connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+        loading = asyncio.create_task(load(engine, path, settings, store, readiness, connected))
         readiness.need("engine", "has not loaded the model", lambda: loading.done() and not engine.dead.is_set())
         readiness.want("feed", "is not connected: watchers see no tokens", lambda: feed.available)
         try:
             client = await temporal.connect(metrics.temporal, readiness, encryption)
+            connected.set_result(client)
             telemetry = (metrics.meter(__package__), trace.get_tracer(__package__))
             activity = RunLLMOnGPU(engine, loading, feed, settings, name, *telemetry, store)
             chunks = RunBatchChunk(activity, engine, feed, store, settings, name, telemetry[0])

@@ -182,6 +182,8 @@ class RunLLMOnGPU:
         require_valid(job, strict=False)
         if job.model != self._settings.model:
             raise UnknownModel(f"model {job.model!r} is not served by this worker, {self._settings.model!r} is")
+        if self._settings.is_trained and tenant_of(activity.info().workflow_id or "") != self._settings.model_tenant:
+            raise UnknownModel(f"model {job.model!r} is another tenant's")
         if not self._loaded.done():
             await attempt.enter(LOADING)
         try:

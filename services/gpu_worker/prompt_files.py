@@ -11,13 +11,13 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from encryption import KeysUnavailable, Unreadable
-from jobs import names
 from jobs.errors import EngineFailed, InvalidJob, PromptFileMissing, PromptTooLong
 from jobs.ids import OUTPUT_ID_PREFIX, file_workflow_id, tenant_of
 from jobs.limits import MAX_PROMPT_FILE_BYTES
+from jobs.records import read_record
 from llm_pb import common_pb2, file_pb2, internal_pb2
 from runtime.temporal import RPC_TIMEOUT
 from store.outputs import find_output
@@ -55,7 +55,8 @@ class PromptFiles:
         if ref.file_id.startswith(OUTPUT_ID_PREFIX):
             record = await _output(store, ref, tenant)
         else:
-            record = await _record(file_workflow_id(ref.file_id, tenant))
+            record_id = file_workflow_id(ref.file_id, tenant)
+            record = await read_record(activity.client(), record_id, internal_pb2.FileRecord, RPC_TIMEOUT)
         found = record.file
         if found.state != file_pb2.FILE_STATE_READY:
             raise PromptFileMissing(f"there is no file {ref.file_id} any more: it was deleted, or has expired")
@@ -86,18 +87,4 @@ async def _output(store: Store, ref: common_pb2.FileRef, tenant: str) -> interna
         return internal_pb2.FileRecord()
     record = internal_pb2.FileRecord(file=file_pb2.File(ref=ref, state=file_pb2.FILE_STATE_READY))
     record.segments.add(name=stored.name, size=ref.size_bytes)
-    return record
-
-
-async def _record(record_id: str) -> internal_pb2.FileRecord:
-    """Return the record of a file; an empty one if there is none. Raises RPCError, WorkflowQueryFailedError."""
-    handle = activity.client().get_workflow_handle(record_id)
-    try:
-        record: internal_pb2.FileRecord = await handle.query(
-            names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord, rpc_timeout=RPC_TIMEOUT
-        )
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND:
-            return internal_pb2.FileRecord()
-        raise
     return record

@@ -1,7 +1,7 @@
 """Settings of the GPU worker."""
 
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -10,9 +10,11 @@ from pydantic_settings import SettingsConfigDict
 from jobs import names
 from jobs.classes import BACKGROUND_QUEUE_SUFFIX, queue_of
 from jobs.limits import MAX_TEMPORAL_ID
+from jobs.training import trained_model
 from llm_pb import common_pb2
 from models import DOCSTRINGS
 from runtime.metrics_settings import MetricsSettings
+from runtime.tenants import TENANT_PATTERN
 
 
 def wrong_engine_options(error: ValueError) -> ValidationError:
@@ -33,6 +35,10 @@ def wrong_engine_options(error: ValueError) -> ValidationError:
     )
 
 
+_WITHOUT_PATH: Final = ("simulated", "simulated-images")
+"""Engines whose models have no path."""
+
+
 class GpuWorkerSettings(MetricsSettings):
     """The GPU worker: runs the jobs of one model from its queue."""
 
@@ -45,7 +51,11 @@ class GpuWorkerSettings(MetricsSettings):
     model_path: str = ""
     """A folder in Hugging Face format, or a hub name; with the engines openai and openai-images the model's name at the
     provider. If unset, the worker uses the bundled model docstrings. A model of another name needs a path, except with
-    the engines simulated and simulated-images."""
+    the engines simulated and simulated-images. A trained model has none: it comes from the store."""
+    model_tenant: str = Field("", pattern=rf"^(?:{TENANT_PATTERN.pattern})?$")
+    """The tenant that has trained the model, where GPU_WORKER_MODEL is a trained one, as <model>@<version> or
+    <model>@<alias>. The worker loads the version that the alias names then, and refuses the jobs of other tenants.
+    Unset: it was trained without a tenant."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """The engine's own options, as JSON. For vllm they are the fields of its AsyncEngineArgs, structured_floor and
     structured_slowdown."""
@@ -91,11 +101,16 @@ class GpuWorkerSettings(MetricsSettings):
     @classmethod
     def _found(cls, path: str, info: ValidationInfo) -> str:
         """Return the path of the model. Raises ValueError for a model that is not bundled and has no path."""
-        if path or info.data.get("engine") in ("simulated", "simulated-images"):
+        if path or info.data.get("engine") in _WITHOUT_PATH or trained_model(info.data.get("model", "")):
             return path
         if (model := info.data.get("model")) == DOCSTRINGS.name:
             return str(DOCSTRINGS)
         raise ValueError(f"the model {model!r} is not bundled: set the path to its folder or its name at the hub")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model is one of a training, which comes from the store."""
+        return not self.model_path and self.engine not in _WITHOUT_PATH and trained_model(self.model) is not None
 
 
 def queues_of(settings: GpuWorkerSettings) -> tuple[str, str]:

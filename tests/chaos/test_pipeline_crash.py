@@ -14,12 +14,15 @@ from typing import Any
 import grpc
 import pytest
 from temporalio.client import Client
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
+from pipelines.workflow import LLMPipelineWorkflow
+from services.gateway.pipelines import catalogue as catalogue  # it registers the pipelines
 from tests.support.files import bad_fields
 from tests.support.pipelines import Followed, follow, submit
 from tests.support.stacks import stack_settings
@@ -230,6 +233,11 @@ async def assert_undisturbed(temporal: Client, kind: str, run: Watched, undistur
     assert seen.outputs == undisturbed.outputs
     assert {path: step.state for path, step in seen.steps.items()} == dict.fromkeys(undisturbed.steps, SUCCEEDED)
     history = await temporal.get_workflow_handle(run.id).fetch_history()
+    # A gateway that takes a pipeline over runs its code again with what has happened.
+    replayer = Replayer(
+        workflows=[LLMPipelineWorkflow], data_converter=data_converter, workflow_runner=UnsandboxedWorkflowRunner()
+    )
+    await replayer.replay_workflow(history)
     started = [
         event.start_child_workflow_execution_initiated_event_attributes.workflow_id
         for event in history.events

@@ -33,6 +33,7 @@ from workflows.llm_delivery import LLMDeliveryWorkflow
 from workflows.llm_file import LLMFileWorkflow
 from workflows.llm_job import LLMJobWorkflow
 from workflows.llm_ledger import LLMLedgerWorkflow
+from workflows.llm_models import LLMModelsWorkflow
 from workflows.llm_scheduled import LLMScheduledWorkflow
 
 with workflow.unsafe.imports_passed_through():
@@ -58,6 +59,7 @@ WORKFLOWS = (
     LLMBatchWorkflow,
     LLMScheduledWorkflow,
     LLMPipelineWorkflow,
+    LLMModelsWorkflow,
 )
 """Workflows that the gateway runs."""
 RECORDED = sorted(HISTORIES.glob("*.json"))

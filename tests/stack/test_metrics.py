@@ -267,8 +267,13 @@ UNUSED = {
     "llm_engine_seat_release_duration_seconds",
     "llm_batch_flush_duration_seconds",
     "llm_batch_ended_total",
+    "llm_training_steps_total",
+    "llm_training_tokens_total",
+    "llm_training_loss_ratio",
+    "llm_training_checkpoint_duration_seconds",
 }
-"""Metrics that are served once a job has paused or a batch has run: see test_seats and test_observability."""
+"""Metrics that are served once a job has paused or a batch has run, and by a trainer: see test_seats,
+test_observability and tests/chaos/test_training.py."""
 TEMPORALS_LABELS = {"namespace", "task_queue", "workflow_type"}
 """Labels that Temporal adds to the metrics of a workflow."""
 

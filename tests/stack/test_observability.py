@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from deploy.local.ports import free_port
-from deploy.local.process_specs import METRICS
+from deploy.local.process_specs import METRICS, OPTIONAL
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from llm_pb import llm_pb2
@@ -261,7 +261,9 @@ def targets(jobs: list[dict[str, Any]]) -> dict[str, str]:
 def test_the_ports_are_those_of_make_up() -> None:
     """Prometheus and the Collector scrape the ports on which `make up` serves."""
     ports = {
-        kind: f"127.0.0.1:{StackSettings.model_fields[f'{field}_port'].default}" for kind, field in METRICS.items()
+        kind: f"127.0.0.1:{StackSettings.model_fields[f'{field}_port'].default}"
+        for kind, field in METRICS.items()
+        if kind not in OPTIONAL
     }
     assert targets(CONFIG["scrape_configs"]) == targets(SECURED["scrape_configs"]) == ports
     services = {kind: port for kind, port in ports.items() if kind != "temporal"}

@@ -1,6 +1,7 @@
 """Jobs run through the whole stack on a real model, as `make demo` shows."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ import grpc
 import pytest
 
 from deploy.local.stack import Stack
-from llm_pb import llm_pb2
+from llm_pb import llm_pb2, pipeline_pb2
 from llm_pb.llm_pb2_grpc import LlmServiceStub
+from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from runtime.scopes import SCOPES
+from services.gateway.model_settings import EMBEDDED_MODEL
 from tests.support.credentials import CallsAs, KeyFile
 from tests.support.jobs import assert_not_tried_again, new_job, run_job, unpack, until_output, watch
+from tests.support.pipelines import follow, submit
 from tests.support.scrapes import scrape, scrape_until
 from tests.support.stacks import stack_settings
+from tests.support.worlds import PAINTER, PAINTER_MODEL, leaves, world_of
 
 GREEDY = {"temperature": 0.0, "max_tokens": 60}
 
@@ -30,7 +35,11 @@ def engine(request: pytest.FixtureRequest) -> str:
 async def real_stack(engine: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     settings = stack_settings(tmp_path_factory.mktemp(engine), engine=engine)
     only = ("temporal", "nats", "gateway", "gpu-worker", "notifier")
-    environment = {"gpu-worker": {"GPU_WORKER_REPORT_INTERVAL": "PT0.5S"}}
+    models = [EMBEDDED_MODEL.model_dump(mode="json", exclude_defaults=True), PAINTER_MODEL]
+    environment = {
+        "gateway": {"GATEWAY_MODELS": json.dumps(models)},
+        "gpu-worker": {"GPU_WORKER_REPORT_INTERVAL": "PT0.5S"},
+    }
     async with Stack(settings, only=only, environment=environment) as stack:
         yield stack
 
@@ -168,3 +177,33 @@ async def test_only_jobs_of_one_user_of_one_tenant_share_cached_prompts(
             )
         ] == [False, True, False, False, False, True, True]
     await gateway.terminate()
+
+
+@pytest.mark.timeout(900)
+async def test_a_world_of_a_real_model_has_texts_and_pictures(real_stack: Stack, engine: str) -> None:
+    """The small model fills the forms. What it writes means nothing."""
+    if engine != "torch":
+        pytest.skip("the small model would fill the forms with white space")
+    painter = real_stack.add("gpu-worker", PAINTER)
+    await painter.start()
+    await painter.wait_ready()
+    pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id="real")
+    pipeline.world.theme = "a harbour in the fog"
+    pipeline.world.models["describe"] = "docstrings"
+    pipeline.world.MergeFrom(
+        pipeline_pb2.WorldSpec(image_model="painter", characters=1, posts=1, seed=3, max_tokens=1500)
+    )
+    for step in ("describe", "write", "image"):
+        pipeline.world.step_timeouts[step].FromSeconds(600)
+    async with grpc.aio.insecure_channel(real_stack.address("gateway")) as channel:
+        stub: Any = PipelineServiceStub(channel)
+        id_ = (await submit(stub, pipeline)).pipeline_id
+        seen = await follow(stub, id_, patience=600)
+    assert seen.status.state == llm_pb2.JOB_STATE_SUCCEEDED, seen.status.root.error
+    world = world_of(seen)
+    texts = [world.name, world.description, world.characters[0].name, *(post.text for post in world.posts)]
+    assert all(texts)
+    assert world.images[0].size_bytes
+    assert world.posts[0].image.size_bytes
+    assert {path for path, step in seen.steps.items() if step.workflow_id} == leaves(characters=1, posts=1)
+    await painter.terminate()

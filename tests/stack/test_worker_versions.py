@@ -10,8 +10,6 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from temporalio.api.enums.v1 import RoutingConfigUpdateState
-from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
 from temporalio.client import Client
 
 from deploy.local.process import Process
@@ -76,6 +74,8 @@ class Versions:
     async def set_current(self, build: str, deployment: str = DEPLOYMENT, queues: int = 4) -> None:
         """Set the current version, as an operator would, once its workers have polled so many queues.
 
+        The queues learn of it some moments later.
+
         Activities and workflows of one queue count as two.
         """
         version = ("--deployment-name", deployment, "--build-id", build)
@@ -90,16 +90,6 @@ class Versions:
                     break
                 await asyncio.sleep(0.2)
         await temporal_cli(self.stack, "worker", "deployment", "set-current-version", *version, "--yes")
-        # The task queues learn of it a moment later.
-        client = await Client.connect(self.stack.address("temporal"))
-        asked = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=deployment)
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                found = await client.workflow_service.describe_worker_deployment(asked)
-                state = found.worker_deployment_info.routing_config_update_state
-                if state == RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_COMPLETED:
-                    return
-                await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -149,8 +139,8 @@ async def waits(stub: Any, pipeline_id: str) -> None:
     await follow(stub, pipeline_id, until=lambda seen: "approve" in seen.steps)
 
 
-async def accepted(stub: Any, **params: Any) -> str:
-    request = llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5, **params}))
+async def accepted(stub: Any, **changes: Any) -> str:
+    request = llm_pb2.SubmitRequest(job=new_job(params={"max_tokens": 5}, **changes))
     return str((await stub.Submit(request, timeout=PATIENCE)).workflow_id)
 
 
@@ -166,7 +156,8 @@ async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(vers
 
     waiting = (await submit(pipelines, new_pipeline("changing", StringValue()))).pipeline_id
     await waits(pipelines, waiting)
-    long = await accepted(jobs, max_tokens=8000, min_tokens=8000)
+    # It waits for a worker all the time.
+    idle = await accepted(jobs, model="idle")
     await versions.start("1.1", NEW)
     new_jobs, new_pipelines = versions.stubs["1.1"]
     # At the build that is not current. An eager start would run there.
@@ -174,6 +165,15 @@ async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(vers
     assert (await watch(new_jobs, at_next)).states[-1] == "SUCCEEDED"
     assert set(await builds_of(client, at_next)) == {"1.0"}
     assert not await started_eagerly(client, at_next)
+
+    async def until_current(build: str) -> None:
+        """Return once a new job begins on a build."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                id_ = await accepted(jobs)
+                await watch(jobs, id_)
+                if (await builds_of(client, id_))[0] == build:
+                    return
 
     stopped = asyncio.Event()
 
@@ -187,21 +187,24 @@ async def test_a_pipeline_ends_on_its_code_and_jobs_move_to_the_current_one(vers
     async with asyncio.TaskGroup() as tasks:
         loads = [tasks.create_task(load(stub)) for stub in (jobs, jobs, new_jobs, new_jobs)]
         await versions.set_current("1.1")
+        await until_current("1.1")
         moved = (await submit(pipelines, new_pipeline("changing", StringValue()))).pipeline_id
         assert value_of((await follow(pipelines, moved)).result) == "new"
         await versions.set_current("1.0")
+        await until_current("1.0")
         back = (await submit(new_pipelines, new_pipeline("changing", StringValue()))).pipeline_id
         await waits(new_pipelines, back)
         await versions.set_current("1.1")
+        await until_current("1.1")
         stopped.set()
     ids = [id_ for task in loads for id_ in task.result()]
     statuses = [await jobs.GetStatus(llm_pb2.GetStatusRequest(workflow_id=id_), timeout=PATIENCE) for id_ in ids]
     assert {one.result.metadata.attempts for one in statuses} == {1}
 
-    await jobs.Cancel(llm_pb2.CancelRequest(workflow_id=long), timeout=PATIENCE)
-    assert (await watch(jobs, long)).states[-1] == "CANCELLED"
-    of_long = await builds_of(client, long)
-    assert (of_long[0], of_long[-1]) == ("1.0", "1.1")
+    await jobs.Cancel(llm_pb2.CancelRequest(workflow_id=idle), timeout=PATIENCE)
+    assert (await watch(jobs, idle)).states[-1] == "CANCELLED"
+    of_idle = await builds_of(client, idle)
+    assert (of_idle[0], of_idle[-1]) == ("1.0", "1.1")
     for id_ in (waiting, back):
         await answer(new_pipelines, id_, "approve", "yes", approved=True)
         assert value_of((await follow(new_pipelines, id_)).result) == "old True"
@@ -227,7 +230,9 @@ async def test_gpu_workers_may_have_versions_of_their_own(versions: Versions) ->
     assert await builds() == {""}
     for build in ("a", "b", "a"):
         await versions.set_current(build, "gpu", queues=2)
-        assert await builds() == {build}
+        async with asyncio.timeout(PATIENCE):
+            while await builds() != {build}:
+                pass
     pipeline = (await submit(pipelines, new_pipeline("changing", StringValue()))).pipeline_id
     seen = await follow(pipelines, pipeline)
     assert value_of(seen.result) == "new"

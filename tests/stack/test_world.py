@@ -12,19 +12,23 @@ from temporalio.client import Client
 
 from deploy.local.process import Process
 from deploy.local.stack import Stack
+from jobs import names
 from jobs.errors import reason_of
-from llm_pb import common_pb2, llm_pb2, pipeline_pb2
+from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
+from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from payload_converter import data_converter
 from services.gpu_worker.engines.simulated_images import png
+from tests.support.batches import Stubs, create, lines_of
 from tests.support.commands import run
+from tests.support.deletions import delete
 from tests.support.files import bad_fields, download, get, refusal, sha256
 from tests.support.jobs import new_job, run_job
 from tests.support.pipelines import Followed, follow, submit
 from tests.support.stacks import FAST, stack_settings
-from tests.support.worlds import MODELS, PAINTER, leaves, new_world, world_of
+from tests.support.worlds import FILTERED, MODELS, PAINTER, leaves, new_world, world_of
 
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
 DEFAULTS = {
@@ -37,6 +41,7 @@ class Clients:
     def __init__(self, stack: Stack, painter: Process, channel: grpc.aio.Channel) -> None:
         self.stack = stack
         self.painter = painter
+        self.channel = channel
         self.jobs: Any = LlmServiceStub(channel)
         self.files: Any = FileServiceStub(channel)
         self.pipelines: Any = PipelineServiceStub(channel)
@@ -146,16 +151,10 @@ async def test_a_world_has_texts_and_pictures_and_the_tree_names_their_files(cli
     assert (await submit(clients.pipelines, new_world("whole", images=2))).state == llm_pb2.JOB_STATE_SUCCEEDED
 
 
-async def runs_of(temporal: Client, id_: str) -> int:
-    """Return how many workflows have had an id."""
-    return len([run async for run in temporal.list_workflows(f"WorkflowId = '{id_}'")])
-
-
 async def test_a_world_with_a_failed_leaf_keeps_the_rest_and_goes_on_when_it_is_submitted_again(
     clients: Clients,
 ) -> None:
-    filtered = {**PAINTER, "GPU_WORKER_ENGINE_OPTIONS": '{"width": 64, "height": 48, "refuse": "dragon"}'}
-    prude = clients.stack.add("gpu-worker", filtered)
+    prude = clients.stack.add("gpu-worker", {**PAINTER, **FILTERED})
     await clients.painter.terminate()
     await prude.start()
     await prude.wait_ready()
@@ -194,7 +193,15 @@ async def test_a_world_with_a_failed_leaf_keeps_the_rest_and_goes_on_when_it_is_
         for event in history.events
         if event.HasField("start_child_workflow_execution_initiated_event_attributes")
     ]
-    assert started == [f"{id_}/posts/2/image"]
+    (job_id,) = started
+    assert job_id == f"{id_}/posts/2/image"
+    # Both runs of its job are deleted with it, and the file.
+    assert (await delete(clients.jobs, job_id)).state == llm_pb2.DELETION_STATE_DONE
+    assert [run.workflow_type async for run in temporal.list_workflows(f"WorkflowId = '{job_id}'")] == [
+        names.TOMBSTONE_WORKFLOW_TYPE
+    ]
+    gone = download(clients.files, whole.posts[2].image.file_id)
+    assert await refusal(gone) == ("NOT_FOUND", "FILE_NOT_FOUND")
     # What has succeeded is returned as it is.
     assert (await submit(clients.pipelines, request)).root.end_time == more.status.root.end_time
 
@@ -212,6 +219,14 @@ async def test_a_failed_world_without_any_text_goes_on_as_well(clients: Clients)
     assert reason_of((await follow(clients.pipelines, id_)).status.root.error) == "INVALID_OUTPUT"
 
 
+async def test_a_batch_takes_no_line_for_a_model_that_makes_images(clients: Clients) -> None:
+    stubs = Stubs(clients.files, BatchServiceStub(clients.channel))
+    created = await create(stubs, lines_of(1, model="painter"), "alice")
+    ended = await stubs.end(created.batch_id)
+    assert ended.state == batch_pb2.BATCH_STATE_FAILED
+    assert "makes images" in str(ended.error)
+
+
 async def test_what_the_operator_has_set_holds_for_what_a_request_leaves_out(clients: Clients) -> None:
     pipeline = pipeline_pb2.PipelineRequest(user_id="alice", request_id="defaults")
     critique = {"score": 1, "strengths": [], "weaknesses": [], "suggestions": [], "facts_doubtful": False}
@@ -221,6 +236,9 @@ async def test_what_the_operator_has_set_holds_for_what_a_request_leaves_out(cli
     result = pipeline_pb2.RefineResult()
     assert seen.result.value.Unpack(result)
     assert (result.rounds, result.below_threshold) == (2, True)
+    swapped = new_world("swapped", models={"describe": "painter"}, image_model="docstrings")
+    fields = {'pipeline.world.models["describe"]', "pipeline.world.image_model"}
+    assert await bad_fields(submit(clients.pipelines, swapped)) == fields
     bare = pipeline_pb2.PipelineRequest(user_id="alice", request_id="bare")
     bare.world.SetInParent()
     assert await bad_fields(submit(clients.pipelines, bare)) == {"pipeline.world.theme", "pipeline.world.models"}

@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from llm_pb import llm_pb2, pipeline_pb2
 from tests.support.bad_files import BAD_PAGES
 from tests.support.bad_requests import BAD_IDS, BAD_WORKFLOW_IDS, REQUESTS, Row
+from tests.support.bad_trainings import bad_trainings
 
 NO_PIPELINE: Final = "llmpipe-u-none"
 _NAME: Final = "pipeline.custom.name"
@@ -79,7 +80,9 @@ def pipeline_rows() -> Iterator[Row]:
     for what, changes, *fields in _pipelines():
         row = _row("SubmitPipeline", what, *(f"pipeline.{field}" for field in fields), pipeline=pipeline(**changes))
         yield row._replace(
-            fields=row.fields if {"custom", "refine", "world"} & changes.keys() else row.fields | {_NAME}
+            fields=row.fields
+            if {"custom", "refine", "world", "training", "preprocess"} & changes.keys()
+            else row.fields | {_NAME}
         )
     for rpc in _OF_ID:
         for what, value in BAD_WORKFLOW_IDS.items():
@@ -131,6 +134,8 @@ def _pipelines() -> Iterator[tuple[Any, ...]]:
     for what, field, values in _BAD_WORLDS:
         spec = {"theme": "t", "models": {"describe": "structured"}, **values}
         yield f"world of {what}", {"custom": None, "world": spec}, f"world.{field}"
+    for what, field, values in bad_trainings():
+        yield what, {"custom": None, **values}, field
 
 
 def _row(rpc: str, what: str, *fields: str, **values: Any) -> Row:

@@ -24,12 +24,14 @@ from services.gateway.settings import GatewaySettings
 from services.gpu_worker.settings import GpuWorkerSettings
 from services.http.settings import HttpSettings
 from services.notifier.settings import NotifierSettings
+from services.trainer.settings import TrainerSettings
 from store.settings import StoreSettings
 
 _WORKER: Final = (FeedSettings, EncryptionSettings, StoreSettings, TemporalSettings, LogSettings)
 SETTINGS: Final[Mapping[str, tuple[type[BaseSettings], ...]]] = {
     "gateway": (GatewaySettings, *_WORKER),
     "gpu_worker": (GpuWorkerSettings, *_WORKER),
+    "trainer": (TrainerSettings, EncryptionSettings, StoreSettings, TemporalSettings, LogSettings),
     "notifier": (NotifierSettings, EncryptionSettings, TemporalSettings, LogSettings),
     "codec": (CodecSettings, EncryptionSettings, LogSettings),
     "http": (HttpSettings, LogSettings),

@@ -84,12 +84,20 @@ class Followed:
 
 
 async def follow(
-    stub: Any, id_: str, *patterns: str, known: Followed | None = None, until: Any = lambda _: False
+    stub: Any,
+    id_: str,
+    *patterns: str,
+    known: Followed | None = None,
+    until: Any = lambda _: False,
+    patience: float = PATIENCE,
 ) -> Followed:
-    """Follow a pipeline from where `known` is, to its end or until what has come meets a condition."""
+    """Follow a pipeline from where `known` is, to its end or until what has come meets a condition.
+
+    `patience` is in seconds.
+    """
     followed = known if known is not None else Followed()
     request = pipeline_pb2.StreamPipelineRequest(pipeline_id=id_, cursor=followed.cursor, follow=patterns)
-    call = stub.StreamPipeline(request, timeout=PATIENCE)
+    call = stub.StreamPipeline(request, timeout=patience)
     try:
         async for message in call:
             followed.take(message)

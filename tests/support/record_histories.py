@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -19,7 +20,7 @@ from temporalio.client import Client
 
 from deploy.local.stack import Stack
 from jobs import names
-from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id
+from jobs.ids import delivery_workflow_id, file_workflow_id, ledger_workflow_id, models_workflow_id
 from llm_pb import common_pb2, internal_pb2, llm_pb2
 from llm_pb.batch_pb2_grpc import BatchServiceStub
 from llm_pb.file_pb2_grpc import FileServiceStub
@@ -39,7 +40,9 @@ from tests.support.outcomes import run_all
 from tests.support.paths import ROOT
 from tests.support.pipelines import WITH_PIPELINES, answer, cancel, follow, new_pipeline, submit
 from tests.support.schedules import create, ended, new_schedule, trigger, until
-from tests.support.stacks import stack_settings
+from tests.support.stacks import FAST, stack_settings
+from tests.support.training import jsonl, new_training, sentences, write_tiny_model
+from tests.support.worlds import FILTERED, MODELS, PAINTER, new_world
 
 HISTORIES: Final = ROOT / "tests" / "contract" / "histories"
 
@@ -199,6 +202,40 @@ async def pipelines(channel: grpc.aio.Channel) -> dict[str, str]:
     }
 
 
+async def trainings(stack: Stack, channel: grpc.aio.Channel, folder: Path) -> dict[str, str]:
+    """Train a model that is registered, and cancel a training; return the ids of the workflows by name."""
+    models = {"tiny": str(write_tiny_model(folder))}
+    await stack.add("trainer", {"TRAINER_BASE_MODELS": json.dumps(models), "TRAINER_DEVICE": "cpu"}).start()
+    dataset = (await upload(FileServiceStub(channel), new_file(), jsonl(sentences(60)))).ref
+    stub: Any = PipelineServiceStub(channel)
+    trained = (await submit(stub, new_training(dataset, steps=20))).pipeline_id
+    await follow(stub, trained)
+    stopped = (await submit(stub, new_training(dataset, steps=100_000))).pipeline_id
+    await follow(stub, stopped, until=lambda seen: "train" in seen.steps)
+    await cancel(stub, stopped)
+    await follow(stub, stopped)
+    return {"training": trained, "training-cancelled": stopped, "models": models_workflow_id("")}
+
+
+async def worlds(folder: Path, version: str) -> None:
+    """Record a world that succeeds, one with a step that fails, and the second run of that one."""
+    environment = {
+        "gateway": {**FAST["gateway"], "GATEWAY_MODELS": json.dumps(MODELS)},
+        "gpu-worker": {**FAST["gpu-worker"], "GPU_WORKER_ENGINE_OPTIONS": '{"context_tokens": 16384}'},
+    }
+    services = ("temporal", "nats", "gateway", "gpu-worker")
+    stack = Stack(stack_settings(folder), only=services, environment=environment)
+    stack.add("gpu-worker", {**PAINTER, **FILTERED})
+    async with stack, grpc.aio.insecure_channel(stack.address("gateway")) as channel:
+        temporal = await Client.connect(stack.address("temporal"), data_converter=data_converter)
+        stub: Any = PipelineServiceStub(channel)
+        whole, bad = new_world("whole"), new_world("bad", bad_post="a dragon")
+        for name, world in (("world", whole), ("world-incomplete", bad), ("world-resumed", bad)):
+            id_ = (await submit(stub, world)).pipeline_id
+            await follow(stub, id_)
+            await record(temporal, id_, f"{name}.{version}")
+
+
 async def main(version: str) -> None:
     """Record one history for each outcome into a file named after the outcome and the version.
 
@@ -237,7 +274,10 @@ async def main(version: str) -> None:
             }
             for name, id_ in further.items():
                 await record(temporal, id_, f"{name}.{version}")
+            for name, id_ in (await trainings(stack, channel, Path(folder) / "tiny")).items():
+                await record(temporal, id_, f"{name}.{version}")
             await record(temporal, await paused(stack, stub), f"succeeded-after-a-pause.{version}")
+        await worlds(Path(folder) / "worlds", version)
 
 
 async def record(temporal: Client, id_: str, name: str) -> None:

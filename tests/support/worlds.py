@@ -6,6 +6,16 @@ from typing import Any, Final
 from llm_pb import pipeline_pb2
 from tests.support.pipelines import Followed
 
+PAINTER_MODEL: Final = {
+    "name": "painter",
+    "queue": "painter",
+    "context_tokens": 4096,
+    "max_output_tokens": 2,
+    "default_max_tokens": 2,
+    "image_sizes": [{"width": 64, "height": 48}, {"width": 32, "height": 32}],
+    "price": {"currency": "EUR", "prompt_per_million": "0", "output_per_million": "20000"},
+}
+"""A model that makes images of two tokens, for 2 cents each."""
 MODELS: Final = [
     {
         "name": "docstrings",
@@ -15,17 +25,9 @@ MODELS: Final = [
         "structured_output": True,
         "price": {"currency": "EUR", "prompt_per_million": "0", "output_per_million": "0"},
     },
-    {
-        "name": "painter",
-        "queue": "painter",
-        "context_tokens": 4096,
-        "max_output_tokens": 2,
-        "default_max_tokens": 2,
-        "image_sizes": [{"width": 64, "height": 48}, {"width": 32, "height": 32}],
-        "price": {"currency": "EUR", "prompt_per_million": "0", "output_per_million": "20000"},
-    },
+    PAINTER_MODEL,
 ]
-"""The models of the gateway: one that writes, and one that makes images of two tokens, for 2 cents each."""
+"""The models of the gateway: one that writes, and the one that makes images."""
 PAINTER: Final = {
     "GPU_WORKER_ENGINE": "simulated-images",
     "GPU_WORKER_MODEL": "painter",
@@ -33,6 +35,8 @@ PAINTER: Final = {
     "GPU_WORKER_ENGINE_OPTIONS": '{"width": 64, "height": 48}',
 }
 """The environment of the worker that makes images."""
+FILTERED: Final = {"GPU_WORKER_ENGINE_OPTIONS": '{"width": 64, "height": 48, "refuse": "dragon"}'}
+"""Added to PAINTER: it refuses dragons."""
 
 
 def new_world(

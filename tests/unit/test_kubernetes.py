@@ -45,6 +45,8 @@ SECRETS = {
     "temporal-client": TLS,
 }
 """The secrets that an installation has, with their keys. docs/kubernetes.md names them."""
+OPTIONAL = {"trainer"}
+"""Services that an installation may go without."""
 GRACE_MARGIN = 10
 """Minimum time in seconds between the end of a service's own grace and SIGKILL."""
 
@@ -132,6 +134,8 @@ def mounted(spec: dict[str, Any], container: dict[str, Any], folder: Path) -> It
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for mount in container["volumeMounts"]:
         volume = volumes[mount["name"]]
+        if "emptyDir" in volume:
+            yield mount["mountPath"], folder
         sources = [source["secret"]["name"] for source in volume.get("projected", {}).get("sources", ())]
         sources += [volume["secret"]["secretName"]] if "secret" in volume else []
         for source in sources:
@@ -158,7 +162,7 @@ def test_kubernetes_would_take_it(objects: tuple[dict[str, Any], ...], tmp_path:
 
 
 def test_a_service_gets_settings_that_it_takes_and_listens_where_others_call(pods: list[Pod]) -> None:
-    assert {pod.service for pod in pods} == SETTINGS.keys()
+    assert {pod.service for pod in pods} | OPTIONAL >= SETTINGS.keys()
     for pod in pods:
         assert not problems(pod.service, pod.environment, pod.files), pod.name
         listens = ports(pod.service, pod.environment)

@@ -42,8 +42,19 @@ MAY_IMPORT = {
     "feed": {"encryption", "jobs", "llm_pb", "runtime"},
     "runtime": {"encryption", "payload_converter"},
     "store": {"encryption", "jobs", "llm_pb"},
-    "services/gpu_worker": {"batches", "encryption", "feed", "jobs", "models", "runtime", "llm_pb", "store"},
+    "services/gpu_worker": {
+        "batches",
+        "encryption",
+        "feed",
+        "jobs",
+        "models",
+        "payload_converter",
+        "runtime",
+        "llm_pb",
+        "store",
+    },
     "services/notifier": {"encryption", "feed", "jobs", "llm_pb", "runtime"},
+    "services/trainer": {"encryption", "jobs", "llm_pb", "models", "payload_converter", "runtime", "store"},
     "services/codec": {"encryption", "payload_converter", "runtime"},
     "services/http": {"durable_llm", "jobs", "llm_pb", "openai_api", "runtime"},
     "services/gateway": {
@@ -95,7 +106,8 @@ ONLY = {
         f"services/gpu_worker/engines/torch{part}.py"
         for part in ("", "_batch", "_generation", "_model", "_sampling", "_structured")
     }
-    | {"services/gpu_worker/engines/diffusers.py"},
+    | {"services/gpu_worker/engines/diffusers.py", "services/trainer/training.py"},
+    "safetensors": {"services/trainer/training.py"},
     "openai": {f"services/gpu_worker/engines/openai{part}.py" for part in ("", "_errors", "_images", "_transport")},
     "httpx2": {"services/gpu_worker/engines/openai_transport.py"},
     "diffusers": {"services/gpu_worker/engines/diffusers.py"},
@@ -139,6 +151,8 @@ PURE = {
 OUTSIDE_WORKFLOWS = {
     # Reads Temporal's description of a workflow, which only its clients have.
     "jobs/pending.py",
+    # Asks workflows for their records, which only clients of Temporal can.
+    "jobs/records.py",
     # Takes the tokenizer of a model, which gateway and worker load from a file.
     "jobs/tokenizer.py",
 }

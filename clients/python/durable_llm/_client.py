@@ -197,6 +197,11 @@ class AsyncClient:
         response: llm_pb2.ListModelsResponse = await self._stub.unary("ListModels", llm_pb2.ListModelsRequest())
         return response.models
 
+    async def trained_models(self) -> Sequence[llm_pb2.TrainedModel]:
+        """Return the models that the caller's tenant has trained, with their versions. Raises ApiError."""
+        response: llm_pb2.ListModelsResponse = await self._stub.unary("ListModels", llm_pb2.ListModelsRequest())
+        return response.trained
+
     async def workers(self, model: str = "") -> Sequence[llm_pb2.WorkerInfo]:
         """Return the GPU workers that serve the model, or all, as they have last reported themselves.
 

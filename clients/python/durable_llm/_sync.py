@@ -143,6 +143,10 @@ class Client:
         """See AsyncClient.models."""
         return self._loop.run(self._client.models())
 
+    def trained_models(self) -> Sequence[llm_pb2.TrainedModel]:
+        """See AsyncClient.trained_models."""
+        return self._loop.run(self._client.trained_models())
+
     def workers(self, model: str = "") -> Sequence[llm_pb2.WorkerInfo]:
         """See AsyncClient.workers."""
         return self._loop.run(self._client.workers(model))

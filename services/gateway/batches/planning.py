@@ -45,12 +45,14 @@ class _OperatorsRules:
     def check(self, job: llm_pb2.JobRequest) -> Iterator[Violation]:
         """Yield the violations of a job."""
         request = llm_pb2.SubmitRequest(job=job)
-        violations = self._loop.run_until_complete(self._bounds.check(request)) or self._files.check(job)
+        violations = self._loop.run_until_complete(self._bounds.check(request, self._creator)) or self._files.check(job)
         for field, description in violations:
             yield Violation(field.removeprefix(_OF_JOB), description)
         model = self._models.get(job.model)
         if self._needs_price and model is not None and model.price is None:
             yield Violation("model", "has no price, so the budget.cost_micros of the batch cannot be kept")
+        if model is not None and model.image_sizes:
+            yield Violation("model", "makes images, which no batch does")
         try:
             check_submit(self._creator, request)
         except Refusal as refusal:

@@ -12,12 +12,12 @@ from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowQueryFailedError,
 )
-from temporalio.service import RPCError, RPCStatusCode
 
 from encryption import Encryption, KeysUnavailable
 from jobs import names
 from jobs.ids import OUTPUT_ID_PREFIX, file_workflow_id, tenant_of
 from jobs.memo import from_memo
+from jobs.records import read_record
 from llm_pb import file_pb2, internal_pb2
 from payload_converter import PayloadError
 from runtime.auth import Caller
@@ -89,18 +89,10 @@ class FileReader:
 
     async def record_of(self, workflow_id: str) -> internal_pb2.FileRecord:
         """Return the record of an open workflow; an empty one when the file is gone. Raises ApiError, RPCError."""
-        handle = self._client.get_workflow_handle(workflow_id)
         try:
-            record: internal_pb2.FileRecord = await handle.query(
-                names.QUERY_GET_RECORD, result_type=internal_pb2.FileRecord, rpc_timeout=RPC_TIMEOUT
-            )
+            return await read_record(self._client, workflow_id, internal_pb2.FileRecord, RPC_TIMEOUT)
         except WorkflowQueryFailedError as error:
             raise temporal_unavailable("the record of the file does not answer; call again") from error
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return internal_pb2.FileRecord()
-            raise
-        return record
 
     async def list_page(self, caller: Caller, request: file_pb2.ListFilesRequest) -> file_pb2.ListFilesResponse:
         """Return a page of the files of the caller's tenant.

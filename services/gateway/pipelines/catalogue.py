@@ -9,7 +9,8 @@ from jobs.field_rules import Violation
 from jobs.pipelines import name_of
 from llm_pb import pipeline_pb2
 from pipelines import refine as refine  # it registers itself
-from pipelines import world as world  # likewise
+from pipelines import training as training  # likewise
+from pipelines import world as world
 from pipelines.registry import REGISTERED, TYPED
 
 GROUP: Final = "durable_llm.pipelines"

@@ -14,7 +14,7 @@ from encryption import Encryption
 from jobs import names, options, work_start
 from jobs.field_rules import Violation
 from jobs.ids import pipeline_workflow_id, trace_id
-from jobs.pipeline_rules import check_complete
+from jobs.pipeline_rules import check_complete, check_submit
 from jobs.pipelines import FINAL_STATES, new_status, with_defaults
 from jobs.search import Hash, attributes_of
 from jobs.start import FAIRNESS_KEY
@@ -22,6 +22,7 @@ from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 from pipelines.registry import REGISTERED
 from runtime import audit
 from runtime.auth import Caller
+from runtime.grpc_auth import current_caller
 from runtime.telemetry import current_traceparent
 from runtime.tracebacks import forget_frames
 from services.gateway.effects import Effects
@@ -35,6 +36,7 @@ from services.gateway.errors import (
 from services.gateway.job_options import delivery_options
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.catalogue import check_registered
+from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.spec_models import check_models
 from services.gateway.quotas import OpenJobQuotas
@@ -57,7 +59,9 @@ class PipelineSubmission:
         open_jobs: OpenJobQuotas,
         settings: GatewaySettings,
         encryption: Encryption | None,
+        datasets: Datasets,
     ) -> None:
+        self._datasets = datasets
         self._effects = effects
         self._reader = reader
         self._open_jobs = open_jobs
@@ -174,18 +178,22 @@ class PipelineSubmission:
         id_ = pipeline_workflow_id(pipeline.user_id, pipeline.request_id, caller.tenant)
         return await self._found(caller, id_, pipeline)
 
-    async def check(self, request: pipeline_pb2.SubmitPipelineRequest) -> list[Violation]:
-        """Return the violations of the operator's settings, and of what is registered here."""
+    async def check(self, request: pipeline_pb2.SubmitPipelineRequest, caller: Caller | None = None) -> list[Violation]:
+        """Return the violations of the operator's settings, and of what is registered here.
+
+        `caller` is who submits the pipeline: by default who makes the call that is being handled.
+        """
         pipeline, most = request.pipeline, self._settings.pipeline_max_timeout
         whole = with_defaults(pipeline, self._settings.pipeline_defaults.of(pipeline))
-        violations = [
-            *check_registered(pipeline),
-            *check_complete(whole),
-            *check_models(whole, self._settings.models),
-        ]
+        caller = caller or current_caller()
+        own = [model for model in self._settings.models if model.tenant in (None, caller.tenant)]
+        violations = [*check_registered(pipeline), *check_complete(whole), *check_models(whole, own)]
         if pipeline.total_timeout.seconds + pipeline.total_timeout.nanos / 1e9 > most.total_seconds():
             violations.append(Violation("pipeline.total_timeout", f"must be at most {most}"))
-        return violations
+        if violations or check_submit(request):
+            # Temporal is not asked about a bad request.
+            return violations
+        return await self._datasets.check(caller, whole)
 
     async def _answered(self, caller: Caller, request: pipeline_pb2.AnswerStepRequest) -> pipeline_pb2.StepStatus:
         """Return a step of a pipeline that has ended, if it got this answer before."""

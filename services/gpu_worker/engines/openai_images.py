@@ -16,7 +16,7 @@ from services.gpu_worker.engines.engine import EngineConfig, Image
 from services.gpu_worker.engines.images import ImageEngine, ImageOptions, Order, Painted
 from services.gpu_worker.engines.openai import CONNECT_SECONDS, charged, key_reader, log
 from services.gpu_worker.engines.openai_errors import as_job_errors
-from services.gpu_worker.engines.openai_transport import MAX_MESSAGE_BYTES, bounded_client
+from services.gpu_worker.engines.openai_transport import bounded_client
 
 _STARTS: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 """The kinds of images by the bytes with which they begin."""
@@ -51,7 +51,7 @@ class OpenAIPainter:
             api_key=key_reader(options.api_key_file),
             # Temporal tries again.
             max_retries=0,
-            http_client=bounded_client(max(MAX_MESSAGE_BYTES, options.max_answer_bytes)),
+            http_client=bounded_client(options.max_answer_bytes),
             timeout=openai.Timeout(options.timeout.total_seconds(), connect=CONNECT_SECONDS),
         )
 
@@ -72,18 +72,11 @@ class OpenAIPainter:
                 raise UnsupportedParams("params.seed: the provider does not support it")
             body["seed"] = order.seed
         size: Any = f"{order.width}x{order.height}"
-        async with (
-            as_job_errors(),
-            self._client.images.with_streaming_response.generate(
+        async with as_job_errors():
+            response = await self._client.images.with_raw_response.generate(
                 model=self._model, prompt=order.prompt, n=1, size=size, extra_body=body
-            ) as response,
-        ):
-            data = bytearray()
-            async for piece in response.iter_bytes():
-                data += piece
-                if len(data) > self._options.max_answer_bytes:
-                    raise EngineFailed(f"the provider's answer exceeds {self._options.max_answer_bytes} bytes")
-            answer = json.loads(data)
+            )
+            answer = json.loads(response.content)
             usage = answer.get("usage") or {}
             return Painted(
                 _image(answer),

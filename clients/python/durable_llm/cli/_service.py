@@ -1,6 +1,6 @@
 """Commands about the service: models, workers, quota."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +10,22 @@ from durable_llm.cli._options import NAME, connection_options, json_option
 from durable_llm.cli._stdout import write_json, write_line, write_table
 from durable_llm.cli._text import age
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_pb.llm_pb2 import TrainedModel
+
 
 @click.command()
+@click.option("--trained", is_flag=True, help="List the versions of the models that your tenant has trained instead.")
 @json_option
 @connection_options
-def models(connection: Connection, *, as_json: bool) -> None:
+def models(connection: Connection, *, trained: bool, as_json: bool) -> None:
     """List the models that a job may name."""
+    if trained:
+        with connection.connect() as client:
+            _write_trained(client.trained_models(), as_json=as_json)
+        return
     with connection.connect() as client:
         found = client.models()
     if as_json:
@@ -37,6 +47,27 @@ def models(connection: Connection, *, as_json: bool) -> None:
         for model in found
     ]
     write_table(("MODEL", "STATE", "CONTEXT", "MAX OUTPUT", "STRUCTURED", "BACKLOG", "PRICE"), rows)
+
+
+def _write_trained(models: "Sequence[TrainedModel]", *, as_json: bool) -> None:
+    if as_json:
+        for model in models:
+            write_json(model)
+        return
+    rows = [
+        (
+            f"{model.name}@{version.version}",
+            " ".join(sorted(alias for alias, number in model.aliases.items() if number == version.version)),
+            version.base_model,
+            f"{version.loss:.4f}",
+            f"{version.base_loss:.4f}",
+            age(version.create_time.ToDatetime()),
+            version.pipeline_id,
+        )
+        for model in models
+        for version in model.versions
+    ]
+    write_table(("MODEL", "ALIASES", "BASE", "LOSS", "LOSS OF BASE", "AGE", "PIPELINE"), rows)
 
 
 @click.command()

@@ -1,0 +1,75 @@
+"""Removes from the store what trainings have left: old tokens, old checkpoints, models that no version names."""
+
+import asyncio
+import logging
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Final
+
+from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.service import RPCError
+
+from encryption import KeysUnavailable
+from jobs.ids import models_workflow_id
+from jobs.records import read_record
+from llm_pb import internal_pb2
+from payload_converter import PayloadError
+from runtime.temporal import RPC_TIMEOUT
+from services.trainer.settings import TrainerSettings
+from services.trainer.shards import TRAINING_FOLDER
+from store.models import MODELS_FOLDER
+from store.store import Store, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+_PAUSE_SECONDS: Final = 0.05
+"""Pause after each removal: it must not be felt by anybody."""
+
+
+class TrainingSweeper:
+    """Looks for objects of trainings that nobody needs any more."""
+
+    def __init__(self, client: Client, store: Store, settings: TrainerSettings) -> None:
+        self._client = client
+        self._store = store
+        self._settings = settings
+
+    async def keep_sweeping(self) -> None:
+        """Sweep at the interval of the settings, until cancelled."""
+        if not self._settings.sweep_interval:
+            return
+        while True:
+            await asyncio.sleep(self._settings.sweep_interval.total_seconds())
+            try:
+                _log.info("the sweep of trainings has removed %d objects", await self.sweep())
+            except (StoreUnavailable, RPCError, WorkflowQueryFailedError, KeysUnavailable, PayloadError) as error:
+                # The next one begins anew.
+                _log.warning("the sweep of trainings has not come to its end: %r", error)
+
+    async def sweep(self) -> int:
+        """Remove old objects; return how many.
+
+        Raises StoreUnavailable, RPCError, WorkflowQueryFailedError, KeysUnavailable, PayloadError.
+        """
+        removed, named = 0, dict[str, set[str]]()
+        for folder in (TRAINING_FOLDER, MODELS_FOLDER):
+            async with aclosing(self._store.list(folder)) as objects:
+                async for item in objects:
+                    if datetime.now(UTC) - item.modified < self._settings.keep:
+                        continue
+                    if folder == MODELS_FOLDER and item.name in await self._named(item.name, named):
+                        continue
+                    await self._store.delete([item.name])
+                    removed += 1
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        return removed
+
+    async def _named(self, name: str, known: dict[str, set[str]]) -> set[str]:
+        """Return the objects that the registry of an object's tenant names."""
+        tenant = name.split("/")[1]
+        if tenant not in known:
+            id_ = models_workflow_id("" if tenant == "-" else tenant)
+            registry = await read_record(self._client, id_, internal_pb2.ModelRegistry, RPC_TIMEOUT)
+            known[tenant] = {
+                file.object for model in registry.models for version in model.versions for file in version.files
+            }
+        return known[tenant]

@@ -1,0 +1,176 @@
+"""What a training is made of: data sets, and steps that a checkpoint does not change."""
+
+import hashlib
+import json
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from jobs import training
+from llm_pb import internal_pb2
+from services.trainer.checkpoints import recipe_of
+from services.trainer.dataset import inspect, read
+from services.trainer.failures import step_errors
+from services.trainer.tokenizing import Tokenizing
+from services.trainer.training import Recipe, TrainedModel, TrainingRun
+from tests.support.training import jsonl, sentences, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("data") / "data"
+    path.write_bytes(jsonl(sentences(60)))
+    joined = array("i")
+    for piece in Tokenizing(tiny).tokens(read(path, "dataset", 100)):
+        joined.extend(piece)
+    return joined.tobytes()
+
+
+def weights(run: TrainingRun, path: Path) -> str:
+    run.save(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_run_that_goes_on_at_a_checkpoint_has_the_weights_of_an_undisturbed_one(
+    tiny: Path, tokens: bytes, tmp_path: Path
+) -> None:
+    recipe = Recipe(steps=9, seed=3, learning_rate=1e-2, step_tokens=128)
+    whole = TrainingRun(tiny, recipe, bytearray(tokens), "cpu")
+    whole.advance(9, 600)
+    for stop in (1, 4, 8):
+        run = TrainingRun(tiny, recipe, bytearray(tokens), "cpu")
+        run.advance(stop, 600)
+        run.save(tmp_path / "checkpoint")
+        after = TrainingRun(tiny, recipe, bytearray(tokens), "cpu")
+        after.restore(tmp_path / "checkpoint")
+        assert (after.step, after.loss, after.tokens) == (stop, run.loss, run.tokens)
+        after.advance(9, 600)
+        assert weights(after, tmp_path / "b") == weights(whole, tmp_path / "a")
+    other = TrainingRun(tiny, recipe._replace(seed=4), bytearray(tokens), "cpu")
+    other.advance(9, 600)
+    assert weights(other, tmp_path / "b") != weights(whole, tmp_path / "a"), "the seed decides nothing"
+
+
+def test_a_trained_model_is_better_and_its_export_is_always_the_same(tiny: Path, tokens: bytes, tmp_path: Path) -> None:
+    run = TrainingRun(tiny, Recipe(30, 0, 1e-2, 256), bytearray(tokens), "cpu")
+    run.advance(30, 600)
+    run.save(tmp_path / "checkpoint")
+    exported = []
+    for name in ("a", "b"):
+        model = TrainedModel(tiny, "cpu")
+        before = loss_of(model, tokens)
+        model.take(tmp_path / "checkpoint")
+        assert loss_of(model, tokens) < before - 0.5
+        model.export(tmp_path / name)
+        exported.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert exported[0] == exported[1]
+    assert exported[0].keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_an_evaluation_that_rests_changes_nothing_for_others(tiny: Path, tokens: bytes) -> None:
+    """Threads are shared: one that has evaluated some rows trains another model next."""
+    losses = TrainedModel(tiny, "cpu").losses(bytearray(tokens))
+    next(losses)
+    TrainingRun(tiny, Recipe(1, 0, 1e-2, 64), bytearray(tokens), "cpu").advance(1, 600)
+
+
+def loss_of(model: TrainedModel, tokens: bytes) -> float:
+    parts = [*model.losses(bytearray(tokens))]
+    return sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
+
+
+def test_a_learning_rate_that_is_too_high_ends_the_training(tiny: Path, tokens: bytes) -> None:
+    run = TrainingRun(tiny, Recipe(50, 0, 1e30, 128), bytearray(tokens), "cpu")
+    with pytest.raises(ApplicationError) as caught:
+        run.advance(50, 600)
+    assert (caught.value.type, caught.value.non_retryable) == (training.TRAINING_DIVERGED, True)
+
+
+def test_everything_that_decides_the_weights_is_in_the_recipe() -> None:
+    task = internal_pb2.TrainingTask(run="a")
+    task.spec.steps = 5
+    task.dataset.shards.add(sha256=b"a")
+    known = {recipe_of(task)}
+    task.run = "b"
+    task.spec.checkpoint_every = 7
+    assert recipe_of(task) in known, "another run does not go on with it"
+    for change in (
+        lambda: setattr(task.spec, "steps", 6),
+        lambda: setattr(task.spec, "seed", 1),
+        lambda: setattr(task.spec, "learning_rate", 0.1),
+        lambda: setattr(task.spec, "step_tokens", 7),
+        lambda: setattr(task.report, "base_sha256", b"b"),
+        lambda: task.dataset.shards.add(sha256=b"b"),
+    ):
+        change()
+        assert recipe_of(task) not in known
+        known.add(recipe_of(task))
+
+
+@pytest.mark.parametrize(
+    ("content", "held_out", "reason", "words"),
+    [
+        (b'{"text": "a"}\n{"text": "b"', None, training.INVALID_DATASET, "dataset: line 2 is no JSON"),
+        (b'{"text": "a"}\n\n[1]\n{}\n', None, training.INVALID_DATASET, "line 3 must be an object"),
+        (b'{"text": " "}\n{"text": "\\ud800"}\n', None, training.INVALID_DATASET, "half a surrogate pair"),
+        (b'{"text": "a", "messages": []}\n', None, training.INVALID_DATASET, "either"),
+        (b"[" * 100_000 + b"\n", None, training.INVALID_DATASET, "line 1 is no JSON"),
+        (b'{"text": "A  b"}\n{"text": "a B"}\n', None, training.INVALID_DATASET, "fewer than two"),
+        (b"\xff\n", None, training.INVALID_DATASET, "line 1 is no JSON"),
+        (
+            json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode(),
+            None,
+            training.INVALID_DATASET,
+            "no message of the assistant",
+        ),
+        (
+            json.dumps({"messages": [{"role": "boss", "content": "hi"}]}).encode(),
+            None,
+            training.INVALID_DATASET,
+            "role",
+        ),
+        (jsonl("abcdefghijk"), None, training.LIMIT_EXCEEDED, "more than 10 documents"),
+        (jsonl(["x", "One  two", "y"]), jsonl(["one TWO"]), training.LEAKED_DATASET, "1 documents of dataset"),
+        (jsonl(["x", "y"]), b"\n", training.INVALID_DATASET, "held_out has no document"),
+    ],
+)
+def test_a_bad_data_set_is_refused_and_the_line_named(
+    tmp_path: Path, content: bytes, held_out: bytes | None, reason: str, words: str
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b").write_bytes(held_out or b"")
+    with pytest.raises(ApplicationError, match=words) as caught:
+        inspect(tmp_path / "a", tmp_path / "b" if held_out is not None else None, 10)
+    assert (caught.value.type, caught.value.non_retryable) == (reason, True)
+
+
+def test_the_same_documents_are_held_out_in_any_order(tmp_path: Path) -> None:
+    texts = sentences(50)
+    held = []
+    for order in (texts, [*reversed(texts)], [*texts, *texts]):
+        (tmp_path / "a").write_bytes(jsonl(order))
+        held.append(inspect(tmp_path / "a", None, 1000).held_out)
+    assert held[0] == held[1] == held[2]
+    assert len(held[0]) == 3
+
+
+def test_messages_become_the_text_of_the_models_template(tiny: Path, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (tmp_path / "a").write_text(json.dumps({"messages": messages}) + "\n")
+    tokenizing: Any = Tokenizing(tiny)
+    (tokens,) = tokenizing.tokens(read(tmp_path / "a", "dataset", 10))
+    assert tokenizing._tokenizer.decode([*tokens]) == "<|user|>\nhi<|end|>\n<|assistant|>\nho<|end|>\n<|endoftext|>"
+
+
+def test_a_full_disk_is_named_and_tried_again() -> None:
+    with pytest.raises(ApplicationError, match="TRAINER_WORK_DIR") as caught, step_errors():
+        Path("/dev/full").write_bytes(b"a" * 100_000)
+    assert (caught.value.type, caught.value.non_retryable) == (training.OUT_OF_SPACE, False)
