@@ -194,6 +194,7 @@ bench-gpu: $(GPU)/.installed ## Measure what needs vLLM on this machine's GPU (B
 wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, which the images install
 	@rm -rf dist build clients/python/build
 	$(DEV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist . clients/python
+	@rm -rf build clients/python/build *.egg-info
 
 IMAGES := gateway http notifier codec gpu-worker-cpu trainer
 REGISTRY := durable-llm
