@@ -32,8 +32,9 @@ demo: $(COMMAND) ## Run everything, show one job from prompt to webhook, stop ev
 	@$(DEV)/bin/python -m deploy.local demo
 
 .PHONY: demo-pipelines
-demo-pipelines: $(COMMAND) ## Run everything, show a pipeline that refines an article, with its tree, stop everything
+demo-pipelines: $(COMMAND) ## Run everything, show a pipeline that refines an article, with its tree, then one that trains a model, stop everything
 	@$(DEV)/bin/python -m deploy.local demo-pipelines
+	@$(DEV)/bin/python -m deploy.local demo-training
 
 .PHONY: pipeline
 pipeline: $(COMMAND) ## Make a package with a new pipeline and its test (NAME=haiku, FOLDER=my-pipelines/haiku)
