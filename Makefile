@@ -32,8 +32,9 @@ demo: $(COMMAND) ## Run everything, show one job from prompt to webhook, stop ev
 	@$(DEV)/bin/python -m deploy.local demo
 
 .PHONY: demo-pipelines
-demo-pipelines: $(COMMAND) ## Run everything, show a pipeline that refines an article, with its tree, stop everything
+demo-pipelines: $(COMMAND) ## Run everything, show a pipeline that refines an article, with its tree, then one that trains a model, stop everything
 	@$(DEV)/bin/python -m deploy.local demo-pipelines
+	@$(DEV)/bin/python -m deploy.local demo-training
 
 .PHONY: pipeline
 pipeline: $(COMMAND) ## Make a package with a new pipeline and its test (NAME=haiku, FOLDER=my-pipelines/haiku)
@@ -194,6 +195,7 @@ bench-gpu: $(GPU)/.installed ## Measure what needs vLLM on this machine's GPU (B
 wheel: $(RUN) ## Build the wheels of the suite and of its client into dist, which the images install
 	@rm -rf dist build clients/python/build
 	$(DEV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -w dist . clients/python
+	@rm -rf build clients/python/build *.egg-info
 
 IMAGES := gateway http notifier codec gpu-worker-cpu trainer
 REGISTRY := durable-llm

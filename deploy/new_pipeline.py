@@ -63,18 +63,21 @@ HERE = Path(__file__).parent
 
 
 def test_a_text_is_written_by_an_outline(tmp_path: Path) -> None:
+    """The pipeline returns a text, and has two steps."""
     asyncio.run(run(tmp_path))
 
 
 async def run(folder: Path) -> None:
     """Run the pipeline, and look at its result and its steps."""
     settings = StackSettings.with_free_ports(state_dir=folder / "stack", engine="simulated")
-    async with Stack(settings, environment={"gateway": {"PYTHONPATH": installed(folder)}}) as stack:
-        async with AsyncClient(stack.address("gateway")) as client:
-            topic = Any()
-            topic.Pack(StringValue(value="rain"))
-            started = await client.pipelines.submit(user_id="me", custom={"name": "@name@", "input": topic})
-            ended = await client.pipelines.result(started.pipeline_id)
+    async with (
+        Stack(settings, environment={"gateway": {"PYTHONPATH": installed(folder)}}) as stack,
+        AsyncClient(stack.address("gateway")) as client,
+    ):
+        topic = Any()
+        topic.Pack(StringValue(value="rain"))
+        started = await client.pipelines.submit(user_id="me", custom={"name": "@name@", "input": topic})
+        ended = await client.pipelines.result(started.pipeline_id)
     text = StringValue()
     assert ended.result.value.Unpack(text), ended.status
     assert text.value

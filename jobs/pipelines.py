@@ -16,10 +16,8 @@ MAX_NODES: Final = 1000
 MAX_STEPS: Final = 2000
 """Maximum number of steps of a pipeline, so that its history stays within Temporal's bounds."""
 MAX_HISTORY_BYTES: Final = 32 * 1024 * 1024
-"""Size of a pipeline's history up to which steps begin. Temporal terminates a workflow beyond 50 MiB, so there is room
-for what runs then, and for compensations."""
-MAX_HISTORY_EVENTS: Final = 40_000
-"""The same for its length. Temporal's bound is 51,200."""
+"""Size of what steps are called with and return, up to which steps begin. It is in the history, and Temporal terminates
+a workflow beyond 50 MiB. So there is room for the rest, for what runs then, and for compensations."""
 MAX_SUMMARY_BYTES: Final = 256
 MAX_QUESTION_BYTES: Final = 1024
 MAX_TEXT_BYTES: Final = 1024 * 1024

@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
     from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, failing_as, partial_of, status_of
 
-from pipelines.history import TaskRoom, require_history
+from pipelines.history import HistoryRoom
 from pipelines.tree import Tree
 from workflows import activities
 
@@ -68,7 +68,7 @@ class Execution:
         # What has the longest id among the workflows below has this one's and the path.
         self.tree = Tree(self.status.root, min(MAX_PATH, MAX_JOB_ID - len(self.id) - 1))
         self._answers: dict[str, bool] = {}
-        self.room = TaskRoom()
+        self.room = HistoryRoom()
         self.compensations: list[Callable[[], Awaitable[object]]] = []
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
@@ -115,7 +115,7 @@ class Execution:
             raise asyncio.CancelledError
         try:
             if not self.compensating:
-                require_history(path)
+                self.room.require(path)
             self.tree.begin(path, workflow.now(), bounded=not self.compensating)
         except StepFailed as error:
             self._refuse(error)
@@ -215,7 +215,7 @@ class Execution:
         self, step: Step, workflow_type: str, argument: Message, result_type: type[_M], **start: Any
     ) -> _M:
         """Run a child workflow as the step, and return its result. Raises what the child raises."""
-        await self.room.take(argument.ByteSize())
+        await self.room.take(argument)
         reuse = WorkflowIDReusePolicy
         child = await workflow.start_child_workflow(
             workflow_type,
@@ -229,13 +229,14 @@ class Execution:
         )
         self.tree.change(step.path).workflow_id = child.id
         result: _M = await child
+        self.room.add(result)
         return result
 
     async def run_activity(
         self, step: Step, activity: Any, argument: Any, timeout: timedelta | None, settings: Mapping[str, Any]
     ) -> Any:
         """Run an activity as the step. Raises what the activity raises, StepFailed."""
-        await self.room.take(argument.ByteSize() if isinstance(argument, Message) else len(str(argument)))
+        await self.room.take(argument)
         within = self.within(step.path, timeout)
         arguments = {
             "retry_policy": _STEP_RETRIES,
@@ -244,7 +245,9 @@ class Execution:
             **settings,
             "schedule_to_close_timeout": min(settings.get("schedule_to_close_timeout", within), within),
         }
-        return await workflow.execute_activity(activity, argument, **arguments)
+        result = await workflow.execute_activity(activity, argument, **arguments)
+        self.room.add(result)
+        return result
 
     async def ask(self, step: Step, question: str, timeout: timedelta | None) -> bool:
         """Wait for an answer to the step. Raises StepFailed when none comes in time."""

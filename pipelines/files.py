@@ -45,7 +45,7 @@ class Files:
             request = internal_pb2.WriteTextRequest(
                 path=step.path, user_id=execution.pipeline.user_id, text=text, media_type=media_type
             )
-            await execution.room.take(request.ByteSize())
+            await execution.room.take(request)
             ref = await workflow.execute_activity(
                 activities.write_text,
                 request,
@@ -64,13 +64,15 @@ class Files:
         execution = self._execution
         async with failing_as(ref.file_id):
             _require_small(ref.file_id, ref.size_bytes)
-            return await workflow.execute_activity(
+            text = await workflow.execute_activity(
                 activities.read_text,
                 internal_pb2.ReadTextRequest(file=ref, user_id=execution.pipeline.user_id),
                 start_to_close_timeout=_TRY,
                 schedule_to_close_timeout=execution.within(ref.file_id, None),
                 retry_policy=_RETRIES,
             )
+            execution.room.add(text)
+            return text
 
 
 def _require_small(path: str, size: int) -> None:

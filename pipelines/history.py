@@ -1,15 +1,20 @@
-"""What Temporal bounds of a pipeline's workflow: the history as a whole, and what one workflow task asks for."""
+"""What Temporal bounds of a pipeline's workflow: the history as a whole, and what one workflow task asks for.
+
+Both are counted here. What the SDK tells of the history may differ between a run and its replay, where local activities
+took long, and no command may depend on it.
+"""
 
 import asyncio
 from datetime import timedelta
 from typing import Final
 
+from google.protobuf.message import Message
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from google.rpc import code_pb2
 
-    from jobs.pipelines import HISTORY_FULL, MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, failure
+    from jobs.pipelines import HISTORY_FULL, MAX_HISTORY_BYTES, failure
     from pipelines.errors import StepFailed
 
 _MAX_TASK_BYTES: Final = 2 * 1024 * 1024
@@ -17,34 +22,41 @@ _MAX_TASK_BYTES: Final = 2 * 1024 * 1024
 _NEXT_TASK: Final = timedelta(milliseconds=1)
 
 
-class TaskRoom:
-    """The room for commands in the workflow task that runs."""
+class HistoryRoom:
+    """The room in the history of a pipeline."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._task = 0
-        """The length of the history with which the task began."""
-        self._bytes = 0
+        self._since_timer = 0
+        self._total = 0
 
-    async def take(self, size: int) -> None:
-        """Wait until there is room for so many bytes. A message that is too large would be refused for ever."""
+    async def take(self, value: object) -> None:
+        """Count what a step is called with. Wait until it has room in a workflow task.
+
+        A message that is too large would be refused for ever.
+        """
+        size = _size(value)
         async with self._lock:
-            if self._task != (task := workflow.info().get_current_history_length()):
-                self._task, self._bytes = task, 0
-            if self._bytes and self._bytes + size > _MAX_TASK_BYTES:
+            if self._since_timer and self._since_timer + size > _MAX_TASK_BYTES:
                 # A timer ends the task.
                 await workflow.sleep(_NEXT_TASK)
-                self._task, self._bytes = workflow.info().get_current_history_length(), 0
-            self._bytes += size
+                self._since_timer = 0
+            self._since_timer += size
+            self._total += size
+
+    def add(self, value: object) -> None:
+        """Count what a step has returned."""
+        self._total += _size(value)
+
+    def require(self, path: str) -> None:
+        """Raise StepFailed before Temporal would terminate the workflow, whose compensations could not run then."""
+        if self._total > MAX_HISTORY_BYTES:
+            message = (
+                f"the steps of the pipeline have been called with and have returned {self._total} bytes; a step begins"
+                f" up to {MAX_HISTORY_BYTES}: pass texts on as files, or split it into pipelines"
+            )
+            raise StepFailed(path, failure(HISTORY_FULL, message, code_pb2.RESOURCE_EXHAUSTED))
 
 
-def require_history(path: str) -> None:
-    """Raise StepFailed before Temporal would terminate the workflow, whose compensations could not run then."""
-    info = workflow.info()
-    size, events = info.get_current_history_size(), info.get_current_history_length()
-    if size > MAX_HISTORY_BYTES or events > MAX_HISTORY_EVENTS:
-        message = (
-            f"the history of the pipeline has {size} bytes and {events} events; a step begins up to {MAX_HISTORY_BYTES}"
-            f" bytes and {MAX_HISTORY_EVENTS} events: pass texts on as files, or split it into pipelines"
-        )
-        raise StepFailed(path, failure(HISTORY_FULL, message, code_pb2.RESOURCE_EXHAUSTED))
+def _size(value: object) -> int:
+    return value.ByteSize() if isinstance(value, Message) else len(str(value))

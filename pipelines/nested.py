@@ -58,7 +58,9 @@ async def run_pipeline(
     within = execution.within(step.path, timeout)
     if (left := execution.grant(step)) is not None:
         request.budget.CopyFrom(left)
-    chosen = internal_pb2.PipelineOptions(max_job_timeout=options.max_job_timeout, hashes=options.hashes)
+    chosen = internal_pb2.PipelineOptions(
+        max_job_timeout=options.max_job_timeout, hashes=options.hashes, resumed=options.resumed
+    )
     chosen.create_time.FromDatetime(workflow.now())
     chosen.expire_time.FromDatetime(workflow.now() + within)
     run = internal_pb2.PipelineRun(pipeline=request, options=chosen)

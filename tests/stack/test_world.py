@@ -236,6 +236,9 @@ async def test_what_the_operator_has_set_holds_for_what_a_request_leaves_out(cli
     result = pipeline_pb2.RefineResult()
     assert seen.result.value.Unpack(result)
     assert (result.rounds, result.below_threshold) == (2, True)
+    swapped = new_world("swapped", models={"describe": "painter"}, image_model="docstrings")
+    fields = {'pipeline.world.models["describe"]', "pipeline.world.image_model"}
+    assert await bad_fields(submit(clients.pipelines, swapped)) == fields
     bare = pipeline_pb2.PipelineRequest(user_id="alice", request_id="bare")
     bare.world.SetInParent()
     assert await bad_fields(submit(clients.pipelines, bare)) == {"pipeline.world.theme", "pipeline.world.models"}

@@ -45,8 +45,6 @@ SECRETS = {
     "temporal-client": TLS,
 }
 """The secrets that an installation has, with their keys. docs/kubernetes.md names them."""
-OPTIONAL = {"trainer"}
-"""Services that an installation may go without."""
 GRACE_MARGIN = 10
 """Minimum time in seconds between the end of a service's own grace and SIGKILL."""
 
@@ -162,7 +160,7 @@ def test_kubernetes_would_take_it(objects: tuple[dict[str, Any], ...], tmp_path:
 
 
 def test_a_service_gets_settings_that_it_takes_and_listens_where_others_call(pods: list[Pod]) -> None:
-    assert {pod.service for pod in pods} | OPTIONAL >= SETTINGS.keys()
+    assert {pod.service for pod in pods} == SETTINGS.keys()
     for pod in pods:
         assert not problems(pod.service, pod.environment, pod.files), pod.name
         listens = ports(pod.service, pod.environment)

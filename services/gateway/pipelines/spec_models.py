@@ -9,7 +9,7 @@ from services.gateway.model_settings import Model
 
 
 def check_models(pipeline: pipeline_pb2.PipelineRequest, models: Iterable[Model]) -> list[Violation]:
-    """Return the violations of models that are not served here, or have no price for a budget of costs."""
+    """Return the violations of models that are not served, make the wrong thing, or have no price for a budget."""
     served = {model.name: model for model in models}
     violations = []
     for field, name in _named(pipeline):
@@ -18,6 +18,8 @@ def check_models(pipeline: pipeline_pb2.PipelineRequest, models: Iterable[Model]
             continue
         if (model := served.get(name)) is None:
             violations.append(Violation(field, f"is not served here; choose one of: {', '.join(served)}"))
+        elif field.endswith(".image_model") != bool(model.image_sizes):
+            violations.append(Violation(field, f"the model {name} makes {'' if model.image_sizes else 'no '}images"))
         elif pipeline.budget.cost_micros and model.price is None:
             violations.append(Violation("pipeline.budget.cost_micros", f"the model {name} has no price"))
     return violations

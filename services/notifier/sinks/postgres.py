@@ -56,6 +56,11 @@ _UPSERT: Final = """
         traceparent = EXCLUDED.traceparent, updated_at = now()
     WHERE "{table}".event_time <= EXCLUDED.event_time AND "{table}".event_id <> EXCLUDED.event_id
 """
+_FAILURES: Final = (
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError),
+    # A connection that is used while the word of its end is on the way.
+    asyncpg.InternalClientError,
+)
 _EPOCH: Final = "1970-01-01T00:00:00Z"
 """The time of an event without one."""
 
@@ -97,7 +102,7 @@ class PostgresSink:
                     raise
                 finally:
                     await pool.release(connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except _FAILURES as error:
             raise self._failure(error, table) from error
         return Answer()
 
