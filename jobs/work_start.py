@@ -1,7 +1,7 @@
 """What batches and pipelines have in common at their start: what they are found by, and what shows a repeat."""
 
 import hashlib
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,7 +9,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jobs import names
 from jobs.memo import to_memo
 from jobs.search import Hash, hashed_values
-from llm_pb import llm_pb2
+from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
+
+_DEFAULT_CLASS: Final[dict[type, int]] = {
+    batch_pb2.BatchRequest: common_pb2.JOB_CLASS_BACKGROUND,
+    pipeline_pb2.PipelineRequest: common_pb2.JOB_CLASS_STANDARD,
+}
 
 
 def about(work: Any) -> llm_pb2.JobRequest:
@@ -20,8 +25,15 @@ def about(work: Any) -> llm_pb2.JobRequest:
 
 
 def digest(work: Message) -> str:
-    """Return a digest that is equal for equal requests."""
-    return hashlib.sha256(work.SerializeToString(deterministic=True)).hexdigest()
+    """Return a digest that is equal for requests that mean the same, whether or not they set defaults."""
+    normal: Any = type(work)()
+    normal.CopyFrom(work)
+    if normal.job_class == _DEFAULT_CLASS[type(work)]:
+        normal.ClearField("job_class")
+    # ByteSize includes the fields of newer versions.
+    if normal.budget.ByteSize() == 0:
+        normal.ClearField("budget")
+    return hashlib.sha256(normal.SerializeToString(deterministic=True)).hexdigest()
 
 
 def memo(

@@ -18,6 +18,7 @@ from temporalio.exceptions import (
 
 from jobs import names
 from jobs.errors import (
+    BY_REASON,
     EngineFailed,
     Terminated,
     TotalTimeout,
@@ -71,6 +72,8 @@ def status_of(error: BaseException) -> status_pb2.Status:
     if isinstance(cause, ApplicationError):
         if isinstance(error, ChildWorkflowError) and error.workflow_type == names.JOB_WORKFLOW_TYPE:
             return to_status(from_application_error(cause, EngineFailed))
+        if (known := BY_REASON.get(cause.type or "")) is not None:
+            return to_status(known(cause.message))
         return failure(cause.type or PROGRAM_ERROR, cause.message)
     return failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}")
 

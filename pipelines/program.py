@@ -229,8 +229,11 @@ class Pipeline:
         self._execution.compensations.append(lambda: function(*arguments))
 
     def note(self, name: str, summary: Mapping[str, Any]) -> None:
-        """Show a small JSON object with a step that has begun, such as a score. Raises ValueError for a large one."""
-        text = json.dumps(summary)
+        """Show a small JSON object with a step that has begun, such as a score.
+
+        Raises ValueError for a large one, and for NaN, which is no JSON.
+        """
+        text = json.dumps(summary, allow_nan=False)
         if len(text.encode()) > MAX_SUMMARY_BYTES:
             raise ValueError(f"a summary has at most {MAX_SUMMARY_BYTES} bytes, not {len(text.encode())}")
         self._execution.tree.change(self._path(name)).summary_json = text
