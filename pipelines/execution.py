@@ -69,6 +69,8 @@ class Execution:
         self.tree = Tree(self.status.root, min(MAX_PATH, MAX_JOB_ID - len(self.id) - 1))
         self._answers: dict[str, bool] = {}
         self.room = HistoryRoom()
+        self.recalled_tokens = 0
+        """Output tokens that an earlier run has used, and that have counted for quotas when it ended."""
         self.compensations: list[Callable[[], Awaitable[object]]] = []
         """What is to be done if the pipeline fails, the last one first."""
         self.compensating = False
@@ -195,8 +197,10 @@ class Execution:
         result = await workflow.execute_local_activity(
             activities.recall_step, id_, schedule_to_close_timeout=ADMISSION, start_to_close_timeout=ADMISSION
         )
+        self.room.add(result)
         if not result.HasField("metadata") or not is_usable(result):
             return None
+        self.recalled_tokens += result.metadata.output_tokens
         self.tree.change(step.path).workflow_id = id_
         self._take(step, result)
         return result

@@ -59,4 +59,5 @@ class HistoryRoom:
 
 
 def _size(value: object) -> int:
-    return value.ByteSize() if isinstance(value, Message) else len(str(value))
+    # JSON writes a character that is not ASCII as an escape sequence.
+    return value.ByteSize() if isinstance(value, Message) else len(ascii(value))

@@ -22,18 +22,21 @@ PREPROCESS: Final = "preprocess"
 _VALIDATE: Final = timedelta(minutes=5)
 _TRAIN: Final = timedelta(hours=24)
 _OTHERS: Final = timedelta(hours=1)
+_CLEAN: Final = timedelta(minutes=10)
+"""Maximum time to clean up, the wait for a trainer included. Trainers remove later what is left."""
 _TRAIN_RETRIES: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60), maximum_attempts=1000
 )
-"""Retries of "train". Each goes on at the last checkpoint. What another attempt cannot mend is not tried again."""
+"""Retries of "train", each of which goes on at the last checkpoint, and of "register". What another attempt cannot mend
+is not tried again."""
 
 
 @pipeline(TRAINING, pipeline_pb2.TrainingSpec, pipeline_pb2.TrainingResult)
 async def training(llm: Pipeline, spec: pipeline_pb2.TrainingSpec) -> pipeline_pb2.TrainingResult:
     """See TrainingSpec."""
     task = _task(spec)
-    llm.compensate(_clean, llm, task, True)
     dataset = await _prepare(llm, task)
+    llm.compensate(_clean, llm, task, True)
     beats = {"heartbeat_timeout": task.report.heartbeat_timeout.ToTimedelta()}
     trained = await llm.step(
         "train",
@@ -61,7 +64,10 @@ async def training(llm: Pipeline, spec: pipeline_pb2.TrainingSpec) -> pipeline_p
     )
     if evaluated.files:
         kind = internal_pb2.RegisterModelResponse
-        registered = await _step(llm, "register", names.ACTIVITY_REGISTER_MODEL, task, kind, _OTHERS)
+        # No gateway that runs workflows, for a minute, must not cost the model.
+        registered = await _step(
+            llm, "register", names.ACTIVITY_REGISTER_MODEL, task, kind, _OTHERS, retry_policy=_TRAIN_RETRIES
+        )
         result.version, result.sha256 = registered.version, evaluated.sha256
         result.model = f"{spec.model}@{registered.version}"
         llm.note("register", {"model": result.model})
@@ -103,7 +109,8 @@ async def _prepare(llm: Pipeline, task: internal_pb2.TrainingTask) -> pipeline_p
 async def _clean(llm: Pipeline, task: internal_pb2.TrainingTask, keep_last: bool) -> None:
     """Remove the checkpoints; the last one of a training that did not succeed stays for a while."""
     task.keep_last = keep_last
-    cleaned = await _step(llm, "clean", names.ACTIVITY_CLEAN_TRAINING, task, internal_pb2.CleanedTraining, _OTHERS)
+    kind = internal_pb2.CleanedTraining
+    cleaned = await _step(llm, "clean", names.ACTIVITY_CLEAN_TRAINING, task, kind, _CLEAN, timeout=_CLEAN)
     if cleaned.kept_step:
         llm.note("clean", {"stopped_at_step": cleaned.kept_step, "kept_until": cleaned.expire_time.ToJsonString()})
 

@@ -248,9 +248,10 @@ class LLMPipelineWorkflow:
         """Publish the outcome, and close with it."""
         options, status = self._run.options, pipeline_pb2.PipelineStatus()
         status.CopyFrom(self._status)
+        used = status.root.usage.output_tokens - self._execution.recalled_tokens
         forgetting = workflow.execute_local_activity(
             activities.forget_feed,
-            args=("", options.ledger, status.root.usage.output_tokens, workflow.memo_value(names.MEMO_WAITER, "")),
+            args=("", options.ledger, used, workflow.memo_value(names.MEMO_WAITER, "")),
             start_to_close_timeout=_LOCAL,
             retry_policy=_ONCE,
         )

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
@@ -26,8 +26,11 @@ def models_folder(tenant: str) -> str:
     return f"{MODELS_FOLDER}{tenant or '-'}/"
 
 
-async def put_file(store: Store, prefix: str, path: Path) -> internal_pb2.StoredFile:
-    """Write a file as a new object under a prefix. Raises what Store.put raises, OSError."""
+async def put_file(store: Store, prefix: str, path: Path, progressed: Callable[[], None]) -> internal_pb2.StoredFile:
+    """Write a file as a new object under a prefix. Calls `progressed` for each piece.
+
+    Raises what Store.put raises, OSError.
+    """
     sha256 = hashlib.sha256()
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -35,6 +38,7 @@ async def put_file(store: Store, prefix: str, path: Path) -> internal_pb2.Stored
             while piece := await asyncio.to_thread(file.read, MAX_PIECE_BYTES):
                 sha256.update(piece)
                 yield piece
+                progressed()
 
     stored = await store.put(store.new_name(prefix), pieces())
     return internal_pb2.StoredFile(object=stored.name, size=stored.size, sha256=sha256.digest(), path=path.name)
@@ -52,12 +56,14 @@ async def get_file(store: Store, file: internal_pb2.StoredFile, path: Path) -> N
         raise ObjectDamaged(f"the object {file.object} has another content than was written")
 
 
-async def put_model(store: Store, pipeline_id: str, folder: Path) -> list[internal_pb2.StoredFile]:
-    """Write the files of a model that a pipeline has trained. Raises what put_file raises."""
+async def put_model(
+    store: Store, pipeline_id: str, folder: Path, progressed: Callable[[], None]
+) -> list[internal_pb2.StoredFile]:
+    """Write the files of a model that a pipeline has trained. Like put_file."""
     tenant = tenant_of(pipeline_id)
     store = store.of_tenant(tenant)
     names = sorted(name for name in await asyncio.to_thread(os.listdir, folder) if _FILE_NAME.fullmatch(name))
-    return [await put_file(store, models_folder(tenant), folder / name) for name in names]
+    return [await put_file(store, models_folder(tenant), folder / name, progressed) for name in names]
 
 
 async def get_model(store: Store, files: Iterable[internal_pb2.StoredFile], folder: Path) -> None:

@@ -22,6 +22,8 @@ MAX_MODELS: Final = 100
 MAX_VERSIONS: Final = 20
 MAX_ALIASES: Final = 10
 """Maximum number of aliases of a model. It is smaller than MAX_VERSIONS, so that some version can always go."""
+_MAX_BYTES: Final = 1024 * 1024
+"""Maximum size of the registry. Temporal takes no input of a run and no answer to a query of more than 2 MiB."""
 _MAX_UPDATES: Final = 1000
 
 
@@ -85,6 +87,10 @@ class LLMModelsWorkflow:
         model = self._model(request.model)
         if model is None and len(self._registry.models) >= MAX_MODELS:
             raise ApplicationError(f"a tenant has at most {MAX_MODELS} models", type=names.TOO_MANY_MODELS)
+        grows = model is None or len(model.versions) < MAX_VERSIONS
+        if grows and self._registry.ByteSize() + request.ByteSize() > _MAX_BYTES:
+            message = "the models of the tenant have too many versions"
+            raise ApplicationError(message, type=names.TOO_MANY_MODELS)
         if model is not None and len({*model.aliases, LATEST, request.alias} - {""}) > MAX_ALIASES:
             raise ApplicationError(f"a model has at most {MAX_ALIASES} aliases", type=names.TOO_MANY_MODELS)
 

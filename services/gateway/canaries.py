@@ -135,7 +135,7 @@ async def keeping_canaries(
         client, PageTokens(settings.page_token_key), settings, encryption, knows_tenants=knows_tenants
     )
     effects = Effects(client, settings.workflow_queue)
-    schedules = ScheduleService(client, effects, reader, listing, settings, encryption)
+    schedules = ScheduleService(client, effects, reader, listing, settings, encryption, None)
     async with beside(Canaries(schedules, reader, listing, settings).keep()):
         yield
 

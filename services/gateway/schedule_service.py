@@ -53,7 +53,7 @@ class ScheduleService:
         listing: ScheduleListing,
         settings: GatewaySettings,
         encryption: Encryption | None,
-        batches: BatchSubmission | None = None,
+        batches: BatchSubmission | None,
     ) -> None:
         """`batches` checks the files of batches; None where no schedule starts one."""
         self._client = client

@@ -9,10 +9,12 @@ attempts at the same time write the same weights.
 
 import hashlib
 import re
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from encryption import Unreadable
 from jobs.training import DEFAULT_LEARNING_RATE, DEFAULT_STEP_TOKENS
 from llm_pb import internal_pb2
 from services.trainer.shards import TRAINING_FOLDER
@@ -53,16 +55,24 @@ class Checkpoints:
         for checkpoint in await self._list(self._recipe):
             try:
                 await get_file(self._store, checkpoint.file, path)
-            except ObjectMissing:
+            except (ObjectMissing, Unreadable):
                 # It was damaged, or another attempt has removed it meanwhile.
                 continue
             return checkpoint
         return None
 
-    async def save(self, step: int, sha256: bytes, path: Path) -> Checkpoint:
-        """Write a checkpoint, and remove those of this run before the last two. Raises the errors of the store."""
+    def is_own(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a checkpoint is one of this run, and not of another one of the recipe."""
+        return checkpoint.file.object.startswith(self._own)
+
+    async def save(self, step: int, sha256: bytes, path: Path, progressed: Callable[[], None]) -> Checkpoint:
+        """Write a checkpoint, and remove those of this run before the last two.
+
+        Calls `progressed` for each piece. Raises the errors of the store.
+        """
         size = path.stat().st_size  # noqa: ASYNC240  # of a file that was just written
-        file = await put_file(self._store, f"{self._own}{step:08d}-{size}-{sha256.hex()}/", path)
+        folder = f"{self._own}{step:08d}-{size}-{sha256.hex()}/"
+        file = await put_file(self._store, folder, path, progressed)
         await self.remove_all_but(KEPT)
         return Checkpoint(step, file)
 

@@ -1,6 +1,7 @@
 """The device of the process: one computation at a time, in a thread, so that the event loop stays free."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,5 +19,8 @@ class Device:
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
-                await asyncio.wait([running])
+                # A second cancel must not give the device away before that.
+                while not running.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([running])
                 raise

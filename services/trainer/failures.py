@@ -1,6 +1,7 @@
 """The errors of the steps, as Temporal and the pipeline see them."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -29,13 +30,21 @@ def step_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        message = "the disk of the trainer is full: see TRAINER_WORK_DIR"
-        raise ApplicationError(message, type=OUT_OF_SPACE) from error
+        raise _out_of_space() from error
     except RuntimeError as error:
         # torch's own class is known to the modules that import torch alone.
         if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in str(error):
             raise ApplicationError(f"torch: {error}", type=TRAINING_FAILED, non_retryable=True) from error
         raise _out_of_memory() from error
+    except Exception as error:  # safetensors' own class, which the modules that import torch alone know
+        # It has no errno.
+        if not any(os.strerror(code) in str(error) for code in _FULL):
+            raise
+        raise _out_of_space() from error
+
+
+def _out_of_space() -> ApplicationError:
+    return ApplicationError("the disk of the trainer is full: see TRAINER_WORK_DIR", type=OUT_OF_SPACE)
 
 
 def _out_of_memory() -> ApplicationError:

@@ -14,8 +14,9 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from encryption import Unreadable
 from llm_pb import internal_pb2
-from store.store import MAX_PIECE_BYTES, ObjectDamaged, Store, StoredObject
+from store.store import MAX_PIECE_BYTES, ObjectDamaged, ObjectMissing, Store, StoredObject
 
 TRAINING_FOLDER: Final = "training/"
 SHARD_TOKENS: Final = 1024 * 1024
@@ -40,7 +41,12 @@ class Datasets:
                     continue
                 size, _, sha256 = parts[-2].partition("-")
                 file = internal_pb2.StoredFile(object=item.name, size=int(size), sha256=bytes.fromhex(sha256))
-                return internal_pb2.TokenizedDataset.FromString(bytes(await read_object(self._store, file)))
+                try:
+                    content = await read_object(self._store, file)
+                except (ObjectMissing, Unreadable):
+                    # It was damaged, or is swept now. The tokens are made again.
+                    continue
+                return internal_pb2.TokenizedDataset.FromString(bytes(content))
         return None
 
     async def write_shard(self, tokens: "array[int]") -> internal_pb2.StoredFile:

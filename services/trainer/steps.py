@@ -163,7 +163,8 @@ class TrainingSteps:
             if loss < base_loss and base_loss - loss >= task.spec.min_improvement:
                 await self._device.run(model.export, folder / "model")
                 activity.heartbeat()
-                files = await put_model(self._store, activity.info().workflow_id or "", folder / "model")
+                id_ = activity.info().workflow_id or ""
+                files = await put_model(self._store, id_, folder / "model", activity.heartbeat)
                 result.files.extend(files)
                 result.sha256 = next(file.sha256 for file in files if file.path == _WEIGHTS)
             return result

@@ -41,35 +41,43 @@ class TrainingSweeper:
             await asyncio.sleep(self._settings.sweep_interval.total_seconds())
             try:
                 _log.info("the sweep of trainings has removed %d objects", await self.sweep())
-            except (StoreUnavailable, RPCError, WorkflowQueryFailedError, KeysUnavailable, PayloadError) as error:
+            except (StoreUnavailable, RPCError) as error:
                 # The next one begins anew.
                 _log.warning("the sweep of trainings has not come to its end: %r", error)
 
     async def sweep(self) -> int:
         """Remove old objects; return how many.
 
-        Raises StoreUnavailable, RPCError, WorkflowQueryFailedError, KeysUnavailable, PayloadError.
+        Raises StoreUnavailable, RPCError.
         """
-        removed, named = 0, dict[str, set[str]]()
+        removed, named = 0, dict[str, set[str] | None]()
         for folder in (TRAINING_FOLDER, MODELS_FOLDER):
             async with aclosing(self._store.list(folder)) as objects:
                 async for item in objects:
                     if datetime.now(UTC) - item.modified < self._settings.keep:
                         continue
-                    if folder == MODELS_FOLDER and item.name in await self._named(item.name, named):
+                    if folder == MODELS_FOLDER and await self._is_named(item.name, named):
                         continue
                     await self._store.delete([item.name])
                     removed += 1
                     await asyncio.sleep(_PAUSE_SECONDS)
         return removed
 
-    async def _named(self, name: str, known: dict[str, set[str]]) -> set[str]:
-        """Return the objects that the registry of an object's tenant names."""
+    async def _is_named(self, name: str, known: dict[str, set[str] | None]) -> bool:
+        """Return whether the registry of an object's tenant names it. True where the registry cannot be read."""
         tenant = name.split("/")[1]
         if tenant not in known:
-            id_ = models_workflow_id("" if tenant == "-" else tenant)
-            registry = await read_record(self._client, id_, internal_pb2.ModelRegistry, RPC_TIMEOUT)
-            known[tenant] = {
-                file.object for model in registry.models for version in model.versions for file in version.files
-            }
-        return known[tenant]
+            known[tenant] = await self._named("" if tenant == "-" else tenant)
+        named = known[tenant]
+        return named is None or name in named
+
+    async def _named(self, tenant: str) -> set[str] | None:
+        try:
+            registry = await read_record(
+                self._client, models_workflow_id(tenant), internal_pb2.ModelRegistry, RPC_TIMEOUT
+            )
+        except (WorkflowQueryFailedError, KeysUnavailable, PayloadError) as error:
+            # Its keys may be gone for ever. That must not keep the objects of others.
+            _log.warning("the registry of trained models of tenant %r cannot be read: %r", tenant, error)
+            return None
+        return {file.object for model in registry.models for version in model.versions for file in version.files}

@@ -99,9 +99,11 @@ class _Attempt:
         self._run = await self._device.run(TrainingRun, folder, recipe, tokens, settings.device)
         self._beat()
         path = self._folder / "checkpoint"
-        self._saved = await self._checkpoints.restore(path)
-        if self._saved is not None:
+        restored = await self._checkpoints.restore(path)
+        if restored is not None:
             await self._device.run(self._run.restore, path)
+            # Another run may remove its own at any time.
+            self._saved = restored if self._checkpoints.is_own(restored) else None
         _log.info("training begins at step %d of %d", self._run.step, spec.steps)
 
     async def run(self) -> internal_pb2.TrainingCheckpoint:
@@ -121,24 +123,24 @@ class _Attempt:
                     await self._save()
                     message = f"the trainer stops; another one goes on at step {run.step}"
                     raise ApplicationError(message, type=HANDED_OVER, next_retry_delay=_RETRY_DELAY)
+            saved = await self._save()
         except asyncio.CancelledError:
             async with asyncio.timeout(_LAST_WORDS.total_seconds()):
                 await self._save()
             raise
-        if self._saved is None:
-            raise ApplicationError("the training has no step", non_retryable=True)
-        return internal_pb2.TrainingCheckpoint(step=run.step, file=self._saved.file, loss=run.loss, tokens=run.tokens)
+        return internal_pb2.TrainingCheckpoint(step=run.step, file=saved.file, loss=run.loss, tokens=run.tokens)
 
-    async def _save(self) -> None:
-        """Write a checkpoint, unless the last one is of the same step."""
+    async def _save(self) -> Checkpoint:
+        """Write a checkpoint, unless the last one is of the same step, and return it."""
         run, path = self._run, self._folder / "checkpoint"
         if self._saved is not None and self._saved.step == run.step:
-            return
+            return self._saved
         began = time.monotonic()
         sha256 = await self._device.run(run.save, path)
-        self._saved = await self._checkpoints.save(run.step, sha256, path)
+        self._saved = await self._checkpoints.save(run.step, sha256, path, self._beat)
         self._metrics.saved(time.monotonic() - began)
         self._beat()
+        return self._saved
 
     def _beat(self) -> None:
         beat = internal_pb2.TrainingHeartbeat(steps=self._task.spec.steps)

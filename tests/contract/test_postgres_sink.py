@@ -60,6 +60,17 @@ async def test_a_row_is_the_last_event_of_a_job_a_batch_or_a_pipeline(server: Po
     assert (row["event_id"], row["event_time"].isoformat()) == ("c", "2026-11-26T06:00:02+00:00")
 
 
+async def test_an_outcome_replaces_the_progress_that_a_worker_whose_clock_is_ahead_has_reported(
+    server: PostgresServer,
+) -> None:
+    progress = {**event("llmjob-u-1", "progress", TIMES[2]), "type": "llm.v1.job.progress"}
+    async with open_sinks(settings(server, "ahead")) as sinks:
+        for one in (progress, event("llmjob-u-1", "outcome", TIMES[1]), {**progress, "id": "late"}):
+            await deliver(sinks["postgres"], "ahead", one)
+    (row,) = await server.query("SELECT * FROM ahead")
+    assert (row["type"], row["event_id"]) == ("llm.v1.job.succeeded", "outcome")
+
+
 async def test_notifiers_that_begin_at_once_make_a_table_once(server: PostgresServer) -> None:
     async def one(number: int) -> None:
         async with open_sinks(settings(server, "made_once")) as sinks:

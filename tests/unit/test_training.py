@@ -1,18 +1,22 @@
 """What a training is made of: data sets, and steps that a checkpoint does not change."""
 
+import asyncio
 import hashlib
 import json
+import threading
 from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from temporalio.exceptions import ApplicationError
 
 from jobs import training
 from llm_pb import internal_pb2
 from services.trainer.checkpoints import recipe_of
 from services.trainer.dataset import inspect, read
+from services.trainer.device import Device
 from services.trainer.failures import step_errors
 from services.trainer.tokenizing import Tokenizing
 from services.trainer.training import Recipe, TrainedModel, TrainingRun
@@ -174,3 +178,31 @@ def test_a_full_disk_is_named_and_tried_again() -> None:
     with pytest.raises(ApplicationError, match="TRAINER_WORK_DIR") as caught, step_errors():
         Path("/dev/full").write_bytes(b"a" * 100_000)
     assert (caught.value.type, caught.value.non_retryable) == (training.OUT_OF_SPACE, False)
+
+
+def test_a_disk_that_is_full_is_known_by_the_error_of_safetensors() -> None:
+    """Which has no errno: it writes a file next to the one that it replaces."""
+    with pytest.raises(ApplicationError, match="TRAINER_WORK_DIR"), step_errors():
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+async def test_a_second_cancel_does_not_give_the_device_away() -> None:
+    """Its thread still writes the weights that whoever is next would read."""
+    device, go_on, order = Device(), threading.Event(), list[str]()
+
+    def step() -> None:
+        assert go_on.wait(60)
+        order.append("step")
+
+    stepping = asyncio.create_task(device.run(step))
+    await asyncio.sleep(0)
+    saving = asyncio.create_task(device.run(order.append, "save"))
+    for _ in range(2):
+        stepping.cancel()
+        await asyncio.wait([stepping, saving], timeout=0.1)
+    assert not saving.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await stepping
+    await saving
+    assert order == ["step", "save"]

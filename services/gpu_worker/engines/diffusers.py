@@ -54,7 +54,9 @@ class DiffusersPainter:
 
         options = self._options
         dtype = getattr(torch, options.dtype)
-        self._pipeline = AutoPipelineForText2Image.from_pretrained(self._model, dtype=dtype).to(options.device)
+        # Weights in another format are a pickle, which is a program.
+        found = AutoPipelineForText2Image.from_pretrained(self._model, dtype=dtype, use_safetensors=True)
+        self._pipeline = found.to(options.device)
         self._pipeline.set_progress_bar_config(disable=True)
         if options.device.startswith("cuda"):
             self.gpu = llm_pb2.GpuInfo(name=torch.cuda.get_device_name(options.device))

@@ -15,27 +15,18 @@ _BLANK_LINES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 def bounded_client(max_bytes: int = MAX_MESSAGE_BYTES) -> httpx2.AsyncClient:
     """Return a client that fails with EngineFailed at an answer, or a message of a stream, of more bytes."""
-    # Nothing bounds what a compressed answer becomes.
-    return openai.DefaultAsyncHttpxClient(transport=_Bounded(max_bytes), headers={"accept-encoding": "identity"})
 
-
-class _Bounded(httpx2.AsyncBaseTransport):
-    def __init__(self, max_bytes: int) -> None:
-        self._inner = httpx2.AsyncHTTPTransport()
-        self._max_bytes = max_bytes
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
+    async def bound(response: httpx2.Response) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
-            await response.aclose()
             raise EngineFailed("the provider's answer is compressed, which nobody has asked for")
-        messages = response.headers.get("content-type", "").startswith("text/event-stream")
-        assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101  that of an asynchronous transport is
-        response.stream = _BoundedStream(response.stream, self._max_bytes, messages=messages)
-        return response
+        # The client reads a refusal as a whole, whatever its type.
+        messages = response.is_success and response.headers.get("content-type", "").startswith("text/event-stream")
+        assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101  that of an asynchronous client is
+        response.stream = _BoundedStream(response.stream, max_bytes, messages=messages)
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+    # Nothing bounds what a compressed answer becomes. A hook keeps the connections and the proxies of the SDK's client,
+    # which a transport of our own would not have.
+    return openai.DefaultAsyncHttpxClient(headers={"accept-encoding": "identity"}, event_hooks={"response": [bound]})
 
 
 class _BoundedStream(httpx2.AsyncByteStream):

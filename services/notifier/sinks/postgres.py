@@ -1,7 +1,8 @@
 """Outcomes in a table of the operator's PostgreSQL; the only module that imports asyncpg.
 
 A table has one row for each job, batch and pipeline: the last event that came of it, under its id. So an event that is
-delivered twice is in the table once, and an earlier one never replaces a later one.
+delivered twice is in the table once, and an earlier one never replaces a later one. An outcome counts as later than
+what a worker has reported: their clocks differ.
 """
 
 import asyncio
@@ -54,7 +55,9 @@ _UPSERT: Final = """
     ON CONFLICT (id) DO UPDATE SET tenant = EXCLUDED.tenant, user_id = EXCLUDED.user_id, type = EXCLUDED.type,
         event_id = EXCLUDED.event_id, event_time = EXCLUDED.event_time, event = EXCLUDED.event,
         traceparent = EXCLUDED.traceparent, updated_at = now()
-    WHERE "{table}".event_time <= EXCLUDED.event_time AND "{table}".event_id <> EXCLUDED.event_id
+    WHERE "{table}".event_id <> EXCLUDED.event_id
+        AND ("{table}".type !~ '[.](started|progress)$', "{table}".event_time)
+        <= (EXCLUDED.type !~ '[.](started|progress)$', EXCLUDED.event_time)
 """
 _FAILURES: Final = (
     *(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError),
