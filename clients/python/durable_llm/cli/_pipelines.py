@@ -203,8 +203,8 @@ def cancel(connection: Connection, *, pipeline_ids: tuple[str, ...], reason: str
                 write_line(f"{pipeline_id} {state_of(status) if ended else 'cancel requested'}")
 
 
-def spec_of(name: str, spec: Any) -> dict[str, Any]:
-    """Return the fields of PipelineRequest that say what to run. Raises CommandError."""
+def spec_of(name: str, spec: Any, argument: str = "SPEC") -> dict[str, Any]:
+    """Return the fields of PipelineRequest that say what to run. Raises CommandError with the name of the argument."""
     # The import of a type is what makes it known.
     from google.protobuf import (
         json_format,
@@ -221,7 +221,7 @@ def spec_of(name: str, spec: Any) -> dict[str, Any]:
         fields = {name: read} if name in known else {"custom": {"name": name, "input": read}}
         json_format.ParseDict(fields, request)
     except (ValueError, RecursionError, json_format.ParseError) as error:
-        raise CommandError(f"SPEC: {visible(str(error))}") from error
+        raise CommandError(f"{argument}: {visible(str(error))}") from error
     return {descriptor.name: value for descriptor, value in request.ListFields()}
 
 

@@ -84,7 +84,8 @@ def create(
     else:
         content = content_of(prompt, file, messages)
         if pipeline is not None:
-            schedule.pipeline.MergeFrom(PipelineRequest(**spec_of(pipeline, content.get("prompt", ""))))
+            spec = spec_of(pipeline, content.get("prompt", ""), "PROMPT for --pipeline")
+            schedule.pipeline.MergeFrom(PipelineRequest(**spec))
             schedule.pipeline.project_id = project or settings.get("project", "")
         else:
             job = job_for(connection, user=user, project=project, model=model, params=sampling, **content)
