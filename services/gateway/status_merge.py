@@ -41,7 +41,10 @@ def with_answer(
         if started_meanwhile and answer.state == llm_pb2.JOB_STATE_QUEUED:
             merged.state = known.state
             merged.ClearField("queue")
-        if known.HasField("progress") and not _is_news(known, answer.attempt, answer.progress):
+        if answer.attempt < known.attempt and not known.HasField("progress"):
+            # It is of an attempt that is over.
+            merged.ClearField("progress")
+        elif known.HasField("progress") and not _is_news(known, answer.attempt, answer.progress):
             merged.progress.CopyFrom(known.progress)
             at_worker = answer.state == llm_pb2.JOB_STATE_RUNNING or _waits_at_worker(answer)
             if at_worker and known.progress.worker and answer.progress.worker in ("", known.progress.worker):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs import errors
@@ -124,6 +124,7 @@ def test_a_final_status_changes_no_more(final: llm_pb2.JobStatus, step: Step) ->
 
 
 @given(answers, answers | records, st.booleans())
+@example(status(RUNNING), status(QUEUED, 0, progress=paused(1)), True)
 def test_a_merge_changes_nothing_that_it_is_given(
     known: llm_pb2.JobStatus, step: Step, started_meanwhile: bool
 ) -> None:
