@@ -7,16 +7,12 @@ the end says how many there were, and an attempt cannot continue another's outpu
 import asyncio
 import contextlib
 import json
-import logging
 import math
-import os
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs
@@ -27,17 +23,13 @@ from llm_pb import llm_pb2
 from services.gpu_worker.engines.chat import ROLE_NAMES
 from services.gpu_worker.engines.engine import IDLE, CannotContinue, EngineConfig, Generation, Load, Output
 from services.gpu_worker.engines.openai_errors import as_job_errors, name_in
-from services.gpu_worker.engines.openai_transport import bounded_client
+from services.gpu_worker.engines.openai_transport import ask_for_models, provider_client
 
-log = logging.getLogger(__name__)
-
-CONNECT_SECONDS: Final = 10
 _SILENCE_SECONDS: Final = 600
 """Maximum wait for bytes of a provider. The worker's own limits (prefill_timeout, decode_timeout) are shorter."""
 _REASONS: Final = {"stop": llm_pb2.FINISH_REASON_STOP, "length": llm_pb2.FINISH_REASON_LENGTH}
 _PIECES_OF_A_TOKEN: Final = 8
 """Maximum number of pieces that a provider may make of a token. One that sends more ignores max_tokens."""
-_KEY: Final = re.compile(r"[\x21-\x7e]+")
 _OF_OPENAI: Final = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 _OF_VLLM: Final = ("top_k", "min_p", "min_tokens", "repetition_penalty")
 
@@ -74,23 +66,11 @@ class OpenAIEngine:
         self.gpu = llm_pb2.GpuInfo(name=urlsplit(str(options.base_url)).netloc)
         self.dead = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
-        self._client = openai.AsyncOpenAI(
-            base_url=str(options.base_url),
-            api_key=key_reader(options.api_key_file),
-            # Temporal tries again.
-            max_retries=0,
-            http_client=bounded_client(),
-            timeout=openai.Timeout(_SILENCE_SECONDS, connect=CONNECT_SECONDS),
-        )
+        self._client = provider_client(options.base_url, options.api_key_file, _SILENCE_SECONDS)
 
     async def start(self) -> None:
-        """Ask the provider whether it accepts the key. One that cannot be reached may be back when a job comes."""
-        try:
-            await self._client.models.list(timeout=CONNECT_SECONDS)
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise EngineDead(f"the provider refuses the key: HTTP {error.status_code}") from error
-        except (openai.OpenAIError, OSError) as error:
-            log.warning("the provider does not list its models: %s", type(error).__name__)
+        """See ask_for_models."""
+        await ask_for_models(self._client)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Output, None]:
         """Yield a generation's output; see Engine.generate."""
@@ -272,29 +252,6 @@ def charged(told: object, headers: Mapping[str, str]) -> int | None:
     except (TypeError, ValueError):
         return None
     return math.ceil(round(cost * 1_000_000, 6)) if 0 <= cost < 1_000_000 else None
-
-
-def key_reader(path: Path | None) -> str | Callable[[], Awaitable[str]] | None:
-    """Return how the client gets the key. None: from its environment variable."""
-    if path is None:
-        # A provider without callers' keys needs none, and the client refuses to start without one.
-        return _checked(os.environ.get("OPENAI_API_KEY") or "none", "OPENAI_API_KEY")
-
-    async def read() -> str:
-        try:
-            key = (await asyncio.to_thread(path.read_text)).strip()
-        except (OSError, ValueError) as error:
-            raise EngineFailed(f"the key of the provider cannot be read: {type(error).__name__}") from None
-        return _checked(key, "the file of the provider's key")
-
-    return read
-
-
-def _checked(key: str, source: str) -> str:
-    """Return a key that fits a header. Raises EngineFailed for another one: the client's error would show it."""
-    if not _KEY.fullmatch(key):
-        raise EngineFailed(f"{source} holds no key: one line of visible ASCII characters")
-    return key
 
 
 def create(config: EngineConfig) -> OpenAIEngine:

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import openai
 from pydantic import Field, HttpUrl
 
-from jobs.errors import EngineDead, EngineFailed, UnsupportedParams
+from jobs.errors import EngineFailed, UnsupportedParams
 from llm_pb import llm_pb2
 from services.gpu_worker.engines.engine import EngineConfig, Image
 from services.gpu_worker.engines.images import ImageEngine, ImageOptions, Order, Painted
-from services.gpu_worker.engines.openai import CONNECT_SECONDS, charged, key_reader, log
+from services.gpu_worker.engines.openai import charged
 from services.gpu_worker.engines.openai_errors import as_job_errors
-from services.gpu_worker.engines.openai_transport import bounded_client
+from services.gpu_worker.engines.openai_transport import ask_for_models, provider_client
 
 _STARTS: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 """The kinds of images by the bytes with which they begin."""
@@ -46,23 +45,13 @@ class OpenAIPainter:
         self.gpu = llm_pb2.GpuInfo(name=urlsplit(str(options.base_url)).netloc)
         self._model = model
         self._options = options
-        self._client = openai.AsyncOpenAI(
-            base_url=str(options.base_url),
-            api_key=key_reader(options.api_key_file),
-            # Temporal tries again.
-            max_retries=0,
-            http_client=bounded_client(options.max_answer_bytes),
-            timeout=openai.Timeout(options.timeout.total_seconds(), connect=CONNECT_SECONDS),
+        self._client = provider_client(
+            options.base_url, options.api_key_file, options.timeout.total_seconds(), options.max_answer_bytes
         )
 
     async def start(self) -> None:
-        """Ask the provider whether it accepts the key. One that cannot be reached may be back when a job comes."""
-        try:
-            await self._client.models.list(timeout=CONNECT_SECONDS)
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise EngineDead(f"the provider refuses the key: HTTP {error.status_code}") from error
-        except (openai.OpenAIError, OSError) as error:
-            log.warning("the provider does not list its models: %s", type(error).__name__)
+        """See ask_for_models."""
+        await ask_for_models(self._client)
 
     async def paint(self, order: Order) -> Painted:
         """Have the provider make the image; see Painter.paint."""
