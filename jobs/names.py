@@ -67,6 +67,7 @@ PIPELINE_WORKFLOW_TYPE: Final = "LLMPipelineWorkflow"
 UPDATE_ANSWER_STEP: Final = "AnswerStep"
 ACTIVITY_ADMIT_STEP: Final = "AdmitStep"
 ACTIVITY_RECALL_STEP: Final = "RecallStep"
+ACTIVITY_LEFT_USAGE: Final = "LeftUsage"
 ACTIVITY_PUBLISH_PIPELINE: Final = "PublishPipeline"
 ACTIVITY_ADMIT_BATCH: Final = "AdmitBatch"
 ACTIVITY_READ_TEXT: Final = "ReadText"
@@ -180,6 +181,10 @@ MEMO_STATUS: Final = "status"
 MEMO_RESULT_BYTES: Final = "result_bytes"
 # ResultMetadata.cost_micros, which List shows. Only jobs that have a cost have it.
 MEMO_COST_MICROS: Final = "cost_micros"
+# Usage of a child that was cancelled or timed out, as JSON: Temporal passes no result of it on to its parent.
+MEMO_USAGE: Final = "usage"
+# Of a pipeline's workflow at its end: the output tokens of its usage that an earlier run has used.
+MEMO_RECALLED_TOKENS: Final = "recalled_tokens"
 # Memo of a file's workflow: the File as it is now, as JSON, empty once the file is deleted; and the digest of what its
 # upload says of it, which distinguishes a repeated upload from another file under the same key.
 MEMO_FILE: Final = "file"
@@ -202,6 +207,8 @@ PATCH_TOTAL_TIMEOUT: Final = "names-total-timeout"
 PATCH_FAILED_DELETIONS: Final = "counts-failed-deletions"
 # The changes of a pipeline's tree are paced by timers alone, not by the time.
 PATCH_PACED: Final = "paces-by-timers"
+# A pipeline asks what a step has used that was cancelled or ran out of time.
+PATCH_LEFT_USAGE: Final = "asks-what-is-left"
 # The chunks of a batch have leases of its budget.
 PATCH_LEASES: Final = "leases-budgets"
 

@@ -23,12 +23,10 @@ from jobs.errors import (
     Terminated,
     TotalTimeout,
     from_application_error,
-    partial_result,
     reason_of,
     to_status,
 )
 from jobs.pipelines import CANCELLED, PROGRAM_ERROR, failure
-from llm_pb import llm_pb2
 
 _T = TypeVar("_T")
 
@@ -76,12 +74,6 @@ def status_of(error: BaseException) -> status_pb2.Status:
             return to_status(known(cause.message))
         return failure(cause.type or PROGRAM_ERROR, cause.message)
     return failure(PROGRAM_ERROR, f"{type(error).__name__}: {error}")
-
-
-def partial_of(error: BaseException) -> llm_pb2.JobResult | None:
-    """Return what the job of a failed step has left; None without anything."""
-    cause = error.cause if isinstance(error, ChildWorkflowError) else None
-    return partial_result(cause) if isinstance(cause, ApplicationError) else None
 
 
 async def contained(work: Awaitable[_T]) -> _T:

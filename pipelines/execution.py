@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 from temporalio import workflow
 from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ApplicationError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from jobs import names, options
@@ -27,10 +27,11 @@ with workflow.unsafe.imports_passed_through():
     from jobs.search import Hash
     from jobs.start import job_start
     from jobs.usage import left_of, spent_field, usage_of
-    from llm_pb import common_pb2, internal_pb2, llm_pb2, pipeline_pb2
-    from pipelines.errors import StepFailed, failing_as, partial_of, status_of
+    from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+    from pipelines.errors import StepFailed, failing_as, status_of
 
 from pipelines.history import HistoryRoom
+from pipelines.left import left_by
 from pipelines.tree import Tree
 from workflows import activities
 
@@ -170,12 +171,7 @@ class Execution:
             "priority": start.priority,
             "execution_timeout": start.execution_timeout,
         }
-        try:
-            result = await self.run_child(step, names.JOB_WORKFLOW_TYPE, job, llm_pb2.JobResult, **arguments)
-        except Exception as error:
-            if (partial := partial_of(error)) is not None:
-                step.usage.CopyFrom(usage_of(partial.metadata))
-            raise
+        result = await self.run_child(step, names.JOB_WORKFLOW_TYPE, job, llm_pb2.JobResult, **arguments)
         self._take(step, result)
         return result
 
@@ -218,7 +214,10 @@ class Execution:
     async def run_child(
         self, step: Step, workflow_type: str, argument: Message, result_type: type[_M], **start: Any
     ) -> _M:
-        """Run a child workflow as the step, and return its result. Raises what the child raises."""
+        """Run a child workflow as the step, and return its result; count what it has used if it has none.
+
+        Raises what the child raises.
+        """
         await self.room.take(argument)
         reuse = WorkflowIDReusePolicy
         child = await workflow.start_child_workflow(
@@ -232,9 +231,19 @@ class Execution:
             **start,
         )
         self.tree.change(step.path).workflow_id = child.id
-        result: _M = await child
+        try:
+            result: _M = await child
+        except ChildWorkflowError as error:
+            self.count(step, await left_by(child.id, error))
+            raise
         self.room.add(result)
         return result
+
+    def count(self, step: Step, result: batch_pb2.BatchStatus | pipeline_pb2.PipelineResult) -> None:
+        """Count what a step has used, and show the counts of what it has run."""
+        step.usage.CopyFrom(result.usage)
+        if result.HasField("counts"):
+            self.tree.change(step.path).counts.CopyFrom(result.counts)
 
     async def run_activity(
         self, step: Step, activity: Any, argument: Any, timeout: timedelta | None, settings: Mapping[str, Any]

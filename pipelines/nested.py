@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import TypedSearchAttributes
-from temporalio.exceptions import ApplicationError, CancelledError, ChildWorkflowError
 
 with workflow.unsafe.imports_passed_through():
     from google.protobuf.message import Message
@@ -73,35 +72,17 @@ async def _child(
 ) -> _C:
     """Run a child, and count what it has used, however it ends."""
     about = work_start.about(execution.pipeline)
-    try:
-        result = await execution.run_child(
-            step,
-            workflow_type,
-            run,
-            result_type,
-            memo=memo,
-            search_attributes=TypedSearchAttributes(attributes_of(about, tenant_of(execution.id), execution.hash_)),
-            priority=workflow.info().priority,
-        )
-    except ChildWorkflowError as error:
-        if (left := _left(error, result_type)) is not None:
-            _count(execution, step, left)
-        raise
-    _count(execution, step, result)
+    result = await execution.run_child(
+        step,
+        workflow_type,
+        run,
+        result_type,
+        memo=memo,
+        search_attributes=TypedSearchAttributes(attributes_of(about, tenant_of(execution.id), execution.hash_)),
+        priority=workflow.info().priority,
+    )
+    execution.count(step, result)
     return result
-
-
-def _count(execution: Execution, step: Step, result: batch_pb2.BatchStatus | pipeline_pb2.PipelineResult) -> None:
-    step.usage.CopyFrom(result.usage)
-    if result.HasField("counts"):
-        execution.tree.change(step.path).counts.CopyFrom(result.counts)
-
-
-def _left(error: ChildWorkflowError, result_type: type[_C]) -> _C | None:
-    """Return the result that a child has left as it failed or was cancelled; None without one."""
-    cause = error.cause
-    details = cause.details if isinstance(cause, ApplicationError | CancelledError) else ()
-    return next((detail for detail in details if isinstance(detail, result_type)), None)
 
 
 def _traceparent() -> str:

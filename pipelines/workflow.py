@@ -268,7 +268,8 @@ class LLMPipelineWorkflow:
         self._status.CopyFrom(status)
         self._execution.tree.touch()
         workflow.upsert_search_attributes([names.JOB_STATE.value_set(llm_pb2.JobState.Name(final))])
-        workflow.upsert_memo({names.MEMO_STATUS: to_memo(status)})
+        recalled = self._execution.recalled_tokens
+        workflow.upsert_memo({names.MEMO_STATUS: to_memo(status), names.MEMO_RECALLED_TOKENS: recalled})
         workflow.logger.info("pipeline ended", extra={"state": llm_pb2.JobState.Name(final)})
         result = self._result if self._result is not None else pipeline_pb2.PipelineResult()
         result.usage.CopyFrom(status.root.usage)

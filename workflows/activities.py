@@ -3,7 +3,7 @@
 from temporalio import activity
 
 from jobs import names
-from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
 
 
 @activity.defn(name=names.ACTIVITY_RUN)
@@ -153,6 +153,12 @@ async def admit_step(job: llm_pb2.JobRequest) -> internal_pb2.JobOptions:
 @activity.defn(name=names.ACTIVITY_RECALL_STEP)
 async def recall_step(job_id: str) -> llm_pb2.JobResult:
     """Return the result of a step's job, of an earlier run of its pipeline; an empty one unless it has succeeded."""
+    raise NotImplementedError
+
+
+@activity.defn(name=names.ACTIVITY_LEFT_USAGE)
+async def left_usage(workflow_id: str) -> pipeline_pb2.PipelineResult:
+    """Return usage and counts of a job, batch or pipeline that has ended without a result; empty if it tells none."""
     raise NotImplementedError
 
 

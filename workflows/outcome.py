@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from jobs.memo import to_memo
     from jobs.search import attributes_of
     from jobs.times import TotalTime
+    from jobs.usage import usage_of
     from llm_pb import llm_pb2
 
 from workflows.cancellation import Cancellation
@@ -45,9 +46,12 @@ def publish(status: llm_pb2.JobStatus, result: Message | None, more: Sequence[Se
     stored.CopyFrom(status)
     # Readers take the class from the search attribute. Version 0.1.0 refuses a memo with a field that it does not know.
     stored.ClearField("job_class")
-    memo = {names.MEMO_STATUS: to_memo(stored), names.MEMO_RESULT_BYTES: size}
+    memo: dict[str, Any] = {names.MEMO_STATUS: to_memo(stored), names.MEMO_RESULT_BYTES: size}
     if isinstance(result, llm_pb2.JobResult) and result.metadata.HasField("cost_micros"):
         memo[names.MEMO_COST_MICROS] = result.metadata.cost_micros
+    lost = status.state in (llm_pb2.JOB_STATE_CANCELLED, llm_pb2.JOB_STATE_TIMED_OUT)
+    if lost and isinstance(result, llm_pb2.JobResult) and workflow.info().parent is not None:
+        memo[names.MEMO_USAGE] = to_memo(usage_of(result.metadata))
     workflow.upsert_memo(memo)
 
 

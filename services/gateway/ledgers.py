@@ -34,6 +34,7 @@ from runtime.shared_calls import SharedCalls
 from runtime.temporal import RPC_TIMEOUT
 from services.gateway.batches.reader import ended_record
 from services.gateway.job_record import final_status
+from services.gateway.pipelines.reader import closed_status
 from services.gateway.runs import describe_twice
 
 _log = logging.getLogger(__name__)
@@ -230,12 +231,23 @@ class LedgerActivities:
 
 
 async def _used_tokens(description: WorkflowExecutionDescription) -> int:
-    """Return the output tokens of a closed job or batch; -1 where its record does not tell them."""
+    """Return the output tokens of a closed job, batch or pipeline; -1 where its record does not tell them."""
     try:
         if description.workflow_type == names.BATCH_WORKFLOW_TYPE:
             record = await ended_record(description)
             return -1 if record is None else record.status.usage.output_tokens
+        if description.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+            return await _used_by_pipeline(description)
         status = await final_status(description)
     except (PayloadError, KeysUnavailable):
         status = None
     return -1 if status is None else status.progress.output_tokens
+
+
+async def _used_by_pipeline(description: WorkflowExecutionDescription) -> int:
+    """Return the output tokens that this run of a closed pipeline has used; -1 where it was ended by force."""
+    status = await closed_status(description)
+    if not status.HasField("root"):
+        return -1
+    recalled = await description.memo_value(names.MEMO_RECALLED_TOKENS, 0)
+    return status.root.usage.output_tokens - (int(recalled) if isinstance(recalled, int | float) else 0)

@@ -48,6 +48,7 @@ from services.gateway.pipelines.submission import PipelineSubmission
 from services.gateway.pipelines.texts import PipelineTexts
 from services.gateway.prompt_files import PromptFiles
 from services.gateway.quotas import OpenJobQuotas
+from services.gateway.runs import Runs
 from services.gateway.scheduled_jobs import ScheduledJobs
 from services.gateway.settings import GatewaySettings
 from services.gateway.submission import JobSubmission
@@ -231,7 +232,7 @@ def workflow_worker(
         (BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption), batch_reader),
         (PipelineSubmission(effects, pipeline_reader, open_jobs, settings, encryption, datasets), pipeline_reader),
     )
-    in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, has_store=has_store)
+    in_pipelines = PipelineSteps(models, settings, bounds, file_reader, feed, reader, Runs(client), has_store=has_store)
     produced = ProducedFiles(client, file_reader, settings, encryption)
     texts = PipelineTexts(file_reader, produced, FileQuotas(file_reader, settings.tenants, metrics), store)
     steps = DeletionSteps(client, feed, reader, deliveries, settings, encryption, store)
@@ -260,7 +261,7 @@ def workflow_worker(
             *(batches.collect_chunks, batches.write_manifest, batches.clean_batch),
             # Batches of earlier versions have these steps here.
             *(batches.plan_batch, batches.merge_batch),
-            *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.recall_step),
+            *(in_pipelines.admit_step, in_pipelines.admit_batch, in_pipelines.recall_step, in_pipelines.left_usage),
             *(in_pipelines.publish_pipeline, texts.read_text, texts.write_text),
         ],
         # The sandbox imports the workflow's module anew for each job, which takes half of this worker's time. It finds

@@ -8,14 +8,18 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import Int32Value
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
 from deploy.local.stack import Stack
 from jobs.errors import reason_of
-from llm_pb import llm_pb2, pipeline_pb2
+from llm_pb import internal_pb2, llm_pb2, pipeline_pb2
+from llm_pb.llm_pb2_grpc import LlmServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
+from services.gateway.ledgers import LedgerActivities
 from tests.support.files import PATIENCE
 from tests.support.pipelines import cancel, follow, new_pipeline, submit
 
@@ -70,6 +74,50 @@ async def test_a_cancel_counts_although_the_step_ends_well(pipelines: Any, tempo
     assert not turns.began.is_set(), "the next step has begun after the cancel"
     assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
     assert {path: step.state for path, step in seen.steps.items()} == {"turns": SUCCEEDED, "turns/0": SUCCEEDED}
+
+
+async def test_what_cancelled_steps_have_used_is_in_the_usage(
+    pipelines: Any, stub: LlmServiceStub, temporal: Client
+) -> None:
+    """Of steps that are jobs, and of jobs in pipelines within; for the tenant's quota as well."""
+    spec = Struct()
+    spec.update({"code": "lasting", "topics": ["a", "b"]})
+    ids = []
+    for request in (new_pipeline("fan", Int32Value(value=3)), new_pipeline("nesting", spec)):
+        ids.append((await submit(pipelines, request)).pipeline_id)
+    jobs = [f"{ids[0]}/parts/{number}/write" for number in range(3)]
+    jobs += [f"{ids[1]}/parts/{number}/write/write" for number in range(2)]
+    await asyncio.wait_for(asyncio.gather(*(_generates(stub, job) for job in jobs)), PATIENCE)
+    used = []
+    for id_, paths in zip(ids, (jobs[:3], jobs[3:]), strict=True):
+        await cancel(pipelines, id_)
+        seen = await follow(pipelines, id_)
+        assert seen.status.state == llm_pb2.JOB_STATE_CANCELLED
+        ended = [await stub.GetStatus(llm_pb2.GetStatusRequest(workflow_id=job), timeout=PATIENCE) for job in paths]
+        tokens = [job.result.metadata.output_tokens for job in ended]
+        assert [seen.steps[f"parts/{number}/write"].usage.output_tokens for number in range(len(paths))] == tokens
+        assert all(tokens)
+        root = seen.status.root
+        assert root.usage.output_tokens == sum(tokens)
+        assert root.usage.engine_time.ToNanoseconds() > 0
+        assert root.counts.cancelled == len(paths)
+        used.append(sum(tokens))
+    request = internal_pb2.FindEndedJobsRequest(workflow_ids=ids)
+    found = await ActivityEnvironment().run(LedgerActivities(temporal).find_ended_jobs, request)
+    assert dict(zip(found.ended, found.output_tokens, strict=True)) == dict(zip(ids, used, strict=True))
+
+
+async def _generates(stub: LlmServiceStub, job: str) -> None:
+    """Wait until a step's job has generated something."""
+    while True:
+        try:
+            async for message in stub.StreamStatus(llm_pb2.StreamStatusRequest(workflow_id=job), timeout=PATIENCE):
+                if message.delta.text:
+                    return
+        except grpc.aio.AioRpcError as error:
+            # The step has not begun.
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise
 
 
 async def test_a_broken_compensation_keeps_no_pipeline_open(pipelines: Any) -> None:

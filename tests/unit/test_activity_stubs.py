@@ -46,6 +46,7 @@ IMPLEMENTATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     activities.clean_batch: BatchActivities.clean_batch,
     activities.admit_step: PipelineSteps.admit_step,
     activities.recall_step: PipelineSteps.recall_step,
+    activities.left_usage: PipelineSteps.left_usage,
     activities.publish_pipeline: PipelineSteps.publish_pipeline,
     activities.admit_batch: PipelineSteps.admit_batch,
     activities.read_text: PipelineTexts.read_text,

@@ -4,6 +4,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio import activity
+from temporalio.client import WorkflowExecutionDescription
 from temporalio.exceptions import ApplicationError
 
 from batches.rules import check_create
@@ -11,10 +12,13 @@ from feed.feed import Feed
 from jobs import names
 from jobs.ids import tenant_of
 from jobs.limits import MAX_STEP_INLINE_BYTES
+from jobs.memo import from_memo
 from jobs.rules import check_submit
-from llm_pb import batch_pb2, internal_pb2, llm_pb2
+from llm_pb import batch_pb2, common_pb2, internal_pb2, llm_pb2, pipeline_pb2
+from payload_converter import PayloadError
 from runtime.auth import Caller
 from runtime.scopes import SCOPES
+from services.gateway.batches.reader import ended_record
 from services.gateway.batches.submission import batch_options, check_input
 from services.gateway.errors import ApiError, JobDeleted, JobNotFound, invalid
 from services.gateway.files.reader import FileReader
@@ -22,7 +26,9 @@ from services.gateway.job_bounds import JobBounds
 from services.gateway.job_options import job_options
 from services.gateway.job_reader import JobReader
 from services.gateway.models import Models
+from services.gateway.pipelines.reader import closed_status
 from services.gateway.pipelines.texts import fail
+from services.gateway.runs import Runs
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
 
@@ -41,6 +47,7 @@ class PipelineSteps:
         files: FileReader,
         feed: Feed,
         reader: JobReader,
+        runs: Runs,
         *,
         has_store: bool,
     ) -> None:
@@ -51,6 +58,7 @@ class PipelineSteps:
         self._bounds = bounds
         self._feed = feed
         self._reader = reader
+        self._runs = runs
         self._has_store = has_store
 
     @activity.defn(name=names.ACTIVITY_ADMIT_STEP)
@@ -101,6 +109,19 @@ class PipelineSteps:
             return llm_pb2.JobResult()
         return found.result if found.status.state == llm_pb2.JOB_STATE_SUCCEEDED else llm_pb2.JobResult()
 
+    @activity.defn(name=names.ACTIVITY_LEFT_USAGE)
+    async def left_usage(self, workflow_id: str) -> pipeline_pb2.PipelineResult:
+        """Return usage and counts of a step whose workflow has closed without a result; empty if it tells none.
+
+        Raises RPCError, KeysUnavailable.
+        """
+        found = await self._runs.describe(workflow_id)
+        try:
+            return pipeline_pb2.PipelineResult() if found is None else await _left_by(found)
+        except (PayloadError, ValueError):
+            # No one will ever read it.
+            return pipeline_pb2.PipelineResult()
+
     @activity.defn(name=names.ACTIVITY_PUBLISH_PIPELINE)
     async def publish_pipeline(self, change: internal_pb2.PipelineChange) -> None:
         """Append a change of the tree to the pipeline's feed."""
@@ -112,6 +133,23 @@ class PipelineSteps:
             )
         feed = self._feed.of_tenant(tenant_of(info.workflow_id or ""))
         await feed.append(info.workflow_run_id or "", internal_pb2.FeedRecord(pipeline_change=change))
+
+
+async def _left_by(found: WorkflowExecutionDescription) -> pipeline_pb2.PipelineResult:
+    """Return what the memo of a closed job, batch or pipeline tells. Raises PayloadError, KeysUnavailable."""
+    left = pipeline_pb2.PipelineResult()
+    if found.workflow_type == names.PIPELINE_WORKFLOW_TYPE:
+        root = (await closed_status(found)).root
+        left.usage.CopyFrom(root.usage)
+        if root.HasField("counts"):
+            left.counts.CopyFrom(root.counts)
+    elif found.workflow_type == names.BATCH_WORKFLOW_TYPE:
+        if (record := await ended_record(found)) is not None:
+            left.usage.CopyFrom(record.status.usage)
+            left.counts.CopyFrom(record.status.counts)
+    elif (usage := from_memo(await found.memo_value(names.MEMO_USAGE, None), common_pb2.Usage)) is not None:
+        left.usage.CopyFrom(usage)
+    return left
 
 
 def _owner(user_id: str) -> Caller:

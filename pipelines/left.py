@@ -1,0 +1,55 @@
+"""What a step has used that was no success: its workflow says so as it fails, and is asked where it cannot."""
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
+
+with workflow.unsafe.imports_passed_through():
+    from jobs import names
+    from jobs.usage import usage_of
+    from llm_pb import batch_pb2, llm_pb2, pipeline_pb2
+
+from workflows import activities
+
+_ASKING: Final = timedelta(minutes=1)
+
+
+async def left_by(child_id: str, error: ChildWorkflowError) -> pipeline_pb2.PipelineResult:
+    """Return usage and counts of a child that has failed. Empty where nobody knows them.
+
+    A child that was cancelled, or that Temporal has ended with its time, returns nothing. It is asked by a local
+    activity, which a cancel does not reach: what the step has used is known only then.
+    """
+    if isinstance(error.cause, ApplicationError):
+        return _told(error.cause)
+    if not workflow.patched(names.PATCH_LEFT_USAGE):
+        return pipeline_pb2.PipelineResult()
+    asking = workflow.start_local_activity(
+        activities.left_usage, child_id, schedule_to_close_timeout=_ASKING, start_to_close_timeout=_ASKING
+    )
+    while not asking.done():
+        try:
+            await workflow.wait_condition(asking.done)
+        except asyncio.CancelledError:
+            # The step ends as cancelled nevertheless: see failing_as().
+            continue
+    try:
+        return asking.result()
+    except ActivityError:
+        return pipeline_pb2.PipelineResult()
+
+
+def _told(cause: ApplicationError) -> pipeline_pb2.PipelineResult:
+    """Return what a child has told as it failed."""
+    left = pipeline_pb2.PipelineResult()
+    for detail in cause.details:
+        if isinstance(detail, llm_pb2.JobResult):
+            left.usage.CopyFrom(usage_of(detail.metadata))
+        elif isinstance(detail, batch_pb2.BatchStatus | pipeline_pb2.PipelineResult):
+            left.usage.CopyFrom(detail.usage)
+            if detail.HasField("counts"):
+                left.counts.CopyFrom(detail.counts)
+    return left
