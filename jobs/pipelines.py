@@ -117,7 +117,9 @@ def new_status(
     status = pipeline_pb2.PipelineStatus(
         pipeline_id=id_,
         state=llm_pb2.JOB_STATE_RUNNING,
-        root=pipeline_pb2.StepStatus(state=pipeline_pb2.STEP_STATE_RUNNING, usage=common_pb2.Usage()),
+        root=pipeline_pb2.StepStatus(
+            state=pipeline_pb2.STEP_STATE_RUNNING, kind=pipeline_pb2.STEP_KIND_PIPELINE, usage=common_pb2.Usage()
+        ),
         left=pipeline.budget,
         user_id=pipeline.user_id,
         request_id=pipeline.request_id,

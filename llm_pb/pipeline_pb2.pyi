@@ -82,6 +82,46 @@ STEP_STATE_CANCELLED: StepState.ValueType  # 7
 """The step was cancelled, by itself or with its pipeline."""
 Global___StepState: _TypeAlias = StepState  # noqa: Y015
 
+class _StepKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_KIND_UNSPECIFIED: _StepKind.ValueType  # 0
+    """Not known: of a gateway of an earlier version."""
+    STEP_KIND_GROUP: _StepKind.ValueType  # 1
+    """What has steps below it and is none itself."""
+    STEP_KIND_JOB: _StepKind.ValueType  # 2
+    """A job: StepStatus.workflow_id is for calls of LlmService."""
+    STEP_KIND_BATCH: _StepKind.ValueType  # 3
+    """A batch: StepStatus.workflow_id is for calls of BatchService."""
+    STEP_KIND_PIPELINE: _StepKind.ValueType  # 4
+    """A pipeline: StepStatus.workflow_id is for calls of PipelineService. The root is of this kind, too."""
+    STEP_KIND_ACTIVITY: _StepKind.ValueType  # 5
+    """An activity: code of a worker of the operator, a step of a training, a file that is written."""
+    STEP_KIND_APPROVAL: _StepKind.ValueType  # 6
+    """A question that AnswerStep answers."""
+
+class StepKind(_StepKind, metaclass=_StepKindEnumTypeWrapper):
+    """What a step is."""
+
+STEP_KIND_UNSPECIFIED: StepKind.ValueType  # 0
+"""Not known: of a gateway of an earlier version."""
+STEP_KIND_GROUP: StepKind.ValueType  # 1
+"""What has steps below it and is none itself."""
+STEP_KIND_JOB: StepKind.ValueType  # 2
+"""A job: StepStatus.workflow_id is for calls of LlmService."""
+STEP_KIND_BATCH: StepKind.ValueType  # 3
+"""A batch: StepStatus.workflow_id is for calls of BatchService."""
+STEP_KIND_PIPELINE: StepKind.ValueType  # 4
+"""A pipeline: StepStatus.workflow_id is for calls of PipelineService. The root is of this kind, too."""
+STEP_KIND_ACTIVITY: StepKind.ValueType  # 5
+"""An activity: code of a worker of the operator, a step of a training, a file that is written."""
+STEP_KIND_APPROVAL: StepKind.ValueType  # 6
+"""A question that AnswerStep answers."""
+Global___StepKind: _TypeAlias = StepKind  # noqa: Y015
+
 @_typing.final
 class PipelineRequest(_message.Message):
     """A pipeline to run."""
@@ -893,6 +933,8 @@ class StepStatus(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The path: names in a-z, 0-9, _ and -, with "/" between them: "rounds/2/critique". Unique in its pipeline, and the same in every
     message about the step. At most 100 characters. Empty: the root, which is the pipeline.
@@ -903,16 +945,18 @@ class StepStatus(_message.Message):
     """
     workflow_id: _builtins.str
     """The job that the step is, for calls of LlmService; the batch or the pipeline that it is, for those of BatchService or
-    PipelineService. Empty before it has begun, and for a step that is none of them.
+    PipelineService: see kind. Empty before it has begun, and for a step that is none of them.
     """
     summary_json: _builtins.str
     """What the pipeline notes of the step for people, such as a score: JSON of at most 256 bytes. May be empty."""
     question: _builtins.str
     """The question that the step asks of who calls AnswerStep. At most 1024 bytes. Empty for other steps."""
+    kind: Global___StepKind.ValueType
+    """What the step is. Set from its begin on."""
     @_builtins.property
     def counts(self) -> _common_pb2.WorkCounts:
-        """The numbers of the steps below, of the items of a batch, or of the steps of a pipeline that is a step: of the latter two once they
-        have ended. Steps beyond the first 1000 nodes of a pipeline are nodes of no tree, and counted alone. Unset
+        """The numbers of the steps below, of the items of a batch, or of the steps of a pipeline that is a step: of the latter once it
+        has ended, of a batch while it runs, too, about once a second. Steps beyond the first 1000 nodes of a pipeline are nodes of no tree, and counted alone. Unset
         without steps below.
         """
 
@@ -940,6 +984,12 @@ class StepStatus(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When the step ended. Unset before."""
 
+    @_builtins.property
+    def training(self) -> Global___TrainingProgress:
+        """How far the training is. Set while the step "train" of a training runs and its trainer has reported. As `counts` of a batch that
+        runs it is of the moment: about once a second in a stream, and in no cursor.
+        """
+
     def __init__(
         self,
         *,
@@ -954,14 +1004,54 @@ class StepStatus(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         question: _builtins.str = ...,
+        kind: Global___StepKind.ValueType = ...,
+        training: Global___TrainingProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "training", b"training", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "files", b"files", "path", b"path", "question", b"question", "start_time", b"start_time", "state", b"state", "summary_json", b"summary_json", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end_time", b"end_time", "error", b"error", "files", b"files", "kind", b"kind", "path", b"path", "question", b"question", "start_time", b"start_time", "state", b"state", "summary_json", b"summary_json", "training", b"training", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepStatus: _TypeAlias = StepStatus  # noqa: Y015
+
+@_typing.final
+class TrainingProgress(_message.Message):
+    """How far a training is, as its trainer reports about twice a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Number of steps of the optimizer that were done."""
+    steps: _builtins.int
+    """Number of steps in all."""
+    loss: _builtins.float
+    """Loss of the last step. 0 before the first one."""
+    tokens_per_second: _builtins.float
+    """Tokens read in a second, lately."""
+    checkpoint_step: _builtins.int
+    """The step of the last checkpoint in the store, at which another trainer would go on. 0: there is none yet."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        tokens_per_second: _builtins.float = ...,
+        checkpoint_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "loss", b"loss", "step", b"step", "steps", b"steps", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingProgress: _TypeAlias = TrainingProgress  # noqa: Y015
 
 @_typing.final
 class PipelineStatus(_message.Message):

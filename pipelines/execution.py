@@ -95,12 +95,14 @@ class Execution:
         return min(self.options.expire_time.ToDatetime(UTC) - workflow.now(), longest)
 
     @asynccontextmanager
-    async def step(self, path: str) -> AsyncIterator[Step]:
+    async def step(
+        self, path: str, kind: "pipeline_pb2.StepKind.ValueType" = pipeline_pb2.STEP_KIND_ACTIVITY
+    ) -> AsyncIterator[Step]:
         """Have a step in the tree while the context is open.
 
         Raises StepFailed for whatever the body raises, CancelledError if the body was cancelled by the pipeline itself.
         """
-        self._begin(path)
+        self._begin(path, kind)
         step = Step(path)
         async with failing_as(path):
             try:
@@ -112,14 +114,14 @@ class Execution:
                 raise
             self._end(step, pipeline_pb2.STEP_STATE_SUCCEEDED)
 
-    def _begin(self, path: str) -> None:
+    def _begin(self, path: str, kind: "pipeline_pb2.StepKind.ValueType") -> None:
         """Add a step. Raises CancelledError when none may begin any more, what Tree.begin() raises."""
         if self.closed and not self.compensating:
             raise asyncio.CancelledError
         try:
             if not self.compensating:
                 self.room.require(path)
-            self.tree.begin(path, workflow.now(), bounded=not self.compensating)
+            self.tree.begin(path, workflow.now(), kind, bounded=not self.compensating)
         except StepFailed as error:
             self._refuse(error)
             raise

@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from google.protobuf.message import Message
 
     from jobs.pipelines import INVALID_OUTPUT, MAX_SUMMARY_BYTES, OUTPUT_TOO_LARGE, failure
-    from llm_pb import batch_pb2, common_pb2, llm_pb2
+    from llm_pb import batch_pb2, common_pb2, llm_pb2, pipeline_pb2
     from pipelines.errors import StepFailed, contained
     from pipelines.registry import request_of
 
@@ -105,7 +105,7 @@ class Pipeline:
             job.messages.add(role=_ROLES[message["role"]], content=message["content"])
         if schema is not None:
             job.params.json_schema = json.dumps(schema)
-        async with self._execution.step(self._path(name)) as step:
+        async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
             is_usable = (lambda _: True) if schema is None else _is_json
             result = await self._execution.run_job(step, job, timeout, is_usable)
             generated = Generated(result, self.files)
@@ -134,7 +134,7 @@ class Pipeline:
         """
         params = llm_pb2.SamplingParams(seed=seed)
         job = llm_pb2.JobRequest(model=model, prompt=prompt, params=params, image_size=size)
-        async with self._execution.step(self._path(name)) as step:
+        async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_JOB) as step:
             result = await self._execution.run_job(step, job, timeout, lambda result: bool(result.images))
             if not result.images:
                 raise StepFailed(step.path, failure(INVALID_OUTPUT, f"the model {model} makes no images"))
@@ -183,7 +183,7 @@ class Pipeline:
             text = "".join(f"{json.dumps(MessageToDict(job))}\n" for job in lines)
             lines = await self.files.put(f"{name}-lines", text, media_type=JSON_LINES)
         batch = batch_pb2.BatchRequest(input=lines, **fields)
-        async with self._execution.step(self._path(name)) as step:
+        async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_BATCH) as step:
             return await run_batch(self._execution, step, batch, timeout)
 
     async def pipeline(self, name: str, code: str, spec: Message, *, timeout: timedelta | None = None) -> Any:
@@ -194,7 +194,7 @@ class Pipeline:
         steps have what is left of time and budget. Raises StepFailed, and ValueError for a name that is not registered.
         """
         request, found = request_of(code, spec)
-        async with self._execution.step(self._path(name)) as step:
+        async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_PIPELINE) as step:
             result = await run_pipeline(self._execution, step, request, timeout)
             value = found.result()
             result.value.Unpack(value)
@@ -217,7 +217,7 @@ class Pipeline:
 
         Raises StepFailed when nobody has answered in time.
         """
-        async with self._execution.step(self._path(name)) as step:
+        async with self._execution.step(self._path(name), pipeline_pb2.STEP_KIND_APPROVAL) as step:
             return await self._execution.ask(step, question, timeout)
 
     def compensate(self, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:

@@ -19,6 +19,8 @@ from pipelines.registry import pipeline
 
 TRAINING: Final = "training"
 PREPROCESS: Final = "preprocess"
+TRAIN: Final = "train"
+"""The step that trains."""
 _VALIDATE: Final = timedelta(minutes=5)
 _TRAIN: Final = timedelta(hours=24)
 _OTHERS: Final = timedelta(hours=1)
@@ -39,7 +41,7 @@ async def training(llm: Pipeline, spec: pipeline_pb2.TrainingSpec) -> pipeline_p
     llm.compensate(_clean, llm, task, True)
     beats = {"heartbeat_timeout": task.report.heartbeat_timeout.ToTimedelta()}
     trained = await llm.step(
-        "train",
+        TRAIN,
         names.ACTIVITY_TRAIN_MODEL,
         task,
         task_queue=names.TRAINING_RUNS_QUEUE,
@@ -49,7 +51,7 @@ async def training(llm: Pipeline, spec: pipeline_pb2.TrainingSpec) -> pipeline_p
         **beats,
     )
     task.trained.CopyFrom(trained)
-    llm.note("train", {"steps": trained.step, "tokens": trained.tokens, "loss": round(trained.loss, 4)})
+    llm.note(TRAIN, {"steps": trained.step, "tokens": trained.tokens, "loss": round(trained.loss, 4)})
     evaluated = await _step(
         llm, "evaluate", names.ACTIVITY_EVALUATE_MODEL, task, internal_pb2.ModelEvaluation, _OTHERS, **beats
     )

@@ -46,7 +46,14 @@ class Tree:
         """Return the node of a path; None where there is none, or the step is only counted."""
         return self._nodes.get(path)
 
-    def begin(self, path: str, now: datetime, *, bounded: bool = True) -> None:
+    def begin(
+        self,
+        path: str,
+        now: datetime,
+        kind: "pipeline_pb2.StepKind.ValueType" = pipeline_pb2.STEP_KIND_ACTIVITY,
+        *,
+        bounded: bool = True,
+    ) -> None:
         """Add a step that runs. Raises ValueError for a bad path or one that is taken.
 
         Raises StepFailed for one too many, unless it is not `bounded`.
@@ -61,13 +68,13 @@ class Tree:
         for above in parents(path):
             if above:
                 self._above.add(above)
-                self._add(above, now)
+                self._add(above, now, pipeline_pb2.STEP_KIND_GROUP)
             self._count(above, "total", 1)
             self._count(above, "running", 1)
             if (node := self._status(above)) is not None:
                 node.state = pipeline_pb2.STEP_STATE_RUNNING
                 node.ClearField("end_time")
-        self._add(path, now)
+        self._add(path, now, kind)
 
     def change(self, path: str) -> pipeline_pb2.StepStatus:
         """Return the status of a step for a change of it. What is changed of a step that is only counted is lost."""
@@ -120,10 +127,10 @@ class Tree:
         node = self._nodes.get(path)
         return None if node is None else node.step
 
-    def _add(self, path: str, now: datetime) -> None:
+    def _add(self, path: str, now: datetime, kind: "pipeline_pb2.StepKind.ValueType") -> None:
         if path in self._nodes or len(self._nodes) >= MAX_NODES:
             return
-        step = pipeline_pb2.StepStatus(path=path, state=pipeline_pb2.STEP_STATE_RUNNING)
+        step = pipeline_pb2.StepStatus(path=path, state=pipeline_pb2.STEP_STATE_RUNNING, kind=kind)
         step.start_time.FromDatetime(now)
         self._nodes[path] = internal_pb2.PipelineNode(step=step, number=len(self._nodes))
         self._touch(path)

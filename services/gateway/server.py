@@ -48,6 +48,7 @@ from services.gateway.open_jobs import OpenJobs
 from services.gateway.page_token import PageTokens
 from services.gateway.pipelines.datasets import Datasets
 from services.gateway.pipelines.listing import PipelineListing
+from services.gateway.pipelines.live import LiveSteps
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.servicer import PipelineServicer
 from services.gateway.pipelines.streams import PipelineStreams
@@ -138,7 +139,8 @@ async def serving_api(
     batch_submission = BatchSubmission(effects, batch_reader, file_reader, open_jobs, settings, encryption)
     batch_listing = BatchListing(client, batch_reader, page_tokens, settings, encryption, knows_tenants=knows_tenants)
     batches = BatchServicer(batch_submission, batch_reader, batch_streams, batch_listing, answers)
-    pipeline_streams = PipelineStreams(of_pipelines, streams, feed, settings)
+    live_steps = LiveSteps(batch_reader, client.data_converter)
+    pipeline_streams = PipelineStreams(of_pipelines, live_steps, streams, feed, settings)
     datasets = Datasets(file_reader, has_store=has_store)
     pipeline_submission = PipelineSubmission(effects, of_pipelines, open_jobs, settings, encryption, datasets)
     schedules = ScheduleService(
@@ -148,6 +150,7 @@ async def serving_api(
     pipelines = PipelineServicer(
         pipeline_submission,
         of_pipelines,
+        live_steps,
         pipeline_streams,
         PipelineListing(client, of_pipelines, page_tokens, settings, encryption, knows_tenants=knows_tenants),
         answers,

@@ -252,6 +252,14 @@ async def test_a_cancelled_training_keeps_its_last_checkpoint_and_an_equal_one_g
     assert result.steps == 300
     # That of another's run stays until it is swept.
     assert len(objects(stack, "training/checkpoints")) == 1
+    # While it runs its step shows how far it is.
+    id_ = (await submit(pipelines, new_training(dataset, steps=100_000, model="endless"))).pipeline_id
+    advanced = lambda seen: "train" in seen.steps and seen.steps["train"].training.step > 0  # noqa: E731
+    seen = await follow(pipelines, id_, until=advanced)
+    progress = seen.steps["train"].training
+    assert (progress.steps, progress.loss > 0, progress.tokens_per_second > 0) == (100_000, True, True)
+    await cancel(pipelines, id_)
+    assert not (await follow(pipelines, id_, known=seen)).steps["train"].HasField("training")
 
 
 async def test_what_cannot_be_trained_is_refused_with_a_reason(tenants: Tenants) -> None:

@@ -40,9 +40,9 @@ async def test_a_pipeline_is_run_shown_and_listed(stack: Stack) -> None:
     tree = await cli(stack, "tree", id_)
     assert tree.output.splitlines() == [
         f"{id_} SUCCEEDED",
-        "  outline SUCCEEDED",
+        "  outline SUCCEEDED job",
         "  parts SUCCEEDED 3/3",
-        *(line for number in range(3) for line in (f"    {number} SUCCEEDED 1/1", "      write SUCCEEDED")),
+        *(line for number in range(3) for line in (f"    {number} SUCCEEDED 1/1", "      write SUCCEEDED job")),
     ]
     steps = json.loads((await cli(stack, "tree", id_, "--json", "--path", "parts/1")).output)["steps"]
     assert [step["path"] for step in steps] == ["parts/1", "parts/1/write"]

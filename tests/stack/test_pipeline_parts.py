@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
@@ -17,7 +18,7 @@ from llm_pb.file_pb2_grpc import FileServiceStub
 from llm_pb.pipeline_pb2_grpc import PipelineServiceStub
 from tests.support.files import PATIENCE, download, new_file, refusal, upload
 from tests.support.files import get as get_file
-from tests.support.pipelines import Followed, follow, get, new_pipeline, submit
+from tests.support.pipelines import Followed, cancel, follow, get, new_pipeline, submit
 
 SUCCEEDED = pipeline_pb2.STEP_STATE_SUCCEEDED
 
@@ -103,7 +104,35 @@ async def test_a_step_is_a_batch(pipelines: Any, channel: grpc.aio.Channel, file
     assert seen.steps["lines"].state == pipeline_pb2.STEP_STATE_FAILED
 
 
-async def test_a_step_is_a_pipeline(pipelines: Any) -> None:
+async def test_the_counts_of_a_batch_are_those_of_its_step_while_it_runs(
+    pipelines: Any, channel: grpc.aio.Channel, http: httpx.AsyncClient
+) -> None:
+    """In the stream, in the answer and in the console. They cost the pipeline nothing."""
+    id_ = (await submit(pipelines, new_pipeline("lingering", Int32Value(value=3)))).pipeline_id
+    done = lambda seen: "lines" in seen.steps and seen.steps["lines"].counts.succeeded == 3  # noqa: E731
+    seen = await follow(pipelines, id_, until=done)
+    step = seen.steps["lines"]
+    assert (step.kind, step.state) == (pipeline_pb2.STEP_KIND_BATCH, pipeline_pb2.STEP_STATE_RUNNING)
+    assert (step.counts.total, step.counts.running) == (4, 1)
+    # Who comes back by the cursor has them again.
+    again = await follow(pipelines, id_, known=Followed(cursor=seen.cursor), until=done)
+    assert again.steps.keys() == {"lines"}
+    assert (await get(pipelines, id_, "lines")).steps[0].counts == step.counts
+    page = (await http.get(f"/console/pipelines/{id_}")).text
+    assert "3 of 4" in page
+    assert f'href="/console/batches/{id_}%2Flines"' in page
+    assert (await http.get(f"/console/batches/{id_}%2Flines")).status_code == 200
+    await cancel(pipelines, id_)
+    seen = await follow(pipelines, id_, known=seen)
+    found = await BatchServiceStub(channel).GetBatch(
+        batch_pb2.GetBatchRequest(batch_id=step.workflow_id), timeout=PATIENCE
+    )
+    step = seen.steps["lines"]
+    assert (step.counts, step.usage) == (found.status.counts, found.status.usage)
+    assert step.usage.output_tokens > 12, "what a cancelled batch has used counts"
+
+
+async def test_a_step_is_a_pipeline(pipelines: Any, http: httpx.AsyncClient) -> None:
     """It has a tree of its own, and its usage and counts are those of the step."""
     spec = Struct()
     spec.update({"code": "essay", "topics": ["rain", "snow"]})
@@ -116,10 +145,16 @@ async def test_a_step_is_a_pipeline(pipelines: Any) -> None:
         value = StringValue()
         assert inner.result.value.Unpack(value)
         assert (value.value, inner.status.state) == (text, llm_pb2.JOB_STATE_SUCCEEDED)
+        assert (step.kind, inner.steps[0].kind) == (pipeline_pb2.STEP_KIND_PIPELINE, pipeline_pb2.STEP_KIND_JOB)
         assert (step.counts, step.usage) == (inner.status.root.counts, inner.status.root.usage)
         assert (step.counts.succeeded, step.usage.output_tokens) == (4, 210)
         assert inner.steps[0].workflow_id == f"{seen.status.pipeline_id}/parts/{number}/write/outline"
     assert seen.status.left.output_tokens == 1000 - 420
+    assert (seen.status.root.kind, seen.steps["parts"].kind) == (step.kind, pipeline_pb2.STEP_KIND_GROUP)
+    page = (await http.get(f"/console/pipelines/{seen.status.pipeline_id}")).text
+    link = f"/console/pipelines/{seen.status.pipeline_id}%2Fparts%2F0%2Fwrite"
+    assert f'href="{link}"' in page
+    assert (await http.get(link)).status_code == 200
     # What one has used counts also where it fails, and the reason is its own.
     spec.update({"code": "careless", "topics": ["rain"]})
     seen = await run(pipelines, new_pipeline("nesting", spec))

@@ -13,12 +13,15 @@ from jobs.pipelines import FINAL_STATES
 from llm_pb import internal_pb2, pipeline_pb2
 from payload_converter import PayloadError
 from services.gateway.errors import ApiError, PipelineNotFound, PipelineResumed, pipeline_resumed
+from services.gateway.pipelines.live import Live, LiveSteps, is_live
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.scopes import gateway_for
 
 _log = logging.getLogger(__name__)
 _SILENT: Final = 5
 """Time, in poll intervals, after which Temporal is asked about a pipeline whose feed is there and silent."""
+_LIVE: Final = 1.0
+"""Seconds between two looks at what running steps report."""
 _FIRST_LOOK: Final = 0.02
 """Seconds until Temporal is asked again about a pipeline that is about to end. They double."""
 
@@ -26,7 +29,9 @@ _FIRST_LOOK: Final = 0.02
 class PipelineFollower:
     """What a gateway knows of one pipeline. Starts following it immediately; must be closed."""
 
-    def __init__(self, pipeline_id: str, run_id: str, reader: PipelineReader, feed: Feed, poll: float) -> None:
+    def __init__(
+        self, pipeline_id: str, run_id: str, reader: PipelineReader, live: LiveSteps, feed: Feed, poll: float
+    ) -> None:
         """`run_id` is that of the pipeline's workflow; `poll` is in seconds."""
         self.watchers = 0
         """Number of clients that watch. The owner counts them."""
@@ -35,6 +40,8 @@ class PipelineFollower:
         """The version of the tree. -1: nothing is known yet."""
         self.nodes: dict[int, internal_pb2.PipelineNode] = {}
         """The nodes by their numbers. They are replaced, never changed."""
+        self.live: Live = {}
+        """What steps report that run. It is replaced, never changed."""
         self.result: pipeline_pb2.PipelineResult | None = None
         self.changed = asyncio.Event()
         """Set at the next change. Each change has an event of its own."""
@@ -49,6 +56,7 @@ class PipelineFollower:
             # They work for all watchers, so they must not continue the trace of the first one.
             asyncio.create_task(self._follow(), context=Context()),
             asyncio.create_task(feed.read(run_id, self._take_record), context=Context()),
+            asyncio.create_task(self._follow_live(live), context=Context()),
         ]
         self._tasks[0].add_done_callback(lambda _: self._wake())
 
@@ -102,6 +110,28 @@ class PipelineFollower:
                     await self._stale.wait()
             except TimeoutError:
                 pass
+
+    async def _follow_live(self, live: LiveSteps) -> None:
+        """Read what running steps report, once a second while there is one that does."""
+        while True:
+            changed = self.changed
+            if any(is_live(self.status, node) for node in self.nodes.values()):
+                await self._read_live(live)
+                await asyncio.sleep(_LIVE)
+            else:
+                self.live = {} if self.live else self.live
+                await changed.wait()
+
+    async def _read_live(self, live: LiveSteps) -> None:
+        try:
+            description = await self._reader.describe(gateway_for(self._id), self._id)
+        except (ApiError, RPCError) as error:
+            _log.info("cannot read the steps of %s: %r", self._id, error)
+            return
+        found = await live.read(description, self.status, self.nodes.values())
+        if found != self.live:
+            self.live = found
+            self._wake()
 
     def _take_record(self, record: internal_pb2.FeedRecord) -> bool:
         """Take a record of the feed. Return True once there are no more."""

@@ -10,6 +10,7 @@ from runtime.answers import Answers
 from runtime.grpc_auth import current_caller
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.listing import PipelineListing
+from services.gateway.pipelines.live import LiveSteps, with_live
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.pipelines.streams import PipelineStreams
 from services.gateway.pipelines.submission import PipelineSubmission
@@ -24,12 +25,14 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         self,
         submission: PipelineSubmission,
         reader: PipelineReader,
+        live: LiveSteps,
         streams: PipelineStreams,
         listing: PipelineListing,
         answers: Answers,
     ) -> None:
         self._submission = submission
         self._reader = reader
+        self._live = live
         self._streams = streams
         self._listing = listing
         self._answers = answers
@@ -47,9 +50,10 @@ class PipelineServicer(pipeline_pb2_grpc.PipelineServiceServicer):
         description = await self._reader.describe(current_caller(), request.pipeline_id)
         await link_call(description)
         record = await self._reader.record_of(description)
+        live = await self._live.read(description, record.status, record.nodes)
         below = f"{request.path}/"
         steps = [
-            node.step
+            with_live(node, live)
             for node in record.nodes
             if not request.path or node.step.path == request.path or node.step.path.startswith(below)
         ]

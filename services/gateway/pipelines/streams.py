@@ -17,6 +17,7 @@ from services.gateway import cursor_text
 from services.gateway.errors import JobNotFound, invalid, shutting_down
 from services.gateway.job_traces import link_call
 from services.gateway.pipelines.follower import PipelineFollower
+from services.gateway.pipelines.live import Live, LiveSteps, with_live
 from services.gateway.pipelines.reader import PipelineReader
 from services.gateway.scopes import gateway_for
 from services.gateway.settings import GatewaySettings
@@ -33,9 +34,12 @@ _LEAST: Final = 4 * 1024
 class PipelineStreams:
     """The StreamPipeline calls that this gateway serves."""
 
-    def __init__(self, reader: PipelineReader, jobs: Streams, feed: Feed, settings: GatewaySettings) -> None:
+    def __init__(
+        self, reader: PipelineReader, live: LiveSteps, jobs: Streams, feed: Feed, settings: GatewaySettings
+    ) -> None:
         """`jobs` are the watches of jobs, of which steps are some."""
         self._reader = reader
+        self._live = live
         self._jobs = jobs
         self._feed = feed
         self._poll = settings.poll.total_seconds()
@@ -77,7 +81,7 @@ class PipelineStreams:
         await link_call(description)
         follower, run_id = self._followers.get(pipeline_id), description.run_id
         if follower is None or follower.over or follower.run_id != run_id:
-            follower = PipelineFollower(pipeline_id, run_id, self._reader, self._feed, self._poll)
+            follower = PipelineFollower(pipeline_id, run_id, self._reader, self._live, self._feed, self._poll)
             self._followers[pipeline_id] = follower
         follower.watchers += 1
         try:
@@ -119,6 +123,7 @@ class _Reading:
         self._again = cursor.run_id not in ("", follower.run_id)
         self._version = -1 if self._again else cursor.version
         self._places = {place.number: place for place in (() if self._again else cursor.places)}
+        self._live: Live = {}
         self._pieces: deque[_Piece] = deque()
         self._news = asyncio.Event()
         self._pumps: dict[int, asyncio.Task[None]] = {}
@@ -148,7 +153,7 @@ class _Reading:
             self._news.clear()
             if follower.version >= 0:
                 self._start_pumps()
-                if first or follower.version > self._version:
+                if first or follower.version > self._version or follower.live is not self._live:
                     for message in self._changes():
                         yield message
                     first = False
@@ -180,12 +185,17 @@ class _Reading:
         status = None if follower.ended else follower.status
         message = pipeline_pb2.StreamPipelineResponse(status=status)
         size = 0
-        for node in [node for node in follower.nodes.values() if node.version > self._version]:
-            if message.steps and size + node.step.ByteSize() > self._room():
+        known, self._live = self._live, follower.live
+        for node in [*follower.nodes.values()]:
+            number = node.number
+            if node.version <= self._version and self._live.get(number) == known.get(number):
+                continue
+            step = with_live(node, self._live)
+            if message.steps and size + step.ByteSize() > self._room():
                 yield message
                 message, size = pipeline_pb2.StreamPipelineResponse(), 0
-            message.steps.append(node.step)
-            size += node.step.ByteSize()
+            message.steps.append(step)
+            size += step.ByteSize()
         # Before the last of them a reader that comes back begins with all of them again.
         self._version = max(version, self._version)
         yield message

@@ -56,7 +56,7 @@ class PipelinePage(ItemPage):
             "pipeline.html",
             status,
             refused=refused,
-            pipeline=PipelineView(found.status),
+            pipeline=PipelineView(found.status, found.steps),
             tree=tree_of(found.steps),
             result=result_of(found.result) if found.HasField("result") else "",
         )

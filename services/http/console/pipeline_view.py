@@ -20,6 +20,15 @@ _LEFT: Final = {
 }
 
 
+_PLACES: Final = {
+    # A gateway of an earlier version tells no kind.
+    pipeline_pb2.STEP_KIND_UNSPECIFIED: "/console/jobs/",
+    pipeline_pb2.STEP_KIND_JOB: "/console/jobs/",
+    pipeline_pb2.STEP_KIND_BATCH: "/console/batches/",
+    pipeline_pb2.STEP_KIND_PIPELINE: "/console/pipelines/",
+}
+
+
 @dataclass
 class Node:
     """A step, or what has steps below it, for templates."""
@@ -36,6 +45,25 @@ class Node:
     def words(self) -> str:
         """How the step stands, in words."""
         return words_of(pipeline_pb2.StepState, self.step.state, "STEP_STATE_")
+
+    @property
+    def place(self) -> str:
+        """The path of the page of what the step is; empty where it has none."""
+        return _PLACES.get(self.step.kind, "") if self.step.workflow_id else ""
+
+    @property
+    def counts(self) -> str:
+        """How many of the pieces of the step are done; empty for a step without pieces."""
+        counts = self.step.counts
+        if not counts.total:
+            return ""
+        failed = f", {number(counts.failed)} failed" if counts.failed else ""
+        return f"{number(counts.succeeded)} of {number(counts.total)}{failed}"
+
+    @property
+    def training(self) -> Sequence[tuple[str, str]]:
+        """How far the training is that the step runs: names and values."""
+        return _training(self.step) if self.step.HasField("training") else ()
 
     @property
     def needs_answer(self) -> bool:
@@ -73,8 +101,10 @@ def tree_of(steps: Iterable[pipeline_pb2.StepStatus]) -> list[Node]:
 class PipelineView:
     """A pipeline, for templates."""
 
-    def __init__(self, status: pipeline_pb2.PipelineStatus) -> None:
+    def __init__(self, status: pipeline_pb2.PipelineStatus, steps: Iterable[pipeline_pb2.StepStatus] = ()) -> None:
+        """`steps` are its steps, where they are known."""
         self.status = status
+        self._training = next((_training(step) for step in steps if step.HasField("training")), ())
         self.root = status.root
         self.final = status.state in FINAL_STATES
         self.state_name = name_of(llm_pb2.JobState, status.state)
@@ -91,6 +121,7 @@ class PipelineView:
         if not self.final:
             facts.append(("Running", number(counts.running)))
         facts += [(end.capitalize(), number(n)) for end in ("failed", "cancelled") if (n := getattr(counts, end))]
+        facts += self._training
         facts.append(("Output tokens", number(root.usage.output_tokens)))
         if root.usage.HasField("cost_micros"):
             facts.append(("Cost", amount(root.usage.cost_micros)))
@@ -98,6 +129,16 @@ class PipelineView:
         if root.HasField("end_time") and root.HasField("start_time"):
             facts.append(("Duration", between(root.start_time, root.end_time)))
         return facts
+
+
+def _training(step: pipeline_pb2.StepStatus) -> Sequence[tuple[str, str]]:
+    """Return how far a training is: names and values."""
+    training = step.training
+    done = [("Training step", f"{number(training.step)} of {number(training.steps)}")]
+    if training.step:
+        done.append(("Loss", f"{training.loss:.4f}"))
+        done.append(("Tokens/s", number(round(training.tokens_per_second))))
+    return done
 
 
 def _left(budget: common_pb2.Budget) -> list[tuple[str, str]]:

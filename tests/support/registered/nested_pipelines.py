@@ -53,6 +53,16 @@ async def batching(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
     return await llm.batch("lines", lines, defaults=llm_pb2.JobRequest(params=llm_pb2.SamplingParams(max_tokens=4)))
 
 
+@pipeline("lingering", Int32Value, batch_pb2.BatchStatus)
+async def lingering(llm: Pipeline, count: Int32Value) -> batch_pb2.BatchStatus:
+    """Run a batch of so many short lines and a long one."""
+    lines = [
+        llm_pb2.JobRequest(request_id=f"line-{number}", prompt=f"Line {number}.", params={"max_tokens": tokens})
+        for number, tokens in enumerate([*[4] * count.value, 8000])
+    ]
+    return await llm.batch("lines", lines, defaults=llm_pb2.JobRequest(model="docstrings"))
+
+
 @pipeline("nesting", Struct, StringValue)
 async def nesting(llm: Pipeline, spec: Struct) -> StringValue:
     """Run pipelines within this one, of which one may fail."""

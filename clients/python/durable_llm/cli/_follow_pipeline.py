@@ -108,12 +108,19 @@ class _Outputs:
         self._path, self._last = None, "\n"
 
 
-def described(step: "StepStatus", name: str) -> str:
-    """Return the line of text for a step."""
-    from llm_pb.pipeline_pb2 import StepState
+def described(step: "StepStatus", name: str, *, kind: bool = False) -> str:
+    """Return the line of text for a step. `kind`: with what the step is, unless that is seen from the tree."""
+    from llm_pb.pipeline_pb2 import StepKind, StepState
 
     state = name_of(StepState, step.state, "STEP_STATE_")
     parts = [name, state]
+    if kind and step.kind > StepKind.STEP_KIND_GROUP:
+        parts.append(name_of(StepKind, step.kind, "STEP_KIND_").lower())
+    if step.HasField("training"):
+        training = step.training
+        parts.append(f"{training.step}/{training.steps}")
+        if training.step:
+            parts.append(f"loss {training.loss:.4f} {training.tokens_per_second:.0f} tokens/s")
     if step.HasField("counts"):
         parts.append(f"{step.counts.succeeded}/{step.counts.total}")
     parts += [part for part in (step.summary_json, step.question) if part]

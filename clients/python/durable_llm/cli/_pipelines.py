@@ -132,7 +132,7 @@ def tree(connection: Connection, *, pipeline_id: str, path: str, as_json: bool) 
     write_line(f"{status.pipeline_id} {state_of(status)}{error_of(status.root)}")
     for step in sorted(found.steps, key=lambda step: _order(step.path)):
         depth = step.path.count("/") + 1
-        write_line("  " * depth + described(step, step.path.rpartition("/")[2]))
+        write_line("  " * depth + described(step, step.path.rpartition("/")[2], kind=True))
 
 
 @pipeline.command()

@@ -1,0 +1,103 @@
+"""What steps that run report between two changes of their pipeline's tree: counts of batches, progress of trainings.
+
+It is read from Temporal where somebody looks, so that it costs the pipeline no event.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from temporalio.client import WorkflowExecutionDescription
+from temporalio.converter import DataConverter
+from temporalio.service import RPCError
+
+from encryption import KeysUnavailable
+from jobs import names
+from jobs.pipelines import ENDED_STEPS
+from llm_pb import internal_pb2, pipeline_pb2
+from payload_converter import PayloadError
+from pipelines.training import TRAIN, TRAINING
+from services.gateway.batches.reader import BatchReader
+from services.gateway.errors import ApiError
+from services.gateway.scopes import gateway_for
+
+_log = logging.getLogger(__name__)
+MAX_BATCHES: Final = 16
+"""Maximum number of batches of a pipeline whose counts are read while they run, the oldest ones."""
+Live = Mapping[int, pipeline_pb2.StepStatus]
+"""What is known of steps that run, by the numbers of their nodes: messages with nothing but counts and training."""
+
+
+class LiveSteps:
+    """Reads what steps report while they run."""
+
+    def __init__(self, batches: BatchReader, converter: DataConverter) -> None:
+        self._batches = batches
+        self._converter = converter
+
+    async def read(
+        self,
+        description: WorkflowExecutionDescription,
+        status: pipeline_pb2.PipelineStatus,
+        nodes: Iterable[internal_pb2.PipelineNode],
+    ) -> Live:
+        """Return what the steps of a pipeline that was just described report. One that does not answer is left out."""
+        running = [node for node in nodes if is_live(status, node)]
+        batches = [node for node in running if node.step.kind == pipeline_pb2.STEP_KIND_BATCH][:MAX_BATCHES]
+        steps = await asyncio.gather(*(self._of_batch(node.step.workflow_id) for node in batches))
+        found = {node.number: step for node, step in zip(batches, steps, strict=True) if step is not None}
+        for node in running:
+            if node.step.kind == pipeline_pb2.STEP_KIND_ACTIVITY:
+                training = await self._of_training(description)
+                if training is not None:
+                    found[node.number] = pipeline_pb2.StepStatus(training=training)
+        return found
+
+    async def _of_batch(self, batch_id: str) -> pipeline_pb2.StepStatus | None:
+        try:
+            status = await self._batches.status(gateway_for(batch_id), batch_id)
+        except (ApiError, RPCError, PayloadError, KeysUnavailable) as error:
+            _log.info("%s tells no counts: %r", batch_id, error)
+            return None
+        return pipeline_pb2.StepStatus(counts=status.counts) if status.counts.total else None
+
+    async def _of_training(self, description: WorkflowExecutionDescription) -> pipeline_pb2.TrainingProgress | None:
+        pending = description.raw_description.pending_activities
+        beats = [
+            item.heartbeat_details.payloads for item in pending if item.activity_type.name == names.ACTIVITY_TRAIN_MODEL
+        ]
+        if not beats or not beats[0]:
+            return None
+        try:
+            beat, *_ = await self._converter.decode(beats[0], [internal_pb2.TrainingHeartbeat])
+        except (PayloadError, KeysUnavailable) as error:
+            _log.info("%s tells no progress: %r", description.id, error)
+            return None
+        return pipeline_pb2.TrainingProgress(
+            step=beat.step,
+            steps=beat.steps,
+            loss=beat.loss,
+            tokens_per_second=beat.tokens_per_second,
+            checkpoint_step=beat.checkpoint_step,
+        )
+
+
+def is_live(status: pipeline_pb2.PipelineStatus, node: internal_pb2.PipelineNode) -> bool:
+    """Return whether a step runs and reports something meanwhile."""
+    step = node.step
+    if step.state in ENDED_STEPS:
+        return False
+    if step.kind == pipeline_pb2.STEP_KIND_BATCH:
+        return bool(step.workflow_id)
+    return status.name == TRAINING and step.path == TRAIN
+
+
+def with_live(node: internal_pb2.PipelineNode, live: Live) -> pipeline_pb2.StepStatus:
+    """Return the step of a node with what it reports."""
+    if (more := live.get(node.number)) is None or node.step.state in ENDED_STEPS:
+        return node.step
+    step = pipeline_pb2.StepStatus()
+    step.CopyFrom(node.step)
+    step.MergeFrom(more)
+    return step
