@@ -284,7 +284,7 @@ class RefineSpec(_message.Message):
     @_builtins.property
     def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The models by step: "write", "critique", "check", "edit". A step without one has that of "write", which is required. The model of
-        "critique" must support structured output.
+        "critique" must support structured output: INVALID_ARGUMENT otherwise.
         """
 
     @_builtins.property
@@ -447,7 +447,7 @@ class WorldSpec(_message.Message):
     @_builtins.property
     def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The models by step: "describe" for the world and its characters, "write" for posts. "describe" is required; "write" without one
-        has that of "describe". Both must support structured output.
+        has that of "describe". Both must support structured output: INVALID_ARGUMENT otherwise.
         """
 
     @_builtins.property

@@ -740,7 +740,8 @@ def refinement() -> pipeline_pb2.PipelineRequest:
     """Return a new pipeline that comes along. No worker has its model, so it does not end."""
     job = new_job()
     refined = pipeline_pb2.PipelineRequest(user_id=job.user_id, request_id=job.request_id)
-    refined.refine.topic, refined.refine.models["write"] = "rain", "idle"
+    refined.refine.topic = "rain"
+    refined.refine.models.update(write="idle", critique="structured")
     return refined
 
 

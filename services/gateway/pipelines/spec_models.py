@@ -1,16 +1,24 @@
 """The models that the input of a pipeline names, checked before it starts and not step by step."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from jobs.field_rules import MODEL_PATTERN, Violation, map_path
 from llm_pb import pipeline_pb2
 from services.gateway.model_settings import Model
 
+_STRUCTURED: Final[Mapping[str, Sequence[Sequence[str]]]] = {
+    "refine": [("critique", "write")],
+    "world": [("describe",), ("write", "describe")],
+}
+"""By pipeline, for each step whose output has a schema: the keys of `models`, of which the first one that is set names
+the model of the step."""
+
 
 def check_models(pipeline: pipeline_pb2.PipelineRequest, models: Iterable[Model]) -> list[Violation]:
     """Return the violations of models that are not served, make the wrong thing, or have no price for a budget."""
     served = {model.name: model for model in models}
+    structured = set(_structured(pipeline))
     violations = []
     for field, name in _named(pipeline):
         if MODEL_PATTERN.fullmatch(name) is None:
@@ -20,9 +28,22 @@ def check_models(pipeline: pipeline_pb2.PipelineRequest, models: Iterable[Model]
             violations.append(Violation(field, f"is not served here; choose one of: {', '.join(served)}"))
         elif field.endswith(".image_model") != bool(model.image_sizes):
             violations.append(Violation(field, f"the model {name} makes {'' if model.image_sizes else 'no '}images"))
+        elif field in structured and not model.structured_output:
+            violations.append(
+                Violation(field, f"the model {name} does not support structured output, which the step needs")
+            )
         elif pipeline.budget.cost_micros and model.price is None:
             violations.append(Violation("pipeline.budget.cost_micros", f"the model {name} has no price"))
     return violations
+
+
+def _structured(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[str]:
+    """Yield the fields that name the models of steps whose output has a schema."""
+    kind = pipeline.WhichOneof("spec") or ""
+    for keys in _STRUCTURED.get(kind, []):
+        spec: Any = getattr(pipeline, kind)
+        if (key := next((key for key in keys if key in spec.models), None)) is not None:
+            yield map_path(f"pipeline.{kind}.models", key)
 
 
 def _named(pipeline: pipeline_pb2.PipelineRequest) -> Iterator[tuple[str, str]]:
