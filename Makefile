@@ -55,8 +55,8 @@ test: lint $(NODE) $(OPENAI_NODE) $(CONNECT_WEB) $(AXE)
 endif
 
 .PHONY: check
-check: lint ## Run lint, and the tests of units and of contracts: under a minute
-	$(DEV)/bin/python -m pytest -m "not vllm" -n 4 --dist loadfile --hypothesis-profile=quick tests/unit tests/contract
+check: lint ## Run lint, and the tests of units and of contracts without servers of others (S3, KMS, PostgreSQL, Kafka, a NATS cluster): under a minute
+	$(DEV)/bin/python -m pytest -m "not vllm and not server" -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick tests/contract tests/unit
 
 # Each in an environment of its own, because their versions collide.
 .PHONY: test-clients

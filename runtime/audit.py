@@ -54,9 +54,10 @@ class AuditStore(Protocol):
 class AuditLog:
     """Stores records in the order in which they come."""
 
-    def __init__(self, store: AuditStore, lost: Counter) -> None:
+    def __init__(self, store: AuditStore, lost: Counter, timeout: timedelta = _STORE_TIMEOUT) -> None:
         """Start to store. Must be closed. `lost` counts the records that could not be stored."""
         self._store = store
+        self._timeout = timeout.total_seconds()
         self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] = deque()
         self._filled = asyncio.Event()
         self._empty = asyncio.Event()
@@ -76,10 +77,10 @@ class AuditLog:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._enqueue(record, stored)
         try:
-            async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(self._timeout):
                 await stored
         except TimeoutError:
-            self._failure = AuditUnavailable(f"not stored within {_STORE_TIMEOUT.total_seconds():g} s")
+            self._failure = AuditUnavailable(f"not stored within {self._timeout:g} s")
             raise self._failure from None
 
     def require_available(self) -> None:
@@ -97,14 +98,14 @@ class AuditLog:
     async def close(self) -> None:
         """Store what waits and close the store, within a bounded time: a store that hangs stays open."""
         try:
-            async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(self._timeout):
                 await self._empty.wait()
         except TimeoutError:
             self._note_lost(len(self._queue), AuditUnavailable("the process ends"))
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
         try:
-            async with asyncio.timeout(_STORE_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(self._timeout):
                 await self._store.close()
         except TimeoutError:
             _log.error("the store of the audit log does not close")

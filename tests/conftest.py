@@ -3,7 +3,9 @@
 The stack's worker runs the simulated engine. A prompt can script faults of that engine.
 """
 
+import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import httpx
@@ -18,11 +20,30 @@ from tests.support.pipelines import WITH_PIPELINES
 from tests.support.receivers import Receiver, receiving
 from tests.support.stacks import stack_settings
 
+# Each of several processes would give torch a thread for every core, and the threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine makes an example slow. That says nothing of the code.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # That of `make check`. All other runs try more examples.
 settings.register_profile("quick", settings.get_profile("suite"), max_examples=20)
 settings.load_profile("suite")
+IMPORT_TORCH = frozenset(
+    {"tests/contract/test_engine_torch.py", "tests/contract/test_engines.py", "tests/unit/test_training.py"}
+)
+"""Test modules whose tests import torch, which takes each process seconds."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return the scheduler of `--dist loadfile`, for which the modules that import torch are one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class TorchOnce(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope: str = super()._split_scope(nodeid)
+            return "torch" if scope in IMPORT_TORCH else scope
+
+    return TorchOnce(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -202,14 +202,14 @@ async def test_a_cancelled_generation_is_out_of_the_batch_within_one_step() -> N
     steps: list[tuple[int, int]] = []
     engine = await watched_engine(lambda rows, tokens: steps.append((rows, tokens)))
     kept, cancelled = (
-        engine.generate(Generation(text, job(text, max_tokens=300, min_tokens=300))) for text in ("Return", "class ")
+        engine.generate(Generation(text, job(text, max_tokens=150, min_tokens=150))) for text in ("Return", "class ")
     )
     for stream in (kept, cancelled):
         while not (await anext(stream)).token_ids:
             pass
     await cancelled.aclose()
     seen = len(steps)
-    assert len([output async for output in kept]) == 299
+    assert len([output async for output in kept]) == 149
     assert {rows for rows, _ in steps[seen + 1 :]} == {1}
     await engine.close()
 
@@ -242,7 +242,7 @@ async def test_too_little_memory_for_a_batch_ends_the_last_to_join_and_changes_n
             torch.empty(1 << 60)  # more than the machine has, so that the allocator itself fails
 
     engine = await watched_engine(before)
-    jobs = [job(text, max_tokens=100, min_tokens=100) for text in ("Return", "class ", "A list of")]
+    jobs = [job(text) for text in ("Return", "class ", "A list of")]
     alone = [ids_of(await outputs(engine, request)) for request in jobs]
     ended = await asyncio.gather(*(outputs(engine, request) for request in jobs), return_exceptions=True)
     (last,) = (place for place, end in enumerate(ended) if isinstance(end, OutOfMemory))
@@ -260,7 +260,7 @@ async def test_an_error_of_the_model_fails_the_generations_in_the_step_and_the_e
             raise IndexError("scripted")
 
     engine = await watched_engine(before)
-    jobs = [job(text, max_tokens=100, min_tokens=100) for text in ("a", "b")]
+    jobs = [job(text) for text in ("a", "b")]
     ended = await asyncio.gather(*(outputs(engine, request) for request in jobs), return_exceptions=True)
     assert [type(error) for error in ended] == [EngineFailed, EngineFailed]
     assert "IndexError: scripted" in str(ended[0])

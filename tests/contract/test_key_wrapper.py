@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -44,28 +45,32 @@ async def moto() -> AsyncIterator[str]:
         await server.communicate()
 
 
-NewKms = Callable[[], Awaitable[KeyWrapper]]
-
-
-@pytest.fixture
-def new_kms(moto: str, monkeypatch: pytest.MonkeyPatch) -> NewKms:
-    kms = pytest.importorskip("encryption.kms")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-
-    async def make() -> KeyWrapper:
-        return kms.Kms(await new_key(moto), moto)  # type: ignore[no-any-return]
-
-    return make
+New = Callable[[], Awaitable[KeyWrapper]]
+"""Returns a wrapper with a key of its own."""
 
 
 @pytest.fixture(params=["keyring", "kms"])
-async def wrapper(request: pytest.FixtureRequest, tmp_path: Path, new_kms: NewKms) -> KeyWrapper:
-    if request.param == "keyring":
-        keyring = Keyring(tmp_path / "keyring.json")
+def new(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> New:
+    async def new_keyring() -> KeyWrapper:
+        keyring = Keyring(tmp_path / f"{secrets.token_hex(4)}.json")
         keyring.turn()
         return keyring
-    return await new_kms()
+
+    if request.param == "keyring":
+        return new_keyring
+    kms, moto = pytest.importorskip("encryption.kms"), request.getfixturevalue("moto")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    async def new_kms() -> KeyWrapper:
+        return kms.Kms(await new_key(moto), moto)  # type: ignore[no-any-return]
+
+    return new_kms
+
+
+@pytest.fixture
+async def wrapper(new: New) -> KeyWrapper:
+    return await new()
 
 
 async def test_a_kms_that_is_away_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,16 +95,10 @@ async def test_another_context_is_refused(wrapper: KeyWrapper) -> None:
         await wrapper.unwrap(wrapped, "another")
 
 
-async def test_what_another_key_has_wrapped_is_refused(wrapper: KeyWrapper, tmp_path: Path, new_kms: NewKms) -> None:
+async def test_what_another_key_has_wrapped_is_refused(wrapper: KeyWrapper, new: New) -> None:
     """Otherwise who can write into the key store would choose the data keys of all that follows."""
-    other: KeyWrapper
-    if isinstance(wrapper, Keyring):
-        other = Keyring(tmp_path / "another.json")
-        other.turn()
-    else:
-        other = await new_kms()
     with pytest.raises(KeysUnavailable):
-        await wrapper.unwrap(await other.wrap(bytes(32), "context"), "context")
+        await wrapper.unwrap(await (await new()).wrap(bytes(32), "context"), "context")
 
 
 @pytest.mark.parametrize("wrapped", ["", "other:k:AAAA", "other:k:A", "file:k:AAAA", "file:k:A", "kms:AAAA", "kms:A"])

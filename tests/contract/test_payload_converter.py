@@ -1,11 +1,13 @@
 """The payload converter alone, by properties, and with a real Temporal server and workflows in the sandbox."""
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,36 @@ BETTERPROTO_WORKFLOW = "tests.support.payload_converter_betterproto_workflow"
 
 
 @pytest.fixture(scope="module", params=["betterproto2", "betterproto"])
-def betterproto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Generate a package of classes from proto/llm.proto with one generation of betterproto, and yield its module."""
-    plugin = f"python_{request.param}"
-    directory = tmp_path_factory.mktemp("generated")
-    package = directory / "llm_betterproto"
+def betterproto(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Generate a package of classes from proto/llm.proto with one generation of betterproto, and yield its module.
+
+    It takes seconds, so pytest's cache keeps the package until the protos or the generator change.
+    """
+    cache = request.config.cache
+    assert cache
+    kept = cache.mkdir("betterproto")
+    directory = kept / f"{request.param}-{_fingerprint()}"
+    if not directory.exists():
+        fresh = Path(tempfile.mkdtemp(dir=kept))
+        _generate(f"python_{request.param}", fresh / "llm_betterproto")
+        # Another run may have been faster.
+        with contextlib.suppress(OSError):
+            fresh.rename(directory)
+    sys.path.insert(0, str(directory))
+    yield importlib.import_module("llm_betterproto.llm.v1")
+    sys.path.remove(str(directory))
+    for name in [name for name in sys.modules if "llm_betterproto" in name or name == BETTERPROTO_WORKFLOW]:
+        del sys.modules[name]
+
+
+def _fingerprint() -> str:
+    """Return a hash of all that decides what is generated."""
+    protos = sorted((ROOT / "proto").glob("*.proto"))
+    lock = ROOT / "requirements" / "dev.txt"
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (*protos, lock))).hexdigest()[:16]
+
+
+def _generate(plugin: str, package: Path) -> None:
     package.mkdir()
     subprocess.run(
         [
@@ -58,11 +85,6 @@ def betterproto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         check=True,
         capture_output=True,
     )
-    sys.path.insert(0, str(directory))
-    yield importlib.import_module("llm_betterproto.llm.v1")
-    sys.path.remove(str(directory))
-    for name in [name for name in sys.modules if "llm_betterproto" in name or name == BETTERPROTO_WORKFLOW]:
-        del sys.modules[name]
 
 
 def payload_of(message: Message, data: bytes | None = None) -> Payload:

@@ -22,7 +22,7 @@ TIMES = [f"2026-11-26T06:00:0{second}Z" for second in range(3)]
 
 
 @pytest.fixture(scope="module")
-async def server() -> AsyncIterator[PostgresServer]:
+async def postgres() -> AsyncIterator[PostgresServer]:
     async with postgres_server() as server:
         yield server
 
@@ -41,68 +41,69 @@ async def deliver(sink: Sink, table: str, one: CloudEvent, user_id: str = "user"
     assert (await sink.deliver(target, one, user_id, tenant)).error is None
 
 
-async def test_a_row_is_the_last_event_of_a_job_a_batch_or_a_pipeline(server: PostgresServer) -> None:
+async def test_a_row_is_the_last_event_of_a_job_a_batch_or_a_pipeline(postgres: PostgresServer) -> None:
     """Whatever is delivered again, or late. The row of a repeat is not even touched."""
     subjects = ("llmjob--acme-u-r", "llmbatch--acme-u-r", "llmpipe--acme-u-r")
-    async with open_sinks(settings(server, "last")) as sinks:
+    async with open_sinks(settings(postgres, "last")) as sinks:
         for subject in subjects:
             await deliver(sinks["postgres"], "last", event(subject, "b", text="\x00 € 😀"), "alice", "acme")
-        before = await server.query("SELECT * FROM last ORDER BY id")
+        before = await postgres.query("SELECT * FROM last ORDER BY id")
         for subject in subjects:
             await deliver(sinks["postgres"], "last", event(subject, "b", text="\x00 € 😀"), "alice", "acme")
             await deliver(sinks["postgres"], "last", event(subject, "a", TIMES[0]), "alice", "acme")
-        assert await server.query("SELECT * FROM last ORDER BY id") == before
+        assert await postgres.query("SELECT * FROM last ORDER BY id") == before
         await deliver(sinks["postgres"], "last", event(subjects[0], "c", TIMES[2]), "alice", "acme")
     assert {row["id"] for row in before} == {*subjects}
     assert {(row["tenant"], row["user_id"], row["event_id"]) for row in before} == {("acme", "alice", "b")}
     assert {json.loads(row["event"])["data"]["text"] for row in before} == {"\x00 € 😀"}
-    (row,) = await server.query("SELECT * FROM last WHERE id = $1", subjects[0])
+    (row,) = await postgres.query("SELECT * FROM last WHERE id = $1", subjects[0])
     assert (row["event_id"], row["event_time"].isoformat()) == ("c", "2026-11-26T06:00:02+00:00")
 
 
 async def test_an_outcome_replaces_the_progress_that_a_worker_whose_clock_is_ahead_has_reported(
-    server: PostgresServer,
+    postgres: PostgresServer,
 ) -> None:
     progress = {**event("llmjob-u-1", "progress", TIMES[2]), "type": "llm.v1.job.progress"}
-    async with open_sinks(settings(server, "ahead")) as sinks:
+    async with open_sinks(settings(postgres, "ahead")) as sinks:
         for one in (progress, event("llmjob-u-1", "outcome", TIMES[1]), {**progress, "id": "late"}):
             await deliver(sinks["postgres"], "ahead", one)
-    (row,) = await server.query("SELECT * FROM ahead")
+    (row,) = await postgres.query("SELECT * FROM ahead")
     assert (row["type"], row["event_id"]) == ("llm.v1.job.succeeded", "outcome")
 
 
-async def test_notifiers_that_begin_at_once_make_a_table_once(server: PostgresServer) -> None:
+async def test_notifiers_that_begin_at_once_make_a_table_once(postgres: PostgresServer) -> None:
     async def one(number: int) -> None:
-        async with open_sinks(settings(server, "made_once")) as sinks:
+        async with open_sinks(settings(postgres, "made_once")) as sinks:
             await deliver(sinks["postgres"], "made_once", event(f"llmjob-u-{number}", str(number)))
 
     await asyncio.gather(*(one(number) for number in range(6)))
-    assert len(await server.query("SELECT * FROM made_once")) == 6
-    steps = await server.query("SELECT step FROM llm_notifier_migrations WHERE table_name = 'made_once' ORDER BY step")
+    assert len(await postgres.query("SELECT * FROM made_once")) == 6
+    done = "SELECT step FROM llm_notifier_migrations WHERE table_name = 'made_once' ORDER BY step"
+    steps = await postgres.query(done)
     assert [row["step"] for row in steps] == [1, 2]
 
 
-async def test_a_killed_connection_loses_nothing(server: PostgresServer) -> None:
-    async with open_sinks(settings(server, "killed")) as sinks:
+async def test_a_killed_connection_loses_nothing(postgres: PostgresServer) -> None:
+    async with open_sinks(settings(postgres, "killed")) as sinks:
         await deliver(sinks["postgres"], "killed", event("llmjob-u-1", "1"))
-        await server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'notifier'")
+        await postgres.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'notifier'")
         for _ in range(2):
             try:
                 await deliver(sinks["postgres"], "killed", event("llmjob-u-2", "2"))
             except DeliveryFailed:
                 continue
             break
-    assert len(await server.query("SELECT * FROM killed")) == 2
+    assert len(await postgres.query("SELECT * FROM killed")) == 2
 
 
-async def test_connections_are_bounded(server: PostgresServer) -> None:
-    async with open_sinks(settings(server, "bounded", postgres_connections=2)) as sinks:
+async def test_connections_are_bounded(postgres: PostgresServer) -> None:
+    async with open_sinks(settings(postgres, "bounded", postgres_connections=2)) as sinks:
         await asyncio.gather(
             *(deliver(sinks["postgres"], "bounded", event(f"llmjob-u-{number}", str(number))) for number in range(40))
         )
-        found = await server.query("SELECT count(*) FROM pg_stat_activity WHERE usename = 'notifier'")
+        found = await postgres.query("SELECT count(*) FROM pg_stat_activity WHERE usename = 'notifier'")
     assert found[0][0] <= 2
-    assert len(await server.query("SELECT * FROM bounded")) == 40
+    assert len(await postgres.query("SELECT * FROM bounded")) == 40
 
 
 @pytest.mark.parametrize(
@@ -116,19 +117,20 @@ async def test_connections_are_bounded(server: PostgresServer) -> None:
     ],
 )
 async def test_a_failure_says_what_went_wrong_without_the_address(
-    server: PostgresServer, changes: dict[str, Any], says: str
+    postgres: PostgresServer, changes: dict[str, Any], says: str
 ) -> None:
-    if not await server.query("SELECT 1 FROM pg_roles WHERE rolname = 'poor'"):
-        await server.query("CREATE ROLE poor LOGIN PASSWORD 'secret'")
+    if not await postgres.query("SELECT 1 FROM pg_roles WHERE rolname = 'poor'"):
+        await postgres.query("CREATE ROLE poor LOGIN PASSWORD 'secret'")
     if "postgres_url" in changes:
-        changes = {**changes, "postgres_url": SecretStr(changes["postgres_url"].format(port=server.port))}
-    async with open_sinks(settings(server, "missing", **changes)) as sinks:
+        changes = {**changes, "postgres_url": SecretStr(changes["postgres_url"].format(port=postgres.port))}
+    async with open_sinks(settings(postgres, "missing", **changes)) as sinks:
         with pytest.raises(DeliveryFailed) as failure:
             await deliver(sinks["postgres"], "missing", event("llmjob-u-1", "1"))
     assert says in str(failure.value)
     assert "127.0.0.1" not in str(failure.value)
 
 
+@pytest.mark.server
 async def test_tls_checks_the_server_and_nothing_goes_in_clear(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     ca, other = Authority(tmp_path), Authority(tmp_path / "other")

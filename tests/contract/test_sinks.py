@@ -167,6 +167,7 @@ async def test_what_the_operator_does_not_allow_is_refused(peer: Peer) -> None:
     assert peer.kind in response.attempt.error.message
 
 
+@pytest.mark.server
 async def test_kafka_events_come_from_an_idempotent_producer() -> None:
     """Stored batches have the producer's id and a sequence without a gap, by which the broker drops repeats."""
     async with kafka_peer() as peer:

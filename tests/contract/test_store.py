@@ -251,6 +251,7 @@ async def test_a_folder_that_is_away_fails_with_one_error_and_comes_back(folder:
     assert await read(in_folder, stored) == b"content"
 
 
+@pytest.mark.server
 async def test_a_server_that_is_away_fails_with_one_error_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +264,7 @@ async def test_a_server_that_is_away_fails_with_one_error_and_comes_back(
         assert await read(store, await put(store, b"content")) == b"content"
 
 
+@pytest.mark.server
 async def test_a_bucket_that_is_not_there_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with s3_server("moto", tmp_path) as server:
         store = open_with(server.environment, monkeypatch, STORE_URL="s3://another")

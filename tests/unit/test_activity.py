@@ -395,7 +395,9 @@ async def of_one_that_cannot_begin(engine: Engine, feed: MemoryFeed) -> llm_pb2.
     return await fails(Worker(engine, feed), job, 2, "UNKNOWN_MODEL")
 
 
-async def of_one_whose_result_gets_too_large(engine: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+async def of_one_whose_result_gets_too_large(_: Engine, feed: MemoryFeed) -> llm_pb2.JobResult:
+    engine = create_engine("simulated", EngineConfig("", 8, {"tokens_per_second": 1e6}))
+    await engine.start()
     job = new_job(params={"max_tokens": 8000, "logprobs": 20})
     return await fails(Worker(engine, feed), job, 1, "RESULT_TOO_LARGE")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from opentelemetry.metrics import NoOpMeterProvider
@@ -14,7 +15,8 @@ async def test_a_store_that_hangs_does_not_hold_the_end_of_the_process(tmp_path:
     """A pipe that nobody reads takes 64 KiB."""
     path = tmp_path / "audit"
     os.mkfifo(path)
-    log = AuditLog(AuditFile(path), NoOpMeterProvider().get_meter("test").create_counter("lost"))
+    lost = NoOpMeterProvider().get_meter("test").create_counter("lost")
+    log = AuditLog(AuditFile(path), lost, timeout=timedelta(seconds=0.5))
     log.add(b"x" * 200_000)
     async with asyncio.timeout(60):
         await log.close()

@@ -1,11 +1,11 @@
 """The events of a response are a function of its transcript: wherever a reader left, any replica continues exactly."""
 
+import functools
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from llm_pb import llm_pb2
@@ -14,7 +14,6 @@ from openai_api.outcome import Ending
 from openai_api.response_object import response_object
 from services.http.openai.response_events import EPOCH, ERROR, Place, ResponseEvents, Rewound, ended_events
 
-EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 JOB = llm_pb2.JobRequest(
     user_id="alice", model="m", labels={NOTE_LABEL: str(Note(background=True)), "team": "x"}, prompt="Hi"
 )
@@ -24,6 +23,14 @@ ENDINGS = {
     "failed": (llm_pb2.JOB_STATE_FAILED, llm_pb2.FINISH_REASON_ERROR),
     "cancelled": (llm_pb2.JOB_STATE_CANCELLED, llm_pb2.FINISH_REASON_CANCELLED),
 }
+
+
+@functools.cache
+def events() -> TypeAdapter[Any]:
+    """OpenAI's own types, which take a second: not every process of pytest-xdist needs them."""
+    from openai.types.responses import ResponseStreamEvent
+
+    return TypeAdapter(ResponseStreamEvent)
 
 
 def ending(word: str, output: str, rewinds: int = 0, lowest: int = 0) -> Ending:
@@ -66,7 +73,7 @@ def test_a_stream_continues_anywhere_with_exactly_the_rest(pieces: list[str], wo
     numbers = [event["sequence_number"] for event in whole]
     assert numbers == sorted(set(numbers))
     for event in whole:
-        EVENTS.validate_python(event, strict=False)
+        events().validate_python(event, strict=False)
     assert text_of(whole) == end.result.output
     cut = data.draw(st.integers(0, len(whole) - 1))
     rest = whole[cut + 1 :]
@@ -175,6 +182,8 @@ def test_a_reader_continues_after_an_error() -> None:
 
 
 def test_a_response_has_the_form_that_clients_read() -> None:
+    from openai.types.responses import Response
+
     for word in ENDINGS:
         end = ending(word, "text")
         response = Response.model_validate(response_object(JOB, *end), strict=False)

@@ -1,4 +1,9 @@
-"""What a training is made of: data sets, and steps that a checkpoint does not change."""
+"""What a training is made of: data sets, and steps that a checkpoint does not change.
+
+The tests import torch, and not the module: every process of pytest-xdist imports all modules, and torch takes seconds.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import hashlib
@@ -6,7 +11,7 @@ import json
 import threading
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors import SafetensorError
@@ -18,9 +23,10 @@ from services.trainer.checkpoints import recipe_of
 from services.trainer.dataset import inspect, read
 from services.trainer.device import Device
 from services.trainer.failures import step_errors
-from services.trainer.tokenizing import Tokenizing
-from services.trainer.training import Recipe, TrainedModel, TrainingRun
 from tests.support.training import jsonl, sentences, write_tiny_model
+
+if TYPE_CHECKING:
+    from services.trainer.training import TrainedModel, TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +36,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokens(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    from services.trainer.tokenizing import Tokenizing
+
     path = tmp_path_factory.mktemp("data") / "data"
     path.write_bytes(jsonl(sentences(60)))
     joined = array("i")
@@ -46,6 +54,8 @@ def weights(run: TrainingRun, path: Path) -> str:
 def test_a_run_that_goes_on_at_a_checkpoint_has_the_weights_of_an_undisturbed_one(
     tiny: Path, tokens: bytes, tmp_path: Path
 ) -> None:
+    from services.trainer.training import Recipe, TrainingRun
+
     recipe = Recipe(steps=9, seed=3, learning_rate=1e-2, step_tokens=128)
     whole = TrainingRun(tiny, recipe, bytearray(tokens), "cpu")
     whole.advance(9, 600)
@@ -64,6 +74,8 @@ def test_a_run_that_goes_on_at_a_checkpoint_has_the_weights_of_an_undisturbed_on
 
 
 def test_a_trained_model_is_better_and_its_export_is_always_the_same(tiny: Path, tokens: bytes, tmp_path: Path) -> None:
+    from services.trainer.training import Recipe, TrainedModel, TrainingRun
+
     run = TrainingRun(tiny, Recipe(30, 0, 1e-2, 256), bytearray(tokens), "cpu")
     run.advance(30, 600)
     run.save(tmp_path / "checkpoint")
@@ -81,6 +93,8 @@ def test_a_trained_model_is_better_and_its_export_is_always_the_same(tiny: Path,
 
 def test_an_evaluation_that_rests_changes_nothing_for_others(tiny: Path, tokens: bytes) -> None:
     """Threads are shared: one that has evaluated some rows trains another model next."""
+    from services.trainer.training import Recipe, TrainedModel, TrainingRun
+
     losses = TrainedModel(tiny, "cpu").losses(bytearray(tokens))
     next(losses)
     TrainingRun(tiny, Recipe(1, 0, 1e-2, 64), bytearray(tokens), "cpu").advance(1, 600)
@@ -92,6 +106,8 @@ def loss_of(model: TrainedModel, tokens: bytes) -> float:
 
 
 def test_a_learning_rate_that_is_too_high_ends_the_training(tiny: Path, tokens: bytes) -> None:
+    from services.trainer.training import Recipe, TrainingRun
+
     run = TrainingRun(tiny, Recipe(50, 0, 1e30, 128), bytearray(tokens), "cpu")
     with pytest.raises(ApplicationError) as caught:
         run.advance(50, 600)
@@ -167,6 +183,8 @@ def test_the_same_documents_are_held_out_in_any_order(tmp_path: Path) -> None:
 
 
 def test_messages_become_the_text_of_the_models_template(tiny: Path, tmp_path: Path) -> None:
+    from services.trainer.tokenizing import Tokenizing
+
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     (tmp_path / "a").write_text(json.dumps({"messages": messages}) + "\n")
     tokenizing: Any = Tokenizing(tiny)
