@@ -28,7 +28,12 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.register_profile("quick", settings.get_profile("suite"), max_examples=20)
 settings.load_profile("suite")
 IMPORT_TORCH = frozenset(
-    {"tests/contract/test_engine_torch.py", "tests/contract/test_engines.py", "tests/unit/test_training.py"}
+    {
+        "tests/contract/test_engine_torch.py",
+        "tests/contract/test_engines.py",
+        "tests/contract/test_image_engines.py",
+        "tests/unit/test_training.py",
+    }
 )
 """Test modules whose tests import torch, which takes each process seconds."""
 
