@@ -3,8 +3,9 @@
 The stack's worker runs the simulated engine. A prompt can script faults of that engine.
 """
 
+import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import grpc
@@ -29,13 +30,25 @@ settings.register_profile("quick", settings.get_profile("suite"), max_examples=2
 settings.load_profile("suite")
 IMPORT_TORCH = frozenset(
     {
+        "tests/chaos/test_training.py",
         "tests/contract/test_engine_torch.py",
         "tests/contract/test_engines.py",
         "tests/contract/test_image_engines.py",
+        "tests/stack/test_model.py",
         "tests/unit/test_training.py",
     }
 )
 """Test modules whose tests import torch, which takes each process seconds."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage while modules are imported: what they consist of lives as long as the process."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 @pytest.hookimpl(optionalhook=True)
